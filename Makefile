@@ -1,0 +1,36 @@
+# make demo   train DIN_MM on data/tiny_mm, score it, write the submission
+# make test   lint, types and the whole test suite
+# make lint   lint and types only
+# Each makes .venv and installs what it needs the first time.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/python run_expid.py --expid DIN_MM_tiny --gpu -1
+	$(BIN)/python prediction.py --expid DIN_MM_tiny --gpu -1
+	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows $$($(BIN)/python -c "import pyarrow.parquet as pq; print(pq.ParquetFile('data/tiny_mm/test.parquet').metadata.num_rows)")
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and pinned: left to a dependency, pip may take a build with gigabytes of CUDA.
+$(STAMP): requirements.txt setup.py pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(None if (3, 10) <= sys.version_info[:2] <= (3, 12) else f'Python {sys.version.split()[0]}: 3.10 to 3.12 are supported; make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,418 @@
+"""YAML files to checked parameters: the only place that knows the configuration's keys.
+
+A folder holds ``model_config.yaml`` and ``dataset_config.yaml`` (or folders of these names with several files), as in
+FuxiCTR. An experiment is ``Base`` updated by the entry of its id, updated by the entry of its dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fuxictr_mm.checking import check_call, check_types, nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError
+
+Regularizer = float | str | None
+BatchView = Literal["jagged", "challenge", "flat"]
+
+#: Keys of an experiment that are not parameters of its model, with their types.
+EXPERIMENT_KEYS: dict[str, Any] = {
+    "description": str,
+    "model": str,
+    "dataset_id": str,
+    "model_root": str,
+    "batch_size": int,
+    "epochs": int,
+    "shuffle": bool,
+    "seed": int,
+    "max_len": int,
+    "batch_view": BatchView | None,
+    "group_id": str | None,
+    "use_features": list[str] | None,
+    "feature_specs": list[dict] | None,
+    # Those that BaseModel of FuxiCTR takes as they are; a model of another library may read any of them.
+    "task": Literal["binary_classification", "regression"],
+    "loss": str,
+    "metrics": list[str],
+    "optimizer": str,
+    "learning_rate": float,
+    "embedding_dim": int,
+    "embedding_regularizer": Regularizer,
+    "net_regularizer": Regularizer,
+    "monitor": str | dict[str, float],
+    "monitor_mode": Literal["max", "min"],
+    "early_stop_patience": int,
+    "eval_steps": int | None,
+    "save_best_only": bool,
+    "reduce_lr_on_plateau": bool,
+    "max_gradient_norm": float,
+    "accumulation_steps": int,
+    "verbose": int,
+    "gpu": int,
+    # Accepted because FuxiCTR's files carry them; they have no effect here.
+    "num_workers": int,
+    "pickle_feature_encoder": bool,
+    "debug_mode": bool,
+    "feature_config": Any,
+}
+
+#: Keys of a dataset.
+DATASET_KEYS: dict[str, Any] = {
+    "description": str,
+    "data_root": str,
+    "data_format": Literal["parquet"],
+    "train_data": str | None,
+    "valid_data": str | None,
+    "test_data": str | None,
+    "item_info": str | list[str],
+    "rebuild_dataset": bool,
+    "feature_cols": list[dict],
+    "label_col": dict,
+    "min_categr_count": int,
+}
+
+#: Keys of one entry of ``feature_cols``.
+FEATURE_KEYS: dict[str, Any] = {
+    "name": str | list[str],
+    "active": bool,
+    "dtype": Literal["int", "float", "str"],
+    "type": Literal["meta", "categorical", "sequence", "numeric", "embedding"],
+    "source": str,
+    "vocab_size": int,
+    "max_len": int,
+    "embedding_dim": int,
+    "pretrain_dim": int,
+    "freeze_emb": bool,
+    "feature_encoder": str | list[str] | None,
+    "share_embedding": str,
+    "padding_idx": int,
+    "emb_output_dim": int,
+    # Instructions to FuxiCTR's preprocessing, which has happened before the files that are read here.
+    "fill_na": str | int | float,
+    "remap": bool,
+    "splitter": str,
+    "padding": Literal["pre", "post"],
+    "min_categr_count": int,
+}
+
+LABEL_KEYS: dict[str, Any] = {"name": str, "dtype": Literal["int", "float"]}
+
+DEFAULTS: dict[str, Any] = {
+    "model_root": "./checkpoints/",
+    "task": "binary_classification",
+    "loss": "binary_crossentropy",
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "metrics": ["AUC", "logloss"],
+    "monitor": "AUC",
+    "monitor_mode": "max",
+    "batch_size": 2048,
+    "epochs": 10,
+    "shuffle": True,
+    "seed": 2025,
+    "max_len": 100,
+    "verbose": 1,
+    "group_id": None,
+    "use_features": None,
+    "feature_specs": None,
+}
+
+PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
+VOLATILE_KEYS = ("gpu", "verbose", "num_workers", "debug_mode", "description", "pickle_feature_encoder")
+
+
+_INITIALIZERS = (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial")
+_ENCODERS = (r"layers\.\w+", r"nn\.\w+")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"{self.name}, line {line}: the key '{key}' is given twice; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such file.
+    ConfigError
+        It is not YAML, not a mapping, or gives a key twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; expected a YAML file")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            content = yaml.load(stream, Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: the top level is a {type(content).__name__}, expected a mapping of names to settings"
+        )
+    return content
+
+
+def _config_files(config_dir: Path, stem: str) -> list[Path]:
+    single = config_dir / f"{stem}.yaml"
+    if single.is_file():
+        return [single]
+    files = sorted((config_dir / stem).glob("*.yaml"))
+    if not files:
+        raise MissingFileError(
+            f"{config_dir}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
+            "give the folder of your configuration with --config"
+        )
+    return files
+
+
+def list_experiments(config_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every experiment id of a folder with its own settings (``Base`` left out)."""
+    return _list_entries(config_dir, "model_config")
+
+
+def list_datasets(config_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every dataset id of a folder with its settings."""
+    return _list_entries(config_dir, "dataset_config")
+
+
+def _list_entries(config_dir: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for path in _config_files(Path(config_dir), stem):
+        for name, entry in load_yaml(path).items():
+            # A name that starts with a dot or underscore only holds settings for others to merge ("<<: *name").
+            if name != "Base" and not str(name).startswith((".", "_")):
+                found[str(name)] = entry or {}
+    return found
+
+
+def _find_entry(files: Sequence[Path], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
+    known: list[str] = []
+    for path in files:
+        content = load_yaml(path)
+        if name in content:
+            entry = content[name]
+            if not isinstance(entry, dict):
+                raise ConfigError(f"{path}: {kind} '{name}' is {entry!r}, expected a mapping of settings")
+            return path, entry
+        known += [str(k) for k in content if k != "Base" and not str(k).startswith((".", "_"))]
+    where = ", ".join(str(f) for f in files)
+    listing = ", ".join(sorted(known)) or "none"
+    raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
+
+
+def load_model_config(config_dir: str | os.PathLike[str], expid: str) -> dict[str, Any]:
+    """Return the settings of one experiment, ``Base`` included, unchecked."""
+    files = _config_files(Path(config_dir), "model_config")
+    base: dict[str, Any] = {}
+    for path in files:
+        base.update(load_yaml(path).get("Base") or {})
+    path, entry = _find_entry(files, expid, "experiment id")
+    params = {**base, **entry}
+    for key in ("model", "dataset_id"):
+        if not isinstance(params.get(key), str):
+            raise ConfigError(f"{path}: {expid}: {key} is {params.get(key)!r}, expected a name such as '{key}: X'")
+    return params
+
+
+def load_dataset_config(config_dir: str | os.PathLike[str], dataset_id: str) -> dict[str, Any]:
+    """Return the settings of one dataset, unchecked."""
+    return _find_entry(_config_files(Path(config_dir), "dataset_config"), dataset_id, "dataset id")[1]
+
+
+def load_config(
+    config_dir: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Return the parameters of an experiment: defaults, ``Base``, experiment, dataset; checked but for the model's own.
+
+    Parameters
+    ----------
+    config_dir : path
+        Folder with ``model_config`` and ``dataset_config``.
+    expid : str
+        Experiment id.
+    data_root : path, optional
+        Takes the place of the dataset's ``data_root`` in its file names.
+
+    Returns
+    -------
+    dict
+        File names are absolute or relative to the working directory; those relative ones that are not there are looked
+        for from ``config_dir``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        All that is wrong with the keys, in one line.
+    """
+    folder = Path(config_dir)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
+    model = load_model_config(folder, expid)
+    dataset = load_dataset_config(folder, model["dataset_id"])
+    problems = check_types(dataset, DATASET_KEYS, f"dataset {model['dataset_id']}")
+    problems += [p for column in _as_list(dataset.get("feature_cols")) for p in _feature_problems(column)]
+    label = dataset.get("label_col")
+    if isinstance(label, list):
+        problems.append(
+            "label_col: a list; this library trains on one label, give one mapping {name: label, dtype: float}"
+        )
+    elif isinstance(label, dict):
+        problems += check_types(label, LABEL_KEYS, "label_col")
+    if dataset.get("rebuild_dataset"):
+        problems.append(
+            "rebuild_dataset: True; ids must be integers already (FuxiCTR's FeatureProcessor can make them), "
+            "set rebuild_dataset: False"
+        )
+    for key in ("feature_cols", "label_col", "item_info"):
+        if not dataset.get(key):
+            problems.append(f"dataset {model['dataset_id']}: {key} is missing")
+    for key in ("initializer", "embedding_initializer"):
+        if key in model:
+            check_call(str(model[key]), key, _INITIALIZERS)
+    for column in _as_list(model.get("feature_specs")):
+        problems += _feature_problems(column, partial=True)
+    if problems:
+        raise ConfigError(f"{folder}: {expid}: " + "; ".join(problems))
+    params = {**DEFAULTS, **model, **dataset}
+    params["model_id"] = expid
+    for key in PATH_KEYS:
+        if params.get(key):
+            params[key] = _resolve(params[key], folder, params.get("data_root"), data_root)
+    if data_root is not None:
+        params["data_root"] = str(data_root)
+    return params
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _feature_problems(column: Any, partial: bool = False) -> list[str]:
+    if not isinstance(column, dict):
+        return [f"feature_cols: the entry {column!r} is no mapping such as {{name: likes_level, type: categorical}}"]
+    where = f"feature '{column.get('name', '?')}'"
+    problems = check_types(column, FEATURE_KEYS, where)
+    required = ("name",) if partial else ("name", "dtype", "type")
+    problems += [f"{where}: {key} is missing" for key in required if key not in column]
+    for encoder in _as_list(column.get("feature_encoder")) or [column.get("feature_encoder")]:
+        if isinstance(encoder, str) and encoder.lower() not in ("null", "none"):
+            try:
+                check_call(encoder, f"{where}: feature_encoder", _ENCODERS)
+            except ConfigError as error:
+                problems.append(str(error))
+    return problems
+
+
+def _resolve(paths: str | list[str], folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
+    if isinstance(paths, list):
+        return [_resolve(p, folder, root, new_root) for p in paths]
+    text = paths
+    if new_root is not None:
+        inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
+        relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
+        text = os.path.join(new_root, relative)
+    text = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)", text)
+    if unset:
+        raise ConfigError(
+            f"{folder}: '{paths}' names the environment variable {unset[1]}, which is not set; "
+            "set it to the folder of the data, or give --data_root FOLDER"
+        )
+    if not os.path.isabs(text) and not _present(Path(text)) and _present(folder / text):
+        return str(folder / text)
+    return text
+
+
+def _present(path: Path) -> bool:
+    return path.exists() or path.with_name(path.name + ".parquet").exists()
+
+
+def model_schema(model_class: type) -> dict[str, Any]:
+    """Return the parameters that a model's constructors name, with their types: the signature is the schema."""
+    schema: dict[str, Any] = {}
+    for cls in reversed(model_class.__mro__):
+        init = vars(cls).get("__init__")
+        if init is None or cls.__module__.startswith(("torch.", "builtins")):
+            continue
+        try:
+            hints = typing.get_type_hints(init)
+        except (NameError, TypeError):
+            hints = {}
+        for name, parameter in inspect.signature(init).parameters.items():
+            if name not in ("self", "feature_map") and parameter.kind not in (
+                inspect.Parameter.VAR_KEYWORD,
+                inspect.Parameter.VAR_POSITIONAL,
+            ):
+                schema[name] = hints.get(name, Any)
+    return schema
+
+
+def check_model_params(model_class: type, params: Mapping[str, Any]) -> list[str]:
+    """Check an experiment's parameters against the model's signature.
+
+    Returns
+    -------
+    list of str
+        What could not be judged, to warn of: a model written for FuxiCTR may read any name out of its ``**kwargs``.
+
+    Raises
+    ------
+    ConfigError
+        A key that neither the library nor the model knows, or a value of a wrong type, all in one line.
+    """
+    schema = {**DATASET_KEYS, **EXPERIMENT_KEYS, "dataset_id": str, "model_id": str, **model_schema(model_class)}
+    ours = any(c.__name__ == "MultimodalModel" for c in model_class.__mro__)
+    problems: list[str] = []
+    doubts: list[str] = []
+    for sentence in check_types(params, schema, f"model {model_class.__name__}"):
+        (doubts if "unknown key" in sentence and not ours else problems).append(sentence)
+    if problems:
+        raise ConfigError(f"{params.get('model_id', 'experiment')}: " + "; ".join(problems))
+    return doubts
+
+
+def config_hash(params: Mapping[str, Any]) -> str:
+    """Return a hash of everything that decides a result (not the device, nor how much is printed)."""
+    kept = {k: v for k, v in params.items() if k not in VOLATILE_KEYS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""From an experiment's parameters to the tables of its dataset."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fuxictr.features import FeatureMap
+
+from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import ITEM_ID, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything that was read: features, items, and the splits that were asked for."""
+
+    features: list[Feature]
+    feature_map: FeatureMap
+    items: ItemTable
+    splits: dict[str, InteractionTable]
+
+
+def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Dataset:
+    """Read and check a dataset.
+
+    Parameters
+    ----------
+    params : mapping
+        Checked parameters of an experiment.
+    splits : mapping of str to bool
+        Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        Whatever would go wrong later, found here.
+    """
+    started = time.perf_counter()
+    features = parse_features(params)
+    if not any(f.name == ITEM_ID and f.is_item for f in features):
+        features.append(Feature(ITEM_ID, "meta", "item"))
+    for split in splits:
+        if not params.get(f"{split}_data"):
+            raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
+    items = ItemTable.from_parquet(params["item_info"], features)
+    tables = {
+        split: InteractionTable.from_parquet(
+            params[f"{split}_data"],
+            features,
+            items,
+            label=params["label_col"]["name"],
+            group_id=params.get("group_id"),
+            max_len=params.get("max_len"),
+            needs_label=needs_label,
+        )
+        for split, needs_label in splits.items()
+    }
+    widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
+    sizes = {ITEM_ID: items.num_items}
+    for feature in features:
+        if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name == ITEM_ID:
+            continue
+        if not feature.is_item:
+            # Splits differ in what they hold, so a size taken from them would change between training and scoring.
+            found = 1 + max(int(t.context[feature.name].max()) for t in tables.values())
+            raise ConfigError(
+                f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(tables)} are below {found}, "
+                f"write vocab_size: {found} or more"
+            )
+        sizes[feature.name] = 1 + int(items[feature.name].max())
+    features = complete(features, widths, sizes)
+    feature_map = build_feature_map(features, params)
+    for split, table in tables.items():
+        mean = table.history_values.numel() / len(table)
+        logger.info(f"{split}: {len(table)} rows, {mean:.2f} history items each ({table.source})")
+    logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
+    return Dataset(features, feature_map, items, tables)

@@ -1,0 +1,190 @@
+"""What is known of each item, in tensors whose row is the item's id.
+
+Shape letters: I items (padding included), D width, M asked ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.schema import ITEM_ID, Feature
+from fuxictr_mm.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class ItemTable(nn.Module):
+    """Item features as buffers: they follow the model to its device and stay out of its state dict.
+
+    Parameters
+    ----------
+    columns : mapping of str to Tensor
+        ``(I,)`` or ``(I, width)``; row 0 is padding and zero.
+    known : Tensor
+        ``(I,)`` bool, whether any item file has the id; row 0 is True.
+    """
+
+    known: Tensor
+
+    def __init__(self, columns: Mapping[str, Tensor], known: Tensor) -> None:
+        super().__init__()
+        self.names = tuple(columns)
+        self.register_buffer("known", known, persistent=False)
+        for name, column in columns.items():
+            self.register_buffer(f"column_{name}", column, persistent=False)
+
+    @property
+    def num_items(self) -> int:
+        """I, the padding included."""
+        return self.known.numel()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(f"column_{name}")
+
+    def rows(self, ids: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the named features of the items ``ids`` ``(M,)``, each ``(M, ...)``; ``item_id`` is the id itself."""
+        return {n: ids if n == ITEM_ID else self[n].index_select(0, ids) for n in names}
+
+    @classmethod
+    def from_parquet(cls, paths: str | Sequence[str], features: Sequence[Feature]) -> ItemTable:
+        """Read item features from one file or several, joined on ``item_id``.
+
+        Rows may stand in any order and row 0 may be missing. A column is taken from the first file that has it.
+
+        Raises
+        ------
+        DataError
+            A missing column; an id twice, negative or beyond ``vocab_size``; a vector of a wrong width or not finite.
+        """
+        wanted = {f.name: f for f in features if f.is_item and f.name != ITEM_ID}
+        limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
+        tables = [_read_file(file, wanted, limit) for path in _as_list(paths) for file in parquet.part_files(path)]
+        num_items = limit or 1 + max(int(ids.max(initial=0)) for _, ids, _ in tables)
+        known = np.zeros(num_items, dtype=bool)
+        known[0] = True
+        columns: dict[str, Tensor] = {}
+        for _, ids, _ in tables:
+            known[ids] = True
+        for name, feature in wanted.items():
+            parts = [(path, ids, read[name]) for path, ids, read in tables if name in read]
+            if not parts:
+                present = sorted({n for path, _, _ in tables for n in parquet.open_parquet(path).schema_arrow.names})
+                parquet.require_columns(Path(", ".join(str(p) for p, _, _ in tables)), present, [name])
+            columns[name] = _place(feature, parts, num_items, known)
+        return cls(columns, torch.from_numpy(known))
+
+
+def _as_list(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def _read_file(
+    path: Path, wanted: Mapping[str, Feature], limit: int | None
+) -> tuple[Path, np.ndarray, dict[str, np.ndarray]]:
+    present = parquet.open_parquet(path).schema_arrow.names
+    parquet.require_columns(path, present, [ITEM_ID])
+    names = [n for n in wanted if n in present]
+    id_parts: list[np.ndarray] = []
+    parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    for row, batch in parquet.read_chunks(path, [ITEM_ID, *names]):
+        ids = parquet.scalars(batch.column(ITEM_ID), f"{path}: {ITEM_ID}", row)
+        parquet.check_ids(ids, limit, f"{path}: {ITEM_ID}", row)
+        id_parts.append(ids)
+        for name in names:
+            parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids))
+    ids = np.concatenate(id_parts) if id_parts else np.zeros(0, dtype=np.int64)
+    if ids.size == 0:
+        raise DataError(f"{path}: no rows, expected one per item")
+    unique, counts = np.unique(ids, return_counts=True)
+    if counts.max() > 1:
+        raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} stands {counts.max()} times, expected once")
+    return path, ids, {n: _stack(p, f"{path}: {n}") for n, p in parts.items()}
+
+
+def _stack(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
+    widths = {p.shape[1] for p in parts if p.ndim == 2}
+    if len(widths) > 1:
+        if parts[0].dtype.kind == "f":
+            raise DataError(f"{where}: vectors of widths {sorted(widths)}, expected one width in every row")
+        widest = max(widths)
+        parts = [np.pad(p, ((0, 0), (widest - p.shape[1], 0))) for p in parts]
+    return np.concatenate(parts)
+
+
+def _decode(array: object, feature: Feature, where: str, row: int, ids: np.ndarray) -> np.ndarray:
+    if feature.type == "categorical":
+        values = parquet.scalars(array, where, row)
+        parquet.check_ids(values, feature.vocab_size, where, row)
+        return values.astype(np.int32)
+    if feature.type == "numeric":
+        return parquet.scalars(array, where, row, floating=True)
+    flat, offsets = parquet.lists(array, where, row)
+    lengths = np.diff(offsets)
+    if feature.type == "sequence":
+        rows = row + np.repeat(np.arange(lengths.size), lengths)
+        flat = flat.astype(np.int64)
+        parquet.check_ids(flat, feature.vocab_size, where, rows)
+        return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
+    width = feature.pretrain_dim or (int(lengths[0]) if lengths.size else 0)
+    if (lengths != width).any():
+        bad = int(np.flatnonzero(lengths != width)[0])
+        said = "pretrain_dim" if feature.pretrain_dim else "the width of the first row"
+        raise DataError(
+            f"{where}: {ITEM_ID} {ids[bad]} has a vector of width {lengths[bad]}, expected {width} ({said})"
+        )
+    vectors = flat.astype(np.float32).reshape(-1, width)
+    finite = np.isfinite(vectors)
+    if not finite.all():
+        bad, place = np.argwhere(~finite)[0]
+        raise DataError(
+            f"{where}: {ITEM_ID} {ids[bad]} holds {vectors[bad, place]} at position {place}, expected finite numbers; "
+            "write zeros where a vector is missing"
+        )
+    return vectors
+
+
+def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where: str, row: int) -> np.ndarray:
+    longest = int(lengths.max(initial=0))
+    width = max_len or max(longest, 1)
+    if longest > width:
+        bad = row + int(lengths.argmax())
+        raise DataError(f"{where}: row {bad} has {longest} entries, expected at most max_len {width}; raise max_len")
+    if (lengths == width).all():
+        return flat.reshape(-1, width)
+    padded = np.zeros((lengths.size, width), dtype=flat.dtype)
+    padded[np.arange(width) >= width - lengths[:, None]] = flat
+    return padded
+
+
+def _place(
+    feature: Feature, parts: Sequence[tuple[Path, np.ndarray, np.ndarray]], num_items: int, known: np.ndarray
+) -> Tensor:
+    """Put rows at their ids; several part files of one table complete each other, the first file wins."""
+    widths = {values.shape[1:] for _, _, values in parts}
+    if len(widths) > 1:
+        found = ", ".join(f"{p.name} {v.shape[1]}" for p, _, v in parts)
+        raise DataError(f"column '{feature.name}': widths differ between files ({found}), expected one width")
+    values = np.zeros((num_items, *widths.pop()), dtype=parts[0][2].dtype)
+    filled = np.zeros(num_items, dtype=bool)
+    for _, ids, part in parts:
+        new = ~filled[ids]
+        values[ids[new]] = part[new]
+        filled[ids] = True
+    values[0] = 0
+    filled[0] = True
+    missing = np.flatnonzero(known & ~filled)
+    if missing.size:
+        files = ", ".join(path.name for path, _, _ in parts)
+        logger.warning(
+            f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
+            f"(first: {ITEM_ID} {missing[0]}); they get zeros"
+        )
+    return torch.from_numpy(values)

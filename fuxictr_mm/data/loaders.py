@@ -1,0 +1,91 @@
+"""Batches out of a resident table: a permutation and a few gathers, nothing through Python per row.
+
+Shape letters: B rows, N history items of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.layers.jagged import Jagged
+
+
+class ResidentLoader:
+    """Iterate over an InteractionTable that lives on the model's device.
+
+    Parameters
+    ----------
+    table : InteractionTable
+        The rows; batches come out on its device.
+    batch_size : int
+        Rows per batch; the last batch may be smaller.
+    shuffle : bool
+        A new order each epoch, decided by ``seed`` and the epoch alone.
+    seed : int
+        Seed of the orders.
+    view : callable, optional
+        Turns a Batch into what the model takes; see ``fuxictr_mm.data.views``.
+    """
+
+    def __init__(
+        self,
+        table: InteractionTable,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        view: Callable[[Batch], Any] | None = None,
+    ) -> None:
+        self.table = table
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.view = view
+        self.epoch = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Rows."""
+        return len(self.table)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for rows in self.order().split(self.batch_size):
+            batch = gather(self.table, rows)
+            yield batch if self.view is None else self.view(batch)
+
+    def order(self) -> Tensor:
+        """Return the order of this epoch, ``(rows,)``, and go on to the next epoch."""
+        device = self.table.target.device
+        if not self.shuffle:
+            return torch.arange(self.num_samples, device=device)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        # Drawn on the CPU, so that one seed means one order on every device.
+        return torch.randperm(self.num_samples, generator=generator).to(device)
+
+
+def gather(table: InteractionTable, rows: Tensor) -> Batch:
+    """Return the batch of the given rows ``(B,)``, in their order."""
+    starts = table.history_offsets.index_select(0, rows)
+    lengths = table.history_offsets.index_select(0, rows + 1) - starts
+    offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)
+    places = shift.add_(torch.arange(total, device=rows.device))
+    return Batch(
+        {name: column.index_select(0, rows) for name, column in table.context.items()},
+        table.target.index_select(0, rows),
+        Jagged(table.history_values.index_select(0, places), offsets),
+        None if table.label is None else table.label.index_select(0, rows),
+        None if table.group is None else table.group.index_select(0, rows),
+    )

@@ -1,0 +1,147 @@
+"""Parquet columns to NumPy arrays, a chunk of rows at a time, with errors that name file, column and row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.errors import DataError, MissingFileError
+
+#: Rows decoded at once: bounds the memory of the padded lists on disk (128 Ki rows of 100 ids are 105 MB).
+CHUNK_ROWS = 131_072
+
+
+def part_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of a data set: one file, the same with ``.parquet`` appended, or a folder of part files."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    with_suffix = path.with_name(path.name + ".parquet")
+    if with_suffix.is_file():
+        return [with_suffix]
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        if files:
+            return files
+        raise MissingFileError(f"{path}: the folder holds no .parquet file")
+    parent = path.parent
+    beside = sorted(p.name for p in parent.glob("*.parquet")) if parent.is_dir() else []
+    there = f"{nearest(path.name, beside)} ({parent} holds: {', '.join(beside[:8]) or 'no .parquet file'})"
+    raise MissingFileError(f"{path}: no such file or folder{there if parent.is_dir() else ''}")
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file or say that it is none."""
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
+
+
+def require_columns(path: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise where a column is missing, with the nearest name there is."""
+    for name in wanted:
+        if name not in present:
+            raise DataError(f"{path}: no column '{name}'{nearest(name, present)} (columns: {', '.join(present)})")
+
+
+def read_chunks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield ``(first row, record batch)`` of the named columns."""
+    file = open_parquet(path)
+    require_columns(path, file.schema_arrow.names, columns)
+    row = 0
+    try:
+        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(columns)):
+            yield row, batch
+            row += batch.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: damaged after row {row} ({reason}); download or write it again") from None
+
+
+def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) -> np.ndarray:
+    """Return one number per row: int64, or float32 where ``floating``.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+        ``(rows,)``.
+    where : str
+        File and column, for messages.
+    row : int
+        Number of the first row, for messages.
+    """
+    if array.null_count:
+        bad = row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"{where}: row {bad} is null, expected a number; fill or drop such rows")
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
+        raise DataError(f"{where}: holds {array.type}, expected numbers; encode the column as integers first")
+    values = array.to_numpy(zero_copy_only=False)
+    if floating:
+        values = values.astype(np.float32)
+        _finite(values, where, row)
+        return values
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (values == np.floor(values))
+        if not whole.all():
+            bad = int(np.flatnonzero(~whole)[0])
+            raise DataError(f"{where}: row {row + bad} is {values[bad]}, expected a whole number")
+    return values.astype(np.int64)
+
+
+def _finite(values: np.ndarray, where: str, row: int) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.argwhere(~finite)[0]
+        raise DataError(f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers")
+
+
+def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the entries of all lists ``(entries,)`` and the offsets ``(rows + 1,)`` of each row in them.
+
+    Lists, large lists and fixed-size lists are taken; a null list is empty.
+    """
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        if array.null_count:
+            array = array.cast(pa.list_(kind.value_type))
+        else:
+            width = kind.list_size
+            flat = array.flatten()
+            offsets = np.arange(len(array) + 1, dtype=np.int64) * width
+            return _entries(flat, where, row), offsets
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row")
+    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    return _entries(array.flatten(), where, row), offsets
+
+
+def _entries(flat: pa.Array, where: str, row: int) -> np.ndarray:
+    if flat.null_count:
+        raise DataError(f"{where}: a list at or after row {row} holds a null, expected numbers only")
+    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
+        raise DataError(f"{where}: lists of {flat.type}, expected lists of numbers")
+    return flat.to_numpy(zero_copy_only=False)
+
+
+def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray | int) -> None:
+    """Raise where an id is negative or not below ``limit``.
+
+    ``row_of`` is the first row (one id per row) or the row of every id.
+    """
+    if ids.size == 0:
+        return
+    bad = (ids < 0) if limit is None else (ids < 0) | (ids >= limit)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        row = row_of + first if isinstance(row_of, int) else int(row_of[first])
+        limits = "0 or more" if limit is None else f"0 to {limit - 1}; raise vocab_size or mend the file"
+        raise DataError(f"{where}: row {row} holds the id {int(ids[first])}, expected {limits}")

@@ -1,0 +1,222 @@
+"""Which columns there are, what they mean, and the FeatureMap that FuxiCTR's layers read them from."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fuxictr.features import FeatureMap
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.errors import ConfigError
+
+ITEM_ID = "item_id"
+ITEM_SEQ = "item_seq"
+ITEM_SOURCE = "item"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column that a model reads.
+
+    Parameters
+    ----------
+    name : str
+        Column name.
+    type : {"categorical", "sequence", "numeric", "embedding", "meta"}
+        ``meta`` columns reach no layer: group ids, and the history where a model takes it as ``item_seq``.
+    source : str
+        ``"item"`` for a column of the item files, anything else for a column of the interactions.
+    vocab_size : int, optional
+        Ids go from 0 to ``vocab_size - 1``; inferred from the files where missing.
+    max_len : int, optional
+        Stored width of a sequence; inferred where missing.
+    embedding_dim : int, optional
+        Width that the model sees.
+    pretrain_dim : int, optional
+        Stored width of a frozen vector; inferred where missing.
+    project : bool
+        Whether a learned linear map joins ``pretrain_dim`` and ``embedding_dim``.
+    freeze_emb : bool
+        False makes the stored vectors parameters.
+    feature_encoder : str or list of str, optional
+        A layer applied to the embedding, as FuxiCTR writes it.
+    share_embedding : str, optional
+        Another feature whose embedding table is used.
+    """
+
+    name: str
+    type: str
+    source: str = ""
+    vocab_size: int | None = None
+    max_len: int | None = None
+    embedding_dim: int | None = None
+    pretrain_dim: int | None = None
+    project: bool = False
+    freeze_emb: bool = True
+    feature_encoder: str | list[str] | None = None
+    share_embedding: str | None = None
+    padding_idx: int | None = 0
+
+    @property
+    def is_item(self) -> bool:
+        """Whether the column describes items."""
+        return self.source == ITEM_SOURCE
+
+
+def parse_features(params: Mapping[str, Any]) -> list[Feature]:
+    """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``).
+
+    Raises
+    ------
+    ConfigError
+        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a name given twice; no item id.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for column in params["feature_cols"]:
+        names = column["name"] if isinstance(column["name"], list) else [column["name"]]
+        for name in names:
+            if name in columns:
+                raise ConfigError(f"feature_cols: the feature '{name}' stands twice; keep one of them")
+            columns[name] = {**column, "name": name}
+    where = f"dataset {params.get('dataset_id')}"
+    for spec in params.get("feature_specs") or []:
+        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
+            _known(name, columns, f"feature_specs of {params.get('model_id')}", where)
+            columns[name].update({k: v for k, v in spec.items() if k != "name"})
+    used = params.get("use_features")
+    if used:
+        for name in used:
+            _known(name, columns, f"use_features of {params.get('model_id')}", where)
+        # The columns that say who, what and what before stay whatever is chosen.
+        kept = [n for n, c in columns.items() if n in used or (c["type"] == "meta" and c.get("active", True))]
+        order = [n for n in kept if n not in used] + list(used)
+        columns = {n: columns[n] for n in order}
+    else:
+        columns = {n: c for n, c in columns.items() if c.get("active", True)}
+    features = [_feature(c) for c in columns.values()]
+    for feature in features:
+        if feature.share_embedding is not None:
+            _known(feature.share_embedding, columns, f"share_embedding of '{feature.name}'", where)
+    return features
+
+
+def _known(name: str, columns: Mapping[str, Any], what: str, where: str) -> None:
+    if name not in columns:
+        raise ConfigError(
+            f"{what}: {where} has no feature '{name}'{nearest(name, columns)} (it has: {', '.join(columns)})"
+        )
+
+
+def _feature(column: Mapping[str, Any]) -> Feature:
+    kind = column["type"]
+    encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
+    if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
+        encoder = None
+    widths = column.get("pretrain_dim"), column.get("embedding_dim")
+    return Feature(
+        name=column["name"],
+        type=kind,
+        source=column.get("source", ""),
+        vocab_size=column.get("vocab_size"),
+        max_len=column.get("max_len"),
+        embedding_dim=column.get("embedding_dim"),
+        pretrain_dim=column.get("pretrain_dim"),
+        # FuxiCTR puts the linear map in wherever both widths are written, equal or not.
+        project=kind == "embedding" and None not in widths,
+        freeze_emb=column.get("freeze_emb", True),
+        feature_encoder=encoder,
+        share_embedding=column.get("share_embedding"),
+        padding_idx=column.get("padding_idx", 0),
+    )
+
+
+def complete(features: Sequence[Feature], widths: Mapping[str, int], sizes: Mapping[str, int]) -> list[Feature]:
+    """Fill in what the configuration left out from what the files hold.
+
+    Parameters
+    ----------
+    features : list of Feature
+        As parsed.
+    widths : mapping
+        Stored width of every sequence and frozen vector.
+    sizes : mapping
+        Largest id plus one of every categorical and sequence feature.
+    """
+    completed = []
+    for feature in features:
+        if feature.type == "embedding":
+            stored = widths[feature.name]
+            seen = feature.embedding_dim
+            feature = replace(feature, pretrain_dim=stored, project=feature.project or seen not in (None, stored))
+        if feature.type == "sequence" and feature.name != ITEM_SEQ:
+            feature = replace(feature, max_len=widths[feature.name])
+        if feature.type in ("categorical", "sequence") and feature.vocab_size is None:
+            feature = replace(feature, vocab_size=sizes[feature.name])
+        completed.append(feature)
+    return completed
+
+
+def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) -> FeatureMap:
+    """Return FuxiCTR's FeatureMap of these features.
+
+    It is made anew for every run, so none is ever left over from another configuration.
+    """
+    dataset_id = params["dataset_id"]
+    feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
+    feature_map.labels = [params["label_col"]["name"]]
+    feature_map.group_id = params.get("group_id")
+    feature_map.default_emb_dim = params.get("embedding_dim")
+    for feature in features:
+        feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
+    feature_map.num_fields = feature_map.get_num_fields()
+    feature_map.total_features = sum(
+        s.get("vocab_size", 1) for s in feature_map.features.values() if s["type"] != "meta"
+    )
+    feature_map.set_column_index()
+    return feature_map
+
+
+def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {"source": feature.source, "type": feature.type}
+    if feature.type == "meta":
+        return spec
+    if feature.embedding_dim is not None:
+        spec["embedding_dim"] = feature.embedding_dim
+    if feature.share_embedding is not None:
+        spec["share_embedding"] = feature.share_embedding
+    if feature.type in ("categorical", "sequence"):
+        spec.update(padding_idx=feature.padding_idx, vocab_size=feature.vocab_size)
+    if feature.type == "sequence":
+        spec["max_len"] = history_len if feature.name == ITEM_SEQ else feature.max_len
+    if feature.type == "embedding":
+        spec["pretrain_dim"] = feature.pretrain_dim
+        spec["freeze_emb"] = feature.freeze_emb
+        # FuxiCTR adds a linear map to every frozen vector; Identity keeps it away where none is asked for.
+        if not feature.project and feature.feature_encoder is None:
+            spec["feature_encoder"] = "nn.Identity()"
+            spec["embedding_dim"] = feature.pretrain_dim
+    if feature.feature_encoder is not None:
+        spec["feature_encoder"] = feature.feature_encoder
+    return spec
+
+
+def unify_widths(feature_map: FeatureMap, width: int) -> FeatureMap:
+    """Return a copy in which every field has the same width, frozen vectors through a learned linear map.
+
+    Item tables and everything else are shared with the original.
+    """
+    unified = copy.copy(feature_map)
+    unified.features = type(feature_map.features)()
+    for name, spec in feature_map.features.items():
+        spec = dict(spec)
+        if spec["type"] != "meta":
+            spec["embedding_dim"] = width
+            if spec["type"] == "embedding":
+                spec.pop("feature_encoder", None)
+        unified.features[name] = spec
+    unified.default_emb_dim = width
+    return unified

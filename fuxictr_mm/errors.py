@@ -1,0 +1,20 @@
+"""The errors a user can act on: one line each, shown without a traceback and with exit code 2."""
+
+
+class UserError(ValueError):
+    """Something the user gave (data, configuration, flag) is wrong.
+
+    The message is one line: what was found, where, what was expected, what to do.
+    """
+
+
+class ConfigError(UserError):
+    """A YAML file, an experiment id, a flag or a model parameter is wrong."""
+
+
+class DataError(UserError):
+    """A data file holds something that cannot be trained on or scored."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that was named is not there."""

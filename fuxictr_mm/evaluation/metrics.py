@@ -1,0 +1,373 @@
+"""Metrics of click predictions, over all rows and within groups of rows (usually the rows of one user).
+
+The definitions are those of FuxiCTR, computed for all groups at once: rows are sorted by group and by falling score,
+and every metric is a sum over the segments that the sort leaves.
+
+Departures from FuxiCTR:
+
+- Tied scores: FuxiCTR takes them in whatever order ``argsort`` leaves them, for MRR and NDCG. Here tied rows share
+  the mean of what their places are worth, which is the expectation over all orders of the tie (McSherry and Najork,
+  "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008,
+  https://doi.org/10.1007/978-3-540-78646-7_38) and what scikit-learn does for AUC and NDCG. The result does not depend
+  on the order of the rows, and a constant prediction gains nothing from positives that happen to come first.
+- ``gAUC_pos`` and ``gAUC_mean`` are added, the two other weights of group AUC in use.
+- Labels other than 0 and 1, and predictions that are NaN or infinite, are refused.
+
+Shape letters: n rows, G groups, T runs of tied scores.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fuxictr_mm.errors import ConfigError, DataError
+
+_ROW_METRICS = ("AUC", "logloss", "binary_crossentropy")
+_GROUP_AUC_METRICS = ("gAUC", "gAUC_pos", "gAUC_mean", "avgAUC")
+_GROUP_METRICS = (*_GROUP_AUC_METRICS, "MRR", "NDCG")
+_NDCG = re.compile(r"NDCG(?:\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\)|@([1-9]\d*))")
+
+KNOWN_METRICS = (*_ROW_METRICS, *_GROUP_AUC_METRICS, "MRR", "NDCG(k=10)")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by its name in YAML, parsed.
+
+    Parameters
+    ----------
+    name : str
+        The name as given; results are returned under it.
+    kind : str
+        The metric without its cutoff: one of ``KNOWN_METRICS``, or ``NDCG``.
+    k : int, optional
+        The cutoff of NDCG; None for the others.
+    """
+
+    name: str
+    kind: str
+    k: int | None = None
+
+    @property
+    def needs_group(self) -> bool:
+        """Whether the metric is taken within groups."""
+        return self.kind in _GROUP_METRICS
+
+
+@dataclass(frozen=True)
+class GroupAUC:
+    """The AUC within each group that has both classes, groups by rising group id.
+
+    Parameters
+    ----------
+    auc : torch.Tensor
+        ``(G,)`` float64.
+    rows : torch.Tensor
+        ``(G,)`` int64, rows of each group.
+    positives : torch.Tensor
+        ``(G,)`` int64, rows with label 1 of each group.
+    num_skipped : int
+        Groups of one class only, which have no AUC and are left out.
+    """
+
+    auc: torch.Tensor
+    rows: torch.Tensor
+    positives: torch.Tensor
+    num_skipped: int
+
+    def mean(self, weight: torch.Tensor | None = None) -> float:
+        """Return the mean of the AUCs, weighted by ``weight`` ``(G,)`` or, without one, each group alike.
+
+        Raises
+        ------
+        DataError
+            If no group has both classes.
+        """
+        if len(self.auc) == 0:
+            raise DataError(
+                f"group AUC is undefined: none of the {self.num_skipped} groups has rows of both classes; "
+                "score more rows per group or set group_id to a coarser column"
+            )
+        if weight is None:
+            return self.auc.mean().item()
+        return ((self.auc * weight).sum() / weight.sum()).item()
+
+
+def parse_metric(name: str) -> Metric:
+    """Parse the name of a metric.
+
+    Parameters
+    ----------
+    name : str
+        One of ``AUC``, ``logloss`` (also ``binary_crossentropy``), ``gAUC`` (groups weighted by rows, as in FuxiCTR),
+        ``gAUC_pos`` (by positives, as in RecBole), ``gAUC_mean`` (unweighted, as in TorchEasyRec; FuxiCTR's name
+        ``avgAUC`` is kept), ``MRR``, or ``NDCG(k=10)``, also written ``NDCG@10``.
+
+    Returns
+    -------
+    Metric
+
+    Raises
+    ------
+    ConfigError
+        If there is no such metric.
+
+    Examples
+    --------
+    >>> parse_metric("NDCG@5")
+    Metric(name='NDCG@5', kind='NDCG', k=5)
+    """
+    if isinstance(name, str):
+        if ndcg := _NDCG.fullmatch(name.strip()):
+            return Metric(name, "NDCG", int(ndcg[1] or ndcg[2]))
+        if name in KNOWN_METRICS:
+            return Metric(name, name)
+    by_lower_case = {known.lower(): known for known in KNOWN_METRICS}
+    nearest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
+    raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{hint}")
+
+
+def check_metrics(names: Sequence[str], has_group: bool = True) -> list[Metric]:
+    """Check the metrics of a configuration before anything is trained.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names as in ``parse_metric``.
+    has_group : bool
+        Whether a ``group_id`` column is there.
+
+    Returns
+    -------
+    list of Metric
+
+    Raises
+    ------
+    ConfigError
+        If ``names`` is no list, holds an unknown name, or needs a group where there is none.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
+    metrics = [parse_metric(name) for name in names]
+    for metric in metrics:
+        if metric.needs_group and not has_group:
+            raise ConfigError(f"metric {metric.name!r} is taken within groups: set group_id, e.g. group_id: user_id")
+    return metrics
+
+
+def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id: Any = None) -> dict[str, float]:
+    r"""Compute metrics of predictions, in float64, on the device of ``y_pred``.
+
+    With label :math:`y`, prediction :math:`p`, and the rank :math:`r` of a row in its group by falling score (ties
+    share the mean of what their ranks are worth)::
+
+        logloss = mean(-y log p - (1 - y) log(1 - p)),  p clipped to [eps, 1 - eps] with eps = 2^-52
+        AUC     = P(p_positive > p_negative) + P(p_positive = p_negative) / 2
+        gAUC    = sum_g w_g AUC_g / sum_g w_g,          w_g rows (gAUC), positives (gAUC_pos), 1 (gAUC_mean, avgAUC)
+        MRR     = mean_g(sum(y / r) / sum(y))
+        NDCG(k) = mean_g(DCG / best DCG),               DCG = sum over r <= k of y / log2(r + 1)
+
+    A group of one class is left out of the group AUCs; a group without positives counts as 0 in MRR and NDCG.
+
+    Parameters
+    ----------
+    y_true : array_like or torch.Tensor
+        ``(n,)``, labels 0 and 1.
+    y_pred : array_like or torch.Tensor
+        ``(n,)``, probabilities for logloss, any finite scores for the others.
+    metrics : sequence of str
+        Names as in ``parse_metric``.
+    group_id : array_like or torch.Tensor, optional
+        ``(n,)``, numbers or strings; rows of one value are one group, wherever they stand.
+
+    Returns
+    -------
+    dict of str to float
+        The metrics under the names and in the order asked for.
+
+    Raises
+    ------
+    ConfigError
+        If a metric is unknown or lacks its ``group_id``.
+    DataError
+        If there are no rows, lengths differ, a label is not 0 or 1, a prediction is not finite (or, for logloss, not
+        in [0, 1]), there is one class only where AUC is asked for, or no group has both classes.
+
+    Examples
+    --------
+    >>> evaluate_metrics([0, 1, 1, 0], [0.2, 0.8, 0.4, 0.4], ["AUC", "MRR"], group_id=[7, 7, 9, 9])
+    {'AUC': 0.875, 'MRR': 0.875}
+    """
+    parsed = check_metrics(metrics, has_group=group_id is not None)
+    label, score = _checked_rows(y_true, y_pred)
+    ranked = None
+    if any(metric.needs_group for metric in parsed):
+        ranked = _RankedRows(label, score, _group_index(group_id, score))
+    results = {}
+    for metric in parsed:
+        if metric.kind == "AUC":
+            results[metric.name] = _auc(label, score)
+        elif ranked is not None and metric.needs_group:
+            results[metric.name] = ranked.value(metric)
+        else:
+            results[metric.name] = _log_loss(label, score)
+    return results
+
+
+def auc_by_group(y_true: Any, y_pred: Any, group_id: Any) -> GroupAUC:
+    """Compute the AUC within each group.
+
+    Parameters
+    ----------
+    y_true, y_pred, group_id : array_like or torch.Tensor
+        ``(n,)`` each, as in ``evaluate_metrics``.
+
+    Returns
+    -------
+    GroupAUC
+        Groups that have both classes; empty when there is none.
+
+    Examples
+    --------
+    >>> groups = auc_by_group([0, 1, 1, 1], [0.2, 0.8, 0.4, 0.4], group_id=["u", "u", "v", "v"])
+    >>> groups.auc.tolist(), groups.rows.tolist(), groups.positives.tolist(), groups.num_skipped
+    ([1.0], [2], [1], 1)
+    """
+    label, score = _checked_rows(y_true, y_pred)
+    return _RankedRows(label, score, _group_index(group_id, score)).auc
+
+
+class _RankedRows:
+    """Rows sorted by group and by falling score, with the bounds of groups and of tied scores.
+
+    Two groups, the second with a tie::
+
+        group  0    0    1    1    1
+        score  0.9  0.1  0.7  0.7  0.2
+        place  0    1    0    1    2
+        tie    0    1    2    2    3
+
+    Parameters
+    ----------
+    label, score : torch.Tensor
+        ``(n,)`` float64.
+    group : torch.Tensor
+        ``(n,)`` int64, from 0 to G - 1 without gaps.
+    """
+
+    def __init__(self, label: torch.Tensor, score: torch.Tensor, group: torch.Tensor) -> None:
+        order = torch.argsort(score, descending=True, stable=True)
+        order = order[torch.argsort(group[order], stable=True)]
+        score, group = score[order], group[order]
+        self.label = label[order]
+        self.rows = torch.bincount(group)
+        first = self.rows.cumsum(0) - self.rows
+        self.place = torch.arange(len(group), device=group.device) - first[group]
+        starts = torch.ones_like(group, dtype=torch.bool)
+        starts[1:] = (score[1:] != score[:-1]) | (group[1:] != group[:-1])
+        self.tie = starts.cumsum(0) - 1
+        self.tie_rows = torch.bincount(self.tie)
+        self.positives = self._sum_by_group(self.label)
+
+    def _sum_by_group(self, values: torch.Tensor) -> torch.Tensor:
+        # Not index_add: its sums on a GPU depend on the order in which threads finish.
+        return torch.segment_reduce(values, "sum", lengths=self.rows, unsafe=True)
+
+    def _gain_by_group(self, worth: torch.Tensor) -> torch.Tensor:
+        """Sum over positives, by group ``(G,)``, what their places are worth ``(n,)``, shared evenly in each tie."""
+        shared = torch.segment_reduce(worth, "mean", lengths=self.tie_rows, unsafe=True)
+        return self._sum_by_group(self.label * shared[self.tie])
+
+    def value(self, metric: Metric) -> float:
+        """Return a metric that is taken within groups."""
+        if metric.kind == "MRR":
+            return self.mrr()
+        if metric.k is not None:
+            return self.ndcg(metric.k)
+        weights = {"gAUC": self.auc.rows, "gAUC_pos": self.auc.positives}
+        return self.auc.mean(weights.get(metric.kind))
+
+    @cached_property
+    def auc(self) -> GroupAUC:
+        """From rank sums, with ranks r by rising score: (sum of r over positives - P (P + 1) / 2) / (P N)."""
+        negatives = self.rows - self.positives
+        both = (self.positives > 0) & (negatives > 0)
+        falling = self._gain_by_group((self.place + 1).double())
+        above = self.positives * (self.rows + 1) - falling - self.positives * (self.positives + 1) / 2
+        return GroupAUC(
+            auc=(above / (self.positives * negatives))[both],
+            rows=self.rows[both],
+            positives=self.positives[both].long(),
+            num_skipped=int((~both).sum()),
+        )
+
+    def mrr(self) -> float:
+        """Mean over groups of the mean reciprocal rank of their positives, 0 without positives."""
+        gain = self._gain_by_group(1 / (self.place + 1).double())
+        return (gain / self.positives.clamp(min=1)).mean().item()
+
+    def ndcg(self, k: int) -> float:
+        """Mean over groups of DCG over the best DCG, both of the first ``k`` places, 0 without positives."""
+        discount = torch.where(self.place < k, 1 / torch.log2((self.place + 2).double()), 0.0)
+        best = (1 / torch.log2(torch.arange(2, k + 2, device=discount.device, dtype=torch.float64))).cumsum(0)
+        within = self.positives.clamp(min=1, max=k).long()
+        return (self._gain_by_group(discount) / best[within - 1]).mean().item()
+
+
+def _checked_rows(y_true: Any, y_pred: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels and predictions as ``(n,)`` float64 on the device of the predictions."""
+    score = _float64(y_pred)
+    label = _float64(y_true).to(score.device)
+    if len(label) != len(score):
+        raise DataError(f"{len(label)} labels but {len(score)} predictions: expected one prediction per label")
+    if len(score) == 0:
+        raise DataError("no rows to evaluate: expected at least one label and prediction")
+    _refuse(~torch.isfinite(score), score, "predictions are NaN or infinite", "lower learning_rate or check the inputs")
+    _refuse((label != 0) & (label != 1), label, "labels are neither 0 nor 1", "expected a binary label column")
+    return label, score
+
+
+def _float64(values: Any) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach().double().flatten()
+    # By way of numpy: torch makes float32 of a list of floats.
+    return torch.from_numpy(np.array(values, dtype=np.float64).ravel())
+
+
+def _refuse(wrong: torch.Tensor, values: torch.Tensor, what: str, remedy: str) -> None:
+    count = int(wrong.sum())
+    if count:
+        row = int(wrong.int().argmax())
+        raise DataError(f"{count} of {len(values)} {what}, first {values[row].item()!r} in row {row}; {remedy}")
+
+
+def _group_index(group_id: Any, score: torch.Tensor) -> torch.Tensor:
+    """Return the groups numbered from 0 by rising id, ``(n,)`` int64."""
+    if not isinstance(group_id, torch.Tensor):
+        group_id = np.unique(np.asarray(group_id), return_inverse=True)[1]
+    group = torch.as_tensor(group_id).to(score.device).flatten()
+    if len(group) != len(score):
+        raise DataError(f"{len(group)} group ids but {len(score)} predictions: expected one group id per row")
+    return torch.unique(group, return_inverse=True)[1]
+
+
+def _auc(label: torch.Tensor, score: torch.Tensor) -> float:
+    positives = int(label.sum())
+    if positives in (0, len(label)):
+        only = label[0].int().item()
+        raise DataError(f"AUC is undefined: all {len(label)} labels are {only}; expected rows of both classes")
+    return _RankedRows(label, score, torch.zeros_like(label, dtype=torch.int64)).auc.mean()
+
+
+def _log_loss(label: torch.Tensor, score: torch.Tensor) -> float:
+    _refuse((score < 0) | (score > 1), score, "predictions are outside [0, 1]", "logloss takes probabilities")
+    eps = torch.finfo(torch.float64).eps
+    probability = score.clamp(eps, 1 - eps)
+    return -torch.where(label == 1, probability.log(), (1 - probability).log()).mean().item()

@@ -1,0 +1,28 @@
+"""Layers: tensors in, tensors out.
+
+Importing this package registers them in ``fuxictr.pytorch.layers``.
+"""
+
+from fuxictr_mm.layers.bilinear import BilinearInteraction
+from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
+from fuxictr_mm.layers.din_attention import DINAttention
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.layers.pooling import weighted_sum
+from fuxictr_mm.layers.register import register
+from fuxictr_mm.layers.senet import SENet
+from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
+
+__all__ = [
+    "BilinearInteraction",
+    "CrossNet",
+    "CrossNetMix",
+    "CrossNetV2",
+    "DINAttention",
+    "Jagged",
+    "MultiHeadTargetAttention",
+    "SENet",
+    "register",
+    "weighted_sum",
+]
+
+register()

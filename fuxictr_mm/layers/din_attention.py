@@ -1,0 +1,110 @@
+"""The attention of the Deep Interest Network.
+
+Shape letters: B rows, N history items of a batch, U distinct items, D width, A width of the first hidden layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.layers.pooling import weighted_sum
+
+
+class DINAttention(nn.Module):
+    r"""Sum of the history, weighted by a small MLP that sees the target and a history item.
+
+    Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018,
+    https://arxiv.org/abs/1706.06978
+
+    .. math:: o_b = \sum_{n \in b} w_n s_n, \qquad w_n = \mathrm{MLP}([t_b, s_n, t_b - s_n, t_b \odot s_n])
+
+    The MLP runs on real items only, and its first layer is taken apart,
+
+    .. math:: W [t, s, t - s, t \odot s] = (W_t + W_d) t + (W_s - W_d) s + W_p (t \odot s),
+
+    so that only the last term costs a product per entry: the first is one per row, the second one per distinct item.
+    Parameters have the names and shapes of FuxiCTR's ``DIN_Attention``, and either loads the other's state dict.
+
+    Departures from ``DIN_Attention``: with ``use_softmax`` an empty history gives zero (there: the mean of the
+    padding); batch statistics (``batch_norm``, ``Dice``) are those of real items (there: padding counts too).
+
+    Parameters
+    ----------
+    embedding_dim : int
+        D.
+    attention_units : sequence of int
+        Widths of the hidden layers.
+    hidden_activations : str or list of str
+        One for all hidden layers or one each: a name of ``torch.nn`` or ``"Dice"``.
+    output_activation : str, optional
+        Of the score, such as ``"Sigmoid"``.
+    dropout_rate : float
+        Between hidden layers.
+    batch_norm : bool
+        Batch normalisation in the hidden layers.
+    use_softmax : bool
+        Normalise the weights of a row by a softmax. The paper does not, to keep the strength of an interest.
+
+    Examples
+    --------
+    >>> import torch
+    >>> attention = DINAttention(4, [8])
+    >>> history = Jagged(torch.randn(3, 4), torch.tensor([0, 3, 3]))
+    >>> interest = attention(torch.randn(2, 4), history)
+    >>> interest.shape, interest[1].tolist()
+    (torch.Size([2, 4]), [0.0, 0.0, 0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        attention_units: Sequence[int] = (32,),
+        *,
+        hidden_activations: str | list[str] = "ReLU",
+        output_activation: str | None = None,
+        dropout_rate: float = 0.0,
+        batch_norm: bool = False,
+        use_softmax: bool = False,
+    ) -> None:
+        super().__init__()
+        self.use_softmax = use_softmax
+        self.attention_layer = MLP_Block(
+            input_dim=4 * embedding_dim,
+            output_dim=1,
+            hidden_units=list(attention_units),
+            hidden_activations=hidden_activations,
+            output_activation=output_activation,
+            dropout_rates=dropout_rate,
+            batch_norm=batch_norm,
+        )
+
+    def forward(self, target: Tensor, history: Jagged) -> Tensor:
+        """Weigh and sum the history.
+
+        Parameters
+        ----------
+        target : Tensor
+            ``(B, D)``.
+        history : Jagged
+            Entries of shape ``(.., D)``.
+
+        Returns
+        -------
+        Tensor
+            ``(B, D)``, zero for an empty history.
+        """
+        first_layer = self.attention_layer.mlp[0]
+        weight_t, weight_s, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
+        target_BA = F.linear(target, weight_t + weight_d, first_layer.bias)
+        items_NA = history.map(lambda items_UD: F.linear(items_UD, weight_s - weight_d)).values
+        product_ND = target.index_select(0, history.rows) * history.values
+        hidden_NA = F.linear(product_ND, weight_p) + items_NA + target_BA.index_select(0, history.rows)
+        weights_N = self.attention_layer.mlp[1:](hidden_NA).squeeze(-1)
+        if self.use_softmax:
+            weights_N = history.with_values(weights_N).softmax().values
+        return weighted_sum(history, weights_N)

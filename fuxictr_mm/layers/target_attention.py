@@ -1,0 +1,139 @@
+"""Attention of the target item to the history, with heads.
+
+Shape letters: B rows, N history items of a batch, U distinct items, D input width, A attention width, H heads,
+K = A / H width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.layers.pooling import weighted_sum
+
+
+class MultiHeadTargetAttention(nn.Module):
+    r"""Scaled dot-product attention with one query per row: the target item.
+
+    Vaswani et al., "Attention Is All You Need", NeurIPS 2017, https://arxiv.org/abs/1706.03762; the sparse scores are
+    those of Li et al., "Quadratic Interest Network for Multimodal Click-Through Rate Prediction", WWW 2025 workshop
+    EReL@MIR, https://arxiv.org/abs/2504.17699
+
+    .. math::
+        a_{n, h} = \mathrm{softmax}_{n \in b} \frac{(W_q t_b)_h \cdot (W_k s_n)_h}{\sqrt K}, \qquad
+        o_b = W_o \left[ W_{v, h} \sum_{n \in b} a_{n, h} s_n \right]_{h = 1 .. H}
+
+    With ``sparse=True`` the softmax is a ReLU: an item that does not speak for the target has no weight at all, and
+    the weights of a row need not sum to one.
+
+    :math:`W_k` maps distinct items only; :math:`W_v` is applied after the sum, once per row, which is the same since
+    both are linear. Parameters have the names and shapes of FuxiCTR's ``MultiHeadTargetAttention`` and either loads
+    the other's state dict.
+
+    Departures: an empty history gives zero (in FuxiCTR: the mean of the padding). The residual ``+ t`` that the
+    Quadratic Interest Network adds to the output is left to the model.
+
+    Parameters
+    ----------
+    input_dim : int
+        D, of the target, the history and the output.
+    attention_dim : int
+        A, a multiple of ``num_heads``. ``use_qkvo=False`` sets it to D.
+    num_heads : int
+        H.
+    dropout_rate : float
+        On the attention weights.
+    use_scale : bool
+        Divide the scores by the root of K.
+    use_qkvo : bool
+        Learn the four projections; without, each head attends within its own slice of the D inputs.
+    sparse : bool
+        ReLU in place of the softmax.
+
+    Raises
+    ------
+    ValueError
+        If the attention width is not a multiple of ``num_heads``.
+
+    Examples
+    --------
+    >>> attention = MultiHeadTargetAttention(input_dim=4, attention_dim=6, num_heads=2)
+    >>> history = Jagged(torch.randn(3, 4), torch.tensor([0, 3, 3]))
+    >>> interest, weights = attention(torch.randn(2, 4), history, return_weights=True)
+    >>> interest.shape, interest[1].tolist(), weights.values.shape
+    (torch.Size([2, 4]), [0.0, 0.0, 0.0, 0.0], torch.Size([3, 2]))
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 64,
+        attention_dim: int = 64,
+        num_heads: int = 1,
+        dropout_rate: float = 0.0,
+        use_scale: bool = True,
+        use_qkvo: bool = True,
+        *,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__()
+        if not use_qkvo:
+            attention_dim = input_dim
+        if attention_dim % num_heads:
+            name = "attention_dim" if use_qkvo else "input_dim (use_qkvo is False)"
+            raise ValueError(f"{name}={attention_dim} must be a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.head_dim = attention_dim // num_heads
+        self.scale = self.head_dim**0.5 if use_scale else 1.0
+        self.use_qkvo = use_qkvo
+        self.sparse = sparse
+        if use_qkvo:
+            self.W_q = nn.Linear(input_dim, attention_dim, bias=False)
+            self.W_k = nn.Linear(input_dim, attention_dim, bias=False)
+            self.W_v = nn.Linear(input_dim, attention_dim, bias=False)
+            self.W_o = nn.Linear(attention_dim, input_dim, bias=False)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(
+        self, target: Tensor, history: Jagged, *, return_weights: bool = False
+    ) -> Tensor | tuple[Tensor, Jagged]:
+        """Attend to the history.
+
+        Parameters
+        ----------
+        target : Tensor
+            ``(B, D)``.
+        history : Jagged
+            Entries of shape ``(.., D)``.
+        return_weights : bool
+            Return the attention weights too, for diagnosis.
+
+        Returns
+        -------
+        interest : Tensor
+            ``(B, D)``, zero for an empty history.
+        weights : Jagged
+            Entries of shape ``(N, H)``, before dropout; only with ``return_weights``.
+        """
+        weights = self._weights(target, history)
+        pooled = self._pool(history, self.dropout(weights.values))
+        return (pooled, weights) if return_weights else pooled
+
+    def _weights(self, target: Tensor, history: Jagged) -> Jagged:
+        query_BA = self.W_q(target) if self.use_qkvo else target
+        key = history.map(self.W_k) if self.use_qkvo else history
+        product_NA = (query_BA / self.scale).index_select(0, history.rows) * key.values
+        scores = history.with_values(product_NA.unflatten(1, (self.num_heads, self.head_dim)).sum(dim=-1))
+        return scores.map(torch.relu) if self.sparse else scores.softmax()
+
+    def _pool(self, history: Jagged, weights_NH: Tensor) -> Tensor:
+        if not self.use_qkvo:
+            slices = history.distinct.split(self.head_dim, dim=1)
+            heads = [
+                weighted_sum(Jagged(slice_UK, history.offsets, history.index), weights_N)
+                for slice_UK, weights_N in zip(slices, weights_NH.unbind(1), strict=True)
+            ]
+            return torch.cat(heads, dim=1)
+        pooled_BHD = weighted_sum(history, weights_NH)
+        value_HKD = self.W_v.weight.unflatten(0, (self.num_heads, self.head_dim))
+        return self.W_o(torch.einsum("bhd,hkd->bhk", pooled_BHD, value_HKD).flatten(1))

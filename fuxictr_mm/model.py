@@ -1,0 +1,338 @@
+"""The base class of the model zoo.
+
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context width, D item width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.models import BaseModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fuxictr_mm.config import Regularizer
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.training import loop
+from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
+from fuxictr_mm.training.optimizers import make_optimizer
+from fuxictr_mm.training.regularization import Penalty
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch after embedding.
+
+    Parameters
+    ----------
+    context : Tensor
+        ``(B, C)`` context fields side by side, ``C = 0`` without any.
+    target : Tensor
+        ``(B, D)`` the shown item's fields side by side.
+    history : Jagged
+        ``(N, D)`` the same of each history item, stored once per distinct item.
+    """
+
+    context: Tensor
+    target: Tensor
+    history: Jagged
+
+
+class MultimodalModel(BaseModel):
+    """A FuxiCTR ``BaseModel`` over jagged histories and items with frozen vectors.
+
+    A model builds its layers in ``__init__``, calls ``build()`` last, and defines ``logits(batch)``.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features, with the ItemTable as its attribute ``items``.
+    model_id : str
+        Experiment id; names the checkpoint.
+    gpu : int
+        Index of the GPU, -1 for the CPU.
+    task : {"binary_classification", "regression"}
+        Classification trains on logits by binary cross-entropy, regression by squared error.
+    loss_from : {"logits", "probability"}
+        FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32; ``"probability"``
+        reproduces that.
+    learning_rate : float
+        Of the optimiser.
+    optimizer : str
+        Name of a class of ``torch.optim``; ``adam`` is fused.
+    embedding_dim : int
+        Width of every field that does not name its own.
+    embedding_regularizer, net_regularizer : float or str, optional
+        As in FuxiCTR: a number is L2; ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
+    metrics : sequence of str
+        Reported on validation and test data.
+    monitor : str or dict
+        Metric, or weighted sum of metrics, that chooses the best epoch.
+    monitor_mode : {"max", "min"}
+        Which way is better.
+    early_stop_patience : int
+        Evaluations without a better value before training ends.
+    eval_steps : int, optional
+        Steps between evaluations; one epoch by default.
+    save_best_only : bool
+        False keeps the newest weights rather than the best.
+    reduce_lr_on_plateau : bool
+        Divide the learning rate by ten after an evaluation that is no better.
+    accumulation_steps : int
+        Batches per update.
+    verbose : int
+        0 turns progress bars off.
+    model_root : str
+        Folder of checkpoints.
+    """
+
+    batch_view: str = "jagged"
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        model_id: str = "MultimodalModel",
+        gpu: int = -1,
+        task: Literal["binary_classification", "regression"] = "binary_classification",
+        loss: str = "binary_crossentropy",
+        loss_from: Literal["logits", "probability"] = "logits",
+        learning_rate: float = 1e-3,
+        optimizer: str = "adam",
+        embedding_dim: int = 64,
+        embedding_regularizer: Regularizer = None,
+        net_regularizer: Regularizer = None,
+        metrics: Sequence[str] = ("AUC", "logloss"),
+        monitor: str | dict[str, float] = "AUC",
+        monitor_mode: Literal["max", "min"] = "max",
+        early_stop_patience: int = 2,
+        eval_steps: int | None = None,
+        save_best_only: bool = True,
+        reduce_lr_on_plateau: bool = True,
+        accumulation_steps: int = 1,
+        verbose: int = 0,
+        model_root: str = "./checkpoints/",
+        **params: Any,
+    ) -> None:
+        if gpu >= 0 and not gpu < torch.cuda.device_count():
+            raise ConfigError(
+                f"gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
+            )
+        super().__init__(
+            feature_map,
+            model_id=model_id,
+            task=task,
+            gpu=gpu,
+            monitor=monitor,
+            save_best_only=save_best_only,
+            monitor_mode=monitor_mode,
+            early_stop_patience=early_stop_patience,
+            eval_steps=eval_steps,
+            embedding_regularizer=embedding_regularizer,
+            net_regularizer=net_regularizer,
+            reduce_lr_on_plateau=reduce_lr_on_plateau,
+            verbose=verbose,
+            model_root=model_root,
+            metrics=list(metrics),
+        )
+        self.task = task
+        self.loss_from = loss_from
+        self.learning_rate = learning_rate
+        self.optimizer_name = optimizer
+        self.embedding_dim = embedding_dim
+        self.accumulation_steps = accumulation_steps
+        self._max_gradient_norm = 10.0
+        self.items: ItemTable = feature_map.items
+        specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
+        self.item_fields = [n for n, s in specs.items() if s.get("source") == "item"]
+        self.context_fields = [n for n, s in specs.items() if s.get("source") != "item"]
+        if not self.item_fields:
+            raise ConfigError(f"{model_id}: no feature with source: item; a target and its history need at least one")
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        # Vectors that train along start from the stored ones and are then the model's own.
+        self.item_vectors = nn.ModuleDict(
+            {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
+             for n in self.item_fields if not specs[n].get("freeze_emb", True)}
+        )  # fmt: skip
+
+    @property
+    def field_dims(self) -> dict[str, int]:
+        """Width of every field, in the feature map's order."""
+        widths = {}
+        for name in self.context_fields + self.item_fields:
+            spec = self.feature_map.features[name]
+            widths[name] = spec.get("emb_output_dim", spec.get("embedding_dim", self.embedding_dim))
+        return widths
+
+    @property
+    def context_dim(self) -> int:
+        """C, the width of all context fields together."""
+        return sum(self.field_dims[n] for n in self.context_fields)
+
+    @property
+    def item_dim(self) -> int:
+        """D, the width of all fields of an item together."""
+        return sum(self.field_dims[n] for n in self.item_fields)
+
+    def build(self) -> None:
+        """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
+        vectors = {name: table.weight.detach().clone() for name, table in self.item_vectors.items()}
+        self.reset_parameters()
+        for name, vector in vectors.items():
+            self.item_vectors[name].weight.data.copy_(vector)
+        self.model_to_device()
+        self.optimizer = make_optimizer(self.optimizer_name, self.parameters(), self.learning_rate)
+        self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; a model defines this."""
+        raise TypeError(f"{type(self).__name__} defines no logits(batch)")
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Embed a batch, each distinct item once."""
+        distinct, target, history = distinct_items(batch, self.items.num_items)
+        vectors = self.embed_items(distinct)
+        return Embedded(
+            self.embed_context(batch),
+            vectors.index_select(0, target),
+            Jagged(vectors, batch.history.offsets, history),
+        )
+
+    def embed_items(self, ids: Tensor) -> Tensor:
+        """Return the fields of items ``ids`` ``(U,)`` side by side, ``(U, D)``."""
+        frozen = [n for n in self.item_fields if n not in self.item_vectors]
+        inputs = self.items.rows(ids, frozen)
+        inputs.update({n: table(ids) for n, table in self.item_vectors.items()})
+        return self.embedding_layer({n: inputs[n] for n in self.item_fields}, flatten_emb=True)
+
+    def embed_context(self, batch: Batch) -> Tensor:
+        """Return the context fields side by side, ``(B, C)``."""
+        if not self.context_fields:
+            return torch.zeros(len(batch), 0, device=batch.target.device)
+        return self.embedding_layer({n: batch.context[n] for n in self.context_fields}, flatten_emb=True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Returns
+        -------
+        dict
+            ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit`` ``(B, 1)``.
+        """
+        logit = self.logits(batch).reshape(-1, 1)
+        return {"y_pred": self.output_activation(logit), "logit": logit}
+
+    def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
+        """Return the loss of a batch, without the regularizers."""
+        if self.task == "regression":
+            return F.mse_loss(return_dict["y_pred"], y_true)
+        if self.loss_from == "probability":
+            return F.binary_cross_entropy(return_dict["y_pred"], y_true)
+        return F.binary_cross_entropy_with_logits(return_dict["logit"], y_true)
+
+    def regularization_loss(self) -> Tensor:
+        """Return the value of the regularizers; training uses their gradients directly."""
+        return self.penalty.value()
+
+    def get_labels(self, batch: Batch) -> Tensor:
+        """Return the labels ``(B, 1)``."""
+        assert batch.label is not None
+        return batch.label.to(self.device).view(-1, 1)
+
+    def get_group_id(self, batch: Batch) -> Tensor | None:
+        """Return the group of each row ``(B,)``."""
+        return batch.group
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Take one step on a batch.
+
+        Returns
+        -------
+        Tensor
+            The batch's loss, detached and still on the device.
+        """
+        loss = self.add_loss(self.forward(batch), self.get_labels(batch))
+        (loss / self.accumulation_steps).backward()
+        if (self._batch_index + 1) % self.accumulation_steps == 0:
+            self.penalty.add_gradients()
+            nn.utils.clip_grad_norm_(self.parameters(), self._max_gradient_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def fit(
+        self,
+        data_generator: Iterable[Any],
+        epochs: int = 1,
+        validation_data: Iterable[Any] | None = None,
+        max_gradient_norm: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        """Train, keep the best weights, load them at the end; see ``fuxictr_mm.training.loop.fit``."""
+        loop.fit(self, data_generator, epochs, validation_data, max_gradient_norm)
+
+    def evaluate(self, data_generator: Iterable[Any], metrics: Sequence[str] | None = None) -> dict[str, float]:
+        """Return metrics over a loader."""
+        return loop.evaluate(self, data_generator, metrics or self.validation_metrics)
+
+    def predict(self, data_generator: Iterable[Any]) -> np.ndarray:
+        """Return the predictions ``(rows,)`` float64 over a loader, in its order."""
+        return loop.predict(self, data_generator).double().numpy()
+
+    def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Write the state dict; an older file stays whole until the new one is."""
+        save_state_dict(self.state_dict(), checkpoint)
+
+    def load_weights(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Read a state dict.
+
+        Raises
+        ------
+        MissingFileError, UserError
+            No such file; not a file of weights; parameters missing, unexpected or of other shapes.
+        """
+        load_state_dict(self, checkpoint)
+
+
+def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the distinct items of a batch.
+
+    Parameters
+    ----------
+    batch : Batch
+        B rows, N history items.
+    num_items : int
+        Ids are below this.
+
+    Returns
+    -------
+    distinct : Tensor
+        ``(U,)`` ids, ascending.
+    target : Tensor
+        ``(B,)`` where each target stands among them.
+    history : Tensor
+        ``(N,)`` where each history item stands among them.
+    """
+    history, target = batch.history.values.long(), batch.target.long()
+    # A pass over a table of flags costs less than sorting the ids, as torch.unique would.
+    seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
+    seen[history] = True
+    seen[target] = True
+    distinct = seen.nonzero().squeeze(1)
+    place = torch.zeros(num_items, dtype=torch.int64, device=target.device)
+    place[distinct] = torch.arange(distinct.numel(), device=target.device)
+    return distinct, place.index_select(0, target), place.index_select(0, history)
+
+
+__all__ = ["ITEM_ID", "Embedded", "MultimodalModel", "distinct_items"]

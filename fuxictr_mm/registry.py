@@ -1,0 +1,128 @@
+"""Find a model class by name: one file per model, and only the file asked for is imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError
+
+ENTRY_POINTS = "fuxictr_mm.models"
+
+
+def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
+    """Return the folders that are searched, first one first.
+
+    Parameters
+    ----------
+    model_zoo : path, optional
+        A folder of the user's, searched before ``./model_zoo`` and the packaged one.
+    """
+    package = Path(__file__).resolve().parent
+    folders = [Path("model_zoo"), package / "model_zoo", package.parent / "model_zoo"]
+    if model_zoo is not None:
+        if not Path(model_zoo).is_dir():
+            raise MissingFileError(f"{model_zoo}: no such folder; --model_zoo takes a folder of model files")
+        folders.insert(0, Path(model_zoo))
+    # A folder is a zoo only if files in it are named after models; FuxiCTR's stray `model_zoo` package has none.
+    unique = {folder.resolve(): folder for folder in reversed(folders) if folder.is_dir()}
+    return [folder for folder in folders if unique.get(folder.resolve()) == folder]
+
+
+def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
+    """Return every model name with its file, or with the entry point that declares it."""
+    found: dict[str, Path | str] = {}
+    for folder in search_folders(model_zoo):
+        for path in sorted(folder.glob("*.py")):
+            if not path.stem.startswith("_"):
+                found.setdefault(path.stem, path)
+    for point in entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
+    """Return the class of a model.
+
+    Parameters
+    ----------
+    name : str
+        ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, or ``package.module:Class``.
+    model_zoo : path, optional
+        See ``search_folders``.
+
+    Raises
+    ------
+    ConfigError
+        No such model (those that exist are listed), or its file cannot be imported or lacks the class.
+    """
+    if ":" in name:
+        return _from_package(name, name)
+    models = list_models(model_zoo)
+    if not re.fullmatch(r"\w+", name) or name not in models:
+        raise ConfigError(
+            f"model: there is no '{name}'{nearest(name, models)} (there are: {', '.join(sorted(models))})"
+        )
+    where = models[name]
+    if isinstance(where, str):
+        return _from_package(where, name)
+    module = _import_file(where, name)
+    return _take(module, name, str(where))
+
+
+def _import_file(path: Path, name: str) -> object:
+    module_name = f"fuxictr_mm.model_zoo.{name}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    loaded = sys.modules.get(module_name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
+        return loaded
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path.resolve())
+    # Registered first, so that the file's own classes can be pickled and reloaded; taken out again if it fails.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ConfigError(f"{path}: cannot be imported: {_reason(error, path)}") from error
+    return module
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Name the error and the line of the model file that raised it."""
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    at = f" (line {line})" if line else ""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}{at}"
+
+
+def _from_package(target: str, name: str) -> type:
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"model: '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    return _take(module, class_name, module_name)
+
+
+def _take(module: object, class_name: str, where: str) -> type:
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        classes = [k for k, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__]  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"{where}: defines no class '{class_name}'{nearest(class_name, classes)} (it defines: "
+            f"{', '.join(classes) or 'none'}); file, class and model name are the same"
+        )
+    return found

@@ -1,0 +1,97 @@
+"""Weights on disk: written beside and renamed, read without running anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.errors import MissingFileError, UserError
+
+
+def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be written or the disk is full; the old file is as it was.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its zip writer.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({reason}); what stood there before is unchanged") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a state dict."""
+    write_beside(path, lambda stream: torch.save(dict(state), stream))
+
+
+def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Read a state dict into a model, all of it or nothing.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such file.
+    UserError
+        It is no state dict, or its parameters are not the model's: missing, unexpected and mis-shaped ones are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.model")) if path.parent.is_dir() else []
+        there = f" ({path.parent} holds: {', '.join(beside)})" if beside else ""
+        raise MissingFileError(
+            f"{path}: no such weights{nearest(path.name, beside)}{there}; train the experiment first"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
+    own = model.state_dict()
+    problems = _differences("missing", [k for k in own if k not in state])
+    problems += _differences("unexpected", [k for k in state if k not in own])
+    shapes = [
+        f"{k} {tuple(state[k].shape)} (the model has {tuple(own[k].shape)})"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems += _differences("of another shape", shapes)
+    if problems:
+        raise UserError(
+            f"{path}: not the weights of this configuration: {'; '.join(problems)}; "
+            "use the configuration that they were trained with"
+        )
+    model.load_state_dict(state)
+
+
+def _differences(what: str, names: list[str], shown: int = 5) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return [f"{what}: {', '.join(names[:shown])}{more}"]

@@ -1,0 +1,36 @@
+"""Optimisers by name, in their fastest form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.errors import ConfigError
+
+
+def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Return an optimiser of ``torch.optim``, fused where torch has a fused form.
+
+    Raises
+    ------
+    ConfigError
+        There is no optimiser of this name, or a learning rate it cannot take.
+    """
+    classes = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    key = next((k for k in classes if k.lower() == name.lower()), None)
+    if key is None:
+        raise ConfigError(f"optimizer: there is no '{name}'{nearest(name, classes)} (there are: {', '.join(classes)})")
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
+    trainable = [p for p in parameters if p.requires_grad]
+    # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
+    fused = {"fused": True} if key in ("Adam", "AdamW", "SGD", "Adagrad") else {}
+    return classes[key](trainable, lr=learning_rate, **fused)

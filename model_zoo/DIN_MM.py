@@ -1,0 +1,155 @@
+"""DIN_MM, a deep interest network over multimodal items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import (
+    BilinearInteraction,
+    CrossNet,
+    CrossNetMix,
+    CrossNetV2,
+    DINAttention,
+    MultiHeadTargetAttention,
+    SENet,
+)
+from fuxictr_mm.layers.pooling import mean_pooling
+from fuxictr_mm.model import Embedded, MultimodalModel
+
+
+class DIN_MM(MultimodalModel):
+    r"""Feature Fusion Revisited. Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961.
+
+    .. math::
+
+        h = \mathrm{MHTA}(t, s_1 .. s_L), \quad f = \mathrm{SENet}([c_1 .. c_{F_c}, t_1 .. t_{F_i}, h_1 .. h_{F_i}])
+
+        \hat y = \sigma(\mathrm{DNN}([\mathrm{Cross}(f), \mathrm{Bilinear}(f)]))
+
+    Every field, be it an id, the tags or a frozen vector through a linear map, has the width ``embedding_dim``, so that
+    context c, target t and interest h (split into the item's fields again) can be weighed and crossed field by field.
+
+    Departures: the paper leaves open how the interest enters SENet, and where cross network and bilinear interactions
+    stand; here they follow SENet side by side and both feed the DNN.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    embedding_dim : int
+        Width of every field.
+    interest : {"multi_head", "din", "mean"}
+        How the history becomes one vector: multi-head target attention, DIN's activation unit, or its mean.
+    num_heads : int
+        Heads; must divide ``attention_dim``.
+    attention_dim : int, optional
+        Width of queries, keys and values together; the item's width by default.
+    attention_dropout : float
+        Dropout on attention weights (inside the MLP for ``interest: din``).
+    attention_hidden_units : sequence of int
+        Widths of DIN's activation unit.
+    sparse_attention : bool
+        ReLU scores instead of softmax.
+    senet : bool
+        Whether fields are weighed.
+    senet_reduction : int
+        Fields per unit of SENet's bottleneck.
+    senet_activation : {"ReLU", "Sigmoid"}
+        What makes the weights positive.
+    cross : {None, "v1", "v2", "mix"}
+        Cross network: DCN, DCN V2, DCN V2 with a mixture of low-rank experts.
+    num_cross_layers : int
+        Its depth.
+    bilinear : {None, "field_all", "field_each", "field_interaction"}
+        Bilinear interactions of all pairs of fields: one matrix for all, one per field, one per pair.
+    dnn_hidden_units : sequence of int
+        Widths of the DNN.
+    dnn_activations : str
+        Its activation.
+    net_dropout : float
+        Its dropout.
+    batch_norm : bool
+        Its batch norm.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        embedding_dim: int = 64,
+        interest: Literal["multi_head", "din", "mean"] = "multi_head",
+        num_heads: int = 4,
+        attention_dim: int | None = None,
+        attention_dropout: float = 0.0,
+        attention_hidden_units: Sequence[int] = (64,),
+        sparse_attention: bool = False,
+        senet: bool = True,
+        senet_reduction: int = 3,
+        senet_activation: Literal["ReLU", "Sigmoid"] = "Sigmoid",
+        cross: Literal["v1", "v2", "mix"] | None = None,
+        num_cross_layers: int = 2,
+        bilinear: Literal["field_all", "field_each", "field_interaction"] | None = None,
+        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: float = 0.0,
+        batch_norm: bool = True,
+        **params: Any,
+    ) -> None:
+        super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        width = attention_dim or self.item_dim
+        if interest == "multi_head" and width % num_heads:
+            raise ConfigError(
+                f"{self.model_id}: attention_dim {width} is not divisible by num_heads {num_heads}; "
+                f"set attention_dim to {width // num_heads * num_heads} or another multiple"
+            )
+        self.attention: nn.Module | None = None
+        if interest == "multi_head":
+            self.attention = MultiHeadTargetAttention(
+                self.item_dim, width, num_heads, attention_dropout, sparse=sparse_attention
+            )
+        elif interest == "din":
+            self.attention = DINAttention(self.item_dim, attention_hidden_units, dropout_rate=attention_dropout)
+        num_fields = len(self.context_fields) + 2 * len(self.item_fields)
+        flat_dim = num_fields * embedding_dim
+        self.senet = SENet(num_fields, senet_reduction, senet_activation) if senet else nn.Identity()
+        self.cross: nn.Module = nn.Identity()
+        if cross == "mix":
+            self.cross = CrossNetMix(flat_dim, num_cross_layers)
+        elif cross is not None:
+            self.cross = {"v1": CrossNet, "v2": CrossNetV2}[cross](flat_dim, num_cross_layers)
+        self.bilinear = BilinearInteraction(num_fields, embedding_dim, bilinear) if bilinear else None
+        pairs_dim = num_fields * (num_fields - 1) // 2 * embedding_dim if bilinear else 0
+        self.dnn = MLP_Block(
+            input_dim=flat_dim + pairs_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.build()
+
+    def pool(self, e: Embedded) -> Tensor:
+        """Return the interest ``(B, D)`` that the history shows in the target."""
+        return mean_pooling(e.history) if self.attention is None else self.attention(e.target, e.history)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        fields = torch.cat([e.context, e.target, self.pool(e)], dim=-1)
+        fields = self.senet(fields.view(len(batch), -1, self.embedding_dim))
+        parts = [self.cross(fields.flatten(1))]
+        if self.bilinear is not None:
+            parts.append(self.bilinear(fields).flatten(1))
+        return self.dnn(torch.cat(parts, dim=-1))

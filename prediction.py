@@ -1,0 +1,38 @@
+"""Score the test file and write a submission: ``python prediction.py --expid DIN_MM_tiny``."""
+
+import argparse
+import os
+from pathlib import Path
+
+from fuxictr_mm.cli import add_debug, run_main
+
+
+def main() -> None:
+    """Parse the command line, score, write ``submission/EXPID.zip``."""
+    parser = argparse.ArgumentParser(description="Score the test file of a trained experiment and write a submission.")
+    parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
+    parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict other than the experiment's own")
+    parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
+    add_debug(parser)
+    args = parser.parse_args()
+
+    from fuxictr_mm import experiment
+    from fuxictr_mm.submission import write_submission
+
+    config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
+    params, model_class = experiment.read_params(
+        config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo
+    )
+    experiment.set_up_logging(params, mode="a")
+    scores = experiment.predict_test(params, model_class, args.weights)
+    written = write_submission(args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=len(scores))
+    print(f"{written}: {len(scores)} rows, column {args.task}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,37 @@
+from itertools import combinations
+
+import pytest
+import torch
+from fuxictr.pytorch import layers as fuxictr_layers
+
+from fuxictr_mm.layers import BilinearInteraction
+
+TYPES = ["field_all", "field_each", "field_interaction"]
+
+
+@pytest.mark.parametrize("bilinear_type", TYPES)
+@pytest.mark.parametrize(("batch", "fields"), [(1, 4), (5, 4), (3, 2)])
+def test_equals_fuxictr_and_the_formula(assert_same, bilinear_type, batch, fields):
+    torch.manual_seed(1)
+    theirs = fuxictr_layers.BilinearInteraction(fields, 3, bilinear_type).double()
+    ours = BilinearInteraction(fields, 3, bilinear_type).double()
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    inputs = torch.randn(batch, fields, 3, dtype=torch.float64, requires_grad=True)
+    assert_same(ours(inputs), theirs(inputs), [inputs], ours, theirs)
+
+    expected = []
+    for pair, (i, j) in enumerate(combinations(range(fields), 2)):
+        place = {"field_all": ..., "field_each": i, "field_interaction": pair}[bilinear_type]
+        expected.append((inputs[:, i] @ ours.bilinear_W[place]) * inputs[:, j])
+    assert_same(ours(inputs), torch.stack(expected, dim=1), [inputs], ours, ours)
+
+
+def test_unknown_type_is_named():
+    with pytest.raises(ValueError, match="bilinear_type='field_al' must be one of field_all, field_each, field_inter"):
+        BilinearInteraction(4, 3, "field_al")
+
+
+def test_one_field_has_no_partner():
+    with pytest.raises(ValueError, match="num_fields=1 must be at least 2"):
+        BilinearInteraction(1, 3)

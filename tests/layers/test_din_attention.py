@@ -1,0 +1,120 @@
+import pytest
+import torch
+from fuxictr.pytorch.layers import DIN_Attention
+
+from fuxictr_mm.layers import DINAttention, Jagged
+
+WIDTH = 6
+WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
+WITHOUT_EMPTY = [[3, 5, 1], [2]]
+OPTIONS = [
+    {},
+    {"attention_units": [8, 5], "hidden_activations": ["Tanh", "Sigmoid"], "output_activation": "Sigmoid"},
+    {"attention_units": []},
+]
+
+
+def layers(**options) -> tuple[DINAttention, DIN_Attention]:
+    torch.manual_seed(1)
+    theirs = DIN_Attention(WIDTH, **options).double()
+    ours = DINAttention(WIDTH, **options).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def target_of(history: Jagged) -> torch.Tensor:
+    return torch.randn(history.num_rows, WIDTH, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lengths", WITH_EMPTY)
+@pytest.mark.parametrize("repeated", [True, False])
+def test_equals_fuxictr_without_softmax(make_history, pad, assert_same, side, lengths, options, repeated):
+    ours, theirs = layers(**options)
+    history = make_history(lengths, WIDTH, repeated=repeated)
+    target = target_of(history)
+    padded, mask = pad(history, side)
+    inputs = [target, history.distinct]
+    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
+def test_equals_fuxictr_with_softmax(make_history, pad, assert_same, side, lengths, options):
+    ours, theirs = layers(use_softmax=True, **options)
+    history = make_history(lengths, WIDTH)
+    target = target_of(history)
+    padded, mask = pad(history, side)
+    inputs = [target, history.distinct]
+    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"hidden_activations": "Dice"}, {"batch_norm": True}])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_statistics_equal_fuxictr_on_full_histories(make_history, pad, assert_same, options, training):
+    ours, theirs = layers(**options)
+    for layer in (ours, theirs):
+        layer.train(training)
+        for name, parameter in layer.named_parameters():
+            if name.endswith("alpha"):
+                torch.nn.init.constant_(parameter, 0.3)
+    history = make_history([4, 4, 4], WIDTH)
+    target = target_of(history)
+    padded, mask = pad(history, "left")
+    assert_same(ours(target, history), theirs(target, padded, mask), [target, history.distinct], ours, theirs)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("use_softmax", [False, True])
+@pytest.mark.parametrize("lengths", WITH_EMPTY)
+def test_equals_the_formula_item_by_item(make_history, assert_same, lengths, use_softmax):
+    layer = DINAttention(WIDTH, [7], hidden_activations="Tanh", use_softmax=use_softmax).double()
+    history = make_history(lengths, WIDTH)
+    target = target_of(history)
+    offsets = history.offsets.tolist()
+    expected = []
+    for t, start, end in zip(target, offsets, offsets[1:], strict=False):
+        interest = 0 * (t + history.distinct.sum(0))
+        scores = [layer.attention_layer(torch.cat([t, s, t - s, t * s])) for s in history.values[start:end]]
+        if scores:
+            weights = torch.cat(scores)
+            weights = weights.softmax(0) if use_softmax else weights
+            interest = interest + weights @ history.values[start:end]
+        expected.append(interest + 0 * sum(parameter.sum() for parameter in layer.parameters()))
+    result = layer(target, history)
+    assert_same(result, torch.stack(expected), [target, history.distinct], layer, layer)
+    assert result[history.lengths == 0].abs().sum() == 0
+
+
+def test_state_dict_goes_both_ways():
+    ours, theirs = layers(attention_units=[8, 5])
+    theirs.load_state_dict(ours.state_dict())
+    assert "attention_layer.mlp.0.weight" in ours.state_dict()
+
+
+def test_dropout_acts_in_training_only(make_history):
+    layer = DINAttention(WIDTH, [64], dropout_rate=0.5).double()
+    history = make_history([4, 2], WIDTH)
+    target = target_of(history)
+    assert not torch.equal(layer(target, history), layer(target, history))
+    layer.eval()
+    assert torch.equal(layer(target, history), layer(target, history))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("use_softmax", [False, True])
+@pytest.mark.parametrize("lengths", WITH_EMPTY)
+def test_float32_and_bfloat16_autocast(make_history, lengths, autocast, use_softmax):
+    layer = DINAttention(WIDTH, [8], use_softmax=use_softmax)
+    exact = make_history(lengths, WIDTH)
+    history = Jagged(exact.distinct.detach().float().requires_grad_(), exact.offsets, exact.index)
+    target = target_of(history).detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        result = layer(target, history)
+    result.sum().backward()
+    assert result.dtype == torch.float32
+    expected = layer.double()(target.double(), exact).float()
+    torch.testing.assert_close(result, expected, rtol=0.1 if autocast else 1e-4, atol=0.05 if autocast else 1e-5)
+    for leaf in (target, history.distinct, *layer.parameters()):
+        assert leaf.grad.isfinite().all()

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.layers import Jagged
+
+LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
+SIDES = st.sampled_from(["left", "right"])
+few = settings(max_examples=30, deadline=None)
+
+
+def jagged(lengths: list[int], *shape: int, dtype: torch.dtype = torch.float64) -> Jagged:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return Jagged(torch.randn(int(offsets[-1]), *shape, dtype=dtype), offsets)
+
+
+def rows_of(history: Jagged) -> list[torch.Tensor]:
+    return list(history.values.split(history.lengths.tolist()))
+
+
+@few
+@given(LENGTHS, SIDES, st.integers(0, 3))
+def test_padded_round_trip(lengths, side, extra):
+    history = jagged(lengths, 2)
+    padded, mask = history.to_padded(max(lengths) + extra, side=side)
+    assert mask.dtype == torch.bool
+    assert padded[~mask].abs().sum() == 0
+    back = Jagged.from_padded(padded, mask)
+    assert torch.equal(back.values, history.values)
+    assert torch.equal(back.offsets, history.offsets)
+
+
+@few
+@given(LENGTHS, SIDES, st.integers(0, 5))
+def test_padded_rows_one_by_one(lengths, side, longest):
+    history = jagged(lengths, 3)
+    padded, mask = history.to_padded(longest, side=side)
+    assert padded.shape == (len(lengths), longest, 3)
+    for row, entries in enumerate(rows_of(history)):
+        last = entries[max(len(entries) - longest, 0) :]
+        padding = torch.zeros(longest - len(last), 3, dtype=torch.float64)
+        expected = torch.cat([padding, last] if side == "left" else [last, padding])
+        assert torch.equal(padded[row], expected)
+        ones, zeros = [True] * len(last), [False] * len(padding)
+        assert mask[row].tolist() == (zeros + ones if side == "left" else ones + zeros)
+
+
+def test_padded_length_defaults_to_the_longest_row():
+    assert jagged([2, 0, 3], 4).to_padded()[0].shape == (3, 3, 4)
+    assert jagged([0, 0], 4).to_padded()[0].shape == (2, 0, 4)
+
+
+@few
+@given(LENGTHS, st.sampled_from([(), (3,)]), st.sampled_from([1.0, 1e3]))
+def test_softmax_is_the_dense_masked_softmax(lengths, heads, size):
+    scores = jagged(lengths, *heads)
+    scores = scores.with_values((scores.values * size).requires_grad_())
+    weights = scores.softmax()
+    expected = [entries.softmax(dim=0) for entries in rows_of(scores)]
+    torch.testing.assert_close(weights.values, torch.cat(expected), rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(weights.values)
+    ours = torch.autograd.grad(weights.values, scores.values, direction)[0]
+    dense = torch.autograd.grad(torch.cat(expected), scores.values, direction)[0]
+    torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
+
+
+def test_softmax_of_half_precision_is_taken_in_float32():
+    scores = jagged([300, 2], dtype=torch.bfloat16)
+    weights = scores.softmax()
+    assert weights.values.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(), torch.ones(2))
+
+
+@few
+@given(LENGTHS)
+def test_nested_round_trip(lengths):
+    history = jagged(lengths, 2)
+    nested = history.to_nested()
+    for row, entries in zip(nested.unbind(), rows_of(history), strict=True):
+        assert torch.equal(row, entries)
+    back = Jagged.from_nested(nested)
+    assert torch.equal(back.values, history.values)
+    assert torch.equal(back.offsets, history.offsets)
+
+
+def test_from_nested_with_holes_between_rows():
+    dense = torch.arange(30.0).view(3, 5, 2)
+    narrowed = torch.nested.narrow(dense, 1, torch.tensor([1, 0, 2]), torch.tensor([2, 0, 3]), layout=torch.jagged)
+    history = Jagged.from_nested(narrowed)
+    assert history.offsets.tolist() == [0, 2, 2, 5]
+    assert torch.equal(history.values, torch.cat([dense[0, 1:3], dense[2, 2:5]]))
+
+
+@few
+@given(LENGTHS, st.integers(1, 4))
+def test_map_on_distinct_items_equals_map_on_values(lengths, num_distinct):
+    num_values = sum(lengths)
+    index = torch.randint(num_distinct, (num_values,))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    distinct = torch.randn(num_distinct, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, dtype=torch.float64)
+    history = Jagged(distinct, offsets, index)
+    mapped = history.map(lambda entries: (entries @ weight).tanh())
+    expected = torch.tanh(distinct[index] @ weight)
+    torch.testing.assert_close(mapped.values, expected, rtol=1e-12, atol=1e-12)
+    assert mapped.num_values == num_values
+    # The gradient of an item gathers that of each place where it stands.
+    direction = torch.randn_like(expected)
+    ours = torch.autograd.grad(mapped.values, distinct, direction)[0]
+    dense = torch.autograd.grad(expected, distinct, direction)[0]
+    torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_of_a_repeated_item_is_counted_as_often_as_it_stands():
+    distinct = torch.ones(3, 1, requires_grad=True)
+    history = Jagged(distinct, torch.tensor([0, 3, 3, 4]), torch.tensor([0, 0, 2, 0]))
+    history.sum().sum().backward()
+    assert distinct.grad.flatten().tolist() == [3.0, 0.0, 1.0]
+
+
+def test_a_look_without_gradients_does_not_cut_off_later_ones():
+    distinct = torch.ones(2, 1, requires_grad=True)
+    history = Jagged(distinct, torch.tensor([0, 2]), torch.tensor([1, 1]))
+    with torch.no_grad():
+        assert history.sum().item() == 2.0
+    for _ in range(2):
+        history.sum().sum().backward()
+    assert distinct.grad.flatten().tolist() == [0.0, 4.0]
+
+
+@few
+@given(LENGTHS)
+def test_rows_positions_lengths_and_sum(lengths):
+    history = jagged(lengths, 2)
+    assert history.num_rows == len(lengths)
+    assert history.num_values == sum(lengths)
+    assert history.lengths.tolist() == lengths
+    assert history.rows.tolist() == [row for row, length in enumerate(lengths) for _ in range(length)]
+    assert history.positions.tolist() == [place for length in lengths for place in range(length)]
+    expected = torch.stack([entries.sum(dim=0) for entries in rows_of(history)])
+    torch.testing.assert_close(history.sum(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("index", [None, torch.tensor([1, 0, 1])])
+def test_to_keeps_everything(index):
+    history = Jagged(torch.randn(2 if index is not None else 3, 2), torch.tensor([0, 3, 3]), index)
+    moved = history.to("cpu", non_blocking=True)
+    assert torch.equal(moved.values, history.values)
+    assert torch.equal(moved.offsets, history.offsets)

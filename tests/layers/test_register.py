@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+from fuxictr.pytorch import layers as fuxictr_layers
+from fuxictr.pytorch.layers import FeatureEmbeddingDict
+
+import fuxictr_mm
+from fuxictr_mm import layers
+from fuxictr_mm.layers import register
+
+NEW = {"DINAttention", "SENet"}
+
+
+def run(*lines: str) -> str:
+    """Output of a fresh interpreter: what this one has imported already does not count."""
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'fuxictr', 'numpy', 'pyarrow', 'fuxictr_mm.layers'}"
+    assert run("import sys, fuxictr_mm", f"print(sorted({heavy} & set(sys.modules)), fuxictr_mm.__version__)") == (
+        f"[] {fuxictr_mm.__version__}"
+    )
+
+
+CHECK = (
+    "import fuxictr.pytorch.layers, fuxictr_mm.layers, sys",
+    "assert fuxictr.pytorch.layers.DINAttention is fuxictr_mm.layers.DINAttention",
+    "assert fuxictr.pytorch.layers.SENet is fuxictr_mm.layers.SENet",
+    "assert 'fuxictr_mm' not in type(fuxictr.pytorch.layers.__spec__.loader).__module__",
+    "assert not any('fuxictr_mm' in type(finder).__module__ for finder in sys.meta_path)",
+    "print('registered')",
+)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import fuxictr_mm; from fuxictr.pytorch import layers; layers.DINAttention",
+        "import fuxictr_mm; from fuxictr.pytorch.layers.blocks import MLP_Block",
+        "from fuxictr.pytorch import layers; import fuxictr_mm; layers.DINAttention",
+        "import fuxictr_mm.layers",
+    ],
+)
+def test_registered_in_whatever_order(imports):
+    assert run(imports, *CHECK) == "registered"
+
+
+def test_names_that_fuxictr_has_are_left_alone():
+    before = {name: getattr(fuxictr_layers, name) for name in layers.__all__ if hasattr(fuxictr_layers, name)}
+    register()
+    register()
+    assert {name: getattr(fuxictr_layers, name) for name in before} == before
+    assert {name for name in layers.__all__ if getattr(fuxictr_layers, name, None) is getattr(layers, name)} == {
+        *NEW,
+        "CrossNet",
+        "CrossNetV2",
+    }
+    for name in ("MultiHeadTargetAttention", "BilinearInteraction", "CrossNetMix"):
+        assert getattr(fuxictr_layers, name).__module__.startswith("fuxictr.")
+    assert not hasattr(fuxictr_layers, "register")
+    assert not hasattr(fuxictr_layers, "Jagged")
+
+
+@pytest.mark.parametrize("encoder", ["layers.DINAttention(8)", ["layers.SENet(4)", "layers.SENet(num_fields=4)"]])
+def test_usable_as_feature_encoder(encoder):
+    built = FeatureEmbeddingDict.get_feature_encoder(None, encoder)
+    assert isinstance(built[0] if isinstance(encoder, list) else built, layers.SENet | layers.DINAttention)
+
+
+def test_everything_named_is_there():
+    assert all(hasattr(layers, name) for name in layers.__all__)

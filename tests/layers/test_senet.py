@@ -1,0 +1,31 @@
+import pytest
+import torch
+from fuxictr.pytorch.layers import SqueezeExcitation
+
+from fuxictr_mm.layers import SENet
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "Sigmoid"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_equals_fuxictr_and_the_formula(assert_same, activation, batch):
+    torch.manual_seed(1)
+    ours, theirs = SENet(7, 3, activation).double(), SqueezeExcitation(7, 3, activation).double()
+    ours.load_state_dict(theirs.state_dict())
+    fields = torch.randn(batch, 7, 4, dtype=torch.float64, requires_grad=True)
+    result = ours(fields)
+    assert_same(result, theirs(fields), [fields], ours, theirs)
+
+    reduce, expand = ours.excitation[0].weight, ours.excitation[2].weight
+    assert reduce.shape == (2, 7)
+    weights = torch.relu(fields.mean(2) @ reduce.t()) @ expand.t()
+    weights = weights.relu() if activation == "ReLU" else weights.sigmoid()
+    assert_same(ours(fields), fields * weights[:, :, None], [fields], ours, ours)
+
+
+def test_more_reduction_than_fields_leaves_one():
+    assert SENet(2, reduction_ratio=8).excitation[0].weight.shape == (1, 2)
+
+
+def test_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="excitation_activation='Tanh' must be 'ReLU' or 'Sigmoid'"):
+        SENet(4, excitation_activation="Tanh")

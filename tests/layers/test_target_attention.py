@@ -1,0 +1,126 @@
+import pytest
+import torch
+from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
+
+from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
+
+WIDTH = 6
+WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
+WITHOUT_EMPTY = [[3, 5, 1], [2]]
+OPTIONS = [
+    {"attention_dim": 8},
+    {"attention_dim": 8, "num_heads": 4},
+    {"attention_dim": 6, "num_heads": 2, "use_scale": False},
+    {"num_heads": 3, "use_qkvo": False},
+]
+
+
+def layers(**options) -> tuple[MultiHeadTargetAttention, DenseAttention]:
+    torch.manual_seed(1)
+    theirs = DenseAttention(WIDTH, **options).double()
+    ours = MultiHeadTargetAttention(WIDTH, **options).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def target_of(history: Jagged) -> torch.Tensor:
+    return torch.randn(history.num_rows, WIDTH, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
+@pytest.mark.parametrize("repeated", [True, False])
+def test_equals_fuxictr(make_history, pad, assert_same, side, lengths, options, repeated):
+    ours, theirs = layers(**options)
+    history = make_history(lengths, WIDTH, repeated=repeated)
+    target = target_of(history)
+    padded, mask = pad(history, side)
+    inputs = [target, history.distinct]
+    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lengths", WITH_EMPTY)
+def test_equals_the_formula_head_by_head(make_history, assert_same, lengths, options, sparse):
+    layer = MultiHeadTargetAttention(WIDTH, **options, sparse=sparse).double()
+    history = make_history(lengths, WIDTH)
+    target = target_of(history)
+    same = torch.nn.Identity()
+    query, key, value, output = (
+        (layer.W_q, layer.W_k, layer.W_v, layer.W_o) if layer.use_qkvo else (same, same, same, same)
+    )
+    offsets = history.offsets.tolist()
+    expected, expected_weights = [], []
+    for t, start, end in zip(target, offsets, offsets[1:], strict=False):
+        items = history.values[start:end]
+        heads, weights_by_head = [], []
+        for q, k, v in zip(
+            query(t).chunk(layer.num_heads),
+            key(items).chunk(layer.num_heads, dim=1),
+            value(items).chunk(layer.num_heads, dim=1),
+            strict=True,
+        ):
+            scores = k @ q / (layer.head_dim**0.5 if options.get("use_scale", True) else 1)
+            weights = scores.relu() if sparse else scores.softmax(0)
+            weights_by_head.append(weights)
+            heads.append(weights @ v)
+        expected_weights.append(torch.stack(weights_by_head, dim=1))
+        expected.append(output(torch.cat(heads)))
+    result, weights = layer(target, history, return_weights=True)
+    assert_same(result, torch.stack(expected), [target, history.distinct], layer, layer)
+    assert result[history.lengths == 0].abs().sum() == 0
+    by_row = [
+        torch.stack(expected_weights[i : i + layer.num_heads], 1)
+        for i in range(0, len(expected_weights), layer.num_heads)
+    ]
+    torch.testing.assert_close(weights.values, torch.cat(by_row), rtol=1e-10, atol=1e-10)
+    assert torch.equal(weights.offsets, history.offsets)
+
+
+def test_sparse_weights_are_zero_where_the_item_speaks_against_the_target():
+    layer = MultiHeadTargetAttention(2, use_qkvo=False, use_scale=False, sparse=True)
+    history = Jagged(torch.tensor([[3.0, 0.0], [-5.0, 1.0]]), torch.tensor([0, 2]))
+    result, weights = layer(torch.tensor([[2.0, 0.0]]), history, return_weights=True)
+    assert weights.values.tolist() == [[6.0], [0.0]]
+    assert result.tolist() == [[18.0, 0.0]]
+
+
+def test_state_dict_goes_both_ways():
+    ours, theirs = layers(attention_dim=8, num_heads=2)
+    theirs.load_state_dict(ours.state_dict())
+    assert set(ours.state_dict()) == {"W_q.weight", "W_k.weight", "W_v.weight", "W_o.weight"}
+
+
+def test_dropout_drops_attention_weights_in_training_only():
+    layer = MultiHeadTargetAttention(2, use_qkvo=False, dropout_rate=0.5)
+    history = Jagged(torch.ones(200, 2), torch.arange(201))  # one item per row: its weight is 1, then 0 or 2
+    result, weights = layer(torch.randn(200, 2), history, return_weights=True)
+    assert set(result.flatten().tolist()) == {0.0, 2.0}
+    assert set(weights.values.flatten().tolist()) == {1.0}
+    assert set(layer.eval()(torch.randn(200, 2), history).flatten().tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("options", [{"attention_dim": 8}, {"input_dim": 6, "use_qkvo": False}])
+def test_heads_that_do_not_divide_the_width(options):
+    with pytest.raises(ValueError, match=r"_dim.*=\d must be a multiple of num_heads=5"):
+        MultiHeadTargetAttention(**options, num_heads=5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lengths", WITH_EMPTY)
+def test_float32_and_bfloat16_autocast(make_history, lengths, options, sparse, autocast):
+    layer = MultiHeadTargetAttention(WIDTH, **options, sparse=sparse)
+    exact = make_history(lengths, WIDTH)
+    history = Jagged(exact.distinct.detach().float().requires_grad_(), exact.offsets, exact.index)
+    target = target_of(history).detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        result = layer(target, history)
+    result.float().sum().backward()
+    expected = layer.double()(target.double(), exact).float()
+    close = {"rtol": 0.1, "atol": 0.05} if autocast else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(result.float(), expected, **close)
+    for leaf in (target, history.distinct, *layer.parameters()):
+        assert leaf.grad.isfinite().all()
