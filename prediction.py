@@ -22,6 +22,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from fuxictr_mm import experiment
+    from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.submission import write_submission
 
     config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
@@ -30,7 +31,9 @@ def main() -> None:
     )
     experiment.set_up_logging(params, mode="a")
     scores = experiment.predict_test(params, model_class, args.weights)
-    written = write_submission(args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=len(scores))
+    written = write_submission(
+        args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=count_rows(params["test_data"])
+    )
     print(f"{written}: {len(scores)} rows, column {args.task}")
 
 

@@ -30,7 +30,9 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.60",
     ],
-    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]},
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]
+    },
     entry_points={"console_scripts": ["fuxictr-mm = fuxictr_mm.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

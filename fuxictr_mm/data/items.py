@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,38 +58,55 @@ class ItemTable(nn.Module):
     def from_parquet(cls, paths: str | Sequence[str], features: Sequence[Feature]) -> ItemTable:
         """Read item features from one file or several, joined on ``item_id``.
 
-        Rows may stand in any order and row 0 may be missing. A column is taken from the first file that has it.
+        Rows may stand in any order and row 0 may be missing. A column is taken from the first path that has it, and a
+        path that has nothing new is not opened. A path may be a folder of part files.
 
         Raises
         ------
-        DataError
+        DataError, MissingFileError
             A missing column; an id twice, negative or beyond ``vocab_size``; a vector of a wrong width or not finite.
         """
         wanted = {f.name: f for f in features if f.is_item and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
-        tables = [_read_file(file, wanted, limit) for path in _as_list(paths) for file in parquet.part_files(path)]
-        num_items = limit or 1 + max(int(ids.max(initial=0)) for _, ids, _ in tables)
+        found: dict[str, list[_Part]] = {}
+        read: list[_Part] = []
+        for path in _as_list(paths):
+            missing = {n: f for n, f in wanted.items() if n not in found}
+            if read and not missing:
+                break
+            for file in parquet.part_files(path):
+                part = _read_file(file, missing, limit)
+                read.append(part)
+                for name in part.columns:
+                    found.setdefault(name, []).append(part)
+        for name in wanted:
+            if name not in found:
+                present = sorted({c for part in read for c in part.present})
+                parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
+        num_items = limit or 1 + max(int(part.ids.max()) for part in read)
         known = np.zeros(num_items, dtype=bool)
         known[0] = True
-        columns: dict[str, Tensor] = {}
-        for _, ids, _ in tables:
-            known[ids] = True
-        for name, feature in wanted.items():
-            parts = [(path, ids, read[name]) for path, ids, read in tables if name in read]
-            if not parts:
-                present = sorted({n for path, _, _ in tables for n in parquet.open_parquet(path).schema_arrow.names})
-                parquet.require_columns(Path(", ".join(str(p) for p, _, _ in tables)), present, [name])
-            columns[name] = _place(feature, parts, num_items, known)
+        for part in read:
+            known[part.ids] = True
+        columns = {name: _place(feature, found[name], num_items, known) for name, feature in wanted.items()}
         return cls(columns, torch.from_numpy(known))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was read of one file: the column names it has, its ids ``(rows,)``, the columns asked for."""
+
+    path: Path
+    present: list[str]
+    ids: np.ndarray
+    columns: dict[str, np.ndarray]
 
 
 def _as_list(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.PathLike[str]]:
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
-def _read_file(
-    path: Path, wanted: Mapping[str, Feature], limit: int | None
-) -> tuple[Path, np.ndarray, dict[str, np.ndarray]]:
+def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> _Part:
     present = parquet.open_parquet(path).schema_arrow.names
     parquet.require_columns(path, present, [ITEM_ID])
     names = [n for n in wanted if n in present]
@@ -106,7 +124,7 @@ def _read_file(
     unique, counts = np.unique(ids, return_counts=True)
     if counts.max() > 1:
         raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} stands {counts.max()} times, expected once")
-    return path, ids, {n: _stack(p, f"{path}: {n}") for n, p in parts.items()}
+    return _Part(path, present, ids, {n: _stack(p, f"{path}: {n}") for n, p in parts.items()})
 
 
 def _stack(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
@@ -164,25 +182,22 @@ def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where:
     return padded
 
 
-def _place(
-    feature: Feature, parts: Sequence[tuple[Path, np.ndarray, np.ndarray]], num_items: int, known: np.ndarray
-) -> Tensor:
-    """Put rows at their ids; several part files of one table complete each other, the first file wins."""
-    widths = {values.shape[1:] for _, _, values in parts}
+def _place(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray) -> Tensor:
+    """Put the rows of all part files at their ids."""
+    widths = {part.columns[feature.name].shape[1:] for part in parts}
     if len(widths) > 1:
-        found = ", ".join(f"{p.name} {v.shape[1]}" for p, _, v in parts)
-        raise DataError(f"column '{feature.name}': widths differ between files ({found}), expected one width")
-    values = np.zeros((num_items, *widths.pop()), dtype=parts[0][2].dtype)
+        listing = ", ".join(f"{p.path.name} {p.columns[feature.name].shape[1]}" for p in parts)
+        raise DataError(f"column '{feature.name}': widths differ between files ({listing}), expected one width")
+    values = np.zeros((num_items, *widths.pop()), dtype=parts[0].columns[feature.name].dtype)
     filled = np.zeros(num_items, dtype=bool)
-    for _, ids, part in parts:
-        new = ~filled[ids]
-        values[ids[new]] = part[new]
-        filled[ids] = True
+    for part in parts:
+        values[part.ids] = part.columns[feature.name]
+        filled[part.ids] = True
     values[0] = 0
     filled[0] = True
     missing = np.flatnonzero(known & ~filled)
     if missing.size:
-        files = ", ".join(path.name for path, _, _ in parts)
+        files = ", ".join(part.path.name for part in parts)
         logger.warning(
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
             f"(first: {ITEM_ID} {missing[0]}); they get zeros"

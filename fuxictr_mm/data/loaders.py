@@ -24,7 +24,8 @@ class ResidentLoader:
     table : InteractionTable
         The rows; batches come out on its device.
     batch_size : int
-        Rows per batch; the last batch may be smaller.
+        Rows per batch. The last batch may be smaller; when shuffling, a single row left over joins the batch before
+        it, because batch norm cannot train on one row.
     shuffle : bool
         A new order each epoch, decided by ``seed`` and the epoch alone.
     seed : int
@@ -55,10 +56,18 @@ class ResidentLoader:
         return len(self.table)
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Rows of every batch."""
+        full, rest = divmod(self.num_samples, self.batch_size)
+        sizes = [self.batch_size] * full + [rest] * (rest > 0)
+        if self.shuffle and len(sizes) > 1 and sizes[-1] == 1:
+            sizes[-2:] = [self.batch_size + 1]
+        return sizes
 
     def __iter__(self) -> Iterator[Any]:
-        for rows in self.order().split(self.batch_size):
+        for rows in self.order().split(self._sizes()):
             batch = gather(self.table, rows)
             yield batch if self.view is None else self.view(batch)
 

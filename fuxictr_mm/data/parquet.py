@@ -45,7 +45,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
 
 
-def require_columns(path: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
+def count_rows(path: str | os.PathLike[str]) -> int:
+    """Return the rows of a data set, from the files' footers alone."""
+    return sum(open_parquet(file).metadata.num_rows for file in part_files(path))
+
+
+def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise where a column is missing, with the nearest name there is."""
     for name in wanted:
         if name not in present:

@@ -85,20 +85,19 @@ def _write_embeddings(
     folder: Path,
     progress: bool,
 ) -> None:
-    """Write item_info.parquet and item_emb.parquet, both with the padding row 0."""
+    """Write item_info.parquet (v3 as its embedding) and item_emb.parquet, both with the padding row 0."""
     spec = world.spec
-    fused = f"{spec.embedding_name}_v4"
-    widths = {name: reduction.components.shape[1] for name, reduction in reductions.items()}
-    halves = list(widths)[-2:]
-    names = [*list(widths)[:3], fused, *halves]
-    widths[fused] = spec.emb_dim
+    stem, halves = spec.embedding_name, _half_names(spec)
+    widths = {f"{stem}_v{version}": spec.emb_dim for version in (1, 2, 3, 4)}
+    widths |= dict.fromkeys(halves, spec.emb_dim // 2)
     id_field = pa.field("item_id", pa.int64())
-    emb_schema = pa.schema([id_field, *(pa.field(name, pa.list_(pa.float32(), widths[name])) for name in names)])
+    vectors = [pa.field(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
+    emb_schema = pa.schema([id_field, *vectors])
     info_schema = pa.schema(
         [
             id_field,
             ("item_tags", pa.list_(pa.int64(), world.tags.shape[1])),
-            (spec.embedding_name, pa.list_(pa.float32(), spec.emb_dim)),
+            (stem, pa.list_(pa.float32(), spec.emb_dim)),
         ]
     )
     with (
@@ -109,8 +108,8 @@ def _write_embeddings(
         for chunk, first, last in chunks(spec.items, ITEM_CHUNK):
             raw = raw_embeddings(chunk, first, last)
             columns: dict[str, NDArray] = {name: reduction(raw) for name, reduction in reductions.items()}
-            columns[fused] = np.concatenate([columns[name] for name in halves], axis=1)
-            columns[spec.embedding_name] = columns[names[2]]
+            columns[f"{stem}_v4"] = np.concatenate([columns[name] for name in halves], axis=1)
+            columns[stem] = columns[f"{stem}_v3"]
             if chunk == 0:
                 columns = {name: np.pad(rows, ((1, 0), (0, 0))) for name, rows in columns.items()}
             ids = np.arange(first + (chunk > 0), last + 1)
@@ -140,15 +139,19 @@ def _raw_embeddings(world: World) -> Callable[[int, int, int], NDArray[np.float3
 
 
 def _reductions(spec: SyntheticSpec, mean: NDArray[np.float64], covariance: NDArray) -> dict[str, _Reduction]:
-    """PCA of the text (v1), of the image (v2), of both as they are (v3), and of half width on unit scale."""
+    """PCA of the text (v1), of the image (v2), of both as they are (v3), and of each in half the width on unit scale.
+
+    v4 is the last two side by side.
+    """
     text, image, both = slice(0, spec.text_dim), slice(spec.text_dim, None), slice(None)
     half = spec.emb_dim // 2
+    text_half, image_half = _half_names(spec)
     plan = {
         f"{spec.embedding_name}_v1": (text, spec.emb_dim, False),
         f"{spec.embedding_name}_v2": (image, spec.emb_dim, False),
         f"{spec.embedding_name}_v3": (both, spec.emb_dim, False),
-        f"txt_emb_pca{half}": (text, half, True),
-        f"img_emb_pca{half}": (image, half, True),
+        text_half: (text, half, True),
+        image_half: (image, half, True),
     }
     reductions = {}
     for name, (part, dim, unit_scale) in plan.items():
@@ -161,6 +164,10 @@ def _reductions(spec: SyntheticSpec, mean: NDArray[np.float64], covariance: NDAr
         scale = 1 / np.sqrt(max(variances.mean(), 1e-12)) if unit_scale else 1.0
         reductions[name] = _Reduction(mean, components, float(scale))
     return reductions
+
+
+def _half_names(spec: SyntheticSpec) -> tuple[str, str]:
+    return f"txt_emb_pca{spec.emb_dim // 2}", f"img_emb_pca{spec.emb_dim // 2}"
 
 
 def half_precision(values: NDArray) -> NDArray[np.float32]:

@@ -55,7 +55,9 @@ def draw_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
     def noun(topic: NDArray, which: NDArray) -> pa.Array:
         return words.take(pa.array(topic % themes * nouns + which % nouns))
 
-    mood = pa.array(MOODS).take(pa.array(main // themes % len(MOODS)))
+    sharing = -(-topics.shape[1] // themes)  # topics per theme, each with moods of its own while there are enough
+    mood_place = (rng.random(count) * max(len(MOODS) // sharing, 1)).astype(np.int64) * sharing + main // themes
+    mood = pa.array(MOODS).take(pa.array(mood_place % len(MOODS)))
     return pc.binary_join_element_wise(
         mood, noun(main, place), noun(main, place + step), "and", noun(second, other), " "
     )

@@ -134,15 +134,15 @@ def parse_metric(name: str) -> Metric:
     raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{hint}")
 
 
-def check_metrics(names: Sequence[str], has_group: bool = True) -> list[Metric]:
+def check_metrics(names: Sequence[str], group_id: Any = None) -> list[Metric]:
     """Check the metrics of a configuration before anything is trained.
 
     Parameters
     ----------
     names : sequence of str
         Names as in ``parse_metric``.
-    has_group : bool
-        Whether a ``group_id`` column is there.
+    group_id : object, optional
+        The column of groups, its name or its values; None where there is none.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def check_metrics(names: Sequence[str], has_group: bool = True) -> list[Metric]:
         raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
     metrics = [parse_metric(name) for name in names]
     for metric in metrics:
-        if metric.needs_group and not has_group:
+        if metric.needs_group and group_id is None:
             raise ConfigError(f"metric {metric.name!r} is taken within groups: set group_id, e.g. group_id: user_id")
     return metrics
 
@@ -205,7 +205,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     >>> evaluate_metrics([0, 1, 1, 0], [0.2, 0.8, 0.4, 0.4], ["AUC", "MRR"], group_id=[7, 7, 9, 9])
     {'AUC': 0.875, 'MRR': 0.875}
     """
-    parsed = check_metrics(metrics, has_group=group_id is not None)
+    parsed = check_metrics(metrics, group_id)
     label, score = _checked_rows(y_true, y_pred)
     ranked = None
     if any(metric.needs_group for metric in parsed):

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from fuxictr_mm.layers import Jagged
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["left", "right"])
 def side(request) -> str:
     return request.param
@@ -36,16 +41,15 @@ def pad() -> Callable[[Jagged, str], tuple[Tensor, Tensor]]:
 
     def pad_one_by_one(history: Jagged, side: str) -> tuple[Tensor, Tensor]:
         offsets = history.offsets.tolist()
-        lengths = [end - start for start, end in pairwise(offsets)]
-        longest = max([*lengths, 1])
+        longest = max(1, *(end - start for start, end in pairwise(offsets)))
         entries = history.distinct if history.index is None else history.distinct[history.index]
         garbage = torch.full((1, entries.shape[1]), 7.0, dtype=entries.dtype)
-        rows, mask = [], torch.zeros(len(lengths), longest)
-        for row, (start, length) in enumerate(zip(offsets, lengths, strict=False)):
-            padding = garbage.expand(longest - length, -1)
-            real = entries[start : start + length]
+        rows, mask = [], torch.zeros(history.num_rows, longest)
+        for row, (start, end) in enumerate(pairwise(offsets)):
+            real = entries[start:end]
+            padding = garbage.expand(longest - len(real), -1)
             rows.append(torch.cat([padding, real] if side == "left" else [real, padding]))
-            mask[row, slice(longest - length, None) if side == "left" else slice(length)] = 1.0
+            mask[row, slice(len(padding), None) if side == "left" else slice(len(real))] = 1.0
         return torch.stack(rows), mask
 
     return pad_one_by_one

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from fuxictr.pytorch.layers import DIN_Attention
@@ -74,7 +76,7 @@ def test_equals_the_formula_item_by_item(make_history, assert_same, lengths, use
     target = target_of(history)
     offsets = history.offsets.tolist()
     expected = []
-    for t, start, end in zip(target, offsets, offsets[1:], strict=False):
+    for t, (start, end) in zip(target, pairwise(offsets), strict=True):
         interest = 0 * (t + history.distinct.sum(0))
         scores = [layer.attention_layer(torch.cat([t, s, t - s, t * s])) for s in history.values[start:end]]
         if scores:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
@@ -52,7 +54,7 @@ def test_equals_the_formula_head_by_head(make_history, assert_same, lengths, opt
     )
     offsets = history.offsets.tolist()
     expected, expected_weights = [], []
-    for t, start, end in zip(target, offsets, offsets[1:], strict=False):
+    for t, (start, end) in zip(target, pairwise(offsets), strict=True):
         items = history.values[start:end]
         heads, weights_by_head = [], []
         for q, k, v in zip(
@@ -70,11 +72,7 @@ def test_equals_the_formula_head_by_head(make_history, assert_same, lengths, opt
     result, weights = layer(target, history, return_weights=True)
     assert_same(result, torch.stack(expected), [target, history.distinct], layer, layer)
     assert result[history.lengths == 0].abs().sum() == 0
-    by_row = [
-        torch.stack(expected_weights[i : i + layer.num_heads], 1)
-        for i in range(0, len(expected_weights), layer.num_heads)
-    ]
-    torch.testing.assert_close(weights.values, torch.cat(by_row), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(weights.values, torch.cat(expected_weights), rtol=1e-10, atol=1e-10)
     assert torch.equal(weights.offsets, history.offsets)
 
 

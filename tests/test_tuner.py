@@ -1,0 +1,393 @@
+"""The grid search, with a stand-in for run_expid.py that trains nothing."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fuxictr_mm.config import list_experiments, load_config, load_yaml
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.tuner import TrialResult, enumerate_trials, format_table, report, run_grid, write_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MODEL = """
+from collections.abc import Sequence
+
+
+class Fake:
+    def __init__(self, feature_map, *, width: int = 1, dnn_hidden_units: Sequence[int] = (8, 4), **params):
+        pass
+"""
+
+SCRIPT = """
+import argparse, json, os, sys, time
+from pathlib import Path
+from fuxictr_mm.config import config_hash, load_config
+
+parser = argparse.ArgumentParser()
+for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
+    parser.add_argument(flag)
+args = parser.parse_args()
+params = load_config(args.config, args.expid)
+with open("runs.txt", "a") as stream:
+    stream.write(f"{args.expid} {args.gpu} {os.getpid()}\\n")
+width = params.get("width", 1)
+print("width", width)
+if width == 13:
+    sys.exit("ValueError: width must not be 13\\n")
+if width == 77:
+    sys.exit(0)
+if width == 99 and Path("slow").exists():
+    time.sleep(120)
+if width == 50:  # ends once two trials run at the same time
+    while len(Path("runs.txt").read_text().splitlines()) < 2:
+        time.sleep(0.05)
+record = Path(params["model_root"]) / params["dataset_id"] / f"{args.expid}.json"
+record.parent.mkdir(parents=True, exist_ok=True)
+valid = {"AUC": 0.5 + width / 1000 - params["learning_rate"], "logloss": 1 - width / 1000}
+record.write_text(json.dumps({
+    "expid": args.expid, "config_hash": config_hash(params), "valid": valid, "test": {"AUC": 0.75},
+    "seconds": 1.5, "finished_at": "2025-01-01T00:00:00",
+}))
+"""
+
+BASE = """
+Base:
+    model_root: checkpoints
+    metrics: [AUC, logloss]
+    monitor: AUC
+    monitor_mode: max
+Fake_default:
+    model: Fake
+    dataset_id: TBD
+    learning_rate: 1e-3
+    width: 1
+    dnn_hidden_units: [8, 4]
+Fake_named:
+    model: Fake
+    dataset_id: tiny
+"""
+
+DATASET = """
+tiny:
+    data_root: data/
+    data_format: parquet
+    train_data: data/tiny/train.parquet
+    valid_data: data/tiny/valid.parquet
+    item_info: data/tiny/item_info.parquet
+    rebuild_dataset: False
+    feature_cols:
+        - {name: item_id, active: True, dtype: int, type: categorical, vocab_size: 9, source: item}
+    label_col: {name: label, dtype: float}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "base/model_config.yaml": BASE,
+        "base/dataset_config.yaml": DATASET,
+        "model_zoo/Fake.py": MODEL,
+        "fake_run.py": SCRIPT,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def tuner_file(folder, space, name="grid.yaml", head="base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"):
+    path = folder / name
+    path.write_text(head + "tuner_space:\n" + "".join(f"    {line}\n" for line in space.splitlines()))
+    return path
+
+
+def run(config_dir, gpus=(-1,), tag=None, **options):
+    return run_grid(config_dir, gpus, tag, Path("fake_run.py"), **options)
+
+
+def runs(folder):
+    path = folder / "runs.txt"
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_grid_is_enumerated(folder):
+    written = enumerate_trials(
+        tuner_file(folder, "learning_rate: [1e-3, 1.e-4]\nwidth: 3\ndnn_hidden_units: [[8, 4], [2]]\nbatch_size: 16")
+    )
+    assert written == folder / "grid"
+    experiments = list_experiments(written)
+    assert [name[:16] for name in experiments] == [
+        f"Fake_tiny_{n:03d}_"[:16] + name[14:16] for n, name in enumerate(experiments, 1)
+    ]
+    assert all(len(name) == len("Fake_tiny_001_") + 8 for name in experiments)
+    tried = [(p["learning_rate"], p["dnn_hidden_units"], p["width"], p["batch_size"]) for p in experiments.values()]
+    assert tried == [(lr, units, 3, 16) for lr in (1e-3, 1e-4) for units in ([8, 4], [2])]
+    assert list(load_yaml(written / "dataset_config.yaml")) == ["tiny"]
+    params = load_config(written, next(iter(experiments)))
+    assert (params["model"], params["model_root"], params["dataset_id"]) == ("Fake", "checkpoints", "tiny")
+
+
+def test_enumerating_again_gives_the_same_bytes(folder):
+    path = tuner_file(folder, "width: [1, 2]")
+    first = (enumerate_trials(path) / "model_config.yaml").read_bytes()
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    code = "from fuxictr_mm.tuner import enumerate_trials; enumerate_trials('grid.yaml')"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert (folder / "grid/model_config.yaml").read_bytes() == first
+
+
+def test_configurations_of_the_same_characters_have_hashes_of_their_own(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [12, 21]\nembedding_regularizer: [12, 21]"))
+    hashes = [name.rsplit("_", 1)[1] for name in list_experiments(written)]
+    assert len(set(hashes)) == 4
+
+
+def test_a_grid_over_the_dataset_keeps_every_combination(folder):
+    written = enumerate_trials(tuner_file(folder, "min_categr_count: [1, 2]\nwidth: [1, 2]"))
+    datasets = load_yaml(written / "dataset_config.yaml")
+    assert [entry["min_categr_count"] for entry in datasets.values()] == [1, 2]
+    assert all(name.startswith("tiny_") for name in datasets)
+    experiments = list_experiments(written)
+    assert len(experiments) == 4
+    assert {load_config(written, name)["min_categr_count"] for name in experiments} == {1, 2}
+
+
+def test_texts_that_look_like_numbers_stay_texts(folder):
+    written = enumerate_trials(tuner_file(folder, "embedding_regularizer: ['1e-3', 1e-3]"))
+    values = [entry["embedding_regularizer"] for entry in list_experiments(written).values()]
+    assert values == ["1e-3", 1e-3]
+
+
+def test_an_inline_base_and_a_named_experiment(folder):
+    head = "base_expid: X\nmodel_config:\n    Base: {model_root: there}\n    X: {model: Fake, dataset_id: tiny}\n"
+    head += "dataset_config:" + DATASET.replace("\n", "\n    ") + "\n"
+    experiments = list_experiments(enumerate_trials(tuner_file(folder, "width: [1]", head=head)))
+    assert [name.split("_")[:2] for name in experiments] == [["X", "001"]]
+    assert next(iter(experiments.values()))["model_root"] == "there"
+    named = tuner_file(folder, "width: [1]", head="base_config: base\nbase_expid: Fake_named\n")
+    assert next(iter(list_experiments(enumerate_trials(named)))).startswith("Fake_named_001_")
+
+
+def test_paths_that_count_from_the_base_folder_are_found(folder, monkeypatch):
+    (folder / "base/data/tiny").mkdir(parents=True)
+    (folder / "base/data/tiny/train.parquet").touch()
+    written = enumerate_trials(tuner_file(folder, "width: [1]"))
+    entry = load_yaml(written / "dataset_config.yaml")["tiny"]
+    assert entry["train_data"] == str(folder / "base/data/tiny/train.parquet")
+    assert entry["valid_data"] == "data/tiny/valid.parquet"
+
+
+def test_the_challenges_own_tuner_file(folder):
+    text = """
+base_config: ./base/
+base_expid: Fake_default
+dataset_id: MicroLens_1M_x1
+dataset_config:
+    MicroLens_1M_x1:
+        data_root: ./data/
+        data_format: parquet
+        train_data: ./data/MicroLens_1M_x1/train.parquet
+        valid_data: ./data/MicroLens_1M_x1/valid.parquet
+        item_info: ./data/MicroLens_1M_x1/item_info.parquet
+        rebuild_dataset: False
+        feature_cols: [{name: item_id, active: True, dtype: int, type: categorical, vocab_size: 91718, source: item}]
+        label_col: {name: label, dtype: float}
+tuner_space:
+    embedding_regularizer: [1.e-6, 1.e-7]
+    net_regularizer: 0
+    learning_rate: 1.e-3
+    batch_size: 8192
+"""
+    (folder / "grid.yaml").write_text(text)
+    experiments = list_experiments(enumerate_trials(folder / "grid.yaml"))
+    assert [entry["embedding_regularizer"] for entry in experiments.values()] == [1e-6, 1e-7]
+    assert all(name.startswith("Fake_MicroLens_1M_x1_00") for name in experiments)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("widht: [1, 2]", "tuner_space: widht: neither .* has it; did you mean 'width'"),
+        ("dnn_hidden_units: [1024, 512]", r"is one value that is a list; for a grid of one write \[\[1024, 512\]\]"),
+        ("metrics: [AUC, logloss]", r"write \[\['AUC', 'logloss'\]\]"),
+        ("use_features: [item_id]", r"write \[\['item_id'\]\]"),
+        ("width: []", "width: an empty list"),
+        ("width: [1, 2, 1]", "width: 1 is given twice"),
+        ("dataset_id: [tiny, other]", "dataset_id: cannot be tuned; write one tuner file for each"),
+        ("model: [Fake, Fakr]", "there is no 'Fakr'; did you mean 'Fake'"),
+    ],
+)
+def test_bad_spaces_write_nothing(folder, space, message):
+    with pytest.raises(ConfigError, match=message):
+        enumerate_trials(tuner_file(folder, space))
+    assert not (folder / "grid").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            "base_config: base\nbase_expid: Fake_defalt\ndataset_id: tiny\n",
+            "no experiment id 'Fake_defalt'; did you mean",
+        ),
+        ("base_config: base\nbase_expid: Fake_default\n", "dataset_id is 'TBD'"),
+        ("base_config: base\nbase_exp: Fake_default\n", "unknown key 'base_exp'; did you mean 'base_expid'"),
+        ("base_config: base\n", "base_expid is missing"),
+        ("base_expid: X\nmodel_config: {Y: {model: Fake}}\n", "base_expid: there is no 'X' .there are: Y"),
+        ("base_expid: X\nmodel_config: {X: 3}\n", "model_config: X is 3, expected a mapping"),
+        (
+            "base_expid: X\ndataset_id: a\nmodel_config: {X: {model: Fake}}\ndataset_config: {b: {}}\n",
+            "there is no 'a'",
+        ),
+    ],
+)
+def test_bad_bases_write_nothing(folder, head, message):
+    with pytest.raises(ConfigError, match=message):
+        enumerate_trials(tuner_file(folder, "width: [1]", head=head))
+    assert not (folder / "grid").exists()
+
+
+def test_all_run_and_the_best_is_first(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [1, 3, 2]\nlearning_rate: 1e-3"))
+    results = run(written)
+    assert [result.params["width"] for result in results] == [1, 3, 2]
+    lines = format_table(results).splitlines()
+    assert lines[0].split() == ["rank", "expid", "valid", "AUC", "valid", "logloss", "test", "AUC", "width", "seconds"]
+    cells = [line.split() for line in lines[1:]]
+    assert [(line[0], line[-2]) for line in cells] == [("1", "3"), ("2", "2"), ("3", "1")]
+    assert cells[0][2:] == ["0.502000", "0.997000", "0.750000", "3", "1.5"]
+    write_table(results, folder / "table.csv")
+    with (folder / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["width"] for row in rows] == ["3", "2", "1"]
+    assert float(rows[0]["valid AUC"]) == 0.5 + 3 / 1000 - 1e-3
+    assert (written / "logs" / f"{results[0].expid}.out").read_text() == "width 1\n"
+
+
+def test_what_has_finished_is_skipped_unless_its_configuration_changed(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [1, 2]"))
+    first = run(written)
+    again = run(written)
+    assert len(runs(folder)) == 2
+    assert [(r.expid, r.valid, r.skipped) for r in again] == [(r.expid, r.valid, True) for r in first]
+    record = folder / "checkpoints/tiny" / f"{first[0].expid}.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "config_hash": "of another"}))
+    (folder / "checkpoints/tiny" / f"{first[1].expid}.json").write_text('{"half')
+    assert [result.skipped for result in run(written)] == [False, False]
+    assert len(runs(folder)) == 4
+
+
+def test_a_failed_trial_does_not_stop_the_others(folder, capsys):
+    written = enumerate_trials(tuner_file(folder, "width: [13, 77, 2]"))
+    results = run(written)
+    assert results[0].error == "ValueError: width must not be 13"
+    assert results[1].error.startswith("no result of this configuration in checkpoints")
+    assert results[2].error is None
+    with pytest.raises(UserError, match=r"2 of 3 trials failed, first Fake_tiny_001_\w+: ValueError: width must not"):
+        report(results, written)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[0] == "1"
+    assert lines[2].endswith("ValueError: width must not be 13")
+    assert (written / "results.csv").is_file()
+    assert [result.skipped for result in run(written)] == [False, False, True]
+
+
+def test_a_tag_keeps_some(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [1, 2, 3]"))
+    results = run(written, tag="_002_")
+    assert [result.params["width"] for result in results] == [2]
+    with pytest.raises(ConfigError, match=r"no experiment id contains the tag 'xyz' \(there are: Fake_tiny_001_"):
+        run(written, tag="xyz")
+
+
+def test_two_workers_run_at_the_same_time(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [50]\nlearning_rate: [1e-3, 1e-4, 1e-5]"))
+    results = run(written, gpus=[-1, -1])
+    assert [result.error for result in results] == [None] * 3
+    assert sorted(runs(folder)) == sorted(result.expid for result in results)
+
+
+def test_everything_is_checked_before_the_first_trial(folder):
+    written = enumerate_trials(tuner_file(folder, "width: [1]\nbatch_size: [8, -8]"))
+    with pytest.raises(ConfigError, match="batch_size is -8"):
+        run(written)
+    with pytest.raises(ConfigError, match="--gpu 640"):
+        run(enumerate_trials(tuner_file(folder, "width: [1]")), gpus=[-1, 640])
+    with pytest.raises(MissingFileError, match="nowhere"):
+        run_grid(written, [-1], None, Path("nowhere.py"))
+    assert runs(folder) == []
+
+
+def test_order_of_the_table():
+    def result(name, auc, mode="max", monitor="AUC", **more):
+        params = {"monitor": monitor, "monitor_mode": mode}
+        return TrialResult(name, params, {"AUC": auc, "logloss": 0.5}, seconds=1.0, **more)
+
+    results = [result("nan", math.nan), result("low", 0.5), result("failed", 0.9, error="x"), result("high", 0.6)]
+    names = [
+        next(n for n in ("nan ", "low", "failed", "high") if n in line)
+        for line in format_table(results).splitlines()[1:]
+    ]
+    assert names == ["high", "low", "nan ", "failed"]
+    assert result("a", 0.3, mode="min").score == -0.3
+    assert result("a", 0.3, monitor={"AUC": 1, "logloss": -1}).score == pytest.approx(-0.2)
+    assert result("a", 0.3, monitor="gAUC").score == -math.inf
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "run_param_tuner.py"), "--script", "fake_run.py", *arguments]
+
+
+def test_the_script_ends_with_2_and_one_line(folder):
+    tuner_file(folder, "width: [13]")
+    done = subprocess.run(command("--config", "grid.yaml", "--gpu", "-1"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[0].split()[:2] == ["rank", "expid"]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 1 trials failed")
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_killed_half_way_and_run_again(folder, number, code):
+    path = tuner_file(folder, "width: [1, 99]")
+    (folder / "slow").touch()
+    tuner = subprocess.Popen(
+        command("--config", "grid.yaml"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        wait_for(lambda: len(runs(folder)) == 2 or tuner.poll() is not None)
+        tuner.send_signal(number)
+        _, errors = tuner.communicate(timeout=60)
+    finally:
+        tuner.kill()
+    assert tuner.returncode == code, errors.decode()
+    pid = int((folder / "runs.txt").read_text().split()[-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    (folder / "slow").unlink()
+    results = run(enumerate_trials(path))
+    assert [(result.error, result.skipped) for result in results] == [(None, True), (None, False)]
+    assert len(runs(folder)) == 3
