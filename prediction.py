@@ -25,11 +25,11 @@ def main() -> None:
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.submission import write_submission
 
+    experiment.set_up_logging()
     config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
     params, model_class = experiment.read_params(
         config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo
     )
-    experiment.set_up_logging(params, mode="a")
     scores = experiment.predict_test(params, model_class, args.weights)
     written = write_submission(
         args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=count_rows(params["test_data"])

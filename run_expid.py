@@ -20,12 +20,12 @@ def main() -> None:
 
     from fuxictr_mm import experiment
 
+    experiment.set_up_logging()
     config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
     overrides = {} if args.seed is None else {"seed": args.seed}
     params, model_class = experiment.read_params(
         config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, overrides=overrides
     )
-    experiment.set_up_logging(params)
     experiment.run_experiment(params, model_class, experiment.results_csv_path(config))
 
 

@@ -29,6 +29,7 @@ setup(
         "pyarrow>=15",
         "PyYAML>=6",
         "tqdm>=4.60",
+        "threadpoolctl>=3",
     ],
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]

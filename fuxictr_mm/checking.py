@@ -48,6 +48,8 @@ def matches(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is not None and not arguments:  # typing.List, typing.Dict
+        return isinstance(value, origin)
     if origin in (Union, types.UnionType):
         return any(matches(value, a) for a in arguments)
     if origin is Literal:
@@ -70,6 +72,8 @@ def matches(value: Any, annotation: Any) -> bool:
 def describe(annotation: Any) -> str:
     """Name an annotated type in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is not None and not arguments:
+        return describe(origin)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(a) for a in arguments)
     if origin is Literal:
@@ -87,7 +91,17 @@ def describe(annotation: Any) -> str:
 def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
     """Refuse a call in a YAML text unless it names a known function and has literal arguments.
 
-    FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it.
+    FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it, or the bare name of an
+    initializer.
+
+    Parameters
+    ----------
+    text : str
+        What the YAML holds.
+    where : str
+        Key, for the message.
+    allowed : sequence of str
+        Patterns of the names that may be called.
 
     Raises
     ------
@@ -97,7 +111,7 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
     expected = "expected a call of a layer with literal arguments, such as layers.MaskedAveragePooling()"
     try:
         node = ast.parse(text, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError):
         raise ConfigError(f"{where}: '{text}' is no Python expression; {expected}") from None
 
     def is_known(name: ast.expr) -> bool:
@@ -108,7 +122,7 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
             return True
         try:
             ast.literal_eval(argument)
-        except ValueError:
+        except (ValueError, TypeError):
             return False
         return True
 
@@ -125,3 +139,5 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
         classes = [k for k, v in known.items() if inspect.isclass(v) and issubclass(v, nn.Module)]
         if name not in classes:
             raise ConfigError(f"{where}: there is no layer '{owner}.{name}'{nearest(name, classes)}")
+        if not isinstance(node, ast.Call):
+            raise ConfigError(f"{where}: '{text}' is the name of a layer, expected a call: {text}()")

@@ -137,17 +137,18 @@ _ENCODERS = (r"layers\.\w+", r"nn\.\w+")
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads ``1e-3`` as a number, as YAML 1.2 does, and refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # Looked at before merges ("<<: *name") put the keys of others into the mapping.
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"{self.name}, line {line}: the key '{key}' is given twice; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            if (key.tag, key.value) in seen:
+                problem = f"the key '{key.value}' is given twice; keep one of them"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -184,6 +185,11 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
+    except ValueError as error:
+        # A tag or a date that cannot be, such as 2025-02-30.
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -219,24 +225,32 @@ def list_datasets(config_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any
 def _list_entries(config_dir: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in _config_files(Path(config_dir), stem):
-        for name, entry in load_yaml(path).items():
-            # A name that starts with a dot or underscore only holds settings for others to merge ("<<: *name").
-            if name != "Base" and not str(name).startswith((".", "_")):
-                found[str(name)] = entry or {}
+        content = load_yaml(path)
+        found.update({name: _entry(path, content, name) for name in content if _is_id(name)})
     return found
 
 
+def _is_id(name: Any) -> bool:
+    """Whether a name is no ``Base``, nor starts with a dot or underscore to be merged by others (``<<: *name``)."""
+    return name != "Base" and not str(name).startswith((".", "_"))
+
+
+def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    entry = content[name]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: '{name}' is {entry!r}, expected a mapping of settings")
+    return entry
+
+
 def _find_entry(files: Sequence[Path], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
-    known: list[str] = []
-    for path in files:
-        content = load_yaml(path)
-        if name in content:
-            entry = content[name]
-            if not isinstance(entry, dict):
-                raise ConfigError(f"{path}: {kind} '{name}' is {entry!r}, expected a mapping of settings")
-            return path, entry
-        known += [str(k) for k in content if k != "Base" and not str(k).startswith((".", "_"))]
-    where = ", ".join(str(f) for f in files)
+    contents = {path: load_yaml(path) for path in files}
+    holding = [path for path, content in contents.items() if name in content]
+    if len(holding) > 1:
+        raise ConfigError(f"{' and '.join(map(str, holding))}: both hold the {kind} '{name}'; keep one of them")
+    if holding:
+        return holding[0], _entry(holding[0], contents[holding[0]], name)
+    known = [str(k) for content in contents.values() for k in content if _is_id(k)]
+    where = ", ".join(map(str, files))
     listing = ", ".join(sorted(known)) or "none"
     raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
 
@@ -246,7 +260,9 @@ def load_model_config(config_dir: str | os.PathLike[str], expid: str) -> dict[st
     files = _config_files(Path(config_dir), "model_config")
     base: dict[str, Any] = {}
     for path in files:
-        base.update(load_yaml(path).get("Base") or {})
+        content = load_yaml(path)
+        if "Base" in content:
+            base.update(_entry(path, content, "Base"))
     path, entry = _find_entry(files, expid, "experiment id")
     params = {**base, **entry}
     for key in ("model", "dataset_id"):
@@ -309,7 +325,7 @@ def load_config(
             problems.append(f"dataset {model['dataset_id']}: {key} is missing")
     for key in ("initializer", "embedding_initializer"):
         if key in model:
-            check_call(str(model[key]), key, _INITIALIZERS)
+            problems += _call_problems(model[key], key, _INITIALIZERS)
     for column in _as_list(model.get("feature_specs")):
         problems += _feature_problems(column, partial=True)
     if problems:
@@ -337,11 +353,16 @@ def _feature_problems(column: Any, partial: bool = False) -> list[str]:
     problems += [f"{where}: {key} is missing" for key in required if key not in column]
     for encoder in _as_list(column.get("feature_encoder")) or [column.get("feature_encoder")]:
         if isinstance(encoder, str) and encoder.lower() not in ("null", "none"):
-            try:
-                check_call(encoder, f"{where}: feature_encoder", _ENCODERS)
-            except ConfigError as error:
-                problems.append(str(error))
+            problems += _call_problems(encoder, f"{where}: feature_encoder", _ENCODERS)
     return problems
+
+
+def _call_problems(text: Any, where: str, allowed: Sequence[str]) -> list[str]:
+    try:
+        check_call(str(text), where, allowed)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _resolve(paths: str | list[str], folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
@@ -365,7 +386,7 @@ def _resolve(paths: str | list[str], folder: Path, root: str | None, new_root: s
 
 
 def _present(path: Path) -> bool:
-    return path.exists() or path.with_name(path.name + ".parquet").exists()
+    return path.exists() or Path(f"{path}.parquet").exists()
 
 
 def model_schema(model_class: type) -> dict[str, Any]:
@@ -401,7 +422,9 @@ def check_model_params(model_class: type, params: Mapping[str, Any]) -> list[str
     ConfigError
         A key that neither the library nor the model knows, or a value of a wrong type, all in one line.
     """
-    schema = {**DATASET_KEYS, **EXPERIMENT_KEYS, "dataset_id": str, "model_id": str, **model_schema(model_class)}
+    schema = {**DATASET_KEYS, **EXPERIMENT_KEYS, "dataset_id": str, "model_id": str}
+    # FuxiCTR's own constructors annotate nothing; that must not undo what is known of a key.
+    schema.update({k: v for k, v in model_schema(model_class).items() if v is not Any or k not in schema})
     ours = any(c.__name__ == "MultimodalModel" for c in model_class.__mro__)
     problems: list[str] = []
     doubts: list[str] = []

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,24 @@ def record_path(params: Mapping[str, Any]) -> Path:
     return log_path(params).with_suffix(".json")
 
 
-def set_up_logging(params: Mapping[str, Any], mode: str = "w") -> None:
-    """Log to the terminal and to the experiment's log file."""
+def set_up_logging() -> None:
+    """Log to the terminal, and keep what is logged until ``open_log`` names a file for it."""
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    kept = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+    logging.basicConfig(level=logging.INFO, handlers=[terminal, kept], force=True)
+    # FuxiCTR announces every object it makes on the root logger; what matters of it is logged here.
+    logging.getLogger("root").addFilter(lambda record: "Set column index" not in record.msg)
+
+
+def open_log(params: Mapping[str, Any], mode: str = "w") -> None:
+    """Begin the experiment's log file; called once the input is known to be good, so that bad input leaves nothing.
+
+    Raises
+    ------
+    ConfigError
+        The folder cannot be written.
+    """
     path = log_path(params)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +126,17 @@ def set_up_logging(params: Mapping[str, Any], mode: str = "w") -> None:
             f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours"
         ) from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(file)
+            handler.close()
+            root.removeHandler(handler)
+        elif isinstance(handler, logging.FileHandler):
+            # That of an earlier experiment in this process.
+            handler.close()
+            root.removeHandler(handler)
+    root.addHandler(file)
 
 
 def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) -> Any:
@@ -132,7 +157,7 @@ def make_loader(
     table: InteractionTable, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
 ) -> ResidentLoader:
     """Return a loader of a table in the view that the model takes."""
-    name = params.get("batch_view") or getattr(model, "batch_view", "flat")
+    name: str = params.get("batch_view") or getattr(model, "batch_view", "flat")
     view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
     return ResidentLoader(
         table.to(_device(params)), params["batch_size"], shuffle=shuffle, seed=params["seed"], view=view
@@ -152,13 +177,14 @@ def run_experiment(params: dict[str, Any], model_class: type, results_csv: Path 
         A line is appended, in FuxiCTR's form.
     """
     started = time.perf_counter()
-    logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     seed_everything(params["seed"])
     splits = {"train": True, "valid": True}
     if params.get("test_data"):
         splits["test"] = False
     dataset = load_dataset(params, splits)
     model = build_model(model_class, dataset, params)
+    open_log(params)
+    logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"])
     valid = make_loader(dataset.splits["valid"], model, params)
     # A result of an earlier run says nothing about the weights that are about to be written.
@@ -228,6 +254,7 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
     dataset = load_dataset(params, {"test": False})
     model = build_model(model_class, dataset, params)
     model.load_weights(checkpoint)
+    open_log(params, mode="a")
     return loop.predict(model, make_loader(dataset.splits["test"], model, params)).double().numpy()
 
 

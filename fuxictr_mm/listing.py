@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,16 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.what == "models":
         rows = {name: _first_line(where) for name, where in list_models(args.model_zoo).items()}
     elif args.what == "experiments":
-        rows = {name: str(entry.get("description", "")) for name, entry in list_experiments(args.config).items()}
+        rows = {name: _description(entry) for name, entry in list_experiments(args.config).items()}
     else:
-        rows = {name: str(entry.get("description", "")) for name, entry in list_datasets(args.config).items()}
+        rows = {name: _description(entry) for name, entry in list_datasets(args.config).items()}
     width = max(map(len, rows), default=0)
     for name, line in rows.items():
         print(f"{name:{width}}  {line}".rstrip())
+
+
+def _description(entry: dict[str, Any]) -> str:
+    return " ".join(str(entry.get("description", "")).split())
 
 
 def _first_line(where: Path | str) -> str:

@@ -29,6 +29,12 @@ from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optimizers import make_optimizer
 from fuxictr_mm.training.regularization import Penalty
 
+#: FuxiCTR's names of the loss of each task.
+LOSSES = {
+    "binary_classification": ("binary_crossentropy", "binary_cross_entropy", "bce"),
+    "regression": ("mse_loss",),
+}
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -64,6 +70,8 @@ class MultimodalModel(BaseModel):
         Index of the GPU, -1 for the CPU.
     task : {"binary_classification", "regression"}
         Classification trains on logits by binary cross-entropy, regression by squared error.
+    loss : str
+        The task's loss by FuxiCTR's name, ``binary_crossentropy`` or ``mse_loss``; another is refused.
     loss_from : {"logits", "probability"}
         FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32; ``"probability"``
         reproduces that.
@@ -129,6 +137,8 @@ class MultimodalModel(BaseModel):
             raise ConfigError(
                 f"gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
             )
+        if loss not in LOSSES[task]:
+            raise ConfigError(f"{model_id}: loss is '{loss}', but task: {task} trains on {LOSSES[task][0]}")
         super().__init__(
             feature_map,
             model_id=model_id,
@@ -152,14 +162,19 @@ class MultimodalModel(BaseModel):
         self.optimizer_name = optimizer
         self.embedding_dim = embedding_dim
         self.accumulation_steps = accumulation_steps
+        # Where a step is taken outside of fit.
         self._max_gradient_norm = 10.0
+        self._batch_index, self._steps_per_epoch = 0, 1
         self.items: ItemTable = feature_map.items
         specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
         self.item_fields = [n for n, s in specs.items() if s.get("source") == "item"]
         self.context_fields = [n for n, s in specs.items() if s.get("source") != "item"]
         if not self.item_fields:
             raise ConfigError(f"{model_id}: no feature with source: item; a target and its history need at least one")
-        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        try:
+            self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        except ValueError as error:
+            raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
         # Vectors that train along start from the stored ones and are then the model's own.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
@@ -187,13 +202,10 @@ class MultimodalModel(BaseModel):
 
     def build(self) -> None:
         """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
-        vectors = {name: table.weight.detach().clone() for name, table in self.item_vectors.items()}
         self.reset_parameters()
-        for name, vector in vectors.items():
-            self.item_vectors[name].weight.data.copy_(vector)
         self.model_to_device()
         self.optimizer = make_optimizer(self.optimizer_name, self.parameters(), self.learning_rate)
-        self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer)
+        self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``; a model defines this."""
@@ -263,8 +275,11 @@ class MultimodalModel(BaseModel):
             The batch's loss, detached and still on the device.
         """
         loss = self.add_loss(self.forward(batch), self.get_labels(batch))
-        (loss / self.accumulation_steps).backward()
-        if (self._batch_index + 1) % self.accumulation_steps == 0:
+        done = self._batch_index % self.accumulation_steps
+        # The last update of an epoch may be of fewer batches.
+        together = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
+        (loss / together).backward()
+        if done + 1 == together:
             self.penalty.add_gradients()
             nn.utils.clip_grad_norm_(self.parameters(), self._max_gradient_norm)
             self.optimizer.step()

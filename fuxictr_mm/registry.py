@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,14 +24,19 @@ def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
         A folder of the user's, searched before ``./model_zoo`` and the packaged one.
     """
     package = Path(__file__).resolve().parent
-    folders = [Path("model_zoo"), package / "model_zoo", package.parent / "model_zoo"]
+    folders = [Path("model_zoo"), package / "model_zoo"]
     if model_zoo is not None:
         if not Path(model_zoo).is_dir():
             raise MissingFileError(f"{model_zoo}: no such folder; --model_zoo takes a folder of model files")
         folders.insert(0, Path(model_zoo))
-    # A folder is a zoo only if files in it are named after models; FuxiCTR's stray `model_zoo` package has none.
-    unique = {folder.resolve(): folder for folder in reversed(folders) if folder.is_dir()}
-    return [folder for folder in folders if unique.get(folder.resolve()) == folder]
+    # FuxiCTR's wheel leaves a stray `model_zoo` beside installed packages; a checkout has its setup.py beside it.
+    if (package.parent / "setup.py").is_file():
+        folders.append(package.parent / "model_zoo")
+    unique: dict[Path, Path] = {}
+    for folder in folders:
+        if folder.is_dir():
+            unique.setdefault(folder.resolve(), folder)
+    return list(unique.values())
 
 
 def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
@@ -40,7 +44,7 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
     found: dict[str, Path | str] = {}
     for folder in search_folders(model_zoo):
         for path in sorted(folder.glob("*.py")):
-            if not path.stem.startswith("_"):
+            if path.stem.isidentifier() and not path.stem.startswith("_"):
                 found.setdefault(path.stem, path)
     for point in entry_points(group=ENTRY_POINTS):
         found.setdefault(point.name, point.value)
@@ -65,7 +69,7 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     if ":" in name:
         return _from_package(name, name)
     models = list_models(model_zoo)
-    if not re.fullmatch(r"\w+", name) or name not in models:
+    if name not in models:
         raise ConfigError(
             f"model: there is no '{name}'{nearest(name, models)} (there are: {', '.join(sorted(models))})"
         )
@@ -77,14 +81,14 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
 
 
 def _import_file(path: Path, name: str) -> object:
+    path = path.resolve()
     module_name = f"fuxictr_mm.model_zoo.{name}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     loaded = sys.modules.get(module_name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
     module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(path.resolve())
     # Registered first, so that the file's own classes can be pickled and reloaded; taken out again if it fails.
     sys.modules[module_name] = module
     try:

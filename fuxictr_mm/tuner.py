@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,7 @@ from fuxictr_mm.training.checkpoints import write_beside
 
 TUNER_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space")
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
+POLL_SECONDS = 0.2  # between looks at whether Ctrl-C or SIGTERM came
 LOG_TAIL = 8192  # bytes at the end of a log in which its last line is looked for
 
 
@@ -349,7 +350,7 @@ def run_grid(
     children = _Children()
 
     def work(gpu: int) -> None:
-        while not children.stopped:
+        while not (children.stopped or received):
             try:
                 trial = waiting.get_nowait()
             except queue.Empty:
@@ -358,20 +359,24 @@ def run_grid(
             command += ["--gpu", str(gpu), *extra_args]
             log = logs / f"{trial.expid}.out"
             code = children.run(command, log)
-            if children.stopped:
+            if children.stopped or received:
                 return
             results[trial.expid] = _outcome(trial, code, log)
             _show_progress(bar, results)
 
     with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
         _show_progress(bar, results)
-        with ThreadPoolExecutor(max(1, min(len(gpus), waiting.qsize()))) as executor, _sigterm_raises():
+        with _signals() as received, ThreadPoolExecutor(len(gpus)) as executor:
+            pending = {executor.submit(work, gpu) for gpu in gpus}
             try:
-                for future in as_completed([executor.submit(work, gpu) for gpu in gpus]):
-                    future.result()
-            except BaseException:
+                while pending and not received:
+                    done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+            finally:
                 children.stop()
-                raise
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
     return [result for result in results.values() if result is not None]
 
 
@@ -430,20 +435,22 @@ class _Children:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, for the trials to be ended on the way out."""
+def _signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list.
+
+    They do not raise: an exception amid the locks of the threads that run the trials would leave them in disorder.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield received  # only the main thread may set handlers
         return
-
-    def leave(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _outcome(trial: _Trial, code: int | None, log: Path) -> TrialResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import Dice, MLP_Block
+from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
@@ -76,14 +76,11 @@ class DIN(MultimodalModel):
             dropout_rate=attention_dropout,
             use_softmax=din_use_softmax,
         )
-        activations: Any = dnn_activations
-        if dnn_activations.lower() == "dice":
-            activations = [Dice(units) for units in dnn_hidden_units]
         self.dnn = MLP_Block(
             input_dim=self.context_dim + 2 * self.item_dim,
             output_dim=1,
             hidden_units=list(dnn_hidden_units),
-            hidden_activations=activations,
+            hidden_activations=dnn_activations,
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )

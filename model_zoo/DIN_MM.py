@@ -108,10 +108,12 @@ class DIN_MM(MultimodalModel):
     ) -> None:
         super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
         width = attention_dim or self.item_dim
+        if min(num_heads, senet_reduction, width) < 1:
+            raise ConfigError(f"{self.model_id}: num_heads, senet_reduction and attention_dim must be 1 or more")
         if interest == "multi_head" and width % num_heads:
             raise ConfigError(
                 f"{self.model_id}: attention_dim {width} is not divisible by num_heads {num_heads}; "
-                f"set attention_dim to {width // num_heads * num_heads} or another multiple"
+                f"set attention_dim to {-(-width // num_heads) * num_heads} or another multiple"
             )
         self.attention: nn.Module | None = None
         if interest == "multi_head":

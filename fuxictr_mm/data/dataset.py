@@ -12,7 +12,7 @@ from fuxictr.features import FeatureMap
 
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import ITEM_ID, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,12 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     """
     started = time.perf_counter()
     features = parse_features(params)
-    if not any(f.name == ITEM_ID and f.is_item for f in features):
-        features.append(Feature(ITEM_ID, "meta", "item"))
+    names = {f.name for f in features}
+    if ITEM_ID not in names:
+        features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
+    if params.get("group_id") and params["group_id"] not in names:
+        # FuxiCTR's models ask the feature map about every column of a batch.
+        features.append(Feature(params["group_id"], "meta"))
     for split in splits:
         if not params.get(f"{split}_data"):
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
@@ -60,13 +64,14 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
             group_id=params.get("group_id"),
             max_len=params.get("max_len"),
             needs_label=needs_label,
+            binary_label=params.get("task", "binary_classification") == "binary_classification",
         )
         for split, needs_label in splits.items()
     }
     widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
-    sizes = {ITEM_ID: items.num_items}
+    sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
     for feature in features:
-        if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name == ITEM_ID:
+        if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
             continue
         if not feature.is_item:
             # Splits differ in what they hold, so a size taken from them would change between training and scoring.

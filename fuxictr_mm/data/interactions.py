@@ -87,6 +87,7 @@ class InteractionTable:
         group_id: str | None = None,
         max_len: int | None = None,
         needs_label: bool = True,
+        binary_label: bool = True,
     ) -> InteractionTable:
         """Read a file, or a folder of part files, a chunk of rows at a time.
 
@@ -99,13 +100,15 @@ class InteractionTable:
         items : ItemTable
             Every target and history item must have a row there.
         label : str
-            Label column, holding 0 and 1.
+            Label column.
         group_id : str, optional
             Group column.
         max_len : int, optional
             Keep the last ``max_len`` items of each history.
         needs_label : bool
             False for a file that is only scored: the label column may be missing.
+        binary_label : bool
+            The label must be 0 or 1, and where it is needed, both must occur; False for a regression.
 
         Raises
         ------
@@ -128,10 +131,10 @@ class InteractionTable:
                 for feature in context:
                     collected.add_context(batch.column(feature.name), feature, file, row)
                 if has_label:
-                    collected.add_label(batch.column(label), file, row, label)
+                    collected.add_label(batch.column(label), file, row, label, binary_label)
                 if group_id:
                     collected.add("group", parquet.scalars(batch.column(group_id), f"{file}: {group_id}", row))
-        return collected.to_table(Path(path), context, needs_label, label)
+        return collected.to_table(Path(path), context, label, both_classes=needs_label and binary_label)
 
 
 @dataclass
@@ -159,8 +162,9 @@ class _Columns:
             from_end = np.repeat(ends[1:], lengths) - np.arange(kept.size)
             kept = kept[from_end <= max_len]
             lengths = np.minimum(lengths, max_len)
-        ids = flat[kept].astype(np.int64)
-        _check_items(ids, where, row, items, lengths)
+        rows = row + np.repeat(np.arange(lengths.size), lengths)
+        ids = parquet.whole(flat[kept], where, rows)
+        _check_items(ids, where, rows, items)
         self.add("history", ids.astype(np.int32))
         self.add("lengths", lengths)
 
@@ -178,21 +182,23 @@ class _Columns:
                 "sequences and vectors are read from item files (source: item)"
             )
 
-    def add_label(self, array: object, file: Path, row: int, name: str) -> None:
+    def add_label(self, array: object, file: Path, row: int, name: str, binary: bool) -> None:
         values = parquet.scalars(array, f"{file}: {name}", row, floating=True)
         wrong = (values != 0) & (values != 1)
-        if wrong.any():
+        if binary and wrong.any():
             bad = int(np.flatnonzero(wrong)[0])
             raise DataError(f"{file}: {name}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
         self.add("label", values)
 
-    def to_table(self, path: Path, context: Sequence[Feature], needs_label: bool, label: str) -> InteractionTable:
+    def to_table(self, path: Path, context: Sequence[Feature], label: str, both_classes: bool) -> InteractionTable:
         rows = sum(part.size for part in self.parts.get("target", []))
         if rows == 0:
             raise DataError(f"{path}: no rows, expected at least one")
         joined = {name: self._join(name) for name in list(self.parts)}
         labels = joined.get("label")
-        if needs_label and labels is not None and labels.min() == labels.max():
+        if labels is not None and labels.size != rows:
+            raise DataError(f"{path}: only some part files have a column '{label}', expected it in all or in none")
+        if both_classes and labels is not None and labels.min() == labels.max():
             raise DataError(
                 f"{path}: {label} is {labels[0]:g} in all {rows} rows, expected both 0 and 1; "
                 "nothing can be learned or ranked"
@@ -213,20 +219,17 @@ class _Columns:
         return np.concatenate(self.parts.pop(name))
 
 
-def _check_items(ids: np.ndarray, where: str, row: int, items: ItemTable, lengths: np.ndarray | None = None) -> None:
-    """Raise for an id that no item file has; ``lengths`` tells how many ids stand in each row (one by default)."""
-    inside = (ids >= 0) & (ids < items.num_items)
-    good = inside.copy()
-    good[inside] = items.known.numpy()[ids[inside]]
-    if lengths is None:
-        good &= ids != 0
+def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, items: ItemTable) -> None:
+    """Raise for padding or an id that no item file has; ``row_of`` is the first row or the row of every id."""
+    good = (ids > 0) & (ids < items.num_items)
+    good[good] = items.known.numpy()[ids[good]]
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
-    at = row + (first if lengths is None else int(np.repeat(np.arange(lengths.size), lengths)[first]))
+    row = row_of + first if isinstance(row_of, int) else int(row_of[first])
     unknown = np.unique(ids[~good])
     reason = "0, which is padding" if ids[first] == 0 else f"{ids[first]}, which no item file has"
     raise DataError(
-        f"{where}: row {at} holds the item id {reason} ({unknown.size} such ids in these rows; the item files have "
+        f"{where}: row {row} holds the item id {reason} ({unknown.size} such ids in these rows; the item files have "
         f"{int(items.known.sum()) - 1} ids up to {items.num_items - 1}); add the items or drop the rows"
     )

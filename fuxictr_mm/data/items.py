@@ -117,27 +117,26 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> 
         parquet.check_ids(ids, limit, f"{path}: {ITEM_ID}", row)
         id_parts.append(ids)
         for name in names:
-            parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids))
+            width = parts[name][0].shape[-1] if parts[name] else None
+            parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids, width))
     ids = np.concatenate(id_parts) if id_parts else np.zeros(0, dtype=np.int64)
     if ids.size == 0:
         raise DataError(f"{path}: no rows, expected one per item")
     unique, counts = np.unique(ids, return_counts=True)
     if counts.max() > 1:
         raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} stands {counts.max()} times, expected once")
-    return _Part(path, present, ids, {n: _stack(p, f"{path}: {n}") for n, p in parts.items()})
+    return _Part(path, present, ids, {n: np.concatenate(_widen(p)) for n, p in parts.items()})
 
 
-def _stack(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
-    widths = {p.shape[1] for p in parts if p.ndim == 2}
-    if len(widths) > 1:
-        if parts[0].dtype.kind == "f":
-            raise DataError(f"{where}: vectors of widths {sorted(widths)}, expected one width in every row")
-        widest = max(widths)
-        parts = [np.pad(p, ((0, 0), (widest - p.shape[1], 0))) for p in parts]
-    return np.concatenate(parts)
+def _widen(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pad sequences to the widest part, on the left; vectors are of one width already."""
+    widest = max(p.shape[-1] for p in parts)
+    return [p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0))) for p in parts]
 
 
-def _decode(array: object, feature: Feature, where: str, row: int, ids: np.ndarray) -> np.ndarray:
+def _decode(
+    array: object, feature: Feature, where: str, row: int, ids: np.ndarray, earlier_width: int | None
+) -> np.ndarray:
     if feature.type == "categorical":
         values = parquet.scalars(array, where, row)
         parquet.check_ids(values, feature.vocab_size, where, row)
@@ -148,13 +147,13 @@ def _decode(array: object, feature: Feature, where: str, row: int, ids: np.ndarr
     lengths = np.diff(offsets)
     if feature.type == "sequence":
         rows = row + np.repeat(np.arange(lengths.size), lengths)
-        flat = flat.astype(np.int64)
+        flat = parquet.whole(flat, where, rows)
         parquet.check_ids(flat, feature.vocab_size, where, rows)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
-    width = feature.pretrain_dim or (int(lengths[0]) if lengths.size else 0)
+    width = feature.pretrain_dim or earlier_width or int(np.bincount(lengths[lengths > 0], minlength=2).argmax() or 1)
     if (lengths != width).any():
         bad = int(np.flatnonzero(lengths != width)[0])
-        said = "pretrain_dim" if feature.pretrain_dim else "the width of the first row"
+        said = "pretrain_dim" if feature.pretrain_dim else "the width of the other vectors"
         raise DataError(
             f"{where}: {ITEM_ID} {ids[bad]} has a vector of width {lengths[bad]}, expected {width} ({said})"
         )
@@ -184,14 +183,18 @@ def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where:
 
 def _place(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray) -> Tensor:
     """Put the rows of all part files at their ids."""
-    widths = {part.columns[feature.name].shape[1:] for part in parts}
-    if len(widths) > 1:
-        listing = ", ".join(f"{p.path.name} {p.columns[feature.name].shape[1]}" for p in parts)
+    columns = [part.columns[feature.name] for part in parts]
+    if feature.type == "embedding" and len({c.shape[1] for c in columns}) > 1:
+        listing = ", ".join(f"{p.path.name} {c.shape[1]}" for p, c in zip(parts, columns, strict=True))
         raise DataError(f"column '{feature.name}': widths differ between files ({listing}), expected one width")
-    values = np.zeros((num_items, *widths.pop()), dtype=parts[0].columns[feature.name].dtype)
+    columns = _widen(columns)
+    values = np.zeros((num_items, *columns[0].shape[1:]), dtype=columns[0].dtype)
     filled = np.zeros(num_items, dtype=bool)
-    for part in parts:
-        values[part.ids] = part.columns[feature.name]
+    for part, column in zip(parts, columns, strict=True):
+        twice = part.ids[filled[part.ids]]
+        if twice.size:
+            raise DataError(f"{part.path}: {ITEM_ID} {twice[0]} stands in another part file too, expected once")
+        values[part.ids] = column
         filled[part.ids] = True
     values[0] = 0
     filled[0] = True

@@ -62,7 +62,7 @@ class ResidentLoader:
         """Rows of every batch."""
         full, rest = divmod(self.num_samples, self.batch_size)
         sizes = [self.batch_size] * full + [rest] * (rest > 0)
-        if self.shuffle and len(sizes) > 1 and sizes[-1] == 1:
+        if self.shuffle and full and rest == 1:
             sizes[-2:] = [self.batch_size + 1]
         return sizes
 

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.errors import DataError, MissingFileError
 
+#: Ids are kept as int32.
+MAX_IDS = 2**31
+
 #: Rows decoded at once: bounds the memory of the padded lists on disk (128 Ki rows of 100 ids are 105 MB).
 CHUNK_ROWS = 131_072
 
@@ -22,7 +25,7 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    with_suffix = path.with_name(path.name + ".parquet")
+    with_suffix = Path(f"{path}.parquet")
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
@@ -93,12 +96,23 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) ->
         values = values.astype(np.float32)
         _finite(values, where, row)
         return values
+    return whole(values, where, row)
+
+
+def whole(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.ndarray:
+    """Return numbers as int64; ``row_of`` is as in ``check_ids``."""
     if values.dtype.kind == "f":
-        whole = np.isfinite(values) & (values == np.floor(values))
-        if not whole.all():
-            bad = int(np.flatnonzero(~whole)[0])
-            raise DataError(f"{where}: row {row + bad} is {values[bad]}, expected a whole number")
+        bad = np.flatnonzero(~((np.abs(values) < 2.0**63) & (values == np.floor(values))))
+        if bad.size:
+            raise DataError(
+                f"{where}: row {_row(row_of, bad[0])} holds {values[bad[0]]}, expected a whole number; "
+                "write ids as integers"
+            )
     return values.astype(np.int64)
+
+
+def _row(row_of: np.ndarray | int, place: int) -> int:
+    return row_of + int(place) if isinstance(row_of, int) else int(row_of[place])
 
 
 def _finite(values: np.ndarray, where: str, row: int) -> None:
@@ -119,19 +133,20 @@ def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray
             array = array.cast(pa.list_(kind.value_type))
         else:
             width = kind.list_size
-            flat = array.flatten()
             offsets = np.arange(len(array) + 1, dtype=np.int64) * width
-            return _entries(flat, where, row), offsets
+            return _entries(array.flatten(), offsets, where, row), offsets
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row")
     lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    return _entries(array.flatten(), where, row), offsets
+    return _entries(array.flatten(), offsets, where, row), offsets
 
 
-def _entries(flat: pa.Array, where: str, row: int) -> np.ndarray:
+def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.ndarray:
     if flat.null_count:
-        raise DataError(f"{where}: a list at or after row {row} holds a null, expected numbers only")
+        first = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0])
+        bad = row + int(np.searchsorted(offsets, first, side="right")) - 1
+        raise DataError(f"{where}: the list of row {bad} holds a null, expected numbers only; write 0 for padding")
     if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
         raise DataError(f"{where}: lists of {flat.type}, expected lists of numbers")
     return flat.to_numpy(zero_copy_only=False)
@@ -144,9 +159,11 @@ def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray
     """
     if ids.size == 0:
         return
-    bad = (ids < 0) if limit is None else (ids < 0) | (ids >= limit)
+    bad = (ids < 0) | (ids >= (limit or MAX_IDS))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        row = row_of + first if isinstance(row_of, int) else int(row_of[first])
-        limits = "0 or more" if limit is None else f"0 to {limit - 1}; raise vocab_size or mend the file"
-        raise DataError(f"{where}: row {row} holds the id {int(ids[first])}, expected {limits}")
+        remedy = "number the ids anew" if limit is None else "raise vocab_size or mend the file"
+        raise DataError(
+            f"{where}: row {_row(row_of, first)} holds the id {int(ids[first])}, "
+            f"expected 0 to {(limit or MAX_IDS) - 1}; {remedy}"
+        )

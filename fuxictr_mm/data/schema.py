@@ -45,7 +45,11 @@ class Feature:
     feature_encoder : str or list of str, optional
         A layer applied to the embedding, as FuxiCTR writes it.
     share_embedding : str, optional
-        Another feature whose embedding table is used.
+        An earlier feature whose embedding table is used.
+    padding_idx : int, optional
+        Id whose embedding stays zero.
+    emb_output_dim : int, optional
+        Width after ``feature_encoder``, where it changes the width.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Feature:
     feature_encoder: str | list[str] | None = None
     share_embedding: str | None = None
     padding_idx: int | None = 0
+    emb_output_dim: int | None = None
 
     @property
     def is_item(self) -> bool:
@@ -73,7 +78,8 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     Raises
     ------
     ConfigError
-        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a name given twice; no item id.
+        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a name given twice; a table
+        shared with a later feature; an item id that is not said to be the item's.
     """
     columns: dict[str, dict[str, Any]] = {}
     for column in params["feature_cols"]:
@@ -98,9 +104,15 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     else:
         columns = {n: c for n, c in columns.items() if c.get("active", True)}
     features = [_feature(c) for c in columns.values()]
-    for feature in features:
+    for place, feature in enumerate(features):
+        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
+            raise ConfigError(f"{where}: {ITEM_ID} has source '{feature.source}', expected source: {ITEM_SOURCE}")
         if feature.share_embedding is not None:
-            _known(feature.share_embedding, columns, f"share_embedding of '{feature.name}'", where)
+            what = f"share_embedding of '{feature.name}'"
+            _known(feature.share_embedding, columns, what, where)
+            # FuxiCTR makes the tables in this order and would quietly make a second one.
+            if feature.share_embedding not in [f.name for f in features[:place]]:
+                raise ConfigError(f"{what}: '{feature.share_embedding}' stands later; list it before '{feature.name}'")
     return features
 
 
@@ -131,6 +143,7 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         feature_encoder=encoder,
         share_embedding=column.get("share_embedding"),
         padding_idx=column.get("padding_idx", 0),
+        emb_output_dim=column.get("emb_output_dim"),
     )
 
 
@@ -172,9 +185,17 @@ def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) ->
     feature_map.default_emb_dim = params.get("embedding_dim")
     for feature in features:
         feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
+    specs = feature_map.features
+    for spec in specs.values():
+        if "share_embedding" in spec:
+            owner = specs[spec["share_embedding"]]
+            owner["vocab_size"] = max(owner["vocab_size"], spec["vocab_size"])
+    for spec in specs.values():
+        if "share_embedding" in spec:
+            spec["vocab_size"] = specs[spec["share_embedding"]]["vocab_size"]
     feature_map.num_fields = feature_map.get_num_fields()
     feature_map.total_features = sum(
-        s.get("vocab_size", 1) for s in feature_map.features.values() if s["type"] != "meta"
+        1 if s["type"] == "numeric" else s.get("vocab_size", 0) for s in specs.values() if "share_embedding" not in s
     )
     feature_map.set_column_index()
     return feature_map
@@ -188,10 +209,12 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
         spec["embedding_dim"] = feature.embedding_dim
     if feature.share_embedding is not None:
         spec["share_embedding"] = feature.share_embedding
+    if feature.emb_output_dim is not None:
+        spec["emb_output_dim"] = feature.emb_output_dim
     if feature.type in ("categorical", "sequence"):
         spec.update(padding_idx=feature.padding_idx, vocab_size=feature.vocab_size)
     if feature.type == "sequence":
-        spec["max_len"] = history_len if feature.name == ITEM_SEQ else feature.max_len
+        spec["max_len"] = (history_len if feature.name == ITEM_SEQ else None) or feature.max_len
     if feature.type == "embedding":
         spec["pretrain_dim"] = feature.pretrain_dim
         spec["freeze_emb"] = feature.freeze_emb

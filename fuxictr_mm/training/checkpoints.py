@@ -37,7 +37,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: could not be written ({reason}); what stood there before is unchanged") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
@@ -68,14 +68,19 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "
+            "expected a state dict by torch.save"
+        ) from error
+    except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
     own = model.state_dict()
     problems = _differences("missing", [k for k in own if k not in state])
-    problems += _differences("unexpected", [k for k in state if k not in own])
+    problems += _differences("unexpected", [str(k) for k in state if k not in own])
     shapes = [
         f"{k} {tuple(state[k].shape)} (the model has {tuple(own[k].shape)})"
         for k in own

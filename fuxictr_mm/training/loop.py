@@ -66,7 +66,6 @@ def fit(
     model._stop_training = False
     model._steps_per_epoch = len(train)
     eval_steps = model._eval_steps or len(train)
-    model._eval_steps = eval_steps
     history: list[dict[str, float]] = []
     # Weights of an earlier run must never come back as this run's best.
     saved = False
@@ -97,6 +96,7 @@ def fit(
                         model.train()
                 if model._stop_training:
                     break
+        losses.check(epoch, model._batch_index)
         seconds = time.perf_counter() - started
         logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
         if model._stop_training:
@@ -125,7 +125,7 @@ class _RunningLoss:
         value = float(self.total) / self.steps if self.total is not None else 0.0
         if not math.isfinite(value):
             raise UserError(
-                f"the training loss is {value} at epoch {epoch + 1}, batch {index + 1}; "
+                f"the training loss is {value} by epoch {epoch + 1}, batch {index + 1}; "
                 "lower learning_rate, or look for extreme values in the features"
             )
         return value
@@ -146,7 +146,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     if not math.isfinite(value):
         raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")
     sign = 1 if model._monitor_mode == "max" else -1
-    better = sign * (value - model._best_metric) > MIN_DELTA
+    better = sign * value >= sign * model._best_metric + MIN_DELTA
     if better:
         model._best_metric = value
         model._stopping_steps = 0

@@ -11,6 +11,9 @@ from torch import nn
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.errors import ConfigError
 
+#: The base class, one that needs the loss as a function, one for sparse gradients only.
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
+
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """Return an optimiser of ``torch.optim``, fused where torch has a fused form.
@@ -23,7 +26,7 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
     classes = {
         key: value
         for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNFIT
     }
     key = next((k for k in classes if k.lower() == name.lower()), None)
     if key is None:
@@ -32,5 +35,8 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     trainable = [p for p in parameters if p.requires_grad]
     # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
-    fused = {"fused": True} if key in ("Adam", "AdamW", "SGD", "Adagrad") else {}
-    return classes[key](trainable, lr=learning_rate, **fused)
+    fused = {"fused": True} if key in ("Adam", "AdamW", "SGD") else {}
+    try:
+        return classes[key](trainable, lr=learning_rate, **fused)
+    except ValueError as error:
+        raise ConfigError(f"optimizer: {key} does not take this model ({error}); use another such as adam") from error

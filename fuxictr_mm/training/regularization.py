@@ -57,12 +57,19 @@ class Penalty:
         Its trainable parameters are regularized.
     embedding_regularizer, net_regularizer : float or str, optional
         See ``parse_regularizer``.
+    tables : nn.Module, optional
+        Holds embeddings that FuxiCTR's feature embedding does not.
     """
 
-    def __init__(self, model: nn.Module, embedding_regularizer: Regularizer, net_regularizer: Regularizer) -> None:
-        inside = {
-            id(p) for module in model.modules() if isinstance(module, FeatureEmbeddingDict) for p in module.parameters()
-        }
+    def __init__(
+        self,
+        model: nn.Module,
+        embedding_regularizer: Regularizer,
+        net_regularizer: Regularizer,
+        tables: nn.Module | None = None,
+    ) -> None:
+        embeddings = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is tables]
+        inside = {id(p) for module in embeddings for p in module.parameters()}
         trainable = [p for p in model.parameters() if p.requires_grad]
         self._groups = [
             (

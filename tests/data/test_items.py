@@ -1,0 +1,230 @@
+import logging
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.errors import DataError, MissingFileError
+
+TAGS = Feature("tags", "sequence", "item")
+VECTOR = Feature("vector", "embedding", "item")
+LEVEL = Feature("level", "categorical", "item")
+PRICE = Feature("price", "numeric", "item")
+
+
+def item_id(vocab_size=None):
+    return Feature("item_id", "categorical", "item", vocab_size=vocab_size)
+
+
+def write(path, columns, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def vectors(rows, kind=None):
+    return pa.array(rows, pa.list_(kind or pa.float32()))
+
+
+def test_every_type_of_column_is_placed_by_id(tmp_path):
+    columns = {
+        "price": [0.5, 2.0, 1.5],
+        "item_id": [4, 1, 2],
+        "tags": [[0, 0, 7], [1, 2, 3], [0, 5, 6]],
+        "vector": vectors([[4, 4.5], [1, 1.5], [2, 2.5]]),
+        "level": [9, 7, 8],
+    }
+    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), [item_id(6), TAGS, VECTOR, LEVEL, PRICE])
+    assert items.num_items == 6
+    assert items.known.tolist() == [True, True, True, False, True, False]
+    assert items["level"].tolist() == [0, 7, 8, 0, 9, 0]
+    assert items["price"].tolist() == [0, 2, 1.5, 0, 0.5, 0]
+    assert items["tags"].tolist() == [[0] * 3, [1, 2, 3], [0, 5, 6], [0] * 3, [0, 0, 7], [0] * 3]
+    assert items["vector"].tolist() == [[0, 0], [1, 1.5], [2, 2.5], [0, 0], [4, 4.5], [0, 0]]
+    assert items["vector"].dtype == torch.float32
+    assert not items.state_dict()
+
+
+def test_rows_looks_ids_up(tmp_path):
+    path = write(tmp_path / "i.parquet", {"item_id": [2, 1], "level": [20, 10]})
+    items = ItemTable.from_parquet(path, [item_id(), LEVEL])
+    asked = items.rows(torch.tensor([2, 0, 2, 1]), ["level", "item_id"])
+    assert {n: c.tolist() for n, c in asked.items()} == {"level": [20, 0, 20, 10], "item_id": [2, 0, 2, 1]}
+
+
+def test_row_zero_becomes_zero_without_a_warning(tmp_path, caplog):
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 0], "vector": vectors([[1.0], [9.0]]), "level": [3, 4]})
+    items = ItemTable.from_parquet(path, [item_id(), VECTOR, LEVEL])
+    assert items["vector"].tolist() == [[0.0], [1.0]]
+    assert items["level"].tolist() == [0, 3]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_files_in_chunks_over_row_groups_equal_the_whole(tmp_path, monkeypatch, chunk):
+    random = np.random.default_rng(chunk)
+    ids = random.permutation(np.arange(1, 12))
+    tags = [random.integers(1, 9, random.integers(0, 4)).tolist() for _ in ids]
+    rows = random.normal(size=(11, 3)).astype(np.float32)
+    columns = {"item_id": ids, "tags": tags, "vector": pa.array(rows.tolist(), pa.list_(pa.float32(), 3))}
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
+    path = write(tmp_path / "i.parquet", columns, row_group_size=4)
+    items = ItemTable.from_parquet(path, [item_id(), TAGS, VECTOR])
+    width = max(map(len, tags))
+    for i, item in enumerate(ids):
+        assert items["tags"][item].tolist() == [0] * (width - len(tags[i])) + tags[i]
+        np.testing.assert_array_equal(items["vector"][item].numpy(), rows[i])
+
+
+def test_files_are_joined_and_the_first_that_has_a_column_gives_it(tmp_path):
+    first = write(tmp_path / "a.parquet", {"item_id": [1, 2], "level": [1, 2]})
+    second = write(tmp_path / "b.parquet", {"item_id": [2, 1], "level": [8, 9], "vector": vectors([[2.0], [1.0]])})
+    items = ItemTable.from_parquet([first, second], [item_id(), VECTOR, LEVEL])
+    assert items["level"].tolist() == [0, 1, 2]
+    assert items["vector"].tolist() == [[0], [1], [2]]
+    assert ItemTable.from_parquet([second, first], [item_id(), LEVEL])["level"].tolist() == [0, 9, 8]
+
+
+def test_a_file_that_is_not_needed_is_not_opened(tmp_path):
+    first = write(tmp_path / "a.parquet", {"item_id": [1], "level": [5]})
+    missing = str(tmp_path / "missing.parquet")
+    assert ItemTable.from_parquet([first, missing], [item_id(), LEVEL])["level"].tolist() == [0, 5]
+    assert ItemTable.from_parquet([first, missing], [item_id()]).known.tolist() == [True, True]
+    with pytest.raises(MissingFileError, match=r"missing\.parquet: no such file"):
+        ItemTable.from_parquet([first, missing], [item_id(), LEVEL, VECTOR])
+
+
+def test_rows_missing_in_one_file_get_zeros_and_a_warning(tmp_path, caplog):
+    first = write(tmp_path / "a.parquet", {"item_id": [1, 2, 3], "level": [1, 2, 3]})
+    second = write(tmp_path / "b.parquet", {"item_id": [1], "vector": vectors([[1.0, 1.0]])})
+    with caplog.at_level(logging.WARNING):
+        items = ItemTable.from_parquet([first, second], [item_id(), VECTOR, LEVEL])
+    assert items["vector"].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert [r.message for r in caplog.records] == [
+        "b.parquet: 2 of 3 items have no 'vector' (first: item_id 2); they get zeros"
+    ]
+
+
+def test_part_files_may_differ_in_the_length_of_their_tags(tmp_path):
+    write(tmp_path / "parts/0.parquet", {"item_id": [3], "tags": [[1, 2, 3]]})
+    write(tmp_path / "parts/1.parquet", {"item_id": [1], "tags": [[4]]})
+    items = ItemTable.from_parquet(str(tmp_path / "parts"), [item_id(), TAGS])
+    assert items["tags"].tolist() == [[0, 0, 0], [0, 0, 4], [0, 0, 0], [1, 2, 3]]
+
+
+def test_max_len_widens_tags_on_the_left(tmp_path):
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "tags": [[1], None]})
+    tags = Feature("tags", "sequence", "item", max_len=3)
+    assert ItemTable.from_parquet(path, [item_id(), tags])["tags"].tolist() == [[0] * 3, [0, 0, 1], [0] * 3]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float64(), pa.int32()])
+@pytest.mark.parametrize("ids", [[1.0, 2.0], np.array([1, 2], dtype=np.int32)])
+def test_vectors_and_ids_of_other_number_types(tmp_path, kind, ids):
+    rows = np.array([[1, 2], [3, 4]], dtype=kind.to_pandas_dtype())
+    columns = {"item_id": ids, "vector": pa.ListArray.from_arrays([0, 2, 4], pa.array(rows.reshape(-1), kind))}
+    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), [item_id(), VECTOR])
+    assert items["vector"].dtype == torch.float32
+    assert items["vector"].tolist() == [[0, 0], [1, 2], [3, 4]]
+
+
+GOOD = {"item_id": [3, 8], "tags": [[1], [2]], "vector": vectors([[1.0, 2.0], [3.0, 4.0]]), "level": [1, 2]}
+WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
+
+
+@pytest.mark.parametrize(
+    "change, features, message",
+    [
+        ({"item_id": [3, 3]}, [item_id()], "item_id 3 stands 2 times, expected once"),
+        ({"item_id": [3, -8]}, [item_id()], "item_id: row 1 holds the id -8, expected 0 to 2147483647"),
+        ({"item_id": [3, 8]}, [item_id(8)], "item_id: row 1 holds the id 8, expected 0 to 7; raise vocab_size"),
+        ({"item_id": [3, 8.5]}, [item_id()], "item_id: row 1 holds 8.5, expected a whole number"),
+        ({"item_id": [3, None]}, [item_id()], "item_id: row 1 is null, expected a number"),
+        ({"item_id": ["a", "b"]}, [item_id()], "item_id: holds string, expected numbers"),
+        ({"level": [1, 5]}, [Feature("level", "categorical", "item", 5)], "level: row 1 holds the id 5, expected 0 to 4"),
+        ({"tags": [[1], [2, -3]]}, [TAGS], "tags: row 1 holds the id -3"),
+        ({"tags": [[1.0], [2.0, 2.5]]}, [TAGS], "tags: row 1 holds 2.5, expected a whole number"),
+        ({"tags": [[1], [2, 4]]}, [Feature("tags", "sequence", "item", 4)], "tags: row 1 holds the id 4, expected 0 to 3"),
+        (
+            {"tags": [[1], [2, 4, 5]]},
+            [Feature("tags", "sequence", "item", max_len=2)],
+            "tags: row 1 has 3 entries, expected at most max_len 2; raise max_len",
+        ),
+        ({"tags": [1, 2]}, [TAGS], "tags: holds int64, expected a list of numbers per row"),
+        (
+            {"vector": vectors([[1.0, 2.0], [3.0, np.nan]])},
+            [VECTOR],
+            "vector: item_id 8 holds nan at position 1, expected finite numbers",
+        ),
+        ({"vector": vectors([[-np.inf, 2.0], [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 holds -inf at position 0"),
+        ({"vector": vectors([[1e300, 2.0], [3.0, 4.0]], pa.float64())}, [VECTOR], "vector: item_id 3 holds inf"),
+        ({}, [WIDE], "vector: item_id 3 has a vector of width 2, expected 3 (pretrain_dim)"),
+        (
+            {"item_id": [3, 8, 9], "vector": vectors([[1.0, 2], [3.0], [4, 5]]), "tags": [[1]] * 3, "level": [1] * 3},
+            [VECTOR],
+            "vector: item_id 8 has a vector of width 1, expected 2 (the width of the other vectors)",
+        ),
+        ({"vector": vectors([None, [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 has a vector of width 0, expected 2"),
+        ({"vector": vectors([None, None])}, [VECTOR], "vector: item_id 3 has a vector of width 0"),
+        ({"vector": [1.0, 2.0]}, [VECTOR], "vector: holds double, expected a list of numbers per row"),
+        ({}, [Feature("vectors", "embedding", "item")], "no column 'vectors'; did you mean 'vector'? (columns: "),
+    ],
+)
+def test_bad_item_files_say_file_column_item_value_and_expectation(tmp_path, change, features, message):
+    path = write(tmp_path / "bad.parquet", {**GOOD, **change})
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        ItemTable.from_parquet(path, features)
+    assert str(caught.value).startswith(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vector_of_another_width_in_a_later_chunk_names_its_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
+    columns = {"item_id": [5, 6, 7, 8], "vector": vectors([[1, 2], [3, 4], [5, 6, 7], [8, 9, 10]])}
+    path = write(tmp_path / "i.parquet", columns)
+    with pytest.raises(DataError, match="vector: item_id 7 has a vector of width 3, expected 2"):
+        ItemTable.from_parquet(path, [item_id(), VECTOR])
+
+
+def test_an_id_out_of_range_in_a_later_chunk_names_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2, 3, 4], "tags": [[1], [], [], [2, 77]]})
+    with pytest.raises(DataError, match="tags: row 3 holds the id 77, expected 0 to 9"):
+        ItemTable.from_parquet(path, [item_id(), Feature("tags", "sequence", "item", 10)])
+
+
+def test_a_file_without_item_id_and_a_file_without_rows(tmp_path):
+    path = write(tmp_path / "a.parquet", {"itemid": [1], "level": [1]})
+    with pytest.raises(DataError, match=r"a\.parquet: no column 'item_id'; did you mean 'itemid'\?"):
+        ItemTable.from_parquet(path, [item_id(), LEVEL])
+    path = write(tmp_path / "b.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
+    with pytest.raises(DataError, match=r"b\.parquet: no rows, expected one per item"):
+        ItemTable.from_parquet(path, [item_id(), LEVEL])
+
+
+def test_a_column_in_no_file_names_all_files(tmp_path):
+    first = write(tmp_path / "a.parquet", {"item_id": [1], "level": [1]})
+    second = write(tmp_path / "b.parquet", {"item_id": [1], "vector": vectors([[1.0]])})
+    with pytest.raises(DataError) as caught:
+        ItemTable.from_parquet([first, second], [item_id(), Feature("vectr", "embedding", "item")])
+    assert str(caught.value) == (
+        f"{first}, {second}: no column 'vectr'; did you mean 'vector'? (columns: item_id, level, vector)"
+    )
+
+
+def test_an_item_in_two_part_files_and_vectors_of_two_widths(tmp_path):
+    write(tmp_path / "twice/0.parquet", {"item_id": [1, 2], "level": [1, 2]})
+    write(tmp_path / "twice/1.parquet", {"item_id": [3, 2], "level": [3, 4]})
+    with pytest.raises(DataError, match=r"1\.parquet: item_id 2 stands in another part file too, expected once"):
+        ItemTable.from_parquet(str(tmp_path / "twice"), [item_id(), LEVEL])
+    write(tmp_path / "wide/0.parquet", {"item_id": [1], "vector": vectors([[1.0]])})
+    write(tmp_path / "wide/1.parquet", {"item_id": [2], "vector": vectors([[1.0, 2.0]])})
+    message = r"column 'vector': widths differ between files \(0\.parquet 1, 1\.parquet 2\)"
+    with pytest.raises(DataError, match=message):
+        ItemTable.from_parquet(str(tmp_path / "wide"), [item_id(), VECTOR])

@@ -1,0 +1,181 @@
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.errors import DataError, MissingFileError
+
+ROWS = [[3, 1], None, [], [7], [5, 6, 2]]
+
+
+def write(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def as_rows(array, row=0):
+    flat, offsets = parquet.lists(array, "f: c", row)
+    return [flat[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int16())])
+def test_null_lists_are_empty_in_whole_and_sliced_arrays(kind):
+    array = pa.array(ROWS, kind)
+    expected = [row or [] for row in ROWS]
+    assert as_rows(array) == expected
+    for start in range(len(ROWS)):
+        for stop in range(start, len(ROWS) + 1):
+            assert as_rows(array.slice(start, stop - start)) == expected[start:stop]
+
+
+@pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], None, [5, 6], None, [0, 9]]])
+def test_fixed_size_lists_in_whole_and_sliced_arrays(rows):
+    array = pa.array(rows, pa.list_(pa.int64(), 2))
+    for start in range(len(rows)):
+        for stop in range(start, len(rows) + 1):
+            assert as_rows(array.slice(start, stop - start)) == [row or [] for row in rows[start:stop]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64(), 3), pa.list_(pa.int64()), pa.large_list(pa.float64())])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
+def test_chunks_that_cross_row_groups_keep_every_row(tmp_path, monkeypatch, kind, chunk):
+    rows = [[i, i + 1, i + 2] for i in range(11)]
+    rows[4] = None
+    path = write(tmp_path / "x.parquet", {"n": list(range(11)), "c": pa.array(rows, kind)}, row_group_size=4)
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
+    numbers, lists, first_rows = [], [], []
+    for row, batch in parquet.read_chunks(path, ["c", "n"]):
+        first_rows.append(row)
+        numbers += parquet.scalars(batch.column("n"), "n", row).tolist()
+        lists += as_rows(batch.column("c"))
+    assert numbers == list(range(11))
+    assert lists == [row or [] for row in rows]
+    assert first_rows == list(range(0, 11, chunk))
+
+
+def test_paths_of_one_file_with_and_without_suffix_and_of_a_folder(tmp_path):
+    one = write(tmp_path / "one.parquet", {"n": [1]})
+    folder = tmp_path / "many"
+    folder.mkdir()
+    second, first = (write(folder / f"part-{i}.parquet", {"n": [1, 2]}) for i in (1, 0))
+    (folder / "_SUCCESS").write_text("")
+    assert parquet.part_files(one) == parquet.part_files(tmp_path / "one") == [one]
+    assert parquet.part_files(str(folder)) == [first, second]
+    assert parquet.count_rows(folder) == 4
+    (tmp_path / "many.parquet" / "nothing").mkdir(parents=True)
+    assert parquet.part_files(folder) == [first, second]
+
+
+def test_the_working_directory_is_a_folder_of_part_files(tmp_path, monkeypatch):
+    write(tmp_path / "a.parquet", {"n": [1]})
+    monkeypatch.chdir(tmp_path)
+    assert [p.name for p in parquet.part_files(".")] == ["a.parquet"]
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    write(tmp_path / "train.parquet", {"n": [1]})
+    with pytest.raises(MissingFileError) as caught:
+        parquet.part_files(tmp_path / "trian.parquet")
+    message = str(caught.value)
+    assert f"{tmp_path / 'trian.parquet'}: no such file or folder; did you mean 'train.parquet'?" in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_in_a_missing_folder_and_an_empty_folder(tmp_path):
+    with pytest.raises(MissingFileError, match=r"nowhere/x\.parquet: no such file or folder$"):
+        parquet.part_files(tmp_path / "nowhere" / "x.parquet")
+    with pytest.raises(MissingFileError, match=re.escape(f"{tmp_path}: the folder holds no .parquet file")):
+        parquet.part_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"user_id,item_id\n1,2\n" * 10])
+def test_a_file_that_is_no_parquet(tmp_path, content):
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.parquet: cannot be read as Parquet \(.+\); download or write it again") as e:
+        parquet.open_parquet(path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_damaged_in_the_middle(tmp_path):
+    path = write(tmp_path / "x.parquet", {"n": np.arange(40_000)}, compression="zstd", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[40 : len(content) // 2] = b"\xff" * (len(content) // 2 - 40)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.parquet: damaged after row 0 \(.+\); download or write it again"):
+        list(parquet.read_chunks(path, ["n"]))
+
+
+def test_a_missing_column_names_the_nearest(tmp_path):
+    path = write(tmp_path / "x.parquet", {"item_id": [1], "likes_level": [2]})
+    expected = f"{path}: no column 'like_level'; did you mean 'likes_level'? (columns: item_id, likes_level)"
+    with pytest.raises(DataError) as caught:
+        list(parquet.read_chunks(path, ["item_id", "like_level"]))
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    "array, dtype",
+    [
+        (pa.array([0, 3], pa.uint8()), np.int64),
+        (pa.array([0.0, 3.0], pa.float32()), np.int64),
+        (pa.array([False, True]), np.int64),
+    ],
+)
+def test_whole_numbers_of_any_type(array, dtype):
+    values = parquet.scalars(array, "f: c", 0)
+    assert values.dtype == dtype
+    assert values.tolist() == array.cast(pa.int64()).to_pylist()
+
+
+@pytest.mark.parametrize(
+    "array, floating, message",
+    [
+        (pa.array([1, None, 2]), False, "f: c: row 11 is null, expected a number"),
+        (pa.array([1.0, 2.5]), False, "f: c: row 11 holds 2.5, expected a whole number"),
+        (pa.array([1.0, 2.0, float("nan")]), False, "f: c: row 12 holds nan, expected a whole number"),
+        (pa.array([1e30]), False, "f: c: row 10 holds 1e+30, expected a whole number"),
+        (pa.array([1.0, float("-inf")]), True, "f: c: row 11 holds -inf, expected finite numbers"),
+        (pa.array(["a"]), False, "f: c: holds string, expected numbers"),
+        (pa.array([[1]]), True, "f: c: holds list<item: int64>, expected numbers"),
+    ],
+)
+def test_numbers_that_are_none_say_row_and_value(array, floating, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        parquet.scalars(array, "f: c", 10, floating=floating)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (pa.array([1, 2]), "f: c: holds int64, expected a list of numbers per row"),
+        (pa.array([["a"]]), "f: c: lists of string, expected lists of numbers"),
+        (pa.array([[], [1], None, [2, None]]), "f: c: the list of row 23 holds a null, expected numbers only"),
+        (pa.array([[1, 2], [2, None]], pa.list_(pa.int8(), 2)), "f: c: the list of row 21 holds a null"),
+    ],
+)
+def test_lists_that_are_none_say_row_and_value(array, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        parquet.lists(array, "f: c", 20)
+
+
+@pytest.mark.parametrize(
+    "ids, limit, row_of, message",
+    [
+        ([0, 5], 5, 7, "f: c: row 8 holds the id 5, expected 0 to 4; raise vocab_size or mend the file"),
+        ([4, 0, -1], 5, np.array([3, 3, 9]), "f: c: row 9 holds the id -1, expected 0 to 4"),
+        ([2**31], None, 0, "f: c: row 0 holds the id 2147483648, expected 0 to 2147483647; number the ids anew"),
+    ],
+)
+def test_ids_out_of_range_say_row_value_and_range(ids, limit, row_of, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        parquet.check_ids(np.array(ids), limit, "f: c", row_of)
+
+
+def test_the_largest_ids_in_range_pass():
+    parquet.check_ids(np.array([0, 4]), 5, "f: c", 0)
+    parquet.check_ids(np.array([2**31 - 1]), None, "f: c", 0)
+    parquet.check_ids(np.array([], dtype=np.int64), 5, "f: c", 0)

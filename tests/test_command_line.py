@@ -1,0 +1,302 @@
+"""Every kind of bad input, from the command line: one line that helps, exit code 2, nothing left behind."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script, *arguments, monkeypatch):
+    """Run a script of the root in this process, as its own __main__."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory of a user's own: configuration, a small copy of tiny_mm, no results."""
+    data = tmp_path / "data" / "tiny_mm"
+    data.mkdir(parents=True)
+    for path in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
+        shutil.copy(path, data)
+    train = pq.read_table(data / "train.parquet").slice(0, 600)
+    pq.write_table(train, data / "train.parquet")
+    for name in ("model_config.yaml", "dataset_config.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit_yaml(path, change):
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+def edit_table(path, **columns):
+    table = pq.read_table(path)
+    for name, make in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, make(table[name]))
+    pq.write_table(table, path)
+
+
+def changed(row, value):
+    """Return a function that puts `value` into `row` of a column."""
+
+    def change(column):
+        values = column.to_pylist()
+        values[row] = value
+        return pa.array(values, type=pa.list_(column.type.value_type) if pa.types.is_list(column.type) else None)
+
+    return change
+
+
+def changed_entry(row, place, value):
+    def change(column):
+        values = np.array(column.to_pylist())
+        values[row, place] = value
+        return pa.array(values.tolist(), type=pa.list_(column.type.value_type))
+
+    return change
+
+
+def experiment(**settings):
+    return lambda folder: edit_yaml(folder / "model_config.yaml", lambda c: c["DIN_MM_tiny"].update(settings))
+
+
+def dataset(**settings):
+    return lambda folder: edit_yaml(folder / "dataset_config.yaml", lambda c: c["tiny_mm"].update(settings))
+
+
+def features(change):
+    return lambda folder: edit_yaml(
+        folder / "dataset_config.yaml", lambda c: change({str(f["name"]): f for f in c["tiny_mm"]["feature_cols"]})
+    )
+
+
+def data(file, **columns):
+    return lambda folder: edit_table(folder / "data" / "tiny_mm" / file, **columns)
+
+
+def drop(file, column):
+    def change(folder):
+        path = folder / "data" / "tiny_mm" / file
+        pq.write_table(pq.read_table(path).drop_columns([column]), path)
+
+    return change
+
+
+def cut(file):
+    """Break a file as an interrupted download does."""
+
+    def change(folder):
+        path = folder / "data" / "tiny_mm" / file
+        path.write_bytes(path.read_bytes()[:-100])
+
+    return change
+
+
+def empty(file):
+    def change(folder):
+        path = folder / "data" / "tiny_mm" / file
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+    return change
+
+
+CASES = {
+    "unknown key": (
+        experiment(embeding_regularizer=0.1),
+        ["embeding_regularizer", "did you mean 'embedding_regularizer'"],
+    ),
+    "number in quotes": (experiment(learning_rate="0.001"), ["learning_rate is '0.001'", "expected number"]),
+    "wrong type": (experiment(dnn_hidden_units=64), ["dnn_hidden_units is 64", "a list of whole numbers"]),
+    "value outside the list": (experiment(cross="v3"), ["cross is 'v3'", "'v1', 'v2', 'mix'"]),
+    "heads that do not divide": (experiment(num_heads=7), ["attention_dim 64", "num_heads 7"]),
+    "unknown metric": (experiment(metrics=["AUC", "gAUCC"]), ["gAUCC", "gAUC"]),
+    "unknown optimizer": (experiment(optimizer="adamm"), ["'adamm'", "did you mean 'Adam"]),
+    "unknown model": (experiment(model="DIN_MN"), ["'DIN_MN'", "did you mean 'DIN_MM'"]),
+    "zero batch size": (experiment(batch_size=0), ["batch_size is 0"]),
+    "zero epochs": (experiment(epochs=0), ["epochs is 0"]),
+    "bad regularizer": (experiment(embedding_regularizer="l3(1)"), ["embedding_regularizer is 'l3(1)'"]),
+    "unknown feature": (
+        experiment(use_features=["likes_levle", "item_id"]),
+        ["likes_levle", "did you mean 'likes_level'"],
+    ),
+    "unknown dataset": (experiment(dataset_id="tiny_m"), ["'tiny_m'", "did you mean 'tiny_mm'"]),
+    "unknown dataset key": (dataset(trian_data="x"), ["trian_data", "did you mean 'train_data'"]),
+    "missing file": (
+        dataset(train_data="./data/tiny_mm/trian.parquet"),
+        ["trian.parquet", "did you mean 'train.parquet'"],
+    ),
+    "rebuild": (dataset(rebuild_dataset=True), ["rebuild_dataset", "False"]),
+    "code in the encoder": (
+        features(lambda f: f["item_tags"].update(feature_encoder="__import__('os').system('touch hacked')")),
+        ["feature_encoder", "not allowed"],
+    ),
+    "unknown encoder": (
+        features(lambda f: f["item_tags"].update(feature_encoder="layers.MaskedAveragPooling()")),
+        ["did you mean 'MaskedAveragePooling'"],
+    ),
+    "unknown feature key": (
+        features(lambda f: f["item_id"].update(vocabsize=5)),
+        ["vocabsize", "did you mean 'vocab_size'"],
+    ),
+    "id beyond the vocabulary": (
+        features(lambda f: f["item_id"].update(vocab_size=500)),
+        ["item_id", "500", "0 to 499"],
+    ),
+    "context id beyond the vocabulary": (
+        features(lambda f: f["['likes_level', 'views_level']"].update(vocab_size=4)),
+        ["train.parquet", "likes_level", "0 to 3"],
+    ),
+    "item beyond the table": (
+        data("train.parquet", item_id=changed(5, 99999)),
+        ["train.parquet", "item_id", "row 5", "99999"],
+    ),
+    "history beyond the table": (
+        data("valid.parquet", item_seq=changed_entry(7, 19, 77777)),
+        ["valid.parquet", "item_seq", "row 7", "77777"],
+    ),
+    "NaN embedding": (
+        data("item_emb.parquet", txt_emb_pca8=changed_entry(3, 2, float("nan"))),
+        ["item_emb.parquet", "txt_emb_pca8", "item_id 3", "nan"],
+    ),
+    "infinite embedding": (
+        data("item_emb.parquet", img_emb_pca8=changed_entry(9, 0, float("inf"))),
+        ["img_emb_pca8", "item_id 9", "inf"],
+    ),
+    "wrong width": (
+        features(lambda f: f["['txt_emb_pca8', 'img_emb_pca8']"].update(pretrain_dim=7)),
+        ["txt_emb_pca8", "width 8", "expected 7"],
+    ),
+    "missing column": (drop("train.parquet", "likes_level"), ["train.parquet", "'likes_level'"]),
+    "missing label": (drop("valid.parquet", "label"), ["valid.parquet", "'label'"]),
+    "missing item column": (drop("item_emb.parquet", "txt_emb_pca8"), ["item_emb.parquet", "'txt_emb_pca8'"]),
+    "missing group": (drop("valid.parquet", "user_id"), ["valid.parquet", "'user_id'"]),
+    "empty split": (empty("valid.parquet"), ["valid.parquet", "no rows"]),
+    "one class": (
+        data("valid.parquet", label=lambda c: pa.array([1] * len(c))),
+        ["valid.parquet", "label is 1 in all"],
+    ),
+    "label of 2": (data("train.parquet", label=changed(4, 2)), ["train.parquet", "row 4 is 2", "0 or 1"]),
+    "null id": (data("train.parquet", item_id=changed(4, None)), ["train.parquet", "row 4 is null"]),
+    "broken file": (cut("train.parquet"), ["train.parquet", "Parquet"]),
+    "text ids": (
+        data("train.parquet", likes_level=lambda c: pa.array([str(v) for v in c.to_pylist()])),
+        ["likes_level", "string"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case, project, monkeypatch, capsys):
+    spoil, expected = CASES[case]
+    spoil(project)
+    before = snapshot(project)
+    with pytest.raises(SystemExit) as stopped:
+        run("run_expid.py", "--expid", "DIN_MM_tiny", monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    for part in expected:
+        assert part in error
+    assert snapshot(project) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--expid", "DIN_MM_tny"], "did you mean 'DIN_MM_tiny'"),
+        (["--expid", "DIN_MM_tiny", "--config", "nowhere"], "nowhere: no such folder"),
+        (["--expid", "DIN_MM_tiny", "--gpu", "99"], "--gpu -1 uses the CPU"),
+        (["--expid", "DIN_MM_tiny", "--model_zoo", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_flags(arguments, expected, project, monkeypatch, capsys):
+    before = snapshot(project)
+    with pytest.raises(SystemExit) as stopped:
+        run("run_expid.py", *arguments, monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert snapshot(project) == before
+
+
+def test_yaml_that_is_none_names_its_line(project, monkeypatch, capsys):
+    path = project / "model_config.yaml"
+    path.write_text(path.read_text().replace("    dataset_id: tiny_mm", "    dataset_id: [tiny_mm", 1))
+    with pytest.raises(SystemExit):
+        run("run_expid.py", "--expid", "DIN_MM_tiny", monkeypatch=monkeypatch)
+    assert "model_config.yaml, line" in capsys.readouterr().err
+
+
+def test_scoring_before_training_says_what_to_do(project, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("prediction.py", "--expid", "DIN_MM_tiny", monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert "python run_expid.py --expid DIN_MM_tiny" in capsys.readouterr().err
+
+
+def test_weights_of_another_configuration_are_named(project, monkeypatch, capsys):
+    run("run_expid.py", "--expid", "DIN_tiny", monkeypatch=monkeypatch)
+    weights = project / "checkpoints" / "tiny_mm" / "DIN_tiny.model"
+    with pytest.raises(SystemExit):
+        run("prediction.py", "--expid", "DIN_MM_tiny", "--weights", weights, monkeypatch=monkeypatch)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "missing: " in error
+    assert "attention.W_q.weight" in error
+    assert "dnn.mlp.0.weight (64, 128) (the model has (64, 160))" in error
+    assert not (project / "submission").exists()
+
+
+def test_debug_shows_the_traceback(project, monkeypatch):
+    from fuxictr_mm.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        run("run_expid.py", "--expid", "nothing", "--debug", monkeypatch=monkeypatch)
+
+
+def test_train_score_check(project, monkeypatch, capsys):
+    """The main job, on a user's own folder."""
+    run("run_expid.py", "--expid", "DIN_MM_tiny", monkeypatch=monkeypatch)
+    run("prediction.py", "--expid", "DIN_MM_tiny", "--task", "Task1&2", monkeypatch=monkeypatch)
+    with zipfile.ZipFile(project / "submission" / "DIN_MM_tiny.zip") as archive:
+        assert archive.namelist() == ["prediction.csv"]
+        lines = archive.read("prediction.csv").decode().splitlines()
+    assert lines[0] == "ID,Task1&2"
+    assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(3000))
+    assert (project / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.log").stat().st_size > 0
+    csv = (project / f"{project.name}.csv").read_text()
+    assert "[exp_id] DIN_MM_tiny,[dataset_id] tiny_mm,[train] N.A.,[val] AUC: 0." in csv
+
+
+def test_help_is_light():
+    """No command line help may wait for torch."""
+    code = """
+import sys
+from fuxictr_mm.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert "check-submission" in out
+    assert out.strip().endswith("False")

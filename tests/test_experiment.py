@@ -1,0 +1,214 @@
+"""Experiments end to end on the repository's tiny_mm: what they learn, that they repeat, what drops in."""
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fuxictr_mm import experiment
+from fuxictr_mm.data.dataset import load_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
+
+
+def run(expid, folder, config=ROOT, model_zoo=None, **settings):
+    settings = {"model_root": str(folder), "verbose": 0, **settings}
+    params, model_class = experiment.read_params(config, expid, model_zoo=model_zoo, overrides=settings)
+    return experiment.run_experiment(params, model_class), params
+
+
+def test_both_modalities_beat_either_and_none(tmp_path):
+    """The planted taste shows half in the text and half in the image; the margins are ten times the seeds' deviation."""
+
+    def auc(expid, seed):
+        return run(expid, tmp_path, seed=seed, test_data=LABELLED)[0].test["AUC"]
+
+    for seed in (1, 2):
+        both, text, image, none = (auc(f"DIN_MM{variant}_tiny", seed) for variant in ("", "_text", "_image", "_none"))
+        assert both > text + 0.03
+        assert both > image + 0.03
+        assert min(text, image) > none + 0.03
+
+
+def test_one_seed_one_result(tmp_path):
+    first, params = run("DIN_MM_tiny", tmp_path / "a", epochs=2)
+    second, _ = run("DIN_MM_tiny", tmp_path / "b", epochs=2)
+    other, _ = run("DIN_MM_tiny", tmp_path / "c", epochs=2, seed=1)
+    assert first.valid == second.valid
+    assert first.valid != other.valid
+    weights = [torch.load(tmp_path / f / "tiny_mm" / "DIN_MM_tiny.model", weights_only=True) for f in "ab"]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    record = json.loads(experiment.record_path(params).read_text())
+    assert record["valid"] == first.valid
+    assert record["config_hash"] == first.config_hash
+
+
+def test_scores_stand_in_the_order_of_the_test_file(tmp_path):
+    """A shuffled copy of the test file gets the same scores, shuffled."""
+    _, params = run("DIN_MM_tiny", tmp_path, epochs=1)
+    _, model_class = experiment.read_params(ROOT, "DIN_MM_tiny")
+    scores = torch.from_numpy(experiment.predict_test(params, model_class))
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
+    table = pq.read_table(params["test_data"]).take(order.tolist())
+    pq.write_table(table, tmp_path / "shuffled.parquet")
+    shuffled = experiment.predict_test({**params, "test_data": str(tmp_path / "shuffled.parquet")}, model_class)
+    torch.testing.assert_close(torch.from_numpy(shuffled), scores[order], rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def challenge(tmp_path, monkeypatch):
+    """A working directory as the challenge's: data in ./data/MicroLens_1M_x1, its dataset entry, one item file."""
+    source, data = ROOT / "data" / "tiny_mm", tmp_path / "data" / "MicroLens_1M_x1"
+    data.mkdir(parents=True)
+    for name in ("train", "valid", "test"):
+        shutil.copy(source / f"{name}.parquet", data)
+    info = pq.read_table(source / "item_info.parquet").rename_columns(["item_id", "item_tags", "item_emb_d128"])
+    # The challenge's vectors are 128 wide, which its file of settings gives as embedding_dim and nothing else.
+    vectors = torch.tensor(info["item_emb_d128"].to_pylist()).repeat(1, 8)
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), 128)
+    pq.write_table(info.set_column(2, "item_emb_d128", wide), data / "item_info.parquet")
+    columns = [
+        "{name: user_id, active: True, dtype: int, type: meta}",
+        "{name: item_seq, active: True, dtype: int, type: meta}",
+        "{name: likes_level, active: True, dtype: int, type: categorical, vocab_size: 11}",
+        "{name: views_level, active: True, dtype: int, type: categorical, vocab_size: 11}",
+        "{name: item_id, active: True, dtype: int, type: categorical, vocab_size: 91718, source: item}",
+        "{name: item_tags, active: True, dtype: int, type: sequence, max_len: 5, vocab_size: 11740, source: item}",
+        "{name: item_emb_d128, active: True, dtype: float, type: embedding, source: item, embedding_dim: 128}",
+    ]
+    folder = "./data/MicroLens_1M_x1"
+    lines = ["MicroLens_1M_x1:", "    data_root: ./data/", "    data_format: parquet", "    rebuild_dataset: False"]
+    lines += [f"    {split}_data: {folder}/{split}.parquet" for split in ("train", "valid", "test")]
+    lines += [f"    item_info: {folder}/item_info.parquet", "    feature_cols:"]
+    lines += [f"        - {column}" for column in columns] + ["    label_col: {name: label, dtype: float}"]
+    (tmp_path / "dataset_config.yaml").write_text("\n".join(lines))
+    shutil.copy(ROOT / "model_config.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("expid", ["DIN_MicroLens", "DIN_MM_MicroLens"])
+def test_the_challenges_own_dataset_entry_runs(challenge, expid):
+    small = {"dnn_hidden_units": [16], "embedding_dim": 16, "batch_size": 2048, "epochs": 1}
+    result, params = run(expid, challenge, config=challenge, **small)
+    assert 0.5 < result.valid["AUC"] < 1
+    assert result.test is None
+    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    projection = "embedding_layer.embedding_layer.feature_encoders.item_emb_d128.weight"
+    assert state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].shape == (91718, 16)
+    if expid == "DIN_MicroLens":
+        # Only embedding_dim is given and it is the stored width: the published model has no projection either.
+        assert projection not in state
+    else:
+        assert state[projection].shape == (16, 128)
+
+
+def test_a_model_file_drops_in(tmp_path, monkeypatch):
+    """The README's model: one file in ./model_zoo, nothing else edited."""
+    (tmp_path / "model_zoo").mkdir()
+    (tmp_path / "model_zoo" / "Broken.py").write_text("this is no Python")
+    (tmp_path / "model_zoo" / "MeanPooling.py").write_text(readme_model())
+    monkeypatch.chdir(tmp_path)
+    settings = "dataset_id: tiny_mm, max_len: 20, learning_rate: 3.0e-3, batch_size: 256, epochs: 4, embedding_dim: 16"
+    used = "use_features: [likes_level, item_id, txt_emb_pca8, img_emb_pca8]"
+    (tmp_path / "model_config.yaml").write_text(f"Mean_tiny: {{model: MeanPooling, {settings}, {used}}}")
+    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    result, _ = run("Mean_tiny", tmp_path, config=tmp_path)
+    assert result.valid["AUC"] > 0.65
+
+
+def readme_model():
+    """Return the model that the README shows."""
+    block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "class MeanPooling(MultimodalModel)" in block
+    return block
+
+
+FOREIGN = """
+    import torch
+    from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+    from fuxictr.pytorch.models import BaseModel
+
+
+    class Foreign(BaseModel):
+        def __init__(self, feature_map, gpu=-1, embedding_dim=8, learning_rate=1e-3, **kwargs):
+            super().__init__(feature_map, gpu=gpu, **kwargs)
+            self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+            self.item_dim = sum(
+                s.get("embedding_dim", embedding_dim) for s in feature_map.features.values() if s.get("source") == "item"
+            )
+            self.mlp = MLP_Block({width}, output_dim=1, hidden_units=[32], output_activation=self.output_activation)
+            self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+            self.reset_parameters()
+            self.model_to_device()
+"""
+
+CHALLENGE_MODEL = (
+    textwrap.dedent(FOREIGN.format(width="feature_map.sum_emb_out_dim() + self.item_dim"))
+    + """
+    def forward(self, inputs):
+        context, items, mask = self.get_inputs(inputs)
+        e = self.embedding_layer(items, flatten_emb=True).view(mask.shape[0], -1, self.item_dim)
+        mean = (e[:, :-1] * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        x = torch.cat([self.embedding_layer(context, flatten_emb=True), e[:, -1], mean], dim=-1)
+        return {"y_pred": self.mlp(x)}
+
+    def get_inputs(self, inputs, feature_source=None):
+        rows, items, mask = inputs
+        kept = {k: v for k, v in rows.items() if k not in self.feature_map.labels and k != "user_id"}
+        return kept, items, mask
+
+    def get_labels(self, inputs):
+        return inputs[0]["label"].float().view(-1, 1)
+
+    def get_group_id(self, inputs):
+        return inputs[0]["user_id"]
+"""
+)
+
+FLAT_MODEL = (
+    textwrap.dedent(FOREIGN.format(width="feature_map.sum_emb_out_dim()"))
+    + """
+    def forward(self, inputs):
+        return {"y_pred": self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))}
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "view", "floor"), [(CHALLENGE_MODEL, "challenge", 0.65), (FLAT_MODEL, "flat", 0.52)]
+)
+def test_models_written_for_other_code_run(source, view, floor, tmp_path):
+    (tmp_path / "Foreign.py").write_text(source)
+    (tmp_path / "model_config.yaml").write_text(
+        f"Foreign_tiny: {{model: Foreign, dataset_id: tiny_mm, batch_view: {view}, epochs: 4, embedding_dim: 8,"
+        " group_id: user_id, metrics: [AUC, gAUC], max_len: 20, batch_size: 256, learning_rate: 3.0e-3,"
+        " use_features: [likes_level, views_level, item_id, item_tags, txt_emb_pca8, img_emb_pca8]}"
+    )
+    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    result, _ = run("Foreign_tiny", tmp_path, config=tmp_path, model_zoo=tmp_path)
+    assert result.valid["AUC"] > floor
+    assert 0 < result.valid["gAUC"] < 1
+
+
+def test_training_leaves_no_trace_of_an_older_run(tmp_path):
+    """A record of a run that did not finish would pass for a result."""
+    _, params = run("DIN_tiny", tmp_path, epochs=1)
+    assert experiment.record_path(params).exists()
+    with pytest.raises(Exception, match="learning_rate"):
+        run("DIN_tiny", tmp_path, epochs=1, learning_rate=1e30)
+    assert not experiment.record_path(params).exists()
+
+
+def test_predictions_need_no_training_data(tmp_path):
+    _, params = run("DIN_tiny", tmp_path, epochs=1)
+    dataset = load_dataset({**params, "train_data": "nowhere", "valid_data": "nowhere"}, {"test": False})
+    assert list(dataset.splits) == ["test"]
