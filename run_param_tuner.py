@@ -27,13 +27,13 @@ def main() -> None:
     add_debug(parser)
     args = parser.parse_args()
 
-    from fuxictr_mm import tuner
+    from fuxictr_mm import tuning
 
-    folder = tuner.enumerate_trials(args.config, args.model_zoo)
-    results = tuner.run_grid(
+    folder = tuning.enumerate_trials(args.config, args.model_zoo)
+    results = tuning.run_grid(
         folder, args.gpu, args.tag, args.script, data_root=args.data_root, model_zoo=args.model_zoo
     )
-    tuner.report(results, folder)
+    tuning.report(results, folder)
 
 
 if __name__ == "__main__":

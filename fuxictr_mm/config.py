@@ -137,7 +137,7 @@ _ENCODERS = (r"layers\.\w+", r"nn\.\w+")
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads ``1e-3`` as a number, as YAML 1.2 does, and refuses a key given twice."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Looked at before merges ("<<: *name") put the keys of others into the mapping.
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()

@@ -157,7 +157,7 @@ def make_loader(
     table: InteractionTable, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
 ) -> ResidentLoader:
     """Return a loader of a table in the view that the model takes."""
-    name: str = params.get("batch_view") or getattr(model, "batch_view", "flat")
+    name = params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
     view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
     return ResidentLoader(
         table.to(_device(params)), params["batch_size"], shuffle=shuffle, seed=params["seed"], view=view

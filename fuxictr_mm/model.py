@@ -1,6 +1,7 @@
 """The base class of the model zoo.
 
-Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context width, D item width.
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context width, D item
+width.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class MultimodalModel(BaseModel):
     loss : str
         The task's loss by FuxiCTR's name, ``binary_crossentropy`` or ``mse_loss``; another is refused.
     loss_from : {"logits", "probability"}
-        FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32; ``"probability"``
-        reproduces that.
+        FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32;
+        ``"probability"`` reproduces that.
     learning_rate : float
         Of the optimiser.
     optimizer : str
@@ -138,7 +139,9 @@ class MultimodalModel(BaseModel):
                 f"gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
             )
         if loss not in LOSSES[task]:
-            raise ConfigError(f"{model_id}: loss is '{loss}', but task: {task} trains on {LOSSES[task][0]}")
+            raise ConfigError(
+                f"{model_id}: loss is '{loss}', but task: {task} does not train on it; write loss: {LOSSES[task][0]}"
+            )
         super().__init__(
             feature_map,
             model_id=model_id,
@@ -240,7 +243,8 @@ class MultimodalModel(BaseModel):
         Returns
         -------
         dict
-            ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit`` ``(B, 1)``.
+            ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
+            ``(B, 1)``.
         """
         logit = self.logits(batch).reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}

@@ -84,7 +84,8 @@ def _import_file(path: Path, name: str) -> object:
     path = path.resolve()
     module_name = f"fuxictr_mm.model_zoo.{name}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     loaded = sys.modules.get(module_name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded

@@ -157,7 +157,8 @@ def _decode(
         raise DataError(
             f"{where}: {ITEM_ID} {ids[bad]} has a vector of width {lengths[bad]}, expected {width} ({said})"
         )
-    vectors = flat.astype(np.float32).reshape(-1, width)
+    with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
+        vectors = flat.astype(np.float32).reshape(-1, width)
     finite = np.isfinite(vectors)
     if not finite.all():
         bad, place = np.argwhere(~finite)[0]

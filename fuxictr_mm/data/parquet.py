@@ -93,7 +93,8 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) ->
         raise DataError(f"{where}: holds {array.type}, expected numbers; encode the column as integers first")
     values = array.to_numpy(zero_copy_only=False)
     if floating:
-        values = values.astype(np.float32)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, and found next
+            values = values.astype(np.float32)
         _finite(values, where, row)
         return values
     return whole(values, where, row)

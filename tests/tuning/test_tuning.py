@@ -15,9 +15,9 @@ import pytest
 
 from fuxictr_mm.config import list_experiments, load_config, load_yaml
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.tuner import TrialResult, enumerate_trials, format_table, report, run_grid, write_table
+from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, write_table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 MODEL = """
 from collections.abc import Sequence
@@ -141,7 +141,7 @@ def test_enumerating_again_gives_the_same_bytes(folder):
     path = tuner_file(folder, "width: [1, 2]")
     first = (enumerate_trials(path) / "model_config.yaml").read_bytes()
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    code = "from fuxictr_mm.tuner import enumerate_trials; enumerate_trials('grid.yaml')"
+    code = "from fuxictr_mm.tuning import enumerate_trials; enumerate_trials('grid.yaml')"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert (folder / "grid/model_config.yaml").read_bytes() == first
 

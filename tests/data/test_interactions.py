@@ -1,0 +1,242 @@
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.errors import DataError, MissingFileError
+
+LEVEL = Feature("level", "categorical", vocab_size=11)
+PRICE = Feature("price", "numeric")
+FEATURES = [Feature("user_id", "meta"), Feature("item_seq", "meta"), LEVEL, Feature("item_id", "categorical", "item")]
+KINDS = [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.float64()), pa.list_(pa.uint16())]
+
+#: Ids 1 to 9 are known, but for 5.
+ITEMS = ItemTable({}, torch.tensor([i != 5 for i in range(10)]))
+
+
+def columns(rows, kind=None):
+    """A whole file around the given histories."""
+    n = len(rows)
+    return {
+        "user_id": [100 + i for i in range(n)],
+        "item_id": [1 + i % 4 for i in range(n)],
+        "item_seq": pa.array(rows, kind or pa.list_(pa.int64())),
+        "level": [i % 11 for i in range(n)],
+        "label": [i % 2 for i in range(n)],
+    }
+
+
+def write(path, data, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(data), path, **options)
+    return path
+
+
+def read(path, **options):
+    return InteractionTable.from_parquet(path, FEATURES, ITEMS, **options)
+
+
+def histories(table):
+    offsets = table.history_offsets.tolist()
+    return [table.history_values[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def test_columns_types_and_values(tmp_path):
+    data = {**columns([[0, 0, 3], [1, 2, 0], [0, 4, 0]]), "price": [0.5, 1.0, 2.5]}
+    path = write(tmp_path / "train.parquet", data)
+    table = InteractionTable.from_parquet(path, [*FEATURES, PRICE], ITEMS, group_id="user_id")
+    assert len(table) == 3
+    assert table.source == str(path)
+    assert {n: (c.dtype, c.tolist()) for n, c in table.context.items()} == {
+        "level": (torch.int32, [0, 1, 2]),
+        "price": (torch.float32, [0.5, 1.0, 2.5]),
+    }
+    assert (table.target.dtype, table.target.tolist()) == (torch.int32, [1, 2, 3])
+    assert (table.label.dtype, table.label.tolist()) == (torch.float32, [0, 1, 0])
+    assert (table.group.dtype, table.group.tolist()) == (torch.int64, [100, 101, 102])
+    assert (table.history_values.dtype, table.history_values.tolist()) == (torch.int32, [3, 1, 2, 4])
+    assert (table.history_offsets.dtype, table.history_offsets.tolist()) == (torch.int64, [0, 1, 3, 4])
+    assert table.num_bytes == 3 * 4 * 2 + 3 * 4 + 4 * 4 + 4 * 8 + 3 * 4 + 3 * 8
+    moved = table.to("cpu")
+    assert histories(moved) == histories(table)
+    assert moved.source == table.source
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [[1, 2, 3], [], [4]],
+        [[0, 0, 1, 2, 3], [0] * 5, [0, 0, 0, 0, 4]],
+        [[1, 2, 3, 0, 0], [0] * 5, [4, 0, 0, 0, 0]],
+        [[1, 0, 2, 0, 3], [0, 0], [0, 4, 0]],
+        [[1, 2, 3], None, [4]],
+    ],
+    ids=["ragged", "left", "right", "between", "null"],
+)
+@pytest.mark.parametrize("max_len, first", [(None, [1, 2, 3]), (2, [2, 3]), (1, [3])])
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_anywhere_is_dropped_and_the_last_items_kept(tmp_path, stored, max_len, first, kind):
+    path = write(tmp_path / "x.parquet", columns(stored, kind))
+    assert histories(read(path, max_len=max_len)) == [first, [], [4]]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 100])
+@pytest.mark.parametrize("with_null", [False, True])
+def test_fixed_size_lists_across_row_groups_and_chunks(tmp_path, monkeypatch, chunk, with_null):
+    rows = [[0] * (4 - i % 5) + [1 + (i + j) % 4 for j in range(i % 5)] for i in range(13)]
+    if with_null:
+        rows[6] = None
+    path = write(tmp_path / "x.parquet", columns(rows, pa.list_(pa.int64(), 4)), row_group_size=5)
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
+    table = read(path, max_len=3, group_id="user_id")
+    assert histories(table) == [[i for i in row or [] if i][-3:] for row in rows]
+    assert table.group.tolist() == list(range(100, 113))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.none() | st.lists(st.sampled_from([0, 0, 1, 2, 3, 9]), max_size=7), min_size=2, max_size=20),
+    kind=st.sampled_from(KINDS),
+    max_len=st.none() | st.integers(1, 8),
+    chunk=st.integers(1, 6),
+    group=st.integers(1, 7),
+    split=st.integers(0, 20),
+)
+def test_reading_equals_a_plain_computation(tmp_path, monkeypatch, rows, kind, max_len, chunk, group, split):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
+    whole = pa.table(columns(rows, kind))
+    for old in (tmp_path / "parts").glob("*.parquet"):
+        old.unlink()
+    write(tmp_path / "parts/0.parquet", whole.slice(0, split), row_group_size=group)
+    write(tmp_path / "parts/1.parquet", whole.slice(split), row_group_size=group)
+    table = read(tmp_path / "parts", max_len=max_len, group_id="user_id")
+    expected = [[i for i in row or [] if i != 0] for row in rows]
+    assert histories(table) == [h if max_len is None else h[-max_len:] for h in expected]
+    assert table.target.tolist() == whole["item_id"].to_pylist()
+    assert table.label.tolist() == whole["label"].to_pylist()
+    assert table.group.tolist() == whole["user_id"].to_pylist()
+    assert table.context["level"].tolist() == whole["level"].to_pylist()
+
+
+def test_the_suffix_may_be_left_out(tmp_path):
+    write(tmp_path / "train.parquet", columns([[1], [2]]))
+    assert histories(read(tmp_path / "train")) == [[1], [2]]
+    with pytest.raises(MissingFileError, match=r"did you mean 'train\.parquet'"):
+        read(tmp_path / "trains")
+
+
+def test_a_file_without_labels_is_read_where_none_is_needed(tmp_path):
+    data = columns([[1], [2]])
+    del data["label"]
+    path = write(tmp_path / "test.parquet", data)
+    assert read(path, needs_label=False).label is None
+    with pytest.raises(DataError, match=re.escape(f"{path}: no column 'label'")):
+        read(path)
+
+
+def test_labels_of_one_class_are_refused_only_where_labels_are_needed(tmp_path):
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2], []]), "label": [1.0, 1.0, 1.0]})
+    assert read(path, needs_label=False).label.tolist() == [1, 1, 1]
+    with pytest.raises(DataError, match=re.escape(f"{path}: label is 1 in all 3 rows, expected both 0 and 1")):
+        read(path)
+
+
+def test_two_classes_may_lie_in_different_part_files(tmp_path):
+    for part in (0, 1):
+        write(tmp_path / f"parts/{part}.parquet", {**columns([[1], [2]]), "label": [part, part]})
+    assert read(tmp_path / "parts").label.tolist() == [0, 0, 1, 1]
+
+
+def test_labels_in_only_some_part_files_are_refused(tmp_path):
+    data = columns([[1], [2]])
+    write(tmp_path / "parts/0.parquet", data)
+    del data["label"]
+    write(tmp_path / "parts/1.parquet", data)
+    with pytest.raises(DataError, match="parts: only some part files have a column 'label', expected it in all or in"):
+        read(tmp_path / "parts", needs_label=False)
+
+
+def test_a_regression_takes_any_finite_label(tmp_path):
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "label": [4.5, 4.5]})
+    assert read(path, binary_label=False).label.tolist() == [4.5, 4.5]
+    path = write(tmp_path / "y.parquet", {**columns([[1], [2]]), "label": [4.5, np.inf]})
+    with pytest.raises(DataError, match="label: row 1 holds inf, expected finite numbers"):
+        read(path, binary_label=False)
+
+
+def test_a_file_without_rows(tmp_path):
+    path = write(tmp_path / "x.parquet", pa.table(columns([[1], [2]])).slice(0, 0))
+    with pytest.raises(DataError, match=re.escape(f"{path}: no rows, expected at least one")):
+        read(path)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"item_id": [1, 2, 3, 0]}, "item_id: row 3 holds the item id 0, which is padding"),
+        ({"item_id": [1, 2, 5, 1]}, "item_id: row 2 holds the item id 5, which no item file has"),
+        ({"item_id": [1, 2, 3, 10]}, "item_id: row 3 holds the item id 10, which no item file has"),
+        ({"item_id": [1, -2, 3, 1]}, "item_id: row 1 holds the item id -2, which no item file has"),
+        ({"item_id": [1, None, 3, 1]}, "item_id: row 1 is null, expected a number"),
+        ({"item_id": [1, 2.5, 3, 1]}, "item_id: row 1 holds 2.5, expected a whole number"),
+        ({"item_seq": [[1, 2], [], [0, 0], [3, 5, 4]]}, "item_seq: row 3 holds the item id 5, which no item file has"),
+        ({"item_seq": [[], [], [0, 99], [1]]}, "item_seq: row 2 holds the item id 99, which no item file has"),
+        ({"item_seq": [[1, 1], [-7, 1], [0], [1]]}, "item_seq: row 1 holds the item id -7, which no item file has"),
+        ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, "item_seq: row 3 holds 2.5, expected a whole number"),
+        ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, "item_seq: row 2 holds nan, expected a whole number"),
+        ({"item_seq": [[1], [], [0, None], [1]]}, "item_seq: the list of row 2 holds a null, expected numbers only"),
+        ({"item_seq": [1, 2, 3, 4]}, "item_seq: holds int64, expected a list of numbers per row"),
+        ({"item_seq": [["1"], [], [], ["2"]]}, "item_seq: lists of string, expected lists of numbers"),
+        ({"label": [0, 1, 0, 2]}, "label: row 3 is 2, expected 0 or 1"),
+        ({"label": [0, 1, 0.5, 1]}, "label: row 2 is 0.5, expected 0 or 1"),
+        ({"label": [0, 1, None, 1]}, "label: row 2 is null, expected a number; fill or drop such rows"),
+        ({"label": [0.0, 1.0, np.nan, 1.0]}, "label: row 2 holds nan, expected finite numbers"),
+        ({"label": ["0", "1", "0", "1"]}, "label: holds string, expected numbers"),
+        ({"level": [0, 1, 2, 11]}, "level: row 3 holds the id 11, expected 0 to 10; raise vocab_size"),
+        ({"level": [0, 1, -1, 1]}, "level: row 2 holds the id -1, expected 0 to 10"),
+        ({"user_id": ["a", "b", "c", "d"]}, "user_id: holds string, expected numbers; encode the column as integers"),
+    ],
+)
+def test_bad_rows_say_file_column_row_and_value(tmp_path, monkeypatch, chunk, change, message):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2], [], [3]]), **change}, row_group_size=3)
+    with pytest.raises(DataError, match=re.escape(f"{path}: {message}")) as caught:
+        read(path, group_id="user_id")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_row_is_counted_after_older_items_are_cut_off(tmp_path):
+    path = write(tmp_path / "x.parquet", columns([[1, 2, 3], [1, 1, 1, 1], [0, 4, 5], [1]]))
+    with pytest.raises(DataError, match="item_seq: row 2 holds the item id 5"):
+        read(path, max_len=1)
+
+
+def test_unknown_items_are_counted(tmp_path):
+    path = write(tmp_path / "x.parquet", columns([[1], [5, 5, 77]]))
+    with pytest.raises(DataError, match=r"\(2 such ids in these rows; the item files have 8 ids up to 9\); add the items"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["item_id", "item_seq", "level", "user_id", "label"])
+def test_a_missing_column_is_named_with_the_nearest(tmp_path, name):
+    data = columns([[1], [2]])
+    data[name + "s"] = data.pop(name)
+    path = write(tmp_path / "x.parquet", data)
+    with pytest.raises(DataError, match=re.escape(f"{path}: no column '{name}'; did you mean '{name}s'? (columns: ")):
+        read(path, group_id="user_id")
+
+
+def test_sequences_and_vectors_of_interactions_are_refused(tmp_path):
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1], [2]]})
+    with pytest.raises(DataError, match="words: a sequence column of the interactions, expected categorical or numeric"):
+        InteractionTable.from_parquet(path, [Feature("words", "sequence", vocab_size=3)], ITEMS)

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.loaders import ResidentLoader, gather
+
+
+def make_table(histories, labelled=True):
+    n = len(histories)
+    return InteractionTable(
+        context={"level": torch.arange(n, dtype=torch.int32) % 7, "price": torch.arange(n) / 4},
+        target=torch.arange(1, n + 1, dtype=torch.int32),
+        history_values=torch.tensor([i for h in histories for i in h], dtype=torch.int32),
+        history_offsets=torch.tensor([0, *(len(h) for h in histories)]).cumsum(0),
+        label=(torch.arange(n) % 2).float() if labelled else None,
+        group=100 + torch.arange(n) if labelled else None,
+    )
+
+
+def rows_of(jagged):
+    offsets = jagged.offsets.tolist()
+    return [jagged.values[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def epoch(loader):
+    """Targets of one epoch, batch by batch."""
+    return [batch.target.tolist() for batch in loader]
+
+
+HISTORIES = st.lists(st.lists(st.integers(1, 99), max_size=5), min_size=1, max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(histories=HISTORIES, data=st.data())
+def test_gather_equals_plain_python(histories, data):
+    rows = data.draw(st.lists(st.integers(0, len(histories) - 1), min_size=1, max_size=15))
+    batch = gather(make_table(histories), torch.tensor(rows))
+    assert len(batch) == len(rows)
+    assert rows_of(batch.history) == [histories[r] for r in rows]
+    assert batch.history.values.dtype == torch.int32
+    assert batch.target.tolist() == [r + 1 for r in rows]
+    assert batch.context["level"].tolist() == [r % 7 for r in rows]
+    assert batch.context["price"].tolist() == [r / 4 for r in rows]
+    assert batch.label.tolist() == [r % 2 for r in rows]
+    assert batch.group.tolist() == [100 + r for r in rows]
+
+
+def test_gather_does_not_change_the_table():
+    table = make_table([[1, 2], [], [3]])
+    before = table.history_offsets.clone(), table.history_values.clone()
+    gather(table, torch.tensor([2, 0, 1, 2]))
+    assert torch.equal(table.history_offsets, before[0])
+    assert torch.equal(table.history_values, before[1])
+
+
+def test_without_labels_and_groups_and_with_nothing_but_empty_histories():
+    batch = gather(make_table([[], [], []], labelled=False), torch.tensor([2, 0]))
+    assert batch.label is None
+    assert batch.group is None
+    assert rows_of(batch.history) == [[], []]
+    assert batch.to("cpu").history.num_rows == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 40), batch_size=st.integers(1, 12), shuffle=st.booleans())
+def test_every_row_comes_once_and_len_is_the_number_of_batches(rows, batch_size, shuffle):
+    loader = ResidentLoader(make_table([[i] for i in range(rows)]), batch_size, shuffle=shuffle, seed=3)
+    batches = epoch(loader)
+    assert len(loader) == len(batches)
+    assert loader.num_samples == rows
+    targets = [t for batch in batches for t in batch]
+    assert sorted(targets) == list(range(1, rows + 1))
+    sizes = [len(b) for b in batches]
+    joins = shuffle and rows > batch_size and rows % batch_size == 1
+    assert all(size == batch_size for size in sizes[:-1])
+    assert sizes[-1] == (batch_size + 1 if joins else rows % batch_size or batch_size)
+    if not shuffle:
+        assert targets == list(range(1, rows + 1))
+
+
+@pytest.mark.parametrize(
+    "rows, batch_size, shuffle, sizes",
+    [
+        (9, 4, True, [4, 5]),
+        (9, 4, False, [4, 4, 1]),
+        (10, 4, True, [4, 4, 2]),
+        (8, 4, True, [4, 4]),
+        (1, 4, True, [1]),
+        (3, 1, True, [1, 1, 1]),
+        (3, 9, True, [3]),
+    ],
+)
+def test_a_single_row_left_over_joins_the_batch_before_when_shuffling(rows, batch_size, shuffle, sizes):
+    loader = ResidentLoader(make_table([[]] * rows), batch_size, shuffle=shuffle)
+    assert [len(b) for b in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    table = make_table([[i] for i in range(50)])
+    loader = ResidentLoader(table, 8, shuffle=True, seed=1)
+    torch.manual_seed(0)
+    first, second = epoch(loader), epoch(loader)
+    torch.manual_seed(99)
+    torch.rand(7)
+    again = ResidentLoader(table, 8, shuffle=True, seed=1)
+    assert [epoch(again), epoch(again)] == [first, second]
+    assert first != second
+    assert epoch(ResidentLoader(table, 8, shuffle=True, seed=2)) not in (first, second)
+    other_size = epoch(ResidentLoader(table, 50, shuffle=True, seed=1))
+    assert other_size[0] == [t for batch in first for t in batch]
+
+
+def test_an_epoch_can_be_repeated_by_its_number():
+    loader = ResidentLoader(make_table([[i] for i in range(50)]), 8, shuffle=True)
+    epochs = [epoch(loader) for _ in range(3)]
+    assert loader.epoch == 3
+    loader.epoch = 1
+    assert epoch(loader) == epochs[1]
+
+
+def test_shuffling_leaves_the_global_generator_alone():
+    loader = ResidentLoader(make_table([[]] * 9), 4, shuffle=True)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    epoch(loader)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_shuffling_every_epoch_is_the_same():
+    loader = ResidentLoader(make_table([[]] * 9), 4)
+    assert epoch(loader) == epoch(loader) == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+
+
+def test_a_view_is_applied_to_every_batch():
+    loader = ResidentLoader(make_table([[1], [], [2, 3]]), 2, view=lambda batch: rows_of(batch.history))
+    assert list(loader) == [[[1], []], [[2, 3]]]
