@@ -159,7 +159,7 @@ def test_the_challenges_own_files_load(folder):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-3", 1e-3), ("1.e-3", 1e-3), ("1E5", 1e5), ("-.5", -0.5), (".5e1", 5.0), ("3", 3), ("1_000", 1000)]
-    + [("'1e-3'", "1e-3"), ("e-3", "e-3"), ("1e", "1e"), ("-", "-"), ("1.2.3", "1.2.3"), ("-.inf", -float("inf"))],
+    + [("'1e-3'", "1e-3"), ("e-3", "e-3"), ("1e", "1e"), ("+", "+"), ("1.2.3", "1.2.3"), ("-.inf", -float("inf"))],
 )
 def test_numbers(tmp_path, text, value):
     (tmp_path / "x.yaml").write_text(f"key: {text}\n")

@@ -35,7 +35,8 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
         raise MissingFileError(f"{path}: the folder holds no .parquet file")
     parent = path.parent
     beside = sorted(p.name for p in parent.glob("*.parquet")) if parent.is_dir() else []
-    there = f"{nearest(path.name, beside)} ({parent} holds: {', '.join(beside[:8]) or 'no .parquet file'})"
+    near = nearest(path.stem + ".parquet", beside)
+    there = f"{near} ({parent} holds: {', '.join(beside[:8]) or 'no .parquet file'})"
     raise MissingFileError(f"{path}: no such file or folder{there if parent.is_dir() else ''}")
 
 

@@ -1,0 +1,222 @@
+import copy
+import re
+
+import pytest
+
+from fuxictr_mm.data.schema import Feature, build_feature_map, complete, parse_features, unify_widths
+from fuxictr_mm.errors import ConfigError
+
+#: The challenge's columns, with the pretrain_dim that FuxiCTR asks for.
+CHALLENGE = [
+    {"name": "user_id", "active": True, "dtype": "int", "type": "meta"},
+    {"name": "item_seq", "active": True, "dtype": "int", "type": "meta"},
+    {"name": "likes_level", "active": True, "dtype": "int", "type": "categorical", "vocab_size": 11},
+    {"name": "views_level", "active": True, "dtype": "int", "type": "categorical", "vocab_size": 11},
+    {"name": "item_id", "active": True, "dtype": "int", "type": "categorical", "source": "item", "vocab_size": 91718},
+    {
+        "name": "item_tags", "active": True, "dtype": "int", "type": "sequence", "source": "item",
+        "max_len": 5, "vocab_size": 11740,
+    },
+    {
+        "name": "item_emb_d128", "active": True, "dtype": "float", "type": "embedding", "source": "item",
+        "embedding_dim": 128, "pretrain_dim": 128,
+    },
+]  # fmt: skip
+
+
+def params(columns=CHALLENGE, **others):
+    return {
+        "dataset_id": "d",
+        "model_id": "m",
+        "feature_cols": copy.deepcopy(columns),
+        "label_col": {"name": "label", "dtype": "float"},
+        "embedding_dim": 64,
+        "group_id": "user_id",
+        "max_len": 64,
+        **others,
+    }
+
+
+def feature_map_of(given, widths=None, sizes=None):
+    widths = {"item_tags": 5, "item_emb_d128": 128, **(widths or {})}
+    return build_feature_map(complete(parse_features(given), widths, sizes or {}), given)
+
+
+def fuxictr_feature_map(given, folder):
+    """What FuxiCTR itself makes of the same configuration, as its run_expid does: saved, then loaded."""
+    from fuxictr.features import FeatureMap
+    from fuxictr.preprocess import FeatureProcessor
+
+    processor = FeatureProcessor(
+        copy.deepcopy(given["feature_cols"]), given["label_col"], given["dataset_id"], str(folder)
+    )
+    processor.fit(None, rebuild_dataset=False)
+    feature_map = FeatureMap(given["dataset_id"], processor.data_dir)
+    feature_map.load(processor.json_file, given)
+    return feature_map
+
+
+def assert_same(ours, theirs):
+    assert list(ours.features) == list(theirs.features)
+    for name, spec in theirs.features.items():
+        more = {"freeze_emb": True} if spec["type"] == "embedding" else {}
+        more |= {"source": ""} if spec["type"] == "meta" else {}
+        assert ours.features[name] == {**spec, **more}, name
+    for attribute in ("dataset_id", "labels", "group_id", "default_emb_dim", "total_features", "input_length"):
+        assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
+    assert ours.column_index == theirs.column_index
+    assert ours.sum_emb_out_dim() == theirs.sum_emb_out_dim()
+    assert ours.num_fields == theirs.get_num_fields()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"use_features": ["user_id", "item_seq", "views_level", "item_emb_d128", "item_id"]},
+        {"feature_specs": [{"name": ["likes_level", "views_level"], "embedding_dim": 8}]},
+        {"feature_specs": [{"name": "item_tags", "feature_encoder": "layers.MaskedSumPooling()"}]},
+    ],
+    ids=["plain", "use_features", "feature_specs", "encoder"],
+)
+def test_the_feature_map_equals_that_of_fuxictr(tmp_path, change):
+    given = params(**change)
+    assert_same(feature_map_of(given), fuxictr_feature_map(given, tmp_path))
+
+
+def test_a_shared_table_is_as_large_as_with_fuxictr(tmp_path):
+    columns = [
+        {"name": "item_id", "active": True, "dtype": "int", "type": "categorical", "source": "item", "vocab_size": 20},
+        {
+            "name": "item_seq", "active": True, "dtype": "int", "type": "sequence", "max_len": 7, "vocab_size": 30,
+            "share_embedding": "item_id", "feature_encoder": None,
+        },
+        {"name": "price", "active": True, "dtype": "float", "type": "numeric", "embedding_dim": 4},
+        {
+            "name": "words", "active": True, "dtype": "int", "type": "sequence", "vocab_size": 9, "max_len": 3,
+            "feature_encoder": "nn.Flatten()", "emb_output_dim": 192,
+        },
+    ]  # fmt: skip
+    given = params(columns, max_len=7)
+    ours = feature_map_of(given, {"words": 3})
+    assert_same(ours, fuxictr_feature_map(given, tmp_path))
+    assert ours.features["item_id"]["vocab_size"] == ours.features["item_seq"]["vocab_size"] == 30
+
+
+def test_name_lists_and_inactive_columns():
+    columns = [
+        *CHALLENGE[:2],
+        {"name": ["likes_level", "views_level"], "dtype": "int", "type": "categorical", "vocab_size": 11},
+        {"name": "hidden", "active": False, "dtype": "int", "type": "categorical", "vocab_size": 3},
+        CHALLENGE[4],
+    ]
+    names = [f.name for f in parse_features(params(columns))]
+    assert names == ["user_id", "item_seq", "likes_level", "views_level", "item_id"]
+    used = parse_features(params(columns, use_features=["hidden", "item_id"]))
+    assert [f.name for f in used] == ["user_id", "item_seq", "hidden", "item_id"]
+
+
+def test_num_fields_counts_what_is_used():
+    given = params(use_features=["item_id", "likes_level"])
+    feature_map = feature_map_of(given)
+    assert feature_map.num_fields == feature_map.get_num_fields() == 2
+    assert feature_map_of(params()).num_fields == 5
+
+
+def test_parsing_leaves_the_parameters_alone():
+    given = params(feature_specs=[{"name": "likes_level", "embedding_dim": 3}])
+    before = copy.deepcopy(given)
+    parse_features(given)
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"use_features": ["item_id", "like_level"]},
+            "use_features of m: dataset d has no feature 'like_level'; did you mean 'likes_level'? (it has: user_id, ",
+        ),
+        (
+            {"feature_specs": [{"name": ["item_id", "item_tag"], "embedding_dim": 3}]},
+            "feature_specs of m: dataset d has no feature 'item_tag'; did you mean 'item_tags'?",
+        ),
+        (
+            {"feature_specs": [{"name": "item_tags", "share_embedding": "item_idd"}]},
+            "share_embedding of 'item_tags': dataset d has no feature 'item_idd'; did you mean 'item_id'?",
+        ),
+        (
+            {
+                "use_features": ["likes_level", "item_tags"],
+                "feature_specs": [{"name": "item_tags", "share_embedding": "item_id"}],
+            },
+            "share_embedding of 'item_tags': dataset d has no feature 'item_id'",
+        ),
+        (
+            {"feature_specs": [{"name": "likes_level", "share_embedding": "views_level"}]},
+            "share_embedding of 'likes_level': 'views_level' stands later; list it before 'likes_level'",
+        ),
+        ({"feature_specs": [{"name": "item_id", "source": ""}]}, "dataset d: item_id has source '', expected source: item"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_features(params(**change))
+
+
+def test_a_name_that_stands_twice_is_refused():
+    columns = [*CHALLENGE, {"name": ["price", "item_id"], "type": "categorical"}]
+    with pytest.raises(ConfigError, match="feature_cols: the feature 'item_id' stands twice"):
+        parse_features(params(columns))
+
+
+def vector(**keys):
+    column = {"name": "v", "type": "embedding", "source": "item", **keys}
+    given = params([*CHALLENGE[:5], column])
+    return feature_map_of(given, {"v": 128}).features["v"]
+
+
+def test_widths_of_vectors_are_inferred_and_projected_only_where_asked():
+    alone = vector()
+    assert (alone["pretrain_dim"], alone["embedding_dim"], alone["feature_encoder"]) == (128, 128, "nn.Identity()")
+    same = vector(embedding_dim=128)
+    assert (same["pretrain_dim"], same["embedding_dim"], same["feature_encoder"]) == (128, 128, "nn.Identity()")
+    narrower = vector(embedding_dim=16)
+    assert (narrower["pretrain_dim"], narrower["embedding_dim"]) == (128, 16)
+    assert "feature_encoder" not in narrower
+    assert "feature_encoder" not in vector(embedding_dim=128, pretrain_dim=128)
+    assert vector(feature_encoder="nn.Linear(128, 64)")["feature_encoder"] == "nn.Linear(128, 64)"
+    assert vector(freeze_emb=False)["freeze_emb"] is False
+
+
+def test_complete_fills_in_only_what_is_missing():
+    features = [
+        Feature("item_id", "categorical", "item"),
+        Feature("tags", "sequence", "item", max_len=5),
+        Feature("level", "categorical", vocab_size=11),
+        Feature("item_seq", "meta"),
+    ]
+    completed = complete(features, {"tags": 5}, {"item_id": 30, "tags": 40})
+    assert [(f.vocab_size, f.max_len) for f in completed] == [(30, None), (40, 5), (11, None), (None, None)]
+
+
+def test_the_history_as_a_feature_has_the_length_of_the_experiment():
+    history = {"name": "item_seq", "type": "sequence", "max_len": 100, "vocab_size": 91718}
+    columns = [CHALLENGE[0], history, *CHALLENGE[2:]]
+    assert feature_map_of(params(columns)).features["item_seq"]["max_len"] == 64
+    assert feature_map_of(params(columns, max_len=None)).features["item_seq"]["max_len"] == 100
+
+
+def test_one_width_for_all_fields_leaves_the_original_alone():
+    columns = [*CHALLENGE[:6], {"name": "v", "type": "embedding", "source": "item"}]
+    original = feature_map_of(params(columns), {"v": 128})
+    before = copy.deepcopy(original.features)
+    unified = unify_widths(original, 24)
+    assert {n: s["embedding_dim"] for n, s in unified.features.items() if s["type"] != "meta"} == dict.fromkeys(
+        ["likes_level", "views_level", "item_id", "item_tags", "v"], 24
+    )
+    assert "feature_encoder" not in unified.features["v"]
+    assert unified.features["v"]["pretrain_dim"] == 128
+    assert unified.sum_emb_out_dim() == 24 * unified.num_fields == 120
+    assert original.features == before
+    assert original.default_emb_dim == 64

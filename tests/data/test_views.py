@@ -1,0 +1,194 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+
+from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.views import challenge_view, flat_view, make_view
+
+NUM_ROWS, NUM_ITEMS, WIDTH = 23, 30, 12
+COLUMNS = [
+    {"name": "user_id", "type": "meta"},
+    {"name": "item_seq", "type": "meta"},
+    {"name": ["likes_level", "views_level"], "type": "categorical", "vocab_size": 11},
+    {"name": "item_id", "type": "categorical", "source": "item", "vocab_size": NUM_ITEMS + 1},
+    {"name": "item_tags", "type": "sequence", "source": "item", "max_len": 5, "vocab_size": 40},
+    {"name": "item_emb_d4", "type": "embedding", "source": "item", "embedding_dim": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files as the challenge gives them: left-padded histories and tags, items in the order of their ids from 0."""
+    folder = tmp_path_factory.mktemp("views")
+    random = np.random.default_rng(0)
+    lengths = [0, 1, WIDTH, *random.integers(0, WIDTH + 1, NUM_ROWS - 3)]
+    rows = pd.DataFrame(
+        {
+            "user_id": random.integers(1, 6, NUM_ROWS),
+            "item_seq": [[0] * (WIDTH - n) + random.integers(1, NUM_ITEMS + 1, n).tolist() for n in lengths],
+            "item_id": random.integers(1, NUM_ITEMS + 1, NUM_ROWS),
+            "likes_level": random.integers(0, 11, NUM_ROWS),
+            "views_level": random.integers(0, 11, NUM_ROWS),
+            "unused": random.integers(0, 3, NUM_ROWS),
+            "label": np.arange(NUM_ROWS) % 2,
+        }
+    )
+    vectors = random.normal(size=(NUM_ITEMS + 1, 4)).astype(np.float32)
+    tags = random.integers(1, 40, (NUM_ITEMS + 1, 5))
+    tags[:, :2] = 0
+    vectors[0] = tags[0] = 0
+    items = pd.DataFrame(
+        {"item_id": range(NUM_ITEMS + 1), "item_tags": tags.tolist(), "item_emb_d4": vectors.tolist(), "unused": 1}
+    )
+    rows.to_parquet(folder / "train.parquet")
+    items.to_parquet(folder / "items.parquet")
+    return folder
+
+
+def load(folder, max_len=WIDTH, **change):
+    params = {
+        "dataset_id": "d",
+        "feature_cols": COLUMNS,
+        "label_col": {"name": "label"},
+        "group_id": "user_id",
+        "embedding_dim": 6,
+        "max_len": max_len,
+        "item_info": str(folder / "items.parquet"),
+        "train_data": str(folder / "train.parquet"),
+        **change,
+    }
+    return load_dataset(params, {"train": True})
+
+
+def challenge_batch(folder, start, stop, max_len):
+    """The baseline's batch by hand: slices of the columns, and the rows of the item frame by position."""
+    rows = pd.read_parquet(folder / "train.parquet").iloc[start:stop]
+    items = pd.read_parquet(folder / "items.parquet")
+    histories = np.stack(rows["item_seq"].to_list())[:, -max_len:]
+    asked = np.concatenate([histories, rows["item_id"].to_numpy()[:, None]], axis=1).reshape(-1)
+    batch_dict = {name: rows[name].to_numpy() for name in ("user_id", "likes_level", "views_level", "label")}
+    item_dict = {
+        "item_id": asked,
+        "item_tags": np.stack(items["item_tags"].to_list())[asked],
+        "item_emb_d4": np.stack(items["item_emb_d4"].to_list())[asked],
+    }
+    return batch_dict, item_dict, (histories > 0).astype(np.float32)
+
+
+def assert_columns_equal(ours, expected):
+    assert set(ours) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(ours[name].numpy(), values, err_msg=name)
+
+
+@pytest.mark.parametrize("max_len", [1, 5, WIDTH])
+def test_the_challenge_view_equals_the_batch_of_the_baseline(folder, max_len):
+    dataset = load(folder, max_len)
+    view = make_view("challenge", dataset.feature_map, dataset.items, max_len)
+    start = 0
+    for batch_dict, item_dict, mask in ResidentLoader(dataset.splits["train"], 7, view=view):
+        stop = start + mask.shape[0]
+        expected = challenge_batch(folder, start, stop, max_len)
+        assert_columns_equal(batch_dict, expected[0])
+        assert_columns_equal(item_dict, expected[1])
+        np.testing.assert_array_equal(mask.numpy(), expected[2])
+        assert mask.dtype == item_dict["item_emb_d4"].dtype == torch.float32
+        torch.nn.Embedding(NUM_ITEMS + 1, 2)(item_dict["item_id"])
+        torch.nn.Embedding(40, 2)(item_dict["item_tags"])
+        torch.nn.Embedding(11, 2)(batch_dict["likes_level"])
+        start = stop
+    assert start == NUM_ROWS
+
+
+def test_the_baselines_reshape_puts_the_target_last(folder):
+    dataset = load(folder)
+    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
+    _, item_dict, mask = challenge_view(batch, dataset.feature_map, dataset.items, WIDTH)
+    by_row = item_dict["item_id"].view(7, WIDTH + 1)
+    assert torch.equal(by_row[:, -1], batch.target.long())
+    assert torch.equal(by_row[:, :-1] > 0, mask.bool())
+
+
+def test_the_jagged_view_is_the_batch_itself(folder):
+    dataset = load(folder)
+    assert make_view("jagged", dataset.feature_map, dataset.items, WIDTH) is None
+
+
+def test_the_flat_view_is_one_column_per_feature(folder):
+    dataset = load(folder)
+    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
+    rows = pd.read_parquet(folder / "train.parquet").iloc[:7]
+    items = pd.read_parquet(folder / "items.parquet").iloc[rows["item_id"]]
+    expected = {name: rows[name].to_numpy() for name in ("user_id", "likes_level", "views_level", "label", "item_id")}
+    expected |= {name: np.stack(items[name].to_list()) for name in ("item_tags", "item_emb_d4")}
+    assert_columns_equal(flat_view(batch, dataset.feature_map, dataset.items, WIDTH), expected)
+
+
+HISTORY = {"name": "item_seq", "type": "sequence", "share_embedding": "item_id"}
+
+
+def test_the_flat_view_has_the_history_where_it_is_a_feature(folder):
+    dataset = load(folder, 5, feature_cols=[COLUMNS[0], *COLUMNS[2:], HISTORY])
+    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
+    view = flat_view(batch, dataset.feature_map, dataset.items, 5)
+    stored = np.stack(pd.read_parquet(folder / "train.parquet")["item_seq"].to_list())
+    np.testing.assert_array_equal(view["item_seq"].numpy(), stored[:7, -5:])
+
+
+@pytest.mark.parametrize("name", ["challenge", "flat"])
+def test_without_labels_and_groups_there_are_no_such_columns(folder, name):
+    rows = pd.read_parquet(folder / "train.parquet").drop(columns="label")
+    rows.to_parquet(folder / "unlabelled.parquet")
+    params = {"feature_cols": COLUMNS, "label_col": {"name": "label"}, "dataset_id": "d", "max_len": WIDTH}
+    params |= {"item_info": str(folder / "items.parquet"), "test_data": str(folder / "unlabelled.parquet")}
+    dataset = load_dataset(params, {"test": False})
+    view = make_view(name, dataset.feature_map, dataset.items, WIDTH)
+    batch = next(iter(ResidentLoader(dataset.splits["test"], 4, view=view)))
+    columns = batch[0] if name == "challenge" else batch
+    assert not {"label", "user_id", None} & set(columns)
+
+
+class Flat(BaseModel):
+    """A model as FuxiCTR's zoo writes it."""
+
+    def __init__(self, feature_map, model_root, embedding_dim=6):
+        super().__init__(feature_map, "Flat", model_root=model_root, metrics=["AUC"], verbose=0)
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        self.mlp = MLP_Block(input_dim=feature_map.sum_emb_out_dim(), output_dim=1, hidden_units=[8])
+        self.compile("adam", "binary_crossentropy", 1e-2)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        fields = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
+        return {"y_pred": self.output_activation(self.mlp(fields))}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [COLUMNS, [COLUMNS[0], *COLUMNS[2:], HISTORY], COLUMNS[1:]],
+    ids=["challenge", "with history", "group not listed"],
+)
+def test_the_flat_view_runs_a_model_of_fuxictrs_zoo(folder, tmp_path, columns):
+    dataset = load(folder, 5, feature_cols=columns)
+    view = make_view("flat", dataset.feature_map, dataset.items, 5)
+    torch.manual_seed(0)
+    model = Flat(dataset.feature_map, str(tmp_path))
+    batches = list(ResidentLoader(dataset.splits["train"], 7, view=view))
+    before = model.predict(batches)
+    assert before.shape == (NUM_ROWS,)
+    model.train()
+    losses = []
+    for _ in range(40):
+        model.optimizer.zero_grad()
+        loss = sum(model.compute_loss(model.forward(b), model.get_labels(b)) for b in batches)
+        loss.backward()
+        model.optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    groups = np.concatenate([model.get_group_id(b).numpy() for b in batches])
+    np.testing.assert_array_equal(groups, pd.read_parquet(folder / "train.parquet")["user_id"])

@@ -1,0 +1,139 @@
+"""Models are found by name, one file at a time."""
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from fuxictr_mm import registry
+from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.registry import list_models, load_model_class, search_folders
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """An empty working directory with a model zoo; models imported from it are forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_zoo").mkdir()
+    yield tmp_path / "model_zoo"
+    for name in set(sys.modules) - before:
+        if name.startswith("fuxictr_mm.model_zoo."):
+            del sys.modules[name]
+
+
+def drop(folder, name, body="pass", before=""):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(f"{before}\nclass {name}:\n    '''{folder.name}'''\n    {body}\n")
+
+
+def refused(name, *arguments):
+    with pytest.raises(ConfigError) as caught:
+        load_model_class(name, *arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_dropped_file_is_found_and_alone_imported(zoo):
+    drop(zoo, "Dropped")
+    drop(zoo, "Other", before="raise SystemError('imported')")
+    assert load_model_class("Dropped").__name__ == "Dropped"
+    assert load_model_class("Dropped") is load_model_class("Dropped")
+    assert "fuxictr_mm.model_zoo.Other" not in sys.modules
+    assert {"Dropped", "Other", "DIN", "DIN_MM"} <= set(list_models())
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ("import no_such_package_here", "ModuleNotFoundError: No module named 'no_such_package_here' (line 1)"),
+        ("x = 1\n\ny = x / 0", "ZeroDivisionError: division by zero (line 3)"),
+        ("def f(:\n    pass", "SyntaxError: invalid syntax (line 1)"),
+    ],
+)
+def test_a_broken_file_breaks_only_itself(zoo, before, message):
+    drop(zoo, "Broken", before=before)
+    drop(zoo, "Whole")
+    load_model_class("Whole")
+    load_model_class("DIN")
+    said = refused("Broken")
+    assert f"{zoo / 'Broken.py'}: cannot be imported: {message}" in said
+    assert "fuxictr_mm.model_zoo.Broken" not in sys.modules
+    drop(zoo, "Broken", body="mended = True")
+    assert load_model_class("Broken").mended
+
+
+def test_an_unknown_name(zoo):
+    drop(zoo, "Dropped")
+    drop(zoo, "not-a-name")
+    said = refused("Droped")
+    assert "there is no 'Droped'; did you mean 'Dropped'?" in said
+    assert "DIN, DIN_MM, Dropped)" in said
+    assert "not-a-name" not in said
+    for name in ("../model_zoo/Dropped", "Dropped.py", "", "_hidden"):
+        assert "there is no" in refused(name)
+
+
+def test_a_file_without_its_class(zoo):
+    (zoo / "Named.py").write_text("from pathlib import Path\nclass Name: pass\nNamedToo = 3\n")
+    said = refused("Named")
+    assert "defines no class 'Named'; did you mean 'Name'? (it defines: Name)" in said
+    (zoo / "Value.py").write_text("Value = 3\n")
+    assert "(it defines: none)" in refused("Value")
+
+
+def test_a_class_of_a_package(zoo, monkeypatch):
+    (zoo.parent / "some_package_of_mine.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(zoo.parent)
+    assert load_model_class("some_package_of_mine:Mine").__name__ == "Mine"
+    assert "defines no class 'Mne'; did you mean 'Mine'?" in refused("some_package_of_mine:Mne")
+    for name in ("no_such_package_here:X", ":X"):
+        assert "cannot be imported" in refused(name)
+    assert "defines no class ''" in refused("some_package_of_mine:")
+
+
+def test_entry_points(zoo, monkeypatch):
+    (zoo.parent / "declaring_package.py").write_text("class Declared: pass\nclass Dropped: package = True\n")
+    monkeypatch.syspath_prepend(zoo.parent)
+    declared = [
+        EntryPoint(name, f"declaring_package:{name}", registry.ENTRY_POINTS) for name in ("Declared", "Dropped")
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: declared if group == registry.ENTRY_POINTS else [])
+    drop(zoo, "Dropped")
+    assert load_model_class("Declared").__module__ == "declaring_package"
+    assert not hasattr(load_model_class("Dropped"), "package")
+    assert list_models()["Declared"] == "declaring_package:Declared"
+
+
+def test_the_folder_given_comes_first(zoo, tmp_path):
+    drop(zoo, "Twice")
+    drop(tmp_path / "mine", "Twice")
+    assert load_model_class("Twice").__doc__ == "model_zoo"
+    assert load_model_class("Twice", tmp_path / "mine").__doc__ == "mine"
+    assert load_model_class("Twice").__doc__ == "model_zoo"
+    assert search_folders("model_zoo") == search_folders()
+    with pytest.raises(MissingFileError, match="--model_zoo takes a folder"):
+        load_model_class("Twice", tmp_path / "nowhere")
+
+
+def test_the_stray_package_of_fuxictr_is_never_used(zoo, monkeypatch):
+    before = {name for name in sys.modules if name.split(".")[0] == "model_zoo"}
+    drop(zoo, "Dropped")
+    load_model_class("Dropped")
+    load_model_class("DIN")
+    assert {name for name in sys.modules if name.split(".")[0] == "model_zoo"} == before
+    # An installed fuxictr_mm lies beside that stray folder.
+    installed = zoo.parent / "site-packages"
+    drop(installed, "x")
+    drop(installed / "model_zoo", "Stray")
+    monkeypatch.setattr(registry, "__file__", str(installed / "fuxictr_mm/registry.py"))
+    assert "Stray" not in list_models()
+
+
+def test_a_class_says_where_it_is_from():
+    found = load_model_class("DIN")
+    assert found.__module__ == "fuxictr_mm.model_zoo.DIN"
+    assert Path(sys.modules[found.__module__].__file__).samefile(ROOT / "model_zoo/DIN.py")

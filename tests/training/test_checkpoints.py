@@ -1,0 +1,174 @@
+"""Weights on disk: whole or not at all, read without running anything, checked before they are taken."""
+
+import errno
+import os
+import pickle
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fuxictr_mm.errors import MissingFileError, UserError
+from fuxictr_mm.training import checkpoints
+from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict, write_beside
+
+
+def refused(model, path):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_state_dict(model, path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_round_trip(tmp_path):
+    model, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    model(torch.randn(4, 3))
+    save_state_dict(model.state_dict(), tmp_path / "new/folder/a.model")
+    load_state_dict(other, tmp_path / "new/folder/a.model")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
+    assert os.listdir(tmp_path / "new/folder") == ["a.model"]
+    nn.BatchNorm1d(3).load_state_dict(torch.load(tmp_path / "new/folder/a.model", weights_only=True))
+
+
+def test_what_differs_is_named(tmp_path):
+    path = tmp_path / "a.model"
+    torch.save({"weight": torch.zeros(3, 2), "old": torch.zeros(1), 7: torch.zeros(1)}, path)
+    message = refused(nn.Linear(2, 2), path)
+    assert "missing: bias; unexpected: old, 7; of another shape: weight (3, 2) (the model has (2, 2))" in message
+    torch.save({f"w{i}": torch.zeros(1) for i in range(9)}, path)
+    assert "unexpected: w0, w1, w2, w3, w4 and 4 more" in refused(nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, torch.zeros(2), {"model": {"weight": torch.zeros(1)}}])
+def test_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "a.model")
+    assert "expected a state dict" in refused(nn.Linear(2, 2), tmp_path / "a.model")
+
+
+class Runs:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+def test_code_in_a_file_does_not_run(tmp_path, write):
+    write({"weight": torch.zeros(2, 2), "bias": Runs(f"touch {tmp_path / 'ran'}")}, tmp_path / "a.model")
+    message = refused(nn.Linear(2, 2), tmp_path / "a.model")
+    assert "it could run code" in message
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.model"
+    zipped = data.draw(st.booleans())
+    torch.save(nn.Linear(2, 2).state_dict(), path, _use_new_zipfile_serialization=zipped)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        load_state_dict(nn.Linear(2, 2), path)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_missing_file(tmp_path):
+    for name in ("DIN_tiny.model", "DIN_MM_tiny.model"):
+        (tmp_path / name).touch()
+    with pytest.raises(MissingFileError, match=r"did you mean 'DIN_tiny.model'.*holds: DIN_MM_tiny.model, DIN_tiny.m"):
+        load_state_dict(nn.Linear(1, 1), tmp_path / "DIN_tny.model")
+    with pytest.raises(MissingFileError, match="no such weights"):
+        load_state_dict(nn.Linear(1, 1), tmp_path / "nowhere/X.model")
+
+
+def fail_midway(error):
+    def save(state, stream):
+        stream.write(b"half")
+        raise error
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("PytorchStreamWriter failed writing file\nmore"), "PytorchStreamWriter failed writing file"),
+        (OSError(), "OSError"),
+    ],
+)
+@pytest.mark.parametrize("where", ["save", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, error, reason, where):
+    path = tmp_path / "a.model"
+    save_state_dict(nn.Linear(2, 2).state_dict(), path)
+    old = path.read_bytes()
+
+    def fail(*_):
+        raise error
+
+    if where == "save":
+        monkeypatch.setattr(torch, "save", fail_midway(error))
+    else:
+        monkeypatch.setattr(checkpoints.os, where, fail)
+    with pytest.raises(UserError, match="what stood there before is unchanged") as caught:
+        save_state_dict(nn.Linear(2, 2).state_dict(), path)
+    assert f"({reason})" in str(caught.value)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TypeError])
+def test_any_other_end_leaves_nothing_behind_either(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(torch, "save", fail_midway(error))
+    with pytest.raises(error):
+        save_state_dict({}, tmp_path / "a.model")
+    assert os.listdir(tmp_path) == []
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.training.checkpoints import save_state_dict
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_state_dict({"w": torch.zeros(100_000)}, sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on file sizes")
+def test_a_disk_that_fills_up(tmp_path):
+    path = tmp_path / "a.model"
+    path.write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="could not be written"):
+        write_beside(tmp_path / "file/a.model", lambda stream: stream.write(b"x"))
+    (tmp_path / "a.model").mkdir()
+    with pytest.raises(UserError, match="could not be written"):
+        write_beside(tmp_path / "a.model", lambda stream: stream.write(b"x"))
