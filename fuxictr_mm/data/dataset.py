@@ -71,6 +71,11 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
     sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
     for feature in features:
+        if feature.name == ITEM_SEQ and feature.vocab_size is not None and feature.vocab_size < items.num_items:
+            raise ConfigError(
+                f"feature '{ITEM_SEQ}': vocab_size is {feature.vocab_size}, expected {items.num_items} or more, "
+                "one for every item and one for padding"
+            )
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
             continue
         if not feature.is_item:

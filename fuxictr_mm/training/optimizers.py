@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     trainable = [p for p in parameters if p.requires_grad]
     # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
-    fused = {"fused": True} if key in ("Adam", "AdamW", "SGD") else {}
+    fused: dict[str, Any] = {"fused": True} if key in ("Adam", "AdamW", "SGD") else {}
     try:
         return classes[key](trainable, lr=learning_rate, **fused)
     except ValueError as error:

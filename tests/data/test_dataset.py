@@ -78,7 +78,9 @@ def test_only_the_splits_asked_for_are_read(params):
 
 def test_context_features_need_a_vocab_size_and_the_message_suggests_one(params):
     params["feature_cols"] = [*without("likes_level"), {"name": "likes_level", "type": "categorical"}]
-    message = "feature 'likes_level': vocab_size is missing; ids of train, test are below 6, write vocab_size: 6 or more"
+    message = (
+        "feature 'likes_level': vocab_size is missing; ids of train, test are below 6, write vocab_size: 6 or more"
+    )
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_dataset(params, BOTH)
 
@@ -113,13 +115,21 @@ def test_the_history_as_a_sequence_has_the_items_vocabulary(params):
     spec = load_dataset(params, BOTH).feature_map.features["item_seq"]
     assert (spec["vocab_size"], spec["max_len"]) == (4, 2)
 
+    params["feature_cols"] = [*without("item_seq"), {"name": "item_seq", "type": "sequence", "vocab_size": 3}]
+    with pytest.raises(
+        ConfigError, match="feature 'item_seq': vocab_size is 3, expected 4 or more, one for every item"
+    ):
+        load_dataset(params, BOTH)
+
 
 def test_a_missing_split_and_missing_files_are_named(params, tmp_path):
     with pytest.raises(ConfigError, match="dataset d: valid_data is missing; name the split's file"):
         load_dataset({**params, "valid_data": None}, {"valid": True})
     with pytest.raises(MissingFileError, match=r"tran: no such file or folder; did you mean 'train\.parquet'\?"):
         load_dataset({**params, "train_data": str(tmp_path / "tran")}, BOTH)
-    with pytest.raises(MissingFileError, match=r"item\.parquet: no such file or folder; did you mean 'items\.parquet'\?"):
+    with pytest.raises(
+        MissingFileError, match=r"item\.parquet: no such file or folder; did you mean 'items\.parquet'\?"
+    ):
         load_dataset({**params, "item_info": str(tmp_path / "item.parquet")}, BOTH)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -47,7 +48,7 @@ def read(path, **options):
 
 def histories(table):
     offsets = table.history_offsets.tolist()
-    return [table.history_values[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [table.history_values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def test_columns_types_and_values(tmp_path):
@@ -82,7 +83,7 @@ def test_columns_types_and_values(tmp_path):
     ],
     ids=["ragged", "left", "right", "between", "null"],
 )
-@pytest.mark.parametrize("max_len, first", [(None, [1, 2, 3]), (2, [2, 3]), (1, [3])])
+@pytest.mark.parametrize(("max_len", "first"), [(None, [1, 2, 3]), (2, [2, 3]), (1, [3])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_anywhere_is_dropped_and_the_last_items_kept(tmp_path, stored, max_len, first, kind):
     path = write(tmp_path / "x.parquet", columns(stored, kind))
@@ -181,7 +182,7 @@ def test_a_file_without_rows(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"item_id": [1, 2, 3, 0]}, "item_id: row 3 holds the item id 0, which is padding"),
         ({"item_id": [1, 2, 5, 1]}, "item_id: row 2 holds the item id 5, which no item file has"),
@@ -223,7 +224,9 @@ def test_the_row_is_counted_after_older_items_are_cut_off(tmp_path):
 
 def test_unknown_items_are_counted(tmp_path):
     path = write(tmp_path / "x.parquet", columns([[1], [5, 5, 77]]))
-    with pytest.raises(DataError, match=r"\(2 such ids in these rows; the item files have 8 ids up to 9\); add the items"):
+    with pytest.raises(
+        DataError, match=r"\(2 such ids in these rows; the item files have 8 ids up to 9\); add the items"
+    ):
         read(path)
 
 
@@ -238,5 +241,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path, name):
 
 def test_sequences_and_vectors_of_interactions_are_refused(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1], [2]]})
-    with pytest.raises(DataError, match="words: a sequence column of the interactions, expected categorical or numeric"):
+    with pytest.raises(
+        DataError, match="words: a sequence column of the interactions, expected categorical or numeric"
+    ):
         InteractionTable.from_parquet(path, [Feature("words", "sequence", vocab_size=3)], ITEMS)

@@ -139,7 +139,7 @@ WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
 
 
 @pytest.mark.parametrize(
-    "change, features, message",
+    ("change", "features", "message"),
     [
         ({"item_id": [3, 3]}, [item_id()], "item_id 3 stands 2 times, expected once"),
         ({"item_id": [3, -8]}, [item_id()], "item_id: row 1 holds the id -8, expected 0 to 2147483647"),
@@ -147,10 +147,18 @@ WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
         ({"item_id": [3, 8.5]}, [item_id()], "item_id: row 1 holds 8.5, expected a whole number"),
         ({"item_id": [3, None]}, [item_id()], "item_id: row 1 is null, expected a number"),
         ({"item_id": ["a", "b"]}, [item_id()], "item_id: holds string, expected numbers"),
-        ({"level": [1, 5]}, [Feature("level", "categorical", "item", 5)], "level: row 1 holds the id 5, expected 0 to 4"),
+        (
+            {"level": [1, 5]},
+            [Feature("level", "categorical", "item", 5)],
+            "level: row 1 holds the id 5, expected 0 to 4",
+        ),
         ({"tags": [[1], [2, -3]]}, [TAGS], "tags: row 1 holds the id -3"),
         ({"tags": [[1.0], [2.0, 2.5]]}, [TAGS], "tags: row 1 holds 2.5, expected a whole number"),
-        ({"tags": [[1], [2, 4]]}, [Feature("tags", "sequence", "item", 4)], "tags: row 1 holds the id 4, expected 0 to 3"),
+        (
+            {"tags": [[1], [2, 4]]},
+            [Feature("tags", "sequence", "item", 4)],
+            "tags: row 1 holds the id 4, expected 0 to 3",
+        ),
         (
             {"tags": [[1], [2, 4, 5]]},
             [Feature("tags", "sequence", "item", max_len=2)],

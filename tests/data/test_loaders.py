@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ def make_table(histories, labelled=True):
 
 def rows_of(jagged):
     offsets = jagged.offsets.tolist()
-    return [jagged.values[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [jagged.values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def epoch(loader):
@@ -81,7 +83,7 @@ def test_every_row_comes_once_and_len_is_the_number_of_batches(rows, batch_size,
 
 
 @pytest.mark.parametrize(
-    "rows, batch_size, shuffle, sizes",
+    ("rows", "batch_size", "shuffle", "sizes"),
     [
         (9, 4, True, [4, 5]),
         (9, 4, False, [4, 4, 1]),

@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -18,7 +19,7 @@ def write(path, columns, **options):
 
 def as_rows(array, row=0):
     flat, offsets = parquet.lists(array, "f: c", row)
-    return [flat[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int16())])
@@ -95,7 +96,9 @@ def test_a_missing_file_in_a_missing_folder_and_an_empty_folder(tmp_path):
 def test_a_file_that_is_no_parquet(tmp_path, content):
     path = tmp_path / "bad.parquet"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.parquet: cannot be read as Parquet \(.+\); download or write it again") as e:
+    with pytest.raises(
+        DataError, match=r"bad\.parquet: cannot be read as Parquet \(.+\); download or write it again"
+    ) as e:
         parquet.open_parquet(path)
     assert "\n" not in str(e.value)
 
@@ -118,7 +121,7 @@ def test_a_missing_column_names_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "array, dtype",
+    ("array", "dtype"),
     [
         (pa.array([0, 3], pa.uint8()), np.int64),
         (pa.array([0.0, 3.0], pa.float32()), np.int64),
@@ -132,7 +135,7 @@ def test_whole_numbers_of_any_type(array, dtype):
 
 
 @pytest.mark.parametrize(
-    "array, floating, message",
+    ("array", "floating", "message"),
     [
         (pa.array([1, None, 2]), False, "f: c: row 11 is null, expected a number"),
         (pa.array([1.0, 2.5]), False, "f: c: row 11 holds 2.5, expected a whole number"),
@@ -149,7 +152,7 @@ def test_numbers_that_are_none_say_row_and_value(array, floating, message):
 
 
 @pytest.mark.parametrize(
-    "array, message",
+    ("array", "message"),
     [
         (pa.array([1, 2]), "f: c: holds int64, expected a list of numbers per row"),
         (pa.array([["a"]]), "f: c: lists of string, expected lists of numbers"),
@@ -163,7 +166,7 @@ def test_lists_that_are_none_say_row_and_value(array, message):
 
 
 @pytest.mark.parametrize(
-    "ids, limit, row_of, message",
+    ("ids", "limit", "row_of", "message"),
     [
         ([0, 5], 5, 7, "f: c: row 8 holds the id 5, expected 0 to 4; raise vocab_size or mend the file"),
         ([4, 0, -1], 5, np.array([3, 3, 9]), "f: c: row 9 holds the id -1, expected 0 to 4"),

@@ -62,7 +62,7 @@ def assert_same(ours, theirs):
         more = {"freeze_emb": True} if spec["type"] == "embedding" else {}
         more |= {"source": ""} if spec["type"] == "meta" else {}
         assert ours.features[name] == {**spec, **more}, name
-    for attribute in ("dataset_id", "labels", "group_id", "default_emb_dim", "total_features", "input_length"):
+    for attribute in ("dataset_id", "labels", "group_id", "default_emb_dim", "input_length"):
         assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
     assert ours.column_index == theirs.column_index
     assert ours.sum_emb_out_dim() == theirs.sum_emb_out_dim()
@@ -81,7 +81,10 @@ def assert_same(ours, theirs):
 )
 def test_the_feature_map_equals_that_of_fuxictr(tmp_path, change):
     given = params(**change)
-    assert_same(feature_map_of(given), fuxictr_feature_map(given, tmp_path))
+    ours, theirs = feature_map_of(given), fuxictr_feature_map(given, tmp_path)
+    assert_same(ours, theirs)
+    # FuxiCTR keeps the count of all features when only some are used.
+    assert ours.total_features == (11 + 91718 if "use_features" in change else theirs.total_features)
 
 
 def test_a_shared_table_is_as_large_as_with_fuxictr(tmp_path):
@@ -98,8 +101,9 @@ def test_a_shared_table_is_as_large_as_with_fuxictr(tmp_path):
         },
     ]  # fmt: skip
     given = params(columns, max_len=7)
-    ours = feature_map_of(given, {"words": 3})
-    assert_same(ours, fuxictr_feature_map(given, tmp_path))
+    ours, theirs = feature_map_of(given, {"words": 3}), fuxictr_feature_map(given, tmp_path)
+    assert_same(ours, theirs)
+    assert ours.total_features == theirs.total_features == 30 + 1 + 9
     assert ours.features["item_id"]["vocab_size"] == ours.features["item_seq"]["vocab_size"] == 30
 
 
@@ -131,7 +135,7 @@ def test_parsing_leaves_the_parameters_alone():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (
             {"use_features": ["item_id", "like_level"]},
@@ -156,7 +160,10 @@ def test_parsing_leaves_the_parameters_alone():
             {"feature_specs": [{"name": "likes_level", "share_embedding": "views_level"}]},
             "share_embedding of 'likes_level': 'views_level' stands later; list it before 'likes_level'",
         ),
-        ({"feature_specs": [{"name": "item_id", "source": ""}]}, "dataset d: item_id has source '', expected source: item"),
+        (
+            {"feature_specs": [{"name": "item_id", "source": ""}]},
+            "dataset d: item_id has source '', expected source: item",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(change, message):

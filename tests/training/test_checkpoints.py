@@ -61,6 +61,7 @@ class Runs:
         return os.system, (self.command,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
 def test_code_in_a_file_does_not_run(tmp_path, write):
     write({"weight": torch.zeros(2, 2), "bias": Runs(f"touch {tmp_path / 'ran'}")}, tmp_path / "a.model")

@@ -1,0 +1,70 @@
+"""Models on data/tiny_mm."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fuxictr_mm.data.batch import Batch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
+    """Give the dataset of an experiment's parameters, read once, safe to change."""
+    from fuxictr_mm.data.dataset import load_dataset
+
+    read: dict[str, Any] = {}
+
+    def give(params: dict[str, Any]) -> Any:
+        key = str([params["use_features"], params["feature_specs"], params["embedding_dim"], params["max_len"]])
+        if key not in read:
+            read[key] = load_dataset(params, {"train": True, "valid": True})
+        dataset = read[key]
+        return replace(dataset, feature_map=copy.deepcopy(dataset.feature_map), items=copy.deepcopy(dataset.items))
+
+    return give
+
+
+@pytest.fixture
+def build(tiny_dataset, tmp_path) -> Callable[..., tuple[Any, Any]]:
+    """Build the model of an experiment id with a seed; returns it and its dataset."""
+    from fuxictr_mm.experiment import build_model, read_params
+
+    def make(expid: str, *, seed: int = 1, **overrides: Any) -> tuple[Any, Any]:
+        settings = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, **overrides}
+        params, model_class = read_params(ROOT, expid, model_zoo=ROOT / "model_zoo", overrides=settings)
+        dataset = tiny_dataset(params)
+        torch.manual_seed(seed)
+        return build_model(model_class, dataset, params), dataset
+
+    return make
+
+
+@pytest.fixture
+def float64(monkeypatch) -> None:
+    """Keep FuxiCTR's feature embedding from rounding to float32."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Gather rows of a table into a batch; ``lengths`` cuts each history to its last items."""
+    from fuxictr_mm.data.loaders import gather
+    from fuxictr_mm.layers.jagged import Jagged
+
+    def make(table: Any, rows: Sequence[int], lengths: Sequence[int] | None = None) -> Batch:
+        batch = gather(table, torch.as_tensor(rows))
+        history = batch.history
+        if lengths is not None:
+            kept = [v[len(v) - n :] for v, n in zip(history.values.split(history.lengths.tolist()), lengths, strict=True)]
+            history = Jagged(torch.cat(kept), torch.tensor([0, *map(len, kept)]).cumsum(0))
+        return replace(batch, history=history, label=batch.label.double())
+
+    return make

@@ -1,0 +1,40 @@
+"""The wheel: the package and its zoo import from any folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_works_from_an_empty_folder(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, "--no-cache-dir"]
+    # From a copy: setuptools writes its build folder into the source.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("fuxictr_mm", "model_zoo"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([*build, source], check=True, capture_output=True)
+    wheel = next(tmp_path.glob("fuxictr_mm-*.whl"))
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, capture_output=True
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code = """
+from fuxictr_mm.registry import list_models, load_model_class
+from fuxictr_mm.model_zoo.DIN import DIN
+from fuxictr.pytorch import layers
+assert "site" in str(list_models()["DIN_MM"]), list_models()
+assert load_model_class("DIN_MM").__name__ == "DIN_MM"
+assert load_model_class("DIN").__name__ == DIN.__name__
+assert layers.DINAttention
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
