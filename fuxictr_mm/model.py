@@ -139,9 +139,7 @@ class MultimodalModel(BaseModel):
                 f"gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
             )
         if loss not in LOSSES[task]:
-            raise ConfigError(
-                f"{model_id}: loss is '{loss}', but task: {task} does not train on it; write loss: {LOSSES[task][0]}"
-            )
+            raise ConfigError(f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}")
         super().__init__(
             feature_map,
             model_id=model_id,

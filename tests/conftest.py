@@ -63,7 +63,9 @@ def make_batch() -> Callable[..., Batch]:
         batch = gather(table, torch.as_tensor(rows))
         history = batch.history
         if lengths is not None:
-            kept = [v[len(v) - n :] for v, n in zip(history.values.split(history.lengths.tolist()), lengths, strict=True)]
+            kept = [
+                v[len(v) - n :] for v, n in zip(history.values.split(history.lengths.tolist()), lengths, strict=True)
+            ]
             history = Jagged(torch.cat(kept), torch.tensor([0, *map(len, kept)]).cumsum(0))
         return replace(batch, history=history, label=batch.label.double())
 

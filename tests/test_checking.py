@@ -118,14 +118,16 @@ def test_initializers_pass(text):
 )
 def test_everything_else_is_refused_and_nothing_runs(text, tmp_path):
     file = tmp_path / "ran"
-    with pytest.raises(ConfigError, match="^feature 'x': feature_encoder: ") as caught:
+    with pytest.raises(ConfigError, match=r"^feature 'x': feature_encoder: ") as caught:
         check_call(text.format(file=file), "feature 'x': feature_encoder", ENCODERS)
     assert not file.exists()
     assert "\n" not in str(caught.value)
 
 
 def test_the_nearest_layer_is_suggested():
-    with pytest.raises(ConfigError, match=r"no layer 'layers.MaskedAveragePoolng'; did you mean 'MaskedAveragePooling'"):
+    with pytest.raises(
+        ConfigError, match=r"no layer 'layers.MaskedAveragePoolng'; did you mean 'MaskedAveragePooling'"
+    ):
         check_call("layers.MaskedAveragePoolng()", "x", ENCODERS)
     with pytest.raises(ConfigError, match=r"'nn.Identity' is the name of a layer, expected a call: nn.Identity\(\)"):
         check_call("nn.Identity", "x", ENCODERS)

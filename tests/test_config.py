@@ -158,8 +158,21 @@ def test_the_challenges_own_files_load(folder):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("1.e-3", 1e-3), ("1E5", 1e5), ("-.5", -0.5), (".5e1", 5.0), ("3", 3), ("1_000", 1000)]
-    + [("'1e-3'", "1e-3"), ("e-3", "e-3"), ("1e", "1e"), ("+", "+"), ("1.2.3", "1.2.3"), ("-.inf", -float("inf"))],
+    [
+        ("1e-3", 1e-3),
+        ("1.e-3", 1e-3),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        (".5e1", 5.0),
+        ("3", 3),
+        ("1_000", 1000),
+        ("'1e-3'", "1e-3"),
+        ("e-3", "e-3"),
+        ("1e", "1e"),
+        ("+", "+"),
+        ("1.2.3", "1.2.3"),
+        ("-.inf", -float("inf")),
+    ],
 )
 def test_numbers(tmp_path, text, value):
     (tmp_path / "x.yaml").write_text(f"key: {text}\n")
@@ -288,7 +301,9 @@ def test_no_code_of_a_configuration_runs(folder, tmp_path, where):
         spec = f'    feature_specs: [{{name: item_tags, feature_encoder: ["nn.Identity()", "{code}"]}}]\n'
         change(folder / "model_config.yaml", "    learning_rate", spec + "    learning_rate")
     else:
-        change(folder / "model_config.yaml", "    learning_rate", f'    embedding_initializer: "{code}"\n    learning_rate')
+        change(
+            folder / "model_config.yaml", "    learning_rate", f'    embedding_initializer: "{code}"\n    learning_rate'
+        )
     assert "is not allowed; expected a call of a layer" in refused(folder)
     assert not ran.exists()
 

@@ -24,7 +24,7 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
     ConfigError
         There is no optimiser of this name, or a learning rate it cannot take.
     """
-    classes = {
+    classes: dict[str, Any] = {
         key: value
         for key, value in vars(torch.optim).items()
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNFIT

@@ -156,7 +156,7 @@ def test_numbers_that_are_none_say_row_and_value(array, floating, message):
     [
         (pa.array([1, 2]), "f: c: holds int64, expected a list of numbers per row"),
         (pa.array([["a"]]), "f: c: lists of string, expected lists of numbers"),
-        (pa.array([[], [1], None, [2, None]]), "f: c: the list of row 23 holds a null, expected numbers only"),
+        (pa.array([[], [1], None, [None, 2]]), "f: c: the list of row 23 holds a null, expected numbers only"),
         (pa.array([[1, 2], [2, None]], pa.list_(pa.int8(), 2)), "f: c: the list of row 21 holds a null"),
     ],
 )

@@ -112,6 +112,7 @@ def test_name_lists_and_inactive_columns():
         *CHALLENGE[:2],
         {"name": ["likes_level", "views_level"], "dtype": "int", "type": "categorical", "vocab_size": 11},
         {"name": "hidden", "active": False, "dtype": "int", "type": "categorical", "vocab_size": 3},
+        {"name": "hidden_id", "active": False, "dtype": "int", "type": "meta"},
         CHALLENGE[4],
     ]
     names = [f.name for f in parse_features(params(columns))]

@@ -8,7 +8,9 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.training.optimizers import make_optimizer
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("ADAMW", "AdamW"), ("sgd", "SGD"), ("Adagrad", "Adagrad")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", "Adam"), ("ADAMW", "AdamW"), ("sgd", "SGD"), ("Adagrad", "Adagrad")]
+)
 def test_by_name(name, kind):
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     trained = nn.Parameter(torch.zeros(2))

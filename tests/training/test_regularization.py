@@ -76,7 +76,9 @@ def test_a_whole_number_is_l2():
     assert parse_regularizer(0, "x") == parse_regularizer(None, "x") == parse_regularizer("l2(0)", "x") == []
 
 
-@pytest.mark.parametrize("value", ["1e-3", "l3(1)", "l1", "l1(", "l1(a)", "l1(1,2)", "l1_l2(1)", "l2(-1)", -1.0, "l2(nan)"])
+@pytest.mark.parametrize(
+    "value", ["1e-3", "l3(1)", "l1", "l1(", "l1(a)", "l1(1,2)", "l1_l2(1)", "l2(-1)", -1.0, "l2(nan)"]
+)
 def test_everything_else_is_refused(value):
-    with pytest.raises(ConfigError, match="^net_regularizer is"):
+    with pytest.raises(ConfigError, match=r"^net_regularizer is"):
         parse_regularizer(value, "net_regularizer")

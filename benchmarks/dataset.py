@@ -1,0 +1,85 @@
+"""The data and the hyper-parameters of the benchmarks: those of the WWW 2025 MM-CTR challenge."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fuxictr_mm.data.synthetic import PRESETS, generate
+from fuxictr_mm.errors import MissingFileError
+
+MODELS: dict[str, dict[str, Any]] = {
+    "DIN": {"attention_hidden_units": [512, 256], "attention_hidden_activations": "ReLU", "attention_dropout": 0.1},
+    "DIN_MM": {"num_heads": 4},
+}
+
+
+def make_data(rows: int, users: int, items: int) -> Path:
+    """Return the folder of a dataset in the shape of MicroLens_1M_x1, made on first use and kept in the temp folder."""
+    folder = Path(tempfile.gettempdir()) / "fuxictr_mm_benchmark" / f"rows{rows}_users{users}_items{items}"
+    if not (folder / "train.parquet").is_file():
+        spec = dataclasses.replace(
+            PRESETS["microlens-1m"],
+            users=users,
+            items=items,
+            train_rows=rows,
+            valid_rows=max(rows // 10, 1),
+            test_rows=1,
+            # The unreduced vectors are read by nothing here.
+            text_dim=128,
+            image_dim=128,
+        )
+        generate(spec, folder, progress=False)
+    return folder
+
+
+def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: int = -1, **changes: Any) -> dict:
+    """Return the parameters of an experiment with the challenge's hyper-parameters on the data of a folder."""
+    info = folder / "item_info.parquet"
+    if not info.is_file():
+        raise MissingFileError(f"{info}: no such file; make the folder with: fuxictr-mm synth --preset microlens-1m")
+    schema = pq.read_schema(info)
+    vector = next(name for name in schema.names if name.startswith("item_emb_d"))
+    num_items = pq.ParquetFile(info).metadata.num_rows
+    columns: list[dict[str, Any]] = [
+        {"name": "user_id", "type": "meta"},
+        {"name": "item_seq", "type": "meta"},
+        {"name": "likes_level", "type": "categorical", "vocab_size": 11},
+        {"name": "views_level", "type": "categorical", "vocab_size": 11},
+        {"name": "item_id", "type": "categorical", "source": "item", "vocab_size": num_items},
+        {"name": "item_tags", "type": "sequence", "source": "item", "max_len": 5, "vocab_size": 11_740},
+        {"name": vector, "type": "embedding", "source": "item", "embedding_dim": schema.field(vector).type.list_size},
+    ]
+    return {
+        "model": model,
+        "model_id": f"{model}_benchmark",
+        "dataset_id": folder.name,
+        "train_data": str(folder / "train.parquet"),
+        "valid_data": str(folder / "valid.parquet"),
+        "item_info": [str(info)],
+        "feature_cols": columns,
+        "label_col": {"name": "label", "dtype": "float"},
+        "task": "binary_classification",
+        "loss": "binary_crossentropy",
+        "metrics": ["AUC", "logloss"],
+        "monitor": "AUC",
+        "model_root": str(folder / "checkpoints"),
+        "verbose": 0,
+        "seed": 20242025,
+        "gpu": gpu,
+        "batch_size": batch_size,
+        "max_len": max_len,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "embedding_dim": 64,
+        "embedding_regularizer": 1e-6,
+        "dnn_hidden_units": [1024, 512, 256],
+        "net_dropout": 0.1,
+        "batch_norm": True,
+        **MODELS[model],
+        **changes,
+    }

@@ -1,0 +1,109 @@
+"""Whether two models compute the same function: loss and every gradient, in float64, along a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.dataset import parameters
+from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
+from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.experiment import build_model
+from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.registry import load_model_class
+
+#: Gradients below this share of the whole gradient's norm are rounding noise (a bias before batch norm has none at all).
+NOISE = 1e-6
+
+
+def equality(name: str, folder: Path, *, batch_size: int, max_len: int, points: int, every: int = 5) -> dict[str, Any]:
+    """Compare a model with its padded reference, without dropout, at several points of a training run of ours.
+
+    Parameters
+    ----------
+    name : str
+        Model.
+    folder : path
+        Data.
+    batch_size, max_len : int
+        As in training.
+    points : int
+        How often to compare.
+    every : int
+        Training steps between two points.
+
+    Returns
+    -------
+    dict
+        ``loss`` and ``gradient``: the largest relative differences over all points; ``worst`` names its parameter.
+    """
+    changes = {"net_dropout": 0.0, **({"attention_dropout": 0.0} if name == "DIN" else {})}
+    params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
+    torch.manual_seed(params["seed"])
+    dataset = load_dataset(params, {"train": True})
+    ours: MultimodalModel = build_model(load_model_class(name), dataset, params)
+    reference = REFERENCES[name](dataset.feature_map, params)
+    for model in (ours, reference):
+        _to_double(model)
+        model.train()
+    table = dataset.splits["train"]
+    rows = padded_loader(dataset.feature_map, params)
+    generator = torch.Generator().manual_seed(0)
+    found = {"loss": 0.0, "gradient": 0.0, "worst": ""}
+    for _ in range(points):
+        chosen = torch.randint(len(table), (batch_size,), generator=generator)
+        reference.load_state_dict(ours.state_dict())
+        padded = rows.collate_fn([rows.dataset[row] for row in chosen.tolist()])
+        loss, gradients = _of_ours(ours, gather(table, chosen))
+        expected_loss, expected = _of_reference(reference, padded)
+        found["loss"] = max(found["loss"], abs(float(loss / expected_loss) - 1.0))
+        for parameter, difference in relative_differences(gradients, expected).items():
+            if difference > found["gradient"]:
+                found.update(gradient=difference, worst=parameter)
+        for _ in range(every):
+            chosen = torch.randint(len(table), (batch_size,), generator=generator)
+            ours.train_step(gather(table, chosen))
+    return found
+
+
+def relative_differences(gradients: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the largest difference of each gradient relative to its norm (or to NOISE of the norm of all)."""
+    if gradients.keys() != expected.keys():
+        raise ValueError(f"the models differ in their parameters: {sorted(gradients.keys() ^ expected.keys())}")
+    whole = torch.stack([g.norm() for g in expected.values()]).norm()
+    return {
+        name: float((gradients[name] - g).norm() / torch.maximum(g.norm(), NOISE * whole))
+        for name, g in expected.items()
+    }
+
+
+def _to_double(model: nn.Module) -> None:
+    model.double()
+    for encoder in model.embedding_layer.embedding_layer.feature_encoders.values():
+        if isinstance(encoder, nn.Linear):
+            # FuxiCTR turns stored vectors into float32 whatever the type of the layer that takes them.
+            encoder.register_forward_pre_hook(lambda layer, inputs: inputs[0].to(layer.weight.dtype))
+
+
+def _of_ours(model: MultimodalModel, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    model.optimizer.zero_grad()
+    loss = model.add_loss(model.forward(batch), model.get_labels(batch).double())
+    loss.backward()
+    model.penalty.add_gradients()
+    return (loss + model.regularization_loss()).detach(), _gradients(model)
+
+
+def _of_reference(model: PaddedModel, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    model.optimizer.zero_grad()
+    loss = model.compute_loss(model.forward(batch), model.get_labels(batch).double())
+    loss.backward()
+    return loss.detach(), _gradients(model)
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

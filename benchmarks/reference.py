@@ -1,0 +1,203 @@
+"""The padded reference: FuxiCTR's layers on rectangles of 64 positions, fed the way the challenge's baseline feeds them.
+
+Written to be compared with, so neither slowed down nor sped up: rows pass one by one through a ``Dataset``, the item
+features of every position are looked up in a pandas frame and turned into arrays batch by batch, ids and vectors of
+padding are embedded and go through the attention like any other, and the regularizer is a norm of whole tables inside
+the graph. The step is that of FuxiCTR's ``BaseModel``.
+
+Shape letters: B rows, L padded history, D item width, C context width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import (
+    DIN_Attention,
+    FeatureEmbedding,
+    MLP_Block,
+    MultiHeadTargetAttention,
+    SqueezeExcitation,
+)
+from fuxictr.pytorch.models import BaseModel
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from fuxictr_mm.data.schema import unify_widths
+
+#: Columns of the rows ``(B,)``; item features ``(B * (L + 1), ...)``, each row's history then its target; mask ``(B, L)``.
+PaddedBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+
+
+class RowDataset(Dataset):
+    """The rows of a file as those of one int64 matrix.
+
+    Parameters
+    ----------
+    path : str
+        Parquet file; a list column takes as many columns of the matrix as it is wide.
+    """
+
+    def __init__(self, path: str) -> None:
+        frame = pd.read_parquet(path)
+        self.places: dict[str, int | slice] = {}
+        arrays, first = [], 0
+        for name in frame.columns:
+            is_list = frame[name].dtype == object
+            array = np.array(frame[name].to_list()) if is_list else frame[name].to_numpy()
+            width = array.shape[1] if is_list else 1
+            self.places[name] = slice(first, first + width) if is_list else first
+            first += width
+            arrays.append(array)
+        self.matrix = np.column_stack(arrays)
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.matrix[row]
+
+
+class PaddedCollator:
+    """Turns rows of the matrix into a padded batch with the features of every item in it.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Columns that are not in it, and are no label, are left out.
+    places : mapping
+        Where each column stands in a row.
+    item_info : str
+        Parquet file of item features, in which the row number is the item id.
+    max_len : int
+        L.
+    """
+
+    def __init__(
+        self, feature_map: FeatureMap, places: Mapping[str, int | slice], item_info: str, max_len: int
+    ) -> None:
+        self.wanted = {*feature_map.features, *feature_map.labels}
+        self.places = places
+        self.item_info = pd.read_parquet(item_info)
+        self.max_len = max_len
+
+    def __call__(self, rows: Sequence[np.ndarray]) -> PaddedBatch:
+        matrix = default_collate(rows)
+        columns = {name: matrix[:, place] for name, place in self.places.items() if name in self.wanted}
+        history = columns.pop("item_seq")[:, -self.max_len :]
+        target = columns.pop("item_id").unsqueeze(1)
+        chosen = self.item_info.iloc[torch.cat([history, target], dim=1).flatten().numpy()]
+        names = [name for name in chosen.columns if name in self.wanted]
+        items = {name: torch.from_numpy(np.array(chosen[name].to_list())) for name in names}
+        return columns, items, (history > 0).float()
+
+
+def padded_loader(
+    feature_map: FeatureMap, params: Mapping[str, Any], *, shuffle: bool = False, num_workers: int = 0
+) -> DataLoader:
+    """Return a loader of padded batches of the training file."""
+    dataset = RowDataset(params["train_data"])
+    collate = PaddedCollator(feature_map, dataset.places, params["item_info"][0], params["max_len"])
+    return DataLoader(dataset, params["batch_size"], shuffle=shuffle, num_workers=num_workers, collate_fn=collate)
+
+
+class PaddedModel(BaseModel):
+    """A FuxiCTR model that takes padded batches.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features.
+    params : mapping
+        Parameters of the experiment.
+    """
+
+    def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
+        names = ("model_id", "gpu", "embedding_regularizer", "task", "metrics", "monitor", "model_root", "verbose")
+        super().__init__(feature_map, **{name: params[name] for name in names})
+        self._max_gradient_norm = 10.0
+        self.embedding_layer = FeatureEmbedding(feature_map, params["embedding_dim"])
+        specs = [spec for spec in feature_map.features.values() if spec["type"] != "meta"]
+        widths = [(spec.get("embedding_dim", params["embedding_dim"]), spec["source"] == "item") for spec in specs]
+        self.item_dim = sum(width for width, is_item in widths if is_item)
+        self.context_dim = sum(width for width, is_item in widths if not is_item)
+
+    def build(self, params: Mapping[str, Any]) -> None:
+        """Make optimiser and loss as FuxiCTR does, initialise, move to the device."""
+        self.compile(params["optimizer"], params["loss"], params["learning_rate"])
+        self.reset_parameters()
+        self.model_to_device()
+
+    def embed(self, batch: PaddedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return context ``(B, C)``, target ``(B, D)``, history ``(B, L, D)`` and mask ``(B, L)``."""
+        columns, items, mask = batch
+        context = self.embedding_layer(self.get_inputs(columns), flatten_emb=True)
+        items = {name: column.to(self.device) for name, column in items.items()}
+        vectors = self.embedding_layer(items, flatten_emb=True).view(mask.shape[0], -1, self.item_dim)
+        return context, vectors[:, -1], vectors[:, :-1], mask.to(self.device)
+
+    def get_labels(self, batch: PaddedBatch) -> Tensor:
+        """Return the labels ``(B, 1)``."""
+        return super().get_labels(batch[0])
+
+
+class PaddedDIN(PaddedModel):
+    """The challenge's baseline: FuxiCTR's DIN attention, then a DNN."""
+
+    def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
+        super().__init__(feature_map, params)
+        self.attention_layers = DIN_Attention(
+            self.item_dim,
+            attention_units=params["attention_hidden_units"],
+            hidden_activations=params["attention_hidden_activations"],
+            dropout_rate=params["attention_dropout"],
+        )
+        self.dnn = make_dnn(self.context_dim + 2 * self.item_dim, self.output_activation, params)
+        self.build(params)
+
+    def forward(self, batch: PaddedBatch) -> dict[str, Tensor]:
+        """Return the probability of a click, ``y_pred`` ``(B, 1)``."""
+        context, target, history, mask = self.embed(batch)
+        interest = self.attention_layers(target, history, mask)
+        return {"y_pred": self.dnn(torch.cat([context, target, interest], dim=-1))}
+
+
+class PaddedDINMM(PaddedModel):
+    """DIN_MM of FuxiCTR's layers: multi-head target attention, squeeze and excitation over all fields, a DNN."""
+
+    def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
+        super().__init__(unify_widths(feature_map, params["embedding_dim"]), params)
+        self.embedding_dim = params["embedding_dim"]
+        self.attention = MultiHeadTargetAttention(self.item_dim, self.item_dim, params["num_heads"])
+        flat_dim = self.context_dim + 2 * self.item_dim
+        self.senet = SqueezeExcitation(flat_dim // self.embedding_dim, 3, "Sigmoid")
+        self.dnn = make_dnn(flat_dim, self.output_activation, params)
+        self.build(params)
+
+    def forward(self, batch: PaddedBatch) -> dict[str, Tensor]:
+        """Return the probability of a click, ``y_pred`` ``(B, 1)``."""
+        context, target, history, mask = self.embed(batch)
+        interest = self.attention(target, history, mask)
+        fields = torch.cat([context, target, interest], dim=-1).unflatten(1, (-1, self.embedding_dim))
+        return {"y_pred": self.dnn(self.senet(fields).flatten(1))}
+
+
+def make_dnn(input_dim: int, output_activation: torch.nn.Module, params: Mapping[str, Any]) -> MLP_Block:
+    """Return the DNN that ends in a probability."""
+    return MLP_Block(
+        input_dim=input_dim,
+        output_dim=1,
+        hidden_units=params["dnn_hidden_units"],
+        hidden_activations="ReLU",
+        output_activation=output_activation,
+        dropout_rates=params["net_dropout"],
+        batch_norm=params["batch_norm"],
+    )
+
+
+REFERENCES: dict[str, type[PaddedModel]] = {"DIN": PaddedDIN, "DIN_MM": PaddedDINMM}

@@ -1,0 +1,56 @@
+"""Run experiments with several seeds and print mean and deviation.
+
+python -m benchmarks.seeds --config benchmarks/real --expid DIN_ml100k DIN_MM_ml100k --seeds 1 2 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+
+from fuxictr_mm.cli import run_main
+
+
+def main() -> None:
+    """Train every experiment with every seed, print a row per experiment."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=".", metavar="DIR")
+    parser.add_argument("--expid", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--gpu", type=int, default=-1)
+    parser.add_argument("--data_root", metavar="DIR")
+    args = parser.parse_args()
+
+    from fuxictr_mm.experiment import read_params, run_experiment
+
+    logging.basicConfig(level=logging.WARNING)
+    header = "| experiment | what it has | valid AUC | test AUC | test gAUC | seconds a run |"
+    print(header, "| --- | --- | --- | --- | --- | --- |", sep="\n")
+    for expid in args.expid:
+        results = []
+        for seed in args.seeds:
+            with tempfile.TemporaryDirectory() as root:
+                overrides = {"seed": seed, "model_root": root, "metrics": ["AUC", "gAUC"]}
+                params, model_class = read_params(
+                    args.config, expid, gpu=args.gpu, data_root=args.data_root, overrides=overrides
+                )
+                results.append(run_experiment(params, model_class))
+        valid = [r.valid["AUC"] for r in results]
+        test = [r.test["AUC"] for r in results if r.test]
+        groups = [r.test["gAUC"] for r in results if r.test]
+        cells = [_mean_and_deviation(values) for values in (valid, test, groups)]
+        seconds = statistics.mean(r.seconds for r in results)
+        print(f"| {expid} | {params.get('description', '')} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    if not values:
+        return "no labels"
+    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,153 @@
+"""What holds for every model in the zoo."""
+
+import ast
+import inspect
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.registry import load_model_class
+
+ZOO = Path(__file__).resolve().parents[2] / "model_zoo"
+NAMES = sorted(path.stem for path in ZOO.glob("*.py"))
+SWITCHES = [
+    *({"interest": value} for value in ("multi_head", "din", "mean")),
+    {"sparse_attention": True},
+    *({"senet": value} for value in (True, False)),
+    {"senet_activation": "ReLU"},
+    *({"cross": value} for value in (None, "v1", "v2", "mix")),
+    *({"bilinear": value} for value in (None, "field_all", "field_each", "field_interaction")),
+    {"interest": "din", "senet": False, "cross": "mix", "bilinear": "field_all", "batch_norm": False},
+    {"attention_dim": 8, "num_heads": 2, "sparse_attention": True, "cross": "v2", "bilinear": "field_each"},
+]
+CASES = [(f"{name}_tiny", {}) for name in NAMES] + [("DIN_MM_tiny", switch) for switch in SWITCHES]
+every_model = pytest.mark.parametrize(("expid", "settings"), CASES, ids=[f"{e}-{s}" for e, s in CASES])
+
+
+@pytest.fixture
+def model_and_table(request, build):
+    def make(expid, settings, **more):
+        model, dataset = build(expid, **settings, **more)
+        return model, dataset.splits["train"]
+
+    return make
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_class_and_paper_agree(name):
+    model_class = load_model_class(name, ZOO)
+    assert model_class.__name__ == name
+    tree = ast.parse((ZOO / f"{name}.py").read_text(encoding="utf-8"))
+    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)].count(name) == 1
+    doc = inspect.getdoc(model_class)
+    first = doc.splitlines()[0]
+    assert re.search(r"https?://\S+", doc)
+    assert re.match(r".+\. \w[\w-]+( and \w+| et al\.)?, .*\b(19|20)\d\d\b", first), first
+    described = set(re.findall(r"^(\w+) : ", doc, re.MULTILINE))
+    own = {p for p in inspect.signature(model_class).parameters if p != "params"}
+    assert described == own
+
+
+@every_model
+@pytest.mark.parametrize("rows", [1, 7])
+def test_finite_logits(model_and_table, make_batch, expid, settings, rows):
+    model, table = model_and_table(expid, settings)
+    model.eval()
+    batch = make_batch(table, range(rows))
+    empty = replace(batch, history=Jagged(batch.history.values[:0], torch.zeros(rows + 1, dtype=torch.int64)))
+    for given in (batch, empty):
+        returned = model(given)
+        assert returned["logit"].shape == returned["y_pred"].shape == (rows, 1)
+        assert returned["logit"].isfinite().all()
+        assert ((returned["y_pred"] >= 0) & (returned["y_pred"] <= 1)).all()
+
+
+@every_model
+def test_what_trains_gets_a_gradient_and_moves(model_and_table, make_batch, expid, settings):
+    model, table = model_and_table(expid, settings, embedding_regularizer=None, net_regularizer=None)
+    model.train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    frozen = {name: buffer.clone() for name, buffer in model.items.named_buffers()}
+    assert frozen
+    reached = set()
+    for start in range(0, 256, 64):
+        model.add_loss(model(batch := make_batch(table, range(start, start + 64))), batch.label.view(-1, 1)).backward()
+        reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert reached == set(before)
+    model.optimizer.zero_grad()
+    for start in range(0, 256, 64):
+        model.train_step(make_batch(table, range(start, start + 64)))
+    still = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    assert still == []
+    assert all(torch.equal(buffer, frozen[name]) for name, buffer in model.items.named_buffers())
+    trained = {id(p) for group in model.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def disturb(model):
+    """Give every parameter and statistic a value of ordinary size: the initial embeddings are nearly zero."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    return model
+
+
+@every_model
+def test_rows_do_not_see_each_other(model_and_table, make_batch, float64, expid, settings):
+    model, table = model_and_table(expid, settings)
+    disturb(model.double()).eval()
+    rows = torch.arange(40, 57)
+    logits = model(make_batch(table, rows))["logit"]
+    assert logits.dtype == torch.float64
+    assert logits.unique().numel() > 10
+    alone = torch.cat([model(make_batch(table, [row]))["logit"] for row in rows])
+    torch.testing.assert_close(alone, logits, rtol=1e-10, atol=1e-10)
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(1))
+    permuted = model(make_batch(table, rows[order]))["logit"]
+    torch.testing.assert_close(permuted, logits[order], rtol=1e-10, atol=1e-10)
+
+
+@every_model
+def test_the_history_matters(model_and_table, make_batch, float64, expid, settings):
+    model, table = model_and_table(expid, settings)
+    disturb(model.double()).eval()
+    batch = make_batch(table, range(5))
+    other = Batch(batch.context, batch.target, batch.history.with_values(batch.history.values.flip(0)))
+    assert not torch.equal(model(batch)["logit"], model(other)["logit"])
+
+
+@every_model
+def test_one_seed_one_result(model_and_table, make_batch, expid, settings):
+    def train(seed):
+        model, table = model_and_table(expid, settings, seed=seed)
+        model.train()
+        for start in range(0, 128, 64):
+            model.train_step(make_batch(table, range(start, start + 64)))
+        return model.state_dict()
+
+    first, again, other = train(3), train(3), train(4)
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert any(not torch.equal(value, other[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_parameter_is_refused(build, name):
+    parameters = list(inspect.signature(load_model_class(name, ZOO)).parameters.values())
+    for parameter in parameters:
+        if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
+            with pytest.raises(ConfigError, match=f"unknown key '{parameter.name}z'; did you mean '{parameter.name}'"):
+                build(f"{name}_tiny", **{f"{parameter.name}z": 1})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_own_parameter_is_typed_and_has_a_default(name):
+    for parameter in inspect.signature(load_model_class(name, ZOO)).parameters.values():
+        if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
+            assert parameter.annotation is not parameter.empty
+            assert parameter.default is not parameter.empty

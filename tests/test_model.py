@@ -1,0 +1,159 @@
+"""The base class: embedding once per distinct item, losses, what is and what is not a parameter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.model import distinct_items
+
+MODAL = ["txt_emb_pca8", "img_emb_pca8"]
+TRAINED = {"feature_specs": [{"name": MODAL, "freeze_emb": False}]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    target=st.lists(st.integers(0, 19), min_size=1, max_size=8),
+    history=st.lists(st.integers(0, 19), max_size=30),
+)
+def test_distinct_items_are_those_of_unique(target, history):
+    values = torch.tensor(history, dtype=torch.int32)
+    offsets = torch.tensor([0] * len(target) + [len(history)])
+    batch = Batch({}, torch.tensor(target, dtype=torch.int32), Jagged(values, offsets))
+    distinct, place, history_place = distinct_items(batch, 20)
+    expected, inverse = torch.unique(torch.tensor(target + history), return_inverse=True)
+    assert torch.equal(distinct, expected)
+    assert torch.equal(torch.cat([place, history_place]), inverse)
+
+
+@pytest.mark.parametrize(("expid", "given"), [("DIN_tiny", {}), ("DIN_MM_tiny", {}), ("DIN_MM_tiny", TRAINED)])
+def test_embed_equals_embedding_padded_ids(build, make_batch, float64, expid, given):
+    model, dataset = build(expid, **given)
+    model = model.double().eval()
+    batch = make_batch(dataset.splits["valid"], [3, 1, 4, 1], [2, 0, 5, 1])
+    e = model.embed(batch)
+    padded, mask = batch.history.to_padded(7)
+    ids = torch.cat([padded.long(), batch.target.long().unsqueeze(1)], dim=1).flatten()
+    columns = {name: ids if name == "item_id" else dataset.items[name][ids] for name in model.item_fields}
+    dense = model.embedding_layer(columns, flatten_emb=True).view(4, 8, -1)
+    torch.testing.assert_close(e.target, dense[:, -1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(e.history.values, dense[:, :-1][mask.bool()], rtol=1e-12, atol=1e-12)
+    context = model.embedding_layer({name: batch.context[name] for name in model.context_fields}, flatten_emb=True)
+    assert torch.equal(e.context, context)
+    assert e.history.distinct.shape[0] == torch.unique(torch.cat([batch.history.values, batch.target])).numel()
+    assert (e.context.shape[1], e.target.shape[1]) == (model.context_dim, model.item_dim)
+
+
+def test_frozen_tables_are_no_parameters(build):
+    model, dataset = build("DIN_MM_tiny")
+    parameters = dict(model.named_parameters())
+    sizes = {dataset.items[name].shape for name in MODAL}
+    assert not any(p.shape in sizes for p in parameters.values())
+    assert not any(v.shape in sizes for v in model.state_dict().values())
+    assert not any(key.startswith("items") for key in model.state_dict())
+
+
+def test_a_table_that_trains(build, make_batch):
+    model, dataset = build("DIN_MM_tiny", embedding_regularizer=0.5, **TRAINED)
+    for name in MODAL:
+        key = f"item_vectors.{name}.weight"
+        assert key in model.state_dict()
+        assert torch.equal(model.get_parameter(key), dataset.items[name])
+    before = model.item_vectors[MODAL[0]].weight.detach().clone()
+    stored = dataset.items[MODAL[0]].clone()
+    model.train()
+    model.train_step(make_batch(dataset.splits["train"], range(64)))
+    moved = (model.item_vectors[MODAL[0]].weight != before).any(dim=1)
+    assert moved.sum() > 900  # the regularizer reaches every row, as it does in FuxiCTR's embeddings
+    assert torch.equal(dataset.items[MODAL[0]], stored)
+
+
+def labels():
+    return torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+
+
+def outputs(model, *logits):
+    logit = torch.tensor(logits, dtype=torch.float64).view(-1, 1).requires_grad_()
+    return logit, {"logit": logit, "y_pred": model.output_activation(logit)}
+
+
+def test_the_loss_on_logits_is_that_of_the_sigmoid(build):
+    model, _ = build("DIN_tiny")
+    _, returned = outputs(model, -3.0, 2.0, 0.1, 5.0)
+    loss = model.add_loss(returned, labels().double())
+    torch.testing.assert_close(loss, F.binary_cross_entropy(returned["y_pred"], labels().double()))
+    by_hand = sum(torch.log1p(torch.tensor(x).exp()) for x in (-3.0, -2.0, -0.1, 5.0)) / 4
+    assert loss.item() == pytest.approx(by_hand.item(), abs=1e-6)
+
+
+def test_the_loss_does_not_saturate(build):
+    model, _ = build("DIN_tiny")
+    published, _ = build("DIN_tiny", loss_from="probability")
+    for which, gradient in ((model, [0.25, -0.25, 0.0, 0.0]), (published, [0.0, 0.0, 0.0, 0.0])):
+        logit, returned = outputs(which, 100.0, -100.0, 100.0, -100.0)
+        returned["y_pred"] = torch.sigmoid(logit.float())
+        target = labels() if which is published else labels().double()
+        (found,) = torch.autograd.grad(which.add_loss(returned, target), logit)
+        torch.testing.assert_close(found.flatten(), torch.tensor(gradient, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_the_published_loss_is_fuxictrs(build, make_batch):
+    from fuxictr.pytorch.torch_utils import get_loss
+
+    model, dataset = build("DIN_tiny", loss_from="probability")
+    model.eval()
+    batch = make_batch(dataset.splits["valid"], range(9))
+    returned = model(batch)
+    target = model.get_labels(batch).float()
+    expected = get_loss("binary_crossentropy")(returned["y_pred"], target, reduction="mean")
+    assert model.add_loss(returned, target) == expected
+    assert torch.equal(returned["y_pred"], torch.sigmoid(returned["logit"]))
+
+
+def test_fuxictrs_whole_loss_is_ours(build, make_batch):
+    model, dataset = build("DIN_tiny", embedding_regularizer=0.1, net_regularizer="l1(0.01)")
+    model.eval()
+    batch = make_batch(dataset.splits["valid"], range(9))
+    returned, target = model(batch), model.get_labels(batch).float()
+    whole = model.compute_loss(returned, target)
+    torch.testing.assert_close(whole, model.add_loss(returned, target) + model.penalty.value())
+
+
+def test_regression(build, make_batch):
+    model, dataset = build("DIN_tiny")
+    settings = {"task": "regression", "loss": "mse_loss", "model_root": str(model.model_dir), "embedding_dim": 16}
+    regression = type(model)(dataset.feature_map, **settings)
+    batch = make_batch(dataset.splits["valid"], range(9))
+    regression.eval()
+    returned = regression(batch)
+    assert torch.equal(returned["y_pred"], returned["logit"])
+    expected = ((returned["logit"] - batch.label.view(-1, 1)) ** 2).mean()
+    torch.testing.assert_close(regression.add_loss(returned, batch.label.view(-1, 1)), expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"), [("binary_classification", "mse_loss"), ("regression", "binary_crossentropy")]
+)
+def test_a_loss_that_would_be_ignored_is_refused(build, task, loss):
+    with pytest.raises(ConfigError, match=f"task: {task} does not train on loss: {loss}; write loss: "):
+        build("DIN_tiny", task=task, loss=loss)
+
+
+def test_an_absent_gpu_is_not_the_cpu(build):
+    model, dataset = build("DIN_tiny")
+    with pytest.raises(ConfigError, match=r"gpu 99: there are \d+ CUDA devices here"):
+        type(model)(dataset.feature_map, gpu=99)
+
+
+def test_an_encoder_with_wrong_arguments(build):
+    with pytest.raises(ConfigError, match="MaskedAveragePooling"):
+        build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": "layers.MaskedAveragePooling(3)"}])
+
+
+def test_no_item_feature(build):
+    with pytest.raises(ConfigError, match="no feature with source: item"):
+        build("DIN_tiny", use_features=["likes_level"])
