@@ -35,11 +35,9 @@ class Feature:
     max_len : int, optional
         Stored width of a sequence; inferred where missing.
     embedding_dim : int, optional
-        Width that the model sees.
+        Width that the model sees; the model's own ``embedding_dim`` by default.
     pretrain_dim : int, optional
         Stored width of a frozen vector; inferred where missing.
-    project : bool
-        Whether a learned linear map joins ``pretrain_dim`` and ``embedding_dim``.
     freeze_emb : bool
         False makes the stored vectors parameters.
     feature_encoder : str or list of str, optional
@@ -59,7 +57,6 @@ class Feature:
     max_len: int | None = None
     embedding_dim: int | None = None
     pretrain_dim: int | None = None
-    project: bool = False
     freeze_emb: bool = True
     feature_encoder: str | list[str] | None = None
     share_embedding: str | None = None
@@ -128,7 +125,6 @@ def _feature(column: Mapping[str, Any]) -> Feature:
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
-    widths = column.get("pretrain_dim"), column.get("embedding_dim")
     return Feature(
         name=column["name"],
         type=kind,
@@ -137,8 +133,6 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         max_len=column.get("max_len"),
         embedding_dim=column.get("embedding_dim"),
         pretrain_dim=column.get("pretrain_dim"),
-        # FuxiCTR puts the linear map in wherever both widths are written, equal or not.
-        project=kind == "embedding" and None not in widths,
         freeze_emb=column.get("freeze_emb", True),
         feature_encoder=encoder,
         share_embedding=column.get("share_embedding"),
@@ -162,9 +156,7 @@ def complete(features: Sequence[Feature], widths: Mapping[str, int], sizes: Mapp
     completed = []
     for feature in features:
         if feature.type == "embedding":
-            stored = widths[feature.name]
-            seen = feature.embedding_dim
-            feature = replace(feature, pretrain_dim=stored, project=feature.project or seen not in (None, stored))
+            feature = replace(feature, pretrain_dim=widths[feature.name])
         if feature.type == "sequence" and feature.name != ITEM_SEQ:
             feature = replace(feature, max_len=widths[feature.name])
         if feature.type in ("categorical", "sequence") and feature.vocab_size is None:
@@ -218,10 +210,9 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     if feature.type == "embedding":
         spec["pretrain_dim"] = feature.pretrain_dim
         spec["freeze_emb"] = feature.freeze_emb
-        # FuxiCTR adds a linear map to every frozen vector; Identity keeps it away where none is asked for.
-        if not feature.project and feature.feature_encoder is None:
-            spec["feature_encoder"] = "nn.Identity()"
-            spec["embedding_dim"] = feature.pretrain_dim
+        # FuxiCTR's layers join stored and seen width by a linear map, unless an encoder takes its place.
+        if feature.feature_encoder == "nn.Identity()":
+            spec.setdefault("embedding_dim", feature.pretrain_dim)
     if feature.feature_encoder is not None:
         spec["feature_encoder"] = feature.feature_encoder
     return spec
@@ -240,6 +231,7 @@ def unify_widths(feature_map: FeatureMap, width: int) -> FeatureMap:
             spec["embedding_dim"] = width
             if spec["type"] == "embedding":
                 spec.pop("feature_encoder", None)
+            spec.pop("emb_output_dim", None)
         unified.features[name] = spec
     unified.default_emb_dim = width
     return unified

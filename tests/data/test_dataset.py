@@ -62,7 +62,7 @@ def test_everything_left_out_is_inferred(params, caplog):
     specs = dataset.feature_map.features
     assert specs["item_id"]["vocab_size"] == dataset.items.num_items == 4
     assert (specs["item_tags"]["vocab_size"], specs["item_tags"]["max_len"]) == (7, 2)
-    assert (specs["item_emb"]["pretrain_dim"], specs["item_emb"]["embedding_dim"]) == (4, 4)
+    assert specs["item_emb"]["pretrain_dim"] == 4
     assert dataset.feature_map.num_fields == 4
     assert list(dataset.splits) == ["train", "test"]
     assert dataset.splits["train"].history_values.tolist() == [2, 3, 2]

@@ -184,15 +184,18 @@ def vector(**keys):
     return feature_map_of(given, {"v": 128}).features["v"]
 
 
-def test_widths_of_vectors_are_inferred_and_projected_only_where_asked():
+def test_widths_of_vectors_are_inferred_and_a_linear_map_joins_them():
     alone = vector()
-    assert (alone["pretrain_dim"], alone["embedding_dim"], alone["feature_encoder"]) == (128, 128, "nn.Identity()")
-    same = vector(embedding_dim=128)
-    assert (same["pretrain_dim"], same["embedding_dim"], same["feature_encoder"]) == (128, 128, "nn.Identity()")
+    assert alone["pretrain_dim"] == 128
+    assert "embedding_dim" not in alone
+    for same in (vector(embedding_dim=128), vector(embedding_dim=128, pretrain_dim=128)):
+        assert (same["pretrain_dim"], same["embedding_dim"]) == (128, 128)
+        # FuxiCTR's layers then make a Linear(128, 128), as the challenge's published weights have it.
+        assert "feature_encoder" not in same
     narrower = vector(embedding_dim=16)
     assert (narrower["pretrain_dim"], narrower["embedding_dim"]) == (128, 16)
-    assert "feature_encoder" not in narrower
-    assert "feature_encoder" not in vector(embedding_dim=128, pretrain_dim=128)
+    as_it_is = vector(feature_encoder="nn.Identity()")
+    assert (as_it_is["embedding_dim"], as_it_is["feature_encoder"]) == (128, "nn.Identity()")
     assert vector(feature_encoder="nn.Linear(128, 64)")["feature_encoder"] == "nn.Linear(128, 64)"
     assert vector(freeze_emb=False)["freeze_emb"] is False
 

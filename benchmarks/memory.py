@@ -1,0 +1,39 @@
+"""Bytes in use and their peak: of the process on a CPU, of torch's allocator on a GPU."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+#: Writing 5 here sets the peak back to what is in use now.
+CLEAR = Path("/proc/self/clear_refs")
+
+
+def in_use(device: str) -> int:
+    """Return the bytes in use; 0 where the system does not tell."""
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+
+def reset_peak(device: str) -> None:
+    """Let the peak begin again, where the system can."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR.exists():
+        CLEAR.write_text("5")
+
+
+def peak(device: str) -> int:
+    """Return the most bytes in use since ``reset_peak``, or since the start where that does nothing."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status(key: str) -> int:
+    if not STATUS.exists():
+        return 0
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    return int(lines[key].split()[0]) * 1024

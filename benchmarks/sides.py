@@ -1,0 +1,170 @@
+"""What is measured against what: the same work done by this package and by the padded reference.
+
+A side takes one batch at a time by ``step``; ``finish`` ends a block of steps and waits for the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks import memory
+from benchmarks.reference import REFERENCES, padded_loader
+from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.experiment import build_model, make_loader
+from fuxictr_mm.model import MultimodalModel, distinct_items
+from fuxictr_mm.registry import load_model_class
+
+
+@dataclass
+class Side:
+    """One way of doing the work, and what was measured of it.
+
+    Parameters
+    ----------
+    name : str
+        ``ours``, ``reference`` or a variant.
+    batches : iterator
+        Never ends.
+    step : callable
+        Does the work on a batch.
+    finish : callable
+        Ends a block.
+    precision : {"fp32", "medium", "bf16"}
+        Of its products of matrices.
+    state_bytes : int
+        What its data, weights and optimiser hold.
+    rates, waits, peaks : list of float
+        Of every block: samples per second, share of the time spent waiting for a batch, bytes on top of the state.
+    """
+
+    name: str
+    batches: Iterator[Any]
+    step: Callable[[Any], None]
+    finish: Callable[[], None]
+    precision: str = "fp32"
+    state_bytes: int = 0
+    rates: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+
+def make_sides(
+    what: str, dataset: Dataset, params: dict[str, Any], precisions: dict[str, str], num_workers: int
+) -> list[Side]:
+    """Return the sides of ``train``, ``scoring`` or ``loader``, the reference last."""
+    device = "cpu" if params["gpu"] < 0 else "cuda"
+    before = memory.in_use(device)
+    # Making one side leaves marks on the feature map that the other must not see.
+    dataset = copy.copy(dataset)
+    torch.manual_seed(params["seed"])
+    model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
+    loader = make_loader(dataset.splits["train"], model, params, shuffle=what != "scoring")
+    sides = [Side("ours", _endless(loader), _ignore, _nothing)]
+    if what == "loader":
+        sides.append(Side("ours_with_items", _endless(loader), _look_up(model), _nothing))
+    else:
+        _set_precision(model, precisions["ours"], device)
+        sides[0].step, sides[0].finish = _train_ours(model) if what == "train" else _score_ours(model)
+        sides[0].precision = precisions["ours"]
+    # Data was read before either side was made; it is part of what ours holds.
+    sides[0].state_bytes = memory.in_use(device) - before + (_bytes(dataset) if device == "cpu" else 0)
+
+    before = memory.in_use(device)
+    reference = REFERENCES[params["model"]](dataset.feature_map, params)
+    padded = padded_loader(dataset.feature_map, params, shuffle=what != "scoring", num_workers=num_workers)
+    other = Side("reference", _endless(padded), _ignore, _nothing)
+    if what != "loader":
+        _set_precision(reference, precisions["reference"], device)
+        other.step, other.finish = _train_reference(reference) if what == "train" else _score_reference(reference)
+        other.precision = precisions["reference"]
+    other.state_bytes = memory.in_use(device) - before
+    return [*sides, other]
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _nothing() -> None:
+    """Do nothing at the end of a block."""
+
+
+def _ignore(batch: Any) -> None:
+    """Do nothing with a batch."""
+
+
+def _bytes(dataset: Dataset) -> int:
+    buffers = sum(b.numel() * b.element_size() for b in dataset.items.buffers())
+    return buffers + sum(table.num_bytes for table in dataset.splits.values())
+
+
+def _set_precision(model: Any, precision: str, device: str) -> None:
+    """Let ``forward`` run under autocast; loss and regularizers stay float32 on both sides."""
+    if precision == "bf16":
+        forward = torch.autocast(device, torch.bfloat16)(model.forward)
+        model.forward = lambda batch: {name: value.float() for name, value in forward(batch).items()}
+
+
+def _train_ours(model: MultimodalModel) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Sum the loss on the device and read it once per block, as the loop does once per log line."""
+    model.train()
+    total = torch.zeros((), device=model.device)
+
+    def step(batch: Any) -> None:
+        total.add_(model.train_step(batch))
+
+    def finish() -> None:
+        total.sub_(float(total))
+
+    return step, finish
+
+
+def _train_reference(model: Any) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Read the loss of every step, as FuxiCTR's ``train_epoch`` does."""
+    model.train()
+    return lambda batch: _ignore(model.train_step(batch).item()), _nothing
+
+
+def _score_ours(model: MultimodalModel) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Keep predictions as tensors until the end."""
+    model.eval()
+    predictions: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def step(batch: Any) -> None:
+        predictions.append(model.forward(batch)["y_pred"].reshape(-1))
+
+    def finish() -> None:
+        torch.cat(predictions).cpu()
+        predictions.clear()
+
+    return step, finish
+
+
+def _score_reference(model: Any) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Append predictions to a Python list, as FuxiCTR's ``predict`` does."""
+    model.eval()
+    predictions: list[float] = []
+
+    @torch.no_grad()
+    def step(batch: Any) -> None:
+        predictions.extend(model.forward(batch)["y_pred"].cpu().numpy().reshape(-1))
+
+    return step, predictions.clear
+
+
+def _look_up(model: MultimodalModel) -> Callable[[Any], None]:
+    """Fetch the stored features of a batch's distinct items, which ours does in the model and the reference before."""
+    names = [name for name in model.item_fields if name not in model.item_vectors]
+
+    def step(batch: Any) -> None:
+        distinct, _, _ = distinct_items(batch, model.items.num_items)
+        model.items.rows(distinct, names)
+
+    return step
