@@ -17,7 +17,7 @@ from fuxictr_mm.experiment import build_model
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
 
-#: Gradients below this share of the whole gradient's norm are rounding noise (a bias before batch norm has none at all).
+#: Gradients below this share of the whole gradient's norm are rounding noise: a bias before batch norm has none at all.
 NOISE = 1e-6
 
 
@@ -42,7 +42,7 @@ def equality(name: str, folder: Path, *, batch_size: int, max_len: int, points: 
     dict
         ``loss`` and ``gradient``: the largest relative differences over all points; ``worst`` names its parameter.
     """
-    changes = {"net_dropout": 0.0, **({"attention_dropout": 0.0} if name == "DIN" else {})}
+    changes: dict[str, Any] = {"net_dropout": 0.0, **({"attention_dropout": 0.0} if name == "DIN" else {})}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
     dataset = load_dataset(params, {"train": True})
@@ -52,9 +52,9 @@ def equality(name: str, folder: Path, *, batch_size: int, max_len: int, points: 
         _to_double(model)
         model.train()
     table = dataset.splits["train"]
-    rows = padded_loader(dataset.feature_map, params)
+    rows = padded_loader(params)
     generator = torch.Generator().manual_seed(0)
-    found = {"loss": 0.0, "gradient": 0.0, "worst": ""}
+    found: dict[str, Any] = {"loss": 0.0, "gradient": 0.0, "worst": ""}
     for _ in range(points):
         chosen = torch.randint(len(table), (batch_size,), generator=generator)
         reference.load_state_dict(ours.state_dict())
@@ -82,7 +82,7 @@ def relative_differences(gradients: Mapping[str, Tensor], expected: Mapping[str,
     }
 
 
-def _to_double(model: nn.Module) -> None:
+def _to_double(model: Any) -> None:
     model.double()
     for encoder in model.embedding_layer.embedding_layer.feature_encoders.values():
         if isinstance(encoder, nn.Linear):

@@ -29,7 +29,12 @@ def peak(device: str) -> int:
     """Return the most bytes in use since ``reset_peak``, or since the start where that does nothing."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status("VmHWM") or process_peak()
+
+
+def process_peak() -> int:
+    """Return the most bytes that the process ever had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _status(key: str) -> int:

@@ -1,4 +1,4 @@
-"""The padded reference: FuxiCTR's layers on rectangles of 64 positions, fed the way the challenge's baseline feeds them.
+"""The padded reference: FuxiCTR's layers on padded tensors, fed the way the challenge's baseline feeds them.
 
 Written to be compared with, so neither slowed down nor sped up: rows pass one by one through a ``Dataset``, the item
 features of every position are looked up in a pandas frame and turned into arrays batch by batch, ids and vectors of
@@ -10,11 +10,11 @@ Shape letters: B rows, L padded history, D item width, C context width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import (
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fuxictr_mm.data.schema import unify_widths
 
-#: Columns of the rows ``(B,)``; item features ``(B * (L + 1), ...)``, each row's history then its target; mask ``(B, L)``.
+#: Columns of the rows ``(B,)``; features of each row's history, then target, ``(B * (L + 1), ...)``; mask ``(B, L)``.
 PaddedBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
@@ -68,8 +68,8 @@ class PaddedCollator:
 
     Parameters
     ----------
-    feature_map : FeatureMap
-        Columns that are not in it, and are no label, are left out.
+    wanted : set of str
+        Columns to keep, of the rows and of the items.
     places : mapping
         Where each column stands in a row.
     item_info : str
@@ -78,15 +78,14 @@ class PaddedCollator:
         L.
     """
 
-    def __init__(
-        self, feature_map: FeatureMap, places: Mapping[str, int | slice], item_info: str, max_len: int
-    ) -> None:
-        self.wanted = {*feature_map.features, *feature_map.labels}
+    def __init__(self, wanted: set[str], places: Mapping[str, int | slice], item_info: str, max_len: int) -> None:
+        self.wanted = wanted
         self.places = places
         self.item_info = pd.read_parquet(item_info)
         self.max_len = max_len
 
-    def __call__(self, rows: Sequence[np.ndarray]) -> PaddedBatch:
+    def __call__(self, rows: list[np.ndarray]) -> PaddedBatch:
+        """Collate rows of the matrix, each ``(columns,)``."""
         matrix = default_collate(rows)
         columns = {name: matrix[:, place] for name, place in self.places.items() if name in self.wanted}
         history = columns.pop("item_seq")[:, -self.max_len :]
@@ -97,12 +96,11 @@ class PaddedCollator:
         return columns, items, (history > 0).float()
 
 
-def padded_loader(
-    feature_map: FeatureMap, params: Mapping[str, Any], *, shuffle: bool = False, num_workers: int = 0
-) -> DataLoader:
+def padded_loader(params: Mapping[str, Any], *, shuffle: bool = False, num_workers: int = 0) -> DataLoader:
     """Return a loader of padded batches of the training file."""
     dataset = RowDataset(params["train_data"])
-    collate = PaddedCollator(feature_map, dataset.places, params["item_info"][0], params["max_len"])
+    wanted = {column["name"] for column in params["feature_cols"]} | {params["label_col"]["name"]}
+    collate = PaddedCollator(wanted, dataset.places, params["item_info"][0], params["max_len"])
     return DataLoader(dataset, params["batch_size"], shuffle=shuffle, num_workers=num_workers, collate_fn=collate)
 
 

@@ -5,14 +5,12 @@ A side takes one batch at a time by ``step``; ``finish`` ends a block of steps a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from benchmarks import memory
 from benchmarks.reference import REFERENCES, padded_loader
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.experiment import build_model, make_loader
@@ -37,7 +35,7 @@ class Side:
     precision : {"fp32", "medium", "bf16"}
         Of its products of matrices.
     state_bytes : int
-        What its data, weights and optimiser hold.
+        What its data, weights and optimiser hold after the first steps.
     rates, waits, peaks : list of float
         Of every block: samples per second, share of the time spent waiting for a batch, bytes on top of the state.
     """
@@ -55,35 +53,29 @@ class Side:
 
 def make_sides(
     what: str, dataset: Dataset, params: dict[str, Any], precisions: dict[str, str], num_workers: int
-) -> list[Side]:
-    """Return the sides of ``train``, ``scoring`` or ``loader``, the reference last."""
-    device = "cpu" if params["gpu"] < 0 else "cuda"
-    before = memory.in_use(device)
-    # Making one side leaves marks on the feature map that the other must not see.
-    dataset = copy.copy(dataset)
-    torch.manual_seed(params["seed"])
-    model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
-    loader = make_loader(dataset.splits["train"], model, params, shuffle=what != "scoring")
-    sides = [Side("ours", _endless(loader), _ignore, _nothing)]
-    if what == "loader":
-        sides.append(Side("ours_with_items", _endless(loader), _look_up(model), _nothing))
-    else:
-        _set_precision(model, precisions["ours"], device)
-        sides[0].step, sides[0].finish = _train_ours(model) if what == "train" else _score_ours(model)
-        sides[0].precision = precisions["ours"]
-    # Data was read before either side was made; it is part of what ours holds.
-    sides[0].state_bytes = memory.in_use(device) - before + (_bytes(dataset) if device == "cpu" else 0)
+) -> Iterator[Side]:
+    """Yield the sides of ``train``, ``scoring`` or ``loader`` as each is made, the reference last.
 
-    before = memory.in_use(device)
-    reference = REFERENCES[params["model"]](dataset.feature_map, params)
-    padded = padded_loader(dataset.feature_map, params, shuffle=what != "scoring", num_workers=num_workers)
-    other = Side("reference", _endless(padded), _ignore, _nothing)
-    if what != "loader":
+    A side that ``precisions`` does not name is not made.
+    """
+    device = "cpu" if params["gpu"] < 0 else "cuda"
+    shuffle = what != "scoring"
+    if "ours" in precisions:
+        torch.manual_seed(params["seed"])
+        model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
+        loader = make_loader(dataset.splits["train"], model, params, shuffle=shuffle)
+        _set_precision(model, precisions["ours"], device)
+        step, finish = {"train": _train_ours, "scoring": _score_ours, "loader": _take}[what](model)
+        yield Side("ours", _endless(loader), step, finish, precisions["ours"])
+        if what == "loader":
+            yield Side("ours_with_items", _endless(loader), _look_up(model), _nothing, precisions["ours"])
+    if "reference" in precisions:
+        torch.manual_seed(params["seed"])
+        reference = REFERENCES[params["model"]](dataset.feature_map, params)
+        padded = padded_loader(params, shuffle=shuffle, num_workers=num_workers)
         _set_precision(reference, precisions["reference"], device)
-        other.step, other.finish = _train_reference(reference) if what == "train" else _score_reference(reference)
-        other.precision = precisions["reference"]
-    other.state_bytes = memory.in_use(device) - before
-    return [*sides, other]
+        step, finish = {"train": _train_reference, "scoring": _score_reference, "loader": _take}[what](reference)
+        yield Side("reference", _endless(padded), step, finish, precisions["reference"])
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
@@ -99,9 +91,9 @@ def _ignore(batch: Any) -> None:
     """Do nothing with a batch."""
 
 
-def _bytes(dataset: Dataset) -> int:
-    buffers = sum(b.numel() * b.element_size() for b in dataset.items.buffers())
-    return buffers + sum(table.num_bytes for table in dataset.splits.values())
+def _take(model: Any) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Take batches and do nothing with them."""
+    return _ignore, _nothing
 
 
 def _set_precision(model: Any, precision: str, device: str) -> None:

@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args.reference_steps = args.reference_steps or args.steps
     args.data = args.data or make_data(args.rows, args.users, args.items)
     torch.set_num_threads(args.threads)
-    report = {"options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"}}
+    report: dict[str, Any] = {
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"}
+    }
     report["environment"] = environment()
     report.update(MEASUREMENTS[args.what](args))
     report["environment"]["load_after"] = os.getloadavg()
@@ -103,23 +105,29 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
         max_len=args.max_len,
         gpu=-1 if args.device == "cpu" else torch.cuda.current_device(),
     )
-    dataset = load_dataset(params, {"train": True})
-    table = dataset.splits["train"]
     precisions = {"ours": args.precision, "reference": args.reference_precision}
-    sides = make_sides(args.what, dataset, params, precisions, args.num_workers)
-    sides = [side for side in sides if args.sides == "both" or side.name.startswith(args.sides)]
-    for side in sides:
+    if args.sides != "both":
+        precisions = {args.sides: precisions[args.sides]}
+    before = memory.in_use(args.device)
+    dataset = load_dataset(params, {"train": True})
+    sides = []
+    for side in make_sides(args.what, dataset, params, precisions, args.num_workers):
         run_block(side, args.warmup, args.device)
+        # Grown since the side before: what was read for ours counts as ours.
+        side.state_bytes = memory.in_use(args.device) - before
+        before += side.state_bytes
         for measured in (side.rates, side.waits, side.peaks):
             measured.clear()
+        sides.append(side)
     for repeat in range(args.repeats):
         for side in sides if repeat % 2 == 0 else reversed(sides):
             run_block(side, args.reference_steps if side.name == "reference" else args.steps, args.device)
+    table = dataset.splits["train"]
     history = table.history_values.numel() / len(table)
     return {
         "data": {"rows": len(table), "items": dataset.items.num_items - 1, "history_mean": history},
         "sides": {side.name: summary(side, sides[-1], args.what) for side in sides},
-        "process_peak_mb": memory.resource.getrusage(memory.resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "process_peak_mb": memory.process_peak() / 1e6,
     }
 
 
@@ -234,14 +242,17 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{options['what']}: {options['model']}, batch {options['batch_size']}, {options['max_len']} positions")
     print(
         f"{found['cpu']}, {options['threads']} threads, {options['device']}, torch {found['torch']}, "
-        f"allocator {found['allocator'] or 'default'}, load {found['load_before'][0]:.1f} to {found['load_after'][0]:.1f}"
+        f"allocator {found['allocator'] or 'default'}, "
+        f"load {found['load_before'][0]:.1f} to {found['load_after'][0]:.1f}"
     )
     if "data" in report:
         data = report["data"]
         print(f"{data['rows']} rows, {data['items']} items, {data['history_mean']:.1f} history items a row")
     if "equality" in report:
         same = report["equality"]
-        print(f"largest relative difference: loss {same['loss']:.1e}, gradient {same['gradient']:.1e} ({same['worst']})")
+        print(
+            f"largest relative difference: loss {same['loss']:.1e}, gradient {same['gradient']:.1e} ({same['worst']})"
+        )
     for name, side in report.get("sides", {}).items():
         rate = side["samples_per_second"]
         parts = [f"{name:<16}{rate['median']:>12,.0f} samples/s ({rate['min']:,.0f} to {rate['max']:,.0f})"]

@@ -25,9 +25,9 @@ from fuxictr_mm.data.loaders import ResidentLoader
 from fuxictr_mm.data.views import make_view
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.evaluation.metrics import check_metrics
+from fuxictr_mm.files import write_beside
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.checkpoints import write_beside
 
 logger = logging.getLogger(__name__)
 

@@ -3,16 +3,14 @@
 import argparse
 import os
 import re
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.files import write_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,8 +91,12 @@ def write_submission(
     member.compress_type = zipfile.ZIP_DEFLATED
     member.create_system = 3  # Unix, also where it is written on another system
     member.external_attr = 0o644 << 16
-    with write_beside(path) as stream, zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(member, content)
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr(member, content)
+
+    write_beside(path, write)
     return path
 
 
@@ -108,36 +110,6 @@ def _csv_bytes(values: "np.ndarray", task: str) -> bytes:
     csv.write_csv(table, sink, csv.WriteOptions(include_header=False))
     # The header by hand: pyarrow puts names in quotes.
     return f"ID,{task}\n".encode() + sink.getvalue().to_pybytes()
-
-
-@contextmanager
-def write_beside(path: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content takes the place of ``path`` at the end, or goes away if something fails.
-
-    Raises
-    ------
-    UserError
-        If the folder or disk does not take the file; what stood at ``path`` is unchanged.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing was changed, free the disk or choose "
-            "another folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
 
 
 def check_submission(

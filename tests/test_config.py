@@ -36,6 +36,7 @@ X_tiny:
     learning_rate: 2.0e-3
 Y_tiny:
     model: Y
+    data_root: ./overruled/
     dataset_id: d
 """
 

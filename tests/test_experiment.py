@@ -24,7 +24,7 @@ def run(expid, folder, config=ROOT, model_zoo=None, **settings):
 
 
 def test_both_modalities_beat_either_and_none(tmp_path):
-    """The planted taste shows half in the text and half in the image; the margins are ten times the seeds' deviation."""
+    """The planted taste shows half in the text, half in the image; margins are ten times the deviation of seeds."""
 
     def auc(expid, seed):
         return run(expid, tmp_path, seed=seed, test_data=LABELLED)[0].test["AUC"]
@@ -138,9 +138,8 @@ FOREIGN = """
         def __init__(self, feature_map, gpu=-1, embedding_dim=8, learning_rate=1e-3, **kwargs):
             super().__init__(feature_map, gpu=gpu, **kwargs)
             self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
-            self.item_dim = sum(
-                s.get("embedding_dim", embedding_dim) for s in feature_map.features.values() if s.get("source") == "item"
-            )
+            items = [s for s in feature_map.features.values() if s.get("source") == "item"]
+            self.item_dim = sum(s.get("embedding_dim", embedding_dim) for s in items)
             self.mlp = MLP_Block({width}, output_dim=1, hidden_units=[32], output_activation=self.output_activation)
             self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
             self.reset_parameters()

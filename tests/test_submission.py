@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match=r"X\.zip: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"X\.zip: could not be written \(No space left on device\)"):
         write_submission(path, predictions()[::-1])
     assert os.listdir(tmp_path) == ["X.zip"]
     assert path.read_bytes() == before

@@ -21,8 +21,8 @@ from fuxictr_mm.config import (
     model_schema,
 )
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import write_beside
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.training.checkpoints import write_beside
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
 
 TUNER_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space")

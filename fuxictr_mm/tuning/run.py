@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.signals import collect_signals
 from fuxictr_mm.tuning.trial import Trial, TrialResult
 
 POLL_SECONDS = 0.2  # between looks at whether Ctrl-C or SIGTERM came
@@ -94,7 +94,7 @@ def run_grid(
 
     with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
         _show_progress(bar, results)
-        with _signals() as received, ThreadPoolExecutor(len(gpus)) as executor:
+        with collect_signals() as received, ThreadPoolExecutor(len(gpus)) as executor:
             pending = {executor.submit(work, gpu) for gpu in gpus}
             try:
                 while pending and not received:
@@ -165,25 +165,6 @@ class _Children:
                 process.wait(patience)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in a list.
-
-    They do not raise: an exception amid the locks of the threads that run the trials would leave them in disorder.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _outcome(trial: Trial, code: int | None, log: Path) -> TrialResult:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.training.checkpoints import write_beside
+from fuxictr_mm.files import write_beside
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS, TrialResult
 
 
