@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--seed", type=int, help="take the place of the experiment's seed")
+    parser.add_argument("--resume", action="store_true", help="go on where a killed run of this experiment stood")
     add_debug(parser)
     args = parser.parse_args()
 
@@ -26,7 +27,7 @@ def main() -> None:
     params, model_class = experiment.read_params(
         config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, overrides=overrides
     )
-    experiment.run_experiment(params, model_class, experiment.results_csv_path(config))
+    experiment.run_experiment(params, model_class, experiment.results_csv_path(config), args.resume)
 
 
 if __name__ == "__main__":

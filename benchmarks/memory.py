@@ -17,24 +17,22 @@ def in_use(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
 
 
-def reset_peak(device: str) -> None:
-    """Let the peak begin again, where the system can."""
+def reset_peak(device: str) -> int:
+    """Let the peak begin again, where the system can; return the one so far."""
+    so_far = peak(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR.exists():
         CLEAR.write_text("5")
+    return so_far
 
 
 def peak(device: str) -> int:
     """Return the most bytes in use since ``reset_peak``, or since the start where that does nothing."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or process_peak()
-
-
-def process_peak() -> int:
-    """Return the most bytes that the process ever had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss where it can be helped: a new process starts with that of the one that started it.
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _status(key: str) -> int:

@@ -34,10 +34,11 @@ class Side:
         Ends a block.
     precision : {"fp32", "medium", "bf16"}
         Of its products of matrices.
-    state_bytes : int
-        What its data, weights and optimiser hold after the first steps.
     rates, waits, peaks : list of float
-        Of every block: samples per second, share of the time spent waiting for a batch, bytes on top of the state.
+        Of every block: samples per second, share of the time spent waiting for a batch, bytes that its steps took on
+        top of what both sides hold.
+    highest : int
+        Most bytes in use by all sides up to the last block.
     """
 
     name: str
@@ -45,10 +46,10 @@ class Side:
     step: Callable[[Any], None]
     finish: Callable[[], None]
     precision: str = "fp32"
-    state_bytes: int = 0
     rates: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
+    highest: int = 0
 
 
 def make_sides(

@@ -14,7 +14,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,6 +56,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--device", choices=["cpu", "cuda"], default="cpu", help="device of both")
     option("--num_workers", type=int, default=0, help="worker processes of the reference's DataLoader")
     option("--sides", choices=["both", "ours", "reference"], default="both", help="one side alone, without a ratio")
+    option("--memory", action="store_true", help="also run each side alone, in a process of its own, for its peak")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
     option("--rows", type=int, default=200_000, help="training rows of the data made without --data")
     option("--users", type=int, default=55_000, help="its users")
@@ -108,32 +111,32 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
     precisions = {"ours": args.precision, "reference": args.reference_precision}
     if args.sides != "both":
         precisions = {args.sides: precisions[args.sides]}
-    before = memory.in_use(args.device)
     dataset = load_dataset(params, {"train": True})
     sides = []
     for side in make_sides(args.what, dataset, params, precisions, args.num_workers):
         run_block(side, args.warmup, args.device)
-        # Grown since the side before: what was read for ours counts as ours.
-        side.state_bytes = memory.in_use(args.device) - before
-        before += side.state_bytes
         for measured in (side.rates, side.waits, side.peaks):
             measured.clear()
         sides.append(side)
     for repeat in range(args.repeats):
         for side in sides if repeat % 2 == 0 else reversed(sides):
             run_block(side, args.reference_steps if side.name == "reference" else args.steps, args.device)
+    figures = {side.name: summary(side, sides[-1], args.what) for side in sides}
+    if args.memory:
+        for name in precisions:
+            figures[name]["process_peak_mb"] = peak_alone(args, name)
     table = dataset.splits["train"]
     history = table.history_values.numel() / len(table)
     return {
         "data": {"rows": len(table), "items": dataset.items.num_items - 1, "history_mean": history},
-        "sides": {side.name: summary(side, sides[-1], args.what) for side in sides},
-        "process_peak_mb": memory.process_peak() / 1e6,
+        "sides": figures,
+        "process_peak_mb": max(side.highest for side in sides) / 1e6,
     }
 
 
 def run_block(side: Side, steps: int, device: str) -> None:
     """Take a block of steps and note its figures."""
-    memory.reset_peak(device)
+    side.highest = max(side.highest, memory.reset_peak(device))
     held = memory.in_use(device)
     waited, rows = 0.0, 0
     with matmul_precision("medium" if side.precision == "medium" else "highest"):
@@ -151,6 +154,19 @@ def run_block(side: Side, steps: int, device: str) -> None:
     side.rates.append(rows / seconds)
     side.waits.append(waited / seconds)
     side.peaks.append(max(memory.peak(device) - held, 0))
+    side.highest = max(side.highest, memory.peak(device))
+
+
+def peak_alone(args: argparse.Namespace, name: str) -> float:
+    """Return the peak memory in MB of a process in which one side alone takes a few steps."""
+    options = {key: value for key, value in vars(args).items() if key not in ("memory", "json") and value is not None}
+    options.update(sides=name, steps=2, reference_steps=2, repeats=1, warmup=1)
+    with tempfile.TemporaryDirectory() as folder:
+        options["json"] = Path(folder) / "figures.json"
+        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", "benchmarks.throughput", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(options["json"].read_text())["process_peak_mb"]
 
 
 @contextlib.contextmanager
@@ -179,8 +195,7 @@ def summary(side: Side, reference: Side, what: str) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "precision": side.precision,
         "samples_per_second": spread(side.rates),
-        "state_mb": side.state_bytes / 1e6,
-        "peak_on_top_mb": max(side.peaks) / 1e6,
+        "step_memory_mb": max(side.peaks) / 1e6,
     }
     if what != "loader":
         figures["waiting_share"] = spread(side.waits)
@@ -264,11 +279,13 @@ def print_report(report: dict[str, Any]) -> None:
             parts.append(f"waits {side['waiting_share']['median']:.1%}")
         if "precision" in side and options["what"] != "loader":
             parts.append(PRECISIONS[side["precision"]])
-        if "state_mb" in side:
-            parts.append(f"holds {side['state_mb']:,.0f} MB and up to {side['peak_on_top_mb']:,.0f} MB on top")
+        if "step_memory_mb" in side:
+            parts.append(f"a step takes up to {side['step_memory_mb']:,.0f} MB")
+        if "process_peak_mb" in side:
+            parts.append(f"alone in a process: peak {side['process_peak_mb']:,.0f} MB")
         print("; ".join(parts))
     if "process_peak_mb" in report:
-        print(f"peak of the whole process: {report['process_peak_mb']:,.0f} MB")
+        print(f"peak of the process with all of this: {report['process_peak_mb']:,.0f} MB")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fuxictr_mm import __version__
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import Interrupted, UserError
 
 #: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
 COMMANDS = {
@@ -27,6 +27,9 @@ def run_main(main: Callable[[], object]) -> None:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

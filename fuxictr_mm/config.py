@@ -330,6 +330,7 @@ def load_config(
         problems += _feature_problems(column, partial=True)
     if problems:
         raise ConfigError(f"{folder}: {expid}: " + "; ".join(problems))
+    dataset.pop("description", None)
     params = {**DEFAULTS, **model, **dataset}
     params["model_id"] = expid
     for key in PATH_KEYS:

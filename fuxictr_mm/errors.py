@@ -18,3 +18,19 @@ class DataError(UserError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM ended a run after it had put its state in order.
+
+    Parameters
+    ----------
+    message : str
+        Where it stands and how to go on.
+    signal : int
+        Number of the signal; the exit code is 128 more, as of a program that the signal killed.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal

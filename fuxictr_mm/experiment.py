@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -28,6 +28,7 @@ from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.training import loop
+from fuxictr_mm.training.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,9 @@ def make_loader(
     )
 
 
-def run_experiment(params: dict[str, Any], model_class: type, results_csv: Path | None = None) -> Result:
+def run_experiment(
+    params: dict[str, Any], model_class: type, results_csv: Path | None = None, resume: bool = False
+) -> Result:
     """Train, evaluate and record one experiment.
 
     Parameters
@@ -175,21 +178,28 @@ def run_experiment(params: dict[str, Any], model_class: type, results_csv: Path 
         From ``read_params``.
     results_csv : path, optional
         A line is appended, in FuxiCTR's form.
+    resume : bool
+        Go on where an earlier run of the same configuration was killed; without trace of one, begin.
     """
     started = time.perf_counter()
+    if resume and (finished := read_record(params)):
+        logger.info(f"{record_path(params)}: finished already, with {finished.valid}")
+        return finished
     seed_everything(params["seed"])
     splits = {"train": True, "valid": True}
     if params.get("test_data"):
         splits["test"] = False
     dataset = load_dataset(params, splits)
     model = build_model(model_class, dataset, params)
-    open_log(params)
+    open_log(params, mode="a" if resume else "w")
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"])
     valid = make_loader(dataset.splits["valid"], model, params)
     # A result of an earlier run says nothing about the weights that are about to be written.
     record_path(params).unlink(missing_ok=True)
-    loop.fit(model, train, params["epochs"], valid, params.get("max_gradient_norm", 10.0))
+    snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash(params))
+    norm = params.get("max_gradient_norm", 10.0)
+    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume)
     logger.info("Validation")
     valid_result = loop.evaluate(model, valid, params["metrics"])
     test_result = None
@@ -198,9 +208,20 @@ def run_experiment(params: dict[str, Any], model_class: type, results_csv: Path 
         test_result = loop.evaluate(model, make_loader(dataset.splits["test"], model, params), params["metrics"])
     result = Result(params["model_id"], config_hash(params), valid_result, test_result, time.perf_counter() - started)
     _write_record(result, record_path(params))
+    snapshots.remove()
     if results_csv is not None:
         append_result(result, params, results_csv)
     return result
+
+
+def read_record(params: Mapping[str, Any]) -> Result | None:
+    """Return the result of a finished run of exactly this configuration, None if there is none."""
+    try:
+        record = json.loads(record_path(params).read_text(encoding="utf-8"))
+        result = Result(**{f.name: record[f.name] for f in fields(Result)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none yet, or not one of ours
+    return result if result.config_hash == config_hash(params) else None
 
 
 def _write_record(result: Result, path: Path) -> None:

@@ -49,6 +49,7 @@ class ResidentLoader:
         self.seed = seed
         self.view = view
         self.epoch = 0
+        self._first = 0
 
     @property
     def num_samples(self) -> int:
@@ -67,9 +68,14 @@ class ResidentLoader:
         return sizes
 
     def __iter__(self) -> Iterator[Any]:
-        for rows in self.order().split(self._sizes()):
+        first, self._first = self._first, 0
+        for rows in self.order().split(self._sizes())[first:]:
             batch = gather(self.table, rows)
             yield batch if self.view is None else self.view(batch)
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next pass be epoch ``epoch`` (from 0) and leave out its first ``batch`` batches."""
+        self.epoch, self._first = epoch, batch
 
     def order(self) -> Tensor:
         """Return the order of this epoch, ``(rows,)``, and go on to the next epoch."""

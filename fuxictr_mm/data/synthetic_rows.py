@@ -41,9 +41,9 @@ class Histories:
     @classmethod
     def from_counts(cls, values: NDArray[np.int32], counts: Integers, items: int) -> Histories:
         """Join the items of users 1, 2, ... who liked `counts` (U,) of them."""
-        offsets = np.concatenate([[0, 0], np.cumsum(counts)])
-        users = np.repeat(np.arange(1, len(counts) + 1), counts)
-        pairs = np.sort(users * (items + 1) + values, kind="stable")
+        offsets = np.concatenate([[0, 0], np.cumsum(counts, dtype=np.int64)])
+        users = np.repeat(np.arange(1, len(counts) + 1, dtype=np.int64), counts)
+        pairs: Integers = np.sort(users * (items + 1) + values.astype(np.int64), kind="stable")
         return cls(values, offsets, pairs)
 
     def contains(self, users: Integers, items: Integers, item_count: int) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,26 @@ from fuxictr_mm.files import write_beside
 def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Write a state dict."""
     write_beside(path, lambda stream: torch.save(dict(state), stream))
+
+
+def read_tensors(path: Path) -> Any:
+    """Read what ``torch.save`` wrote of tensors and plain values.
+
+    Raises
+    ------
+    UserError
+        The file is damaged, or holds objects whose loading would run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "
+            "expected a state dict by torch.save"
+        ) from error
+    except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from error
 
 
 def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -37,16 +58,7 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise MissingFileError(
             f"{path}: no such weights{nearest(path.name, beside)}{there}; train the experiment first"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "
-            "expected a state dict by torch.save"
-        ) from error
-    except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from error
+    state = read_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
     own = model.state_dict()

@@ -9,14 +9,17 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 
-from fuxictr_mm.errors import ConfigError, DataError, UserError
-from fuxictr_mm.training.progress import progress
+from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
+from fuxictr_mm.signals import collect_signals
+from fuxictr_mm.training.progress import progress_bar
+from fuxictr_mm.training.snapshots import Progress, Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def fit(
     epochs: int = 1,
     validation: Iterable[Any] | None = None,
     max_gradient_norm: float = 10.0,
+    snapshots: Snapshots | None = None,
+    resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train a model and leave it with the best weights of this run.
 
@@ -39,13 +44,17 @@ def fit(
     model : BaseModel
         Takes a step by ``train_step(batch)``.
     train : loader
-        Sized, yields what the model takes.
+        Sized, yields what the model takes. To resume it must have ``start_at(epoch, batch)``.
     epochs : int
         Most passes over ``train``.
     validation : loader, optional
         Without one, the last weights are kept.
     max_gradient_norm : float
         Gradients are scaled down to this L2 norm.
+    snapshots : Snapshots, optional
+        Where to keep what is needed to go on after a kill. With it, Ctrl-C and SIGTERM end the run after the step.
+    resume : bool
+        Go on from the snapshot, if there is one.
 
     Returns
     -------
@@ -56,73 +65,143 @@ def fit(
     ------
     UserError
         The loss or the monitored metric is not finite: nothing after that could be trusted.
+    Interrupted
+        Ctrl-C or SIGTERM came; a snapshot has been written.
     """
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}, expected 1 or more")
-    model.valid_gen = validation
+    run = _Run(model, train, epochs, validation, snapshots)
     model._max_gradient_norm = max_gradient_norm
-    model._best_metric = math.inf if model._monitor_mode == "min" else -math.inf
-    model._stopping_steps = model._total_steps = model._batch_index = model._epoch_index = 0
-    model._stop_training = False
-    model._steps_per_epoch = len(train)
-    eval_steps = model._eval_steps or len(train)
-    history: list[dict[str, float]] = []
-    # Weights of an earlier run must never come back as this run's best.
-    saved = False
-    logger.info(f"Training: {len(train)} batches per epoch, evaluation every {eval_steps}")
-    # Some models step only every few batches; gradients of an earlier use must not leak in.
-    model.optimizer.zero_grad()
-    for epoch in range(epochs):
-        model._epoch_index = epoch
-        model.train()
-        started, rows = time.perf_counter(), 0
-        losses = _RunningLoss()
-        with progress(train, f"epoch {epoch + 1}/{epochs}", model._verbose) as bar:
-            for index, batch in enumerate(bar):
-                model._batch_index = index
-                model._total_steps += 1
-                losses.add(model.train_step(batch))
-                rows += _num_rows(batch)
-                if index % LOG_STEPS == LOG_STEPS - 1:
-                    bar.set_postfix(loss=f"{losses.check(epoch, index):.4f}", refresh=False)
-                if model._total_steps % eval_steps == 0:
-                    loss = losses.check(epoch, index)
-                    losses = _RunningLoss()
-                    logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
-                    if validation is not None:
-                        metrics = evaluate(model, validation, model._monitor.get_metrics())
-                        history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
-                        saved |= _keep_best(model, metrics)
-                        model.train()
-                if model._stop_training:
-                    break
-        losses.check(epoch, model._batch_index)
-        seconds = time.perf_counter() - started
-        logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
-        if model._stop_training:
-            logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
-            break
-    if not saved:
+    run.begin(resume)
+    signals: AbstractContextManager[list[int]] = nullcontext([]) if snapshots is None else collect_signals()
+    with signals as received:
+        while run.progress.epoch < epochs and not model._stop_training:
+            run.train_epoch(received)
+    if model._stop_training:
+        logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
+    if not run.progress.saved:
         model.save_weights(model.checkpoint)
     logger.info(f"Best weights: {model.checkpoint}")
     model.load_weights(model.checkpoint)
-    return history
+    return run.progress.history
+
+
+class _Run:
+    """One call of ``fit``: the model, its loaders, and how far they are."""
+
+    def __init__(
+        self,
+        model: BaseModel,
+        train: Any,
+        epochs: int,
+        validation: Iterable[Any] | None,
+        snapshots: Snapshots | None,
+    ) -> None:
+        self.model = model
+        self.train = train
+        self.epochs = epochs
+        self.validation = validation
+        self.snapshots = snapshots
+        self.eval_steps = model._eval_steps or len(train)
+        self.progress = Progress()
+        self.losses = _RunningLoss()
+
+    def begin(self, resume: bool) -> None:
+        """Set the model's counters to the start, or to where the snapshot says."""
+        model = self.model
+        # Some models step only every few batches; gradients of an earlier use must not leak in.
+        model.optimizer.zero_grad()
+        if self.snapshots is not None:
+            found = self.snapshots.load(model) if resume else None
+            if found is not None:
+                self.progress = found
+                self.train.start_at(found.epoch, found.batch)
+                logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {len(self.train)}")
+            else:
+                self.snapshots.remove()
+        progress = self.progress
+        self.losses = _RunningLoss(progress.loss, progress.losses)
+        model.valid_gen = self.validation
+        worst = math.inf if model._monitor_mode == "min" else -math.inf
+        model._best_metric = worst if progress.best is None else progress.best
+        model._stopping_steps = progress.worse
+        model._total_steps = progress.step
+        model._batch_index = progress.batch
+        model._epoch_index = progress.epoch
+        model._stop_training = progress.worse >= model._early_stop_patience
+        model._steps_per_epoch = len(self.train)
+        logger.info(f"Training: {len(self.train)} batches per epoch, evaluation every {self.eval_steps}")
+
+    def train_epoch(self, received: Sequence[int]) -> None:
+        """Train to the end of the epoch, evaluating where it is due; leave when a signal was received."""
+        model, progress = self.model, self.progress
+        epoch, first = progress.epoch, progress.batch
+        model._epoch_index = epoch
+        model.train()
+        started, rows = time.perf_counter(), 0
+        title = f"epoch {epoch + 1}/{self.epochs}"
+        with progress_bar(self.train, title, model._verbose, first, len(self.train)) as bar:
+            for index, batch in enumerate(bar, start=first):
+                model._batch_index = index
+                model._total_steps += 1
+                self.losses.add(model.train_step(batch))
+                rows += _num_rows(batch)
+                progress.batch, progress.step = index + 1, model._total_steps
+                if index % LOG_STEPS == LOG_STEPS - 1:
+                    bar.set_postfix(loss=f"{self.losses.check(epoch, index):.4f}", refresh=False)
+                evaluated = model._total_steps % self.eval_steps == 0
+                if evaluated:
+                    self.evaluate(epoch, index)
+                if self.snapshots is not None and (evaluated or received or self.snapshots.due):
+                    self.snapshot()
+                if received:
+                    where = f"epoch {epoch + 1}, batch {index + 1} of {len(self.train)}"
+                    raise Interrupted(f"stopped at {where}; the same command with --resume goes on", received[0])
+                if model._stop_training:
+                    break
+        self.losses.check(epoch, model._batch_index)
+        seconds = time.perf_counter() - started
+        logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
+        progress.epoch, progress.batch = epoch + 1, 0
+        self.losses = _RunningLoss()
+
+    def evaluate(self, epoch: int, index: int) -> None:
+        """Log the loss, evaluate, and decide what follows from it."""
+        model, progress = self.model, self.progress
+        loss = self.losses.check(epoch, index)
+        self.losses = _RunningLoss()
+        logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
+        if self.validation is None:
+            return
+        metrics = evaluate(model, self.validation, model._monitor.get_metrics())
+        progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
+        progress.saved |= _keep_best(model, metrics)
+        progress.best, progress.worse = model._best_metric, model._stopping_steps
+        model.train()
+
+    def snapshot(self) -> None:
+        """Write down where the run stands."""
+        assert self.snapshots is not None
+        self.progress.loss, self.progress.losses = self.losses.read()
+        self.snapshots.save(self.model, self.progress)
 
 
 class _RunningLoss:
     """Mean loss, summed on the device and read only when asked for."""
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.steps = 0
+    def __init__(self, total: float = 0.0, steps: int = 0) -> None:
+        self.total: Tensor | float = total
+        self.steps = steps
 
     def add(self, loss: Tensor) -> None:
-        loss = loss.detach()
-        self.total = loss if self.total is None else self.total + loss
+        self.total = self.total + loss.detach()
         self.steps += 1
 
+    def read(self) -> tuple[float, int]:
+        return float(self.total), self.steps
+
     def check(self, epoch: int, index: int) -> float:
-        value = float(self.total) / self.steps if self.total is not None else 0.0
+        value = float(self.total) / self.steps if self.steps else 0.0
         if not math.isfinite(value):
             raise UserError(
                 f"the training loss is {value} by epoch {epoch + 1}, batch {index + 1}; "
@@ -170,7 +249,7 @@ def _score(
     """Return predictions, and labels and groups if asked for, each ``(rows,)``, on the model's device."""
     model.eval()
     predictions, truths, groups = [], [], []
-    with progress(loader, what, model._verbose) as bar:
+    with progress_bar(loader, what, model._verbose) as bar:
         for batch in bar:
             predictions.append(model.forward(batch)["y_pred"].reshape(-1))
             if labels:

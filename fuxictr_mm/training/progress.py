@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(batches: Iterable[Any], what: str, verbose: int = 1) -> tqdm:
-    """Return a bar over ``batches``; ``verbose=0``, or an output that is no terminal, prints nothing."""
+def progress_bar(batches: Iterable[Any], what: str, verbose: int = 1, done: int = 0, total: int | None = None) -> tqdm:
+    """Return a bar over ``batches``, of which ``done`` lie behind; ``verbose=0`` or no terminal prints nothing."""
     quiet = verbose == 0 or not sys.stderr.isatty()
-    return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, dynamic_ncols=True)
+    return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, initial=done, total=total)

@@ -55,7 +55,7 @@ def test_both_sides_are_measured(model, what, folder, tmp_path, capsys):
         assert side["precision"] == "bf16"
         assert 0 < side["samples_per_second"]["min"] <= side["samples_per_second"]["median"]
         assert 0 < side["waiting_share"]["median"] < 1
-        assert side["peak_on_top_mb"] >= 0
+        assert side["step_memory_mb"] >= 0
     ratio = report["sides"]["ours"]["ratio"]
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
     assert "ratio" not in report["sides"]["reference"]
