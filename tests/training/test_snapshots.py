@@ -1,0 +1,175 @@
+"""A run that was killed at any moment goes on and ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm import experiment
+from fuxictr_mm.errors import Interrupted, UserError
+from fuxictr_mm.training import loop
+from fuxictr_mm.training.snapshots import Progress, Snapshots
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def prepare(folder, expid="DIN_MM_tiny", **settings):
+    """Return model, training and validation loader and snapshots of an experiment that lives in `folder`."""
+    overrides = {"model_root": str(folder), "verbose": 0, "epochs": 2, "net_dropout": 0.2, "batch_size": 1000}
+    params, model_class = experiment.read_params(ROOT, expid, overrides={**overrides, **settings})
+    torch.manual_seed(params["seed"])
+    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    model = experiment.build_model(model_class, dataset, params)
+    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True)
+    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    return model, train, valid, Snapshots(folder / "run.snapshot", "hash", every_seconds=0)
+
+
+def train(parts, resume=False):
+    model, loader, valid, snapshots = parts
+    history = loop.fit(model, loader, 2, valid, snapshots=snapshots, resume=resume)
+    return model.state_dict(), history
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at_step(model, step):
+    """Make the model die in the middle of its `step`-th step, its weights half updated."""
+    inner, done = model.train_step, 0
+
+    def train_step(batch):
+        nonlocal done
+        done += 1
+        loss = inner(batch)
+        if done == step:
+            raise Killed
+        return loss
+
+    model.train_step = train_step
+
+
+@pytest.mark.parametrize("step", [1, 2, 9, 16, 17, 31])
+@pytest.mark.parametrize("settings", [{}, {"accumulation_steps": 3, "eval_steps": 5}])
+def test_the_same_weights_after_a_kill(tmp_path, step, settings):
+    expected, history = train(prepare(tmp_path / "whole", **settings))
+    parts = prepare(tmp_path / "killed", **settings)
+    kill_at_step(parts[0], step)
+    with pytest.raises(Killed):
+        train(parts)
+    torch.manual_seed(999)
+    found, resumed_history = train(prepare(tmp_path / "killed", **settings), resume=True)
+    assert resumed_history == history
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_killed_again_and_again(tmp_path):
+    expected, history = train(prepare(tmp_path / "whole"))
+    for step in (3, 1, 7, 20):
+        parts = prepare(tmp_path / "killed")
+        kill_at_step(parts[0], step)
+        with pytest.raises(Killed):
+            train(parts, resume=True)
+    found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
+    assert resumed_history == history
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_signal_ends_the_run_after_the_step(tmp_path):
+    expected, _ = train(prepare(tmp_path / "whole"))
+    parts = prepare(tmp_path / "stopped")
+    inner = parts[0].train_step
+
+    def train_step(batch):
+        if parts[0]._total_steps == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(batch)
+
+    parts[0].train_step = train_step
+    with pytest.raises(Interrupted, match=r"epoch 1, batch 5 of 16; the same command with --resume goes on") as stopped:
+        train(parts)
+    assert stopped.value.exit_code == 143
+    found, _ = train(prepare(tmp_path / "stopped"), resume=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_without_resume_a_run_begins_anew(tmp_path):
+    parts = prepare(tmp_path / "killed")
+    kill_at_step(parts[0], 3)
+    with pytest.raises(Killed):
+        train(parts)
+    expected, _ = train(prepare(tmp_path / "whole"))
+    found, _ = train(prepare(tmp_path / "killed"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_snapshot_of_another_configuration_is_refused(tmp_path):
+    model, _, _, snapshots = prepare(tmp_path)
+    snapshots.save(model, Progress())
+    with pytest.raises(UserError, match="another configuration"):
+        Snapshots(snapshots.path, "other").load(model)
+    snapshots.path.write_bytes(snapshots.path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        snapshots.load(model)
+
+
+def test_a_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
+    model, _, _, snapshots = prepare(tmp_path)
+    snapshots.save(model, Progress(step=7))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        snapshots.save(model, Progress(step=8))
+    found = snapshots.load(model)
+    assert found is not None
+    assert found.step == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["run.snapshot"]
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    """The script itself, killed three times by the system, against the script left alone."""
+    settings = (ROOT / "model_config.yaml").read_text().replace("batch_size: 256", "batch_size: 64")
+    (tmp_path / "model_config.yaml").write_text(settings.replace("epochs: 12", "epochs: 3"))
+    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "run_expid.py"), "--expid", "DIN_MM_tiny"]
+
+    def start(*flags):
+        return subprocess.Popen([*command, *flags], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    weights = tmp_path / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
+    run = start()
+    run.communicate()
+    assert run.returncode == 0
+    expected = torch.load(weights, weights_only=True)
+    for name in ("model", "json"):
+        weights.with_suffix(f".{name}").unlink()
+    moments = random.Random(0)
+    for _ in range(3):
+        run = start("--resume")
+        for line in run.stderr:
+            if "Training:" in line:
+                break
+        time.sleep(moments.uniform(0.1, 2.5))
+        run.kill()
+        run.communicate()
+    run = start("--resume")
+    run.communicate()
+    assert run.returncode == 0
+    found = torch.load(weights, weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not weights.with_suffix(".snapshot").exists()
+    again = start("--resume")
+    assert "finished already" in again.communicate()[1]
