@@ -33,7 +33,7 @@ def main() -> None:
     results = tuning.run_grid(
         folder, args.gpu, args.tag, args.script, data_root=args.data_root, model_zoo=args.model_zoo
     )
-    tuning.report(results, folder)
+    tuning.report(results, folder, args.tag)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
         "gpu": gpu,
         "batch_size": batch_size,
         "max_len": max_len,
+        "resident": True,
         "optimizer": "adam",
         "learning_rate": 1e-3,
         "embedding_dim": 64,

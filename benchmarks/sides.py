@@ -34,9 +34,9 @@ class Side:
         Ends a block.
     precision : {"fp32", "medium", "bf16"}
         Of its products of matrices.
-    rates, waits, peaks : list of float
-        Of every block: samples per second, share of the time spent waiting for a batch, bytes that its steps took on
-        top of what both sides hold.
+    rates, cpu, waits, peaks : list of float
+        Of every block: samples per second, CPU seconds of all threads per sample, share of the time spent waiting for
+        a batch, bytes that its steps took on top of what both sides hold.
     highest : int
         Most bytes in use by all sides up to the last block.
     """
@@ -47,6 +47,7 @@ class Side:
     finish: Callable[[], None]
     precision: str = "fp32"
     rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
     highest: int = 0

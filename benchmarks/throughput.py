@@ -115,7 +115,7 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
     sides = []
     for side in make_sides(args.what, dataset, params, precisions, args.num_workers):
         run_block(side, args.warmup, args.device)
-        for measured in (side.rates, side.waits, side.peaks):
+        for measured in (side.rates, side.cpu, side.waits, side.peaks):
             measured.clear()
         sides.append(side)
     for repeat in range(args.repeats):
@@ -140,7 +140,7 @@ def run_block(side: Side, steps: int, device: str) -> None:
     held = memory.in_use(device)
     waited, rows = 0.0, 0
     with matmul_precision("medium" if side.precision == "medium" else "highest"):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         for _ in range(steps):
             asked = time.perf_counter()
             batch = next(side.batches)
@@ -152,6 +152,7 @@ def run_block(side: Side, steps: int, device: str) -> None:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     side.rates.append(rows / seconds)
+    side.cpu.append((time.process_time() - cpu_started) / rows)
     side.waits.append(waited / seconds)
     side.peaks.append(max(memory.peak(device) - held, 0))
     side.highest = max(side.highest, memory.peak(device))
@@ -195,12 +196,16 @@ def summary(side: Side, reference: Side, what: str) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "precision": side.precision,
         "samples_per_second": spread(side.rates),
+        "cpu_seconds_per_sample": spread(side.cpu),
         "step_memory_mb": max(side.peaks) / 1e6,
     }
     if what != "loader":
         figures["waiting_share"] = spread(side.waits)
     if reference.name == "reference" and side is not reference:
         figures["ratio"] = spread([ours / theirs for ours, theirs in zip(side.rates, reference.rates, strict=True)])
+        # Other work on the machine slows a block down: these compare the least disturbed, and count CPU time only.
+        figures["ratio"]["of_best"] = max(side.rates) / max(reference.rates)
+        figures["ratio"]["of_cpu_time"] = min(reference.cpu) / min(side.cpu)
     return figures
 
 
@@ -273,6 +278,8 @@ def print_report(report: dict[str, Any]) -> None:
         parts = [f"{name:<16}{rate['median']:>12,.0f} samples/s ({rate['min']:,.0f} to {rate['max']:,.0f})"]
         if "ratio" in side:
             parts.append("{median:.1f} times the reference ({min:.1f} to {max:.1f})".format(**side["ratio"]))
+        if "of_best" in side.get("ratio", {}):
+            parts.append("best blocks {of_best:.1f}, CPU time {of_cpu_time:.1f}".format(**side["ratio"]))
         if "seconds" in side:
             parts.append(f"{side['seconds']['median']:.1f} s, peak {side['peak_memory_mb']:,.0f} MB")
         if "waiting_share" in side:

@@ -141,3 +141,10 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
             raise ConfigError(f"{where}: there is no layer '{owner}.{name}'{nearest(name, classes)}")
         if not isinstance(node, ast.Call):
             raise ConfigError(f"{where}: '{text}' is the name of a layer, expected a call: {text}()")
+        inputs = [
+            p
+            for p in list(inspect.signature(known[name].forward).parameters.values())[1:]
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if len(inputs) > 1:
+            raise ConfigError(f"{where}: '{owner}.{name}' takes {len(inputs)} inputs, expected a layer of one tensor")

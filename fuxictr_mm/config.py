@@ -35,6 +35,8 @@ EXPERIMENT_KEYS: dict[str, Any] = {
     "shuffle": bool,
     "seed": int,
     "max_len": int,
+    "resident": bool | Literal["auto"],
+    "buffer_rows": int,
     "batch_view": BatchView | None,
     "group_id": str | None,
     "use_features": list[str] | None,
@@ -58,6 +60,8 @@ EXPERIMENT_KEYS: dict[str, Any] = {
     "accumulation_steps": int,
     "verbose": int,
     "gpu": int,
+    "precision": Literal["fp32", "tf32", "bf16"],
+    "keep_memory": bool,
     # Accepted because FuxiCTR's files carry them; they have no effect here.
     "num_workers": int,
     "pickle_feature_encoder": bool,
@@ -77,6 +81,8 @@ DATASET_KEYS: dict[str, Any] = {
     "rebuild_dataset": bool,
     "feature_cols": list[dict],
     "label_col": dict,
+    "resident": bool | Literal["auto"],
+    "buffer_rows": int,
     "min_categr_count": int,
 }
 
@@ -120,6 +126,8 @@ DEFAULTS: dict[str, Any] = {
     "shuffle": True,
     "seed": 2025,
     "max_len": 100,
+    "resident": "auto",
+    "buffer_rows": 1_000_000,
     "verbose": 1,
     "group_id": None,
     "use_features": None,
@@ -127,7 +135,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
-VOLATILE_KEYS = ("gpu", "verbose", "num_workers", "debug_mode", "description", "pickle_feature_encoder")
+VOLATILE_KEYS = ("gpu", "keep_memory", "verbose", "num_workers", "debug_mode", "description", "pickle_feature_encoder")
 
 
 _INITIALIZERS = (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial")

@@ -17,17 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 from fuxictr.pytorch.torch_utils import seed_everything
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.config import check_model_params, config_hash, load_config
 from fuxictr_mm.data.dataset import Dataset, load_dataset
-from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
+from fuxictr_mm.data.loaders import Loader, ResidentLoader
+from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
 from fuxictr_mm.data.views import make_view
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
+from fuxictr_mm.foreign import check_params, is_foreign, make_safe
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.training import loop
+from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
 from fuxictr_mm.training.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -75,19 +79,43 @@ def read_params(
     params = load_config(config_dir, expid, data_root=data_root)
     params.update(overrides or {})
     params["gpu"] = gpu
-    if gpu >= 0 and gpu >= torch.cuda.device_count():
+    if not -1 <= gpu < torch.cuda.device_count():
         raise ConfigError(
             f"--gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
         )
     model_class = load_model_class(params["model"], None if model_zoo is None else Path(model_zoo))
+    if not issubclass(model_class, torch.nn.Module):
+        raise ConfigError(f"model: {params['model']} is no model, expected a subclass of MultimodalModel or BaseModel")
     for doubt in check_model_params(model_class, params):
-        logger.warning(f"{doubt}; nothing may read it")
+        logger.warning(f"{doubt}; perhaps nothing reads it")
     monitored = [params["monitor"]] if isinstance(params["monitor"], str) else list(params["monitor"])
     check_metrics([*params["metrics"], *monitored], params.get("group_id"))
-    for key in ("batch_size", "epochs", "max_len", "early_stop_patience", "accumulation_steps", "embedding_dim"):
-        if key in params and params[key] < 1:
-            raise ConfigError(f"{expid}: {key} is {params[key]}, expected 1 or more")
+    _check_ranges(params)
+    foreign = is_foreign(model_class)
+    view = params.get("batch_view")
+    if view is not None and (view == "jagged") == foreign:
+        takes = "challenge or flat" if foreign else "jagged"
+        raise ConfigError(f"{expid}: batch_view is {view}, but {model_class.__name__} takes {takes}")
+    if foreign:
+        check_params(model_class, params)
+    for key in ("embedding_regularizer", "net_regularizer"):
+        if isinstance(params.get(key), int):
+            params[key] = float(params[key])  # FuxiCTR takes a whole number for no regularizer at all
     return params, model_class
+
+
+def _check_ranges(params: Mapping[str, Any]) -> None:
+    """Refuse numbers that a run would silently take for something else, or stop at much later."""
+    expid = params["model_id"]
+    whole = ("batch_size", "epochs", "max_len", "early_stop_patience", "accumulation_steps", "embedding_dim")
+    for key in (*whole, "eval_steps", "buffer_rows"):
+        value = params.get(key)
+        if value is not None and value < 1:
+            raise ConfigError(f"{expid}: {key} is {value}, expected 1 or more")
+    if not 0 <= params["seed"] < 2**32:
+        raise ConfigError(f"{expid}: seed is {params['seed']}, expected 0 to {2**32 - 1}")
+    if not params.get("max_gradient_norm", 10.0) > 0:
+        raise ConfigError(f"{expid}: max_gradient_norm is {params['max_gradient_norm']}, expected a number above 0")
 
 
 def log_path(params: Mapping[str, Any]) -> Path:
@@ -141,11 +169,30 @@ def open_log(params: Mapping[str, Any], mode: str = "w") -> None:
 
 
 def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) -> Any:
-    """Make the model of an experiment, the item table on its device beside it."""
+    """Make the model of an experiment, the item table on its device beside it.
+
+    Raises
+    ------
+    ConfigError
+        The model's constructor refuses its settings.
+    """
     feature_map = dataset.feature_map
     feature_map.items = dataset.items.to(_device(params))
     keys = {k: v for k, v in params.items() if k != "model"}
-    model = model_class(feature_map, **keys)
+    try:
+        model = model_class(feature_map, **keys)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{params['model_id']}: {model_class.__name__} cannot be made of these settings ({reason}); "
+            "--debug shows where"
+        ) from error
+    if params["batch_size"] == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise ConfigError(f"{params['model_id']}: batch_size is 1, but batch norm needs 2 rows or more")
+    if is_foreign(model_class):
+        make_safe(model)
     model.count_parameters()
     return model
 
@@ -155,14 +202,17 @@ def _device(params: Mapping[str, Any]) -> torch.device:
 
 
 def make_loader(
-    table: InteractionTable, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
-) -> ResidentLoader:
-    """Return a loader of a table in the view that the model takes."""
+    split: InteractionTable | InteractionFiles, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
+) -> Loader:
+    """Return a loader of a split, in memory or streamed, in the view that the model takes."""
     name = params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
     view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
-    return ResidentLoader(
-        table.to(_device(params)), params["batch_size"], shuffle=shuffle, seed=params["seed"], view=view
-    )
+    device, batch_size = _device(params), params["batch_size"]
+    options = {"shuffle": shuffle, "seed": params["seed"], "view": view}
+    if isinstance(split, InteractionTable):
+        return ResidentLoader(split.to(device), batch_size, **options)
+    buffer_rows = params.get("buffer_rows", BUFFER_ROWS)
+    return StreamingLoader(split, batch_size, buffer_rows=buffer_rows, device=device, **options)
 
 
 def run_experiment(
@@ -186,24 +236,31 @@ def run_experiment(
         logger.info(f"{record_path(params)}: finished already, with {finished.valid}")
         return finished
     seed_everything(params["seed"])
+    set_precision(params.get("precision", "fp32"), _device(params))
+    if params["gpu"] < 0 and params.get("keep_memory", True):
+        keep_freed_memory()
     splits = {"train": True, "valid": True}
     if params.get("test_data"):
         splits["test"] = False
     dataset = load_dataset(params, splits)
     model = build_model(model_class, dataset, params)
+    if results_csv is not None:
+        _check_writable(results_csv)
     open_log(params, mode="a" if resume else "w")
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"])
     valid = make_loader(dataset.splits["valid"], model, params)
     # A result of an earlier run says nothing about the weights that are about to be written.
     record_path(params).unlink(missing_ok=True)
-    snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash(params))
+    # With resident: auto, what fits may change between two runs, and with it the order of the rows.
+    resident = isinstance(dataset.splits["train"], InteractionTable)
+    snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash({**params, "resident": resident}))
     norm = params.get("max_gradient_norm", 10.0)
     loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume)
     logger.info("Validation")
     valid_result = loop.evaluate(model, valid, params["metrics"])
     test_result = None
-    if "test" in dataset.splits and dataset.splits["test"].label is not None:
+    if "test" in dataset.splits and dataset.splits["test"].has_labels:
         logger.info("Test")
         test_result = loop.evaluate(model, make_loader(dataset.splits["test"], model, params), params["metrics"])
     result = Result(params["model_id"], config_hash(params), valid_result, test_result, time.perf_counter() - started)
@@ -227,6 +284,12 @@ def read_record(params: Mapping[str, Any]) -> Result | None:
 def _write_record(result: Result, path: Path) -> None:
     record = {**vars(result), "finished_at": datetime.now().isoformat(timespec="seconds")}
     write_beside(path, lambda stream: stream.write(json.dumps(record, indent=1).encode() + b"\n"))
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that could not be appended to when the run is over."""
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():
+        raise ConfigError(f"{path}: results could not be appended to it; run in a folder of yours")
 
 
 def append_result(result: Result, params: Mapping[str, Any], path: Path) -> None:
@@ -264,19 +327,22 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
     Returns
     -------
     ndarray
-        ``(rows,)`` float64, one probability per row of the test file, in its order.
+        ``(rows,)`` float32, one probability per row of the test file, in its order.
     """
     checkpoint = weights or log_path(params).with_suffix(".model")
     if not checkpoint.is_file():
         raise MissingFileError(
             f"{checkpoint}: no such weights; train first: python run_expid.py --expid {params['model_id']}"
         )
+    if weights is None and read_record(params) is None:
+        logger.warning(f"{checkpoint}: not of a finished run of this very configuration; scoring with it all the same")
     seed_everything(params["seed"])
+    set_precision(params.get("precision", "fp32"), _device(params))
     dataset = load_dataset(params, {"test": False})
     model = build_model(model_class, dataset, params)
     model.load_weights(checkpoint)
     open_log(params, mode="a")
-    return loop.predict(model, make_loader(dataset.splits["test"], model, params)).double().numpy()
+    return loop.predict(model, make_loader(dataset.splits["test"], model, params)).numpy()
 
 
 def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:

@@ -24,6 +24,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.jagged import Jagged
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -100,6 +101,9 @@ class MultimodalModel(BaseModel):
         Divide the learning rate by ten after an evaluation that is no better.
     accumulation_steps : int
         Batches per update.
+    precision : {"fp32", "tf32", "bf16"}
+        ``bf16`` computes the logits under autocast, loss and update in float32; for ``tf32`` see
+        ``fuxictr_mm.training.hardware``.
     verbose : int
         0 turns progress bars off.
     model_root : str
@@ -130,6 +134,7 @@ class MultimodalModel(BaseModel):
         save_best_only: bool = True,
         reduce_lr_on_plateau: bool = True,
         accumulation_steps: int = 1,
+        precision: Literal["fp32", "tf32", "bf16"] = "fp32",
         verbose: int = 0,
         model_root: str = "./checkpoints/",
         **params: Any,
@@ -163,6 +168,7 @@ class MultimodalModel(BaseModel):
         self.optimizer_name = optimizer
         self.embedding_dim = embedding_dim
         self.accumulation_steps = accumulation_steps
+        self.precision = precision
         # Where a step is taken outside of fit.
         self._max_gradient_norm = 10.0
         self._batch_index, self._steps_per_epoch = 0, 1
@@ -204,6 +210,7 @@ class MultimodalModel(BaseModel):
     def build(self) -> None:
         """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
         self.reset_parameters()
+        replace_dropout(self)
         self.model_to_device()
         self.optimizer = make_optimizer(self.optimizer_name, self.parameters(), self.learning_rate)
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
@@ -244,7 +251,12 @@ class MultimodalModel(BaseModel):
             ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
             ``(B, 1)``.
         """
-        logit = self.logits(batch).reshape(-1, 1)
+        if self.precision == "bf16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logit = self.logits(batch).reshape(-1, 1)
+            logit = logit.float()
+        else:
+            logit = self.logits(batch).reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:

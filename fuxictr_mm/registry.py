@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -94,13 +95,13 @@ def _import_file(path: Path, name: str) -> object:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise ConfigError(f"{path}: cannot be imported: {_reason(error, path)}") from error
     return module
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: BaseException, path: Path) -> str:
     """Name the error and the line of the model file that raised it."""
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
@@ -115,10 +116,15 @@ def _reason(error: Exception, path: Path) -> str:
 
 def _from_package(target: str, name: str) -> type:
     module_name, _, class_name = target.partition(":")
+    here = os.getcwd()
+    # As ./model_zoo is: a script of another folder does not have the working directory on its path.
+    sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"model: '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(here)
     return _take(module, class_name, module_name)
 
 

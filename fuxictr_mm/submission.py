@@ -309,8 +309,14 @@ def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``fuxictr-mm check-submission``."""
     parser.add_argument("file", type=Path, metavar="FILE.zip", help="the submission to check")
-    parser.add_argument("--rows", type=int, help="rows of the test file; not checked when left out")
+    parser.add_argument("--rows", type=_row_count, help="rows of the test file; not checked when left out")
     parser.add_argument("--task", choices=TASKS, help="the task it is meant for (default: any)")
+
+
+def _row_count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows")
+    return int(text)
 
 
 def main_from_args(args: argparse.Namespace) -> None:

@@ -108,8 +108,10 @@ class DIN_MM(MultimodalModel):
     ) -> None:
         super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
         width = attention_dim or self.item_dim
-        if min(num_heads, senet_reduction, width) < 1:
-            raise ConfigError(f"{self.model_id}: num_heads, senet_reduction and attention_dim must be 1 or more")
+        if min(num_heads, senet_reduction, width, num_cross_layers) < 1:
+            raise ConfigError(
+                f"{self.model_id}: num_heads, senet_reduction, attention_dim and num_cross_layers must be 1 or more"
+            )
         if interest == "multi_head" and width % num_heads:
             raise ConfigError(
                 f"{self.model_id}: attention_dim {width} is not divisible by num_heads {num_heads}; "

@@ -74,7 +74,7 @@ INITIALIZERS = (r"nn\.init\.\w+_", r"partial")
     "text",
     [
         "layers.MaskedAveragePooling()",
-        "layers.DINAttention(8, [4, 2], use_softmax=True)",
+        "layers.SENet(5, excitation_activation='Sigmoid')",
         "nn.Linear(8, 4, bias=False)",
         " nn.Identity()".strip(),
     ],

@@ -133,6 +133,19 @@ CASES = {
     "unknown model": (experiment(model="DIN_MN"), ["'DIN_MN'", "did you mean 'DIN_MM'"]),
     "zero batch size": (experiment(batch_size=0), ["batch_size is 0"]),
     "zero epochs": (experiment(epochs=0), ["epochs is 0"]),
+    "seed below zero": (experiment(seed=-1), ["seed is -1", "0 to 4294967295"]),
+    "no steps between evaluations": (experiment(eval_steps=0), ["eval_steps is 0"]),
+    "gradients of no length": (experiment(max_gradient_norm=0), ["max_gradient_norm is 0"]),
+    "no cross layers": (experiment(cross="v2", num_cross_layers=0), ["num_cross_layers"]),
+    "dropout above one": (experiment(net_dropout=1.5), ["DIN_MM_tiny", "dropout", "1.5"]),
+    "unknown activation": (experiment(dnn_activations="Foo"), ["Foo"]),
+    "batch norm of one row": (experiment(batch_size=1), ["batch_size is 1", "batch norm"]),
+    "view of other code": (experiment(batch_view="flat"), ["batch_view is flat", "DIN_MM takes jagged"]),
+    "class that is no model": (experiment(model="json:JSONDecoder"), ["json:JSONDecoder is no model"]),
+    "two inputs to an encoder": (
+        features(lambda f: f["item_tags"].update(feature_encoder="layers.DINAttention(16)")),
+        ["feature_encoder", "DINAttention", "2 inputs"],
+    ),
     "bad regularizer": (experiment(embedding_regularizer="l3(1)"), ["embedding_regularizer is 'l3(1)'"]),
     "unknown feature": (
         experiment(use_features=["likes_levle", "item_id"]),
@@ -163,7 +176,7 @@ CASES = {
     ),
     "context id beyond the vocabulary": (
         features(lambda f: f["['likes_level', 'views_level']"].update(vocab_size=4)),
-        ["train.parquet", "likes_level", "0 to 3"],
+        [".parquet: likes_level: row", "0 to 3"],
     ),
     "item beyond the table": (
         data("train.parquet", item_id=changed(5, 99999)),

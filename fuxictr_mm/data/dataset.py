@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.residency import choose_resident
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.errors import ConfigError
 
@@ -20,12 +23,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything that was read: features, items, and the splits that were asked for."""
+    """Everything that was read: features, items, and the splits that were asked for.
+
+    A split that does not fit into memory has been read and checked once, and stays on disk.
+    """
 
     features: list[Feature]
     feature_map: FeatureMap
     items: ItemTable
-    splits: dict[str, InteractionTable]
+    splits: dict[str, InteractionTable | InteractionFiles]
 
 
 def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Dataset:
@@ -55,11 +61,11 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         if not params.get(f"{split}_data"):
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
     items = ItemTable.from_parquet(params["item_info"], features)
-    tables = {
-        split: InteractionTable.from_parquet(
-            params[f"{split}_data"],
+    files = {
+        split: InteractionFiles(
+            Path(params[f"{split}_data"]),
             features,
-            items,
+            items.known.numpy(),
             label=params["label_col"]["name"],
             group_id=params.get("group_id"),
             max_len=params.get("max_len"),
@@ -68,6 +74,10 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         )
         for split, needs_label in splits.items()
     }
+    gpu = params.get("gpu", -1)
+    device = torch.device("cpu" if gpu < 0 else f"cuda:{gpu}")
+    resident = choose_resident(files, params.get("resident", "auto"), device)
+    tables = {split: _read(files[split], split in resident) for split in splits}
     widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
     sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
     for feature in features:
@@ -80,7 +90,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
             continue
         if not feature.is_item:
             # Splits differ in what they hold, so a size taken from them would change between training and scoring.
-            found = 1 + max(int(t.context[feature.name].max()) for t in tables.values())
+            found = 1 + max(summary.largest[feature.name] for _, summary in tables.values())
             raise ConfigError(
                 f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(tables)} are below {found}, "
                 f"write vocab_size: {found} or more"
@@ -88,8 +98,20 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         sizes[feature.name] = 1 + int(items[feature.name].max())
     features = complete(features, widths, sizes)
     feature_map = build_feature_map(features, params)
-    for split, table in tables.items():
-        mean = table.history_values.numel() / len(table)
-        logger.info(f"{split}: {len(table)} rows, {mean:.2f} history items each ({table.source})")
+    for split, (_, summary) in tables.items():
+        mean = summary.num_history_items / summary.num_rows
+        where = "in memory" if split in resident else "streamed"
+        logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
-    return Dataset(features, feature_map, items, tables)
+    return Dataset(features, feature_map, items, {split: table for split, (table, _) in tables.items()})
+
+
+def _read(files: InteractionFiles, resident: bool) -> tuple[InteractionTable | InteractionFiles, Summary]:
+    """Return a split, in memory or not, and what is known of its rows, all of which are checked."""
+    if resident:
+        table = concatenate(files.pieces())
+        return table, files.summarize([table])
+    started = time.perf_counter()
+    summary = files.summarize()
+    logger.info(f"{files.path}: {summary.num_rows} rows checked in {time.perf_counter() - started:.1f} s")
+    return files, summary

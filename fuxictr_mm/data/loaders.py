@@ -1,10 +1,13 @@
 """Batches out of a resident table: a permutation and a few gathers, nothing through Python per row.
 
+Where the rows do not fit, ``fuxictr_mm.data.streaming`` has the loader with the same meaning.
+
 Shape letters: B rows, N history items of a batch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,13 +19,13 @@ from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.layers.jagged import Jagged
 
 
-class ResidentLoader:
-    """Iterate over an InteractionTable that lives on the model's device.
+class Loader(ABC):
+    """Iterate over the rows of a split in batches, once per epoch.
 
     Parameters
     ----------
-    table : InteractionTable
-        The rows; batches come out on its device.
+    num_samples : int
+        Rows.
     batch_size : int
         Rows per batch. The last batch may be smaller; when shuffling, a single row left over joins the batch before
         it, because batch norm cannot train on one row.
@@ -36,25 +39,20 @@ class ResidentLoader:
 
     def __init__(
         self,
-        table: InteractionTable,
+        num_samples: int,
         batch_size: int,
         *,
         shuffle: bool = False,
         seed: int = 0,
         view: Callable[[Batch], Any] | None = None,
     ) -> None:
-        self.table = table
+        self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.view = view
         self.epoch = 0
         self._first = 0
-
-    @property
-    def num_samples(self) -> int:
-        """Rows."""
-        return len(self.table)
 
     def __len__(self) -> int:
         return len(self._sizes())
@@ -69,23 +67,50 @@ class ResidentLoader:
 
     def __iter__(self) -> Iterator[Any]:
         first, self._first = self._first, 0
-        for rows in self.order().split(self._sizes())[first:]:
-            batch = gather(self.table, rows)
+        for batch in self._batches(first):
             yield batch if self.view is None else self.view(batch)
+
+    @abstractmethod
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """Yield the batches of this epoch from number ``first`` on."""
 
     def start_at(self, epoch: int, batch: int) -> None:
         """Let the next pass be epoch ``epoch`` (from 0) and leave out its first ``batch`` batches."""
         self.epoch, self._first = epoch, batch
+
+    def _begin_epoch(self) -> torch.Generator:
+        """Return the generator of this epoch's order, and go on to the next epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        return generator
+
+
+class ResidentLoader(Loader):
+    """Iterate over an InteractionTable that lives on the model's device.
+
+    Parameters
+    ----------
+    table : InteractionTable
+        The rows; batches come out on its device.
+    batch_size : int
+        Rows per batch; this and the options are as in ``Loader``.
+    """
+
+    def __init__(self, table: InteractionTable, batch_size: int, **options: Any) -> None:
+        super().__init__(len(table), batch_size, **options)
+        self.table = table
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        for rows in self.order().split(self._sizes())[first:]:
+            yield gather(self.table, rows)
 
     def order(self) -> Tensor:
         """Return the order of this epoch, ``(rows,)``, and go on to the next epoch."""
         device = self.table.target.device
         if not self.shuffle:
             return torch.arange(self.num_samples, device=device)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        self.epoch += 1
         # Drawn on the CPU, so that one seed means one order on every device.
-        return torch.randperm(self.num_samples, generator=generator).to(device)
+        return torch.randperm(self.num_samples, generator=self._begin_epoch()).to(device)
 
 
 def gather(table: InteractionTable, rows: Tensor) -> Batch:

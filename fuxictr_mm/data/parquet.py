@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from fuxictr_mm.errors import DataError, MissingFileError
 #: Ids are kept as int32.
 MAX_IDS = 2**31
 
-#: Rows decoded at once: bounds the memory of the padded lists on disk (128 Ki rows of 100 ids are 105 MB).
-CHUNK_ROWS = 131_072
+#: Rows decoded at once: bounds the memory of the padded lists on disk (32 Ki rows of 100 ids are 26 MB).
+CHUNK_ROWS = 32_768
+
+#: Bytes read ahead of a column: bounds the memory where one row group holds the whole file.
+READ_BYTES = 1 << 20
 
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -40,10 +44,10 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     raise MissingFileError(f"{path}: no such file or folder{there if parent.is_dir() else ''}")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file or say that it is none."""
+def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a file or say that it is none; its footer is not read again where ``metadata`` holds it."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
@@ -61,17 +65,64 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
             raise DataError(f"{path}: no column '{name}'{nearest(name, present)} (columns: {', '.join(present)})")
 
 
-def read_chunks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield ``(first row, record batch)`` of the named columns."""
-    file = open_parquet(path)
+@dataclass(frozen=True)
+class Section:
+    """Adjacent row groups of a file, which are read together.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    metadata : pyarrow.parquet.FileMetaData
+        Its footer.
+    groups : range
+        Numbers of the row groups.
+    row : int
+        The first row's number in the file.
+    num_rows : int
+        Rows.
+    """
+
+    path: Path
+    metadata: pq.FileMetaData
+    groups: range
+    row: int
+    num_rows: int
+
+
+def split_sections(path: Path, metadata: pq.FileMetaData, most_rows: int) -> list[Section]:
+    """Return a file as sections of at most ``most_rows`` rows; a row group that has more is one by itself."""
+    sections: list[Section] = []
+    start = first = rows = 0
+    for group in range(metadata.num_row_groups):
+        more = metadata.row_group(group).num_rows
+        if rows and rows + more > most_rows:
+            sections.append(Section(path, metadata, range(start, group), first, rows))
+            start, first, rows = group, first + rows, 0
+        rows += more
+    if rows:
+        sections.append(Section(path, metadata, range(start, metadata.num_row_groups), first, rows))
+    return sections
+
+
+def read_chunks(
+    path: Path, columns: Sequence[str], section: Section | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield ``(first row, record batch)`` of the named columns, of a whole file or of a section of it."""
+    file = open_parquet(path, None if section is None else section.metadata)
     require_columns(path, file.schema_arrow.names, columns)
-    row = 0
+    row, groups = (0, None) if section is None else (section.row, list(section.groups))
     try:
-        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(columns)):
+        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(columns), row_groups=groups):
             yield row, batch
             row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
+        if "Expected all lists to be of size" in reason:
+            raise DataError(
+                f"{path}: a null in a column of fixed-size lists, which pyarrow {pa.__version__} cannot read; "
+                "install pyarrow 26 or later, or write the column as plain lists"
+            ) from None
         raise DataError(f"{path}: damaged after row {row} ({reason}); download or write it again") from None
 
 

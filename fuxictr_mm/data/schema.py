@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from fuxictr.features import FeatureMap
 
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
@@ -228,10 +231,11 @@ def unify_widths(feature_map: FeatureMap, width: int) -> FeatureMap:
     for name, spec in feature_map.features.items():
         spec = dict(spec)
         if spec["type"] != "meta":
+            dropped = ["emb_output_dim"] + (["feature_encoder"] if spec["type"] == "embedding" else [])
+            for key in dropped:
+                if spec.pop(key, None) is not None:
+                    logger.warning(f"feature '{name}': {key} has no effect, every field of this model is {width} wide")
             spec["embedding_dim"] = width
-            if spec["type"] == "embedding":
-                spec.pop("feature_encoder", None)
-            spec.pop("emb_output_dim", None)
         unified.features[name] = spec
     unified.default_emb_dim = width
     return unified

@@ -50,7 +50,7 @@ class SyntheticSpec:
     history_preference: float = _option(4.0, "how strongly the taste decides among them; 0 is pure popularity")
     text_dim: int = _option(32, "width of txt_emb_BERT")
     image_dim: int = _option(48, "width of img_emb_CLIPRN50")
-    emb_dim: int = _option(16, "width D of the reduced embeddings item_emb_dD_v1 to _v4; even")
+    emb_dim: int = _option(16, "width D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
     text_noise: float = _option(0.2, "deviation of the noise on a text value, the deviation of a topic being 1")
     image_noise: float = _option(0.2, "deviation of the noise on an image value, the deviation of a topic being 1")
     text_scale: float = _option(1.0, "factor on all text values")

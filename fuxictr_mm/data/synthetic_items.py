@@ -88,7 +88,7 @@ def _write_embeddings(
     """Write item_info.parquet (v3 as its embedding) and item_emb.parquet, both with the padding row 0."""
     spec = world.spec
     stem, halves = spec.embedding_name, _half_names(spec)
-    widths = {f"{stem}_v{version}": spec.emb_dim for version in (1, 2, 3, 4)}
+    widths = {f"{stem}_{version}": spec.emb_dim for version in ("v1", "v2", "v3", "e4")}
     widths |= dict.fromkeys(halves, spec.emb_dim // 2)
     id_field = pa.field("item_id", pa.int64())
     vectors = [pa.field(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
@@ -108,7 +108,7 @@ def _write_embeddings(
         for chunk, first, last in chunks(spec.items, ITEM_CHUNK):
             raw = raw_embeddings(chunk, first, last)
             columns: dict[str, NDArray] = {name: reduction(raw) for name, reduction in reductions.items()}
-            columns[f"{stem}_v4"] = np.concatenate([columns[name] for name in halves], axis=1)
+            columns[f"{stem}_e4"] = np.concatenate([columns[name] for name in halves], axis=1)
             columns[stem] = columns[f"{stem}_v3"]
             if chunk == 0:
                 columns = {name: np.pad(rows, ((1, 0), (0, 0))) for name, rows in columns.items()}
@@ -141,7 +141,7 @@ def _raw_embeddings(world: World) -> Callable[[int, int, int], NDArray[np.float3
 def _reductions(spec: SyntheticSpec, mean: NDArray[np.float64], covariance: NDArray) -> dict[str, _Reduction]:
     """PCA of the text (v1), of the image (v2), of both as they are (v3), and of each in half the width on unit scale.
 
-    v4 is the last two side by side.
+    The fourth column, e4 (strategy V4), is the last two side by side.
     """
     text, image, both = slice(0, spec.text_dim), slice(spec.text_dim, None), slice(None)
     half = spec.emb_dim // 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class DINAttention(nn.Module):
         target_BA = F.linear(target, weight_t + weight_d, first_layer.bias)
         items_NA = history.map(lambda items_UD: F.linear(items_UD, weight_s - weight_d)).values
         product_ND = target.index_select(0, history.rows) * history.values
-        hidden_NA = F.linear(product_ND, weight_p) + items_NA + target_BA.index_select(0, history.rows)
+        hidden_NA = torch.addmm(items_NA + target_BA.index_select(0, history.rows), product_ND, weight_p.t())
         weights_N = self.attention_layer.mlp[1:](hidden_NA).squeeze(-1)
         if self.use_softmax:
             weights_N = history.with_values(weights_N).softmax().values

@@ -16,6 +16,25 @@ from fuxictr_mm.errors import ConfigError
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
 
 
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """Return the class of ``torch.optim`` of this name, whatever its case.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    classes = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNFIT
+    }
+    key = next((k for k in classes if k.lower() == name.lower()), None)
+    if key is None:
+        raise ConfigError(f"optimizer: there is no '{name}'{nearest(name, classes)} (there are: {', '.join(classes)})")
+    return classes[key]
+
+
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """Return an optimiser of ``torch.optim``, fused where torch has a fused form.
 
@@ -24,20 +43,15 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
     ConfigError
         There is no optimiser of this name, or a learning rate it cannot take.
     """
-    classes: dict[str, Any] = {
-        key: value
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNFIT
-    }
-    key = next((k for k in classes if k.lower() == name.lower()), None)
-    if key is None:
-        raise ConfigError(f"optimizer: there is no '{name}'{nearest(name, classes)} (there are: {', '.join(classes)})")
+    chosen: Any = optimizer_class(name)
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     trainable = [p for p in parameters if p.requires_grad]
     # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
-    fused: dict[str, Any] = {"fused": True} if key in ("Adam", "AdamW", "SGD") else {}
+    fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
-        return classes[key](trainable, lr=learning_rate, **fused)
+        return chosen(trainable, lr=learning_rate, **fused)
     except ValueError as error:
-        raise ConfigError(f"optimizer: {key} does not take this model ({error}); use another such as adam") from error
+        raise ConfigError(
+            f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
+        ) from error

@@ -92,7 +92,7 @@ def run_grid(
             results[trial.expid] = _outcome(trial, code, log)
             _show_progress(bar, results)
 
-    with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
+    with tqdm(total=len(trials), desc="trials", unit="trial", disable=not sys.stderr.isatty()) as bar:
         _show_progress(bar, results)
         with collect_signals() as received, ThreadPoolExecutor(len(gpus)) as executor:
             pending = {executor.submit(work, gpu) for gpu in gpus}

@@ -79,15 +79,24 @@ def write_table(results: Sequence[TrialResult], path: Path) -> None:
     write_beside(path, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def report(results: Sequence[TrialResult], config_dir: Path) -> None:
-    """Print the table, write it to ``results.csv`` in the folder, and say so if trials failed.
+def report(results: Sequence[TrialResult], config_dir: Path, tag: str | None = None) -> None:
+    """Print the table, write it into the folder, and say so if trials failed.
+
+    Parameters
+    ----------
+    results : sequence of TrialResult
+        At least one.
+    config_dir : Path
+        Gets ``results.csv``, or ``results_TAG.csv`` where only the trials of a tag ran.
+    tag : str, optional
+        What the experiment ids had to contain.
 
     Raises
     ------
     UserError
         If a trial failed.
     """
-    table = config_dir / "results.csv"
+    table = config_dir / ("results.csv" if tag is None else f"results_{tag}.csv")
     write_table(results, table)
     skipped = sum(result.skipped for result in results)
     print(format_table(results))

@@ -58,6 +58,8 @@ def test_both_sides_are_measured(model, what, folder, tmp_path, capsys):
         assert side["step_memory_mb"] >= 0
     ratio = report["sides"]["ours"]["ratio"]
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
+    assert ratio["of_best"] > 0
+    assert ratio["of_cpu_time"] > 0
     assert "ratio" not in report["sides"]["reference"]
     assert report["process_peak_mb"] > 0
     assert report["data"]["rows"] == 200

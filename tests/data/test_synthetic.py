@@ -136,7 +136,7 @@ def test_item_files_have_the_layout_of_the_challenge(folder):
         "item_info": {"item_tags": 5, "item_emb_d16": 16},
         "item_feature": {"item_tags": 5, "txt_emb_BERT": TINY.text_dim, "img_emb_CLIPRN50": TINY.image_dim},
         "item_emb": {
-            **{f"item_emb_d16_v{version}": 16 for version in (1, 2, 3, 4)},
+            **{f"item_emb_d16_{version}": 16 for version in ("v1", "v2", "v3", "e4")},
             f"txt_emb_pca{half}": half,
             f"img_emb_pca{half}": half,
         },
@@ -230,7 +230,7 @@ def test_text_shows_the_text_half_only_and_the_image_the_image_half_only(folder,
 
 def test_v3_loses_the_text_and_v4_keeps_both(folder, world):
     path = folder / "item_emb.parquet"
-    v1, v2, v3, v4 = (column(path, f"item_emb_d16_v{version}")[1:] for version in (1, 2, 3, 4))
+    v1, v2, v3, v4 = (column(path, f"item_emb_d16_{version}")[1:] for version in ("v1", "v2", "v3", "e4"))
     text_topics, image_topics = world.text_topics[1:], world.image_topics[1:]
     assert linear_fit(v1, text_topics) > 0.9
     assert linear_fit(v2, image_topics) > 0.9

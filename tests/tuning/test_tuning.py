@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 MODEL = """
 from collections.abc import Sequence
+from torch import nn
 
 
-class Fake:
+class Fake(nn.Module):
     def __init__(self, feature_map, *, width: int = 1, dnn_hidden_units: Sequence[int] = (8, 4), **params):
         pass
 """

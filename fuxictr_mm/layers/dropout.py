@@ -1,0 +1,58 @@
+"""Dropout that does not wait for its random numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask on the CPU is drawn four entries at a time.
+
+    PyTorch draws one 32-bit number per entry, one after the other; in a small network that costs more than its matrix
+    products. Here each 64-bit number of the generator gives four masks of 16 bits, so that ``p`` is met to 1 / 65536;
+    what is kept is scaled by exactly what is kept on average. Elsewhere PyTorch's own kernel runs.
+
+    Srivastava et al., "Dropout", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html
+
+    Examples
+    --------
+    >>> kept = Dropout(0.25)(torch.ones(100_000))
+    >>> sorted({round(v, 4) for v in kept.tolist()}), bool((kept.mean() - 1).abs() < 0.02)
+    ([0.0, 1.3333], True)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` of any shape, its entries dropped with probability ``p`` while training."""
+        if not self.training or self.p == 0 or self.p == 1 or input.device.type != "cpu":
+            return F.dropout(input, self.p, self.training)
+        return _Scale.apply(input, self.p)
+
+
+class _Scale(torch.autograd.Function):
+    """``x * scale`` with a random ``scale`` that is zero or one over the share kept."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, p: float) -> Tensor:
+        lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        # Lanes are even over -32768 .. 32767; the lowest `dropped` of these values mean zero.
+        dropped = min(max(round(p * 65536), 1), 65535)
+        kept = lanes[: x.numel()] >= dropped - 32768
+        # In the type of x: a product of two types would go through a slower kernel, here and on the way back.
+        scale = kept.view(x.shape).to(x.dtype).mul_(65536 / (65536 - dropped))
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * scale, None
+
+
+def replace_dropout(module: nn.Module) -> None:
+    """Put this Dropout in the place of every ``nn.Dropout`` inside a module."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))

@@ -1,0 +1,47 @@
+"""Precision of products, and bf16 as an option of an experiment."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm import experiment
+from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_precision_of_products():
+    cpu = torch.device("cpu")
+    for name, expected in (("fp32", "highest"), ("tf32", "medium"), ("bf16", "medium"), ("fp32", "highest")):
+        set_precision(name, cpu)
+        assert torch.get_float32_matmul_precision() == expected
+    set_precision("tf32", torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_memory_is_kept_or_the_library_is_another():
+    assert keep_freed_memory() in (True, False)
+    assert torch.ones(1000, 1000).sum() == 1_000_000
+
+
+@pytest.mark.parametrize("expid", ["DIN_tiny", "DIN_MM_tiny"])
+def test_bf16_learns_as_well(tmp_path, expid):
+    def auc(precision):
+        overrides = {"precision": precision, "epochs": 6, "model_root": str(tmp_path), "verbose": 0}
+        params, model_class = experiment.read_params(ROOT, expid, overrides=overrides)
+        result = experiment.run_experiment(params, model_class)
+        state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+        assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
+        return result.valid["AUC"]
+
+    assert abs(auc("bf16") - auc("fp32")) < 0.02
