@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,20 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     resident = choose_resident(files, params.get("resident", "auto"), device)
     tables = {split: _read(files[split], split in resident) for split in splits}
     widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
+    features = complete(features, widths, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))
+    feature_map = build_feature_map(features, params)
+    for split, (_, summary) in tables.items():
+        mean = summary.num_history_items / summary.num_rows
+        where = "in memory" if split in resident else "streamed"
+        logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
+    logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
+    return Dataset(features, feature_map, items, {split: table for split, (table, _) in tables.items()})
+
+
+def _vocabulary_sizes(
+    features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary]
+) -> dict[str, int]:
+    """Return the size of every vocabulary that the item files tell; those of the interactions must be written down."""
     sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
     for feature in features:
         if feature.name == ITEM_SEQ and feature.vocab_size is not None and feature.vocab_size < items.num_items:
@@ -90,20 +104,13 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
             continue
         if not feature.is_item:
             # Splits differ in what they hold, so a size taken from them would change between training and scoring.
-            found = 1 + max(summary.largest[feature.name] for _, summary in tables.values())
+            found = 1 + max(summary.largest[feature.name] for summary in summaries.values())
             raise ConfigError(
-                f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(tables)} are below {found}, "
+                f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(summaries)} are below {found}, "
                 f"write vocab_size: {found} or more"
             )
         sizes[feature.name] = 1 + int(items[feature.name].max())
-    features = complete(features, widths, sizes)
-    feature_map = build_feature_map(features, params)
-    for split, (_, summary) in tables.items():
-        mean = summary.num_history_items / summary.num_rows
-        where = "in memory" if split in resident else "streamed"
-        logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
-    logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
-    return Dataset(features, feature_map, items, {split: table for split, (table, _) in tables.items()})
+    return sizes
 
 
 def _read(files: InteractionFiles, resident: bool) -> tuple[InteractionTable | InteractionFiles, Summary]:
