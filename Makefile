@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows $$($(BIN)/python -c "import pyarrow.parquet as pq; print(pq.ParquetFile('data/tiny_mm/test.parquet').metadata.num_rows)")
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,11 +12,11 @@ from fuxictr_mm.config import (
     list_datasets,
     list_experiments,
     load_config,
-    load_yaml,
     model_schema,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.yaml_file import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,13 +17,13 @@ from fuxictr_mm.config import (
     config_hash,
     load_dataset_config,
     load_model_config,
-    load_yaml,
     model_schema,
 )
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
+from fuxictr_mm.yaml_file import load_yaml
 
 TUNER_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space")
 
