@@ -13,7 +13,7 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python run_expid.py --expid DIN_MM_tiny --gpu -1
 	$(BIN)/python prediction.py --expid DIN_MM_tiny --gpu -1
-	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows $$($(BIN)/python -c "import pyarrow.parquet as pq; print(pq.ParquetFile('data/tiny_mm/test.parquet').metadata.num_rows)")
+	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows 3000
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
