@@ -112,6 +112,13 @@ def _check_ranges(params: Mapping[str, Any]) -> None:
         value = params.get(key)
         if value is not None and value < 1:
             raise ConfigError(f"{expid}: {key} is {value}, expected 1 or more")
+    for key, value in params.items():
+        if key.endswith("hidden_units") and isinstance(value, list) and any(width < 1 for width in value):
+            raise ConfigError(f"{expid}: {key} is {value}, expected widths of 1 or more")
+        if key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ConfigError(f"{expid}: {key} is {value}, expected 0 or more and below 1")
+    if not 0 < params["learning_rate"] < float("inf"):
+        raise ConfigError(f"{expid}: learning_rate is {params['learning_rate']}, expected a number above 0")
     if not 0 <= params["seed"] < 2**32:
         raise ConfigError(f"{expid}: seed is {params['seed']}, expected 0 to {2**32 - 1}")
     if not params.get("max_gradient_norm", 10.0) > 0:
@@ -183,7 +190,7 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
         model = model_class(feature_map, **keys)
     except UserError:
         raise
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:  # whatever a model file raises, the user set it off
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"{params['model_id']}: {model_class.__name__} cannot be made of these settings ({reason}); "

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch.nn import functional as F
-
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optimizers import optimizer_class
+from fuxictr_mm.training.regularization import parse_regularizer
 
-#: FuxiCTR's other names of the binary cross-entropy.
-BCE = ("bce", "binary_crossentropy", "binary_cross_entropy")
+#: FuxiCTR's names of the binary cross-entropy, and the losses of torch that take a prediction and a label of one shape.
+#: A fixed list, because FuxiCTR evaluates any other text as Python.
+LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
 def is_foreign(model_class: type) -> bool:
@@ -35,10 +35,12 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
     ConfigError
         A loss or optimizer that does not exist; vectors that should train, which only a MultimodalModel can do.
     """
-    losses = [*BCE, *(name for name in vars(F) if name.endswith(("_loss", "_cross_entropy", "cross_entropy")))]
-    if params["loss"] not in losses:
-        raise ConfigError(f"loss: there is no '{params['loss']}'{nearest(params['loss'], losses)}")
+    if params["loss"] not in LOSSES:
+        known = ", ".join(LOSSES)
+        raise ConfigError(f"loss: there is no '{params['loss']}'{nearest(params['loss'], LOSSES)} (there are: {known})")
     optimizer_class(params["optimizer"])
+    for key in ("embedding_regularizer", "net_regularizer"):
+        parse_regularizer(params.get(key), key)
     if params.get("precision") == "bf16":
         raise ConfigError(f"precision is bf16, but {model_class.__name__} is no MultimodalModel; fp32 and tf32 work")
     for column in [*params["feature_cols"], *(params.get("feature_specs") or [])]:
