@@ -60,7 +60,7 @@ def test_no_setting_is_evaluated(start, tmp_path, monkeypatch):
         start(loss="mse_los")
     with pytest.raises(ConfigError, match="embedding_regularizer is -1"):
         start(embedding_regularizer=-1)
-    with pytest.raises(ConfigError, match="net_regularizer is .l2"):
+    with pytest.raises(ConfigError, match=r"net_regularizer is .l2"):
         start(net_regularizer="l2(open('hacked', 'w'))")
     assert not os.path.exists("hacked")
 
