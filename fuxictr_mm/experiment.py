@@ -25,6 +25,7 @@ from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.loaders import Loader, ResidentLoader
 from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
 from fuxictr_mm.data.views import make_view
+from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
@@ -79,10 +80,7 @@ def read_params(
     params = load_config(config_dir, expid, data_root=data_root)
     params.update(overrides or {})
     params["gpu"] = gpu
-    if not -1 <= gpu < torch.cuda.device_count():
-        raise ConfigError(
-            f"--gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
-        )
+    device_of(gpu)
     model_class = load_model_class(params["model"], None if model_zoo is None else Path(model_zoo))
     if not issubclass(model_class, torch.nn.Module):
         raise ConfigError(f"model: {params['model']} is no model, expected a subclass of MultimodalModel or BaseModel")
@@ -184,7 +182,7 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
         The model's constructor refuses its settings.
     """
     feature_map = dataset.feature_map
-    feature_map.items = dataset.items.to(_device(params))
+    feature_map.items = dataset.items.to(device_of(params["gpu"]))
     keys = {k: v for k, v in params.items() if k != "model"}
     try:
         model = model_class(feature_map, **keys)
@@ -204,17 +202,13 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
     return model
 
 
-def _device(params: Mapping[str, Any]) -> torch.device:
-    return torch.device("cpu" if params["gpu"] < 0 else f"cuda:{params['gpu']}")
-
-
 def make_loader(
     split: InteractionTable | InteractionFiles, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
 ) -> Loader:
     """Return a loader of a split, in memory or streamed, in the view that the model takes."""
     name = params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
     view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
-    device, batch_size = _device(params), params["batch_size"]
+    device, batch_size = device_of(params["gpu"]), params["batch_size"]
     options = {"shuffle": shuffle, "seed": params["seed"], "view": view}
     if isinstance(split, InteractionTable):
         return ResidentLoader(split.to(device), batch_size, **options)
@@ -243,7 +237,7 @@ def run_experiment(
         logger.info(f"{record_path(params)}: finished already, with {finished.valid}")
         return finished
     seed_everything(params["seed"])
-    set_precision(params.get("precision", "fp32"), _device(params))
+    set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
     if params["gpu"] < 0 and params.get("keep_memory", True):
         keep_freed_memory()
     splits = {"train": True, "valid": True}
@@ -344,7 +338,7 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
     if weights is None and read_record(params) is None:
         logger.warning(f"{checkpoint}: not of a finished run of this very configuration; scoring with it all the same")
     seed_everything(params["seed"])
-    set_precision(params.get("precision", "fp32"), _device(params))
+    set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
     dataset = load_dataset(params, {"test": False})
     model = build_model(model_class, dataset, params)
     model.load_weights(checkpoint)

@@ -23,6 +23,7 @@ from fuxictr_mm.config import Regularizer
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.jagged import Jagged
@@ -139,10 +140,7 @@ class MultimodalModel(BaseModel):
         model_root: str = "./checkpoints/",
         **params: Any,
     ) -> None:
-        if gpu >= 0 and not gpu < torch.cuda.device_count():
-            raise ConfigError(
-                f"gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
-            )
+        device_of(gpu)
         if loss not in LOSSES[task]:
             raise ConfigError(f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}")
         super().__init__(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from fuxictr.features import FeatureMap
 
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.residency import choose_resident
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         )
         for split, needs_label in splits.items()
     }
-    gpu = params.get("gpu", -1)
-    device = torch.device("cpu" if gpu < 0 else f"cuda:{gpu}")
-    resident = choose_resident(files, params.get("resident", "auto"), device)
+    resident = choose_resident(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
     tables = {split: _read(files[split], split in resident) for split in splits}
     widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
     features = complete(features, widths, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))

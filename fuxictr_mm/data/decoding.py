@@ -12,6 +12,9 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError
 
+#: Types of which a row holds one number.
+SCALAR_TYPES = ("categorical", "numeric")
+
 
 def decode_target(array: pa.Array, where: str, row: int, known: np.ndarray) -> np.ndarray:
     """Return the items shown, ``(R,)`` int32; ``known`` ``(I,)`` says which items there are."""
@@ -40,14 +43,19 @@ def decode_history(
     return ids.astype(np.int32), ends.astype(np.int64, copy=False)
 
 
-def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
-    """Return a context column, ``(R,)`` int32 ids or float32 numbers."""
-    if feature.type == "categorical":
-        ids = parquet.scalars(array, where, row)
-        parquet.check_ids(ids, feature.vocab_size, where, row)
-        return ids.astype(np.int32)
+def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
+    """Return a categorical or numeric column, ``(R,)`` int32 ids or float32 numbers."""
     if feature.type == "numeric":
         return parquet.scalars(array, where, row, floating=True)
+    ids = parquet.scalars(array, where, row)
+    parquet.check_ids(ids, feature.vocab_size, where, row)
+    return ids.astype(np.int32)
+
+
+def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
+    """Return a context column, which is categorical or numeric."""
+    if feature.type in SCALAR_TYPES:
+        return decode_scalar(array, where, row, feature)
     raise DataError(
         f"{where}: a {feature.type} column of the interactions, expected categorical or numeric; "
         "sequences and vectors are read from item files (source: item)"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.decoding import SCALAR_TYPES, decode_scalar
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.errors import DataError
 
@@ -137,12 +138,8 @@ def _widen(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _decode(
     array: object, feature: Feature, where: str, row: int, ids: np.ndarray, earlier_width: int | None
 ) -> np.ndarray:
-    if feature.type == "categorical":
-        values = parquet.scalars(array, where, row)
-        parquet.check_ids(values, feature.vocab_size, where, row)
-        return values.astype(np.int32)
-    if feature.type == "numeric":
-        return parquet.scalars(array, where, row, floating=True)
+    if feature.type in SCALAR_TYPES:
+        return decode_scalar(array, where, row, feature)
     flat, offsets = parquet.lists(array, where, row)
     lengths = np.diff(offsets)
     if feature.type == "sequence":
