@@ -112,6 +112,7 @@ def _read_trials(
     config_dir: Path, gpus: Sequence[int], tag: str | None, data_root: Path | None, model_zoo: Path | None
 ) -> list[Trial]:
     # Here, because it brings FuxiCTR along, which enumerating and tabling do without.
+    from fuxictr_mm.device import device_of
     from fuxictr_mm.experiment import read_params, record_path
 
     names = list(list_experiments(config_dir))
@@ -119,7 +120,7 @@ def _read_trials(
     if not kept:
         raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {', '.join(names)})")
     for gpu in sorted(set(gpus)):
-        read_params(config_dir, kept[0], gpu=gpu, data_root=data_root, model_zoo=model_zoo)
+        device_of(gpu)
     trials = []
     for name in kept:
         params = read_params(config_dir, name, data_root=data_root, model_zoo=model_zoo)[0]
