@@ -30,9 +30,18 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.60",
         "threadpoolctl>=3",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "safetensors>=0.4",
+        "h5py>=3.10",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]
+        "encode": ["transformers>=4.45", "pillow>=10", "safetensors>=0.4"],
+        "quantize": ["faiss-cpu>=1.9"],
+        "quality": ["ftfy>=6.2", "py3langid>=0.2"],
+        "influence": ["captum>=0.7"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fuxictr-mm = fuxictr_mm.cli:main"]},
     classifiers=[

@@ -14,6 +14,8 @@ from fuxictr_mm.errors import Interrupted, UserError
 COMMANDS = {
     "synth": ("fuxictr_mm.data.synthetic", "make a synthetic dataset in the challenge's layout"),
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
+    "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the vectors and codes that models read"),
+    "check-data": ("fuxictr_mm.embeddings.quality.command", "find what harms in a dataset, write a cleaned copy"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
 }
 

@@ -17,18 +17,10 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import (
-    DIN_Attention,
-    FeatureEmbedding,
-    MLP_Block,
-    MultiHeadTargetAttention,
-    SqueezeExcitation,
-)
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-
-from fuxictr_mm.data.schema import unify_widths
 
 #: Columns of the rows ``(B,)``; features of each row's history, then target, ``(B * (L + 1), ...)``; mask ``(B, L)``.
 PaddedBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
@@ -144,47 +136,6 @@ class PaddedModel(BaseModel):
         return super().get_labels(batch[0])
 
 
-class PaddedDIN(PaddedModel):
-    """The challenge's baseline: FuxiCTR's DIN attention, then a DNN."""
-
-    def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
-        super().__init__(feature_map, params)
-        self.attention_layers = DIN_Attention(
-            self.item_dim,
-            attention_units=params["attention_hidden_units"],
-            hidden_activations=params["attention_hidden_activations"],
-            dropout_rate=params["attention_dropout"],
-        )
-        self.dnn = make_dnn(self.context_dim + 2 * self.item_dim, self.output_activation, params)
-        self.build(params)
-
-    def forward(self, batch: PaddedBatch) -> dict[str, Tensor]:
-        """Return the probability of a click, ``y_pred`` ``(B, 1)``."""
-        context, target, history, mask = self.embed(batch)
-        interest = self.attention_layers(target, history, mask)
-        return {"y_pred": self.dnn(torch.cat([context, target, interest], dim=-1))}
-
-
-class PaddedDINMM(PaddedModel):
-    """DIN_MM of FuxiCTR's layers: multi-head target attention, squeeze and excitation over all fields, a DNN."""
-
-    def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
-        super().__init__(unify_widths(feature_map, params["embedding_dim"]), params)
-        self.embedding_dim = params["embedding_dim"]
-        self.attention = MultiHeadTargetAttention(self.item_dim, self.item_dim, params["num_heads"])
-        flat_dim = self.context_dim + 2 * self.item_dim
-        self.senet = SqueezeExcitation(flat_dim // self.embedding_dim, 3, "Sigmoid")
-        self.dnn = make_dnn(flat_dim, self.output_activation, params)
-        self.build(params)
-
-    def forward(self, batch: PaddedBatch) -> dict[str, Tensor]:
-        """Return the probability of a click, ``y_pred`` ``(B, 1)``."""
-        context, target, history, mask = self.embed(batch)
-        interest = self.attention(target, history, mask)
-        fields = torch.cat([context, target, interest], dim=-1).unflatten(1, (-1, self.embedding_dim))
-        return {"y_pred": self.dnn(self.senet(fields).flatten(1))}
-
-
 def make_dnn(input_dim: int, output_activation: torch.nn.Module, params: Mapping[str, Any]) -> MLP_Block:
     """Return the DNN that ends in a probability."""
     return MLP_Block(
@@ -196,6 +147,3 @@ def make_dnn(input_dim: int, output_activation: torch.nn.Module, params: Mapping
         dropout_rates=params["net_dropout"],
         batch_norm=params["batch_norm"],
     )
-
-
-REFERENCES: dict[str, type[PaddedModel]] = {"DIN": PaddedDIN, "DIN_MM": PaddedDINMM}
