@@ -24,6 +24,7 @@ def main() -> None:
     from fuxictr_mm import experiment
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.submission import write_submission
+    from fuxictr_mm.torchrun import is_main
 
     experiment.set_up_logging()
     config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
@@ -31,6 +32,8 @@ def main() -> None:
         config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo
     )
     scores = experiment.predict_test(params, model_class, args.weights)
+    if not is_main():
+        return
     written = write_submission(
         args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=count_rows(params["test_data"])
     )

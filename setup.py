@@ -30,7 +30,7 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.60",
         "threadpoolctl>=3",
-        "scikit-learn>=1.4",
+        "scikit-learn>=1.5",
         "scipy>=1.11",
         "safetensors>=0.4",
         "h5py>=3.10",

@@ -15,6 +15,27 @@ from fuxictr_mm.errors import MissingFileError
 MODELS: dict[str, dict[str, Any]] = {
     "DIN": {"attention_hidden_units": [512, 256], "attention_hidden_activations": "ReLU", "attention_dropout": 0.1},
     "DIN_MM": {"num_heads": 4},
+    "QIN": {
+        "embedding_dim": 128,
+        "embedding_regularizer": 2e-4,
+        "learning_rate": 2e-3,
+        "num_layers": 4,
+        "num_row": 4,
+    },
+    "Transformer_DCN": {
+        "embedding_regularizer": 0,
+        "learning_rate": 5e-4,
+        "num_heads": 1,
+        "transformer_layers": 2,
+        "dim_feedforward": 256,
+        "transformer_dropout": 0.2,
+        "first_k_cols": 16,
+        "dcn_cross_layers": 3,
+        "dcn_hidden_units": [1024, 512, 256],
+        "mlp_hidden_units": [64, 32],
+        "net_dropout": 0.2,
+        "batch_norm": False,
+    },
 }
 
 

@@ -30,6 +30,7 @@ from benchmarks.equality import equality
 from benchmarks.files import measure_files
 from benchmarks.sides import Side, make_sides
 from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.views import num_rows
 
 PRECISIONS = {
     "fp32": "float32",
@@ -179,11 +180,6 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def num_rows(batch: Any) -> int:
-    """Return the rows of a batch of either side."""
-    return batch[-1].shape[0] if isinstance(batch, tuple) else len(batch)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from fuxictr_mm import __version__
 from fuxictr_mm.errors import Interrupted, UserError
+from fuxictr_mm.torchrun import is_one_of_several, process_number
 
 #: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
 COMMANDS = {
@@ -27,7 +28,8 @@ def run_main(main: Callable[[], object]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        process = f"process {process_number()}: " if is_one_of_several() else ""
+        print(f"{process}error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)

@@ -61,6 +61,7 @@ EXPERIMENT_KEYS: dict[str, Any] = {
     "gpu": int,
     "precision": Literal["fp32", "tf32", "bf16"],
     "keep_memory": bool,
+    "tensorboard": bool,
     # Accepted because FuxiCTR's files carry them; they have no effect here.
     "num_workers": int,
     "pickle_feature_encoder": bool,
@@ -134,7 +135,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
-VOLATILE_KEYS = ("gpu", "keep_memory", "verbose", "num_workers", "debug_mode", "description", "pickle_feature_encoder")
+VOLATILE_KEYS = (
+    "gpu",
+    "keep_memory",
+    "tensorboard",
+    "verbose",
+    "num_workers",
+    "debug_mode",
+    "description",
+    "pickle_feature_encoder",
+)
 
 
 _INITIALIZERS = (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial")

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fuxictr_mm.config import check_model_params, config_hash, load_config
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
-from fuxictr_mm.data.loaders import Loader, ResidentLoader
+from fuxictr_mm.data.loaders import Loader, ResidentLoader, Share
 from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
 from fuxictr_mm.data.views import make_view
 from fuxictr_mm.device import device_of
@@ -31,7 +31,9 @@ from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.foreign import check_params, is_foreign, make_safe
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.training import loop
+from fuxictr_mm.torchrun import is_main, local_gpu
+from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.events import Events, is_installed
 from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
 from fuxictr_mm.training.snapshots import Snapshots
 
@@ -79,8 +81,8 @@ def read_params(
     """
     params = load_config(config_dir, expid, data_root=data_root)
     params.update(overrides or {})
-    params["gpu"] = gpu
-    device_of(gpu)
+    params["gpu"] = local_gpu(gpu)
+    device_of(params["gpu"])
     model_class = load_model_class(params["model"], None if model_zoo is None else Path(model_zoo))
     if not issubclass(model_class, torch.nn.Module):
         raise ConfigError(f"model: {params['model']} is no model, expected a subclass of MultimodalModel or BaseModel")
@@ -137,6 +139,8 @@ def set_up_logging() -> None:
     """Log to the terminal, and keep what is logged until ``open_log`` names a file for it."""
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if not is_main():
+        terminal.setLevel(logging.ERROR)  # what other processes than the main one log is the same
     kept = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
     logging.basicConfig(level=logging.INFO, handlers=[terminal, kept], force=True)
     # FuxiCTR announces every object it makes on the root logger; what matters of it is logged here.
@@ -151,6 +155,8 @@ def open_log(params: Mapping[str, Any], mode: str = "w") -> None:
     ConfigError
         The folder cannot be written.
     """
+    if not is_main():
+        return
     path = log_path(params)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,13 +209,22 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
 
 
 def make_loader(
-    split: InteractionTable | InteractionFiles, model: Any, params: Mapping[str, Any], *, shuffle: bool = False
+    split: InteractionTable | InteractionFiles,
+    model: Any,
+    params: Mapping[str, Any],
+    *,
+    shuffle: bool = False,
+    training: bool = False,
 ) -> Loader:
-    """Return a loader of a split, in memory or streamed, in the view that the model takes."""
+    """Return a loader of a split, in memory or streamed, in the view that the model takes.
+
+    Of several processes, each gets a part of every batch for training, else a part of the rows.
+    """
     name = params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
     view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
     device, batch_size = device_of(params["gpu"]), params["batch_size"]
-    options = {"shuffle": shuffle, "seed": params["seed"], "view": view}
+    share = Share(distributed.rank(), distributed.size(), "batch" if training else "block")
+    options = {"shuffle": shuffle, "seed": params["seed"], "view": view, "share": share}
     if isinstance(split, InteractionTable):
         return ResidentLoader(split.to(device), batch_size, **options)
     buffer_rows = params.get("buffer_rows", BUFFER_ROWS)
@@ -232,6 +247,11 @@ def run_experiment(
     resume : bool
         Go on where an earlier run of the same configuration was killed; without trace of one, begin.
     """
+    with distributed.process_group(params["gpu"]):
+        return _run_experiment(params, model_class, results_csv, resume)
+
+
+def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path | None, resume: bool) -> Result:
     started = time.perf_counter()
     if resume and (finished := read_record(params)):
         logger.info(f"{record_path(params)}: finished already, with {finished.valid}")
@@ -249,15 +269,20 @@ def run_experiment(
         _check_writable(results_csv)
     open_log(params, mode="a" if resume else "w")
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
-    train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"])
+    train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
     valid = make_loader(dataset.splits["valid"], model, params)
-    # A result of an earlier run says nothing about the weights that are about to be written.
-    record_path(params).unlink(missing_ok=True)
+    if is_main():
+        # A result of an earlier run says nothing about the weights that are about to be written.
+        record_path(params).unlink(missing_ok=True)
+    if distributed.size() > 1:
+        rows = distributed.size() * params["batch_size"]
+        logger.info(f"{distributed.size()} processes with batches of {params['batch_size']}: {rows} rows a step")
     # With resident: auto, what fits may change between two runs, and with it the order of the rows.
     resident = isinstance(dataset.splits["train"], InteractionTable)
     snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash({**params, "resident": resident}))
     norm = params.get("max_gradient_norm", 10.0)
-    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume)
+    events = Events(log_path(params).with_suffix(".tensorboard")) if params.get("tensorboard", is_installed()) else None
+    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume, events)
     logger.info("Validation")
     valid_result = loop.evaluate(model, valid, params["metrics"])
     test_result = None
@@ -265,10 +290,11 @@ def run_experiment(
         logger.info("Test")
         test_result = loop.evaluate(model, make_loader(dataset.splits["test"], model, params), params["metrics"])
     result = Result(params["model_id"], config_hash(params), valid_result, test_result, time.perf_counter() - started)
-    _write_record(result, record_path(params))
-    snapshots.remove()
-    if results_csv is not None:
-        append_result(result, params, results_csv)
+    if is_main():
+        _write_record(result, record_path(params))
+        snapshots.remove()
+        if results_csv is not None:
+            append_result(result, params, results_csv)
     return result
 
 
@@ -339,11 +365,12 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
         logger.warning(f"{checkpoint}: not of a finished run of this very configuration; scoring with it all the same")
     seed_everything(params["seed"])
     set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
-    dataset = load_dataset(params, {"test": False})
-    model = build_model(model_class, dataset, params)
-    model.load_weights(checkpoint)
-    open_log(params, mode="a")
-    return loop.predict(model, make_loader(dataset.splits["test"], model, params)).numpy()
+    with distributed.process_group(params["gpu"]):
+        dataset = load_dataset(params, {"test": False})
+        model = build_model(model_class, dataset, params)
+        model.load_weights(checkpoint)
+        open_log(params, mode="a")
+        return loop.predict(model, make_loader(dataset.splits["test"], model, params)).numpy()
 
 
 def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:

@@ -99,7 +99,9 @@ class MultimodalModel(BaseModel):
     save_best_only : bool
         False keeps the newest weights rather than the best.
     reduce_lr_on_plateau : bool
-        Divide the learning rate by ten after an evaluation that is no better.
+        Lower the learning rate after an evaluation that is no better.
+    factor : float
+        What it is then multiplied by.
     accumulation_steps : int
         Batches per update.
     precision : {"fp32", "tf32", "bf16"}
@@ -134,6 +136,7 @@ class MultimodalModel(BaseModel):
         eval_steps: int | None = None,
         save_best_only: bool = True,
         reduce_lr_on_plateau: bool = True,
+        factor: float = 0.1,
         accumulation_steps: int = 1,
         precision: Literal["fp32", "tf32", "bf16"] = "fp32",
         verbose: int = 0,
@@ -160,8 +163,11 @@ class MultimodalModel(BaseModel):
             model_root=model_root,
             metrics=list(metrics),
         )
+        if not 0 < factor <= 1:
+            raise ConfigError(f"{model_id}: factor is {factor}, expected a number above 0 and up to 1, such as 0.5")
         self.task = task
         self.loss_from = loss_from
+        self.factor = factor
         self.learning_rate = learning_rate
         self.optimizer_name = optimizer
         self.embedding_dim = embedding_dim
@@ -264,6 +270,10 @@ class MultimodalModel(BaseModel):
         if self.loss_from == "probability":
             return F.binary_cross_entropy(return_dict["y_pred"], y_true)
         return F.binary_cross_entropy_with_logits(return_dict["logit"], y_true)
+
+    def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
+        """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
+        return super().lr_decay(self.factor if factor is None else factor, min_lr)
 
     def regularization_loss(self) -> Tensor:
         """Return the value of the regularizers; training uses their gradients directly."""

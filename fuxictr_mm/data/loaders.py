@@ -8,15 +8,41 @@ Shape letters: B rows, N history items of a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.jagged import Jagged
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of a split; together they take every row once.
+
+    Parameters
+    ----------
+    rank : int
+        Number of the process, from 0.
+    size : int
+        How many there are.
+    by : {"batch", "block"}
+        ``"batch"``: a part of every batch of ``size * batch_size`` rows, so that all take as many steps. ``"block"``:
+        adjacent rows of the whole split, so that the parts of all, one after the other, are the split in its order.
+    """
+
+    rank: int = 0
+    size: int = 1
+    by: Literal["batch", "block"] = "batch"
+
+    def part(self, num_rows: int) -> slice:
+        """Return which of so many rows are this process's; parts differ by one row at most."""
+        return slice(num_rows * self.rank // self.size, num_rows * (self.rank + 1) // self.size)
 
 
 class Loader(ABC):
@@ -27,14 +53,27 @@ class Loader(ABC):
     num_samples : int
         Rows.
     batch_size : int
-        Rows per batch. The last batch may be smaller; when shuffling, a single row left over joins the batch before
-        it, because batch norm cannot train on one row.
+        Rows per batch and process. The last batch may be smaller; rows left over join the batch before it where they
+        are fewer than the processes, or, when shuffling, a single one, because batch norm cannot train on one row.
     shuffle : bool
-        A new order each epoch, decided by ``seed`` and the epoch alone.
+        A new order each epoch, decided by ``seed`` and the epoch alone, not by the number of processes.
     seed : int
         Seed of the orders.
     view : callable, optional
         Turns a Batch into what the model takes; see ``fuxictr_mm.data.views``.
+    share : Share, optional
+        This process's part of the rows, all of them by default.
+
+    Attributes
+    ----------
+    row : int
+        Where in the epoch's order the batches end that have been handed out; the same on all processes that step
+        together.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer rows than processes that step together.
     """
 
     def __init__(
@@ -45,38 +84,55 @@ class Loader(ABC):
         shuffle: bool = False,
         seed: int = 0,
         view: Callable[[Batch], Any] | None = None,
+        share: Share | None = None,
     ) -> None:
+        share = share or Share()
+        if share.by == "batch" and num_samples < share.size:
+            raise ConfigError(f"{num_samples} rows are too few for {share.size} processes; start fewer")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.view = view
+        self.share = share
         self.epoch = 0
-        self._first = 0
+        # Rows of the split that all processes of a batch pass over together.
+        whole = slice(0, num_samples) if share.by == "batch" else share.part(num_samples)
+        self._start, self._stop = whole.start, whole.stop
+        self._first = self.row = self._start
 
     def __len__(self) -> int:
-        return len(self._sizes())
+        return len(self.sizes(self._start))
 
-    def _sizes(self) -> list[int]:
-        """Rows of every batch."""
-        full, rest = divmod(self.num_samples, self.batch_size)
-        sizes = [self.batch_size] * full + [rest] * (rest > 0)
-        if self.shuffle and full and rest == 1:
-            sizes[-2:] = [self.batch_size + 1]
+    def sizes(self, row: int = 0) -> list[int]:
+        """Return the rows, of all processes together, of every batch from ``row`` of the epoch on."""
+        together = self.batch_size * (self.share.size if self.share.by == "batch" else 1)
+        full, rest = divmod(self._stop - row, together)
+        sizes = [together] * full + [rest] * (rest > 0)
+        alone = (self.shuffle and rest == 1) or (self.share.by == "batch" and rest < self.share.size)
+        if full and rest and alone:
+            sizes[-2:] = [together + rest]
         return sizes
 
     def __iter__(self) -> Iterator[Any]:
-        first, self._first = self._first, 0
-        for batch in self._batches(first):
+        row, self._first = self._first, self._start
+        sizes = self.sizes(row)
+        for size, batch in zip(sizes, self._batches(row, sizes), strict=True):
+            row += size
+            self.row = row
             yield batch if self.view is None else self.view(batch)
 
     @abstractmethod
-    def _batches(self, first: int) -> Iterator[Batch]:
-        """Yield the batches of this epoch from number ``first`` on."""
+    def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
+        """Yield this process's part of the batches of this epoch, which begin at ``row`` and have so many rows."""
 
-    def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next pass be epoch ``epoch`` (from 0) and leave out its first ``batch`` batches."""
-        self.epoch, self._first = epoch, batch
+    def _mine(self, rows: Tensor) -> Tensor:
+        """Return this process's part of the rows of a batch."""
+        return rows[self.share.part(rows.numel())] if self.share.by == "batch" else rows
+
+    def start_at(self, epoch: int, row: int) -> None:
+        """Let the next pass be epoch ``epoch`` (from 0) and leave out its first ``row`` rows."""
+        self.epoch, self._first = epoch, row
 
     def _begin_epoch(self) -> torch.Generator:
         """Return the generator of this epoch's order, and go on to the next epoch."""
@@ -100,9 +156,9 @@ class ResidentLoader(Loader):
         super().__init__(len(table), batch_size, **options)
         self.table = table
 
-    def _batches(self, first: int) -> Iterator[Batch]:
-        for rows in self.order().split(self._sizes())[first:]:
-            yield gather(self.table, rows)
+    def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
+        for rows in self.order()[row : self._stop].split(list(sizes)):
+            yield gather(self.table, self._mine(rows))
 
     def order(self) -> Tensor:
         """Return the order of this epoch, ``(rows,)``, and go on to the next epoch."""

@@ -1,11 +1,11 @@
 """Batches of interactions that do not fit into memory: row groups read ahead, mixed in a buffer.
 
-Shape letters: R rows of a table, K rows that one block leaves to the next.
+Shape letters: R rows of a table, K rows that one block keeps for the next.
 
 The *stream* is all rows in the order in which they are read: the file's, or when shuffling that of shuffled sections of
-row groups. A *block* holds the rows that the one before left over and half a buffer of new ones. Shuffling, a block is
-put into random order and leaves batches until half a buffer is left, so that a row may meet rows that are read long
-before or after it.
+row groups. A *block* holds the rows that the one before kept and half a buffer of new ones. Shuffling, a block is put
+into random order and rows leave it until half a buffer is left, so that a row may meet rows that are read long before
+or after it. Batches are cut from the rows as they leave, so their order does not depend on the size of a batch.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class _Block:
     added : int
         How many new rows it gets.
     order : Tensor
-        ``(R,)`` the order in which its rows leave: those left over by the block before, then the new ones.
-    sizes : list of int
-        Rows of the batches that leave it.
+        ``(R,)`` the order of its rows, of which those that the block before kept come first.
+    leaving : int
+        How many of the order leave it.
     """
 
     first: int
     added: int
     order: Tensor
-    sizes: list[int]
+    leaving: int
 
     @property
-    def left(self) -> Tensor:
+    def kept(self) -> Tensor:
         """``(K,)`` rows that stay for the next block."""
-        return self.order[sum(self.sizes) :]
+        return self.order[self.leaving :]
 
 
 class StreamingLoader(Loader):
@@ -99,24 +99,25 @@ class StreamingLoader(Loader):
                 "are mixed only with those near them; write smaller row groups or raise buffer_rows"
             )
 
-    def _batches(self, first: int) -> Iterator[Batch]:
+    def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
         sections = self.sections
         generator = None
         if self.shuffle:
             generator = self._begin_epoch()
             sections = [sections[i] for i in torch.randperm(len(sections), generator=generator).tolist()]
         blocks = self._blocks(generator)
-        # Blocks of which no batch is asked for are not read: it is enough to know which rows they leave over.
-        kept = torch.arange(0)
+        # Blocks of which no row is asked for are not read: it is enough to know which rows they keep.
+        kept, gone = torch.arange(0), 0
         for start in blocks:
-            if first == 0 or first < len(start.sizes):
+            if row < gone + start.leaving:
                 break
-            first -= len(start.sizes)
-            kept = torch.cat([kept, torch.arange(start.first, start.first + start.added)])[start.left]
+            gone += start.leaving
+            kept = torch.cat([kept, torch.arange(start.first, start.first + start.added)])[start.kept]
         else:
             return
         places, ranks = kept.sort()
         rest: list[InteractionTable] = []
+        waiting = _Waiting(sizes)
         with ReadAhead(self._read(sections, places, start.first)) as refills:
             if len(kept):
                 rest = [_select(self._concatenate(next(refills)), ranks.argsort().to(self.device))]
@@ -124,31 +125,27 @@ class StreamingLoader(Loader):
                 table = self._concatenate([*rest, *next(refills)])
                 rest = []
                 order = block.order.to(self.device)
-                leaving = sum(block.sizes)
-                for rows in order[:leaving].split(block.sizes)[first:]:
-                    yield gather(table, rows)
-                first = 0
-                rest = [_select(table, order[leaving:])] if leaving else [table]
+                for piece, rows in waiting.cut(table, order[max(row - gone, 0) : block.leaving]):
+                    yield gather(piece, self._mine(rows))
+                if waiting.done:
+                    return
+                gone += block.leaving
+                rest = [_select(table, order[block.leaving :])] if block.leaving else [table]
                 del table
 
     def _blocks(self, generator: torch.Generator | None) -> Iterator[_Block]:
         """Yield what happens to each block; a function of the number of rows and the generator alone."""
-        sizes = self._sizes()
-        batch = place = held = 0
+        place = held = 0
         while place < self.num_samples:
             added = min(self.refill, self.num_samples - place)
             held += added
             is_last = place + added == self.num_samples
-            spare = held - (self.refill if self.shuffle and not is_last else 0)
-            first = batch
-            while batch < len(sizes) and sizes[batch] <= spare:
-                spare -= sizes[batch]
-                batch += 1
-            mixed = generator is not None and batch > first
+            leaving = max(held - self.refill, 0) if generator is not None and not is_last else held
+            mixed = generator is not None and leaving
             order = torch.randperm(held, generator=generator) if mixed else torch.arange(held)
-            yield _Block(place, added, order, sizes[first:batch])
+            yield _Block(place, added, order, leaving)
             place += added
-            held -= sum(sizes[first:batch])
+            held -= leaving
 
     def _read(
         self, sections: Sequence[parquet.Section], places: Tensor, first: int
@@ -205,6 +202,42 @@ class StreamingLoader(Loader):
 
     def _concatenate(self, pieces: Sequence[InteractionTable]) -> InteractionTable:
         return concatenate(piece.to(self.device, non_blocking=True) for piece in pieces)
+
+
+class _Waiting:
+    """Cuts batches of given sizes out of rows that come table by table.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Rows of every batch.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = list(reversed(sizes))
+        self._pieces: list[InteractionTable] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether every batch has been cut."""
+        return not self._sizes
+
+    def cut(self, table: InteractionTable, rows: Tensor) -> Iterator[tuple[InteractionTable, Tensor]]:
+        """Yield a table and its rows for every batch that the given rows of a table fill; keep what is left of them."""
+        while self._sizes:
+            missing = self._sizes[-1] - sum(len(piece) for piece in self._pieces)
+            if rows.numel() < missing:
+                if rows.numel():
+                    self._pieces.append(_select(table, rows))
+                return
+            self._sizes.pop()
+            filling, rows = rows[:missing], rows[missing:]
+            if self._pieces:
+                whole = concatenate([*self._pieces, _select(table, filling)])
+                self._pieces.clear()
+                yield whole, torch.arange(len(whole), device=rows.device)
+            else:
+                yield table, filling
 
 
 def _select(table: InteractionTable, rows: Tensor) -> InteractionTable:

@@ -28,6 +28,15 @@ def make_view(name: str, feature_map: FeatureMap, items: ItemTable, max_len: int
     return None
 
 
+def num_rows(batch: Any) -> int:
+    """Return the rows of a batch in any view."""
+    if isinstance(batch, tuple):
+        return batch[-1].shape[0]
+    if isinstance(batch, dict):
+        return next(iter(batch.values())).shape[0]
+    return len(batch)
+
+
 def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> ChallengeBatch:
     """Return the tuple of the challenge's baseline.
 

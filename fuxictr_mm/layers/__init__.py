@@ -8,9 +8,12 @@ from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.jagged import Jagged
 from fuxictr_mm.layers.pooling import weighted_sum
+from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.register import register
 from fuxictr_mm.layers.senet import SENet
+from fuxictr_mm.layers.staircase import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
+from fuxictr_mm.layers.transformer import TargetTransformer
 
 __all__ = [
     "BilinearInteraction",
@@ -20,7 +23,11 @@ __all__ = [
     "DINAttention",
     "Jagged",
     "MultiHeadTargetAttention",
+    "QuadraticLayer",
+    "QuadraticNetwork",
     "SENet",
+    "StaircaseCrossNetV2",
+    "TargetTransformer",
     "register",
     "weighted_sum",
 ]

@@ -27,9 +27,10 @@ class MultiHeadTargetAttention(nn.Module):
     With ``sparse=True`` the softmax is a ReLU: an item that does not speak for the target has no weight at all, and
     the weights of a row need not sum to one.
 
-    :math:`W_k` maps distinct items only; :math:`W_v` is applied after the sum, once per row, which is the same since
-    both are linear. Parameters have the names and shapes of FuxiCTR's ``MultiHeadTargetAttention`` and either loads
-    the other's state dict.
+    :math:`W_v` is applied after the sum, once per row, and :math:`W_k` to distinct items only, which is the same since
+    both are linear. With one head :math:`W_k` goes to the query instead, :math:`(W_k^\top W_q t_b) \cdot s_n`, so that
+    no item is mapped at all, unless a batch has fewer distinct items than rows. Parameters have the names and shapes of
+    FuxiCTR's ``MultiHeadTargetAttention`` and either loads the other's state dict.
 
     Departures: an empty history gives zero (in FuxiCTR: the mean of the padding). The residual ``+ t`` that the
     Quadratic Interest Network adds to the output is left to the model.
@@ -120,6 +121,12 @@ class MultiHeadTargetAttention(nn.Module):
         return (pooled, weights) if return_weights else pooled
 
     def _weights(self, target: Tensor, history: Jagged) -> Jagged:
+        if self.use_qkvo and self.num_heads == 1 and history.num_rows <= history.distinct.shape[0]:
+            # From the side that takes fewer operations: two products per row, or one per row with W_q' W_k.
+            query_BD = torch.linalg.multi_dot([target, self.W_q.weight.t(), self.W_k.weight])
+            product_ND = (query_BD / self.scale).index_select(0, history.rows) * history.values
+            scores = history.with_values(product_ND.sum(dim=-1, keepdim=True))
+            return scores.map(torch.relu) if self.sparse else scores.softmax()
         query_BA = self.W_q(target) if self.use_qkvo else target
         key = history.map(self.W_k) if self.use_qkvo else history
         product_NA = (query_BA / self.scale).index_select(0, history.rows) * key.values
@@ -134,6 +141,9 @@ class MultiHeadTargetAttention(nn.Module):
                 for slice_UK, weights_N in zip(slices, weights_NH.unbind(1), strict=True)
             ]
             return torch.cat(heads, dim=1)
+        if self.num_heads == 1:
+            pooled_BD = weighted_sum(history, weights_NH.squeeze(1))
+            return torch.linalg.multi_dot([pooled_BD, self.W_v.weight.t(), self.W_o.weight.t()])
         pooled_BHD = weighted_sum(history, weights_NH)
         value_HKD = self.W_v.weight.unflatten(0, (self.num_heads, self.head_dim))
         return self.W_o(torch.einsum("bhd,hkd->bhk", pooled_BHD, value_HKD).flatten(1))

@@ -16,8 +16,12 @@ import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 
+from fuxictr_mm.data.views import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.signals import collect_signals
+from fuxictr_mm.torchrun import is_main
+from fuxictr_mm.training import distributed
+from fuxictr_mm.training.events import Events
 from fuxictr_mm.training.progress import progress_bar
 from fuxictr_mm.training.snapshots import Progress, Snapshots
 
@@ -36,6 +40,7 @@ def fit(
     max_gradient_norm: float = 10.0,
     snapshots: Snapshots | None = None,
     resume: bool = False,
+    events: Events | None = None,
 ) -> list[dict[str, float]]:
     """Train a model and leave it with the best weights of this run.
 
@@ -44,7 +49,7 @@ def fit(
     model : BaseModel
         Takes a step by ``train_step(batch)``.
     train : loader
-        Sized, yields what the model takes. To resume it must have ``start_at(epoch, batch)``.
+        Sized, yields what the model takes. To resume it must be a ``fuxictr_mm.data.loaders.Loader``.
     epochs : int
         Most passes over ``train``.
     validation : loader, optional
@@ -55,6 +60,8 @@ def fit(
         Where to keep what is needed to go on after a kill. With it, Ctrl-C and SIGTERM end the run after the step.
     resume : bool
         Go on from the snapshot, if there is one.
+    events : Events, optional
+        Where to write loss, metrics, learning rate and speed for TensorBoard.
 
     Returns
     -------
@@ -70,19 +77,22 @@ def fit(
     """
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}, expected 1 or more")
-    run = _Run(model, train, epochs, validation, snapshots)
+    run = _Run(model, train, epochs, validation, snapshots, events if is_main() else None)
     model._max_gradient_norm = max_gradient_norm
-    run.begin(resume)
+    distributed.distribute(model)
     signals: AbstractContextManager[list[int]] = nullcontext([]) if snapshots is None else collect_signals()
-    with signals as received:
+    with run, signals as received:
+        run.begin(resume)
         while run.progress.epoch < epochs and not model._stop_training:
             run.train_epoch(received)
     if model._stop_training:
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
-    if not run.progress.saved:
-        model.save_weights(model.checkpoint)
-    logger.info(f"Best weights: {model.checkpoint}")
-    model.load_weights(model.checkpoint)
+    if is_main():
+        if not run.progress.saved:
+            model.save_weights(model.checkpoint)
+        logger.info(f"Best weights: {model.checkpoint}")
+        model.load_weights(model.checkpoint)
+    distributed.broadcast_state(model)
     return run.progress.history
 
 
@@ -96,15 +106,25 @@ class _Run:
         epochs: int,
         validation: Iterable[Any] | None,
         snapshots: Snapshots | None,
+        events: Events | None,
     ) -> None:
         self.model = model
         self.train = train
         self.epochs = epochs
         self.validation = validation
         self.snapshots = snapshots
+        self.events = events
+        self.batches = len(train)
         self.eval_steps = model._eval_steps or len(train)
         self.progress = Progress()
         self.losses = _RunningLoss()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.events is not None:
+            self.events.close()
 
     def begin(self, resume: bool) -> None:
         """Set the model's counters to the start, or to where the snapshot says."""
@@ -115,8 +135,9 @@ class _Run:
             found = self.snapshots.load(model) if resume else None
             if found is not None:
                 self.progress = found
-                self.train.start_at(found.epoch, found.batch)
-                logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {len(self.train)}")
+                self.train.start_at(found.epoch, found.row)
+                self.batches = found.batch + len(self.train.sizes(found.row))
+                logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {self.batches}")
             else:
                 self.snapshots.remove()
         progress = self.progress
@@ -129,7 +150,9 @@ class _Run:
         model._batch_index = progress.batch
         model._epoch_index = progress.epoch
         model._stop_training = progress.worse >= model._early_stop_patience
-        model._steps_per_epoch = len(self.train)
+        model._steps_per_epoch = self.batches
+        if self.events is not None:
+            self.events.begin(progress.step)
         logger.info(f"Training: {len(self.train)} batches per epoch, evaluation every {self.eval_steps}")
 
     def train_epoch(self, received: Sequence[int]) -> None:
@@ -140,44 +163,59 @@ class _Run:
         model.train()
         started, rows = time.perf_counter(), 0
         title = f"epoch {epoch + 1}/{self.epochs}"
-        with progress_bar(self.train, title, model._verbose, first, len(self.train)) as bar:
+        with progress_bar(self.train, title, model._verbose, first, self.batches) as bar:
             for index, batch in enumerate(bar, start=first):
                 model._batch_index = index
                 model._total_steps += 1
                 self.losses.add(model.train_step(batch))
-                rows += _num_rows(batch)
+                rows += num_rows(batch)
                 progress.batch, progress.step = index + 1, model._total_steps
+                progress.row = getattr(self.train, "row", 0)
                 if index % LOG_STEPS == LOG_STEPS - 1:
-                    bar.set_postfix(loss=f"{self.losses.check(epoch, index):.4f}", refresh=False)
+                    loss = self.losses.check(epoch, index)
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                    self.record("train", loss=loss)
                 evaluated = model._total_steps % self.eval_steps == 0
                 if evaluated:
                     self.evaluate(epoch, index)
-                if self.snapshots is not None and (evaluated or received or self.snapshots.due):
-                    self.snapshot()
-                if received:
-                    where = f"epoch {epoch + 1}, batch {index + 1} of {len(self.train)}"
-                    raise Interrupted(f"stopped at {where}; the same command with --resume goes on", received[0])
+                if self.snapshots is not None:
+                    signal, due = distributed.largest(*received[:1] or [0], self.snapshots.due)
+                    if evaluated or signal or due:
+                        self.snapshot()
+                    if signal:
+                        where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
+                        raise Interrupted(f"stopped at {where}; the same command with --resume goes on", int(signal))
                 if model._stop_training:
                     break
         self.losses.check(epoch, model._batch_index)
         seconds = time.perf_counter() - started
+        rows = int(distributed.total(rows))
+        self.record("train", rows_per_second=rows / seconds)
         logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
-        progress.epoch, progress.batch = epoch + 1, 0
+        progress.epoch, progress.batch, progress.row = epoch + 1, 0, 0
+        self.batches = model._steps_per_epoch = len(self.train)
         self.losses = _RunningLoss()
 
     def evaluate(self, epoch: int, index: int) -> None:
         """Log the loss, evaluate, and decide what follows from it."""
         model, progress = self.model, self.progress
-        loss = self.losses.check(epoch, index)
+        loss = distributed.total(self.losses.check(epoch, index)) / distributed.size()
         self.losses = _RunningLoss()
         logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
         if self.validation is None:
             return
         metrics = evaluate(model, self.validation, model._monitor.get_metrics())
         progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
+        self.record("train", loss=loss, learning_rate=model.optimizer.param_groups[0]["lr"])
+        self.record("valid", **metrics)
         progress.saved |= _keep_best(model, metrics)
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
+
+    def record(self, group: str, **values: float) -> None:
+        """Write scalars of this step for TensorBoard."""
+        if self.events is not None:
+            self.events.add(self.model._total_steps, group, values)
 
     def snapshot(self) -> None:
         """Write down where the run stands."""
@@ -210,15 +248,6 @@ class _RunningLoss:
         return value
 
 
-def _num_rows(batch: Any) -> int:
-    """Rows of a batch in any view."""
-    if isinstance(batch, tuple):
-        return batch[-1].shape[0]
-    if isinstance(batch, dict):
-        return next(iter(batch.values())).shape[0]
-    return len(batch)
-
-
 def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     """Save better weights, decay and stop as FuxiCTR does; return whether weights were saved."""
     value = model._monitor.get_value(metrics)
@@ -237,7 +266,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
             logger.info(f"Learning rate lowered to {model.lr_decay():.2e}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience
     save = better or not model._save_best_only
-    if save:
+    if save and is_main():
         model.save_weights(model.checkpoint)
     return save
 
@@ -246,7 +275,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
 def _score(
     model: BaseModel, loader: Iterable[Any], what: str, labels: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return predictions, and labels and groups if asked for, each ``(rows,)``, on the model's device."""
+    """Return predictions, and labels and groups if asked for, each ``(rows,)`` of all processes, on the device."""
     model.eval()
     predictions, truths, groups = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:
@@ -259,7 +288,9 @@ def _score(
     joined = [torch.cat(parts) if parts else None for parts in (predictions, truths, groups)]
     if joined[0] is None:
         raise DataError(f"{what}: no rows")
-    return joined[0], joined[1], joined[2]
+    y_pred = distributed.gather_rows(joined[0])
+    y_true, group = (None if part is None else distributed.gather_rows(part) for part in joined[1:])
+    return y_pred, y_true, group
 
 
 def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) -> dict[str, float]:

@@ -13,9 +13,11 @@ from fuxictr.pytorch.models import BaseModel
 
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import write_beside
+from fuxictr_mm.torchrun import is_main
+from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import read_tensors
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -26,8 +28,8 @@ class Progress:
     ----------
     epoch : int
         Epoch that runs, from 0.
-    batch : int
-        Batches of it that are done.
+    batch, row : int
+        Batches of it that are done, and the rows that all processes took in them.
     step : int
         Batches done since the beginning.
     best : float or None
@@ -44,6 +46,7 @@ class Progress:
 
     epoch: int = 0
     batch: int = 0
+    row: int = 0
     step: int = 0
     best: float | None = None
     worse: int = 0
@@ -81,19 +84,25 @@ class Snapshots:
         return time.monotonic() - self._written >= self.every_seconds
 
     def save(self, model: BaseModel, progress: Progress) -> None:
-        """Write the state; the one before stays whole until the new one is."""
+        """Write the state; the one before stays whole until the new one is. All processes call it together."""
+        generators = distributed.gather_rows(torch.get_rng_state().unsqueeze(0))
+        on_gpu = model.device.type == "cuda"
+        gpu_state = torch.cuda.get_rng_state(model.device) if on_gpu else torch.zeros(0, dtype=torch.uint8)
+        gpu_generators = distributed.gather_rows(gpu_state.unsqueeze(0))
+        self._written = time.monotonic()
+        if not is_main():
+            return
         state = {
             "format": FORMAT,
             "config_hash": self.config_hash,
             "model": model.state_dict(),
             "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
             "optimizer": model.optimizer.state_dict(),
-            "generator": torch.get_rng_state(),
-            "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "generators": generators,
+            "gpu_generators": gpu_generators,
             "progress": asdict(progress),
         }
         write_beside(self.path, lambda stream: torch.save(state, stream))
-        self._written = time.monotonic()
 
     def load(self, model: BaseModel) -> Progress | None:
         """Put model, optimiser and generators where they were; None if there is no snapshot.
@@ -101,9 +110,12 @@ class Snapshots:
         Raises
         ------
         UserError
-            The file is damaged, or of another configuration.
+            The file is damaged, of another configuration, or not there for all processes.
         """
-        if not self.path.is_file():
+        found = self.path.is_file()
+        if distributed.total(found) not in (0, distributed.size()):
+            raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
+        if not found:
             return None
         state = read_tensors(self.path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -118,14 +130,18 @@ class Snapshots:
         for name, parameter in model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        torch.set_rng_state(state["generator"])
-        if state["cuda_generators"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        # Of more processes than there were, the new ones keep the state that they began with.
+        if distributed.rank() < len(state["generators"]):
+            torch.set_rng_state(state["generators"][distributed.rank()].clone())
+            gpu_state = state["gpu_generators"][distributed.rank()].clone()
+            if model.device.type == "cuda" and gpu_state.numel():
+                torch.cuda.set_rng_state(gpu_state, model.device)
         return _progress(state["progress"])
 
     def remove(self) -> None:
         """Forget where the run stood."""
-        self.path.unlink(missing_ok=True)
+        if is_main():
+            self.path.unlink(missing_ok=True)
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from fuxictr_mm import experiment
 from fuxictr_mm.data import decoding, parquet, streaming
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
-from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.loaders import ResidentLoader, Share
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.streaming import StreamingLoader
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.snapshots import Snapshots
 
@@ -108,8 +108,61 @@ def test_every_row_once_in_batches_as_of_the_resident_loader(
     if not shuffle:
         assert flat(batches) == list(range(1, rows + 1))
     first = data.draw(st.integers(0, len(batches)))
-    loader.start_at(0, first)
+    loader.start_at(0, sum(len(batch) for batch in batches[:first]))
     assert epoch(loader) == batches[first:]
+    other_size = StreamingLoader(files, data.draw(st.integers(1, 40)), buffer_rows=buffer_rows, **options)
+    row = data.draw(st.integers(0, rows))
+    other_size.start_at(0, row)
+    assert flat(epoch(other_size)) == flat(batches)[row:]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 60),
+    batch_size=st.integers(1, 12),
+    buffer_rows=st.integers(1, 80),
+    shuffle=st.booleans(),
+    size=st.integers(1, 4),
+    resident=st.booleans(),
+    data=st.data(),
+)
+def test_processes_share_all_rows_without_overlap(
+    tmp_path, monkeypatch, rows, batch_size, buffer_rows, shuffle, size, resident, data
+):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 7)
+    files = write(tmp_path / "parts", rows, 2, 5)
+
+    def make(batch_size, shuffle, share=None):
+        options = {"shuffle": shuffle, "seed": 3, "share": share}
+        if resident:
+            return ResidentLoader(concatenate(files.pieces()), batch_size, **options)
+        return StreamingLoader(files, batch_size, buffer_rows=buffer_rows, **options)
+
+    blocks = [flat(epoch(make(batch_size, False, Share(rank, size, "block")))) for rank in range(size)]
+    assert flat(blocks) == list(range(1, rows + 1))
+    if rows < size:
+        with pytest.raises(ConfigError, match=f"{rows} rows are too few for {size} processes"):
+            make(batch_size, shuffle, Share(0, size))
+        return
+    loaders = [make(batch_size, shuffle, Share(rank, size)) for rank in range(size)]
+    first = data.draw(st.integers(0, len(loaders[0]) - 1))
+    start = sum(loaders[0].sizes()[:first])
+    for loader in loaders:
+        loader.start_at(0, start)
+    steps = list(zip(*map(epoch, loaders), strict=True))
+    assert len(steps) == len(loaders[0]) - first
+    for step in steps:
+        assert max(map(len, step)) - min(map(len, step)) <= 1
+        assert min(map(len, step)) > 0
+    alone = make(rows, shuffle)
+    assert [item for step in steps for part in step for item in part] == flat(epoch(alone))[start:]
+
+
+def test_row_tells_where_the_handed_out_batches_end(tmp_path):
+    loader = StreamingLoader(write(tmp_path, 23), 4, buffer_rows=9, shuffle=True, share=Share(1, 2))
+    assert [loader.row for _ in loader] == [8, 16, 23]
+    loader.start_at(0, 8)
+    assert [loader.row for _ in loader] == [16, 23]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -118,7 +171,7 @@ def test_rows_keep_their_columns_and_histories(tmp_path, shuffle):
     loader = StreamingLoader(files, 7, buffer_rows=50, shuffle=shuffle)
     resident = ResidentLoader(concatenate(files.pieces()), 7)
     assert sorted(rows_of(loader)) == sorted(rows_of(resident))
-    loader.start_at(0, 20)
+    loader.start_at(0, 140)
     assert set(rows_of(loader)) < set(rows_of(resident))
 
 
@@ -138,7 +191,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(tmp_path):
     assert [epoch(again), epoch(again)] == [first, second]
     assert first != second
     assert epoch(make(2)) not in (first, second)
-    again.start_at(1, 3)
+    again.start_at(1, 24)
     assert epoch(again) == second[3:]
     assert again.epoch == 2
     assert epoch(again) == epoch(loader)
@@ -211,7 +264,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
         files = write(tmp_path / str(rows), rows, parts=2, group=100)
         loader = StreamingLoader(files, 10, buffer_rows=100, shuffle=shuffle)
         assert sum(len(batch) for batch in loader) == rows
-        loader.start_at(0, len(loader) - 2)
+        loader.start_at(0, rows - 20)
         assert sum(len(batch) for batch in loader) == 20
         peaks.append(most)
     assert max(peaks) <= 400  # a block and the one before, two refills of half a buffer, the chunks they are cut from

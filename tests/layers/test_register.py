@@ -9,7 +9,7 @@ import fuxictr_mm
 from fuxictr_mm import layers
 from fuxictr_mm.layers import register
 
-NEW = {"DINAttention", "SENet"}
+NEW = {"DINAttention", "QuadraticLayer", "QuadraticNetwork", "SENet"}
 
 
 def run(*lines: str) -> str:

@@ -1,0 +1,76 @@
+"""``fuxictr-mm check-data``: find what harms in a dataset, write a cleaned copy.
+
+Exit codes: 0 nothing but infos, 1 errors or warnings were found, 2 the command could not be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fuxictr_mm.embeddings.quality.check import check_folder
+from fuxictr_mm.embeddings.quality.checks import SEVERITIES, choose_checks
+from fuxictr_mm.embeddings.quality.cleaning import clean_folder, format_actions
+from fuxictr_mm.embeddings.quality.findings import format_table
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import write_beside
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fuxictr-mm check-data``."""
+    parser.add_argument("folder", metavar="DIR", help="folder with train, valid, test and item files (.parquet)")
+    parser.add_argument("--json", metavar="FILE", help="write all findings, with every row, as JSON")
+    parser.add_argument("--clean", metavar="OUT_DIR", help="write a cleaned copy and say what went")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks only")
+    parser.add_argument("--skip", nargs="+", metavar="CHECK", help="leave these checks out")
+    parser.add_argument("--max_examples", type=int, default=3, metavar="N", help="rows shown per finding (default: 3)")
+    parser.add_argument("--title_column", metavar="NAME", help="column of the titles (default: item_title)")
+    parser.add_argument(
+        "--text_column", metavar="NAME", help="text vectors of the cross-modal check (default: by name)"
+    )
+    parser.add_argument("--image_column", metavar="NAME", help="image vectors of it (default: by name)")
+    parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Check the folder, print the table, write what was asked for; exit with 1 where there are errors or warnings."""
+    checks = choose_checks(args.only, args.skip)
+    if args.max_examples < 0:
+        raise ConfigError(f"--max_examples is {args.max_examples}, expected 0 or more")
+    if args.json and Path(args.json).is_dir():
+        raise ConfigError(f"--json {args.json}: is a folder, expected a file")
+    if args.clean and Path(args.clean).exists():
+        raise ConfigError(f"--clean {args.clean}: is there already; name a folder that is not")
+    report, layout = check_folder(
+        args.folder,
+        checks,
+        title_column=args.title_column,
+        text_column=args.text_column,
+        image_column=args.image_column,
+        language=args.language,
+        verbose=0 if args.quiet else 1,
+    )
+    findings = report.findings()
+    print(format_table(findings, args.max_examples))
+    if layout.others:
+        print(f"not checked: {', '.join(layout.others)}")
+    answer = {
+        "folder": str(args.folder),
+        "counts": {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES},
+        "findings": [finding.to_dict() for finding in findings],
+        "measures": report.measures,
+        "not_checked": layout.others,
+    }
+    if args.clean:
+        actions = clean_folder(layout, report, args.clean)
+        print(f"\ncleaned copy in {args.clean}:")
+        print(format_actions(actions) or "nothing was to be cleaned: the files are the same")
+        answer["cleaned"] = {"folder": str(args.clean), "actions": [action.to_dict() for action in actions]}
+    if args.json:
+        text = json.dumps(answer, indent=1, ensure_ascii=False, default=str)
+        write_beside(args.json, lambda stream: stream.write(text.encode("utf-8", errors="replace")))
+    if not report.is_clean:
+        sys.exit(1)

@@ -1,0 +1,210 @@
+"""``fuxictr-mm embed reduce``: vectors of any modalities, reduced and joined by PCA.
+
+The strategies of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961):
+V1 PCA(text), V2 PCA(image), V3 PCA(text, image), V4 PCA(text) + PCA(image).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fuxictr_mm.embeddings.pretrained_emb import PretrainedEmbFile
+from fuxictr_mm.embeddings.reducer import SCALES, Reducer
+from fuxictr_mm.embeddings.reducer_fit import CHUNK_BYTES, choose_strategies, fit_reducer
+from fuxictr_mm.embeddings.reduction_report import format_report, summarize, yaml_lines
+from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, vector_type
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import write_beside
+
+EXAMPLE = """\
+examples:
+  fuxictr-mm embed reduce text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
+      --dim 128 --out item_emb.parquet
+  fuxictr-mm embed reduce text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
+      --apply item_emb.reducer.safetensors --out new_item_emb.parquet
+"""
+
+
+def reduce_vectors(
+    sources: Sequence[Source],
+    out: str | os.PathLike[str],
+    *,
+    apply: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
+    h5: str | os.PathLike[str] | None = None,
+    prefix: str = "item_emb",
+    overwrite: bool = False,
+    progress: bool = False,
+    **fit: Any,
+) -> tuple[Reducer, dict[str, Any]]:
+    """Fit a reducer, or load one, and write a column for each of its strategies.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The modalities; joined on ``item_id``.
+    out : str or path
+        The item file to write.
+    apply : str or path, optional
+        A reducer that was saved, to be applied instead of fitting one.
+    save : str or path, optional
+        Where the fitted reducer goes; ``OUT`` with ``.reducer.safetensors`` in place of its suffix by default.
+    report : str or path, optional
+        A JSON file for the report.
+    h5 : str or path, optional
+        Start of the names of files for FuxiCTR's ``pretrained_emb``, one for each strategy: ``H5_v1.h5``, ...
+    prefix : str
+        Of the columns.
+    overwrite : bool
+        Replace files that are there.
+    progress : bool
+        Show a progress bar.
+    **fit
+        ``dim``, ``variance``, ``scale``, ``whiten``, ``balance``, ``strategies`` and ``memory`` of ``fit_reducer``.
+
+    Returns
+    -------
+    tuple of Reducer and dict
+        The reducer and its report (``reduction_report.summarize``).
+
+    Raises
+    ------
+    UserError
+        For settings, files or vectors that are wrong. Each file is whole then, or as it was before.
+    """
+    out = Path(out)
+    save = Path(save) if save else out.with_suffix(".reducer.safetensors")
+    outputs = [out, *([] if apply else [save]), *([Path(report)] if report else [])]
+    reducer = Reducer.load(apply) if apply else None
+    if h5:
+        plan = choose_strategies([source.name for source in sources], fit.get("strategies"))
+        names = [s.name for s in reducer.strategies] if reducer else [name for name, _ in plan]
+        outputs += [Path(f"{h5}_{name}.h5") for name in names]
+    _check_outputs(sources, outputs, overwrite)
+    with JoinedVectors(sources) as joined, ExitStack() as stack:
+        if reducer is None:
+            with _bar(len(joined.ids), "fitting", progress) as bar:
+                reducer = fit_reducer(joined, **fit, advance=bar.update)
+        reducer.check(joined.widths)
+        columns = {strategy.name: f"{prefix}_{strategy.name}" for strategy in reducer.strategies}
+        schema = {columns[s.name]: vector_type(s.width) for s in reducer.strategies}
+        writes: list[Callable[..., None]] = []
+        if h5:
+            for strategy in reducer.strategies:
+                path, size = f"{h5}_{strategy.name}.h5", (len(joined.ids), strategy.width)
+                file = stack.enter_context(PretrainedEmbFile(path, *size, overwrite))
+                writes.append(lambda ids, reduced, file=file, name=strategy.name: file.write(ids, reduced[name]))
+        writer = stack.enter_context(ItemFileWriter(out, schema, overwrite))
+        writes.append(lambda ids, reduced: writer.write(ids, {columns[name]: v for name, v in reduced.items()}))
+        bar = stack.enter_context(_bar(len(joined.ids), "reducing", progress))
+        for ids, vectors in joined.chunks(max(256, CHUNK_BYTES // (8 * sum(joined.widths.values())))):
+            reduced = reducer.transform(vectors)
+            for write in writes:
+                write(ids, reduced)
+            bar.update(len(ids))
+    summary = summarize(reducer, prefix)
+    if not apply:
+        reducer.save(save)
+    if report:
+        text = json.dumps(summary, indent=2) + "\n"
+        write_beside(report, lambda stream: stream.write(text.encode()))
+    return reducer, summary
+
+
+def _check_outputs(sources: Sequence[Source], outputs: Sequence[Path], overwrite: bool) -> None:
+    inputs = {source.path.resolve() for source in sources}
+    for path in outputs:
+        if path.resolve() in inputs or path.resolve().parent in inputs:
+            raise ConfigError(f"{path}: is read as well; choose another name to write")
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path}: exists already; add --overwrite or choose another name")
+
+
+def _bar(items: int, what: str, progress: bool) -> tqdm:
+    return tqdm(
+        total=items,
+        desc=what,
+        unit=" items",
+        unit_scale=True,
+        leave=False,
+        disable=not (progress and sys.stderr.isatty()),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fuxictr-mm embed reduce``."""
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the vectors' file and column"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write, one column per strategy")
+    width = parser.add_mutually_exclusive_group()
+    width.add_argument("--dim", type=int, metavar="N", help="width of each strategy (default: 128)")
+    width.add_argument("--variance", type=float, metavar="SHARE", help="keep this share of the variance, such as 0.95")
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        help="of the vectors before: as they are, l2 per row, standard per column (default: none)",
+    )
+    parser.add_argument(
+        "--no-balance", action="store_true", help="leave each modality's part of v4 (apart) at its own scale"
+    )
+    parser.add_argument("--whiten", action="store_true", help="give each component the variance 1")
+    parser.add_argument(
+        "--strategies",
+        metavar="NAME,...",
+        help="v1 to v4 for two modalities, else their names, joint and apart (default: all)",
+    )
+    parser.add_argument("--prefix", default="item_emb", help="of the columns (default: item_emb)")
+    parser.add_argument("--save", metavar="FILE", help="the fitted reducer (default: OUT.reducer.safetensors)")
+    parser.add_argument("--apply", metavar="FILE", help="reduce by a saved reducer instead of fitting one")
+    parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")
+    parser.add_argument("--h5", metavar="PREFIX", help="write PREFIX_v1.h5, ... for FuxiCTR's pretrained_emb as well")
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="fit in memory up to this size, else in chunks (default: 1)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Reduce as the parsed options of ``add_arguments`` say."""
+    options = {
+        "dim": args.dim,
+        "variance": args.variance,
+        "scale": args.scale,
+        "whiten": args.whiten or None,
+        "balance": False if args.no_balance else None,
+        "strategies": args.strategies and [name.strip() for name in args.strategies.split(",")],
+        "memory": None if args.memory is None else 1e9 * args.memory,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.apply:
+        for name in [*given, *(["save"] if args.save else [])]:
+            option = "no-balance" if name == "balance" else name
+            raise ConfigError(f"--{option} is a setting of the fit, and --apply fits nothing; leave one of them out")
+    _, report = reduce_vectors(
+        [Source.parse(text) for text in args.sources],
+        args.out,
+        apply=args.apply,
+        save=args.save,
+        report=args.report,
+        h5=args.h5,
+        prefix=args.prefix,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        **given,
+    )
+    print(format_report(report))
+    print(f"\nFor feature_cols in dataset_config.yaml, with {args.out} added to item_info:\n")
+    print(yaml_lines(report))

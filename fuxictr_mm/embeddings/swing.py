@@ -1,0 +1,395 @@
+r"""Swing: which items are alike by behaviour. Yang et al., 2020, https://arxiv.org/abs/2010.05525.
+
+.. math::
+    s(i, j) = \sum_{\{u, v\} \subset U_i \cap U_j} \frac{w_u w_v}{\alpha + |I_u \cap I_v|},
+    \qquad w_u = |I_u|^{-\beta}
+
+with U_i the users who clicked i and I_u the items that u clicked. Two users who share i and j and little else say more
+than two who share half the catalogue.
+
+How it is computed: item by item (the anchor i), over the users of i and their clicks. Two of them who share no third
+item add nothing, and nearly all pairs are such; so pairs are not enumerated by user but by the items that they share,
+which is the number of terms in the sum and no more. Blocks of anchors go through vectorised NumPy at once.
+
+Departures: pairs are unordered and u differs from v (the paper's sum over ordered pairs doubles every score); caps, see
+`swing`.
+
+Shapes: I items, U users, N clicks, R rows (a user of an anchor), E entries (a click of a row), C columns (an item
+that two or more users of an anchor clicked), T terms (a column and two of its users), M neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.embeddings.clicks import Clicks
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import write_beside
+from fuxictr_mm.training.progress import progress_bar
+
+#: Pairs of users (shared item or not) and clicks of a block of anchors: bounds its memory, and keeps it in the cache.
+BLOCK_PAIRS = 2_000_000
+BLOCK_ENTRIES = 1_000_000
+#: Terms expanded at once.
+CHUNK_TERMS = 4_000_000
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest items of each item, best first.
+
+    Two items, of which the first has two neighbours::
+
+        item 2: 7 (0.5), 4 (0.1)
+        item 7: 2 (0.5)             ->   item_ids = [2, 7], offsets = [0, 2, 3], neighbors = [7, 4, 2]
+
+    Parameters
+    ----------
+    item_ids : ndarray of int64, (I,)
+        Items that have a neighbour, ascending.
+    offsets : ndarray of int64, (I + 1,)
+        Item number n has neighbors[offsets[n] : offsets[n + 1]].
+    neighbors : ndarray of int64, (M,)
+        Item ids.
+    scores : ndarray of float64, (M,)
+        Their scores, above zero, falling within an item.
+    """
+
+    item_ids: Integers
+    offsets: Integers
+    neighbors: Integers
+    scores: Floats
+
+    @property
+    def anchors(self) -> Integers:
+        """The item that each neighbour is one of, (M,)."""
+        return np.repeat(self.item_ids, np.diff(self.offsets))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file of ``item_id``, ``neighbors`` and ``scores`` (lists), one row per item."""
+        offsets = pa.array(self.offsets, pa.int64())
+        table = pa.table(
+            {
+                "item_id": self.item_ids,
+                "neighbors": pa.LargeListArray.from_arrays(offsets, pa.array(self.neighbors)),
+                "scores": pa.LargeListArray.from_arrays(offsets, pa.array(self.scores)),
+            }
+        )
+        write_beside(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Neighbors:
+        """Read what `write` wrote, or the like of another tool; items in any order.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            A column is missing, an id repeated, lists are of unequal length, or a score is not above zero.
+        """
+        ids, lengths, neighbors, scores = [], [], [], []
+        for file in parquet.part_files(path):
+            for row, batch in parquet.read_chunks(file, ["item_id", "neighbors", "scores"]):
+                ids.append(parquet.scalars(batch.column("item_id"), f"{file}: item_id", row))
+                parquet.check_ids(ids[-1], None, f"{file}: item_id", row)
+                found, offsets = parquet.lists(batch.column("neighbors"), f"{file}: neighbors", row)
+                score, score_offsets = parquet.lists(batch.column("scores"), f"{file}: scores", row)
+                unequal = np.flatnonzero(np.diff(offsets) != np.diff(score_offsets))
+                if len(unequal):
+                    raise DataError(f"{file}: row {row + unequal[0]}: expected as many scores as neighbors")
+                row_of = row + np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+                neighbors.append(parquet.whole(found, f"{file}: neighbors", row_of))
+                parquet.check_ids(neighbors[-1], None, f"{file}: neighbors", row_of)
+                wrong = np.flatnonzero(~((score > 0) & np.isfinite(score)))
+                if len(wrong):
+                    raise DataError(
+                        f"{file}: scores: row {row_of[wrong[0]]} holds {score[wrong[0]]}, expected numbers above 0"
+                    )
+                scores.append(score.astype(np.float64))
+                lengths.append(np.diff(offsets))
+        if not sum(map(len, neighbors)):
+            raise DataError(f"{path}: no neighbour in it, expected some")
+        item_ids = np.concatenate(ids)
+        repeated = np.flatnonzero(np.bincount(np.unique(item_ids, return_inverse=True)[1]) > 1)
+        if len(repeated):
+            raise DataError(
+                f"{path}: item_id {np.unique(item_ids)[repeated[0]]} is there twice, expected one row per item"
+            )
+        anchors = np.repeat(item_ids, np.concatenate(lengths))
+        return _best(anchors, np.concatenate(neighbors), np.concatenate(scores), len(anchors))
+
+
+def swing(
+    clicks: Clicks,
+    *,
+    alpha: float = 1.0,
+    user_weight: float = 0.5,
+    top_k: int = 50,
+    users_per_item: int = 500,
+    items_per_user: int = 100,
+    seed: int = 0,
+    verbose: int = 1,
+) -> Neighbors:
+    r"""Return the `top_k` items of the highest Swing score of each item.
+
+    Parameters
+    ----------
+    clicks : Clicks
+        Of the training split.
+    alpha : float
+        Above 0: the larger, the less it matters how much two users share besides.
+    user_weight : float
+        Exponent beta of :math:`w_u = |I_u|^{-\beta}`; 0 weighs all users alike.
+    top_k : int
+        Neighbours kept of each item; ties go to the smaller id.
+    users_per_item : int
+        A more popular anchor is scored over this many of its users, drawn at random, all their clicks counting; its
+        scores are scaled by the number of pairs left out, so that they estimate the full sum without bias. Work and
+        memory of an anchor grow with the square.
+    items_per_user : int
+        Of a user who clicked more, this many items are drawn at random, and only they count, in |I_u| as well: such
+        users are crawlers more often than people.
+    seed : int
+        Of both draws; without them the result does not depend on it.
+    verbose : int
+        0 shows no progress bar.
+
+    Returns
+    -------
+    Neighbors
+
+    Raises
+    ------
+    ConfigError
+        A number is out of its range.
+    DataError
+        No two users share two items.
+    """
+    for name, value, least in (
+        ("top_k", top_k, 1),
+        ("users_per_item", users_per_item, 2),
+        ("items_per_user", items_per_user, 2),
+    ):
+        if value < least:
+            raise ConfigError(f"swing: {name} is {value}, expected at least {least}")
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"swing: alpha is {alpha}, expected a number above 0")
+    if not (np.isfinite(user_weight) and user_weight >= 0):
+        raise ConfigError(f"swing: user_weight is {user_weight}, expected 0 or more")
+    rng = np.random.default_rng(seed)
+    # Items by their place among those clicked: a large id would not fit beside the others in a sort key.
+    item_ids = np.unique(clicks.items).astype(np.int64)
+    places = np.searchsorted(item_ids, clicks.items).astype(np.int32)
+    clicks = _cap_users(Clicks(clicks.users, places, clicks.offsets), items_per_user, rng)
+    anchors = _Anchors.draw(clicks, users_per_item, rng)
+    weights = clicks.counts.astype(np.float64) ** -user_weight
+    found: list[tuple[Integers, Integers, Floats]] = []
+    with progress_bar([], "swing", verbose, total=len(anchors.items)) as bar:
+        bar.unit = "item"
+        for first, last in anchors.blocks(clicks.counts):
+            best = _best(*_score_block(clicks, anchors, weights, alpha, first, last), top_k)
+            found.append((item_ids[best.anchors], item_ids[best.neighbors], best.scores))
+            bar.update(last - first)
+    if not any(len(part[0]) for part in found):
+        raise DataError("swing: no two users share two items, so that nothing is alike; give more interactions")
+    anchor_ids, neighbor_ids, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+    return _best(anchor_ids, neighbor_ids, scores, top_k)
+
+
+@dataclass(frozen=True)
+class _Anchors:
+    """Items with the users that they are scored over.
+
+    Parameters
+    ----------
+    items : ndarray of int64, (I,)
+        Item ids, ascending; each has two users or more.
+    users : ndarray of int64, (R,)
+        Numbers of users, item after item.
+    offsets : ndarray of int64, (I + 1,)
+        Where each item's begin and end.
+    scale : ndarray of float64, (I,)
+        Pairs of users there are, over pairs that are left.
+    """
+
+    items: Integers
+    users: Integers
+    offsets: Integers
+    scale: Floats
+
+    @classmethod
+    def draw(cls, clicks: Clicks, most: int, rng: np.random.Generator) -> _Anchors:
+        user_of_click = np.repeat(np.arange(len(clicks.users)), clicks.counts)
+        useful = np.flatnonzero(clicks.counts[user_of_click] > 1)  # one click makes no pair of items
+        by_item = useful[np.argsort(clicks.items[useful], kind="stable")]
+        items, counts = np.unique(clicks.items[by_item], return_counts=True)
+        kept = _draw_of_each(counts, most, rng)
+        users = user_of_click[by_item[kept]]
+        left = np.minimum(counts, most)
+        paired = np.repeat(left > 1, left)
+        scale = counts * (counts - 1.0) / np.maximum(left * (left - 1.0), 1)
+        offsets = np.concatenate(([0], np.cumsum(left[left > 1])))
+        return cls(items[left > 1].astype(np.int64), users[paired], offsets, scale[left > 1])
+
+    def blocks(self, clicks_per_user: Integers) -> Iterator[tuple[int, int]]:
+        """Yield (first, past the last) anchors, at least one: pairs of users and their clicks are bounded."""
+        entries = np.concatenate(([0], np.cumsum(clicks_per_user[self.users])))[self.offsets]
+        pairs = np.concatenate(([0], np.cumsum(np.diff(self.offsets) ** 2)))
+        first = 0
+        while first < len(self.items):
+            last = min(
+                np.searchsorted(entries, entries[first] + BLOCK_ENTRIES, side="right"),
+                np.searchsorted(pairs, pairs[first] + BLOCK_PAIRS, side="right"),
+            )
+            last = max(first + 1, int(last) - 1)
+            yield first, last
+            first = last
+
+
+def _cap_users(clicks: Clicks, most: int, rng: np.random.Generator) -> Clicks:
+    kept = _draw_of_each(clicks.counts, most, rng)
+    counts = np.minimum(clicks.counts, most)
+    return Clicks(clicks.users, clicks.items[kept], np.concatenate(([0], np.cumsum(counts))))
+
+
+def _draw_of_each(counts: Integers, most: int, rng: np.random.Generator) -> Integers:
+    """Return the places, ascending, of at most `most` members of each of the groups that follow each other.
+
+    Examples
+    --------
+    >>> _draw_of_each(np.array([2, 1]), 2, np.random.default_rng(0)).tolist()
+    [0, 1, 2]
+    """
+    group = np.repeat(np.arange(len(counts)), counts)
+    large = np.flatnonzero(counts[group] > most)
+    kept = np.ones(len(group), dtype=bool)
+    if len(large):
+        order = large[np.lexsort((rng.random(len(large)), group[large]))]
+        sizes = counts[counts > most]
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        kept[order[rank >= most]] = False
+    return np.flatnonzero(kept)
+
+
+def _score_block(
+    clicks: Clicks, anchors: _Anchors, weights: Floats, alpha: float, first: int, last: int
+) -> tuple[Integers, Integers, Floats]:
+    """Score the anchors `first` to `last` - 1; returns their items, the others' and the scores, each (C,)."""
+    row_counts = np.diff(anchors.offsets[first : last + 1])
+    users = anchors.users[anchors.offsets[first] : anchors.offsets[last]]
+    anchor_of_row = np.repeat(np.arange(last - first), row_counts)
+    rank_of_row = np.arange(len(users)) - np.repeat(np.cumsum(row_counts) - row_counts, row_counts)
+
+    # Entries, sorted by (anchor, item, row): one number each, so that a plain sort does.
+    lengths = clicks.counts[users]
+    ends = np.cumsum(lengths)
+    row = np.repeat(np.arange(len(users)), lengths)
+    item = clicks.items[np.arange(ends[-1]) + np.repeat(clicks.offsets[users] - ends + lengths, lengths)].astype(
+        np.int64
+    )
+    third = item != anchors.items[first + anchor_of_row[row]]  # the anchor itself is shared by all pairs
+    row_bits, item_bits = len(users).bit_length(), int(clicks.items.max()).bit_length()
+    column = (anchor_of_row[row] << item_bits) | item
+    keys = np.sort(((column << row_bits) | row)[third])
+    column, row = keys >> row_bits, keys & ((1 << row_bits) - 1)
+
+    # Columns of two users or more.
+    starts = (
+        np.flatnonzero(np.concatenate(([True], column[1:] != column[:-1]))) if len(column) else np.empty(0, np.int64)
+    )
+    sizes = np.diff(np.append(starts, len(column)))
+    shared = sizes > 1
+    row = row[np.repeat(shared, sizes)]
+    column, sizes = column[starts[shared]], sizes[shared]
+    if not len(sizes):
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+
+    # Pairs of users have a cell each in a square per anchor, where the items that they share are counted.
+    cell_starts = np.concatenate(([0], np.cumsum(row_counts**2)))
+    cell_of_row = cell_starts[anchor_of_row] + rank_of_row * row_counts[anchor_of_row]
+    terms = [_Terms.expand(row, sizes, begin, end, cell_of_row, rank_of_row) for begin, end in _term_chunks(sizes)]
+    shared_items = np.zeros(cell_starts[-1], dtype=np.int32)
+    for part in terms:
+        shared_items += np.bincount(part.cell, minlength=len(shared_items)).astype(np.int32)
+    row_weight = weights[users]
+    scores = np.concatenate([part.sums(shared_items, row_weight, alpha) for part in terms])
+    anchor = first + (column >> item_bits)
+    return anchors.items[anchor], column & ((1 << item_bits) - 1), scores * anchors.scale[anchor]
+
+
+def _term_chunks(sizes: Integers) -> Iterator[tuple[int, int]]:
+    """Yield (first, past the last) columns so that about `CHUNK_TERMS` terms are expanded at once."""
+    terms = np.cumsum(sizes * (sizes - 1) // 2)
+    first = 0
+    while first < len(sizes):
+        done = terms[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(terms, done + CHUNK_TERMS, side="right")))
+        yield first, last
+        first = last
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Pairs of users of some columns.
+
+    Parameters
+    ----------
+    cell : ndarray of int32 or int64, (T,)
+        Which pair of users.
+    repeats : ndarray of int64, (E,)
+        How many pairs each entry is the later one of.
+    row, partner : ndarray of int64, (E,), (T,)
+        Row of each entry; row of the earlier one of each pair.
+    starts : ndarray of int64, (C,)
+        First term of each column.
+    """
+
+    cell: NDArray
+    repeats: Integers
+    row: Integers
+    partner: Integers
+    starts: Integers
+
+    @classmethod
+    def expand(
+        cls, row: Integers, sizes: Integers, first: int, last: int, cell_of_row: Integers, rank_of_row: Integers
+    ) -> _Terms:
+        begin = int(sizes[:first].sum())
+        sizes = sizes[first:last]
+        row = row[begin : begin + int(sizes.sum())]
+        column_starts = np.cumsum(sizes) - sizes
+        place = np.arange(len(row)) - np.repeat(column_starts, sizes)  # in its column: as many pairs with earlier ones
+        ends = np.cumsum(place)
+        partner_place = np.arange(ends[-1]) - np.repeat(ends - place - np.repeat(column_starts, sizes), place)
+        partner = row[partner_place]
+        cell = np.repeat(cell_of_row[row], place) + rank_of_row[partner]
+        pairs = sizes * (sizes - 1) // 2
+        return cls(cell, place, row, partner, np.cumsum(pairs) - pairs)
+
+    def sums(self, shared_items: NDArray[np.int32], row_weight: Floats, alpha: float) -> Floats:
+        """Return the score of each column, (C,)."""
+        terms = np.repeat(row_weight[self.row], self.repeats)
+        terms *= row_weight[self.partner]
+        terms /= alpha + 1 + shared_items[self.cell]  # and the anchor
+        return np.add.reduceat(terms, self.starts)
+
+
+def _best(anchors: Integers, items: Integers, scores: Floats, top_k: int) -> Neighbors:
+    """Keep the `top_k` best of each anchor, best first, ties by id."""
+    order = np.lexsort((items, -scores, anchors))
+    anchors, items, scores = anchors[order], items[order], scores[order]
+    item_ids, counts = np.unique(anchors, return_counts=True)
+    rank = np.arange(len(anchors)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = rank < top_k
+    offsets = np.concatenate(([0], np.cumsum(np.minimum(counts, top_k))))
+    return Neighbors(item_ids, offsets, items[kept], scores[kept])

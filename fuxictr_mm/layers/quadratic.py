@@ -1,0 +1,155 @@
+"""Layers that multiply their input with a linear map of it.
+
+Shape letters: B rows, D width, R linear maps of a layer ("rows" in the paper's code).
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class QuadraticLayer(nn.Module):
+    r"""Every product of two inputs, by R linear maps whose products with the input are summed.
+
+    Li et al., "Quadratic Interest Network for Multimodal Click-Through Rate Prediction", WWW 2025 workshop EReL@MIR,
+    https://arxiv.org/abs/2504.17699
+
+    .. math:: y = \sum_{r=1}^{R} x \odot \mathrm{dropout}(W_r x + b_r)
+
+    Where nothing is dropped the maps are summed first, which is the same function for a product of a quarter the size
+    (with R = 4):
+
+    .. math:: y = x \odot \Big(\Big(\sum_r W_r\Big) x + \sum_r b_r\Big)
+
+    The sum is taken anew in every forward pass, so it is never older than the weights.
+
+    Parameters
+    ----------
+    input_dim : int
+        D.
+    num_row : int
+        R.
+    net_dropout : float
+        On the outputs of the linear maps.
+
+    Examples
+    --------
+    >>> QuadraticLayer(input_dim=4, num_row=3)(torch.randn(2, 4)).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, input_dim: int, num_row: int = 2, net_dropout: float = 0.1) -> None:
+        super().__init__()
+        self.num_row = num_row
+        self.linear = nn.Sequential(nn.Linear(input_dim, input_dim * num_row), nn.Dropout(net_dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, D)`` to ``(B, D)``."""
+        maps, dropout = cast(tuple[nn.Linear, nn.Dropout], tuple(self.linear))
+        if self.training and dropout.p > 0:
+            mapped_BRD = maps(x).unflatten(1, (self.num_row, -1))
+            if x.device.type == "cpu" and dropout.p < 1:
+                return x * _DropThenSum.apply(mapped_BRD, dropout.p)
+            return x * dropout(mapped_BRD).sum(dim=1)
+        # One addition after the other: faster than a sum over a dimension.
+        weight_DD = reduce(torch.add, maps.weight.chunk(self.num_row))
+        bias_D = reduce(torch.add, maps.bias.chunk(self.num_row))
+        return x * F.linear(x, weight_DD, bias_D)
+
+
+class PReLU(nn.PReLU):
+    r"""``nn.PReLU`` with one slope, three times faster on the way back.
+
+    He et al., "Delving Deep into Rectifiers", ICCV 2015, https://arxiv.org/abs/1502.01852
+
+    .. math:: y = \mathrm{ReLU}(x) + a \, (x - \mathrm{ReLU}(x))
+
+    Examples
+    --------
+    >>> PReLU(init=0.25)(torch.tensor([-4.0, 0.0, 3.0])).tolist()
+    [-1.0, 0.0, 3.0]
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map any shape to itself."""
+        return torch.lerp(torch.relu(input), input, self.weight.to(input.dtype))
+
+
+class QuadraticNetwork(nn.Module):
+    r"""Quadratic layers with residuals, then a linear logit.
+
+    Li et al., WWW 2025 workshop EReL@MIR, https://arxiv.org/abs/2504.17699
+
+    .. math:: x_{l+1} = x_l + \mathrm{dropout}(\mathrm{PReLU}(\mathrm{BN}(Q_l(x_l)))), \qquad z = w \cdot x_L + b
+
+    with Q a ``QuadraticLayer``. Parameters have the names and shapes of the published code.
+
+    Parameters
+    ----------
+    input_dim : int
+        D.
+    num_layers : int
+        How often.
+    num_row : int
+        R, linear maps of a layer.
+    net_dropout : float
+        On the linear maps of a layer, and again on its output.
+    batch_norm : bool
+        Whether there is a BN.
+
+    Examples
+    --------
+    >>> QuadraticNetwork(input_dim=4, num_layers=2, num_row=3, batch_norm=True)(torch.randn(2, 4)).shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_layers: int = 3,
+        num_row: int = 2,
+        net_dropout: float = 0.1,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(QuadraticLayer(input_dim, num_row, net_dropout) for _ in range(num_layers))
+        self.norm = nn.ModuleList(nn.BatchNorm1d(input_dim) if batch_norm else nn.Identity() for _ in range(num_layers))
+        self.activation = nn.ModuleList(PReLU() for _ in range(num_layers))
+        self.dropout = nn.ModuleList(nn.Dropout(net_dropout) for _ in range(num_layers))
+        self.fc = nn.Linear(input_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logit ``(B, 1)`` of ``(B, D)``."""
+        if torch.is_autocast_enabled(x.device.type):
+            # What lies between the products takes half the memory; batch norm keeps its statistics in float32.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        for layer, norm, activation, dropout in zip(self.layer, self.norm, self.activation, self.dropout, strict=True):
+            x = x + dropout(activation(norm(layer(x))))
+        return self.fc(x)
+
+
+class _DropThenSum(torch.autograd.Function):
+    """Dropout of ``(B, R, D)`` on the CPU and the sum over R, ``(B, D)``; of that size it keeps the mask alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        # Four masks from each random number, as in ``Dropout``.
+        lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        dropped = min(max(round(p * 65536), 1), 65535)
+        mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty_like(x))
+        ctx.scale = 65536 / (65536 - dropped)
+        ctx.save_for_backward(mask)
+        total = x[:, 0] * mask[:, 0]
+        for r in range(1, x.shape[1]):
+            total.addcmul_(x[:, r], mask[:, r])
+        return total.mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return mask * (gradient * ctx.scale).unsqueeze(1), None

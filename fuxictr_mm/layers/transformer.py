@@ -1,0 +1,219 @@
+r"""Transformer encoder over jagged rows.
+
+Shape letters: B rows, N tokens of all rows, U distinct items, L longest row of a bucket, R rows of a bucket,
+D item width, W = 2 D token width, H heads, K slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fuxictr_mm.layers.jagged import Jagged
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Rows of like length, each bucket padded to a rectangle of its own.
+
+    Parameters
+    ----------
+    tokens : list of Tensor
+        ``(R, L)`` each: which token stands where; any token where there is none.
+    masks : list of Tensor
+        ``(R, L)`` bool each, True for a token.
+    places : Tensor
+        ``(N,)`` where each token stands when the tokens of all buckets are put one after the other.
+    """
+
+    tokens: list[Tensor]
+    masks: list[Tensor]
+    places: Tensor
+
+    @classmethod
+    def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64)) -> Buckets:
+        """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows.
+
+        Examples
+        --------
+        >>> buckets = Buckets.of(torch.tensor([0, 2, 9, 10]), limits=[4])
+        >>> [mask.shape for mask in buckets.masks], buckets.places.tolist()
+        ([torch.Size([2, 2]), torch.Size([1, 7])], [0, 1, 3, 4, 5, 6, 7, 8, 9, 2])
+        """
+        lengths = offsets.diff()
+        bucket = torch.bucketize(lengths, torch.tensor(limits, device=offsets.device))
+        tokens, masks = [], []
+        for number in range(len(limits) + 1):
+            rows = (bucket == number).nonzero().squeeze(1)
+            if rows.numel() == 0:
+                continue
+            positions = torch.arange(int(lengths[rows].max()), device=offsets.device)
+            mask = positions < lengths[rows].unsqueeze(1)
+            tokens.append(torch.where(mask, offsets[rows].unsqueeze(1) + positions, offsets[rows].unsqueeze(1)))
+            masks.append(mask)
+        order = torch.cat([token[mask] for token, mask in zip(tokens, masks, strict=True)])
+        places = torch.empty_like(order)
+        places[order] = torch.arange(order.numel(), device=order.device)
+        return cls(tokens, masks, places)
+
+
+class JaggedTransformerLayer(nn.TransformerEncoderLayer):
+    r"""One layer of a transformer encoder, on tokens without padding.
+
+    Vaswani et al., "Attention Is All You Need", NeurIPS 2017, https://arxiv.org/abs/1706.03762
+
+    .. math::
+        y = \mathrm{LN}(x + \mathrm{MHA}(x, x, x)), \qquad z = \mathrm{LN}(y + W_2 \, \mathrm{ReLU}(W_1 y + b_1) + b_2)
+
+    Parameters have the names, shapes and initial values of ``torch.nn.TransformerEncoderLayer``, whose function it is
+    (post-norm, ReLU) with the padding masked out.
+
+    Parameters
+    ----------
+    width : int
+        W, a multiple of ``num_heads``.
+    num_heads : int
+        H.
+    dim_feedforward : int
+        Width of the hidden layer.
+    dropout : float
+        On attention weights, both outputs and the hidden layer.
+    """
+
+    def __init__(self, width: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__(width, num_heads, dim_feedforward, dropout, batch_first=True)
+        self.attention_dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, buckets: Buckets, projected: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Let tokens of a row see each other.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            ``(N, W)``.
+        buckets : Buckets
+            Their rows.
+        projected : Tensor, optional
+            ``(N, 3 W)`` queries, keys and values side by side, where they are known already.
+
+        Returns
+        -------
+        Tensor
+            ``(N, W)``.
+        """
+        if projected is None:
+            projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        attended = [
+            self._attend(projected.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
+            for token, mask in zip(buckets.tokens, buckets.masks, strict=True)
+        ]
+        attended_NW = torch.cat(attended).index_select(0, buckets.places)
+        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended_NW)))
+        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
+
+    def _attend(self, projected_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
+        heads = projected_RL3W.unflatten(2, (3, self.self_attn.num_heads, self.self_attn.head_dim))
+        query_RHLE, key_RHLE, value_RHLE = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        scores_RHLL = query_RHLE @ key_RHLE.transpose(2, 3) * self.self_attn.head_dim**-0.5
+        scores_RHLL = scores_RHLL.masked_fill(~mask_RL[:, None, None], -torch.inf)
+        weights_RHLL = self.attention_dropout(torch.softmax(scores_RHLL, dim=-1))
+        return (weights_RHLL.to(value_RHLE.dtype) @ value_RHLE).transpose(1, 2).flatten(2)
+
+
+class TargetTransformer(nn.Module):
+    r"""Transformer encoder over a history, each item of it joined with the target.
+
+    Xu et al., "1st Place Solution of WWW 2025 EReL@MIR Workshop Multimodal CTR Prediction Challenge", 2025,
+    https://arxiv.org/abs/2505.03543
+
+    .. math::
+        h_1 .. h_n = \mathrm{Encoder}([s_1; t], .., [s_n; t]), \qquad
+        [h_{\mathrm{slot}_1}, .., h_{\mathrm{slot}_K}, W \max_n h_n + b]
+
+    Parameters have the names and shapes of the padded form built from ``torch.nn.TransformerEncoder``.
+
+    Parameters
+    ----------
+    item_dim : int
+        D.
+    num_layers : int
+        Number of encoder layers.
+    num_heads : int
+        H, a divisor of W.
+    dim_feedforward : int
+        Width of their hidden layers.
+    dropout : float
+        Inside them.
+    max_pool : bool
+        Whether the maximum is part of the output.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.randn(3, 4), torch.tensor([0, 2, 3]))
+    >>> slots = torch.tensor([[0, 1], [-1, 2]])  # the last two outputs of each row; -1: none
+    >>> TargetTransformer(4, dim_feedforward=8)(torch.randn(2, 4), history, slots).shape
+    torch.Size([2, 24])
+    """
+
+    def __init__(
+        self,
+        item_dim: int,
+        *,
+        num_layers: int = 1,
+        num_heads: int = 1,
+        dim_feedforward: int = 64,
+        dropout: float = 0.0,
+        max_pool: bool = True,
+    ) -> None:
+        super().__init__()
+        width = 2 * item_dim
+        if width % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide the width of a token, {width} (twice the item's)")
+        layers = [JaggedTransformerLayer(width, num_heads, dim_feedforward, dropout) for _ in range(num_layers)]
+        # As torch.nn.TransformerEncoder names them.
+        self.transformer_encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.out_linear = nn.Linear(width, width) if max_pool else None
+
+    def forward(self, target: Tensor, history: Jagged, slots: Tensor) -> Tensor:
+        """Encode the history.
+
+        Parameters
+        ----------
+        target : Tensor
+            ``(B, D)``.
+        history : Jagged
+            Entries of shape ``(.., D)``, one or more in every row.
+        slots : Tensor
+            ``(B, K)`` which token's output stands in each slot, -1 for zeros.
+
+        Returns
+        -------
+        Tensor
+            ``(B, (K + 1) W)`` the slots, then the maximum through a linear map; ``(B, K W)`` without the maximum.
+        """
+        buckets = Buckets.of(history.offsets)
+        first, *others = self.transformer_encoder["layers"]
+        tokens = torch.cat([history.values, target.index_select(0, history.rows)], dim=1)
+        tokens = first(tokens, buckets, self._project(first.self_attn, target, history))
+        for layer in others:
+            tokens = layer(tokens, buckets)
+        nothing = tokens.new_zeros(1, tokens.shape[1])
+        output = torch.cat([nothing, tokens]).index_select(0, slots.flatten() + 1).view(slots.shape[0], -1)
+        if self.out_linear is None:
+            return output
+        # Equal items of a row share the gradient. torch.segment_reduce would give each of them all of it.
+        rows = history.rows.unsqueeze(1).expand_as(tokens)
+        peak = tokens.new_full((history.num_rows, tokens.shape[1]), -torch.inf).scatter_reduce(0, rows, tokens, "amax")
+        return torch.cat([output, self.out_linear(peak)], dim=1)
+
+    @staticmethod
+    def _project(attention: nn.MultiheadAttention, target: Tensor, history: Jagged) -> Tensor:
+        """Project ``[item, target]`` as the sum of a part per distinct item and a part per row."""
+        of_item, of_target = attention.in_proj_weight.chunk(2, dim=1)
+        items = history.map(lambda distinct: F.linear(distinct, of_item)).values
+        return items + F.linear(target, of_target, attention.in_proj_bias).index_select(0, history.rows)

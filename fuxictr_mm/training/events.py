@@ -1,0 +1,66 @@
+"""TensorBoard event files of a run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.errors import ConfigError, UserError
+
+
+def is_installed() -> bool:
+    """Whether TensorBoard is there."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class Events:
+    """Writes scalars for ``tensorboard --logdir``.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this run alone.
+
+    Raises
+    ------
+    ConfigError
+        TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not is_installed():
+            raise ConfigError('tensorboard: True needs another package: pip install "fuxictr-mm[tensorboard]"')
+        self.folder = folder
+        self._writer: Any = None
+
+    def begin(self, step: int) -> None:
+        """Go on after ``step`` steps; what an earlier run wrote beyond them is hidden, for 0 deleted.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            if step == 0:
+                for old in self.folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+            self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); set tensorboard: False to do without"
+            ) from error
+
+    def add(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Write scalars of a step, named ``group/name``."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        if self._writer is not None:
+            self._writer.close()

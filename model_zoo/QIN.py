@@ -1,0 +1,79 @@
+"""QIN, second place of the WWW 2025 MM-CTR challenge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from torch import Tensor
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import MultiHeadTargetAttention, QuadraticNetwork
+from fuxictr_mm.model import MultimodalModel
+
+
+class QIN(MultimodalModel):
+    r"""Quadratic Interest Network. Li et al., WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.17699.
+
+    .. math::
+
+        h = t + W_o W_v \sum_n \mathrm{ReLU}\Big(\frac{(W_q t) \cdot (W_k s_n)}{\sqrt{2 D}}\Big) s_n, \qquad
+        x_0 = [c, t, h]
+
+        x_{l+1} = x_l + \mathrm{PReLU}\Big(\mathrm{BN}\Big(\sum_{r=1}^{R} x_l \odot (W_{l,r} x_l + b_{l,r})\Big)\Big),
+        \qquad \hat y = \sigma(w \cdot x_L + b)
+
+    with context c, target t and history items s, each item its id, tags and frozen vectors side by side (D), and an
+    attention twice as wide. Dropout acts on each linear map of a layer and again before the residual. Without it, as in
+    scoring, the R maps of a layer are summed to one, which is the same function. Parameters are named and shaped as in
+    the published code (its file QIN_variety_v9), so its weights load.
+
+    Departures: the loss is taken on logits (``loss_from: probability`` gives the published form, whose gradient is zero
+    beyond a logit of 17; QIN passes that within a few steps).
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    num_layers : int
+        Quadratic layers.
+    num_row : int
+        R, linear maps of a layer.
+    net_dropout : float
+        Dropout inside a quadratic layer and after it.
+    batch_norm : bool
+        Batch norm inside the quadratic network.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        num_layers: int = 3,
+        num_row: int = 2,
+        net_dropout: float = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        if min(num_layers, num_row) < 1:
+            raise ConfigError(f"{self.model_id}: num_layers is {num_layers} and num_row {num_row}, expected 1 or more")
+        self.attention_layers = MultiHeadTargetAttention(self.item_dim, 2 * self.item_dim, sparse=True)
+        self.qnn = QuadraticNetwork(
+            self.context_dim + 2 * self.item_dim,
+            num_layers=num_layers,
+            num_row=num_row,
+            net_dropout=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        interest = self.attention_layers(e.target, e.history) + e.target
+        return self.qnn(torch.cat([e.context, e.target, interest], dim=-1))

@@ -1,0 +1,144 @@
+"""Transformer_DCN, winner of the WWW 2025 MM-CTR challenge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
+from fuxictr_mm.layers.slots import SeenItems, last_items, padding_items
+from fuxictr_mm.layers.staircase import Span, block_linear, input_blocks
+from fuxictr_mm.model import MultimodalModel
+
+
+class Transformer_DCN(MultimodalModel):
+    r"""1st Place Solution. Xu et al., WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2505.03543.
+
+    .. math::
+
+        h = \mathrm{Encoder}([s_1; t], .., [s_L; t]), \quad x = [c, t, h_{L-k+1}, .., h_L, W \max_l h_l + b]
+
+        \hat y = \sigma(\mathrm{MLP}([\mathrm{CrossNetV2}(x), \mathrm{DNN}(x)]))
+
+    with context c, target t and history items s. Of a history shorter than k the first slots are zero; an empty one
+    counts as a single padding item. Parameters are named and shaped as in the published code, so its weights load.
+
+    The published code hands its keep-mask (1 = a real item) to PyTorch as ``key_padding_mask``, where True means
+    ignore. Its function therefore attends to the padding and to nothing else: of a history with any padding it knows
+    the length, up to k; of one of exactly ``max_len`` items it knows the newest. ``history_mask: corrected`` attends to
+    the items.
+
+    Departures: the corrected mask is the default; the loss is taken on logits (``loss_from: probability`` gives the
+    published form); each encoder layer draws its initial attention weights itself, where ``nn.TransformerEncoder``
+    copies one layer.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    history_mask : {"corrected", "published"}
+        Whether items are attended to, or the padding.
+    max_len : int
+        Length that the published code pads histories to; the corrected mask needs none.
+    num_heads : int
+        Heads of the encoder.
+    transformer_layers : int
+        Its layers.
+    dim_feedforward : int
+        Width of their hidden layers.
+    transformer_dropout : float
+        Dropout inside them.
+    first_k_cols : int
+        k, how many of the last outputs are kept.
+    concat_max_pool : bool
+        Whether the maximum of all outputs is part of x.
+    dcn_cross_layers : int
+        Depth of the cross network.
+    dcn_hidden_units : sequence of int
+        Widths of the DNN beside it.
+    mlp_hidden_units : sequence of int
+        Widths of the MLP after both.
+    hidden_activations : str
+        Activation of DNN and MLP.
+    net_dropout : float
+        Dropout of the DNN.
+    batch_norm : bool
+        Its batch norm.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        history_mask: Literal["corrected", "published"] = "corrected",
+        max_len: int = 100,
+        num_heads: int = 1,
+        transformer_layers: int = 2,
+        dim_feedforward: int = 256,
+        transformer_dropout: float = 0.2,
+        first_k_cols: int = 16,
+        concat_max_pool: bool = True,
+        dcn_cross_layers: int = 3,
+        dcn_hidden_units: Sequence[int] = (1024, 512, 256),
+        mlp_hidden_units: Sequence[int] = (64, 32),
+        hidden_activations: str = "ReLU",
+        net_dropout: float = 0.2,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        if history_mask == "published" and max_len < first_k_cols:
+            raise ConfigError(f"{self.model_id}: max_len {max_len} is below first_k_cols {first_k_cols}; raise max_len")
+        self.history_mask, self.max_len, self.num_slots = history_mask, max_len, first_k_cols
+        self.pad_apart = transformer_dropout > 0  # dropout makes one padding item differ from another
+        self.transformer_encoder = TargetTransformer(
+            self.item_dim,
+            num_layers=transformer_layers,
+            num_heads=num_heads,
+            dim_feedforward=dim_feedforward,
+            dropout=transformer_dropout,
+            max_pool=concat_max_pool,
+        )
+        width = self.context_dim + self.item_dim + (first_k_cols + concat_max_pool) * 2 * self.item_dim
+        hidden: dict[str, Any] = {"hidden_activations": hidden_activations}
+        self.crossnet = StaircaseCrossNetV2(width, dcn_cross_layers)
+        self.parallel_dnn = MLP_Block(
+            width, list(dcn_hidden_units), dropout_rates=net_dropout, batch_norm=batch_norm, **hidden
+        )
+        self.mlp = MLP_Block(width + dcn_hidden_units[-1], list(mlp_hidden_units), output_dim=1, **hidden)
+        self.build()
+
+    def seen_items(self, history: Jagged) -> SeenItems:
+        """Return the items ``(M,)`` of the history ``(N,)`` that the encoder sees, and their slots."""
+        if self.history_mask == "corrected":
+            return last_items(history, self.num_slots)
+        return padding_items(history, self.num_slots, self.max_len, every=self.training and self.pad_apart)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        seen = self.seen_items(batch.history)
+        e = self.embed(replace(batch, history=seen.items))
+        x = torch.cat([e.context, e.target, self.transformer_encoder(e.target, e.history, seen.slots)], dim=1)
+        if self.device.type != "cpu":
+            return self.mlp(torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=1))
+        # Most of x is slots that short histories leave empty: rows that fill as many go together.
+        order = seen.filled.argsort(descending=True)
+        before, slots = self.context_dim + self.item_dim, 2 * self.item_dim * self.num_slots
+        spans = seen.spans(before, 2 * self.item_dim, x.shape[1] - before - slots)
+        x = x.index_select(0, order)
+        logits = self.mlp(torch.cat([self.crossnet(x, spans), self._dnn(x, spans)], dim=1))
+        return torch.empty_like(logits).index_copy(0, order, logits)
+
+    def _dnn(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        first, *others = self.parallel_dnn.mlp
+        return nn.Sequential(*others)(block_linear(x, first, input_blocks(spans, first.out_features)))

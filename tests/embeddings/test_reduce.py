@@ -1,0 +1,394 @@
+import json
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from fuxictr_mm.embeddings import reducer_fit
+from fuxictr_mm.embeddings.reduce import reduce_vectors
+from fuxictr_mm.embeddings.reducer import Reducer
+from fuxictr_mm.embeddings.reduction_report import format_report, summarize, yaml_lines
+from fuxictr_mm.embeddings.store import JoinedVectors, Source, load_vectors
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+
+TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
+
+
+def write(path, rows, ids=None):
+    ids = np.arange(1, len(rows) + 1) if ids is None else ids
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float32).ravel()), rows.shape[1])
+    pq.write_table(pa.table({"item_id": ids, path.stem: column}), path)
+    return Source(path.stem, path, path.stem)
+
+
+def planted(items=300, scales=(1.0, 1.0), widths=(10, 14), seed=0):
+    """Modalities of 5 latent topics each, at the given scales, with a tenth of noise."""
+    random = np.random.default_rng(seed)
+    made = []
+    for scale, width in zip(scales, widths, strict=True):
+        view = np.linalg.qr(random.normal(size=(width, 5)))[0].T
+        topics = random.normal(size=(items, 5)) * np.linspace(2, 1, 5)
+        made.append(scale * (topics @ view + 0.1 * random.normal(size=(items, width)) + 0.3))
+    return made
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Give three modalities with zero vectors, in files of different orders and items."""
+    random = np.random.default_rng(5)
+    made = []
+    for name, width, items in (("text", 9, 120), ("image", 12, 110), ("sound", 7, 115)):
+        ids = random.permutation(np.arange(1, 131))[:items]
+        rows = random.normal(size=(items, width)) @ random.normal(size=(width, width)) + random.normal(size=width)
+        rows[random.random(items) < 0.1] = 0
+        made.append(write(tmp_path / f"{name}.parquet", rows, ids))
+    return made
+
+
+def fit(sources, **settings):
+    with JoinedVectors(sources) as joined:
+        reducer = reducer_fit.fit_reducer(joined, **settings)
+        ids, vectors = next(joined.chunks(10**6))
+    return reducer, ids, vectors
+
+
+def definition(vectors, names, width, scale, whiten):
+    """PCA by the singular vectors, of the items that have all the modalities; the others' missing parts are 0."""
+    scaled, present = [], []
+    for name in names:
+        rows = vectors[name].astype(np.float64)
+        known = rows.any(axis=1)
+        if scale == "l2":
+            rows[known] /= np.linalg.norm(rows[known], axis=1)[:, None]
+        if scale == "standard":
+            rows = rows / rows[known].std(axis=0, ddof=1)
+        scaled.append(rows)
+        present.append(known)
+    whole = np.logical_and.reduce(present)
+    mean = [rows[whole].mean(axis=0) for rows in scaled]
+    centred = np.concatenate([(r - m) * k[:, None] for r, m, k in zip(scaled, mean, present, strict=True)], axis=1)
+    _, values, components = np.linalg.svd(centred[whole], full_matrices=False)
+    components = components[:width]
+    components = components * np.sign(components[range(width), np.abs(components).argmax(axis=1)])[:, None]
+    reduced = centred @ components.T
+    return reduced / (values[:width] / np.sqrt(whole.sum() - 1)) if whiten else reduced
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("scale", ["none", "l2", "standard"])
+def test_strategies_equal_their_definition_in_memory_and_in_chunks(sources, scale, whiten, monkeypatch):
+    monkeypatch.setattr(reducer_fit, "CHUNK_BYTES", 1)
+    results = {}
+    for memory in (0, 1e9):
+        reducer, _, vectors = fit(sources, dim=5, scale=scale, whiten=whiten, memory=memory)
+        results[memory] = reducer.transform(vectors)
+    assert list(results[0]) == ["text", "image", "sound", "joint", "apart"]
+    names = ["text", "image", "sound"]
+    expected = {name: definition(vectors, [name], 5, scale, whiten) for name in names}
+    expected["joint"] = definition(vectors, names, 5, scale, whiten)
+    parts = [definition(vectors, [n], k, scale, whiten) for n, k in zip(names, (2, 2, 1), strict=True)]
+    if not whiten:
+        parts = [p / np.sqrt(p[p.any(axis=1)].var(axis=0, ddof=1).mean()) for p in parts]
+    expected["apart"] = np.concatenate(parts, axis=1)
+    for name, rows in expected.items():
+        np.testing.assert_allclose(results[0][name], rows, atol=1e-5 * np.abs(rows).max(), err_msg=name)
+        np.testing.assert_allclose(results[0][name], results[1e9][name], atol=1e-5, err_msg=name)
+
+
+def test_in_memory_is_by_scikit_learn_and_in_chunks_is_not(sources, monkeypatch):
+    import sklearn.decomposition
+
+    def refuse(*_, **__):
+        raise AssertionError("scikit-learn")
+
+    monkeypatch.setattr(sklearn.decomposition, "PCA", refuse)
+    fit(sources, dim=3, memory=0)
+    with pytest.raises(AssertionError, match="scikit-learn"):
+        fit(sources, dim=3, memory=1e9)
+
+
+def test_zero_vectors_stay_zero_and_change_nothing(tmp_path):
+    (text, image), ids = planted(100), np.arange(1, 101)
+    with_zeros = [np.concatenate([rows, np.zeros((30, rows.shape[1]))]) for rows in (text, image)]
+    plain = [write(tmp_path / f"{n}.parquet", r, ids) for n, r in (("text", text), ("image", image))]
+    padded = [
+        write(tmp_path / f"{n}.parquet", r, np.arange(1, 131))
+        for n, r in (("text0", with_zeros[0]), ("image0", with_zeros[1]))
+    ]
+    padded = [Source(n, s.path, s.column) for n, s in zip(("text", "image"), padded, strict=True)]
+    (one, _, vectors), (other, _, more) = fit(plain, dim=4), fit(padded, dim=4)
+    assert [m.missing for m in other.modalities] == [30, 30]
+    for name, rows in one.transform(vectors).items():
+        reduced = other.transform(more)[name]
+        np.testing.assert_allclose(reduced[:100], rows, atol=1e-5)
+        assert rows.any(axis=1).all()
+        assert not reduced[100:].any()
+
+
+def test_a_share_of_variance_gives_the_smallest_width(tmp_path):
+    random = np.random.default_rng(3)
+    # Orthogonal columns of exact variances: 70, 20, 9, 1 and 50, 50.
+    basis = np.linalg.qr(np.concatenate([np.ones((60, 1)), random.normal(size=(60, 6))], axis=1))[0][:, 1:]
+    text = basis[:, :4] * np.sqrt([70, 20, 9, 1]) + 1
+    image = basis[:, 4:] * np.sqrt([50, 50]) + 1
+    reducer, *_ = fit([write(tmp_path / "t.parquet", text), write(tmp_path / "i.parquet", image)], variance=0.9)
+    assert {s.name: s.widths for s in reducer.strategies} == {
+        "v1": {"t": 2},
+        "v2": {"i": 2},
+        "v3": {"joint": 4},
+        "v4": {"t": 2, "i": 2},
+    }
+    kept = {s["column"]: s["kept"] for s in summarize(reducer, "x")["strategies"]}
+    assert kept == pytest.approx({"x_v1": 0.9, "x_v2": 1.0, "x_v3": 190 / 200, "x_v4": 190 / 200}, rel=1e-5)
+
+
+def test_dim_is_shared_out_and_names_follow_the_count(sources):
+    assert [s.name for s in fit(sources[:1], dim=3)[0].strategies] == ["text"]
+    pair = fit(sources[:2], dim=5)[0].strategies
+    assert [(s.name, s.widths) for s in pair] == [
+        ("v1", {"text": 5}),
+        ("v2", {"image": 5}),
+        ("v3", {"joint": 5}),
+        ("v4", {"text": 3, "image": 2}),
+    ]
+    assert [s.name for s in fit(sources[:2], dim=5, strategies=["apart", "text"])[0].strategies] == ["v1", "v4"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dim": 0}, "dim is 0, expected at least 1"),
+        ({"dim": 1}, "dim is 1, expected at least 3: one for each modality of apart"),
+        ({"dim": 8}, "sound takes 8 components of 'sound', which has no more than 7"),
+        ({"variance": 1.5}, "variance is 1.5, expected a share above 0"),
+        ({"dim": 3, "variance": 0.5}, "both dim and variance"),
+        ({"scale": "standrad"}, "scale is 'standrad'; did you mean 'standard'"),
+        ({"strategies": ["jiont"]}, "strategy 'jiont' is unknown; did you mean 'joint'"),
+    ],
+)
+def test_wrong_settings_are_one_line(sources, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(sources, **settings)
+
+
+def test_vectors_that_cannot_be_reduced_are_named(tmp_path):
+    same = write(tmp_path / "same.parquet", np.ones((5, 3)))
+    nothing = write(tmp_path / "nothing.parquet", np.eye(1, 3).repeat(1, 0))
+    joint = write(tmp_path / "joint.parquet", np.eye(3))
+    for memory in (0, 1e9):
+        with pytest.raises(DataError, match="modality 'same': the vectors of all 5 items are the same"):
+            fit([same], dim=2, memory=memory)
+        with pytest.raises(DataError, match="modality 'nothing': 1 items have a vector that is not zero"):
+            fit([nothing], dim=2, memory=memory)
+    with pytest.raises(ConfigError, match="a modality is named 'joint'"):
+        fit([joint, same], dim=2)
+
+
+def test_the_parts_of_v4_are_of_one_scale_unless_asked_otherwise(tmp_path):
+    rows = planted(400, scales=(1.0, 10.0))
+    pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
+    ratios = {}
+    for balance in (True, False):
+        reducer, _, vectors = fit(pair, dim=6, balance=balance, strategies=["v4"])
+        variances = reducer.transform(vectors)["v4"].var(axis=0, ddof=1)
+        ratios[balance] = variances[3:].mean() / variances[:3].mean()
+    assert ratios[True] == pytest.approx(1, rel=1e-4)
+    assert 80 < ratios[False] < 125
+
+
+def test_items_without_a_common_vector_have_no_joint_pca(tmp_path):
+    random = np.random.default_rng(1)
+    a = write(tmp_path / "a.parquet", random.normal(size=(6, 3)), np.arange(1, 7))
+    b = write(tmp_path / "b.parquet", random.normal(size=(6, 3)), np.arange(7, 13))
+    for memory in (0, 1e9):
+        with pytest.raises(DataError, match="all modalities: 0 items have a vector"):
+            fit([a, b], dim=2, memory=memory)
+        assert fit([a, b], dim=2, memory=memory, strategies=["v4"])[0].strategies[0].width == 2
+
+
+@pytest.mark.parametrize("memory", [0, 1e9])
+def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path, memory):
+    reports = {}
+    for ratio in (1, 100):
+        rows = planted(800, scales=(1.0, np.sqrt(ratio)))
+        pair = [write(tmp_path / f"{n}{ratio}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
+        reducer, _, vectors = fit(pair, dim=6, memory=memory)
+        reports[ratio] = summarize(reducer, "item_emb")
+        # By the definition: what the projection on the joint components leaves of each modality.
+        joint = reports[ratio]["strategies"][2]
+        both = np.concatenate([v.astype(np.float64) for v in vectors.values()], axis=1)
+        both -= both.mean(axis=0)
+        components = np.linalg.svd(both, full_matrices=False)[2][:6]
+        left = ((both - both @ components.T @ components) ** 2).sum(axis=0)
+        whole = (both**2).sum(axis=0)
+        kept = [1 - left[c].sum() / whole[c].sum() for c in (slice(0, 10), slice(10, None))]
+        np.testing.assert_allclose(list(joint["kept_of"].values()), kept, rtol=1e-4)
+        assert joint["kept"] == pytest.approx(1 - left.sum() / whole.sum(), rel=1e-5)
+        assert sum(joint["made_of"].values()) == pytest.approx(1)
+    equal, unequal = (list(reports[r]["strategies"][2]["made_of"].values()) for r in (1, 100))
+    assert min(equal) > 0.4
+    assert unequal[0] < 0.03
+    assert reports[1]["warnings"] == []
+    (sentence,) = reports[100]["warnings"]
+    assert sentence.startswith("image100 drowns text100 in v3: its components are 9")
+    assert "use v4, or scale the vectors (standard or l2)" in sentence
+    assert f"warning: {sentence}" in format_report(reports[100])
+
+
+def test_scaling_ends_the_drowning(tmp_path):
+    rows = planted(400, scales=(1.0, 10.0))
+    pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
+    warned = {scale: bool(summarize(fit(pair, dim=6, scale=scale)[0], "x")["warnings"]) for scale in ("none", "l2")}
+    assert warned == {"none": True, "l2": False}
+
+
+def test_a_saved_reducer_gives_the_same(sources, tmp_path):
+    reducer, _, vectors = fit(sources, dim=4, scale="standard", whiten=True)
+    path = tmp_path / "r.safetensors"
+    reducer.save(path)
+    loaded = Reducer.load(path)
+    for name, rows in reducer.transform(vectors).items():
+        assert np.array_equal(loaded.transform(vectors)[name], rows)
+    assert summarize(loaded, "x") == summarize(reducer, "x")
+    assert [m.column for m in loaded.modalities] == ["text", "image", "sound"]
+
+
+def test_a_mismatch_with_the_reducer_is_one_line(sources):
+    reducer, _, vectors = fit(sources, dim=4)
+    vectors = dict(vectors)
+    with pytest.raises(ConfigError, match="modality 'image' has vectors of width 11, expected 12"):
+        reducer.transform({**vectors, "image": vectors["image"][:, 1:]})
+    with pytest.raises(ConfigError, match="modality 'imge' is unknown to the reducer; did you mean 'image'"):
+        reducer.transform({**vectors, "imge": vectors["image"]})
+    vectors.pop("sound")
+    with pytest.raises(ConfigError, match="modality 'sound' lacks; the reducer was fitted on: text, image, sound"):
+        reducer.transform(vectors)
+
+
+def test_a_damaged_reducer_is_one_line(sources, tmp_path):
+    path = tmp_path / "r.safetensors"
+    fit(sources, dim=4)[0].save(path)
+    data, arrays = path.read_bytes(), load_file(path)
+    with pytest.raises(MissingFileError, match="no such file"):
+        Reducer.load(tmp_path / "none")
+    for broken in (b"", data[:100], data[:-50], b"x" * 200):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"r\.safetensors: is damaged"):
+            Reducer.load(path)
+    save_file(arrays, path)
+    with pytest.raises(DataError, match="is no reducer"):
+        Reducer.load(path)
+    start = 8 + int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8:start])["__metadata__"]
+    content = json.loads(metadata["fuxictr_mm.reducer"])
+    changes = [
+        ({"format": 9}, {}, "has the format 9, expected 1"),
+        ({"scale": "odd"}, {}, "settings are missing"),
+        ({"strategies": [{"name": "v1", "kind": "single", "widths": {"text": 99}}]}, {}, "needs components"),
+        ({"modalities": None}, {}, "is damaged"),
+        ({}, {"0.mean": np.zeros(3)}, "the arrays of 'text' are of wrong shapes"),
+        ({}, {"1.components": arrays["1.components"] * np.nan}, "the arrays of 'image' are not finite"),
+        ({}, {"2.deviations": np.zeros(7)}, "the deviations of 'sound'"),
+    ]
+    for new_content, new_arrays, message in changes:
+        changed = {"fuxictr_mm.reducer": json.dumps({**content, **new_content})}
+        save_file({**arrays, **new_arrays}, path, metadata=changed)
+        with pytest.raises(DataError, match=message):
+            Reducer.load(path)
+
+
+def test_files_for_items_new_items_and_fuxictr(sources, tmp_path, monkeypatch):
+    from fuxictr.pytorch.layers.embeddings.pretrained_embedding import PretrainedEmbedding
+
+    out = tmp_path / "out" / "emb.parquet"
+    names = ["text", "image", "sound", "joint", "apart"]
+    reducer, report = reduce_vectors(
+        sources, out, dim=4, prefix="e_d4", report=tmp_path / "r.json", h5=tmp_path / "h5" / "e"
+    )
+    assert sorted(p.name for p in out.parent.iterdir()) == ["emb.parquet", "emb.reducer.safetensors"]
+    assert json.loads((tmp_path / "r.json").read_text()) == report
+    with JoinedVectors(sources) as joined:
+        ids, vectors = next(joined.chunks(10**6))
+    for name, rows in reducer.transform(vectors).items():
+        written = dict(zip(*load_vectors(Source("e", out, f"e_d4_{name}")), strict=True))
+        np.testing.assert_allclose([written[i] for i in ids], rows, atol=1e-6)
+        with h5py.File(tmp_path / "h5" / f"e_{name}.h5") as file:
+            assert set(file) == {"key", "value"}
+            assert file["key"][:].tolist() == ids.tolist()
+    assert yaml_lines(report).splitlines()[3] == (
+        "- {name: e_d4_joint, active: False, dtype: float, type: embedding, source: item, pretrain_dim: 4}"
+    )
+    again = tmp_path / "new.parquet"
+    reduce_vectors(sources[::-1], again, apply=out.with_suffix(".reducer.safetensors"), prefix="e_d4")
+    for name in names:
+        for one, other in zip(*(load_vectors(Source("e", p, f"e_d4_{name}")) for p in (out, again)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+    assert not (tmp_path / "new.reducer.safetensors").exists()
+
+    vocab = {"item_id": {"__PAD__": 0, **{str(i): n for n, i in enumerate(ids.tolist(), 1)}}, "other": {}}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    layer = PretrainedEmbedding(
+        "item_id",
+        {"vocab_size": len(ids) + 2, "oov_idx": len(ids) + 1, "freeze_emb": True, "padding_idx": 0},
+        str(tmp_path / "h5" / "e_joint.h5"),
+        str(tmp_path / "vocab.json"),
+        embedding_dim=4,
+        pretrain_dim=4,
+    )
+    seen = layer(torch.arange(1, len(ids) + 1)).detach().numpy()
+    np.testing.assert_allclose(seen, reducer.transform(vectors)["joint"], atol=1e-6)
+
+
+def test_nothing_is_overwritten_or_left_half_written(sources, tmp_path, monkeypatch):
+    out = tmp_path / "out" / "emb.parquet"
+    with pytest.raises(ConfigError, match="is read as well"):
+        reduce_vectors(sources, sources[0].path, dim=4, overwrite=True)
+    out.parent.mkdir()
+    (out.parent / "e_joint.h5").write_text("old")
+    with pytest.raises(ConfigError, match=r"e_joint\.h5: exists already; add --overwrite"):
+        reduce_vectors(sources, out, dim=4, h5=out.parent / "e")
+    with monkeypatch.context() as patched:
+        patched.setattr(Reducer, "transform", lambda *_: (_ for _ in ()).throw(UserError("stop")))
+        with pytest.raises(UserError, match="stop"):
+            reduce_vectors(sources, out, dim=4, h5=out.parent / "e", overwrite=True)
+    assert [(p.name, p.read_text()) for p in out.parent.iterdir()] == [("e_joint.h5", "old")]
+
+
+def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
+    monkeypatch.setattr("fuxictr_mm.embeddings.store.CHUNK_ROWS", 1024)
+    monkeypatch.setattr(reducer_fit, "CHUNK_BYTES", 1 << 19)
+    peaks = {}
+    for items in (4096, 32768):
+        rows = np.random.default_rng(0).normal(size=(items, 64))
+        pair = [write(tmp_path / f"{n}{items}.parquet", rows) for n in ("a", "b")]
+        tracemalloc.start()
+        with JoinedVectors(pair) as joined:
+            reducer_fit.fit_reducer(joined, dim=8, memory=0)
+        peaks[items] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    more_vectors = (32768 - 4096) * 2 * 64 * 4
+    assert peaks[32768] - peaks[4096] < more_vectors / 5
+
+
+def test_tiny_mm_is_reduced_as_its_own_columns_are(tmp_path):
+    pair = [
+        Source(name, TINY / "item_feature.parquet", column)
+        for name, column in (("text", "txt_emb_BERT"), ("image", "img_emb_CLIPRN50"))
+    ]
+    reducer, *_ = fit(pair, dim=16)
+    with JoinedVectors(pair) as joined:
+        ids, vectors = next(joined.chunks(10**6))
+    order = np.argsort(ids)
+    reduced = {name: rows[order] for name, rows in reducer.transform(vectors).items()}
+    for name, column in (("v1", "v1"), ("v2", "v2"), ("v3", "v3"), ("v4", "e4")):
+        own = load_vectors(Source("e", TINY / "item_emb.parquet", f"item_emb_d16_{column}"))[1]
+        ours = reduced[name]
+        np.testing.assert_allclose(own.var(axis=0), ours.var(axis=0), rtol=2e-3)  # they are rounded to float16
+        for one, other in zip(own.T, ours.T, strict=True):
+            assert abs(np.corrcoef(one, other)[0, 1]) > 0.999

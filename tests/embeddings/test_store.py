@@ -1,0 +1,225 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.embeddings.store import (
+    ItemFileWriter,
+    JoinedVectors,
+    Source,
+    code_type,
+    load_vectors,
+    read_vectors,
+    vector_type,
+)
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+
+
+def write(path, ids, vectors, kind=None, **options):
+    column = pa.array([None if v is None else list(map(float, v)) for v in vectors], kind or pa.list_(pa.float32()))
+    pq.write_table(pa.table({"item_id": pa.array(ids, pa.int64()), "vector": column}), path, **options)
+    return Source(path.stem, path, "vector")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path", "column"),
+    [
+        ("text=a/b.parquet:emb", "text", "a/b.parquet", "emb"),
+        ("b.parquet:emb", "emb", "b.parquet", "emb"),
+        ("a/date=1/b.parquet:emb", "emb", "a/date=1/b.parquet", "emb"),
+        ("text=C:\\b.parquet:emb", "text", "C:\\b.parquet", "emb"),
+    ],
+)
+def test_a_source_is_parsed(text, name, path, column):
+    source = Source.parse(text)
+    assert (source.name, str(source.path), source.column) == (name, path, column)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("b.parquet", "'b.parquet' names no column of a file; expected NAME=FILE:COLUMN"),
+        ("text=b.parquet:", "names no column"),
+        ("C:\\b.parquet", "names no column"),
+        ("my text=b.parquet:emb", "the name 'my text' is not made of letters"),
+        ("=b.parquet:emb", "the name '' is not made"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message.replace("\\", "\\\\")):
+        Source.parse(text)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float16(), 2)])
+def test_chunks_skip_the_padding_and_have_one_size(tmp_path, kind):
+    ids = [5, 0, 2, 9, 4, 1]
+    source = write(tmp_path / "a.parquet", ids, [[i, i + 0.5] for i in ids], kind, row_group_size=4)
+    chunks = list(read_vectors(source, chunk_rows=2))
+    assert [c.tolist() for c, _ in chunks] == [[5, 2], [9, 4], [1]]
+    assert np.concatenate([v for _, v in chunks]).tolist() == [[i, i + 0.5] for i in [5, 2, 9, 4, 1]]
+    assert all(v.dtype == np.float32 and c.dtype == np.int64 for c, v in chunks)
+    assert (source.width, source.num_rows) == (2, 6)
+    ordered, vectors = load_vectors(source)
+    assert ordered.tolist() == [1, 2, 4, 5, 9]
+    assert vectors.tolist() == [[i, i + 0.5] for i in [1, 2, 4, 5, 9]]
+
+
+def test_the_padding_may_hold_anything(tmp_path):
+    source = write(tmp_path / "a.parquet", [0, 1], [[np.nan], [1, 2]])
+    assert load_vectors(source)[1].tolist() == [[1, 2]]
+
+
+def test_a_folder_of_part_files_is_one_source(tmp_path):
+    write(tmp_path / "1.parquet", [3, 1], [[3], [1]])
+    write(tmp_path / "2.parquet", [2], [[2]])
+    assert load_vectors(Source("a", tmp_path, "vector"))[1].tolist() == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "message"),
+    [
+        ([1, 2], [[1, 2], [1]], "vector: item_id 2 has a vector of width 1, expected 2"),
+        ([1, 2], [[1, 2], None], "item_id 2 has a vector of width 0, expected 2"),
+        ([7], [[]], "item_id 7 has a vector of width 0, expected at least 1"),
+        ([1, 2], [[1, 2], [0, np.nan]], "item_id 2 holds nan at position 1, expected finite"),
+        ([1, 2], [[1, 2], [0, 1e300]], "item_id 2 holds inf"),
+        ([4, 3, 4], [[1], [2], [3]], "item_id 4 stands more than once"),
+        ([1, -3], [[1], [2]], "item_id: row 1 holds the id -3"),
+        ([0], [[1]], "no items"),
+    ],
+)
+def test_broken_vectors_are_named(tmp_path, ids, vectors, message):
+    source = write(tmp_path / "a.parquet", ids, vectors, pa.list_(pa.float64()))
+    for read in (load_vectors, lambda s: list(read_vectors(s))):
+        with pytest.raises(DataError, match=message) as caught:
+            read(source)
+        assert str(tmp_path / "a.parquet") in str(caught.value)
+
+
+def test_missing_columns_and_files_are_named(tmp_path):
+    source = write(tmp_path / "a.parquet", [1], [[1]])
+    with pytest.raises(DataError, match="no column 'vectr'; did you mean 'vector'"):
+        Source("a", source.path, "vectr").width  # noqa: B018
+    with pytest.raises(MissingFileError, match=r"did you mean 'a\.parquet'"):
+        load_vectors(Source("a", tmp_path / "aa.parquet", "vector"))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_joined_vectors_equal_a_dense_join(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("join")
+    sources, dense = [], {}
+    for name, width in (("a", 2), ("b", 3)):
+        ids = data.draw(st.lists(st.integers(1, 12), min_size=1, unique=True))
+        rows = np.random.default_rng(len(ids)).normal(size=(len(ids), width)).astype(np.float32)
+        dense[name] = dict(zip(ids, rows.tolist(), strict=True))
+        sources.append(write(folder / f"{name}.parquet", ids, rows, row_group_size=3))
+    with JoinedVectors(sources, folder) as joined:
+        assert joined.widths == {"a": 2, "b": 3}
+        for chunk_rows in (1, 4):
+            seen = []
+            for ids, vectors in joined.chunks(chunk_rows):
+                seen += ids.tolist()
+                for name, width in joined.widths.items():
+                    assert vectors[name].tolist() == [dense[name].get(i, [0] * width) for i in ids.tolist()]
+            assert seen == joined.ids.tolist()
+            assert sorted(seen) == sorted({*dense["a"], *dense["b"]})
+        only = [list(vectors) for _, vectors in joined.chunks(names=["b"])]
+        assert only == [["b"]]
+    assert sorted(p.name for p in folder.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    source = write(tmp_path / "a.parquet", [1], [[1]])
+    with pytest.raises(ConfigError, match="the name 'a' stands twice"):
+        JoinedVectors([source, source])
+    with pytest.raises(ConfigError, match="no source"):
+        JoinedVectors([])
+
+
+def test_what_is_written_is_an_item_file(tmp_path):
+    path = tmp_path / "new" / "items.parquet"
+    schema = {"v": vector_type(2), "codes": code_type(3), "title": pa.string(), "known": pa.bool_(), "n": pa.int64()}
+    with ItemFileWriter(path, schema) as writer:
+        for ids in ([4], [1, 3]):
+            column = np.array(ids)
+            writer.write(
+                ids,
+                {
+                    "v": np.stack([column, column / 2], axis=1),
+                    "codes": np.stack([column] * 3, axis=1).astype(np.int32),
+                    "title": [f"t{i}" for i in ids],
+                    "known": column > 1,
+                    "n": column,
+                },
+            )
+        writer.write([], {})
+        assert not path.exists()
+    assert [p.name for p in path.parent.iterdir()] == ["items.parquet"]
+    assert pq.read_table(path).slice(0, 2).to_pylist() == [
+        {"item_id": 0, "v": [0, 0], "codes": [0, 0, 0], "title": "", "known": False, "n": 0},
+        {"item_id": 4, "v": [4, 2], "codes": [4, 4, 4], "title": "t4", "known": True, "n": 4},
+    ]
+    features = [Feature("v", "embedding", "item"), Feature("codes", "sequence", "item")]
+    items = ItemTable.from_parquet(str(path), features)
+    assert items["v"].tolist() == [[0, 0], [1, 0.5], [0, 0], [3, 1.5], [4, 2]]
+    assert items["codes"][4].tolist() == [4, 4, 4]
+
+
+def test_many_small_writes_make_few_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("fuxictr_mm.embeddings.store.CHUNK_ROWS", 10)
+    with ItemFileWriter(tmp_path / "a.parquet", {"n": pa.int64()}) as writer:
+        for i in range(1, 25):
+            writer.write([i], {"n": [i]})
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert file.read().column("n").to_pylist() == list(range(25))
+    assert file.metadata.num_row_groups == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "columns", "error", "message"),
+    [
+        ([0], {"v": np.zeros((1, 2))}, DataError, "item_id 0, expected 1 or more"),
+        ([1, 1], {"v": np.zeros((2, 2))}, DataError, "item_id 1 stands more than once"),
+        ([1], {"v": np.zeros((1, 3))}, ValueError, r"shape \(1, 3\), expected \(1, 2\)"),
+        ([1], {"v": np.zeros((2, 2))}, ValueError, "has 2 rows, expected 1"),
+        ([1], {"w": np.zeros((1, 2))}, ValueError, r"columns \['w'\] given"),
+    ],
+)
+def test_a_wrong_write_leaves_nothing(tmp_path, ids, columns, error, message):
+    path = tmp_path / "a.parquet"
+    with pytest.raises(error, match=message), ItemFileWriter(path, {"v": vector_type(2)}) as writer:
+        writer.write(ids, columns)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_file_stays_unless_overwritten(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_text("old")
+    with pytest.raises(ConfigError, match="exists already; add --overwrite"):
+        ItemFileWriter(path, {"n": pa.int64()})
+
+    def write_and_stop():
+        with ItemFileWriter(path, {"n": pa.int64()}, overwrite=True) as writer:
+            writer.write([1], {"n": [1]})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
+    assert path.read_text() == "old"
+    with ItemFileWriter(path, {"n": pa.int64()}, overwrite=True) as writer:
+        writer.write([1], {"n": [1]})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+    assert pq.read_table(path).column("n").to_pylist() == [0, 1]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"), ItemFileWriter(tmp_path / "file" / "a.parquet", {}):
+        pass
+    with pytest.raises(ConfigError, match="is a folder"):
+        ItemFileWriter(tmp_path, {})

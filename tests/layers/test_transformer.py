@@ -1,0 +1,191 @@
+"""The jagged encoder, its slots and the products that leave zeros out equal PyTorch's dense ones."""
+
+import pytest
+import torch
+from fuxictr.pytorch.layers import CrossNetV2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
+from fuxictr_mm.layers.slots import last_items, padding_items
+from fuxictr_mm.layers.staircase import Span, block_linear, input_blocks, merge_spans, square_blocks
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
+
+
+def reference_of(layer, dropout=0.0):
+    attention = layer.self_attn
+    reference = nn.TransformerEncoderLayer(
+        attention.embed_dim, attention.num_heads, layer.linear1.out_features, dropout, batch_first=True
+    ).double()
+    reference.load_state_dict(layer.state_dict())
+    return reference
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+@pytest.mark.parametrize("lengths", [[3, 1, 9, 5, 9], [1], [70, 2]])
+def test_layer_equals_pytorch(make_history, pad, assert_same, side, num_heads, lengths):
+    layer = JaggedTransformerLayer(6, num_heads, dim_feedforward=7, dropout=0.0).double()
+    reference = reference_of(layer)
+    history = make_history(lengths, 6)
+    padded, mask = pad(history, side)
+    expected = reference(padded, src_key_padding_mask=mask == 0)[mask.bool()]
+    found = layer(history.values, Buckets.of(history.offsets))
+    assert_same(found, expected, [history.distinct], layer, reference)
+
+
+@pytest.mark.parametrize("limits", [(), (1,), (2, 4, 6, 8)])
+def test_buckets_do_not_change_the_result(make_history, limits):
+    layer = JaggedTransformerLayer(4, 2, dim_feedforward=3, dropout=0.0).double()
+    history = make_history([5, 1, 9, 2, 2, 7, 3], 4)
+    one = layer(history.values, Buckets.of(history.offsets, limits=()))
+    many = layer(history.values, Buckets.of(history.offsets, limits=limits))
+    torch.testing.assert_close(many, one, rtol=1e-12, atol=1e-12)
+    assert [mask.shape[1] for mask in Buckets.of(history.offsets, limits=(2, 4, 6, 8)).masks] == [2, 3, 5, 7, 9]
+
+
+@pytest.mark.parametrize("max_pool", [True, False])
+def test_target_transformer_equals_pytorch(make_history, pad, assert_same, side, max_pool):
+    width, lengths = 3, [2, 6, 1, 4]
+    ours = TargetTransformer(width, num_layers=2, num_heads=2, dim_feedforward=5, max_pool=max_pool).double()
+    history, target = make_history(lengths, width), torch.randn(4, width, dtype=torch.float64, requires_grad=True)
+    padded, mask = pad(history, side)
+    tokens = torch.cat([padded, target.unsqueeze(1).expand_as(padded)], dim=-1)
+    for layer in ours.transformer_encoder["layers"]:
+        tokens = reference_of(layer)(tokens, src_key_padding_mask=mask == 0)
+    # By hand: the last three outputs, zeros before them.
+    rows = [row[keep.bool()] for row, keep in zip(tokens, mask, strict=True)]
+    last = [torch.cat([row.new_zeros(max(3 - len(row), 0), 2 * width), row[-3:]]).flatten() for row in rows]
+    parts = [torch.stack(last)]
+    if max_pool:
+        parts.append(ours.out_linear(torch.stack([row.max(dim=0).values for row in rows])))
+    slots = torch.tensor([[-1, 0, 1], [5, 6, 7], [-1, -1, 8], [10, 11, 12]])
+    found = ours(target, history, slots)
+    torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(found)
+    inputs = [history.distinct, target]
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, direction),
+        torch.autograd.grad(torch.cat(parts, dim=1), inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_names_and_shapes_are_those_of_pytorch():
+    layer = nn.TransformerEncoderLayer(8, 1, 5, batch_first=True)
+    theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).state_dict()
+    ours = TargetTransformer(4, num_layers=2, dim_feedforward=5, max_pool=False).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {f"transformer_encoder.{k}": v.shape for k, v in theirs.items()}
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="num_heads=3 must divide the width of a token, 8"):
+        TargetTransformer(4, num_heads=3)
+
+
+def test_dropout_is_drawn_in_training_only(make_history):
+    layer = JaggedTransformerLayer(4, 1, dim_feedforward=3, dropout=0.5).double()
+    history = make_history([5, 3], 4)
+    buckets = Buckets.of(history.offsets)
+    assert not torch.equal(layer(history.values, buckets), layer(history.values, buckets))
+    layer.eval()
+    assert torch.equal(layer(history.values, buckets), layer(history.values, buckets))
+
+
+lengths_of_rows = st.lists(st.integers(0, 6), min_size=1, max_size=8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=lengths_of_rows, num_slots=st.integers(1, 6), every=st.booleans())
+def test_slots_are_those_of_a_padded_rectangle(lengths, num_slots, every):
+    """Written out: a row of ``max_len`` places, items last; kept are the real ones, or the padding."""
+    max_len = 6
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    history = Jagged(torch.arange(1, int(offsets[-1]) + 1), offsets)
+    rectangle = history.to_padded(max_len)[0].tolist()
+    last, padding = last_items(history, num_slots), padding_items(history, num_slots, max_len, every=every)
+    for row, places in enumerate(rectangle):
+        is_empty, is_full = lengths[row] == 0, lengths[row] == max_len
+        wanted = [i if i or (is_empty and p == max_len - 1) else None for p, i in enumerate(places)]
+        check(last, row, wanted, num_slots)
+        wanted = [0 if not i else (i if is_full and p == max_len - 1 else None) for p, i in enumerate(places)]
+        check(padding, row, wanted, num_slots)
+        if every:
+            seen = padding.items.values[padding.items.offsets[row] : padding.items.offsets[row + 1]].tolist()
+            assert seen == [i for i in wanted if i is not None]
+
+
+def check(seen, row, wanted, num_slots):
+    found = [seen.items.values[slot].item() if slot >= 0 else None for slot in seen.slots[row].tolist()]
+    assert found == wanted[-num_slots:]
+    order = list(seen.fill_order)[: seen.filled[row]]
+    assert all(found[slot] is None or slot in order for slot in range(num_slots))
+
+
+def staircase(spans, num_rows):
+    width = max(span.stop for span in spans)
+    x = torch.randn(num_rows, width, dtype=torch.float64)
+    for start, stop, rows in spans:
+        x[rows:, start:stop] = 0
+    return x
+
+
+STAIRCASES = [
+    [Span(0, 2, 4), Span(7, 9, 4), Span(5, 7, 3), Span(4, 5, 1), Span(2, 4, 0)],  # from the right, one empty
+    [Span(0, 2, 4), Span(7, 9, 4), Span(2, 5, 2), Span(5, 7, 1)],  # from the left
+    [Span(0, 9, 4)],
+]
+
+
+@pytest.mark.parametrize("spans", STAIRCASES)
+def test_staircase_cross_net_equals_the_dense_one(spans):
+    ours, theirs = StaircaseCrossNetV2(9, 3).double(), CrossNetV2(9, 3).double()
+    theirs.load_state_dict(ours.state_dict())
+    given_x = staircase(spans, 4)
+    filled = given_x != 0
+    x, y = given_x.clone().requires_grad_(), given_x.clone().requires_grad_()
+    found, expected = ours(x, merge_spans(spans)), theirs(y)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(found)
+    found.backward(direction)
+    expected.backward(direction)
+    torch.testing.assert_close(x.grad[filled], y.grad[filled], rtol=1e-12, atol=1e-12)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+    assert torch.equal(ours(given_x), theirs(given_x))
+
+
+@pytest.mark.parametrize("spans", STAIRCASES)
+def test_staircase_linear_equals_the_dense_one(spans):
+    linear = nn.Linear(9, 5).double()
+    given_x = staircase(spans, 4)
+    x, y = given_x.clone().requires_grad_(), given_x.clone().requires_grad_()
+    found, expected = block_linear(x, linear, input_blocks(spans, 5)), linear(y)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(found)
+    ours = torch.autograd.grad(found, [x, linear.weight, linear.bias], direction)
+    theirs = torch.autograd.grad(expected, [y, linear.weight, linear.bias], direction)
+    torch.testing.assert_close(ours[0][given_x != 0], theirs[0][given_x != 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(5)), rows=st.lists(st.integers(0, 4), min_size=5, max_size=5))
+def test_blocks_cover_every_weight_once(order, rows):
+    spans = [Span(2 * n, 2 * n + 2, r) for n, r in zip(order, sorted(rows, reverse=True), strict=True)]
+    covered = torch.zeros(10, 10)
+    for _, outputs, inputs in square_blocks(merge_spans(spans)):
+        covered[outputs, inputs] += 1
+    assert (covered == 1).all()
+
+
+def test_staircase_under_autocast():
+    layer, spans = StaircaseCrossNetV2(9, 2), STAIRCASES[0]
+    x = staircase(spans, 4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x, spans)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, layer(x), rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())

@@ -1,0 +1,201 @@
+"""Several processes do together what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fuxictr_mm import experiment
+from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.training import loop
+from fuxictr_mm.training.sync_batch_norm import replace_batch_norm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What each process runs: gradients of a few batches, the last of them of an odd size, then scores of all of valid.
+TOGETHER = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from fuxictr_mm.data.loaders import Share
+from fuxictr_mm.training import distributed
+import test_distributed as test
+
+with distributed.process_group(-1):
+    share = lambda by: Share(distributed.rank(), distributed.size(), by)
+    found = test.gradients_and_scores({expid!r}, {folder!r}, 500, share, distributed.distribute)
+    torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
+"""
+
+
+def gradients_and_scores(expid, folder, batch_size, share, distribute):
+    """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
+    torch.Tensor.float = torch.Tensor.double
+    overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size}
+    params, model_class = experiment.read_params(ROOT, expid, overrides=overrides)
+    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    torch.manual_seed(1)
+    model = experiment.build_model(model_class, dataset, params).double()
+    for module in (model.items, dataset.items):
+        module.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    distribute(model)
+    rows = dataset.splits["train"].slice(0, 2501)
+    train = ResidentLoader(rows, batch_size, shuffle=True, seed=2, share=share("batch"))
+    points = []
+    model.train()
+    for batch in train:
+        optimizer.zero_grad()
+        outputs = model.forward(batch)
+        model.add_loss(outputs, model.get_labels(batch).double()).backward()
+        points.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        optimizer.step()
+    valid = ResidentLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
+    scores, labels, groups = loop._score(model, valid, "valid", labels=True)
+    return {"points": points, "state": model.state_dict(), "scores": scores, "labels": labels, "groups": groups}
+
+
+def start(script, *arguments, processes=2, cwd=None):
+    """Run a script under torchrun; return the finished process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny"])
+def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, expid, monkeypatch):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER.format(here=str(Path(__file__).parent), expid=expid, folder=str(tmp_path)))
+    done = start(script)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
+    expected = gradients_and_scores(expid, str(tmp_path), 1000, lambda by: None, lambda model: None)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert len(found["points"]) == len(expected["points"]) == 3
+        for point, reference in zip(found["points"], expected["points"], strict=True):
+            assert point.keys() == reference.keys()
+            size = max(float(g.norm()) for g in reference.values())
+            for name, gradient in reference.items():
+                torch.testing.assert_close(point[name], gradient, rtol=1e-9, atol=1e-12 * size, msg=name)
+        for name, value in expected["state"].items():  # the statistics of batch norm among them
+            torch.testing.assert_close(found["state"][name], value, rtol=1e-9, atol=1e-11, msg=name)
+        torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-9, atol=0)
+        assert torch.equal(found["labels"], expected["labels"])
+        assert torch.equal(found["groups"], expected["groups"])
+
+
+DYING = """
+import os
+import signal
+from pathlib import Path
+
+from fuxictr_mm.errors import DataError
+from fuxictr_mm.training import distributed
+from model_of_the_package import DIN_MM
+
+
+class Dying(DIN_MM):
+    '''Dies once at step 21 of process 1, or raises there.'''
+
+    def train_step(self, batch):
+        if self._total_steps == 21 and distributed.rank() == 1 and Path("die").exists():
+            how = Path("die").read_text()
+            Path("die").unlink()
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("planted trouble")
+        return super().train_step(batch)
+"""
+
+
+@pytest.fixture
+def dying(tmp_path):
+    """A folder with an experiment whose process 1 dies while there is a file `die`; returns what runs it."""
+    (tmp_path / "model_zoo").mkdir()
+    zoo = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+    (tmp_path / "model_zoo" / "Dying.py").write_text(zoo + DYING)
+    (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
+    text = (ROOT / "model_config.yaml").read_text().replace("model: DIN_MM\n", "model: Dying\n")
+    text = text.replace("epochs: 12", "epochs: 2\n    eval_steps: 8").replace("verbose: 1", "verbose: 0")
+    (tmp_path / "model_config.yaml").write_text(text)
+    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
+    (tmp_path / "data").symlink_to(ROOT / "data")
+
+    def run(*flags, processes=2):
+        arguments = ("--config", str(tmp_path), "--expid", "DIN_MM_tiny", *flags)
+        return start(ROOT / "run_expid.py", *arguments, processes=processes, cwd=tmp_path)
+
+    return tmp_path, run
+
+
+def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
+    folder, run = dying
+    record = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json"
+    weights = record.with_suffix(".model")
+    assert run().returncode == 0
+    expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
+    record.unlink()
+    snapshot = record.with_suffix(".snapshot")
+    assert not snapshot.exists()
+
+    (folder / "die").write_text("kill")
+    assert run().returncode != 0
+    kept = snapshot.read_bytes()
+    resumed = run("--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at epoch 1, batch 16 of 32" in resumed.stderr
+    found = torch.load(weights, weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert json.loads(record.read_text())["valid"] == metrics
+
+    record.unlink()
+    snapshot.write_bytes(kept)
+    alone = run("--resume", processes=1)
+    assert "Resumed at epoch 1, batch 16 of 47" in alone.stderr  # 8,192 of 16,000 rows are done
+    assert abs(json.loads(record.read_text())["valid"]["AUC"] - metrics["AUC"]) < 0.05
+
+    # What one process measures with the weights of two is what the two measured.
+    params, model_class = experiment.read_params(folder, "DIN_MM_tiny", model_zoo=folder / "model_zoo")
+    params["model_root"] = str(folder / "checkpoints")
+    dataset = experiment.load_dataset(params, {"valid": True})
+    model = experiment.build_model(model_class, dataset, params)
+    model.load_state_dict(expected)
+    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    assert loop.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
+
+
+def test_a_process_that_fails_ends_all_with_its_message(dying):
+    folder, run = dying
+    (folder / "die").write_text("raise")
+    done = run()
+    assert done.returncode != 0
+    assert "process 1: error: planted trouble" in done.stderr
+    assert not (folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json").exists()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (4, 5, 3)])
+def test_batch_norm_of_one_process_is_torchs_own(shape, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    torch.manual_seed(0)
+    own, ours = nn.Sequential(nn.BatchNorm1d(5)).double(), nn.Sequential(nn.BatchNorm1d(5)).double()
+    parameters = list(ours.parameters())
+    replace_batch_norm(ours)
+    assert [id(p) for p in ours.parameters()] == [id(p) for p in parameters]
+    for training in (True, True, False):
+        x = torch.randn(shape, dtype=torch.float64)
+        results = []
+        for model in (own, ours):
+            model.train(training)
+            model.zero_grad()
+            inputs = x.clone().requires_grad_()
+            out = model(inputs)
+            (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+            results.append([out, inputs.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
