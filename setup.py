@@ -38,7 +38,7 @@ setup(
     extras_require={
         "encode": ["transformers>=4.45", "pillow>=10", "safetensors>=0.4"],
         "quantize": ["faiss-cpu>=1.9"],
-        "quality": ["ftfy>=6.2", "py3langid>=0.2"],
+        "quality": ["ftfy>=6.2", "py3langid>=0.4"],
         "influence": ["captum>=0.7"],
         "tensorboard": ["tensorboard>=2.16"],
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],

@@ -107,6 +107,8 @@ class MultimodalModel(BaseModel):
     precision : {"fp32", "tf32", "bf16"}
         ``bf16`` computes the logits under autocast, loss and update in float32; for ``tf32`` see
         ``fuxictr_mm.training.hardware``.
+    compile : bool
+        Let ``torch.compile`` make kernels of the logits; ``docs/performance.md`` says what it brings.
     verbose : int
         0 turns progress bars off.
     model_root : str
@@ -139,6 +141,7 @@ class MultimodalModel(BaseModel):
         factor: float = 0.1,
         accumulation_steps: int = 1,
         precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+        compile: bool = False,
         verbose: int = 0,
         model_root: str = "./checkpoints/",
         **params: Any,
@@ -173,6 +176,7 @@ class MultimodalModel(BaseModel):
         self.embedding_dim = embedding_dim
         self.accumulation_steps = accumulation_steps
         self.precision = precision
+        self.compiled_logits = torch.compile(self.logits, dynamic=True) if compile else None
         # Where a step is taken outside of fit.
         self._max_gradient_norm = 10.0
         self._batch_index, self._steps_per_epoch = 0, 1
@@ -255,13 +259,22 @@ class MultimodalModel(BaseModel):
             ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
             ``(B, 1)``.
         """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logit = self._compute_logits(batch).reshape(-1, 1)
         if self.precision == "bf16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                logit = self.logits(batch).reshape(-1, 1)
             logit = logit.float()
-        else:
-            logit = self.logits(batch).reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}
+
+    def _compute_logits(self, batch: Batch) -> Tensor:
+        if self.compiled_logits is None:
+            return self.logits(batch)
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self.compiled_logits(batch)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers."""

@@ -68,9 +68,8 @@ class Transformer_DCN_Quant(Transformer_DCN):
         model_id = params["model_id"]
         specs = feature_map.features
         vectors = [n for n, s in specs.items() if s.get("source") == "item" and s["type"] == "embedding"]
-        if quantized_feature is None and len(vectors) == 1:
-            quantized_feature = vectors[0]
-        if quantized_feature not in vectors:
+        vector = quantized_feature or (vectors[0] if len(vectors) == 1 else "")
+        if vector not in vectors:
             raise ConfigError(
                 f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), vectors)}, "
                 f"expected one of the vectors of items ({', '.join(vectors) or 'there are none'})"
@@ -81,15 +80,15 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
                 f"{len(known)} items, with at least one level or neighbour"
             )
-        logger.info(f"{model_id}: semantic ids of {len(known)} items from '{quantized_feature}'")
-        found = feature_map.items[quantized_feature][known]
+        logger.info(f"{model_id}: semantic ids of {len(known)} items from '{vector}'")
+        found = feature_map.items[vector][known]
         codes = residual_codes(found, num_levels=codebook_num, num_clusters=num_clusters, seed=quantizer_seed)
         # In the table: a row per item, then C rows per level.
         codes += feature_map.items.num_items + num_clusters * torch.arange(codebook_num, device=codes.device)
         ids = codes.new_zeros(feature_map.items.num_items, codebook_num + top_k)
         ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
-        replaced = _replace_vector(feature_map, quantized_feature, ids, vocab_size, params["embedding_dim"])
+        replaced = _replace_vector(feature_map, vector, ids, vocab_size, params["embedding_dim"])
         super().__init__(replaced, **params)
 
 

@@ -25,7 +25,9 @@ class PaddedTransformer(nn.Module):
             dropout=params["transformer_dropout"],
             batch_first=True,
         )
-        self.transformer_encoder = nn.TransformerEncoder(layer, params["transformer_layers"], enable_nested_tensor=False)
+        self.transformer_encoder = nn.TransformerEncoder(
+            layer, params["transformer_layers"], enable_nested_tensor=False
+        )
         self.out_linear = nn.Linear(width, width)
         self.num_slots = params["first_k_cols"]
 

@@ -169,7 +169,8 @@ def fit_vqvae(
     """Train a residual VQ-VAE.
 
     The first tenth of the steps trains encoder and decoder alone; then k-means sets the codebooks, and all learn
-    together. Codes that a pass over the vectors does not use start again from a random item's residual, save in the last quarter.
+    together. Codes that a pass over the vectors does not use start again from a random item's residual, save in the
+    last quarter.
 
     Parameters
     ----------

@@ -122,7 +122,7 @@ class MultiHeadTargetAttention(nn.Module):
 
     def _weights(self, target: Tensor, history: Jagged) -> Jagged:
         if self.use_qkvo and self.num_heads == 1 and history.num_rows <= history.distinct.shape[0]:
-            # From the side that takes fewer operations: two products per row, or one per row with W_q' W_k.
+            # multi_dot takes the cheaper order: two products per row, or one per row with the product of both weights.
             query_BD = torch.linalg.multi_dot([target, self.W_q.weight.t(), self.W_k.weight])
             product_ND = (query_BD / self.scale).index_select(0, history.rows) * history.values
             scores = history.with_values(product_ND.sum(dim=-1, keepdim=True))

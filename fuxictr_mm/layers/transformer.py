@@ -197,10 +197,11 @@ class TargetTransformer(nn.Module):
             ``(B, (K + 1) W)`` the slots, then the maximum through a linear map; ``(B, K W)`` without the maximum.
         """
         buckets = Buckets.of(history.offsets)
-        first, *others = self.transformer_encoder["layers"]
+        layers: nn.ModuleList = self.transformer_encoder["layers"]  # type: ignore[assignment]
+        first = layers[0]
         tokens = torch.cat([history.values, target.index_select(0, history.rows)], dim=1)
         tokens = first(tokens, buckets, self._project(first.self_attn, target, history))
-        for layer in others:
+        for layer in layers[1:]:
             tokens = layer(tokens, buckets)
         nothing = tokens.new_zeros(1, tokens.shape[1])
         output = torch.cat([nothing, tokens]).index_select(0, slots.flatten() + 1).view(slots.shape[0], -1)

@@ -249,7 +249,7 @@ def test_models_read_codes_and_neighbors(tmp_path):
     dataset["feature_cols"] += yaml.safe_load("\n".join(lines))
     (tmp_path / "dataset_config.yaml").write_text(yaml.safe_dump({"tiny_mm": dataset}))
     models = yaml.safe_load((ROOT / "model_config.yaml").read_text())
-    none = {**models["DIN_MM_none_tiny"], "epochs": 4, "learning_rate": 0.008, "seed": 1, "verbose": 0, "model_root": str(tmp_path)}
+    none = {**models["DIN_MM_none_tiny"], "epochs": 5, "seed": 1, "verbose": 0, "model_root": str(tmp_path)}
     fields = none["use_features"]
     experiments = {
         "none": none,

@@ -1,4 +1,4 @@
-"""Transformer_DCN equals a padded re-computation of the published formulas with the same state dict."""
+"""Transformer_DCN, with semantic ids or without, equals a padded re-computation of the published formulas."""
 
 import pytest
 import torch
@@ -102,13 +102,14 @@ def assert_equal_models(model, dense, batch, items, lengths, width, tolerance):
 @pytest.mark.parametrize(
     ("history_mask", "width"), [("corrected", 20), ("corrected", 21), ("corrected", 40), ("published", MAX_LEN)]
 )
-def test_equals_the_dense_model(build, make_batch, float64, history_mask, width):
-    model, dataset = build("Transformer_DCN_tiny", history_mask=history_mask, **NO_DROPOUT)
+@pytest.mark.parametrize("expid", ["Transformer_DCN_tiny", "Transformer_DCN_Quant_tiny"])
+def test_equals_the_dense_model(build, make_batch, float64, expid, history_mask, width):
+    model, dataset = build(expid, history_mask=history_mask, **NO_DROPOUT)
     disturb(model.double().train(), 0.1)
     dense = Dense(model, history_mask).double()
     dense.load_state_dict(model.state_dict(), strict=True)
     batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(LENGTHS)), LENGTHS)
-    assert_equal_models(model, dense, batch, dataset.items, LENGTHS, width, 1e-9)
+    assert_equal_models(model, dense, batch, model.items, LENGTHS, width, 1e-9)
 
 
 @pytest.mark.parametrize("history_mask", ["corrected", "published"])
