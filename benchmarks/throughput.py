@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import memory
+from benchmarks.curve import curve
 from benchmarks.dataset import MODELS, make_data, parameters
 from benchmarks.equality import equality
 from benchmarks.files import measure_files
@@ -43,7 +44,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
     option = parser.add_argument
-    option("--what", choices=["train", "loader", "scoring", "files", "equality"], default="train", help="what to run")
+    option(
+        "--what",
+        choices=["train", "loader", "scoring", "files", "equality", "curve"],
+        default="train",
+        help="what to run",
+    )
     option("--model", choices=list(MODELS), default="DIN", help="model, with the challenge's hyper-parameters")
     option("--batch_size", type=int, default=2048, help="rows per batch")
     option("--max_len", type=int, default=64, help="history positions")
@@ -243,12 +249,19 @@ def measure_equality(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_curve(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare loss curves of as many steps as a block has."""
+    found = curve(args.model, args.data, batch_size=args.batch_size, max_len=args.max_len, steps=args.steps)
+    return {"curve": found}
+
+
 MEASUREMENTS = {
     "train": measure_steps,
     "loader": measure_steps,
     "scoring": measure_steps,
     "files": measure_reading,
     "equality": measure_equality,
+    "curve": measure_curve,
 }
 
 
@@ -269,6 +282,11 @@ def print_report(report: dict[str, Any]) -> None:
         print(
             f"largest relative difference: loss {same['loss']:.1e}, gradient {same['gradient']:.1e} ({same['worst']})"
         )
+    if "curve" in report:
+        found_curve = report["curve"]
+        touched = ", ".join(f"{distance:.1e}" for distance in found_curve["touched"])
+        print(f"loss {found_curve['loss'][0]:.4f} to {found_curve['loss'][-1]:.4f}; largest distance at any step:")
+        print(f"ours {found_curve['ours']:.1e}; the reference after a touch of rounding: {touched}")
     for name, side in report.get("sides", {}).items():
         rate = side["samples_per_second"]
         parts = [f"{name:<16}{rate['median']:>12,.0f} samples/s ({rate['min']:,.0f} to {rate['max']:,.0f})"]

@@ -259,10 +259,12 @@ class MultimodalModel(BaseModel):
             ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
             ``(B, 1)``.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logit = self._compute_logits(batch).reshape(-1, 1)
         if self.precision == "bf16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logit = self._compute_logits(batch).reshape(-1, 1)
             logit = logit.float()
+        else:
+            logit = self._compute_logits(batch).reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:

@@ -30,17 +30,38 @@ class Dropout(nn.Dropout):
         return _Scale.apply(input, self.p)
 
 
+def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Draw which entries of a tensor on the CPU are kept.
+
+    Parameters
+    ----------
+    x : Tensor
+        Of any shape and floating type.
+    p : float
+        Probability of an entry to be dropped, above 0 and below 1.
+
+    Returns
+    -------
+    mask : Tensor
+        Of the shape and type of ``x``: 1 where it is kept, else 0.
+    scale : float
+        One over the share that is kept on average.
+    """
+    lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    # Lanes are even over -32768 .. 32767; the lowest `dropped` of these values mean zero.
+    dropped = min(max(round(p * 65536), 1), 65535)
+    # In the type of x: a product of two types would go through a slower kernel, here and on the way back.
+    mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
+    return mask, 65536 / (65536 - dropped)
+
+
 class _Scale(torch.autograd.Function):
     """``x * scale`` with a random ``scale`` that is zero or one over the share kept."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, p: float) -> Tensor:
-        lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        # Lanes are even over -32768 .. 32767; the lowest `dropped` of these values mean zero.
-        dropped = min(max(round(p * 65536), 1), 65535)
-        kept = lanes[: x.numel()] >= dropped - 32768
-        # In the type of x: a product of two types would go through a slower kernel, here and on the way back.
-        scale = kept.view(x.shape).to(x.dtype).mul_(65536 / (65536 - dropped))
+        mask, factor = keep_mask(x, p)
+        scale = mask.mul_(factor)
         ctx.save_for_backward(scale)
         return x * scale
 

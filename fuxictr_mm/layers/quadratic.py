@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fuxictr_mm.layers.dropout import keep_mask
+
 
 class QuadraticLayer(nn.Module):
     r"""Every product of two inputs, by R linear maps whose products with the input are summed.
@@ -138,11 +140,7 @@ class _DropThenSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        # Four masks from each random number, as in ``Dropout``.
-        lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        dropped = min(max(round(p * 65536), 1), 65535)
-        mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty_like(x))
-        ctx.scale = 65536 / (65536 - dropped)
+        mask, ctx.scale = keep_mask(x, p)
         ctx.save_for_backward(mask)
         total = x[:, 0] * mask[:, 0]
         for r in range(1, x.shape[1]):

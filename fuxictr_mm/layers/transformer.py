@@ -198,7 +198,7 @@ class TargetTransformer(nn.Module):
         """
         buckets = Buckets.of(history.offsets)
         layers: nn.ModuleList = self.transformer_encoder["layers"]  # type: ignore[assignment]
-        first = layers[0]
+        first: JaggedTransformerLayer = layers[0]  # type: ignore[assignment]
         tokens = torch.cat([history.values, target.index_select(0, history.rows)], dim=1)
         tokens = first(tokens, buckets, self._project(first.self_attn, target, history))
         for layer in layers[1:]:

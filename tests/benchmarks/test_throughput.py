@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import throughput
+from benchmarks.curve import curve
 from benchmarks.dataset import parameters
 from benchmarks.equality import equality
 from benchmarks.reference import padded_loader
@@ -45,6 +46,14 @@ def test_ours_and_the_reference_are_one_function(model, folder):
     found = equality(model, folder, batch_size=BATCH_SIZE, max_len=MAX_LEN, points=3, every=2)
     assert found["loss"] < 1e-9
     assert 0 < found["gradient"] < 1e-9
+
+
+@pytest.mark.parametrize("model", ["DIN", "DIN_MM"])
+def test_loss_curves_part_no_more_than_by_rounding(model, folder):
+    found = curve(model, folder, batch_size=BATCH_SIZE, max_len=MAX_LEN, steps=12)
+    assert len(set(found["loss"])) == 12
+    assert 0 < found["ours"] <= 4 * max(found["touched"])
+    assert max(found["touched"]) < 0.05
 
 
 @pytest.mark.parametrize(("model", "what"), [("DIN", "train"), ("DIN_MM", "train"), ("DIN", "scoring")])

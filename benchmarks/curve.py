@@ -1,0 +1,82 @@
+"""Whether a loss curve stays as near to the reference's as the reference's own does after a touch of rounding.
+
+Adam turns the rounding noise of a zero gradient into whole steps, so two curves of one function part in the end; more
+than that cannot be asked of another way to compute it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.dataset import parameters
+from benchmarks.equality import CHANGES
+from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
+from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.experiment import build_model
+from fuxictr_mm.registry import load_model_class
+
+#: Half the distance between two float32 numbers, relative.
+ROUNDING = 2.0**-24
+
+
+def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int, touched: int = 3) -> dict[str, Any]:
+    """Train ours, the reference, and references whose first weights were touched, without dropout, on the same rows.
+
+    Parameters
+    ----------
+    name : str
+        Model.
+    folder : path
+        Data.
+    batch_size, max_len : int
+        As in training.
+    steps : int
+        How many.
+    touched : int
+        References with other weights: each is multiplied by 1 plus a normal number times ``ROUNDING``.
+
+    Returns
+    -------
+    dict
+        ``ours`` and ``touched``: the largest distance of the loss from the reference's at any step, for the latter of
+        each touched reference; ``loss``: the reference's curve.
+    """
+    changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {})}
+    params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
+    torch.manual_seed(params["seed"])
+    dataset = load_dataset(params, {"train": True})
+    ours = build_model(load_model_class(name), dataset, params)
+    references: list[PaddedModel] = []
+    for number in range(1 + touched):
+        reference = REFERENCES[name](dataset.feature_map, params)
+        reference.load_state_dict(ours.state_dict())
+        references.append(reference)
+        if number > 0:
+            _touch(reference, number)
+    for model in (ours, *references):
+        model.train()
+    table = dataset.splits["train"]
+    rows = padded_loader(params)
+    generator = torch.Generator().manual_seed(0)
+    losses: list[list[float]] = []
+    for _ in range(steps):
+        chosen = torch.randint(len(table), (batch_size,), generator=generator)
+        padded = rows.collate_fn([rows.dataset[row] for row in chosen.tolist()])
+        # Ours returns the loss without the regularizers, the reference with them.
+        penalty = float(ours.regularization_loss().detach())
+        loss = float(ours.train_step(gather(table, chosen))) + penalty
+        losses.append([loss, *(float(model.train_step(padded).detach()) for model in references)])
+    found = torch.tensor(losses, dtype=torch.float64)
+    distances = (found - found[:, 1:2]).abs().amax(dim=0).tolist()
+    return {"ours": distances[0], "touched": distances[2:], "loss": found[:, 1].tolist()}
+
+
+def _touch(model: PaddedModel, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + ROUNDING * torch.randn(parameter.shape, generator=generator))

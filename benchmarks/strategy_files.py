@@ -1,0 +1,162 @@
+"""The item files that the strategies read, made from raw text and image vectors by our own pipeline.
+
+A folder of files holds the settings that it was made with in its name, so that other settings, or raw vectors that
+changed, make other files and never mix with runs on these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
+from fuxictr_mm.embeddings.clicks import Clicks
+from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize, yaml_lines
+from fuxictr_mm.embeddings.reduce import reduce_vectors
+from fuxictr_mm.embeddings.store import Source, read_ids
+from fuxictr_mm.embeddings.swing import swing
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import write_beside
+from fuxictr_mm.yaml_file import parse_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the files are made.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the vectors of V1 to V4 and of the aligned ones.
+    levels, codes : int
+        Of RQ and PQ; VQ has one level of as many codes.
+    neighbors : int
+        Nearest items beside VQ's code.
+    """
+
+    dim: int
+    levels: int = 4
+    codes: int = 256
+    neighbors: int = 10
+
+    @classmethod
+    def for_items(cls, sources: Sequence[Source], **given: int | None) -> Settings:
+        """Fill in what was not given: 128 wide, or half of the narrowest vectors; at most as many codes as sqrt(items)."""
+        items = len(read_ids(sources[0]))
+        codes = 2 ** min(8, max(1, int(items**0.5).bit_length() - 1))
+        dim = max(2, min(128, min(source.width for source in sources) // 2))
+        chosen = {"dim": dim, "codes": codes} | {name: value for name, value in given.items() if value is not None}
+        return cls(**chosen)
+
+
+def find_source(name: str, prefix: str, item_files: Sequence[str], column: str | None = None) -> Source:
+    """Return a modality's raw vectors: the column that is named, or the widest whose name begins with ``prefix``.
+
+    Raises
+    ------
+    DataError, MissingFileError
+        No item file has such a column.
+    """
+    found: list[Source] = []
+    seen: list[str] = []
+    for path in item_files:
+        names = parquet.open_parquet(parquet.part_files(path)[0]).schema_arrow.names
+        seen += names
+        wanted = [n for n in names if (n == column if column else n.startswith(prefix))]
+        found += [Source(name, Path(path), n) for n in wanted]
+    if not found:
+        expected = f"a column '{column}'" if column else f"a column {prefix}*"
+        raise DataError(
+            f"{', '.join(map(str, item_files))}: no {expected} of raw vectors (there are: "
+            f"{', '.join(sorted(set(seen)))}); name the column with --{name} COLUMN"
+        )
+    return max(found, key=lambda source: source.width)
+
+
+class StrategyFiles:
+    """Makes the item file of a strategy when it is asked for, once.
+
+    Parameters
+    ----------
+    folder : path
+        Where all goes; the files lie in a subfolder named by a hash of settings and inputs.
+    sources : sequence of Source
+        Text and image.
+    train : str
+        The training split, from which ``aligned`` learns; no other is read.
+    settings : Settings
+        How.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Source], train: str, settings: Settings) -> None:
+        self.sources, self.train, self.settings = list(sources), train, settings
+        self.inputs = {
+            "settings": dataclasses.asdict(settings),
+            "sources": [[s.name, str(s.path), s.column] for s in sources],
+            "train": train,
+            "files": [_stamp(f) for path in (train, *(s.path for s in sources)) for f in parquet.part_files(path)],
+        }
+        key = hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = folder / key
+
+    def make(self, strategy: str) -> tuple[Path | None, list[dict[str, Any]]]:
+        """Return the item file of a strategy, made if it is not there, and its entries for ``feature_cols``.
+
+        Raises
+        ------
+        UserError
+            Whatever is wrong with vectors, clicks or settings.
+        """
+        if strategy == "none":
+            return None, []
+        if not (self.folder / "inputs.json").exists():
+            write_beside(self.folder / "inputs.json", lambda f: f.write(json.dumps(self.inputs, indent=1).encode()))
+        if strategy.startswith("V"):
+            return self._reduced(strategy) if strategy != "VQ" else self._codes("vq")
+        return self._codes(strategy.lower()) if strategy in ("RQ", "PQ") else self._aligned()
+
+    def _reduced(self, strategy: str) -> tuple[Path, list[dict[str, Any]]]:
+        name, _, plain = strategy.lower().partition("_")
+        stem, fit = ("reduced_plain", {"balance": False, "strategies": ["v4"]}) if plain else ("reduced", {})
+        out, report = self.folder / f"{stem}.parquet", self.folder / f"{stem}.json"
+        if not report.exists():  # written last
+            reduce_vectors(self.sources, out, report=report, dim=self.settings.dim, overwrite=True, progress=True, **fit)
+        return out, [_vector(f"item_emb_{name}")]
+
+    def _codes(self, method: str) -> tuple[Path, list[dict[str, Any]]]:
+        levels = 1 if method == "vq" else self.settings.levels
+        neighbors = self.settings.neighbors if method == "vq" else 0
+        out, report_file = self.folder / f"codes_{method}.parquet", self.folder / f"codes_{method}.json"
+        if not report_file.exists():
+            options = QuantizeOptions(method=method, levels=levels, codes=self.settings.codes)
+            book = self.folder / f"codes_{method}.safetensors"
+            report = quantize(self.sources, out, options, codebook=book, neighbors=neighbors, overwrite=True)
+            write_beside(report_file, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        largest = max(int(read_ids(source).max()) for source in self.sources)
+        return out, [entry for line in yaml_lines(report, neighbors, largest) for entry in parse_yaml(line)]
+
+    def _aligned(self) -> tuple[Path, list[dict[str, Any]]]:
+        out = self.folder / "aligned.parquet"
+        if not out.exists():
+            found = swing(Clicks.read(self.train))
+            found.write(self.folder / "neighbors.parquet")
+            alignment, _ = align(self.sources, found, AlignOptions(dim=self.settings.dim))
+            alignment.save(self.folder / "aligned.safetensors")
+            write_aligned(self.sources, alignment, out)
+        return out, [_vector("item_emb_aligned")]
+
+
+def _vector(name: str) -> dict[str, Any]:
+    return {"name": name, "active": False, "dtype": "float", "type": "embedding", "source": "item"}
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
