@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
@@ -21,9 +23,8 @@ from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize, yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.embeddings.swing import swing
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.files import write_beside
-from fuxictr_mm.yaml_file import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
         wanted = [n for n in names if (n == column if column else n.startswith(prefix))]
         found += [Source(name, Path(path), n) for n in wanted]
     if not found:
-        expected = f"a column '{column}'" if column else f"a column {prefix}*"
+        expected = f"column '{column}'" if column else f"column {prefix}*"
         raise DataError(
             f"{', '.join(map(str, item_files))}: no {expected} of raw vectors (there are: "
             f"{', '.join(sorted(set(seen)))}); name the column with --{name} COLUMN"
@@ -126,7 +127,9 @@ class StrategyFiles:
         stem, fit = ("reduced_plain", {"balance": False, "strategies": ["v4"]}) if plain else ("reduced", {})
         out, report = self.folder / f"{stem}.parquet", self.folder / f"{stem}.json"
         if not report.exists():  # written last
-            reduce_vectors(self.sources, out, report=report, dim=self.settings.dim, overwrite=True, progress=True, **fit)
+            reduce_vectors(
+                self.sources, out, report=report, dim=self.settings.dim, overwrite=True, progress=True, **fit
+            )
         return out, [_vector(f"item_emb_{name}")]
 
     def _codes(self, method: str) -> tuple[Path, list[dict[str, Any]]]:
@@ -140,7 +143,7 @@ class StrategyFiles:
             write_beside(report_file, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
         report = json.loads(report_file.read_text(encoding="utf-8"))
         largest = max(int(read_ids(source).max()) for source in self.sources)
-        return out, [entry for line in yaml_lines(report, neighbors, largest) for entry in parse_yaml(line)]
+        return out, yaml.safe_load("\n".join(yaml_lines(report, neighbors, largest)))
 
     def _aligned(self) -> tuple[Path, list[dict[str, Any]]]:
         out = self.folder / "aligned.parquet"

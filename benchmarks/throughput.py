@@ -60,6 +60,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
     option("--precision", choices=list(PRECISIONS), default="fp32", help="precision of ours")
     option("--reference_precision", choices=list(PRECISIONS), help="precision of the reference (default: as ours)")
+    option("--compile", action="store_true", help="ours with compile: True; the warm-up takes minutes")
     option("--device", choices=["cpu", "cuda"], default="cpu", help="device of both")
     option("--num_workers", type=int, default=0, help="worker processes of the reference's DataLoader")
     option("--sides", choices=["both", "ours", "reference"], default="both", help="one side alone, without a ratio")
@@ -113,6 +114,7 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
         args.data,
         batch_size=args.batch_size,
         max_len=args.max_len,
+        compile=args.compile,
         gpu=-1 if args.device == "cpu" else torch.cuda.current_device(),
     )
     precisions = {"ours": args.precision, "reference": args.reference_precision}
@@ -171,7 +173,8 @@ def peak_alone(args: argparse.Namespace, name: str) -> float:
     options.update(sides=name, steps=2, reference_steps=2, repeats=1, warmup=1)
     with tempfile.TemporaryDirectory() as folder:
         options["json"] = Path(folder) / "figures.json"
-        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        compiled = ["--compile"] if options.pop("compile") else []
+        arguments = compiled + [part for key, value in options.items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "benchmarks.throughput", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return json.loads(options["json"].read_text())["process_peak_mb"]

@@ -17,6 +17,10 @@ COMMANDS = {
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the vectors and codes that models read"),
     "check-data": ("fuxictr_mm.embeddings.quality.command", "find what harms in a dataset, write a cleaned copy"),
+    "influence": (
+        "fuxictr_mm.evaluation.influence_command",
+        "rank training rows by their effect on the validation loss",
+    ),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
 }
 

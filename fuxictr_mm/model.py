@@ -29,7 +29,7 @@ from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.jagged import Jagged
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.optimizers import make_optimizer
+from fuxictr_mm.training.optimizers import clip_gradients, make_optimizer
 from fuxictr_mm.training.regularization import Penalty
 
 #: FuxiCTR's names of the loss of each task.
@@ -318,7 +318,7 @@ class MultimodalModel(BaseModel):
         (loss / together).backward()
         if done + 1 == together:
             self.penalty.add_gradients()
-            nn.utils.clip_grad_norm_(self.parameters(), self._max_gradient_norm)
+            clip_gradients(self.parameters(), self._max_gradient_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach()

@@ -55,3 +55,20 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
         raise ConfigError(
             f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
         ) from error
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale all gradients down to a common L2 norm of at most ``max_norm``, as ``nn.utils.clip_grad_norm_`` does.
+
+    On the CPU, gradients that are small enough are not written again: for large tables that is a tenth of a step.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    coefficient = max_norm / (norm + 1e-6)
+    if norm.device.type != "cpu":
+        torch._foreach_mul_(gradients, coefficient.clamp(max=1.0))  # without waiting for the device
+    elif not coefficient >= 1:  # also where it is not a number
+        torch._foreach_mul_(gradients, coefficient)

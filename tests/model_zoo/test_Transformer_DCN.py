@@ -46,7 +46,7 @@ class Dense(nn.Module):
         width = model.context_dim + model.item_dim + (K + max_pool) * 2 * model.item_dim
         self.crossnet = CrossNetV2(width, 3)
         self.parallel_dnn = MLP_Block(width, [64, 32])
-        self.mlp = MLP_Block(width + 32, [16], output_dim=1)
+        self.mlp = MLP_Block(width + 32, [64, 32], output_dim=1)
 
     def forward(self, context, items, ids, mask):
         columns = {
@@ -190,7 +190,7 @@ def test_equals_the_twin_of_the_benchmark(build, make_batch, float64):
         **{"model_id": "twin", "gpu": -1, "embedding_regularizer": 0, "task": "binary_classification", "verbose": 0},
         **{"metrics": ["AUC"], "monitor": "AUC", "model_root": model.model_dir, "embedding_dim": 16, "num_heads": 1},
         **{"dim_feedforward": 32, "transformer_layers": 2, "first_k_cols": K, "dcn_cross_layers": 3},
-        **{"dcn_hidden_units": [64, 32], "mlp_hidden_units": [16], "optimizer": "adam", "learning_rate": 1e-3},
+        **{"dcn_hidden_units": [64, 32], "mlp_hidden_units": [64, 32], "optimizer": "adam", "learning_rate": 1e-3},
         **{"loss": "binary_crossentropy", **NO_DROPOUT},
     }
     for column in ("item_emb_d16",):
@@ -221,7 +221,7 @@ def test_parameters_are_those_of_the_published_code(build):
     assert shapes["transformer_encoder.out_linear.weight"] == (W, W)
     assert [shapes[f"crossnet.cross_layers.{layer}.weight"] for layer in range(3)] == [(x, x)] * 3
     assert shapes["parallel_dnn.mlp.0.weight"] == (64, x)
-    assert shapes["mlp.mlp.0.weight"] == (16, x + 32)
+    assert shapes["mlp.mlp.0.weight"] == (64, x + 32)
     assert shapes["embedding_layer.embedding_layer.feature_encoders.item_emb_d16.weight"] == (16, 16)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optimizers import make_optimizer
+from fuxictr_mm.training.optimizers import clip_gradients, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,22 @@ def test_an_optimizer_that_does_not_take_the_model():
 def test_learning_rate(rate):
     with pytest.raises(ConfigError, match="learning_rate is"):
         make_optimizer("adam", [nn.Parameter(torch.zeros(1))], rate)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e6])
+@pytest.mark.parametrize("broken", [False, True])
+def test_clipping_is_that_of_torch(max_norm, broken):
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2,))]
+    theirs = [nn.Parameter(torch.zeros_like(p)) for p in ours]
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        one.grad = torch.randn_like(one)
+        if broken:
+            one.grad[0] = torch.nan
+        other.grad = one.grad.clone()
+    clip_gradients(ours, max_norm)
+    nn.utils.clip_grad_norm_(theirs, max_norm)
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(one.grad, other.grad, equal_nan=True)
+    assert ours[2].grad is None
+    clip_gradients([], max_norm)

@@ -1,0 +1,71 @@
+"""Layers of attention whose query is the target item.
+
+Shape letters: B rows, N history items of a batch, U distinct items, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
+
+
+class CrossAttentionLayer(nn.Module):
+    r"""One layer: the query attends to the history, then a feed-forward network, both with a residual.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, https://arxiv.org/abs/1910.07467, for the
+    norm; the order of the parts is that of a solution of the WWW 2025 MM-CTR challenge,
+    https://github.com/Gavin113/WWW2025_MMCTR
+
+    .. math::
+        a_b = \mathrm{RMSNorm}(q_b + \mathrm{MHA}(q_b, \mathrm{RMSNorm}(s_1), .., \mathrm{RMSNorm}(s_L))), \qquad
+        y_b = a_b + W_2 \, \mathrm{ReLU}(W_1 a_b + b_1) + b_2
+
+    with one RMSNorm for both. The norm and the keys are computed once per distinct item.
+
+    Parameters
+    ----------
+    width : int
+        D, of the query, the history and the output.
+    num_heads : int
+        H, a divisor of D.
+    hidden_dim : int
+        Width inside the feed-forward network.
+    dropout_rate : float
+        On attention weights, both outputs and the hidden layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> history = Jagged(torch.randn(3, 4), torch.tensor([0, 3, 3]))
+    >>> CrossAttentionLayer(4, 2, hidden_dim=8)(torch.randn(2, 4), history).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, width: int, num_heads: int = 4, *, hidden_dim: int = 64, dropout_rate: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = MultiHeadTargetAttention(width, width, num_heads, dropout_rate)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, hidden_dim), nn.ReLU(), nn.Dropout(dropout_rate), nn.Linear(hidden_dim, width)
+        )
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, query: Tensor, history: Jagged) -> Tensor:
+        """Attend to the history.
+
+        Parameters
+        ----------
+        query : Tensor
+            ``(B, D)``.
+        history : Jagged
+            Entries of shape ``(.., D)``.
+
+        Returns
+        -------
+        Tensor
+            ``(B, D)``; for an empty history the attention adds nothing to the query.
+        """
+        attended = self.norm(query + self.dropout(self.attention(query, history.map(self.norm))))
+        return attended + self.dropout(self.feed_forward(attended))

@@ -1,0 +1,170 @@
+"""The table of strategies on small data: all strategies run, finished runs are kept, bad input ends in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from benchmarks import embedding_strategies
+from benchmarks.embedding_strategies import STRATEGIES
+from fuxictr_mm.data.synthetic import SyntheticSpec, generate
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.experiment import read_params, run_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+DERIVED = ROOT / "data" / "tiny_mm_derived"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small dataset under the name of tiny_mm."""
+    folder = tmp_path_factory.mktemp("data")
+    spec = SyntheticSpec(users=200, items=120, tags=40, train_rows=800, valid_rows=200, test_rows=100)
+    generate(spec, folder / "tiny_mm", progress=False)
+    return folder
+
+
+@pytest.fixture
+def data(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "data")
+
+
+def run(data, *options, dataset_id="tiny_mm"):
+    fixed = ["--config", str(ROOT), "--dataset_id", dataset_id, "--data_root", str(data), "--epochs", "1"]
+    return embedding_strategies.main([*fixed, "--out", str(data.parent / "out"), *map(str, options)])
+
+
+def refused(data, *options, **dataset):
+    with pytest.raises(UserError) as caught:
+        run(data, *options, **dataset)
+    assert "\n" not in str(caught.value)
+    assert not (data.parent / "out").exists()
+    return str(caught.value)
+
+
+def test_all_strategies(data, capsys):
+    labelled = data / "tiny_mm" / "test_labelled.parquet"
+    report = run(data, "--seeds", 1, "--test_data", labelled)
+    out = data.parent / "out"
+    assert json.loads((out / "strategies.json").read_text()) == report
+    table = (out / "strategies.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = {row["strategy"]: row for row in report["rows"]}
+    assert list(rows) == list(STRATEGIES)
+    ids = ["likes_level", "views_level", "item_id", "item_tags"]
+    read = {name: row["features"][len(ids) :] for name, row in rows.items()}
+    assert all(row["features"][: len(ids)] == ids for row in rows.values())
+    assert read["none"] == []
+    assert read["V4"] == read["V4_plain"] == ["item_emb_v4"]
+    assert read["RQ"] == ["codes_rq_text", "codes_rq_image"]
+    assert read["VQ"] == ["codes_vq_text", "neighbors_vq_text", "codes_vq_image", "neighbors_vq_image"]
+    assert read["aligned"] == ["item_emb_aligned"]
+    for name, row in rows.items():
+        assert f"| {name} | {STRATEGIES[name]} | {row['valid_auc'][0]:.4f} | {row['test_auc'][0]:.4f} |" in table
+    # What each read was another thing: the small test split tells them apart.
+    assert len({row["valid_auc"][0] for row in rows.values()}) == len(rows)
+
+
+def test_balanced_and_plain_parts(data):
+    """On their own scales the image is louder, on one scale it is not."""
+    run(data, "--seeds", 1, "--strategies", "V4", "V4_plain", "--dim", 8)
+    louder = {}
+    for name in ("reduced", "reduced_plain"):
+        (path,) = (data.parent / "out").glob(f"*/{name}.parquet")
+        vectors = np.array(pq.read_table(path)["item_emb_v4"].to_pylist())
+        assert vectors.shape[1] == 8
+        louder[name] = vectors[:, 4:].var() / vectors[:, :4].var()
+    assert louder["reduced"] == pytest.approx(1, abs=0.1)
+    assert louder["reduced_plain"] > 20
+
+
+def test_finished_runs_and_files_are_kept(data):
+    first = run(data, "--seeds", 2, "--strategies", "V1")
+    out = data.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
+    assert run(data, "--seeds", 2, "--strategies", "V1") == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    record = next(path for path in before if path.name == "DIN_MM_tiny_V1_seed2.json")
+    record.unlink()
+    again = run(data, "--seeds", 2, "--strategies", "V1")
+    assert again["rows"][0]["valid_auc"] == first["rows"][0]["valid_auc"]
+    kept = {path: time for path, time in before.items() if "seed2" not in path.name}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert record.exists()
+
+
+def test_other_vectors_are_other_files(data):
+    first = run(data, "--seeds", 1, "--strategies", "V1")
+    path = data / "tiny_mm" / "item_feature.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("txt_emb_BERT"), "txt_emb_BERT", table["img_emb_CLIPRN50"]), path
+    )
+    second = run(data, "--seeds", 1, "--strategies", "V1")
+    assert second["rows"][0]["valid_auc"] != first["rows"][0]["valid_auc"]
+    assert len(list((data.parent / "out").glob("*/reduced.parquet"))) == 2
+
+
+def test_unknown_names(data):
+    message = refused(data, dataset_id="tiny_m")
+    assert "no dataset id 'tiny_m'; did you mean 'tiny_mm'? (there are: " in message
+    assert "--strategies v4, expected some of none, V1" in refused(data, "--strategies", "v4")
+    assert "--expid DIN_tiny is DIN on tiny_mm, expected DIN_MM on tiny_mm" in refused(data, "--expid", "DIN_tiny")
+    assert "--seeds 0, expected 1 or more" in refused(data, "--seeds", 0)
+
+
+def test_missing_columns(data):
+    message = refused(data, "--image", "img_emb_CLIP")
+    assert "no a column" not in message
+    assert "no column 'img_emb_CLIP' of raw vectors (there are: " in message
+    assert message.endswith("name the column with --image COLUMN")
+    for name in ("item_feature", "item_emb"):
+        path = data / "tiny_mm" / f"{name}.parquet"
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns([n for n in table.column_names if n.startswith("txt_emb")]), path)
+    assert "no column txt_emb_* of raw vectors" in refused(data)
+
+
+def test_a_dataset_without_an_experiment(data, tmp_path):
+    config = tmp_path / "config"
+    config.mkdir()
+    shutil.copy(ROOT / "dataset_config.yaml", config)
+    (config / "model_config.yaml").write_text(yaml.safe_dump({"X": {"model": "DIN", "dataset_id": "tiny_mm"}}))
+    with pytest.raises(UserError, match="no experiment with model DIN_MM on tiny_mm; add one"):
+        embedding_strategies.main(["--config", str(config), "--dataset_id", "tiny_mm"])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_apart_beats_joint_where_one_modality_is_louder(seed, tmp_path):
+    """tiny_mm's image vectors vary a hundred times as much as its text vectors."""
+    auc = {}
+    for expid in ("DIN_MM_V3_tiny", "DIN_MM_V4_tiny"):
+        settings = {"seed": seed, "epochs": 2, "model_root": str(tmp_path), "verbose": 0}
+        auc[expid] = run_experiment(*read_params(ROOT, expid, overrides=settings)).valid["AUC"]
+    assert auc["DIN_MM_V4_tiny"] > auc["DIN_MM_V3_tiny"] + 0.02
+
+
+@pytest.mark.parametrize("expid", ["DIN_MM_RQ_tiny", "DIN_MM_PQ_tiny", "DIN_MM_VQ_tiny", "DIN_MM_aligned_tiny"])
+def test_experiments_on_the_derived_files(expid, tmp_path):
+    settings = {"epochs": 1, "model_root": str(tmp_path), "verbose": 0}
+    assert run_experiment(*read_params(ROOT, expid, overrides=settings)).valid["AUC"] > 0.6
+
+
+def test_derived_files_fit_the_items():
+    items = pq.read_table(ROOT / "data" / "tiny_mm" / "item_info.parquet")["item_id"].to_pylist()
+    for method, levels in (("rq", 4), ("pq", 4), ("vq", 1)):
+        table = pq.read_table(DERIVED / f"item_codes_{method}.parquet")
+        assert sorted(table["item_id"].to_pylist()) == sorted(items)
+        for modality in ("text", "image"):
+            codes = np.array(table[f"codes_{method}_{modality}"].to_pylist())
+            assert not codes[np.array(table["item_id"]) == 0].any()
+            level = (codes[np.array(table["item_id"]) != 0] - 1) // 16
+            assert (level == np.arange(levels)).all()
+    table = pq.read_table(DERIVED / "item_emb_aligned.parquet")
+    assert sorted(table["item_id"].to_pylist()) == sorted(items)
+    vectors = np.array(table["item_emb_aligned"].to_pylist())[np.array(table["item_id"]) != 0]
+    np.testing.assert_allclose(np.square(vectors).sum(axis=1), 16, rtol=1e-4)
