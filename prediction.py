@@ -14,7 +14,13 @@ def main() -> None:
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict other than the experiment's own")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights other than the experiment's own: "
+        "a state dict, a .safetensors file, or a folder by fuxictr-mm export-hub",
+    )
     parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
@@ -23,6 +29,7 @@ def main() -> None:
 
     from fuxictr_mm import experiment
     from fuxictr_mm.data.parquet import count_rows
+    from fuxictr_mm.hub import find_weights
     from fuxictr_mm.submission import write_submission
     from fuxictr_mm.torchrun import is_main
 
@@ -31,7 +38,7 @@ def main() -> None:
     params, model_class = experiment.read_params(
         config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo
     )
-    scores = experiment.predict_test(params, model_class, args.weights)
+    scores = experiment.predict_test(params, model_class, find_weights(args.weights, params))
     if not is_main():
         return
     written = write_submission(

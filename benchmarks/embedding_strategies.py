@@ -2,9 +2,9 @@
 
 python -m benchmarks.embedding_strategies --dataset_id tiny_mm --seeds 3
 
-Table 1 of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961) and its future
-work. Vectors and codes are made from the raw vectors of the dataset's item files; DIN_MM with the settings of one
-experiment runs on each. Runs that are finished are kept and not repeated: the same command goes on where it stopped.
+Table 1 of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961) and its
+future work. Vectors and codes are made from the raw vectors of the dataset's item files; DIN_MM with the settings of
+one experiment runs on each. Finished runs are kept and not repeated: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -155,17 +155,15 @@ def _base_experiment(config_dir: str, dataset_id: str, expid: str | None) -> str
                 f"--expid {expid} is {found['model']} on {found['dataset_id']}, expected {MODEL} on {dataset_id}"
             )
         return expid
-    fitting = [
-        name
-        for name, entry in experiments.items()
-        if entry.get("model") == MODEL and load_config(config_dir, name)["dataset_id"] == dataset_id
-    ]
-    if not fitting:
-        raise ConfigError(
-            f"{config_dir}: no experiment with model {MODEL} on {dataset_id}; add one to model_config.yaml, whose "
-            "settings then hold for all strategies"
-        )
-    return fitting[0]
+    for name, entry in experiments.items():
+        if entry.get("model") == MODEL:
+            on = entry.get("dataset_id") or load_config(config_dir, name)["dataset_id"]  # that of Base
+            if on == dataset_id:
+                return name
+    raise ConfigError(
+        f"{config_dir}: no experiment with model {MODEL} on {dataset_id}; add one to model_config.yaml, whose settings "
+        "then hold for all strategies"
+    )
 
 
 def _names(column: dict[str, Any]) -> list[str]:

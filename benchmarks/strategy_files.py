@@ -23,7 +23,7 @@ from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize, yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.embeddings.swing import swing
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 
 
@@ -48,7 +48,7 @@ class Settings:
 
     @classmethod
     def for_items(cls, sources: Sequence[Source], **given: int | None) -> Settings:
-        """Fill in what was not given: 128 wide, or half of the narrowest vectors; at most as many codes as sqrt(items)."""
+        """Fill in what was not given: 128 wide or half of the narrower vectors, 256 codes or at most sqrt(items)."""
         items = len(read_ids(sources[0]))
         codes = 2 ** min(8, max(1, int(items**0.5).bit_length() - 1))
         dim = max(2, min(128, min(source.width for source in sources) // 2))
@@ -66,7 +66,9 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
     """
     found: list[Source] = []
     seen: list[str] = []
-    for path in item_files:
+    # A dataset may name files that are made later, of codes for instance.
+    present = [path for path in item_files if _is_there(path)] or item_files
+    for path in present:
         names = parquet.open_parquet(parquet.part_files(path)[0]).schema_arrow.names
         seen += names
         wanted = [n for n in names if (n == column if column else n.startswith(prefix))]
@@ -74,8 +76,8 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
     if not found:
         expected = f"column '{column}'" if column else f"column {prefix}*"
         raise DataError(
-            f"{', '.join(map(str, item_files))}: no {expected} of raw vectors (there are: "
-            f"{', '.join(sorted(set(seen)))}); name the column with --{name} COLUMN"
+            f"{', '.join(present)}: no {expected} of raw vectors (there are: {', '.join(sorted(set(seen)))}); "
+            f"name the column with --{name} COLUMN"
         )
     return max(found, key=lambda source: source.width)
 
@@ -97,11 +99,12 @@ class StrategyFiles:
 
     def __init__(self, folder: Path, sources: Sequence[Source], train: str, settings: Settings) -> None:
         self.sources, self.train, self.settings = list(sources), train, settings
+        read = [Path(train), *(source.path for source in sources)]
         self.inputs = {
             "settings": dataclasses.asdict(settings),
             "sources": [[s.name, str(s.path), s.column] for s in sources],
             "train": train,
-            "files": [_stamp(f) for path in (train, *(s.path for s in sources)) for f in parquet.part_files(path)],
+            "files": [_stamp(file) for path in read for file in parquet.part_files(path)],
         }
         key = hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = folder / key
@@ -124,7 +127,8 @@ class StrategyFiles:
 
     def _reduced(self, strategy: str) -> tuple[Path, list[dict[str, Any]]]:
         name, _, plain = strategy.lower().partition("_")
-        stem, fit = ("reduced_plain", {"balance": False, "strategies": ["v4"]}) if plain else ("reduced", {})
+        stem = "reduced_plain" if plain else "reduced"
+        fit: dict[str, Any] = {"balance": False, "strategies": ["v4"]} if plain else {}
         out, report = self.folder / f"{stem}.parquet", self.folder / f"{stem}.json"
         if not report.exists():  # written last
             reduce_vectors(
@@ -158,6 +162,13 @@ class StrategyFiles:
 
 def _vector(name: str) -> dict[str, Any]:
     return {"name": name, "active": False, "dtype": "float", "type": "embedding", "source": "item"}
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return bool(parquet.part_files(path))
+    except MissingFileError:
+        return False
 
 
 def _stamp(path: Path) -> list[Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
         "fuxictr_mm.evaluation.influence_command",
         "rank training rows by their effect on the validation loss",
     ),
+    "export-hub": ("fuxictr_mm.hub", "write a trained experiment as a folder for the Hugging Face hub"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
 }
 

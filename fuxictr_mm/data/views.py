@@ -5,7 +5,7 @@ Shape letters: B rows, L padded history.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_
     """
     padded, mask = batch.history.to_padded(max_len)
     ids = torch.cat([padded, batch.target.to(padded.dtype).unsqueeze(1)], dim=1).flatten().long()
-    return _row_columns(batch, feature_map), items.rows(ids, _item_names(feature_map)), mask.float()
+    return _row_columns(batch, feature_map), items.rows(ids, _item_names(feature_map, items)), mask.float()
 
 
 def flat_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def flat_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: 
     ``item_seq`` ``(B, L)``, left padded, is there where the feature map has it as a sequence.
     """
     columns = _row_columns(batch, feature_map)
-    columns.update(items.rows(batch.target.long(), _item_names(feature_map)))
+    columns.update(items.rows(batch.target.long(), _item_names(feature_map, items)))
     if feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
         columns[ITEM_SEQ] = batch.history.to_padded(max_len)[0].long()
     return columns
@@ -75,5 +75,10 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
     return columns
 
 
-def _item_names(feature_map: FeatureMap) -> list[str]:
-    return [n for n, spec in feature_map.features.items() if spec.get("source") == ITEM_SOURCE or n == ITEM_ID]
+def _item_names(feature_map: FeatureMap, items: ItemTable) -> list[str]:
+    """Name the columns of items; a model may have added features that it makes itself."""
+    return [n for n, spec in feature_map.features.items() if n == ITEM_ID or (_is_item(spec) and n in items.names)]
+
+
+def _is_item(spec: Mapping[str, Any]) -> bool:
+    return spec.get("source") == ITEM_SOURCE

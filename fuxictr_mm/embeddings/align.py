@@ -23,7 +23,7 @@ from fuxictr_mm.embeddings.align_head import JOINT, Alignment, ContentInput, sha
 from fuxictr_mm.embeddings.clicks import Clicks
 from fuxictr_mm.embeddings.contrastive import AlignmentHead, NeighborPairs, Trained, Training, start_matrix, train_head
 from fuxictr_mm.embeddings.pca import Moments
-from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, vector_type
+from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
 from fuxictr_mm.embeddings.swing import Neighbors, swing
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -156,17 +156,26 @@ def write_aligned(
                 writer.write(ids, alignment.transform(vectors))
 
 
+#: Shown after the options.
+EXAMPLE = """\
+examples:
+  fuxictr-mm embed align text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
+      --train train.parquet --out item_emb_aligned.parquet --save aligned.safetensors
+  fuxictr-mm embed align text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
+      --apply aligned.safetensors --out new_item_emb_aligned.parquet
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed align``."""
-    parser.add_argument(
-        "--modality", nargs="+", required=True, metavar="NAME=FILE:COLUMN", help="vectors to align, raw or reduced"
-    )
+    parser.epilog = EXAMPLE
+    add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     parser.add_argument("--train", metavar="FILE", help="training split, from which Swing takes the clicks")
     parser.add_argument(
         "--neighbors", metavar="FILE", help="with --train: write the Swing neighbours; without: read them"
     )
-    parser.add_argument("--head", metavar="FILE", help="write the trained head, a safetensors file")
+    parser.add_argument("--save", metavar="FILE", help="write the trained head, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use this head instead of training one: for new items")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no report on the terminal")
@@ -201,7 +210,7 @@ _TRAINING = tuple(Training.__dataclass_fields__)
 
 def main_from_args(arguments: argparse.Namespace) -> None:
     """Run ``fuxictr-mm embed align``."""
-    sources = [Source.parse(text) for text in arguments.modality]
+    sources = [Source.parse(text) for text in arguments.sources]
     _refuse_useless(arguments)
     verbose = 0 if arguments.quiet else 1
     if arguments.apply is not None:
@@ -210,7 +219,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
             print(f"wrote {arguments.out}")
         return
     options = AlignOptions(**_given(arguments, _HEADS), training=Training(**_given(arguments, _TRAINING)))
-    written = [arguments.out, arguments.head, arguments.neighbors if arguments.train is not None else None]
+    written = [arguments.out, arguments.save, arguments.neighbors if arguments.train is not None else None]
     for path in written:
         # Before minutes of work, not after.
         if path is not None and not arguments.overwrite and Path(path).exists():
@@ -218,8 +227,8 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     neighbors = _neighbors(arguments, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)
     write_aligned(sources, alignment, arguments.out, arguments.overwrite)
-    if arguments.head is not None:
-        alignment.save(arguments.head)
+    if arguments.save is not None:
+        alignment.save(arguments.save)
     if verbose:
         at = options.training.recall_at
         for (column, width), result in zip(alignment.columns.items(), trained.values(), strict=True):
@@ -250,7 +259,7 @@ def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
 def _refuse_useless(arguments: argparse.Namespace) -> None:
     """Raise where an option has no effect, or none says where neighbours come from."""
     if arguments.apply is not None:
-        useless = _given(arguments, ("train", "neighbors", "head", *_SWING, *_HEADS, *_TRAINING))
+        useless = _given(arguments, ("train", "neighbors", "save", *_SWING, *_HEADS, *_TRAINING))
         if useless:
             raise ConfigError(f"--{next(iter(useless))} has no effect with --apply, which trains nothing; leave it out")
     elif arguments.train is None:

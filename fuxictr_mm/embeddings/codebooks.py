@@ -359,9 +359,7 @@ def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
     path = Path(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise MissingFileError(
-            f"{path}: no such file{nearest(path.name, beside)}; fit a codebook first, with --codebook"
-        )
+        raise MissingFileError(f"{path}: no such file{nearest(path.name, beside)}; fit a codebook first, with --save")
     again = "fit it again or copy it again"
     try:
         with safe_open(path, framework="numpy") as file:
@@ -373,7 +371,7 @@ def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
     if metadata.get("format") != _FORMAT:
         raise DataError(
             f"{path}: is of the format '{metadata.get('format')}', expected '{_FORMAT}', "
-            "a file that `fuxictr-mm embed quantize --codebook` wrote"
+            "a file that `fuxictr-mm embed quantize --save` wrote"
         )
     text = metadata.get("codebooks", "")
     if metadata.get("sha256") != _checksum(text, tensors):
@@ -421,9 +419,7 @@ def check_matches(book: Codebook, given: Sequence[Modality], where: str) -> None
     listing = ", ".join(f"{m.name} ({m.width} wide, {m.column})" for m in book.space.modalities)
     if [m.name for m in given] != list(fitted):
         names = ", ".join(m.name for m in given) or "none"
-        raise DataError(
-            f"{where}: was fitted on {listing}, got {names}; give each of these as --source NAME=FILE:COLUMN"
-        )
+        raise DataError(f"{where}: was fitted on {listing}, got {names}; give each of these as NAME=FILE:COLUMN")
     for modality in given:
         if modality.width != fitted[modality.name].width:
             raise DataError(

@@ -30,7 +30,15 @@ from fuxictr_mm.embeddings.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.embeddings.store import CHUNK_ROWS, ItemFileWriter, JoinedVectors, Source, code_type, vector_type
+from fuxictr_mm.embeddings.store import (
+    CHUNK_ROWS,
+    ItemFileWriter,
+    JoinedVectors,
+    Source,
+    add_sources,
+    code_type,
+    vector_type,
+)
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.training.progress import progress_bar
@@ -474,15 +482,20 @@ def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+#: Shown after the options.
+EXAMPLE = """\
+examples:
+  fuxictr-mm embed quantize text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
+      --method rq --levels 4 --codes 256 --out item_codes.parquet --save item_codes.safetensors
+  fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
+      --apply item_codes.safetensors --out new_item_codes.parquet
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed quantize``."""
-    parser.add_argument(
-        "--source",
-        action="append",
-        required=True,
-        metavar="NAME=FILE:COLUMN",
-        help="a modality's vectors; once for each",
-    )
+    parser.epilog = EXAMPLE
+    add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     parser.add_argument("--method", choices=METHODS, help="rq (default), vq, pq, opq or vqvae")
     parser.add_argument("--levels", type=int, help="codes per item (default 4; vq has 1)")
@@ -502,7 +515,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="with vq: write the K nearest items too")
     parser.add_argument("--metric", choices=METRICS, default="l2", help="what near means (default l2)")
     parser.add_argument("--decoded", action="store_true", help="write the vectors that the codes stand for too")
-    parser.add_argument("--codebook", metavar="FILE", help="write the codebooks, a safetensors file")
+    parser.add_argument("--save", metavar="FILE", help="write the codebooks, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use these codebooks instead of fitting any")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -515,18 +528,18 @@ _FIT_OPTIONS = tuple(QuantizeOptions.__dataclass_fields__)
 
 def main_from_args(arguments: argparse.Namespace) -> None:
     """Run ``fuxictr-mm embed quantize``."""
-    sources = [Source.parse(text) for text in arguments.source]
+    sources = [Source.parse(text) for text in arguments.sources]
     given = {n: getattr(arguments, n) for n in _FIT_OPTIONS if getattr(arguments, n) is not None}
     shared = {n: getattr(arguments, n) for n in ("neighbors", "metric", "decoded", "overwrite", "quiet")}
     if arguments.apply is not None:
-        useless = [*given, *(["codebook"] if arguments.codebook is not None else [])]
+        useless = [*given, *(["save"] if arguments.save is not None else [])]
         if useless:
             raise ConfigError(
                 f"--{useless[0]} has no effect with --apply, which takes all from the codebook; leave it out"
             )
         report = apply_codebooks(sources, arguments.out, arguments.apply, **shared)
     else:
-        report = quantize(sources, arguments.out, QuantizeOptions(**given), codebook=arguments.codebook, **shared)
+        report = quantize(sources, arguments.out, QuantizeOptions(**given), codebook=arguments.save, **shared)
     if arguments.report is not None:
         write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
     if not arguments.quiet:

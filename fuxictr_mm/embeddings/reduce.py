@@ -21,7 +21,7 @@ from fuxictr_mm.embeddings.pretrained_emb import PretrainedEmbFile
 from fuxictr_mm.embeddings.reducer import SCALES, Reducer
 from fuxictr_mm.embeddings.reducer_fit import CHUNK_BYTES, choose_strategies, fit_reducer
 from fuxictr_mm.embeddings.reduction_report import format_report, summarize, yaml_lines
-from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, vector_type
+from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_beside
 
@@ -144,9 +144,7 @@ def _bar(items: int, what: str, progress: bool) -> tqdm:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed reduce``."""
     parser.epilog = EXAMPLE
-    parser.add_argument(
-        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the vectors' file and column"
-    )
+    add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write, one column per strategy")
     width = parser.add_mutually_exclusive_group()
     width.add_argument("--dim", type=int, metavar="N", help="width of each strategy (default: 128)")

@@ -5,6 +5,7 @@ Shape letters: I items (padding left out), n items of a chunk, D width.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import tempfile
@@ -25,6 +26,13 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 
 #: Items of a chunk: 8 Ki vectors of 1,024 floats are 32 MB.
 CHUNK_ROWS = 8192
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument ``sources`` of a stage that reads vectors; see ``Source.parse``."""
+    parser.add_argument(
+        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the vectors' file and column"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Influence of training rows on the validation loss, by the gradients of the model's last layer.
 
-Shape letters: B rows of a batch, R training rows, D inputs of the last layer, its constant input for the bias among them.
+Shape letters: B rows of a batch, R training rows, V validation rows, D inputs of the last layer, the constant input of
+its bias among them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ def influence_on_validation(
     train: Any,
     valid: Any,
     layer: str | None = None,
+    recalibrate: bool = True,
     verbose: int = 1,
 ) -> np.ndarray:
     r"""Return by how much each training row lowers the mean validation loss: TracInCP on the last layer.
@@ -56,7 +59,12 @@ def influence_on_validation(
     with gradients by weight and bias of the last layer: what one step of gradient descent on row :math:`t` would take
     off the validation loss, to first order. The last layer is linear, so a row's gradient is its loss's derivative by
     the logit times the layer's inputs; captum's ``TracInCPFast`` multiplies these. The validation rows enter as the one
-    vector that their gradients add up to, so a checkpoint costs one pass over each split and 4 bytes a training row.
+    vector that their gradients add up to, so a checkpoint costs one pass over the training rows and 4 bytes a row.
+
+    Where training and validation rows differ in their share of clicks, the mean gradient is little but the way to the
+    other share: every click is then harmful, or every one useful, and ranks say no more. With ``recalibrate`` the
+    validation loss is :math:`\min_a mean_v loss(logit_v + a)`, as if the intercept were fitted to the validation rows;
+    its gradient is that of the loss at the best :math:`a`. AUC and gAUC do not depend on an intercept either.
 
     Parameters
     ----------
@@ -68,6 +76,8 @@ def influence_on_validation(
         Batches with labels, in the order of the rows.
     layer : str, optional
         Name of the last layer; found by itself by default.
+    recalibrate : bool
+        False for the loss as it is.
     verbose : int
         0 turns progress bars off.
 
@@ -100,7 +110,9 @@ def influence_on_validation(
             last = model.get_submodule(str(layer))
             title = f"checkpoint {number}/{len(checkpoints)}"
             head = _head(last)
-            gradient = _mean_gradient(head, loss, _LastInputs(model, last, valid, f"{title}: validation", verbose))
+            validation = _LastInputs(model, last, valid, f"{title}: validation", verbose)
+            shift = _best_shift(head, loss, validation) if recalibrate else 0.0
+            gradient = _mean_gradient(head, loss, validation, shift)
             rows = _LastInputs(model, last, train, f"{title}: training rows", verbose)
             scores = _captum_influence(head, loss, rows, gradient, checkpoint.learning_rate)
             total = scores if total is None else total + scores
@@ -108,9 +120,7 @@ def influence_on_validation(
         raise ConfigError("no checkpoints; influence needs at least one")
     if not bool(total.isfinite().all()):
         row = int((~total.isfinite()).nonzero()[0])
-        raise DataError(
-            f"the influence of training row {row} is {float(total[row])}; the checkpoints are not of a sound run"
-        )
+        raise DataError(f"the influence of training row {row} is {float(total[row])}; the checkpoints are damaged")
     return total.cpu().numpy()
 
 
@@ -152,7 +162,8 @@ def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
     there = ", ".join(linears) or "none"
     if name is not None and name not in linears:
         raise ConfigError(
-            f"--layer {name}: no nn.Linear with one output of {model.model_id}{nearest(name, linears)} (there are: {there})"
+            f"--layer {name}: {model.model_id} has no such nn.Linear of one output{nearest(name, linears)} "
+            f"(there are: {there})"
         )
     for candidate in [name] if name is not None else reversed(linears):
         if last_layer_inputs(model, linears[candidate], batch) is not None:
@@ -276,12 +287,28 @@ def _head(layer: nn.Linear) -> nn.Linear:
     return head
 
 
-def _mean_gradient(head: nn.Linear, loss: nn.Module, batches: _LastInputs) -> Tensor:
-    """Return the gradient ``(1, D)`` of the mean loss by the last layer's weights, added up in float64."""
+@torch.no_grad()
+def _best_shift(head: nn.Linear, loss: nn.Module, batches: _LastInputs) -> float:
+    """Return what to add to all logits for the lowest loss; the loss is convex, its slope is bisected."""
+    pairs = [(head(inputs).double(), labels.double()) for inputs, labels in batches]
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    high = float(logits.abs().max() + labels.abs().max()) + math.log(len(logits)) + 1
+    low = -high
+    for _ in range(64):
+        middle = (low + high) / 2
+        shift = torch.tensor(middle, dtype=torch.float64, device=logits.device, requires_grad=True)
+        with torch.enable_grad():
+            slope = torch.autograd.grad(loss(logits + shift, labels), shift)[0]
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def _mean_gradient(head: nn.Linear, loss: nn.Module, batches: _LastInputs, shift: float) -> Tensor:
+    """Return the gradient ``(1, D)`` of the mean loss, its logits shifted, by the head's weights; summed in float64."""
     total = torch.zeros_like(head.weight, dtype=torch.float64)
     rows = 0
     for inputs, labels in batches:
-        total += torch.autograd.grad(loss(head(inputs), labels), head.weight)[0]
+        total += torch.autograd.grad(loss(head(inputs) + shift, labels), head.weight)[0]
         rows += len(inputs)
     if rows == 0:
         raise DataError("validation: no rows")

@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights to compute influence with, as run_expid.py leaves them (default: train, keep every epoch's)",
     )
+    parser.add_argument(
+        "--plain-loss", action="store_true", help="take the validation loss as it is, its intercept not fitted anew"
+    )
     parser.add_argument("--layer", metavar="NAME", help="the model's last nn.Linear (default: found by itself)")
     parser.add_argument("--out", metavar="FILE", help="Parquet file of all rows (default: beside the experiment's log)")
     parser.add_argument("--json", metavar="FILE", help="write the summary as JSON")
@@ -95,7 +98,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints = [Checkpoint(Path(path), params["learning_rate"]) for path in args.checkpoints]
         else:
             checkpoints, metrics["before"] = train_keeping_checkpoints(params, model_class, dataset, Path(folder))
-        influence = rank_by_influence(params, model_class, dataset, checkpoints, args.layer)
+        influence = rank_by_influence(params, model_class, dataset, checkpoints, args.layer, not args.plain_loss)
         ranking = report.read_rows(params["train_data"], params["label_col"]["name"])
         ranking = ranking.append_column("influence", pa.array(influence))
         ranking = ranking.append_column("rank", pa.array(report.rank_rows(influence)))
@@ -161,6 +164,7 @@ def rank_by_influence(
     dataset: Dataset,
     checkpoints: list[Checkpoint],
     layer: str | None = None,
+    recalibrate: bool = True,
 ) -> np.ndarray:
     """Return the influence ``(R,)`` of every training row, in the order of the file; in float32, without dropout.
 
@@ -172,7 +176,7 @@ def rank_by_influence(
     seed_everything(params["seed"])
     model = _build(params, model_class, dataset)
     train, valid = (experiment.make_loader(dataset.splits[split], model, params) for split in ("train", "valid"))
-    return influence_on_validation(model, checkpoints, train, valid, layer, params["verbose"])
+    return influence_on_validation(model, checkpoints, train, valid, layer, recalibrate, params["verbose"])
 
 
 def train_without(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def summarize(ranking: pa.Table) -> list[Group]:
     _, place, counts = np.unique(item, return_inverse=True, return_counts=True)
     popularity = counts[place]
     bounds = np.unique(np.quantile(popularity, [0, 0.25, 0.5, 0.75, 1], method="lower"))
-    for position, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for position, (low, high) in enumerate(pairwise(bounds)):
         first = low + (position > 0)
         name = f"item in {first} to {high} rows" if first < high else f"item in {high} rows"
         groups.append(group(name, (popularity >= first) & (popularity <= high)))

@@ -14,7 +14,7 @@ class ContrastiveProduct(nn.Module):
     r"""Two views of all products of two fields.
 
     Li et al., "SimCEN: Simple Contrast-enhanced Network for CTR Prediction", ACM MM 2024,
-    https://doi.org/10.1145/3664647.3681203
+    https://openreview.net/forum?id=pJHu4hDlLX
 
     .. math::
         M = X W X^\top, \qquad v_1 = A \, [M_{ij}]_{i \le j}, \qquad v_2 = B \, [M_{ij}]_{i \ge j}
@@ -45,13 +45,15 @@ class ContrastiveProduct(nn.Module):
     def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
         """Return both views, each ``(B, F D)``, of the fields ``(B, F, D)``."""
         products = (fields @ self.kernel @ fields.transpose(1, 2)).flatten(1)
-        return self.map_upper(products.index_select(1, self.upper)), self.map_lower(products.index_select(1, self.lower))
+        return self.map_upper(products.index_select(1, self.upper)), self.map_lower(
+            products.index_select(1, self.lower)
+        )
 
 
 class ContrastLayer(nn.Module):
     r"""One linear layer for all three parts; the first part gates the others.
 
-    Li et al., ACM MM 2024, https://doi.org/10.1145/3664647.3681203
+    Li et al., ACM MM 2024, https://openreview.net/forum?id=pJHu4hDlLX
 
     .. math::
         [e', a', b'] = W [e, a, b] + c, \qquad g = \sigma(G e' + d) \oslash \tau
@@ -99,7 +101,7 @@ class ContrastLayer(nn.Module):
 def contrastive_loss(anchor: Tensor, first: Tensor, second: Tensor, temperature: float) -> Tensor:
     r"""Contrast of two views around an anchor.
 
-    Li et al., ACM MM 2024, https://doi.org/10.1145/3664647.3681203
+    Li et al., ACM MM 2024, https://openreview.net/forum?id=pJHu4hDlLX
 
     .. math::
         -\frac{1}{B} \sum_b \log \left( \frac{\exp((e_b \cdot a_b + e_b \cdot b_b) / 2 \theta)}

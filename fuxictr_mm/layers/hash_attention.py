@@ -41,7 +41,7 @@ class HashAttention(nn.Module):
     --------
     >>> history = Jagged(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]), torch.tensor([0, 2, 2]))
     >>> attention = HashAttention(2, num_groups=5, hash_width=2)
-    >>> interest = attention(torch.tensor([[6.0, 8.0], [1.0, 0.0]]), history)  # the first item has the target's direction
+    >>> interest = attention(torch.tensor([[6.0, 8.0], [1.0, 0.0]]), history)  # the first item and the target agree
     >>> [[round(x, 4) for x in row] for row in interest.tolist()]
     [[0.6, 0.8], [0.0, 0.0]]
     """

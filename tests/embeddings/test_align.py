@@ -36,7 +36,7 @@ def command(folder, out, *more):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     features = folder / "item_feature.parquet"
-    given = ["--modality", f"text={features}:txt_emb_BERT", f"image={features}:img_emb_CLIPRN50", "--out", str(out)]
+    given = [f"text={features}:txt_emb_BERT", f"image={features}:img_emb_CLIPRN50", "--out", str(out)]
     main_from_args(parser.parse_args([*given, *map(str, more)]))
 
 
@@ -65,7 +65,7 @@ def vectors_of(path, column=ALIGNED):
 def aligned(world, tmp_path_factory):
     """A folder with what one run of the command writes."""
     folder = tmp_path_factory.mktemp("aligned")
-    files = ["--neighbors", folder / "neighbors.parquet", "--head", folder / "head.safetensors"]
+    files = ["--neighbors", folder / "neighbors.parquet", "--save", folder / "head.safetensors"]
     command(world[1], folder / "aligned.parquet", *quick(world[1]), *files, "--per_modality", "--quiet")
     return folder
 

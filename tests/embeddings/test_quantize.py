@@ -214,8 +214,8 @@ def test_nothing_is_replaced_unasked(items, tmp_path):
 def test_command_line(items, tmp_path, capsys):
     source = f"text={items[0].path}:text"
     files = {n: str(tmp_path / n) for n in ("a.parquet", "b.parquet", "book", "report.json")}
-    command = ["embed", "quantize", "--source", source]
-    fit = ["--codes", "16", "--levels", "2", "--codebook", files["book"], "--report", files["report.json"]]
+    command = ["embed", "quantize", source]
+    fit = ["--codes", "16", "--levels", "2", "--save", files["book"], "--report", files["report.json"]]
     main([*command, *fit, "--out", files["a.parquet"]])
     printed = capsys.readouterr().out
     assert "codes_rq_text: rq of text (scaling modality), 200 items, 2 without a vector" in printed
@@ -234,35 +234,48 @@ def test_command_line(items, tmp_path, capsys):
 
 
 def test_models_read_codes_and_neighbors(tmp_path):
-    """Codes alone carry most of what the planted topics give; the pasted lines are enough to read them."""
-    options = QuantizeOptions(codes=32)
-    report = quantize(TINY_SOURCES, tmp_path / "rq.parquet", options, quiet=True)
+    """The pasted lines are enough to read them; codes tell what ids cannot, codes of other items do not.
+
+    The margin is half of the smallest gap that seeds 1 to 4 left.
+    """
+    report = quantize(TINY_SOURCES, tmp_path / "pq.parquet", QuantizeOptions(method="pq", codes=16), quiet=True)
     lines = yaml_lines(report)
-    report = quantize(
-        TINY_SOURCES, tmp_path / "vq.parquet", QuantizeOptions(method="vq", codes=32), neighbors=5, quiet=True
-    )
+    options = QuantizeOptions(method="vq", codes=16)
+    report = quantize(TINY_SOURCES, tmp_path / "vq.parquet", options, neighbors=5, quiet=True)
     lines += yaml_lines(report, neighbors=5, largest_id=1000)
+    codes = pq.read_table(tmp_path / "pq.parquet")
+    order = np.random.default_rng(0).permutation(len(codes))
+    pq.write_table(codes.take(order).set_column(0, "item_id", codes["item_id"]), tmp_path / "others.parquet")
+
+    columns = [f"{kind}_{name}" for kind in ("codes_pq", "codes_vq", "neighbors_vq") for name in ("text", "image")]
     dataset = yaml.safe_load((ROOT / "dataset_config.yaml").read_text())["tiny_mm"]
-    for key in ("train_data", "valid_data", "test_data"):
-        dataset[key] = str(ROOT / dataset[key])
-    dataset["item_info"] = [str(TINY / "item_info.parquet"), str(tmp_path / "rq.parquet"), str(tmp_path / "vq.parquet")]
+    dataset["feature_cols"] = [c for c in dataset["feature_cols"] if not {*columns} & {*np.atleast_1d(c["name"])}]
     dataset["feature_cols"] += yaml.safe_load("\n".join(lines))
     (tmp_path / "dataset_config.yaml").write_text(yaml.safe_dump({"tiny_mm": dataset}))
     models = yaml.safe_load((ROOT / "model_config.yaml").read_text())
-    none = {**models["DIN_MM_none_tiny"], "epochs": 5, "seed": 1, "verbose": 0, "model_root": str(tmp_path)}
-    fields = none["use_features"]
-    experiments = {
-        "none": none,
-        "codes": {**none, "use_features": [*fields, "codes_rq_text", "codes_rq_image"]},
-        "neighbors": {**none, "epochs": 1, "use_features": [*fields, "neighbors_vq_text"]},
+    none = {**models["DIN_MM_none_tiny"], "epochs": 2, "seed": 1, "verbose": 0, "model_root": str(tmp_path)}
+    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump({"Base": models["Base"], "none": none}))
+
+    def setup(item_file, *features):
+        settings = {
+            "use_features": [*none["use_features"], *features],
+            "item_info": [str(tmp_path / item_file), str(TINY / "item_info.parquet")],
+            **{f"{split}_data": str(TINY / f"{split}.parquet") for split in ("train", "valid", "test")},
+        }
+        return experiment.read_params(tmp_path, "none", model_zoo=ROOT / "model_zoo", overrides=settings)
+
+    runs = {
+        "none": setup("pq.parquet"),
+        "codes": setup("pq.parquet", *columns[:2]),
+        "others": setup("others.parquet", *columns[:2]),
     }
-    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump({"Base": models["Base"], **experiments}))
-    auc = {}
-    for expid in experiments:
-        params, model_class = experiment.read_params(tmp_path, expid, model_zoo=ROOT / "model_zoo")
-        auc[expid] = experiment.run_experiment(params, model_class).valid["AUC"]
-    assert auc["codes"] > auc["none"] + 0.05
-    params, model_class = experiment.read_params(tmp_path, "neighbors", model_zoo=ROOT / "model_zoo")
+    auc = {name: experiment.run_experiment(*run).valid["AUC"] for name, run in runs.items()}
+    assert auc["codes"] > auc["none"] + 0.06
+    assert auc["codes"] > auc["others"] + 0.06
+
+    params, model_class = setup("vq.parquet", *columns[2:])
     loaded = experiment.load_dataset(params, {"valid": True})
-    layers = experiment.build_model(model_class, loaded, params).embedding_layer.embedding_layer.embedding_layers
-    assert layers["neighbors_vq_text"] is layers["item_id"]
+    model = experiment.build_model(model_class, loaded, params)
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    assert layers["neighbors_vq_text"] is layers["neighbors_vq_image"] is layers["item_id"]
+    assert layers["codes_vq_text"] is not layers["codes_vq_image"]

@@ -9,7 +9,20 @@ import fuxictr_mm
 from fuxictr_mm import layers
 from fuxictr_mm.layers import register
 
-NEW = {"DINAttention", "QuadraticLayer", "QuadraticNetwork", "SENet", "StaircaseCrossNetV2", "TargetTransformer"}
+NEW = {
+    "AUGRU",
+    "ContrastLayer",
+    "ContrastiveProduct",
+    "CrossAttentionLayer",
+    "DINAttention",
+    "HashAttention",
+    "InterestCapsules",
+    "QuadraticLayer",
+    "QuadraticNetwork",
+    "SENet",
+    "StaircaseCrossNetV2",
+    "TargetTransformer",
+}
 
 
 def run(*lines: str) -> str:

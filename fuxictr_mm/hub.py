@@ -1,0 +1,250 @@
+"""``fuxictr-mm export-hub``: a trained experiment as a folder in the form that the Hugging Face hub expects."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fuxictr_mm import __version__
+from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
+from fuxictr_mm.errors import MissingFileError, UserError
+from fuxictr_mm.hub_folder import (
+    CARD,
+    CONFIG,
+    FEATURES,
+    WEIGHTS,
+    describe_features,
+    differences,
+    read_json,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Result
+
+logger = logging.getLogger(__name__)
+
+#: Parameters that say where something is on one computer, or change nothing of what a model computes.
+_LOCAL_KEYS = {*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm export-hub``."""
+    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
+    parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Write the folder."""
+    from fuxictr_mm import experiment
+
+    params, model_class = experiment.read_params(
+        args.config, args.expid, data_root=args.data_root, model_zoo=args.model_zoo
+    )
+    export(params, model_class, args.out, weights=args.weights, overwrite=args.overwrite)
+    print(f"{args.out}: {', '.join(sorted(os.listdir(args.out)))}")
+
+
+def export(
+    params: dict[str, Any], model_class: type, out: Path, *, weights: Path | None = None, overwrite: bool = False
+) -> None:
+    """Write a trained experiment as a folder: weights, configuration, features and a model card.
+
+    Parameters
+    ----------
+    params, model_class
+        From ``experiment.read_params``.
+    out : path
+        The folder; it is there whole or not at all.
+    weights : path, optional
+        The experiment's checkpoint by default.
+    overwrite : bool
+        Whether a folder that an earlier export wrote may be replaced.
+
+    Raises
+    ------
+    MissingFileError, UserError
+        No such weights, or not those of this experiment; the folder is there already or cannot be written.
+    """
+    from fuxictr_mm import experiment
+
+    _check_place(out, overwrite)
+    checkpoint = weights or experiment.log_path(params).with_suffix(".model")
+    if not checkpoint.exists():
+        raise MissingFileError(
+            f"{checkpoint}: no such weights; train first: python run_expid.py --expid {params['model_id']}"
+        )
+    dataset = experiment.load_dataset(params, {})
+    model = experiment.build_model(model_class, dataset, params)
+    model.load_weights(checkpoint)
+    # What a record says is of the experiment's own weights.
+    record = None if weights else experiment.read_record(params)
+    if record is None:
+        logger.warning(f"{checkpoint}: not of a finished run of this very configuration; the card has no metrics")
+    config = describe_experiment(params, model_class, record)
+
+    def write(folder: Path) -> None:
+        save_safetensors(model.state_dict(), folder / WEIGHTS)
+        (folder / CONFIG).write_text(_json(config), encoding="utf-8")
+        (folder / FEATURES).write_text(_json(describe_features(dataset.feature_map)), encoding="utf-8")
+        (folder / CARD).write_text(model_card(config, params.get("description")), encoding="utf-8")
+
+    _write_folder(out, write)
+
+
+def describe_experiment(params: Mapping[str, Any], model_class: type, record: Result | None) -> dict[str, Any]:
+    """Return what ``config.json`` holds: model, versions, parameters, and the metrics of the run if there are any."""
+    from importlib.metadata import version
+
+    return {
+        "library_name": "fuxictr-mm",
+        "library_version": __version__,
+        "fuxictr_version": version("fuxictr"),
+        "torch_version": torch.__version__,
+        "architectures": [model_class.__name__],
+        "experiment": params["model_id"],
+        "parameters": {k: v for k, v in params.items() if k not in _LOCAL_KEYS},
+        "metrics": {} if record is None else {"valid": record.valid, "test": record.test},
+    }
+
+
+def find_weights(weights: Path | None, params: Mapping[str, Any]) -> Path | None:
+    """Return the file of weights that a user named by a file or a folder; what differs from a folder's run is logged.
+
+    Raises
+    ------
+    MissingFileError, UserError
+        The folder is no export.
+    """
+    if weights is None or not weights.is_dir():
+        return weights
+    path = weights_file(weights)
+    for difference in compare_config(weights, params):
+        logger.warning(f"{weights / CONFIG}: {difference}")
+    return path
+
+
+def compare_config(folder: Path, params: Mapping[str, Any]) -> list[str]:
+    """Return a phrase for every parameter of a folder that is another one in an experiment."""
+    theirs = read_json(folder / CONFIG).get("parameters")
+    if not isinstance(theirs, dict):
+        raise UserError(f"{folder / CONFIG}: holds no parameters; export the folder anew")
+    ours = json.loads(_json({k: v for k, v in params.items() if k not in _LOCAL_KEYS}))
+    named = {"model_id", "dataset_id"}
+    return differences(*({k: v for k, v in side.items() if k not in named} for side in (theirs, ours)))
+
+
+def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict; a table that features share is stored once, its other names stand in the metadata."""
+    from safetensors.torch import save_file
+
+    kept: dict[str, Tensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state.items():
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and view in names:
+            aliases[name] = names[view]
+            continue
+        names[view] = name
+        # A part of another tensor's memory would be refused.
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        kept[name] = tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
+    save_file(kept, path, metadata={"format": "pt", **aliases})
+
+
+def model_card(config: Mapping[str, Any], description: str | None) -> str:
+    """Return the README of the folder, its metrics in the front matter as the hub reads them."""
+    model, parameters = config["architectures"][0], config["parameters"]
+    metrics = (config["metrics"] or {}).get("valid") or {}
+    front: dict[str, Any] = {
+        "library_name": config["library_name"],
+        "tags": ["click-through-rate", "recommendation", "multimodal", "fuxictr", model],
+    }
+    if metrics:
+        found = [{"type": name.lower(), "name": f"validation {name}", "value": v} for name, v in metrics.items()]
+        task = {"type": "click-through-rate-prediction", "name": "Click-through rate prediction"}
+        dataset = {"type": parameters["dataset_id"], "name": parameters["dataset_id"]}
+        result = {"task": task, "dataset": dataset, "metrics": found}
+        front["metrics"] = [name.lower() for name in metrics]
+        front["model-index"] = [{"name": config["experiment"], "results": [result]}]
+    measured = "".join(f"| {name} | {value:.6f} |\n" for name, value in metrics.items())
+    table = f"| metric | validation |\n| --- | --- |\n{measured}\n" if metrics else ""
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
+
+# {config["experiment"]}
+
+`{model}` trained on `{parameters["dataset_id"]}` with fuxictr-mm {config["library_version"]}.
+{(" ".join(description.split()) + chr(10)) if description else ""}
+{table}`{CONFIG}` has all parameters, `{FEATURES}` the features and their order. The stored vectors of items are data and not
+in `{WEIGHTS}`.
+
+Score a test file with an experiment of the same settings and features:
+
+```bash
+pip install fuxictr-mm
+python prediction.py --expid {config["experiment"]} --weights FOLDER
+```
+
+or, in Python, with a model of that experiment:
+
+```python
+model.load_weights("FOLDER")
+```
+"""
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    """Refuse a place where something else would be lost."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file():
+        raise UserError(f"{out}: is there already and no export of fuxictr-mm; give another folder")
+    if not overwrite:
+        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
+
+
+def _write_folder(out: Path, write: Any) -> None:
+    """Let ``write(folder)`` fill a folder beside, then put it in its place."""
+    out = out.absolute()
+    beside: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        new, old = beside / "new", beside / "old"
+        new.mkdir()
+        write(new)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside)

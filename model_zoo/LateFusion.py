@@ -1,0 +1,105 @@
+"""LateFusion, a tower for each modality and a gate over what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.layers import DINAttention, Jagged
+from fuxictr_mm.model import MultimodalModel
+
+
+class LateFusion(MultimodalModel):
+    r"""Late fusion of modalities. Baltrusaitis et al., IEEE TPAMI 2019, https://arxiv.org/abs/1705.09406.
+
+    .. math::
+
+        z_m = \mathrm{DNN}_m([c, t^m, \mathrm{DIN}_m(t^m, s^m_1 .. s^m_L)]), \qquad
+        \hat y = \sigma\Big(\sum_m \mathrm{softmax}_m(W [c, t] + b) \, z_m\Big)
+
+    with context c, target t and history items s. Each frozen vector of an item is a modality m, its ids and tags
+    together are another; they meet only where the logits of their towers are weighed. The survey describes late fusion
+    by averaging, voting and learned gates alike; the tower is DIN (Zhou et al., KDD 2018), and the gate sees the row.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    attention_hidden_units : sequence of int
+        Widths of each tower's activation unit.
+    attention_hidden_activations : str
+        Its activation.
+    attention_dropout : float
+        Its dropout.
+    dnn_hidden_units : sequence of int
+        Widths of each tower's DNN.
+    dnn_activations : str
+        Its activation.
+    net_dropout : float
+        Its dropout.
+    batch_norm : bool
+        Its batch norm.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        attention_hidden_units: Sequence[int] = (64,),
+        attention_hidden_activations: str = "ReLU",
+        attention_dropout: float = 0.0,
+        dnn_hidden_units: Sequence[int] = (512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: float = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        self.columns = self._columns()
+        self.attention, self.dnn = nn.ModuleDict(), nn.ModuleDict()
+        for name, columns in self.columns.items():
+            self.attention[name] = DINAttention(
+                columns.numel(),
+                attention_hidden_units,
+                hidden_activations=attention_hidden_activations,
+                dropout_rate=attention_dropout,
+            )
+            self.dnn[name] = MLP_Block(
+                input_dim=self.context_dim + 2 * columns.numel(),
+                output_dim=1,
+                hidden_units=list(dnn_hidden_units),
+                hidden_activations=dnn_activations,
+                dropout_rates=net_dropout,
+                batch_norm=batch_norm,
+            )
+        self.gate = nn.Linear(self.context_dim + self.item_dim, len(self.columns))
+        self.build()
+
+    def _columns(self) -> dict[str, Tensor]:
+        """Return where the fields of each modality stand in an item."""
+        columns: dict[str, list[Tensor]] = {}
+        places = torch.arange(self.item_dim).split([self.field_dims[name] for name in self.item_fields])
+        for name, place in zip(self.item_fields, places, strict=True):
+            vector = self.feature_map.features[name]["type"] == "embedding"
+            columns.setdefault(name if vector else "ids", []).append(place)
+        return {name: torch.cat(parts) for name, parts in columns.items()}
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        votes = []
+        for name, columns in self.columns.items():
+            columns = columns.to(e.target.device)
+            target = e.target.index_select(1, columns)
+            history = Jagged(e.history.distinct.index_select(1, columns), e.history.offsets, e.history.index)
+            votes.append(self.dnn[name](torch.cat([e.context, target, self.attention[name](target, history)], dim=-1)))
+        weights = self.gate(torch.cat([e.context, e.target], dim=-1)).softmax(dim=-1)
+        return (weights * torch.cat(votes, dim=-1)).sum(dim=-1, keepdim=True)

@@ -1,0 +1,103 @@
+"""MIND, several interests found by dynamic routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import InterestCapsules
+from fuxictr_mm.model import MultimodalModel
+
+
+class MIND(MultimodalModel):
+    r"""Multi-Interest Network with Dynamic Routing. Li et al., CIKM 2019, https://arxiv.org/abs/1904.08030.
+
+    .. math::
+
+        u_1 .. u_K = \mathrm{Capsules}(s_1 .. s_L), \quad v_k = \mathrm{ReLU}(W [u_k, c] + b), \quad
+        v = \sum_k \mathrm{softmax}_k\big((v_k \cdot t)^p\big) v_k, \quad \hat y = \sigma(\mathrm{DNN}([c, t, v]))
+
+    with context c (the paper: the user's profile), target t and history items s. The order of the history is of no
+    account.
+
+    Departures: it ranks, by a DNN, where the paper retrieves by the product of v and t; the routing starts from normal
+    numbers drawn once per item and capsule, where the paper draws them anew for each history; the p-th power keeps the
+    sign.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    num_capsules : int
+        K, most interests of a history; one of L items has log2(L), rounded down.
+    num_rounds : int
+        Rounds of routing.
+    routing_deviation : float
+        Standard deviation of the numbers that the routing starts from.
+    attention_power : float
+        p; the larger, the more the best interest alone counts.
+    dnn_hidden_units : sequence of int
+        Widths of the DNN.
+    dnn_activations : str
+        Its activation.
+    net_dropout : float
+        Its dropout.
+    batch_norm : bool
+        Its batch norm.
+    **params
+        Those of MultimodalModel.
+    """
+
+    routing_start: Tensor
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        num_capsules: int = 4,
+        num_rounds: int = 3,
+        routing_deviation: float = 1.0,
+        attention_power: float = 2.0,
+        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: float = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        if min(num_capsules, num_rounds, attention_power) < 1:
+            raise ConfigError(f"{self.model_id}: num_capsules, num_rounds and attention_power must be 1 or more")
+        self.attention_power = attention_power
+        self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_items, num_capsules))
+        self.capsules = InterestCapsules(self.item_dim, num_capsules, num_rounds)
+        self.interest_map = nn.Linear(self.item_dim + self.context_dim, self.item_dim)
+        self.dnn = MLP_Block(
+            input_dim=self.context_dim + 2 * self.item_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        capsules_BKD, present_BK = self.capsules(
+            e.history, self.routing_start.index_select(0, batch.history.values.long())
+        )
+        context_BKC = e.context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
+        interests_BKD = torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1)))
+        scores_BK = (interests_BKD * e.target.unsqueeze(1)).sum(dim=-1)
+        scores_BK = scores_BK * scores_BK.abs().pow(self.attention_power - 1)
+        weights_BK = scores_BK.masked_fill(~present_BK, -torch.inf).softmax(dim=1)
+        interest = (weights_BK.unsqueeze(2) * interests_BKD).sum(dim=1)
+        return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))

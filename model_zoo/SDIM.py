@@ -1,0 +1,110 @@
+"""SDIM, long histories by collisions of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention
+from fuxictr_mm.model import MultimodalModel
+
+
+class SDIM(MultimodalModel):
+    r"""Sampling-based Deep Interest Modeling. Cao et al., CIKM 2022, https://arxiv.org/abs/2205.10249.
+
+    .. math::
+
+        \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{HashAttention}(t, s_1 .. s_L), \mathrm{MHTA}(t, s_{L-k+1} .. s_L)]))
+
+    with context c, target t and history items s: all of them by collisions of hashes, the newest k by attention with
+    learned projections. Within either part the order is of no account.
+
+    Departures: the paper serves the long part from a server that keeps a bucket per hash; here items are hashed once
+    per batch. The short part is multi-head target attention, as in FuxiCTR; the paper leaves it open.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    num_hashes : int
+        Hash functions; a multiple of ``hash_width``.
+    hash_width : int
+        Hash functions that must agree for a collision.
+    short_len : int
+        k.
+    num_heads : int
+        Heads of the short part's attention; must divide ``attention_dim``.
+    attention_dim : int, optional
+        Its width; that of an item by default.
+    attention_dropout : float
+        Dropout on its weights.
+    dnn_hidden_units : sequence of int
+        Widths of the DNN.
+    dnn_activations : str
+        Its activation.
+    net_dropout : float
+        Its dropout.
+    batch_norm : bool
+        Its batch norm.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        num_hashes: int = 48,
+        hash_width: int = 3,
+        short_len: int = 16,
+        num_heads: int = 1,
+        attention_dim: int | None = None,
+        attention_dropout: float = 0.0,
+        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: float = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        width = attention_dim or self.item_dim
+        if not 1 <= hash_width <= 63 or num_hashes < 1 or num_hashes % hash_width:
+            raise ConfigError(
+                f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width} (1 to 63)"
+            )
+        if num_heads < 1 or width % num_heads:
+            raise ConfigError(f"{self.model_id}: num_heads is {num_heads}, expected a divisor of attention_dim {width}")
+        self.short_len = short_len
+        self.long_attention = HashAttention(self.item_dim, num_hashes // hash_width, hash_width)
+        self.short_attention = MultiHeadTargetAttention(self.item_dim, width, num_heads, attention_dropout)
+        self.dnn = MLP_Block(
+            input_dim=self.context_dim + 3 * self.item_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        long = self.long_attention(e.target, e.history)
+        short = self.short_attention(e.target, newest(e.history, self.short_len))
+        return self.dnn(torch.cat([e.context, e.target, long, short], dim=-1))
+
+
+def newest(history: Jagged, count: int) -> Jagged:
+    """Return the last ``count`` entries of each row, by their place among the distinct ones."""
+    from_end = history.lengths.index_select(0, history.rows) - history.positions
+    index = torch.arange(history.num_values, device=from_end.device) if history.index is None else history.index
+    offsets = torch.cat([history.offsets[:1], history.lengths.clamp(max=count).cumsum(0)])
+    return Jagged(history.distinct, offsets, index[from_end <= count])

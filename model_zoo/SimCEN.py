@@ -1,0 +1,119 @@
+"""SimCEN, one MLP of three parts that contrast with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import ContrastiveProduct, ContrastLayer, MultiHeadTargetAttention, contrastive_loss
+from fuxictr_mm.model import MultimodalModel
+
+
+class SimCEN(MultimodalModel):
+    r"""Simple Contrast-enhanced Network. Li et al., ACM MM 2024, https://openreview.net/forum?id=pJHu4hDlLX.
+
+    .. math::
+
+        X = [c_1 .. c_{F_c}, t_1 .. t_{F_i}, h_1 .. h_{F_i}], \qquad
+        [e, a, b] = \mathrm{ContrastLayers}([X, v_1(X), v_2(X)])
+
+        \hat y = \sigma(w \cdot [e, a + \mathrm{D}(e), b + \mathrm{D}(e)] + w_0), \qquad
+        \mathcal{L} = \mathrm{BCE}(\hat y, y) + \alpha \, \mathrm{contrast}(e, a + \mathrm{D}(e), b + \mathrm{D}(e))
+
+    with the fields of context c, target t and interest h, all of one width, two views v of the products of all pairs of
+    fields, and dropout D. The layers follow the published code, https://github.com/salmon1802/SimCEN.
+
+    Departures: the paper has no history; h is what multi-head target attention takes from it, split into the item's
+    fields. One dropout and one batch norm setting hold for the three parts; all layers are equally wide, as their
+    residuals demand. The contrast is taken in training only; evaluation never needs it.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    embedding_dim : int
+        Width of every field.
+    num_heads : int
+        Heads of the attention to the history; must divide the width of an item.
+    attention_dropout : float
+        Dropout on its weights.
+    num_layers : int
+        Layers of the MLP.
+    hidden_dim : int
+        Width of one part of a layer; the published ``hidden_units`` count all three.
+    contrast_weight : float
+        Alpha, the weight of the contrast in the loss.
+    contrast_temperature : float
+        Divides the products in it.
+    through_dropout : float
+        Dropout D.
+    net_dropout : float
+        Dropout inside the MLP.
+    batch_norm : bool
+        Batch norm inside the MLP.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        embedding_dim: int = 64,
+        num_heads: int = 4,
+        attention_dropout: float = 0.0,
+        num_layers: int = 3,
+        hidden_dim: int = 256,
+        contrast_weight: float = 0.2,
+        contrast_temperature: float = 0.2,
+        through_dropout: float = 0.1,
+        net_dropout: float = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        width = self.item_dim
+        if num_heads < 1 or width % num_heads:
+            raise ConfigError(
+                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of the item width {width}"
+            )
+        if min(num_layers, hidden_dim) < 1 or contrast_temperature <= 0:
+            raise ConfigError(
+                f"{self.model_id}: num_layers and hidden_dim must be 1 or more, contrast_temperature above 0"
+            )
+        self.contrast_weight, self.contrast_temperature = contrast_weight, contrast_temperature
+        self.contrast: Tensor | None = None
+        self.attention = MultiHeadTargetAttention(width, width, num_heads, attention_dropout)
+        num_fields = len(self.context_fields) + 2 * len(self.item_fields)
+        self.product = ContrastiveProduct(num_fields, embedding_dim)
+        widths = [3 * num_fields * embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
+        self.layers = nn.Sequential(
+            *(ContrastLayer(w, hidden_dim, first=i == 0, batch_norm=batch_norm, dropout_rate=net_dropout)
+              for i, w in enumerate(widths))
+        )  # fmt: skip
+        self.dropout = nn.Dropout(through_dropout)
+        self.fc = nn.Linear(3 * hidden_dim, 1)
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        fields = torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=-1)
+        views = self.product(fields.view(len(batch), -1, self.embedding_dim))
+        anchor, first, second = self.layers(torch.cat([fields, *views], dim=-1)).chunk(3, dim=-1)
+        through = self.dropout(anchor)
+        first, second = first + through, second + through
+        self.contrast = contrastive_loss(anchor, first, second, self.contrast_temperature) if self.training else None
+        return self.fc(torch.cat([anchor, first, second], dim=-1))
+
+    def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
+        """Return the loss of the batch scored last, with the contrast while training."""
+        loss = super().add_loss(return_dict, y_true)
+        return loss if self.contrast is None else loss + self.contrast_weight * self.contrast

@@ -1,0 +1,293 @@
+"""Influence of training rows: equal to its definition, in the order of the rows, and able to find planted faults."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fuxictr_mm import cli
+from fuxictr_mm.data.loaders import ResidentLoader, gather
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
+from fuxictr_mm.evaluation.influence_report import rank_rows, summarize
+
+pytest.importorskip("captum")
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ["DIN_tiny", "DIN_MM_tiny", "QIN_tiny", "Transformer_DCN_tiny"]
+LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
+
+
+def doubled(build, expid):
+    """Return a model in float64 with loaders of 40 training and 30 validation rows."""
+    model, dataset = build(expid, learning_rate=0.01)
+    model.double()
+    for name in model.items.names:
+        if model.items[name].is_floating_point():
+            setattr(model.items, name, model.items[name].double())
+    loaders = [
+        ResidentLoader(dataset.splits[split].slice(0, rows), 16) for split, rows in (("train", 40), ("valid", 30))
+    ]
+    return model, *loaders
+
+
+def save_checkpoints(model, folder):
+    """Save two states that differ in every parameter."""
+    checkpoints = []
+    for number, rate in enumerate((0.1, 0.03)):
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        model.save_weights(folder / f"{number}.model")
+        checkpoints.append(Checkpoint(folder / f"{number}.model", rate))
+    return checkpoints
+
+
+def row_gradients(model, layer, loader, shift=0.0):
+    """Return each row's gradient by the layer's parameters, by autograd on batches of one row."""
+    parameters = list(layer.parameters())
+    gradients = []
+    for row in range(len(loader.table)):
+        batch = gather(loader.table, torch.tensor([row]))
+        loss = F.binary_cross_entropy_with_logits(
+            model.forward(batch)["logit"] + shift, batch.label.double().view(1, 1)
+        )
+        found = torch.autograd.grad(loss, parameters)
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    return torch.stack(gradients)
+
+
+@pytest.mark.parametrize("recalibrate", [False, True])
+@pytest.mark.parametrize("expid", MODELS)
+def test_equals_the_definition(build, float64, tmp_path, expid, recalibrate):
+    """Transformer_DCN computes its rows in another order than the batch's; all have a bias."""
+    model, train, valid = doubled(build, expid)
+    checkpoints = save_checkpoints(model, tmp_path)
+    found = influence_on_validation(model, checkpoints, train, valid, recalibrate=recalibrate, verbose=0)
+    expected = torch.zeros(40, dtype=torch.float64)
+    name = find_last_layer(model, next(iter(valid)))
+    assert name.startswith(LAST[expid])
+    for checkpoint in checkpoints:
+        model.load_weights(checkpoint.path)
+        layer = model.get_submodule(name)
+        shift = 0.0
+        if recalibrate:
+            batch = gather(valid.table, torch.arange(30))
+            logits, label = model.forward(batch)["logit"].detach().view(-1), batch.label.double()
+            for _ in range(50):  # Newton's method
+                p = torch.sigmoid(logits + shift)
+                shift -= float((p - label).sum() / (p * (1 - p)).sum())
+        mean = row_gradients(model, layer, valid, shift).mean(0)
+        expected += checkpoint.learning_rate * (row_gradients(model, layer, train) @ mean)
+    assert float(expected.abs().max()) > 1e-5
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-8, atol=1e-12 * float(expected.abs().max()) + 1e-13)
+
+
+def test_a_step_on_a_row_takes_its_influence_off_the_validation_loss(build, float64, tmp_path):
+    """One small step of gradient descent by the last layer, on the most harmful and the most useful row."""
+    model, train, valid = doubled(build, "DIN_MM_tiny")
+    rate = 1e-4
+    checkpoint = Checkpoint(save_checkpoints(model, tmp_path)[0].path, rate)
+    found = influence_on_validation(model, [checkpoint], train, valid, recalibrate=False, verbose=0)
+    batch = gather(valid.table, torch.arange(30))
+    layer = model.get_submodule(find_last_layer(model, batch))
+    gradients = row_gradients(model, layer, train)
+
+    def loss():
+        return float(F.binary_cross_entropy_with_logits(model.forward(batch)["logit"].view(-1), batch.label.double()))
+
+    before = loss()
+    for row in (int(found.argmin()), int(found.argmax())):
+        model.load_weights(checkpoint.path)
+        with torch.no_grad():
+            layer.weight -= rate * gradients[row, :-1]
+            layer.bias -= rate * gradients[row, -1]
+        assert before - loss() == pytest.approx(found[row], rel=1e-2)
+
+
+def test_recalibrated_influence_does_not_see_a_wrong_base_rate(build, tmp_path):
+    """With all logits raised, every click looks harmful to the plain loss; the recalibrated gradient stays the same."""
+    model, dataset = build("DIN_MM_tiny")
+    train, valid = (ResidentLoader(dataset.splits[split].slice(0, 600), 256) for split in ("train", "valid"))
+    layer = model.get_submodule(find_last_layer(model.eval(), next(iter(valid))))
+    with torch.no_grad():
+        layer.bias += 3
+    model.save_weights(tmp_path / "raised.model")
+    label = dataset.splits["train"].label[:600].numpy() == 1
+    checkpoint = [Checkpoint(tmp_path / "raised.model", 1.0)]
+    plain = influence_on_validation(model, checkpoint, train, valid, recalibrate=False, verbose=0)
+    assert (plain[label] < 0).all()
+    assert (plain[~label] > 0).all()
+    recalibrated = influence_on_validation(model, checkpoint, train, valid, verbose=0)
+    assert 0.2 < (recalibrated[label] < 0).mean() < 0.8
+
+
+class Foreign(nn.Module):
+    """A model of another library: probabilities only, and a batch that is a dictionary."""
+
+    model_id = "Foreign"
+
+    def __init__(self, ending):
+        super().__init__()
+        self.wide = nn.Linear(3, 1)
+        self.last = nn.Linear(3, 1, bias=False)
+        self.output_activation = nn.Sigmoid()
+        self.ending = ending
+        self.loss_fn = F.binary_cross_entropy
+
+    def forward(self, batch):
+        last = self.last(batch["x"])
+        if self.ending == "sum":
+            last += self.wide(batch["x"])
+        return {"y_pred": self.output_activation(last)}
+
+
+def test_models_of_other_libraries():
+    batch = {"x": torch.randn(5, 3)}
+    model = Foreign("linear")
+    assert find_last_layer(model, batch) == "last"
+    assert torch.equal(last_layer_inputs(model, model.last, batch), batch["x"])
+    with pytest.raises(ConfigError, match=r"Foreign: that of no nn.Linear \(tried: wide, last\) is the model's logit"):
+        find_last_layer(Foreign("sum"), batch)
+    with pytest.raises(ConfigError, match=r"--layer lst: Foreign has no such .*did you mean 'last'\?"):
+        find_last_layer(model, batch, "lst")
+    with pytest.raises(ConfigError, match="the output of --layer wide is"):
+        find_last_layer(model, batch, "wide")
+    model.loss_fn = F.l1_loss
+    with pytest.raises(ConfigError, match="Foreign: loss is l1_loss; influence is computed for loss: binary_cross"):
+        influence_on_validation(model, [], [batch], [batch])
+
+
+def test_ranks_and_summary():
+    influence = np.array([0.5, -1.0, 0.0, -1.0], dtype=np.float32)
+    ranks = rank_rows(influence)
+    assert ranks.tolist() == [4, 1, 3, 2]
+    ranking = pa.table(
+        {"row": [0, 1, 2, 3], "item_id": [7, 7, 8, 7], "label": [0, 1, 1, 1], "influence": influence, "rank": ranks}
+    )
+    groups = {group.name: group for group in summarize(ranking)}
+    assert groups["all rows"].negative == 0.5
+    assert groups["label 1"].mean == pytest.approx(-2 / 3)
+    assert groups["label 1"].among_worst == pytest.approx(1 / 3)
+    assert groups["label 0"].among_worst == 0
+    assert [(g.name, g.rows) for g in groups.values()][3:] == [("item in 1 to 3 rows", 4)]
+
+
+def run(*options):
+    cli.main(["influence", "--config", str(ROOT), "--model_zoo", str(ROOT / "model_zoo"), "--quiet", *options])
+
+
+def table_of(path):
+    return pq.read_table(path)
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """A copy of tiny_mm with a tenth of the first 6,000 training labels flipped; returns it and which."""
+    folder = tmp_path / "data" / "tiny_mm"
+    folder.mkdir(parents=True)
+    for file in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
+        (folder / file.name).symlink_to(file)
+    table = pq.read_table(folder / "train.parquet").slice(0, 6000)
+    flipped = np.random.default_rng(0).random(6000) < 0.1
+    label = table["label"].to_numpy()
+    (folder / "train.parquet").unlink()
+    noisy = pa.array(np.where(flipped, 1 - label, label))
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", noisy), folder / "train.parquet")
+    return tmp_path / "data", flipped
+
+
+def test_flipped_labels_are_found_and_dropped(noisy, tmp_path, capsys, monkeypatch):
+    """600 flipped labels are three times as many among the worst 5 % as among all rows; nothing else is written."""
+    from sklearn.metrics import roc_auc_score
+
+    data, flipped = noisy
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    files = ["--data_root", str(data), "--test_data", str(data / "tiny_mm" / "test_labelled.parquet")]
+    run("--expid", "DIN_MM_tiny", *files, "--out", "ranking.parquet", "--json", "x.json", "--drop-worst", "5")
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "ranking.parquet", tmp_path / "x.json"]
+    ranking = pq.read_table(tmp_path / "ranking.parquet")
+    assert ranking.column_names == ["row", "user_id", "item_id", "label", "influence", "rank"]
+    train = pq.read_table(data / "tiny_mm" / "train.parquet")
+    for name in ("user_id", "item_id", "label"):
+        assert ranking[name].to_pylist() == train[name].to_pylist()
+    assert sorted(ranking["rank"].to_pylist()) == list(range(1, 6001))
+    influence = ranking["influence"].to_numpy()
+    assert roc_auc_score(flipped, -influence) > 0.65
+    assert flipped[ranking["rank"].to_numpy() <= 300].mean() > 0.25
+    answer = json.loads((tmp_path / "x.json").read_text())
+    assert answer["dropped"] == 300
+    assert set(answer["metrics"]["before"]) == set(answer["metrics"]["after"]) == {"valid", "test"}
+    assert answer["metrics"]["before"] != answer["metrics"]["after"]
+    assert answer["worst"][0]["influence"] == influence.min()
+    assert answer["best"][0]["influence"] == influence.max()
+    printed = capsys.readouterr().out
+    assert "valid is optimistic after" in printed
+    assert "test AUC" in printed
+
+
+def test_training_is_that_of_run_expid(tmp_path, build):
+    """The metrics before are those of the experiment; its own weights serve as checkpoint."""
+    from fuxictr_mm import experiment
+    from fuxictr_mm.data.dataset import load_dataset
+    from fuxictr_mm.evaluation.influence_command import train_keeping_checkpoints
+
+    settings = {"model_root": str(tmp_path), "verbose": 0, "epochs": 2, "test_data": None}
+    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
+    result = experiment.run_experiment(dict(params), model_class)
+    dataset = load_dataset(params, {"train": True, "valid": True})
+    checkpoints, metrics = train_keeping_checkpoints(params, model_class, dataset, tmp_path / "kept")
+    assert metrics == {"valid": result.valid}
+    assert [c.learning_rate for c in checkpoints] == [2e-3, 2e-3]
+    best = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    last = torch.load(checkpoints[-1].path, weights_only=True)
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--drop-worst", "100"], "--drop-worst is 100, expected percents above 0 and below 100"),
+        (["--drop-worst", "0.001"], "--drop-worst 0.001: is less than one of 16000 rows"),
+        (["--checkpoints", "no.model"], "--checkpoints no.model: no such file"),
+        (["--out", "."], "--out .: is a folder, expected a file"),
+        (["--layer", "dnn.mlp.9", "--checkpoints", str(ROOT / "README.md")], "cannot be read as weights"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        run("--expid", "DIN_MM_tiny", "--out", str(tmp_path / "x.parquet"), *options)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_streamed_rows_are_ranked_but_not_dropped(tmp_path, monkeypatch, capsys, build):
+    from fuxictr_mm import experiment
+    from fuxictr_mm.data.dataset import load_dataset
+    from fuxictr_mm.evaluation.influence_command import _number_of_worst, rank_by_influence
+
+    model, _ = build("DIN_MM_tiny")
+    model.save_weights(tmp_path / "x.model")
+    found = []
+    for resident in (True, False):
+        settings = {"resident": resident, "verbose": 0}
+        params, model_class = experiment.read_params(
+            ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings
+        )
+        dataset = load_dataset(params, {"train": True, "valid": True})
+        found.append(rank_by_influence(params, model_class, dataset, [Checkpoint(tmp_path / "x.model", 1.0)]))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    with pytest.raises(UserError, match="--drop-worst: train is streamed from disk; set resident: True"):
+        _number_of_worst(dataset, 5)

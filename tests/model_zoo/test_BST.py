@@ -1,0 +1,51 @@
+"""BST equals a padded re-computation with PyTorch's own attention."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fuxictr_mm.errors import ConfigError
+
+
+def dense(model, p):
+    logits = []
+    for context, target, items, _ in p.rows():
+        tokens = torch.cat([items, target.unsqueeze(0)])
+        distance = torch.arange(len(tokens) - 1, -1, -1).clamp(max=model.position_embedding.num_embeddings - 1)
+        x = torch.cat([tokens, model.position_embedding.weight[distance]], dim=1)
+        # PyTorch's attention over the row and seven places of padding.
+        mask = torch.arange(len(x) + 7) >= len(x)
+        for layer in model.encoder:
+            padded = F.pad(x, (0, 0, 0, 7), value=5.0).unsqueeze(0)
+            attended, _ = layer.self_attn(padded, padded, padded, key_padding_mask=mask.unsqueeze(0))
+            x = layer.norm1(x + attended[0, : len(x)])
+            x = layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+        newest = x.flip(0)[: model.num_outputs].flatten()
+        logits.append(torch.cat([context, newest, newest.new_zeros(model.num_outputs * x.shape[1] - len(newest))]))
+        logits[-1] = torch.cat([logits[-1][: len(context)], logits[-1][len(context) :]])
+    return model.dnn(torch.stack(logits))
+
+
+def test_equals_the_dense_model(equals_dense):
+    equals_dense("BST_tiny", dense)
+    equals_dense("BST_tiny", dense, num_layers=2, num_heads=1, feedforward_dim=7, position_dim=4, num_outputs=9)
+
+
+def test_far_items_share_a_position(equals_dense):
+    equals_dense("BST_tiny", dense, max_len=4)
+
+
+def test_order_counts(order_counts):
+    assert order_counts("BST_tiny")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 7}, r"num_heads is 7, expected a divisor of a token's width 64 \(item 48, position 16\)"),
+        ({"num_outputs": 0}, "num_outputs is 0, expected 1"),
+    ],
+)
+def test_settings_out_of_range(build, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build("BST_tiny", **settings)
