@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--config", default=".", metavar="DIR")
     parser.add_argument("--expid", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--precision", help="take the place of the experiments' own")
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--data_root", metavar="DIR")
     args = parser.parse_args()
@@ -32,7 +33,8 @@ def main() -> None:
         results = []
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as root:
-                overrides = {"seed": seed, "model_root": root, "metrics": ["AUC", "gAUC"]}
+                overrides = {"seed": seed, "model_root": root, "metrics": ["AUC", "gAUC"], "tensorboard": False}
+                overrides |= {} if args.precision is None else {"precision": args.precision}
                 params, model_class = read_params(
                     args.config, expid, gpu=args.gpu, data_root=args.data_root, overrides=overrides
                 )

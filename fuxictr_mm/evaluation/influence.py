@@ -287,18 +287,16 @@ def _head(layer: nn.Linear) -> nn.Linear:
     return head
 
 
-@torch.no_grad()
 def _best_shift(head: nn.Linear, loss: nn.Module, batches: _LastInputs) -> float:
     """Return what to add to all logits for the lowest loss; the loss is convex, its slope is bisected."""
-    pairs = [(head(inputs).double(), labels.double()) for inputs, labels in batches]
+    pairs = [(head(inputs).detach().double(), labels.double()) for inputs, labels in batches]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     high = float(logits.abs().max() + labels.abs().max()) + math.log(len(logits)) + 1
     low = -high
     for _ in range(64):
         middle = (low + high) / 2
         shift = torch.tensor(middle, dtype=torch.float64, device=logits.device, requires_grad=True)
-        with torch.enable_grad():
-            slope = torch.autograd.grad(loss(logits + shift, labels), shift)[0]
+        slope = torch.autograd.grad(loss(logits + shift, labels), shift)[0]
         low, high = (low, middle) if slope > 0 else (middle, high)
     return (low + high) / 2
 

@@ -101,7 +101,8 @@ def test_a_step_on_a_row_takes_its_influence_off_the_validation_loss(build, floa
     gradients = row_gradients(model, layer, train)
 
     def loss():
-        return float(F.binary_cross_entropy_with_logits(model.forward(batch)["logit"].view(-1), batch.label.double()))
+        logits = model.forward(batch)["logit"].detach().view(-1)
+        return float(F.binary_cross_entropy_with_logits(logits, batch.label.double()))
 
     before = loss()
     for row in (int(found.argmin()), int(found.argmax())):
@@ -182,10 +183,6 @@ def test_ranks_and_summary():
 
 def run(*options):
     cli.main(["influence", "--config", str(ROOT), "--model_zoo", str(ROOT / "model_zoo"), "--quiet", *options])
-
-
-def table_of(path):
-    return pq.read_table(path)
 
 
 @pytest.fixture
