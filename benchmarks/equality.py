@@ -30,7 +30,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def equality(name: str, folder: Path, *, batch_size: int, max_len: int, points: int, every: int = 5) -> dict[str, Any]:
+def equality(
+    name: str, folder: Path, *, batch_size: int, max_len: int, points: int, every: int = 5, **others: Any
+) -> dict[str, Any]:
     """Compare a model with its padded reference, without dropout, at several points of a training run of ours.
 
     Parameters
@@ -45,13 +47,15 @@ def equality(name: str, folder: Path, *, batch_size: int, max_len: int, points: 
         How often to compare.
     every : int
         Training steps between two points.
+    **others
+        Hyper-parameters other than the benchmark's.
 
     Returns
     -------
     dict
         ``loss`` and ``gradient``: the largest relative differences over all points; ``worst`` names its parameter.
     """
-    changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {})}
+    changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {}), **others}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
     dataset = load_dataset(params, {"train": True})

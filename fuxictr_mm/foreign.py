@@ -85,7 +85,7 @@ def make_safe(model: Any) -> None:
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
 
 
-def _weigh_vectors_in_linear_terms(model: nn.Module) -> None:
+def _weigh_vectors_in_linear_terms(model: Any) -> None:
     """Map stored vectors to the one number that a linear term sums.
 
     FuxiCTR's ``LogisticRegression`` embeds every field with one number, but leaves a field of ``type: embedding`` as

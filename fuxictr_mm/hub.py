@@ -193,8 +193,8 @@ def model_card(config: Mapping[str, Any], description: str | None) -> str:
 
 `{model}` trained on `{parameters["dataset_id"]}` with fuxictr-mm {config["library_version"]}.
 {(" ".join(description.split()) + chr(10)) if description else ""}
-{table}`{CONFIG}` has all parameters, `{FEATURES}` the features and their order. The stored vectors of items are data and not
-in `{WEIGHTS}`.
+{table}`{CONFIG}` has all parameters, `{FEATURES}` the features and their order. The stored vectors of items are data
+and not in `{WEIGHTS}`.
 
 Score a test file with an experiment of the same settings and features:
 

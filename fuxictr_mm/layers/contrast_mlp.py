@@ -45,9 +45,8 @@ class ContrastiveProduct(nn.Module):
     def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
         """Return both views, each ``(B, F D)``, of the fields ``(B, F, D)``."""
         products = (fields @ self.kernel @ fields.transpose(1, 2)).flatten(1)
-        return self.map_upper(products.index_select(1, self.upper)), self.map_lower(
-            products.index_select(1, self.lower)
-        )
+        upper, lower = products.index_select(1, self.upper), products.index_select(1, self.lower)
+        return self.map_upper(upper), self.map_lower(lower)
 
 
 class ContrastLayer(nn.Module):

@@ -32,8 +32,9 @@ def likely_causes(own: Shapes, found: Shapes, keys: Iterable[str]) -> list[str]:
     """
     keys = list(keys)
     causes, widths_follow = _feature_causes(own, found)
-    for part in _parts([*own, *found]):
-        causes += _layer_causes(part, _of_part(own, part), _of_part(found, part), keys, widths_follow)
+    parts = _parts([*own, *found])
+    for part in parts:
+        causes += _layer_causes(part, parts, _of_part(own, part), _of_part(found, part), keys, widths_follow)
     return list(dict.fromkeys(causes))
 
 
@@ -42,8 +43,7 @@ def _feature_causes(own: Shapes, found: Shapes) -> tuple[list[str], bool]:
     causes: list[str] = []
     tables = {m[1]: name for name in [*own, *found] if (m := _TABLE.search(name))}
     for where, there, other in (("here", own, found), ("in the file", found, own)):
-        encoded = {m[1] for name in other if (m := _ENCODER.search(name))}
-        only = [f for f, name in tables.items() if name in there and name not in other and f not in encoded]
+        only = [feature for feature in _features(there) if feature not in _features(other)]
         if only:
             causes.append(f"use_features (only {where}: {', '.join(only)})")
     widths_follow = bool(causes)
@@ -64,29 +64,41 @@ def _feature_causes(own: Shapes, found: Shapes) -> tuple[list[str], bool]:
     return causes, widths_follow
 
 
-def _layer_causes(part: str, own: Shapes, found: Shapes, keys: list[str], widths_follow: bool) -> list[str]:
-    """Return what differs in one part of the model."""
+def _features(shapes: Shapes) -> list[str]:
+    return list(dict.fromkeys(m[1] for name in shapes if (m := _TABLE.search(name) or _ENCODER.search(name))))
+
+
+def _layer_causes(
+    part: str, parts: list[str], own: Shapes, found: Shapes, keys: list[str], widths_follow: bool
+) -> list[str]:
+    """Return what differs in one of the parts of the model."""
     if not own or not found:
-        where = "here" if own else "in the file"
-        named = _matching(part, keys)
-        return [f"{' or '.join(named)} ('{part}' is only {where})"] if named else []
-    if _has_norm(own) != _has_norm(found):
-        return [f"batch_norm (in '{part}' only {'here' if _has_norm(own) else 'in the file'})"]
-    if list(own) != list(found) and [s for s in own.values()] == [s for s in found.values()]:
-        named = _closest(part, [k for k in keys if "dropout" in k])
-        return [f"{' or '.join(named)} (the layers of '{part}' are numbered differently)"] if named else []
-    if len(own) != len(found):
-        named = _closest(part, [k for k in keys if k.endswith(("_units", "layers"))])
-        return (
-            [f"{' or '.join(named)} ({len(own)} tensors in '{part}' here, {len(found)} in the file)"] if named else []
-        )
-    differing = [n for n in own if n in found and own[n][:1] != found[n][:1]]
-    if not differing or widths_follow:
-        return []
-    name = differing[0]
-    named = _closest(part, [k for k in keys if k.endswith(("_units", "feedforward")) or k == "attention_dim"])
-    named = named or [k for k in keys if k.startswith("num_") and not k.endswith("layers")]
-    return [f"{' or '.join(named)} ({own[name][0]} here, {found[name][0]} in the file)"] if named else []
+        named, what = _matching(part, keys), f"'{part}' is only {'here' if own else 'in the file'}"
+    elif _has_norm(own) != _has_norm(found):
+        named, what = ["batch_norm"], f"in '{part}' only {'here' if _has_norm(own) else 'in the file'}"
+    elif list(own) != list(found) and list(own.values()) == list(found.values()):
+        # A layer without weights shifts the numbers of those after it.
+        named = _closest(part, parts, [k for k in keys if "dropout" in k])
+        what = f"the layers of '{part}' are numbered differently"
+    elif len(own) != len(found):
+        named = _closest(part, parts, [k for k in keys if k.endswith(("_units", "layers"))])
+        what = f"{len(own)} tensors in '{part}' here, {len(found)} in the file"
+    else:
+        wider = [n for n in own if n in found and _is_of_another_width(own[n], found[n])]
+        if not wider or widths_follow:
+            return []
+        # torch's name of the hidden layer of a transformer's feed-forward network.
+        kind = "feedforward" if ".linear1." in wider[0] else "_units"
+        named = _closest(part, parts, [k for k in keys if k.endswith(kind)])
+        named = named or [k for k in keys if k.startswith("num_") and not k.endswith("layers")]
+        what = f"{own[wider[0]][0]} here, {found[wider[0]][0]} in the file"
+    return [f"{' or '.join(named)} ({what})"] if named else []
+
+
+def _is_of_another_width(own: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    """Whether a layer gives another width; of a square one that follows from its input."""
+    square = own[0:1] == own[1:2] and found[0:1] == found[1:2]
+    return len(own) == len(found) == 2 and own[0] != found[0] and not square
 
 
 def _parts(names: Iterable[str]) -> list[str]:
@@ -113,6 +125,7 @@ def _matching(part: str, keys: Iterable[str]) -> list[str]:
     return [k for k in keys if fits(k)]
 
 
-def _closest(part: str, keys: list[str]) -> list[str]:
-    """Return the keys that are about a module, all of them where none names it."""
-    return _matching(part, keys) or keys
+def _closest(part: str, parts: Iterable[str], keys: list[str]) -> list[str]:
+    """Return the keys that name a part, else those that name no other part."""
+    others = {k for other in parts if other != part for k in _matching(other, keys)}
+    return _matching(part, keys) or [k for k in keys if k not in others]

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import throughput
 from benchmarks.curve import curve
-from benchmarks.dataset import parameters
+from benchmarks.dataset import MODELS, parameters
 from benchmarks.equality import equality
 from benchmarks.reference import padded_loader
 from fuxictr_mm.data.dataset import load_dataset
@@ -41,9 +41,14 @@ def run(folder, path, *options):
     return written
 
 
-@pytest.mark.parametrize("model", ["DIN", "DIN_MM"])
+#: The published widths would take minutes.
+NARROW = {"QIN": {"embedding_dim": 16}, "Transformer_DCN": {"embedding_dim": 4, "first_k_cols": 8, "dcn_hidden_units": [32, 16]}}
+
+
+@pytest.mark.parametrize("model", list(MODELS))
 def test_ours_and_the_reference_are_one_function(model, folder):
-    found = equality(model, folder, batch_size=BATCH_SIZE, max_len=MAX_LEN, points=3, every=2)
+    options = {"batch_size": BATCH_SIZE, "max_len": MAX_LEN, "points": 3, "every": 2}
+    found = equality(model, folder, **options, **NARROW.get(model, {}))
     assert found["loss"] < 1e-9
     assert 0 < found["gradient"] < 1e-9
 

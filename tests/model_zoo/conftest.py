@@ -42,6 +42,12 @@ class Padded:
 
 
 @pytest.fixture
+def pad() -> Callable[..., Padded]:
+    """Give ``Padded.of``."""
+    return Padded.of
+
+
+@pytest.fixture
 def pair(build, make_batch, float64) -> Callable:
     """Build a model in float64 with weights of ordinary size and no dropout, and a batch of the given lengths."""
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fuxictr_mm.errors import ConfigError
@@ -31,10 +32,10 @@ def test_equals_the_dense_model(equals_dense):
     equals_dense("BST_tiny", dense, num_layers=2, num_heads=1, feedforward_dim=7, position_dim=4, num_outputs=9)
 
 
-def test_far_items_share_a_position(pair):
+def test_far_items_share_a_position(pair, pad):
     model, batch = pair("BST_tiny", num_outputs=21)
     model.position_embedding = nn.Embedding(5, 16, dtype=torch.float64)
-    expected = dense(model, Padded.of(model, batch))
+    expected = dense(model, pad(model, batch))
     torch.testing.assert_close(model(batch)["logit"], expected, rtol=1e-9, atol=1e-9)
 
 
