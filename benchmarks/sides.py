@@ -80,6 +80,17 @@ def make_sides(
         yield Side("reference", _endless(padded), step, finish, precisions["reference"])
 
 
+def make_scaled_sides(dataset: Dataset, params: dict[str, Any], precision: str) -> Iterator[Side]:
+    """Yield training on all rows, and on the first tenth of them: a step should cost the same."""
+    torch.manual_seed(params["seed"])
+    model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
+    _set_precision(model, precision, "cpu" if params["gpu"] < 0 else "cuda")
+    table = dataset.splits["train"]
+    for name, rows in (("a tenth", len(table) // 10), ("all rows", len(table))):
+        loader = make_loader(table.slice(0, rows), model, params, shuffle=True, training=True)
+        yield Side(name, _endless(loader), *_train_ours(model), precision)
+
+
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,10 +70,14 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
     # A dataset may name files that are made later, of codes for instance.
     present = [path for path in item_files if _is_there(path)] or item_files
     for path in present:
-        names = parquet.open_parquet(parquet.part_files(path)[0]).schema_arrow.names
-        seen += names
-        wanted = [n for n in names if (n == column if column else n.startswith(prefix))]
-        found += [Source(name, Path(path), n) for n in wanted]
+        files = parquet.part_files(path)
+        columns = [parquet.open_parquet(file).schema_arrow.names for file in files]
+        for one in dict.fromkeys(itertools.chain(*columns)):
+            seen.append(one)
+            if one == column if column else one.startswith(prefix):
+                holders = [file for file, names in zip(files, columns, strict=True) if one in names]
+                # A folder may hold parts of a table, or files of different columns.
+                found.append(Source(name, Path(path) if len(holders) == len(files) else holders[0], one))
     if not found:
         expected = f"column '{column}'" if column else f"column {prefix}*"
         raise DataError(

@@ -29,7 +29,7 @@ from benchmarks.curve import curve
 from benchmarks.dataset import MODELS, make_data, parameters
 from benchmarks.equality import equality
 from benchmarks.files import measure_files
-from benchmarks.sides import Side, make_sides
+from benchmarks.sides import Side, make_scaled_sides, make_sides
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.views import num_rows
 
@@ -44,12 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
     option = parser.add_argument
-    option(
-        "--what",
-        choices=["train", "loader", "scoring", "files", "equality", "curve"],
-        default="train",
-        help="what to run",
-    )
+    option("--what", choices=list(MEASUREMENTS), default="train", help="what to run")
     option("--model", choices=list(MODELS), default="DIN", help="model, with the challenge's hyper-parameters")
     option("--batch_size", type=int, default=2048, help="rows per batch")
     option("--max_len", type=int, default=64, help="history positions")
@@ -108,7 +103,7 @@ def _cpuinfo() -> list[str]:
 
 
 def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure training steps, scoring or the loaders."""
+    """Measure training steps, scoring, the loaders, or training on all rows beside a tenth of them."""
     params = parameters(
         args.model,
         args.data,
@@ -122,7 +117,12 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
         precisions = {args.sides: precisions[args.sides]}
     dataset = load_dataset(params, {"train": True})
     sides = []
-    for side in make_sides(args.what, dataset, params, precisions, args.num_workers):
+    made = (
+        make_scaled_sides(dataset, params, args.precision)
+        if args.what == "scale"
+        else make_sides(args.what, dataset, params, precisions, args.num_workers)
+    )
+    for side in made:
         run_block(side, args.warmup, args.device)
         for measured in (side.rates, side.cpu, side.waits, side.peaks):
             measured.clear()
@@ -262,6 +262,7 @@ MEASUREMENTS = {
     "train": measure_steps,
     "loader": measure_steps,
     "scoring": measure_steps,
+    "scale": measure_steps,
     "files": measure_reading,
     "equality": measure_equality,
     "curve": measure_curve,

@@ -54,6 +54,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
     from fuxictr_mm import experiment
 
+    experiment.set_up_logging()
     params, model_class = experiment.read_params(
         args.config, args.expid, data_root=args.data_root, model_zoo=args.model_zoo
     )
@@ -152,6 +153,7 @@ def compare_config(folder: Path, params: Mapping[str, Any]) -> list[str]:
 
 def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a state dict; a table that features share is stored once, its other names stand in the metadata."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     kept: dict[str, Tensor] = {}
@@ -166,7 +168,11 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
         # A part of another tensor's memory would be refused.
         whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         kept[name] = tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
-    save_file(kept, path, metadata={"format": "pt", **aliases})
+    try:
+        save_file(kept, path, metadata={"format": "pt", **aliases})
+    except SafetensorError as error:  # as which it reports a full disk
+        raise OSError(str(error)) from error
+    path.chmod(0o644)
 
 
 def model_card(config: Mapping[str, Any], description: str | None) -> str:
@@ -196,17 +202,20 @@ def model_card(config: Mapping[str, Any], description: str | None) -> str:
 {table}`{CONFIG}` has all parameters, `{FEATURES}` the features and their order. The stored vectors of items are data
 and not in `{WEIGHTS}`.
 
-Score a test file with an experiment of the same settings and features:
+Score a test file with an experiment of the same settings and features in your `model_config.yaml`:
 
 ```bash
-pip install fuxictr-mm
 python prediction.py --expid {config["experiment"]} --weights FOLDER
 ```
 
-or, in Python, with a model of that experiment:
+or, in Python:
 
 ```python
-model.load_weights("FOLDER")
+from pathlib import Path
+from fuxictr_mm import experiment
+
+params, model_class = experiment.read_params(".", "{config["experiment"]}")
+scores = experiment.predict_test(params, model_class, Path("FOLDER/{WEIGHTS}"))
 ```
 """
 

@@ -2,13 +2,17 @@
 
 import os
 import pickle
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from fuxictr_mm import experiment
+from fuxictr_mm.config import list_experiments, load_config
+from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,10 +36,91 @@ class Plain(BaseModel):
 """
 
 
+#: As the challenge's files are written: a tuple comes in, items are rows of one long dict, the target is the last one,
+#: and the model adds a feature of its own to the feature map.
+CHALLENGE = """
+import torch
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+
+
+class Plain(BaseModel):
+    def __init__(self, feature_map, gpu=-1, embedding_dim=4, learning_rate=1e-2, accumulation_steps=1, **kwargs):
+        super().__init__(feature_map, gpu=gpu, **kwargs)
+        self.accumulation_steps = accumulation_steps
+        self.width = sum(s.get("embedding_dim", embedding_dim) for s in feature_map.features.values()
+                         if s.get("source") == "item")
+        feature_map.features["code"] = {"type": "categorical", "source": "item", "vocab_size": 5, "embedding_dim": 4}
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim, not_required_feature_columns=["code"])
+        self.code = FeatureEmbedding(feature_map, embedding_dim, required_feature_columns=["code"])
+        self.mlp = MLP_Block(embedding_dim + 2 * self.width + 4, output_dim=1, hidden_units=[8])
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        batch_dict, item_dict, mask = self.get_inputs(inputs)
+        code = self.code({"code": item_dict["item_id"].view(len(mask), -1)[:, -1] % 5}, flatten_emb=True)
+        items = self.embedding_layer(item_dict, flatten_emb=True).view(len(mask), -1, self.width)
+        history = (items[:, :-1] * mask.unsqueeze(-1)).sum(1)
+        parts = [self.embedding_layer(batch_dict, flatten_emb=True), items[:, -1], history, code]
+        return {"y_pred": self.mlp(torch.cat(parts, dim=-1)).sigmoid()}
+
+    def get_inputs(self, inputs, feature_source=None):
+        batch_dict, item_dict, mask = inputs
+        columns = {n: v.to(self.device) for n, v in batch_dict.items() if n not in self.feature_map.labels
+                   and self.feature_map.features[n]["type"] != "meta"}
+        for name, value in item_dict.items():
+            item_dict[name] = value.to(self.device)
+        return columns, item_dict, mask.to(self.device)
+
+    def get_labels(self, inputs):
+        return inputs[0][self.feature_map.labels[0]].to(self.device).float().view(-1, 1)
+
+    def get_group_id(self, inputs):
+        return inputs[0][self.feature_map.group_id]
+
+    def train_step(self, batch_data):
+        loss = self.compute_loss(self.forward(batch_data), self.get_labels(batch_data)) / self.accumulation_steps
+        loss.backward()
+        if (self._batch_index + 1) % self.accumulation_steps == 0:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self._max_gradient_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss
+"""
+
+#: As FuxiCTR's sequence models are written: names of a target and of a sequence among the columns.
+SEQUENCE = """
+import torch
+from fuxictr.pytorch.layers import DIN_Attention, FeatureEmbeddingDict, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+
+
+class Plain(BaseModel):
+    def __init__(self, feature_map, gpu=-1, embedding_dim=4, learning_rate=1e-2, din_target_field=("item_id",),
+                 din_sequence_field=("item_seq",), **kwargs):
+        super().__init__(feature_map, gpu=gpu, **kwargs)
+        self.target, self.sequence = din_target_field, din_sequence_field
+        self.embedding_layer = FeatureEmbeddingDict(feature_map, embedding_dim)
+        self.attention = DIN_Attention(embedding_dim, attention_units=[8])
+        self.mlp = MLP_Block(feature_map.sum_emb_out_dim(), output_dim=1, hidden_units=[8])
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        X = self.get_inputs(inputs)
+        emb = self.embedding_layer(X)
+        mask = X[self.sequence].long() != 0
+        emb[self.sequence] = self.attention(emb[self.target], emb[self.sequence], mask)
+        return {"y_pred": self.mlp(self.embedding_layer.dict2tensor(emb, flatten_emb=True)).sigmoid()}
+"""
+
+
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that reads the parameters of an experiment of the model above, with the settings given."""
-    (tmp_path / "Plain.py").write_text(MODEL)
+    """Return a function that reads the parameters of an experiment of a model file, with the settings given."""
     (tmp_path / "model_config.yaml").write_text(
         "Plain_tiny: {model: Plain, dataset_id: tiny_mm, epochs: 1, embedding_dim: 4, max_len: 20, batch_size: 1000,"
         " use_features: [likes_level, item_id, item_tags]}"
@@ -43,7 +128,9 @@ def start(tmp_path):
     shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
 
-    def read(**settings):
+    def read(model=MODEL, **settings):
+        (tmp_path / "Plain.py").write_text(model)
+        sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
         overrides = {"model_root": str(tmp_path), "verbose": 0, **settings}
         return experiment.read_params(tmp_path, "Plain_tiny", model_zoo=tmp_path, overrides=overrides)
 
@@ -89,6 +176,90 @@ def test_a_whole_number_regularizes(start):
     assert norm(1) < norm(None) / 2
 
 
+def train_and_score(start, model, **settings):
+    params, model_class = start(model, **settings)
+    result = experiment.run_experiment(params, model_class)
+    scores = experiment.predict_test(params, model_class)
+    assert 0 <= scores.min() < scores.max() <= 1
+    return result, params
+
+
+ALL = ["likes_level", "item_id", "item_tags", "item_emb_d16"]
+HISTORY = {
+    "use_features": [*ALL, "item_seq"],
+    "feature_specs": [{"name": "item_seq", "type": "sequence", "share_embedding": "item_id", "feature_encoder": None}],
+}
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_file_written_for_the_challenge_runs(start, accumulation_steps):
+    """The feature that the model adds is no column of the item files."""
+    settings = {"use_features": ALL, "group_id": "user_id", "metrics": ["AUC", "gAUC"]}
+    result, _ = train_and_score(
+        start, CHALLENGE, batch_view="challenge", accumulation_steps=accumulation_steps, **settings
+    )
+    assert set(result.valid) == {"AUC", "gAUC"}
+
+
+def test_a_file_with_a_sequence_runs(start):
+    _, params = train_and_score(start, SEQUENCE, din_target_field="item_id", din_sequence_field="item_seq", **HISTORY)
+    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    assert torch.equal(
+        state["embedding_layer.embedding_layers.item_seq.weight"],
+        state["embedding_layer.embedding_layers.item_id.weight"],
+    )
+
+
+DEEP = "self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))"
+LINEAR = (
+    MODEL.replace("import FeatureEmbedding,", "import FeatureEmbedding, LogisticRegression,")
+    .replace("        self.compile", "        self.linear = LogisticRegression(feature_map)\n        self.compile")
+    .replace(DEEP, f"({DEEP} + self.linear(self.get_inputs(inputs)))")
+)
+
+
+def test_a_linear_term_weighs_stored_vectors(start):
+    """FuxiCTR's own stops at the first batch: it stacks numbers and whole vectors."""
+    _, params = train_and_score(start, LINEAR, use_features=ALL)
+    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    assert state["linear.embedding_layer.embedding_layer.feature_encoders.item_emb_d16.weight"].shape == (1, 16)
+
+
+def test_the_weights_of_stored_vectors_train_at_the_models_rate_and_add_their_product(start):
+    params, model_class = start(LINEAR, use_features=ALL, learning_rate=0.125)
+    dataset = experiment.load_dataset(params, {"train": True})
+    model = experiment.build_model(model_class, dataset, params)
+    weights = model.linear.embedding_layer.embedding_layer.feature_encoders["item_emb_d16"].weight
+    group = next(g for g in model.optimizer.param_groups if any(p is weights for p in g["params"]))
+    assert group["lr"] == 0.125
+    batch = next(iter(experiment.make_loader(dataset.splits["train"], model, params)))
+    inputs = model.get_inputs(batch)
+    before = model.linear(inputs)
+    moved = batch["item_emb_d16"] @ weights.T
+    with torch.no_grad():
+        weights.mul_(3)
+    torch.testing.assert_close(model.linear(inputs), before + 2 * moved)
+
+
+def test_older_names_of_arguments_and_losses_are_taken(start):
+    plain, _ = train_and_score(start, MODEL)
+    older = (
+        MODEL.replace("flatten_emb=True", "dynamic_emb_dim=True")
+        + """
+    def add_loss(self, inputs):
+        return self.loss_fn(self.forward(inputs)["y_pred"], self.get_labels(inputs), reduction="mean")
+"""
+    )
+    assert train_and_score(start, older)[0].valid == plain.valid
+    assert train_and_score(start, older, embedding_regularizer=1.0)[0].valid != plain.valid
+
+
+def test_what_a_file_redefines_in_vain_is_said(start, caplog):
+    params, model_class = start(MODEL + "\n    def evaluate_metrics(self, *args):\n        return {}\n")
+    experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+    assert "Plain redefines evaluate_metrics, which is not called" in caplog.text
+
+
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))
@@ -108,3 +279,15 @@ def test_weights_are_read_without_running_anything(start, tmp_path, monkeypatch)
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.model")
     with pytest.raises(UserError, match="missing: "):
         model.load_weights(tmp_path / "other.model")
+
+
+def test_the_examples_of_the_documentation_are_right(tmp_path):
+    """Nothing in them is misspelt, and their features are there."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/drop_in.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "model_config.yaml").write_text("\n".join(blocks))
+    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
+    experiments = list_experiments(tmp_path)
+    assert len(experiments) == len(blocks) == 4
+    for expid in experiments:
+        params = load_config(tmp_path, expid)
+        assert "item_id" in [f.name for f in parse_features(params)]

@@ -140,7 +140,7 @@ def train_keeping_checkpoints(
     Returns
     -------
     checkpoints : list of Checkpoint
-        One per evaluation (per epoch, if ``eval_steps`` is not set), with the learning rate until then.
+        One per evaluation (per epoch, if ``eval_steps`` is not set) up to the best, with the learning rate until then.
     metrics : dict
         Of the best weights, ``valid`` and ``test``.
     """
@@ -150,7 +150,11 @@ def train_keeping_checkpoints(
     train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
     valid = experiment.make_loader(dataset.splits["valid"], model, params)
     keeper = _CheckpointKeeper(model, valid, folder)
-    loop.fit(model, train, params["epochs"], keeper, params.get("max_gradient_norm", 10.0))
+    history = loop.fit(model, train, params["epochs"], keeper, params.get("max_gradient_norm", 10.0))
+    if model._save_best_only:
+        # Steps after the best weights have no part in the model.
+        values = [model._monitor.get_value(entry) for entry in history]
+        del keeper.kept[values.index(model._best_metric) + 1 :]
     metrics = {"valid": loop.evaluate(model, valid, params["metrics"])}
     if "test" in dataset.splits and dataset.splits["test"].has_labels:
         test = experiment.make_loader(dataset.splits["test"], model, params)

@@ -11,6 +11,7 @@ import yaml
 
 from benchmarks import embedding_strategies
 from benchmarks.embedding_strategies import STRATEGIES
+from benchmarks.strategy_files import find_source
 from fuxictr_mm.data.synthetic import SyntheticSpec, generate
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import read_params, run_experiment
@@ -131,6 +132,19 @@ def test_missing_columns(data):
         table = pq.read_table(path)
         pq.write_table(table.drop_columns([n for n in table.column_names if n.startswith("txt_emb")]), path)
     assert "no column txt_emb_* of raw vectors" in refused(data)
+
+
+def test_raw_vectors_are_the_widest_wherever_they_lie(data):
+    """Two item files in one folder, each with columns of its own, and a file that is not made yet."""
+    folder = data / "items"
+    folder.mkdir()
+    for name in ("item_emb", "item_feature"):
+        shutil.copy(data / "tiny_mm" / f"{name}.parquet", folder)
+    source = find_source("text", "txt_emb_", [str(data / "later.parquet"), str(folder)])
+    assert (source.path, source.column) == (folder / "item_feature.parquet", "txt_emb_BERT")
+    assert find_source("text", "txt_emb_", [str(folder)], "txt_emb_pca8").path == folder / "item_emb.parquet"
+    (folder / "item_emb.parquet").unlink()
+    assert find_source("text", "txt_emb_", [str(folder)]).path == folder
 
 
 def test_a_dataset_without_an_experiment(data):

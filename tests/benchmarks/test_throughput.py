@@ -42,7 +42,10 @@ def run(folder, path, *options):
 
 
 #: The published widths would take minutes.
-NARROW = {"QIN": {"embedding_dim": 16}, "Transformer_DCN": {"embedding_dim": 4, "first_k_cols": 8, "dcn_hidden_units": [32, 16]}}
+NARROW = {
+    "QIN": {"embedding_dim": 16},
+    "Transformer_DCN": {"embedding_dim": 4, "first_k_cols": 8, "dcn_hidden_units": [32, 16]},
+}
 
 
 @pytest.mark.parametrize("model", list(MODELS))

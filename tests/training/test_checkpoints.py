@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import nn
 
 from fuxictr_mm.errors import MissingFileError, UserError
@@ -85,6 +86,46 @@ def test_a_damaged_file_is_one_line(tmp_path_factory, data):
         load_state_dict(nn.Linear(2, 2), path)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_safetensors_are_read(tmp_path):
+    model, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    model(torch.randn(4, 3))
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    load_state_dict(other, tmp_path / "a.safetensors")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
+    save_file({"weight": torch.zeros(3)}, tmp_path / "b.safetensors")
+    assert "missing: bias, running_mean" in refused(model, tmp_path / "b.safetensors")
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_damaged_safetensors_are_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.safetensors"
+    content = bytearray(save(nn.Linear(2, 2).state_dict()))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        load_state_dict(nn.Linear(2, 2), path)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_pickle_named_safetensors_is_refused(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "a.safetensors")
+    assert "expected a file of safetensors" in refused(nn.Linear(2, 2), tmp_path / "a.safetensors")
+
+
+class Sized(nn.Module):
+    def __init__(self, *, hidden_units=4):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(3, hidden_units), nn.ReLU(), nn.Linear(hidden_units, 1))
+
+
+def test_the_likely_setting_is_named(tmp_path):
+    torch.save(Sized(hidden_units=8).state_dict(), tmp_path / "a.model")
+    assert "; likely: hidden_units (4 here, 8 in the file); use the conf" in refused(Sized(), tmp_path / "a.model")
 
 
 def test_a_missing_file(tmp_path):
