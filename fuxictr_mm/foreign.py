@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.torchrun import is_main
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optimizers import optimizer_class
 from fuxictr_mm.training.regularization import parse_regularizer
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 #: What FuxiCTR's own loop calls and ours does not.
-NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict", "checkpoint_and_earlystop")
+NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict")
 
 
 def is_foreign(model_class: type) -> bool:
@@ -72,7 +73,8 @@ def make_safe(model: Any) -> None:
     """
 
     def save_weights(checkpoint: str) -> None:
-        save_state_dict(model.state_dict(), checkpoint)
+        if is_main():  # a model that decides itself when to save knows of no other processes
+            save_state_dict(model.state_dict(), checkpoint)
 
     model.save_weights = save_weights
     model.load_weights = partial(load_state_dict, model)

@@ -14,6 +14,7 @@ from fuxictr_mm import experiment
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -291,3 +292,30 @@ def test_the_examples_of_the_documentation_are_right(tmp_path):
     for expid in experiments:
         params = load_config(tmp_path, expid)
         assert "item_id" in [f.name for f in parse_features(params)]
+
+
+def test_a_model_that_decides_about_its_checkpoints_itself_does(start, caplog):
+    """As files for the challenge do, to lower the learning rate by a factor of their own."""
+    deciding = """
+    def checkpoint_and_earlystop(self, logs, min_delta=1e-6):
+        self.seen = [*getattr(self, "seen", []), logs["AUC"]]
+        if len(self.seen) == 2:
+            self._best_metric = logs["AUC"]
+            self.save_weights(self.checkpoint)
+        else:
+            self._stopping_steps += 1
+            self.lr_decay(factor=0.5)
+        self._stop_training = len(self.seen) == 3
+"""
+    params, model_class = start(MODEL + deciding, epochs=9)
+    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    torch.manual_seed(0)
+    model = experiment.build_model(model_class, dataset, params)
+    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True, training=True)
+    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    history = loop.fit(model, train, 9, valid)
+    assert [entry["AUC"] for entry in history] == model.seen
+    assert len(model.seen) == 3
+    assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(params["learning_rate"] / 4)
+    assert "redefines" not in caplog.text

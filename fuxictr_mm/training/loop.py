@@ -253,6 +253,11 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     value = model._monitor.get_value(metrics)
     if not math.isfinite(value):
         raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")
+    if type(model).checkpoint_and_earlystop is not BaseModel.checkpoint_and_earlystop:
+        # A model of another library that decides for itself, to lower its learning rate by another factor, say.
+        before = model._best_metric
+        model.checkpoint_and_earlystop(metrics)
+        return model._best_metric != before or not model._save_best_only
     sign = 1 if model._monitor_mode == "max" else -1
     better = sign * value >= sign * model._best_metric + MIN_DELTA
     if better:
