@@ -24,8 +24,9 @@ class LateFusion(MultimodalModel):
         \hat y = \sigma\Big(\sum_m \mathrm{softmax}_m(W [c, t] + b) \, z_m\Big)
 
     with context c, target t and history items s. Each frozen vector of an item is a modality m, its ids and tags
-    together are another; they meet only where the logits of their towers are weighed. The survey describes late fusion
-    by averaging, voting and learned gates alike; the tower is DIN (Zhou et al., KDD 2018), and the gate sees the row.
+    together are another; they meet only where the logits of their towers are weighed. Late fusion joins
+    decisions, by averages, votes or a learned model; here the towers are DIN (Zhou et al., KDD 2018), and what joins
+    them is a softmax gate that sees context and target.
 
     Parameters
     ----------

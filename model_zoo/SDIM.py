@@ -27,7 +27,7 @@ class SDIM(MultimodalModel):
     learned projections. Within either part the order is of no account.
 
     Departures: the paper serves the long part from a server that keeps a bucket per hash; here items are hashed once
-    per batch. The short part is multi-head target attention, as in FuxiCTR; the paper leaves it open.
+    per batch. The short part is multi-head target attention, as in FuxiCTR.
 
     Parameters
     ----------

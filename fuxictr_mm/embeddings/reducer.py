@@ -108,8 +108,9 @@ class Reducer:
     whiten : bool
         Each component is divided by its standard deviation.
     balance : bool
-        In the strategy of PCAs apart, each modality's part is divided by one number, so that the mean variance of its
-        components is 1: side by side at their own scales, the louder modality would drown the other in the model.
+        In the strategy of PCAs apart, each modality's part is multiplied by one number, so that the mean variance of
+        the components is the same in all parts, the geometric mean of theirs: side by side at their own scales, the
+        louder modality would drown the other in the model.
     """
 
     modalities: tuple[Modality, ...]
@@ -173,15 +174,17 @@ class Reducer:
                 centred = (scaled[modality.name] - pca.mean[columns]) / modality.deviations
                 result += (centred * present[modality.name]) @ pca.components[:, columns].T
             return self._whitened(result, pca)
-        parts = []
+        parts, variances = [], []
         for modality in self.modalities:
             if modality.name in strategy.widths:
                 pca = modality.pca.keep(strategy.widths[modality.name])
                 centred = (scaled[modality.name] - pca.mean) / modality.deviations
-                part = self._whitened((centred @ pca.components.T) * present[modality.name], pca)
-                if self.balance and strategy.kind == APART and not self.whiten:
-                    part /= np.sqrt(pca.variances.mean())
-                parts.append(part)
+                parts.append(self._whitened((centred @ pca.components.T) * present[modality.name], pca))
+                variances.append(pca.variances.mean())
+        if self.balance and not self.whiten:
+            # Their geometric mean, and of one part its own, so that parts which are alike stay as they are.
+            common = np.exp(np.mean(np.log(variances)))
+            parts = [part * np.sqrt(common / own) for part, own in zip(parts, variances, strict=True)]
         return np.concatenate(parts, axis=1)
 
     def _whitened(self, result: np.ndarray, pca: PrincipalComponents) -> np.ndarray:

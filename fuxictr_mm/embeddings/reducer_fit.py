@@ -54,7 +54,7 @@ def fit_reducer(
     whiten : bool
         Divide each component by its standard deviation.
     balance : bool
-        Bring the modalities' parts of V4 to one scale: components of mean variance 1.
+        Bring the modalities' parts of V4 to one scale, the geometric mean of theirs.
     strategies : sequence of str, optional
         Which to fit, by name; all by default.
     memory : float

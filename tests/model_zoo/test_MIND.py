@@ -10,7 +10,7 @@ from fuxictr_mm.errors import ConfigError
 
 def squash(z):
     length = z.square().sum().sqrt()
-    return z if float(length) == 0 else length**2 / (1 + length**2) * z / length
+    return z if length == 0 else length**2 / (1 + length**2) * z / length
 
 
 def dense(model, p):

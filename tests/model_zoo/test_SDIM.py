@@ -14,7 +14,7 @@ def long_interest(layer, target, items):
         alike = ((items @ hyperplanes > 0) == (target @ hyperplanes > 0)).all(dim=1)
         pooled = items[alike].sum(dim=0)
         length = pooled.square().sum().sqrt()
-        total = total + (pooled / length if float(length) > 0 else 0 * pooled)
+        total = total + (pooled / length if length > 0 else 0 * pooled)
     return total / len(groups)
 
 
