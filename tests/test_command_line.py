@@ -34,6 +34,7 @@ def project(tmp_path, monkeypatch):
     data.mkdir(parents=True)
     for path in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
         shutil.copy(path, data)
+    shutil.copytree(ROOT / "data" / "tiny_mm_derived", tmp_path / "data" / "tiny_mm_derived")
     train = pq.read_table(data / "train.parquet").slice(0, 600)
     pq.write_table(train, data / "train.parquet")
     for name in ("model_config.yaml", "dataset_config.yaml"):

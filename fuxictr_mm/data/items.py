@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.decoding import SCALAR_TYPES, decode_scalar
 from fuxictr_mm.data.schema import ITEM_ID, Feature
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ItemTable(nn.Module):
         """Read item features from one file or several, joined on ``item_id``.
 
         Rows may stand in any order and row 0 may be missing. A column is taken from the first path that has it, and a
-        path that has nothing new is not opened. A path may be a folder of part files.
+        path that has nothing new is not opened, nor need it be there. A path may be a folder of part files.
 
         Raises
         ------
@@ -71,15 +71,24 @@ class ItemTable(nn.Module):
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
         found: dict[str, list[_Part]] = {}
         read: list[_Part] = []
+        absent: list[MissingFileError] = []
         for path in _as_list(paths):
             missing = {n: f for n, f in wanted.items() if n not in found}
             if read and not missing:
                 break
-            for file in parquet.part_files(path):
+            try:
+                files = parquet.part_files(path)
+            except MissingFileError as error:
+                # A later file may hold all that is wanted.
+                absent.append(error)
+                continue
+            for file in files:
                 part = _read_file(file, missing, limit)
                 read.append(part)
                 for name in part.columns:
                     found.setdefault(name, []).append(part)
+        if absent and not (read and wanted.keys() <= found.keys()):
+            raise absent[0]
         for name in wanted:
             if name not in found:
                 present = sorted({c for part in read for c in part.present})

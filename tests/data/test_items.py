@@ -100,6 +100,16 @@ def test_a_file_that_is_not_needed_is_not_opened(tmp_path):
         ItemTable.from_parquet([first, missing], [item_id(), LEVEL, VECTOR])
 
 
+def test_an_absent_file_is_asked_for_only_if_no_other_has_the_column(tmp_path):
+    first = write(tmp_path / "a.parquet", {"item_id": [1], "level": [5]})
+    last = write(tmp_path / "c.parquet", {"item_id": [1], "vector": vectors([[2.0]])})
+    missing = str(tmp_path / "b.parquet")
+    assert ItemTable.from_parquet([first, missing, last], [item_id(), LEVEL, VECTOR])["vector"].tolist() == [[0], [2]]
+    for paths in ([missing], [missing, first], [first, missing]):
+        with pytest.raises(MissingFileError, match=r"b\.parquet: no such file"):
+            ItemTable.from_parquet(paths, [item_id(), LEVEL, VECTOR])
+
+
 def test_rows_missing_in_one_file_get_zeros_and_a_warning(tmp_path, caplog):
     first = write(tmp_path / "a.parquet", {"item_id": [1, 2, 3], "level": [1, 2, 3]})
     second = write(tmp_path / "b.parquet", {"item_id": [1], "vector": vectors([[1.0, 1.0]])})
