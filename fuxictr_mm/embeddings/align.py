@@ -19,12 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxictr_mm.embeddings.align_head import JOINT, Alignment, ContentInput, shares
-from fuxictr_mm.embeddings.clicks import Clicks
-from fuxictr_mm.embeddings.contrastive import AlignmentHead, NeighborPairs, Trained, Training, start_matrix, train_head
-from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.embeddings.alignment.clicks import Clicks
+from fuxictr_mm.embeddings.alignment.contrastive import (
+    AlignmentHead,
+    NeighborPairs,
+    Trained,
+    Training,
+    start_matrix,
+    train_head,
+)
+from fuxictr_mm.embeddings.alignment.head import JOINT, Alignment, ContentInput, shares
+from fuxictr_mm.embeddings.alignment.swing import Neighbors, swing
+from fuxictr_mm.embeddings.reduction.pca import Moments
 from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
-from fuxictr_mm.embeddings.swing import Neighbors, swing
 from fuxictr_mm.errors import ConfigError, DataError
 
 

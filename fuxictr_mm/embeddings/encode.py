@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fuxictr_mm.embeddings.encode_chunks import ChunkStore
-from fuxictr_mm.embeddings.image_encoder import ImageEncoder
-from fuxictr_mm.embeddings.images import open_images
-from fuxictr_mm.embeddings.pooling import POOLINGS
-from fuxictr_mm.embeddings.precision import PRECISIONS
-from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
+from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
+from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+from fuxictr_mm.embeddings.encoding.images import open_images
+from fuxictr_mm.embeddings.encoding.pooling import POOLINGS
+from fuxictr_mm.embeddings.encoding.precision import PRECISIONS
+from fuxictr_mm.embeddings.encoding.pretrained import model_stem, require_extra
+from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+from fuxictr_mm.embeddings.encoding.texts import ItemTexts
 from fuxictr_mm.embeddings.store import ItemFileWriter, Source, read_ids, vector_type
-from fuxictr_mm.embeddings.text_encoder import TextEncoder
-from fuxictr_mm.embeddings.texts import ItemTexts
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.files import write_beside
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fuxictr_mm.embeddings.codebooks import (
+from fuxictr_mm.embeddings.quantization.codebooks import (
     METHODS,
     SCALINGS,
     Codebook,
@@ -64,13 +64,13 @@ class QuantizeOptions:
     joint : bool
         One codebook for all modalities side by side rather than one for each.
     scaling : {"modality", "none", "l2", "standard"}
-        How modalities are brought to one scale, see ``fuxictr_mm.embeddings.codebooks.Space``.
+        How modalities are brought to one scale, see ``fuxictr_mm.embeddings.quantization.codebooks.Space``.
     fit_items : int
         Fit on a sample of at most so many items; memory is bounded by it.
     seed : int
         Of the sample and of the method.
     steps, batch_size, latent_dim, hidden_units, learning_rate : optional
-        Of ``vqvae`` only, see ``fuxictr_mm.embeddings.vqvae.fit_vqvae``.
+        Of ``vqvae`` only, see ``fuxictr_mm.embeddings.quantization.vqvae.fit_vqvae``.
 
     Raises
     ------
@@ -297,10 +297,10 @@ def _sample(eligible: NDArray[np.bool_], group: Sequence[Modality], options: Qua
 def _fit_method(z: Vectors, options: QuantizeOptions, quiet: bool) -> Fitted:
     levels, codes, seed = options.num_levels, options.codes, options.seed
     if options.method == "vqvae":
-        from fuxictr_mm.embeddings.vqvae import fit_vqvae
+        from fuxictr_mm.embeddings.quantization.vqvae import fit_vqvae
 
         return fit_vqvae(z, levels, codes, seed, quiet=quiet, **options.network_options)
-    from fuxictr_mm.embeddings import quantizers
+    from fuxictr_mm.embeddings.quantization import quantizers
 
     fit = {"vq": quantizers.fit_vq, "rq": quantizers.fit_rq, "pq": quantizers.fit_pq, "opq": quantizers.fit_opq}
     return fit[options.method](z, levels, codes, seed)
@@ -352,7 +352,7 @@ def _beside(column: str, what: str) -> str:
 def _neighbors(
     joined: JoinedVectors, space: Space, vectors: Vectors, ids: Ids, count: int, metric: str
 ) -> NDArray[np.int64]:
-    from fuxictr_mm.embeddings.quantizers import nearest_items
+    from fuxictr_mm.embeddings.quantization.quantizers import nearest_items
 
     center = metric == "l2"  # distances do not depend on it, and small numbers round less
 

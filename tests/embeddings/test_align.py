@@ -12,10 +12,10 @@ import torch
 from fuxictr_mm.data.synthetic import SyntheticSpec, generate
 from fuxictr_mm.data.synthetic_world import World
 from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main_from_args, write_aligned
-from fuxictr_mm.embeddings.align_head import Alignment
-from fuxictr_mm.embeddings.contrastive import AlignmentHead, NeighborPairs, Training, info_nce, start_matrix
+from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead, NeighborPairs, Training, info_nce, start_matrix
+from fuxictr_mm.embeddings.alignment.head import Alignment
+from fuxictr_mm.embeddings.alignment.swing import Neighbors
 from fuxictr_mm.embeddings.store import Source, load_vectors
-from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 ALIGNED = "item_emb_aligned"

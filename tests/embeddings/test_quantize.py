@@ -11,7 +11,7 @@ import yaml
 
 from fuxictr_mm import experiment
 from fuxictr_mm.cli import main
-from fuxictr_mm.embeddings.codebooks import load_codebooks
+from fuxictr_mm.embeddings.quantization.codebooks import load_codebooks
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, quantize, yaml_lines
 from fuxictr_mm.embeddings.store import Source
 from fuxictr_mm.errors import ConfigError, DataError

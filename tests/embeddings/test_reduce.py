@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fuxictr_mm.embeddings import reducer_fit
 from fuxictr_mm.embeddings.reduce import reduce_vectors
-from fuxictr_mm.embeddings.reducer import Reducer
-from fuxictr_mm.embeddings.reduction_report import format_report, summarize, yaml_lines
+from fuxictr_mm.embeddings.reduction import fit as reducer_fit
+from fuxictr_mm.embeddings.reduction.reducer import Reducer
+from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, load_vectors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 

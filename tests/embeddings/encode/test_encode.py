@@ -18,8 +18,8 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.encode import encode_images, encode_texts
-from fuxictr_mm.embeddings.image_encoder import ImageEncoder
-from fuxictr_mm.embeddings.text_encoder import TextEncoder
+from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 
 TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
@@ -111,7 +111,7 @@ class Stop(Exception):
 
 def stop_after(monkeypatch, chunks: int, error: type[BaseException] = Stop) -> None:
     """Let an encoding end after so many chunks."""
-    from fuxictr_mm.embeddings.encode_chunks import ChunkStore
+    from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
 
     save = ChunkStore.save
 
@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tiny, tmp_path, pict
     slowly = textwrap.dedent(f"""
         import time
         from fuxictr_mm.embeddings.encode import encode_images
-        from fuxictr_mm.embeddings.image_encoder import ImageEncoder
+        from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
         forward = ImageEncoder._forward
         ImageEncoder._forward = lambda self, inputs: (time.sleep(0.3), forward(self, inputs))[1]
         encode_images({str(folder)!r}, {str(tmp_path / "out.parquet")!r}, model={tiny("vit")!r}, chunk_rows=3)

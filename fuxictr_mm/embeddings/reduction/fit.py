@@ -10,8 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.embeddings.pca import Moments, PrincipalComponents, fit_in_memory
-from fuxictr_mm.embeddings.reducer import APART, JOINT, SCALES, Modality, Reducer, Strategy, blocks, scale_rows
+from fuxictr_mm.embeddings.reduction.pca import Moments, PrincipalComponents, fit_in_memory
+from fuxictr_mm.embeddings.reduction.reducer import (
+    APART,
+    JOINT,
+    SCALES,
+    Modality,
+    Reducer,
+    Strategy,
+    blocks,
+    scale_rows,
+)
 from fuxictr_mm.embeddings.store import JoinedVectors
 from fuxictr_mm.errors import ConfigError, DataError
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.device import device_of
-from fuxictr_mm.embeddings.pooling import POOLINGS, pool_tokens
-from fuxictr_mm.embeddings.precision import autocast, check_precision
-from fuxictr_mm.embeddings.pretrained import Pretrained, files_digest, require_extra, weights_digest
-from fuxictr_mm.embeddings.sentence_modules import read_sentence_modules
-from fuxictr_mm.embeddings.towers import features_of, refuse_missing
+from fuxictr_mm.embeddings.encoding.pooling import POOLINGS, pool_tokens
+from fuxictr_mm.embeddings.encoding.precision import autocast, check_precision
+from fuxictr_mm.embeddings.encoding.pretrained import Pretrained, files_digest, require_extra, weights_digest
+from fuxictr_mm.embeddings.encoding.sentence_modules import read_sentence_modules
+from fuxictr_mm.embeddings.encoding.towers import features_of, refuse_missing
 from fuxictr_mm.errors import ConfigError
 
 #: Texts are cut here where neither the model nor ``max_tokens`` says less.

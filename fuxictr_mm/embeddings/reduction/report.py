@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuxictr_mm.embeddings.reducer import APART, JOINT, Reducer, Strategy, blocks
+from fuxictr_mm.embeddings.reduction.reducer import APART, JOINT, Reducer, Strategy, blocks
 
 #: A modality is drowned if it makes less than this part of an equal share of the joint components, ...
 SMALL_SHARE = 0.2

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.swing import Neighbors
+from fuxictr_mm.embeddings.alignment.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.training.progress import progress_bar
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.embeddings.clicks import Clicks
+from fuxictr_mm.embeddings.alignment.clicks import Clicks
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.training.progress import progress_bar

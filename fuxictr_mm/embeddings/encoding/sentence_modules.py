@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fuxictr_mm.embeddings.pretrained import first_line
+from fuxictr_mm.embeddings.encoding.pretrained import first_line
 from fuxictr_mm.errors import DataError
 
 #: Keys of a pooling configuration that say the mode by a flag each.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.embeddings.contrastive import AlignmentHead
-from fuxictr_mm.embeddings.pca import PrincipalComponents
+from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead
+from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 

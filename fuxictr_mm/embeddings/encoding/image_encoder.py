@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.device import device_of
-from fuxictr_mm.embeddings.image_decoding import BrokenImage, decode_image
-from fuxictr_mm.embeddings.pooling import pool_tokens
-from fuxictr_mm.embeddings.precision import autocast, check_precision
-from fuxictr_mm.embeddings.pretrained import Pretrained, files_digest, require_extra, weights_digest
-from fuxictr_mm.embeddings.towers import features_of, refuse_missing, token_sequence
+from fuxictr_mm.embeddings.encoding.image_decoding import BrokenImage, decode_image
+from fuxictr_mm.embeddings.encoding.pooling import pool_tokens
+from fuxictr_mm.embeddings.encoding.precision import autocast, check_precision
+from fuxictr_mm.embeddings.encoding.pretrained import Pretrained, files_digest, require_extra, weights_digest
+from fuxictr_mm.embeddings.encoding.towers import features_of, refuse_missing, token_sequence
 from fuxictr_mm.errors import ConfigError
 
 #: An image, its file's bytes, or why there is none.

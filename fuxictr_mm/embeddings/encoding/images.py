@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from fuxictr_mm.data.parquet import MAX_IDS
-from fuxictr_mm.embeddings.image_decoding import MAX_IMAGE_BYTES, BrokenImage
-from fuxictr_mm.embeddings.pretrained import first_line
+from fuxictr_mm.embeddings.encoding.image_decoding import MAX_IMAGE_BYTES, BrokenImage
+from fuxictr_mm.embeddings.encoding.pretrained import first_line
 from fuxictr_mm.errors import DataError, MissingFileError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

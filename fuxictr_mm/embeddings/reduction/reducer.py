@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.embeddings.pca import PrincipalComponents
+from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fuxictr_mm.embeddings.pretrained import first_line
+from fuxictr_mm.embeddings.encoding.pretrained import first_line
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_beside
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.codebooks import Fitted, Layer, Vectors
+from fuxictr_mm.embeddings.quantization.codebooks import Fitted, Layer, Vectors
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.training.progress import progress_bar
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.embeddings.codebooks import Fitted, Vectors
+from fuxictr_mm.embeddings.quantization.codebooks import Fitted, Vectors
 from fuxictr_mm.errors import ConfigError, UserError
 
 #: Rounds of k-means, after which centroids hardly move.

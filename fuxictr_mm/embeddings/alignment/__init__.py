@@ -1,0 +1,1 @@
+"""Items that the same users like, brought near each other."""

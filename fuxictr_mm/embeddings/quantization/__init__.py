@@ -1,0 +1,1 @@
+"""Vectors to codes: codebooks, how they are fitted, how they are applied."""

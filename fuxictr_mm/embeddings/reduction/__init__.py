@@ -1,0 +1,1 @@
+"""Principal components of modalities, apart and joint."""
