@@ -30,8 +30,9 @@ from fuxictr_mm.embeddings.alignment.contrastive import (
 )
 from fuxictr_mm.embeddings.alignment.head import JOINT, Alignment, ContentInput, shares
 from fuxictr_mm.embeddings.alignment.swing import Neighbors, swing
+from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
 from fuxictr_mm.embeddings.reduction.pca import Moments
-from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
+from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
 
 

@@ -27,7 +27,8 @@ from fuxictr_mm.embeddings.encoding.precision import PRECISIONS
 from fuxictr_mm.embeddings.encoding.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
 from fuxictr_mm.embeddings.encoding.texts import ItemTexts
-from fuxictr_mm.embeddings.store import ItemFileWriter, Source, read_ids, vector_type
+from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
+from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.files import write_beside
 

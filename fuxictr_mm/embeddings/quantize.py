@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fuxictr_mm.embeddings.item_file import ItemFileWriter, code_type, vector_type
 from fuxictr_mm.embeddings.quantization.codebooks import (
     METHODS,
     SCALINGS,
@@ -30,15 +31,7 @@ from fuxictr_mm.embeddings.quantization.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.embeddings.store import (
-    CHUNK_ROWS,
-    ItemFileWriter,
-    JoinedVectors,
-    Source,
-    add_sources,
-    code_type,
-    vector_type,
-)
+from fuxictr_mm.embeddings.store import CHUNK_ROWS, JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.training.progress import progress_bar

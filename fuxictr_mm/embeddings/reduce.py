@@ -17,11 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
 from fuxictr_mm.embeddings.reduction.fit import CHUNK_BYTES, choose_strategies, fit_reducer
 from fuxictr_mm.embeddings.reduction.pretrained_emb import PretrainedEmbFile
 from fuxictr_mm.embeddings.reduction.reducer import SCALES, Reducer
 from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
-from fuxictr_mm.embeddings.store import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
+from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_beside
 
