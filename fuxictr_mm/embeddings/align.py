@@ -12,7 +12,6 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
 from fuxictr_mm.embeddings.reduction.pca import Moments
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import check_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +220,12 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     """Run ``fuxictr-mm embed align``."""
     sources = [Source.parse(text) for text in arguments.sources]
     _refuse_useless(arguments)
+    computed, read = (arguments.neighbors, None) if arguments.train is not None else (None, arguments.neighbors)
+    inputs = [*(source.path for source in sources), arguments.train, arguments.apply, read]
+    # Before minutes of work, not after.
+    check_outputs([arguments.out, arguments.save, computed], inputs, arguments.overwrite)
+    if arguments.seed is not None and arguments.seed < 0:
+        raise ConfigError(f"--seed is {arguments.seed}, expected 0 or more")
     verbose = 0 if arguments.quiet else 1
     if arguments.apply is not None:
         write_aligned(sources, Alignment.load(arguments.apply), arguments.out, arguments.overwrite)
@@ -227,11 +233,6 @@ def main_from_args(arguments: argparse.Namespace) -> None:
             print(f"wrote {arguments.out}")
         return
     options = AlignOptions(**_given(arguments, _HEADS), training=Training(**_given(arguments, _TRAINING)))
-    written = [arguments.out, arguments.save, arguments.neighbors if arguments.train is not None else None]
-    for path in written:
-        # Before minutes of work, not after.
-        if path is not None and not arguments.overwrite and Path(path).exists():
-            raise ConfigError(f"{path}: exists already; add --overwrite or choose another name")
     neighbors = _neighbors(arguments, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)
     write_aligned(sources, alignment, arguments.out, arguments.overwrite)

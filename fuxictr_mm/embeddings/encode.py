@@ -30,7 +30,7 @@ from fuxictr_mm.embeddings.encoding.texts import ItemTexts
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
 from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import check_outputs, write_beside
 
 EXAMPLE = """\
 examples:
@@ -398,6 +398,7 @@ def main_from_args(parsed: argparse.Namespace) -> None:
         if getattr(parsed, name) is not None:
             options[name] = getattr(parsed, name)
     options["verbose"] = 0 if parsed.quiet else 1
+    check_outputs([parsed.out, parsed.report], [parsed.texts, parsed.images, parsed.items], parsed.overwrite)
     if kind == "texts":
         encode_texts(parsed.texts, parsed.out, **options)
     else:

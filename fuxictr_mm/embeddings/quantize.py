@@ -33,7 +33,7 @@ from fuxictr_mm.embeddings.quantization.codebooks import (
 )
 from fuxictr_mm.embeddings.store import CHUNK_ROWS, JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.training.progress import progress_bar
 
 Ids = NDArray[np.int64]
@@ -101,6 +101,8 @@ class QuantizeOptions:
             raise ConfigError(f"--seed {self.seed}, expected 0 to {2**31 - 1}")
         if self.method != "vqvae" and self.network_options:
             raise ConfigError(f"--{next(iter(self.network_options))} is of --method vqvae only; leave it out")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"--learning_rate {self.learning_rate}, expected a number above 0")
 
     @property
     def num_levels(self) -> int:
@@ -530,6 +532,9 @@ def main_from_args(arguments: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--{useless[0]} has no effect with --apply, which takes all from the codebook; leave it out"
             )
+    inputs = [*(source.path for source in sources), arguments.apply]
+    check_outputs([arguments.out, arguments.save, arguments.report], inputs, arguments.overwrite)
+    if arguments.apply is not None:
         report = apply_codebooks(sources, arguments.out, arguments.apply, **shared)
     else:
         report = quantize(sources, arguments.out, QuantizeOptions(**given), codebook=arguments.save, **shared)

@@ -24,7 +24,7 @@ from fuxictr_mm.embeddings.reduction.reducer import SCALES, Reducer
 from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import check_outputs, write_beside
 
 EXAMPLE = """\
 examples:
@@ -91,7 +91,7 @@ def reduce_vectors(
         plan = choose_strategies([source.name for source in sources], fit.get("strategies"))
         names = [s.name for s in reducer.strategies] if reducer else [name for name, _ in plan]
         outputs += [Path(f"{h5}_{name}.h5") for name in names]
-    _check_outputs(sources, outputs, overwrite)
+    check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
     with JoinedVectors(sources) as joined, ExitStack() as stack:
         if reducer is None:
             with _bar(len(joined.ids), "fitting", progress) as bar:
@@ -120,15 +120,6 @@ def reduce_vectors(
         text = json.dumps(summary, indent=2) + "\n"
         write_beside(report, lambda stream: stream.write(text.encode()))
     return reducer, summary
-
-
-def _check_outputs(sources: Sequence[Source], outputs: Sequence[Path], overwrite: bool) -> None:
-    inputs = {source.path.resolve() for source in sources}
-    for path in outputs:
-        if path.resolve() in inputs or path.resolve().parent in inputs:
-            raise ConfigError(f"{path}: is read as well; choose another name to write")
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path}: exists already; add --overwrite or choose another name")
 
 
 def _bar(items: int, what: str, progress: bool) -> tqdm:

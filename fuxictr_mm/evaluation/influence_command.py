@@ -25,7 +25,7 @@ from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation import influence_report as report
 from fuxictr_mm.evaluation.influence import Checkpoint, influence_on_validation
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.torchrun import is_one_of_several
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.hardware import set_precision
@@ -67,9 +67,6 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Rank the rows, write and print them, train without the worst if asked to."""
     if is_one_of_several():
         raise ConfigError("influence runs in one process; start it without torchrun")
-    for option, path in (("--out", args.out), ("--json", args.json)):
-        if path and Path(path).is_dir():
-            raise ConfigError(f"{option} {path}: is a folder, expected a file")
     for path in args.checkpoints or []:
         if not Path(path).is_file():
             raise MissingFileError(f"--checkpoints {path}: no such file; give files that run_expid.py wrote")
@@ -87,6 +84,9 @@ def main_from_args(args: argparse.Namespace) -> None:
         overrides={key: value for key, value in overrides.items() if value is not None},
     )
     out = Path(args.out) if args.out else experiment.log_path(params).with_suffix(".influence.parquet")
+    data = [params.get(f"{split}_data") for split in ("train", "valid", "test")]
+    items = [params["item_info"]] if isinstance(params["item_info"], str) else params["item_info"]
+    check_outputs([out, args.json], [*data, *items, *(args.checkpoints or [])], overwrite=True)
     set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
     splits = {"train": True, "valid": True, **({"test": False} if params.get("test_data") else {})}
     dataset = load_dataset(params, splits)

@@ -1,27 +1,30 @@
 """One run on several processes that ``torchrun`` started; alone, everything here does nothing.
 
-Each process takes its share of every batch (``fuxictr_mm.data.loaders.Share``); PyTorch's DistributedDataParallel
-averages the gradients, gloo carries them between CPUs and nccl between GPUs. With a batch of B rows each, W processes
-take the steps that one takes with W * B rows, to rounding: batch norm counts the rows of all of them.
+Each process takes its share of every batch (``fuxictr_mm.data.loaders.Share``); when a way back ends, the gradients of
+all are averaged, by gloo between CPUs and nccl between GPUs. With a batch of B rows each, W processes take the steps that
+one takes with W * B rows, to rounding: batch norm counts the rows of all of them.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from fuxictr_mm.data.views import num_rows
 from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.torchrun import is_one_of_several
 from fuxictr_mm.training.sync_batch_norm import replace_batch_norm
+
+#: Entries of gradients that are averaged in one message.
+BUCKET = 2**23
 
 
 def rank() -> int:
@@ -74,46 +77,33 @@ def _lost() -> UserError:
 def distribute(model: nn.Module) -> None:
     """Let a model's steps count the rows of all processes, and give each process random numbers of its own.
 
-    Its ``forward`` is wrapped, so that a model's own ``train_step`` needs to know nothing of it; while evaluating, each
-    process is on its own.
+    Its ``forward`` is wrapped, so that a model's own ``train_step`` needs to know nothing of it: what comes out passes
+    the way back through a function that weighs the gradient and has all gradients averaged when the way back ends.
+    ``DistributedDataParallel`` would refuse a parameter that is used outside of ``forward``, in a regularizer or an
+    auxiliary loss. While evaluating, each process is on its own.
     """
-    if size() == 1:
+    if size() == 1 or getattr(model, "_is_distributed", False):
         return
+    model._is_distributed = True  # type: ignore[assignment]
     replace_batch_norm(model)
+    broadcast_state(model)
     alone = model.forward
-    # Buffers need no broadcast: batch norm, which has the only ones that change, computes them alike everywhere.
-    # Fields of a feature map that a model does not use have parameters without a gradient.
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
-    options: dict[str, Any] = {"find_unused_parameters": True, name: False}
-    together = DistributedDataParallel(_Forward(model), **options)
 
     def forward(batch: Any) -> Any:
+        outputs = alone(batch)
         if not (model.training and torch.is_grad_enabled()):
-            return alone(batch)
-        outputs = together(batch)
-        weight = _weight(batch, next(iter(outputs.values())))
-        return {name: _Weigh.apply(value, weight) for name, value in outputs.items()}
+            return outputs
+        weight = _weight(batch, next(model.parameters()).device)
+        average = partial(_average_gradients, list(model.parameters()))
+        return tree_map(lambda value: _weigh(value, weight, average), outputs)
 
     model.forward = forward
     torch.manual_seed(torch.initial_seed() + rank())
 
 
-class _Forward(nn.Module):
-    """A model's own forward, as a module that does not see the wrapped one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.function = model.forward
-
-    def forward(self, batch: Any) -> Any:
-        return self.function(batch)
-
-
-def _weight(batch: Any, like: Tensor) -> Tensor:
-    """Return this process's rows by the mean of all processes' rows: DistributedDataParallel counts all alike."""
-    rows = torch.tensor(num_rows(batch), dtype=torch.float64, device=like.device)
+def _weight(batch: Any, device: torch.device) -> Tensor:
+    """Return this process's rows by the mean of all processes' rows: in an average all count alike."""
+    rows = torch.tensor(num_rows(batch), dtype=torch.float64, device=device)
     everywhere = rows.clone()
     dist.all_reduce(everywhere)
     return rows * size() / everywhere
@@ -123,14 +113,54 @@ class _Weigh(torch.autograd.Function):
     """The identity, whose gradient is weighed: regularizers of a model, beside its output, are not."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, weight: Tensor, average: Callable[[], None]) -> Tensor:
         ctx.save_for_backward(weight)
+        ctx.average = average
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return gradients[0] * weight.to(gradients[0].dtype), None
+        if not _Weigh.is_due:
+            _Weigh.is_due = True
+            torch.autograd.Variable._execution_engine.queue_callback(ctx.average)
+        return gradients[0] * weight.to(gradients[0].dtype), None, None
+
+    #: Whether the average at the end of the present way back has been asked for.
+    is_due = False
+
+
+def _weigh(value: Any, weight: Tensor, average: Callable[[], None]) -> Any:
+    return _Weigh.apply(value, weight, average) if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Put the mean over all processes into every gradient; one that no process has stays None."""
+    _Weigh.is_due = False
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(has, dist.ReduceOp.MAX)
+    bucket: list[Tensor] = []
+    for parameter, anywhere in zip(parameters, has.tolist(), strict=True):
+        if not anywhere:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and (sum(g.numel() for g in bucket) >= BUCKET or bucket[0].dtype != parameter.grad.dtype):
+            _average(bucket)
+            bucket = []
+        bucket.append(parameter.grad)
+    _average(bucket)
+
+
+def _average(gradients: Sequence[Tensor]) -> None:
+    """Average gradients in one message."""
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def broadcast_state(model: nn.Module) -> None:

@@ -30,9 +30,10 @@ class SyncBatchNorm(_BatchNorm):
             setattr(self, name, value)
         self.training = norm.training
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(N, C)`` or ``(N, C, L)``."""
-        if not self.training and self.track_running_stats:
+        if not self.training:
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -43,6 +44,7 @@ class SyncBatchNorm(_BatchNorm):
         centred = values - mean.view(shape)
         variance = _SumOverProcesses.apply((centred * centred).sum(dims)) / rows
         if self.track_running_stats:
+            rows = rows.detach()
             self._track(mean.detach(), variance.detach() * rows / (rows - 1))
         normed = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.reduction import fit as reducer_fit
 from fuxictr_mm.embeddings.reduction.reducer import Reducer
@@ -299,9 +300,12 @@ def test_a_damaged_reducer_is_one_line(sources, tmp_path):
         ({}, {"2.deviations": np.zeros(7)}, "the deviations of 'sound'"),
     ]
     for new_content, new_arrays, message in changes:
-        changed = {"fuxictr_mm.reducer": json.dumps({**content, **new_content})}
-        save_file({**arrays, **new_arrays}, path, metadata=changed)
+        text, changed = json.dumps({**content, **new_content}), {**arrays, **new_arrays}
+        save_file(changed, path, metadata={"fuxictr_mm.reducer": text, "sha256": checksum(text, changed)})
         with pytest.raises(DataError, match=message):
+            Reducer.load(path)
+        save_file(changed, path, metadata={"fuxictr_mm.reducer": text, "sha256": metadata["sha256"]})
+        with pytest.raises(DataError, match="its checksum is not that of its contents"):
             Reducer.load(path)
 
 

@@ -90,6 +90,42 @@ def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, e
         assert torch.equal(found["groups"], expected["groups"])
 
 
+FOREIGN = """
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+from torch import nn
+
+
+class Foreign(BaseModel):
+    def __init__(self, feature_map, gpu=-1, embedding_dim=4, learning_rate=1e-2, **kwargs):
+        super().__init__(feature_map, gpu=gpu, net_regularizer=1e-3, **kwargs)
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        self.unused = nn.Linear(3, 3)
+        self.mlp = MLP_Block(feature_map.sum_emb_out_dim(), output_dim=1, hidden_units=[8], batch_norm=True)
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        logit = self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))
+        return {"name": "no tensor", "y_pred": logit.sigmoid(), "parts": [logit]}
+"""
+
+
+def test_a_model_of_another_library_trains_together(tmp_path):
+    """With parameters that only the regularizer uses, and outputs that are no tensors."""
+    (tmp_path / "model_zoo").mkdir()
+    (tmp_path / "model_zoo" / "Foreign.py").write_text(FOREIGN)
+    base = "Base: {model_root: ./checkpoints/, verbose: 0}\nX: {model: Foreign, dataset_id: tiny_mm, epochs: 1, "
+    (tmp_path / "model_config.yaml").write_text(base + "batch_size: 500, batch_view: flat}\n")
+    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Training: 16 batches per epoch" in done.stderr
+    assert json.loads((tmp_path / "checkpoints" / "tiny_mm" / "X.json").read_text())["valid"]["AUC"] > 0.5
+
+
 DYING = """
 import os
 import signal

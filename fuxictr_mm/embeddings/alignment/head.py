@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead
+from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
@@ -118,7 +119,9 @@ class Alignment:
         for number, head in enumerate(self.heads.values()):
             arrays |= {f"heads.{number}.{name}": tensor for name, tensor in head.state_dict().items()}
         content = {"format": FORMAT, "modalities": list(self.names), "heads": list(self.heads)}
-        data = save({name: array.contiguous() for name, array in arrays.items()}, metadata={KEY: json.dumps(content)})
+        text = json.dumps(content)
+        sealed = {KEY: text, "sha256": checksum(text, {name: array.numpy() for name, array in arrays.items()})}
+        data = save({name: array.contiguous() for name, array in arrays.items()}, metadata=sealed)
         write_beside(path, lambda stream: stream.write(data))
 
     @classmethod
@@ -142,6 +145,8 @@ class Alignment:
             raise _damaged(path, str(error)) from None
         if KEY not in metadata:
             raise DataError(f"{path}: is no head; expected a file that `fuxictr-mm embed align` wrote")
+        if metadata.get("sha256") != checksum(metadata[KEY], {name: array.numpy() for name, array in arrays.items()}):
+            raise _damaged(path, "its checksum is not that of its contents")
         try:
             content = json.loads(metadata[KEY])
             if content["format"] != FORMAT:

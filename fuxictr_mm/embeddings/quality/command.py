@@ -15,7 +15,7 @@ from fuxictr_mm.embeddings.quality.checks import SEVERITIES, choose_checks
 from fuxictr_mm.embeddings.quality.cleaning import clean_folder, format_actions
 from fuxictr_mm.embeddings.quality.findings import format_table
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import check_outputs, write_beside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,11 @@ def main_from_args(args: argparse.Namespace) -> None:
     checks = choose_checks(args.only, args.skip)
     if args.max_examples < 0:
         raise ConfigError(f"--max_examples is {args.max_examples}, expected 0 or more")
-    if args.json and Path(args.json).is_dir():
-        raise ConfigError(f"--json {args.json}: is a folder, expected a file")
+    check_outputs([args.json], Path(args.folder).glob("*.parquet"), overwrite=True)
     if args.clean and Path(args.clean).exists():
         raise ConfigError(f"--clean {args.clean}: is there already; name a folder that is not")
+    if args.clean and Path(args.folder).resolve() in Path(args.clean).resolve().parents:
+        raise ConfigError(f"--clean {args.clean}: lies inside {args.folder}; name a folder beside it")
     report, layout = check_folder(
         args.folder,
         checks,

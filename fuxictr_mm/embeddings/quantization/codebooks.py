@@ -6,7 +6,6 @@ of a centroid.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuxictr_mm.checking import nearest
+from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 
@@ -340,7 +340,7 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
             "decoder": len(fitted.decoder),
         }
     text = json.dumps(described)
-    metadata = {"format": _FORMAT, "codebooks": text, "sha256": _checksum(text, tensors)}
+    metadata = {"format": _FORMAT, "codebooks": text, "sha256": checksum(text, tensors)}
     write_beside(path, lambda stream: stream.write(save(tensors, metadata)))
 
 
@@ -374,21 +374,12 @@ def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
             "a file that `fuxictr-mm embed quantize --save` wrote"
         )
     text = metadata.get("codebooks", "")
-    if metadata.get("sha256") != _checksum(text, tensors):
+    if metadata.get("sha256") != checksum(text, tensors):
         raise DataError(f"{path}: damaged, its checksum is not that of its contents; {again}")
     try:
         return {column: _codebook(spec, column, tensors) for column, spec in json.loads(text).items()}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not whole ({type(error).__name__}: {error}); {again}") from error
-
-
-def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
-    """Return the hash of everything: safetensors itself only checks sizes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return digest.hexdigest()
 
 
 def _codebook(spec: Mapping[str, Any], column: str, tensors: Mapping[str, np.ndarray]) -> Codebook:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.checking import nearest
+from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
@@ -225,7 +226,8 @@ class Reducer:
             "balance": self.balance,
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        data = save(arrays, metadata={"fuxictr_mm.reducer": json.dumps(content)})
+        text = json.dumps(content)
+        data = save(arrays, metadata={"fuxictr_mm.reducer": text, "sha256": checksum(text, arrays)})
         write_beside(path, lambda stream: stream.write(data))
 
     @classmethod
@@ -251,12 +253,14 @@ class Reducer:
             raise _damaged(path, str(error)) from None
         if "fuxictr_mm.reducer" not in metadata:
             raise DataError(f"{path}: is no reducer; expected a file that `fuxictr-mm embed reduce` wrote")
+        if metadata.get("sha256") != checksum(metadata["fuxictr_mm.reducer"], arrays):
+            raise _damaged(path, "its checksum is not that of its contents")
         try:
             content = json.loads(metadata["fuxictr_mm.reducer"])
             if content["format"] != FORMAT:
                 raise DataError(f"{path}: has the format {content['format']}, expected {FORMAT}; fit the reducer anew")
             reducer = cls._from_content(content, arrays)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
         problem = reducer._problem()
         if problem:

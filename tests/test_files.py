@@ -1,0 +1,35 @@
+"""Outputs are refused before any work where they could not or should not be written."""
+
+import pytest
+
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import check_outputs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("read.parquet", "there.json"):
+        (tmp_path / name).write_text("kept")
+    return tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_read_is_never_written(folder, overwrite, monkeypatch):
+    monkeypatch.chdir(folder)
+    for output in ("read.parquet", folder / "read.parquet", "x/../read.parquet"):
+        with pytest.raises(ConfigError, match="is read as well"):
+            check_outputs([None, output], [None, "read.parquet"], overwrite)
+    with pytest.raises(ConfigError, match="is read as well"):
+        check_outputs([folder / "new.parquet"], [folder], overwrite)
+
+
+def test_two_outputs_of_one_name_folders_and_old_files(folder):
+    with pytest.raises(ConfigError, match="named for two outputs"):
+        check_outputs([folder / "a", folder / "a"], [], True)
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_outputs([folder], [], True)
+    with pytest.raises(ConfigError, match="exists already; add --overwrite"):
+        check_outputs([folder / "there.json"], [], False)
+    with pytest.raises(ConfigError, match="cannot be written; choose another place"):
+        check_outputs([folder / "there.json" / "below"], [], False)
+    check_outputs([folder / "there.json", folder / "deep" / "new", None], [folder / "read.parquet"], True)
