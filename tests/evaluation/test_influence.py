@@ -256,7 +256,7 @@ def test_training_is_that_of_run_expid(tmp_path, build):
         (["--drop-worst", "100"], "--drop-worst is 100, expected percents above 0 and below 100"),
         (["--drop-worst", "0.001"], "--drop-worst 0.001: is less than one of 16000 rows"),
         (["--checkpoints", "no.model"], "--checkpoints no.model: no such file"),
-        (["--out", "."], "--out .: is a folder, expected a file"),
+        (["--out", "."], ".: is a folder, expected a file"),
         (
             ["--layer", "dnn.mlp.9", "--checkpoints", str(ROOT / "README.md")],
             "README.md: is not a file of plain tensors",

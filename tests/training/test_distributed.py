@@ -117,7 +117,8 @@ def test_a_model_of_another_library_trains_together(tmp_path):
     (tmp_path / "model_zoo").mkdir()
     (tmp_path / "model_zoo" / "Foreign.py").write_text(FOREIGN)
     base = "Base: {model_root: ./checkpoints/, verbose: 0}\nX: {model: Foreign, dataset_id: tiny_mm, epochs: 1, "
-    (tmp_path / "model_config.yaml").write_text(base + "batch_size: 500, batch_view: flat}\n")
+    fields = "use_features: [likes_level, views_level, item_id], embedding_dim: 4"
+    (tmp_path / "model_config.yaml").write_text(base + f"batch_size: 500, batch_view: flat, {fields}}}\n")
     (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
     (tmp_path / "data").symlink_to(ROOT / "data")
     done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
