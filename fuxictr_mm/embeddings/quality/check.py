@@ -175,7 +175,7 @@ def _check_interactions(layout: Layout, report: Report, verbose: int) -> None:
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     check_repeats(ordered, report)
     check_drift(ordered, report)
-    if splits:
+    if splits and len(splits) == len(layout.splits):  # a split that could not be read may show them
         unused = seen.known[~seen.shown]
         for item in layout.items[:1]:
             rows = np.flatnonzero(np.isin(item.ids, unused))

@@ -51,11 +51,13 @@ def _check_within(split: Split, report: Report) -> None:
     earlier = first[place]
     repeated = counts[place] > 1
     pairs = counts * (counts - 1) / 2
-    for check, column, rows, found, chance in (
+    other_label = np.where(split.labels == 1, _first(split, place, 0), _first(split, place, 1))
+    for check, column, rows, partners, found, chance in (
         (
             "contradictory-row",
             LABEL,
             np.flatnonzero(contradictory[place]),
+            other_label,
             (zeros * ones).sum(),
             expected * differing,
         ),
@@ -63,22 +65,32 @@ def _check_within(split: Split, report: Report) -> None:
             "duplicate-row",
             ITEM_ID,
             np.flatnonzero(repeated & ~contradictory[place] & (earlier != np.arange(len(place)))),
+            earlier,
             pairs[~contradictory].sum(),
             expected * (1 - differing),
         ),
     ):
-        labels = [f", label {label}" if check == "contradictory-row" else "" for label in split.labels[rows]]
+        both = zip(split.labels[rows], split.labels[partners[rows]], strict=True)
+        labels = [f", label {here} and {there}" if check == "contradictory-row" else "" for here, there in both]
         report.add(
             check,
             split.name,
             column,
             rows,
             split.users[rows],
-            [f"equals row {earlier[r]} (item {split.targets[r]}{t})" for r, t in zip(rows, labels, strict=True)],
+            [f"equals row {partners[r]} (item {split.targets[r]}{t})" for r, t in zip(rows, labels, strict=True)],
             severity=_severity(float(found), chance),
             expected=f"at most some {chance:.1f} pairs by chance",
             id_name=USER_ID,
         )
+
+
+def _first(split: Split, place: np.ndarray, label: int) -> np.ndarray:
+    """Return for each row the first equal one with a label, -1 without any; ``place`` says which rows are equal."""
+    rows = np.flatnonzero(split.labels == label)[::-1]
+    first = np.full(int(place.max(initial=0)) + 1, -1)
+    first[place[rows]] = rows
+    return first[place]
 
 
 def _check_across(split: Split, later: Split, report: Report) -> None:

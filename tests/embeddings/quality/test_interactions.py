@@ -145,3 +145,22 @@ def test_repeats_by_chance_are_infos(tmp_path):
     made["histories"][:600] = made["histories"][600:1200]
     write_world(tmp_path, "train", made)
     assert ("duplicate-row", "train.parquet", "item_id") in findings(tmp_path)
+
+
+def test_a_contradicted_row_names_the_row_that_contradicts_it(tmp_path):
+    made = world(np.random.default_rng(9), 30, labels=np.zeros(30, dtype=int), level=np.ones(30, int))
+    for row, label in ((4, 0), (7, 0), (20, 1)):
+        for name in ("users", "items"):
+            made[name][row] = made[name][4]
+        made["histories"][row] = made["histories"][4]
+        made["labels"][row] = label
+    write_world(tmp_path, "train", made)
+    (found,) = check_folder(tmp_path, ["contradictory-row"])[0].findings()
+    assert found.rows.tolist() == [4, 7, 20]
+    partners = [value.split("equals row ")[1].split()[0] for value in found.values]
+    assert partners == ["20", "20", "4"]
+    assert [value[value.index("label") :] for value in found.values] == [
+        "label 0 and 1)",
+        "label 0 and 1)",
+        "label 1 and 0)",
+    ]
