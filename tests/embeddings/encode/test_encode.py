@@ -199,7 +199,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tiny, tmp_path, pict
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--texts {items} --out {items}", "exists already; add --overwrite"),
+        ("--texts {items} --out {items}", "is read as well"),
         ("--texts {items} --out {out} --items {items}", "--items is for --images, and --texts was given"),
         ("--texts {items} --out {out} --column txt_missing", "column 'txt_missing', expected a name"),
         ("--texts {items} --out {out} --column a-b", "column 'a-b', expected a name"),
