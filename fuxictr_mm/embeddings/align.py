@@ -10,30 +10,25 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fuxictr_mm.embeddings.alignment.clicks import Clicks
-from fuxictr_mm.embeddings.alignment.contrastive import (
-    AlignmentHead,
-    NeighborPairs,
-    Trained,
-    Training,
-    start_matrix,
-    train_head,
-)
-from fuxictr_mm.embeddings.alignment.head import JOINT, Alignment, ContentInput, shares
 from fuxictr_mm.embeddings.alignment.swing import Neighbors, swing
+from fuxictr_mm.embeddings.alignment.training import JOINT, Training
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
+from fuxictr_mm.embeddings.output import add_output, flag, show
 from fuxictr_mm.embeddings.reduction.pca import Moments
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import check_outputs
+
+if TYPE_CHECKING:
+    from fuxictr_mm.embeddings.alignment.contrastive import Trained
+    from fuxictr_mm.embeddings.alignment.head import Alignment, ContentInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +38,8 @@ class AlignOptions:
     Parameters
     ----------
     dim : int
-        Width of the aligned vectors, divided evenly among the modalities where they start from their PCA.
+        Width of the aligned vectors, divided evenly among the modalities, which start from their PCA: of each at least
+        as many components are needed.
     components : int
         The most principal components of a modality that a head sees: bounds the memory.
     hidden : int
@@ -99,10 +95,16 @@ def align(
     ConfigError, DataError, MissingFileError
         Vectors or neighbours are wrong, or have too few items in common.
     """
+    import torch
+
+    from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead, NeighborPairs, start_matrix, train_head
+    from fuxictr_mm.embeddings.alignment.head import Alignment
+
     options = options or AlignOptions()
     if any(source.name == JOINT for source in sources):
         raise ConfigError(f"a modality has the name '{JOINT}', which stands for all together; choose another name")
     with JoinedVectors(sources) as joined:
+        _check_width(joined.widths, options)
         parts = fit_inputs(joined, options.components)
         order = np.argsort(joined.ids)
         inputs = torch.empty(len(order), sum(len(part.components) for part in parts))
@@ -121,7 +123,7 @@ def align(
         seen_by_head = inputs if name == JOINT else columns[name]
         used = list(columns) if name == JOINT else [name]
         widths = zip(used, shares(options.dim, used), strict=True)
-        start = start_matrix([(_mean_squares(columns[part]), width) for part, width in widths])
+        start = start_matrix([(columns[part].square().mean(dim=0), width) for part, width in widths])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.training.seed)
             heads[name] = AlignmentHead(start, options.hidden)
@@ -132,6 +134,8 @@ def align(
 
 def fit_inputs(joined: JoinedVectors, most: int) -> list[ContentInput]:
     """Fit the PCA of each modality, chunk by chunk, on the items that have a vector of it."""
+    from fuxictr_mm.embeddings.alignment.head import ContentInput
+
     moments = {name: Moments(width) for name, width in joined.widths.items()}
     for _, vectors in joined.chunks():
         for name, rows in vectors.items():
@@ -142,8 +146,30 @@ def fit_inputs(joined: JoinedVectors, most: int) -> list[ContentInput]:
     return [ContentInput.from_pca(name, found.components().keep(most)) for name, found in moments.items()]
 
 
-def _mean_squares(inputs: Tensor) -> Tensor:
-    return inputs.square().mean(dim=0)
+def shares(dim: int, names: Sequence[str]) -> list[int]:
+    """Divide a width among modalities, the first ones taking what is left over.
+
+    Examples
+    --------
+    >>> shares(16, ["text", "image", "sound"])
+    [6, 5, 5]
+    """
+    return [dim // len(names) + (place < dim % len(names)) for place in range(len(names))]
+
+
+def _check_width(widths: Mapping[str, int], options: AlignOptions) -> None:
+    """Raise where a head would need more components of a modality than there are."""
+    there = {name: min(width, options.components) for name, width in widths.items()}
+    heads = [list(widths), *([name] for name in widths if options.per_modality)]
+    for names in heads:
+        for name, share in zip(names, shares(options.dim, names), strict=True):
+            if share > there[name]:
+                most = len(names) * min(there[n] for n in names)
+                raise ConfigError(
+                    f"align: dim is {options.dim}, of which '{name}' gives {share}, but it has no more than "
+                    f"{there[name]} components (vectors of width {widths[name]}, components {options.components}); "
+                    f"expected a dim of at most {most}"
+                )
 
 
 def write_aligned(
@@ -185,30 +211,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save", metavar="FILE", help="write the trained head, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use this head instead of training one: for new items")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no report on the terminal")
+    add_output(parser)
     parser.add_argument("--seed", type=int, help="of every draw (default 0)")
     behaviour = parser.add_argument_group("Swing, with --train")
     behaviour.add_argument("--alpha", type=float, help="smoothing (default 1.0)")
-    behaviour.add_argument("--user_weight", type=float, help="a user of n clicks weighs n to minus this (default 0.5)")
-    behaviour.add_argument("--top_k", type=int, help="neighbours kept of an item (default 50)")
-    behaviour.add_argument("--users_per_item", type=int, help="users that an item is scored over (default 500)")
-    behaviour.add_argument("--items_per_user", type=int, help="clicks of a user that count (default 100)")
+    behaviour.add_argument("--user-weight", type=float, help="a user of n clicks weighs n to minus this (default 0.5)")
+    behaviour.add_argument("--top-k", type=int, help="neighbours kept of an item (default 50)")
+    behaviour.add_argument("--users-per-item", type=int, help="users that an item is scored over (default 500)")
+    behaviour.add_argument("--items-per-user", type=int, help="clicks of a user that count (default 100)")
     heads = parser.add_argument_group("heads")
     heads.add_argument("--dim", type=int, help="width of the aligned vectors (default 128)")
     heads.add_argument("--components", type=int, help="principal components seen of a modality (default 256)")
     heads.add_argument("--hidden", type=int, help="width of the residual MLP (default 256; 0: a linear map)")
-    heads.add_argument("--per_modality", action="store_true", default=None, help="align each modality by itself too")
+    heads.add_argument("--per-modality", action="store_true", default=None, help="align each modality by itself too")
     training = parser.add_argument_group("training")
     training.add_argument("--temperature", type=float, help="of the contrastive loss (default 0.3)")
-    training.add_argument("--batch_size", type=int, help="pairs of a step (default 512)")
+    training.add_argument("--batch-size", type=int, help="pairs of a step (default 512)")
     training.add_argument("--steps", type=int, help="the most there are (default 2000)")
-    training.add_argument("--evaluate_every", type=int, help="steps between evaluations (default 50)")
+    training.add_argument("--evaluate-every", type=int, help="steps between evaluations (default 50)")
     training.add_argument("--patience", type=int, help="evaluations without a better recall (default 5)")
-    training.add_argument("--learning_rate", type=float, help="of AdamW (default 0.001)")
-    training.add_argument("--weight_decay", type=float, help="towards the PCA (default 3.0)")
-    training.add_argument("--held_out", type=float, help="share of items held out for evaluation (default 0.1)")
-    training.add_argument("--recall_at", type=int, help="nearest items that an evaluation looks at (default 20)")
+    training.add_argument("--learning-rate", type=float, help="of AdamW (default 0.001)")
+    training.add_argument("--weight-decay", type=float, help="towards the PCA (default 3.0)")
+    training.add_argument("--held-out", type=float, help="share of items held out for evaluation (default 0.1)")
+    training.add_argument("--recall-at", type=int, help="nearest items that an evaluation looks at (default 20)")
 
 
 _SWING = ("alpha", "user_weight", "top_k", "users_per_item", "items_per_user")
@@ -228,26 +253,38 @@ def main_from_args(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--seed is {arguments.seed}, expected 0 or more")
     verbose = 0 if arguments.quiet else 1
     if arguments.apply is not None:
-        write_aligned(sources, Alignment.load(arguments.apply), arguments.out, arguments.overwrite)
-        if verbose:
-            print(f"wrote {arguments.out}")
+        from fuxictr_mm.embeddings.alignment.head import Alignment
+
+        applied = Alignment.load(arguments.apply)
+        write_aligned(sources, applied, arguments.out, arguments.overwrite)
+        report = {"applied": arguments.apply, "columns": applied.columns}
+        show(arguments, report, f"wrote {arguments.out}: {', '.join(applied.columns)} by {arguments.apply}")
         return
     options = AlignOptions(**_given(arguments, _HEADS), training=Training(**_given(arguments, _TRAINING)))
+    _check_width({source.name: source.width for source in sources}, options)  # before minutes of Swing
     neighbors = _neighbors(arguments, verbose)
+    found = f"{len(neighbors.neighbors)} neighbours of {len(neighbors.item_ids)} items"
     alignment, trained = align(sources, neighbors, options, verbose)
     write_aligned(sources, alignment, arguments.out, arguments.overwrite)
     if arguments.save is not None:
         alignment.save(arguments.save)
-    if verbose:
-        at = options.training.recall_at
-        for (column, width), result in zip(alignment.columns.items(), trained.values(), strict=True):
-            print(
-                f"{column} ({width} wide): recall@{at} of held-out items' neighbours {result.before:.4f} before, "
-                f"{result.after:.4f} after {result.steps} steps"
-            )
-        print(f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):")
-        for column in alignment.columns:
-            print(f"  - {{name: {column}, active: False, dtype: float, type: embedding, source: item}}")
+    at = options.training.recall_at
+    columns = {
+        column: {"width": width, "recall_at": at, **asdict(result)}
+        for (column, width), result in zip(alignment.columns.items(), trained.values(), strict=True)
+    }
+    report = {"neighbors": len(neighbors.neighbors), "items": len(neighbors.item_ids), "columns": columns}
+    lines = [f"{'Swing' if arguments.train else arguments.neighbors}: {found}"]
+    for column, result in columns.items():
+        lines.append(
+            f"{column} ({result['width']} wide): recall@{at} of held-out items' neighbours {result['before']:.4f} "
+            f"before, {result['after']:.4f} after {result['steps']} steps"
+        )
+    lines.append(f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):")
+    lines += [
+        f"  - {{name: {column}, active: False, dtype: float, type: embedding, source: item}}" for column in columns
+    ]
+    show(arguments, report, "\n".join(lines))
 
 
 def _neighbors(arguments: argparse.Namespace, verbose: int) -> Neighbors:
@@ -256,8 +293,6 @@ def _neighbors(arguments: argparse.Namespace, verbose: int) -> Neighbors:
     found = swing(Clicks.read(arguments.train), **_given(arguments, (*_SWING, "seed")), verbose=verbose)
     if arguments.neighbors is not None:
         found.write(arguments.neighbors)
-    if verbose:
-        print(f"Swing: {len(found.neighbors)} neighbours of {len(found.item_ids)} items")
     return found
 
 
@@ -270,10 +305,12 @@ def _refuse_useless(arguments: argparse.Namespace) -> None:
     if arguments.apply is not None:
         useless = _given(arguments, ("train", "neighbors", "save", *_SWING, *_HEADS, *_TRAINING))
         if useless:
-            raise ConfigError(f"--{next(iter(useless))} has no effect with --apply, which trains nothing; leave it out")
+            raise ConfigError(
+                f"{flag(next(iter(useless)))} has no effect with --apply, which trains nothing; leave it out"
+            )
     elif arguments.train is None:
         if arguments.neighbors is None:
             raise ConfigError("nothing says which items are alike: give --train FILE, --neighbors FILE or --apply FILE")
         useless = _given(arguments, _SWING)
         if useless:
-            raise ConfigError(f"--{next(iter(useless))} has no effect without --train; leave it out")
+            raise ConfigError(f"{flag(next(iter(useless)))} has no effect without --train; leave it out")

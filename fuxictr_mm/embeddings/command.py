@@ -13,7 +13,7 @@ from fuxictr_mm.cli import add_debug
 STAGES = {
     "encode": "turn titles and images into vectors by a text or an image model",
     "reduce": "reduce and join vectors by PCA: the strategies V1 to V4, for any modalities",
-    "quantize": "turn vectors into codes: VQ, RQ, PQ, OPQ",
+    "quantize": "turn vectors into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
     "align": "train vectors in which items that the same users like lie near",
 }
 

@@ -13,24 +13,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
-from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+from fuxictr_mm.embeddings.encoding.choices import POOLINGS, PRECISIONS
+from fuxictr_mm.embeddings.encoding.chunks import ChunkStore, begun_outputs
 from fuxictr_mm.embeddings.encoding.images import open_images
-from fuxictr_mm.embeddings.encoding.pooling import POOLINGS
-from fuxictr_mm.embeddings.encoding.precision import PRECISIONS
 from fuxictr_mm.embeddings.encoding.pretrained import model_stem, require_extra
-from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
 from fuxictr_mm.embeddings.encoding.texts import ItemTexts
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
+from fuxictr_mm.embeddings.output import add_output, flag, show
+from fuxictr_mm.embeddings.progress import item_bar
 from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.files import check_outputs, write_beside
+
+if TYPE_CHECKING:
+    from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+    from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
 
 EXAMPLE = """\
 examples:
@@ -129,7 +131,7 @@ def encode_texts(
     report : str or path, optional
         A JSON file to write with all that is missing.
     verbose : int
-        0 prints nothing.
+        0 shows no progress.
 
     Raises
     ------
@@ -137,8 +139,10 @@ def encode_texts(
         An option, an input or a model that cannot be used.
     """
     require_extra("transformers")
+    from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+
+    job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
     texts = ItemTexts(path, template)
-    job = _Job(out, column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
     encoder = TextEncoder(
         model,
         revision=revision,
@@ -204,6 +208,9 @@ def encode_images(
         An option, an input or a model that cannot be used; not for single images.
     """
     require_extra("transformers", "PIL")
+    from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+
+    job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose)
     images = open_images(path)
     try:
         skipped, without = list(images.others), {}
@@ -214,7 +221,6 @@ def encode_images(
             without = dict.fromkeys(np.setdiff1d(wanted, images.ids).tolist(), "no image file")
             if not images.ids.size:
                 raise DataError(f"{path}: holds an image of none of the {wanted.size} items of {items}")
-        job = _Job(out, column, "img", model, chunk_rows, overwrite, restart, report, verbose)
         encoder = ImageEncoder(
             model,
             revision=revision,
@@ -239,6 +245,7 @@ class _Job:
     def __init__(
         self,
         out: str | os.PathLike[str],
+        inputs: Iterable[str | os.PathLike[str] | None],
         column: str | None,
         modality: str,
         model: str,
@@ -254,10 +261,15 @@ class _Job:
         self.column = column or f"{modality}_emb_{model_stem(model)}"
         if self.column in ("item_id", self.flag) or not self.column.isidentifier():
             raise ConfigError(f"column '{self.column}', expected a name of letters, digits and _; give --column")
-        self._rows, self._restart, self._report, self._verbose = chunk_rows, restart, report, verbose
-        self._overwrite = overwrite
-        # Refuses a file that is there now, not after hours.
-        ItemFileWriter(self.out, {}, overwrite)
+        self._rows, self._restart, self._verbose = chunk_rows, restart, verbose
+        self._folder = self.out.with_name(f"{self.out.name}.chunks")
+        self._outputs = [self.out, *([] if report is None else [Path(report)])]
+        # A run that was killed while it wrote them may go on and write them again.
+        begun = set() if restart else begun_outputs(self._folder)
+        fresh = [path for path in self._outputs if path.resolve() not in begun]
+        self._overwrite = overwrite or self.out not in fresh
+        # Now, not after hours.
+        check_outputs(fresh, inputs, overwrite)
 
     def open_store(self, encoder: TextEncoder | ImageEncoder, digest: str, options: Mapping[str, Any]) -> ChunkStore:
         import torch
@@ -273,8 +285,7 @@ class _Job:
             "device": encoder.device.type,
             "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         }
-        folder = self.out.with_name(f"{self.out.name}.chunks")
-        return ChunkStore(folder, {key: str(value) for key, value in made_of.items()}, self._restart)
+        return ChunkStore(self._folder, {key: str(value) for key, value in made_of.items()}, self._restart)
 
     def run(
         self,
@@ -287,9 +298,8 @@ class _Job:
         numbers = range(-(-len(ids) // self._rows))
         done = sum(min(self._rows, len(ids) - number * self._rows) for number in numbers if number in store.finished)
         if done and self._verbose:
-            print(f"{done} of {len(ids)} items are finished in {store.folder}: going on")
-        quiet = self._verbose == 0 or not sys.stderr.isatty()
-        bar = tqdm(total=len(ids), initial=done, desc=self.column, unit="item", disable=quiet, leave=False)
+            print(f"{done} of {len(ids)} items are finished in {store.folder}: going on", file=sys.stderr)
+        bar = item_bar(len(ids), self.column, self._verbose, done)
         try:
             with bar:
                 for number, chunk in zip(numbers, chunks, strict=True):
@@ -325,6 +335,7 @@ class _Job:
         items = np.sort(np.concatenate([ids, np.fromiter(without, np.int64, len(without))]))
         flagged = np.fromiter(missing, np.int64, len(missing))
         schema = {self.column: vector_type(width), self.flag: pa.bool_()}
+        store.begin_outputs(self._outputs)
         with ItemFileWriter(self.out, schema, self._overwrite) as writer:
             for start in range(0, len(items), CHUNK_ROWS):
                 some = items[start : start + CHUNK_ROWS]
@@ -337,12 +348,10 @@ class _Job:
                     vectors[taken] = store.vectors(int(number))[places[taken] % self._rows]
                 writer.write(some, {self.column: vectors, self.flag: np.isin(some, flagged)})
         done = EncodeReport(str(self.out), self.column, width, len(items), dict(sorted(missing.items())), skipped or [])
-        if self._report is not None:
-            text = json.dumps(asdict(done), indent=1, ensure_ascii=False)
-            write_beside(self._report, lambda stream: stream.write(text.encode(errors="replace")))
+        text = json.dumps(asdict(done), indent=1, ensure_ascii=False)
+        for report in self._outputs[1:]:
+            write_beside(report, lambda stream: stream.write(text.encode(errors="replace")))
         store.remove()
-        if self._verbose:
-            print("\n".join(done.lines()))
         return done
 
 
@@ -365,7 +374,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--column", help="name of the column (default: txt_emb_ or img_emb_ and the model's name)")
     parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}')")
-    parser.add_argument("--max_tokens", type=int, help="texts: longest text in tokens (default: the model's limit)")
+    parser.add_argument("--max-tokens", type=int, help="texts: longest text in tokens (default: the model's limit)")
     parser.add_argument("--items", metavar="FILE", help="images: Parquet file that says which items to write")
     parser.add_argument("--workers", type=int, help="images: threads that decode (default: 4)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -375,14 +384,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="bring vectors to length 1 (default: as the model says)",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="items at once (default: 64)")
-    parser.add_argument("--chunk_rows", type=int, default=CHUNK_ROWS, help="items between savings (default: 1024)")
+    parser.add_argument("--batch-size", type=int, default=64, help="items at once (default: 64)")
+    parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between savings (default: 1024)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (default: fp32)")
     parser.add_argument("--gpu", type=int, default=-1, help="index of a GPU (default: -1, the CPU)")
     parser.add_argument("--report", metavar="FILE", help="JSON file to write with all items that have no vector")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--restart", action="store_true", help="throw away the chunks of a run that was killed")
-    parser.add_argument("--quiet", action="store_true", help="print nothing")
+    add_output(parser)
 
 
 def main_from_args(parsed: argparse.Namespace) -> None:
@@ -393,13 +401,13 @@ def main_from_args(parsed: argparse.Namespace) -> None:
     kind, other = ("texts", "images") if parsed.texts is not None else ("images", "texts")
     for name in own[other]:
         if getattr(parsed, name) is not None:
-            raise ConfigError(f"--{name} is for --{other}, and --{kind} was given; leave it out")
+            raise ConfigError(f"{flag(name)} is for --{other}, and --{kind} was given; leave it out")
     for name in (*own[kind], "normalize"):
         if getattr(parsed, name) is not None:
             options[name] = getattr(parsed, name)
     options["verbose"] = 0 if parsed.quiet else 1
-    check_outputs([parsed.out, parsed.report], [parsed.texts, parsed.images, parsed.items], parsed.overwrite)
     if kind == "texts":
-        encode_texts(parsed.texts, parsed.out, **options)
+        done = encode_texts(parsed.texts, parsed.out, **options)
     else:
-        encode_images(parsed.images, parsed.out, **options)
+        done = encode_images(parsed.images, parsed.out, **options)
+    show(parsed, asdict(done), "\n".join(done.lines()))

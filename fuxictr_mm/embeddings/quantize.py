@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, code_type, vector_type
+from fuxictr_mm.embeddings.output import add_output, flag, show
 from fuxictr_mm.embeddings.quantization.codebooks import (
     METHODS,
     SCALINGS,
     Codebook,
-    Codes,
     Fitted,
     Modality,
     Space,
@@ -31,7 +32,8 @@ from fuxictr_mm.embeddings.quantization.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.embeddings.store import CHUNK_ROWS, JoinedVectors, Source, add_sources
+from fuxictr_mm.embeddings.quantization.report import Tally, beside, describe, yaml_lines
+from fuxictr_mm.embeddings.store import CHUNK_ROWS, JoinedVectors, Source, add_sources, read_ids
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.training.progress import progress_bar
@@ -96,13 +98,13 @@ class QuantizeOptions:
         if self.method == "vq" and self.num_levels != 1:
             raise ConfigError(f"--levels {self.levels}, but --method vq has one level; use --method rq for several")
         if self.fit_items < self.codes:
-            raise ConfigError(f"--fit_items {self.fit_items} is below --codes {self.codes}; every code needs an item")
+            raise ConfigError(f"--fit-items {self.fit_items} is below --codes {self.codes}; every code needs an item")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"--seed {self.seed}, expected 0 to {2**31 - 1}")
         if self.method != "vqvae" and self.network_options:
-            raise ConfigError(f"--{next(iter(self.network_options))} is of --method vqvae only; leave it out")
+            raise ConfigError(f"{flag(next(iter(self.network_options)))} is of --method vqvae only; leave it out")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"--learning_rate {self.learning_rate}, expected a number above 0")
+            raise ConfigError(f"--learning-rate {self.learning_rate}, expected a number above 0")
 
     @property
     def num_levels(self) -> int:
@@ -168,7 +170,7 @@ def quantize(
     with JoinedVectors(sources) as joined:
         ItemFileWriter(out, {}, overwrite)  # refuses a file that is there, before the long work
         books = _fit(joined, options, quiet)
-        report = _write(joined, books, out, neighbors, metric, decoded, overwrite, quiet)
+        report = _write(joined, books, out, neighbors, metric, decoded, overwrite, quiet, joined)
     if codebook is not None:
         save_codebooks(books, codebook)
     return report
@@ -179,6 +181,7 @@ def apply_codebooks(
     out: str | os.PathLike[str],
     codebook: str | os.PathLike[str],
     *,
+    among: Sequence[Source] = (),
     neighbors: int = 0,
     metric: str = "l2",
     decoded: bool = False,
@@ -187,28 +190,48 @@ def apply_codebooks(
 ) -> dict[str, dict[str, Any]]:
     """Write the codes of items by codebooks that were fitted before; needs neither faiss nor torch.
 
-    Parameters and result are those of ``quantize``.
+    Other parameters, and the result, are those of ``quantize``.
+
+    Parameters
+    ----------
+    among : sequence of Source
+        The items that neighbours are looked for among, with the modalities of ``sources``: those of the fit, which a
+        model has trained on. Needed with ``neighbors``.
 
     Raises
     ------
     UserError
-        The codebook is missing, damaged or of other modalities or widths.
+        The codebook is missing, damaged or of other modalities or widths, as of ``among``.
     """
+    if neighbors and not among:
+        raise ConfigError(
+            "--neighbors with --apply needs --among NAME=FILE:COLUMN, the items to look for neighbours among: those of "
+            "the fit, as new items are strangers to a model"
+        )
+    if among and not neighbors:
+        raise ConfigError("--among has no effect without --neighbors; leave it out")
     books = load_codebooks(codebook)
     _check_neighbors(neighbors, metric, [book.method for book in books.values()])
-    with JoinedVectors(sources) as joined:
-        known = {m.name for book in books.values() for m in book.space.modalities}
-        unknown = [s.name for s in sources if s.name not in known]
-        if unknown:
-            raise DataError(
-                f"{codebook}: no codebook of a modality '{unknown[0]}' (it has: {', '.join(sorted(known))}); "
-                "name the sources as they were named when it was fitted"
-            )
-        given = _modalities(joined)
-        for book in books.values():
-            names = [m.name for m in book.space.modalities]
-            check_matches(book, [given[n] for n in names if n in given], str(codebook))
-        return _write(joined, books, out, neighbors, metric, decoded, overwrite, quiet)
+    with JoinedVectors(sources) as joined, ExitStack() as stack:
+        catalogue = stack.enter_context(JoinedVectors(among)) if among else joined
+        _check_modalities(joined, books, codebook)
+        _check_modalities(catalogue, books, codebook)
+        return _write(joined, books, out, neighbors, metric, decoded, overwrite, quiet, catalogue)
+
+
+def _check_modalities(joined: JoinedVectors, books: Mapping[str, Codebook], codebook: str | os.PathLike[str]) -> None:
+    """Raise unless vectors are of the modalities that codebooks were fitted on."""
+    known = {m.name for book in books.values() for m in book.space.modalities}
+    unknown = [s.name for s in joined.sources if s.name not in known]
+    if unknown:
+        raise DataError(
+            f"{codebook}: no codebook of a modality '{unknown[0]}' (it has: {', '.join(sorted(known))}); "
+            "name the sources as they were named when it was fitted"
+        )
+    given = _modalities(joined)
+    for book in books.values():
+        names = [m.name for m in book.space.modalities]
+        check_matches(book, [given[n] for n in names if n in given], str(codebook))
 
 
 def _check_neighbors(count: int, metric: str, methods: Sequence[str]) -> None:
@@ -310,15 +333,16 @@ def _write(
     decoded: bool,
     overwrite: bool,
     quiet: bool,
+    catalogue: JoinedVectors,
 ) -> dict[str, dict[str, Any]]:
     schema: dict[str, pa.DataType] = {}
     for column, book in books.items():
         schema[column] = code_type(book.levels)
         if neighbors:
-            schema[_beside(column, "neighbors")] = code_type(neighbors)
+            schema[beside(column, "neighbors")] = code_type(neighbors)
         if decoded:
-            schema[_beside(column, "decoded")] = vector_type(book.space.width)
-    tallies = {column: _Tally(book) for column, book in books.items()}
+            schema[beside(column, "decoded")] = vector_type(book.space.width)
+    tallies = {column: Tally(book) for column, book in books.items()}
     with ItemFileWriter(out, schema, overwrite) as writer:
         for ids, parts in _bar(joined, "encoding", quiet):
             columns: dict[str, Any] = {}
@@ -331,150 +355,28 @@ def _write(
                 tallies[column].add(book.space.enter(vectors), codes, present)
                 if neighbors:
                     found = np.zeros((len(ids), neighbors), dtype=np.int64)
-                    found[some] = _neighbors(joined, book.space, vectors[some], ids[some], neighbors, metric)
-                    columns[_beside(column, "neighbors")] = found
+                    found[some] = _neighbors(catalogue, book.space, vectors[some], ids[some], neighbors, metric)
+                    columns[beside(column, "neighbors")] = found
                 if decoded:
-                    columns[_beside(column, "decoded")] = np.where(some[:, None], book.decode(codes), 0.0)
+                    columns[beside(column, "decoded")] = np.where(some[:, None], book.decode(codes), 0.0)
             writer.write(ids, columns)
     return {column: tally.report() for column, tally in tallies.items()}
 
 
-def _beside(column: str, what: str) -> str:
-    """Return the name of a column that goes with a column of codes, ``neighbors_vq_text`` with ``codes_vq_text``."""
-    return what + column.removeprefix("codes")
-
-
 def _neighbors(
-    joined: JoinedVectors, space: Space, vectors: Vectors, ids: Ids, count: int, metric: str
+    catalogue: JoinedVectors, space: Space, vectors: Vectors, ids: Ids, count: int, metric: str
 ) -> NDArray[np.int64]:
     from fuxictr_mm.embeddings.quantization.quantizers import nearest_items
 
     center = metric == "l2"  # distances do not depend on it, and small numbers round less
 
     def read() -> Iterator[tuple[Ids, Vectors]]:
-        for some_ids, parts in joined.chunks():
+        for some_ids, parts in catalogue.chunks():
             others = _side_by_side(parts, space.modalities)
             known = others.any(axis=1)
             yield some_ids[known], np.ascontiguousarray(space.enter(others[known], center))
 
     return nearest_items(read, np.ascontiguousarray(space.enter(vectors, center)), ids, count, metric)
-
-
-class _Tally:
-    """What the report says, summed over chunks."""
-
-    def __init__(self, book: Codebook) -> None:
-        self.book = book
-        shape = (book.levels, len(book.space.modalities))
-        self.error = np.zeros(shape)
-        self.energy = np.zeros(shape[1])
-        self.use = np.zeros((book.levels, book.codes), dtype=np.int64)
-        self.codes: list[NDArray[np.int32]] = []
-        self.items = 0
-        self.incomplete = 0
-
-    def add(self, z: Vectors, codes: Codes, present: NDArray[np.bool_]) -> None:
-        """Count items with z ``(M, D)``, codes ``(M, L)`` and which modalities they have ``(M, modalities)``."""
-        some = present.max(axis=1)
-        self.items += len(z)
-        self.incomplete += int((some & ~present.all(axis=1)).sum())
-        z, codes, present = z[some], codes[some], present[some]
-        parts = self.book.space.parts
-        for place, part in enumerate(parts):
-            self.energy[place] += np.square(z[present[:, place], part], dtype=np.float64).sum()
-        for level, known in enumerate(self.book.approximations(codes)):
-            self.use[level] += np.bincount(codes[:, level], minlength=self.book.codes)
-            for place, part in enumerate(parts):
-                has = present[:, place]
-                self.error[level, place] += np.square(z[has, part] - known[has, part], dtype=np.float64).sum()
-        self.codes.append(codes.astype(np.int32))
-
-    def report(self) -> dict[str, Any]:
-        """Return the report of one column."""
-        book = self.book
-        tiny = np.finfo(np.float64).tiny
-        share = self.use / max(self.use[0].sum(), 1)
-        entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
-        codes = np.concatenate(self.codes)
-        groups = np.unique(codes, axis=0, return_counts=True)[1] if len(codes) else np.zeros(1, dtype=np.int64)
-        by_modality = self.error / np.maximum(self.energy, tiny)
-        return {
-            "method": book.method,
-            "levels": book.levels,
-            "codes": book.codes,
-            "scaling": book.space.scaling,
-            "modalities": [m.name for m in book.space.modalities],
-            "vocab_size": book.vocab_size,
-            "items": self.items,
-            "items_without_vector": self.items - len(codes),
-            "items_without_a_modality": self.incomplete,
-            "relative_error": (self.error.sum(axis=1) / max(self.energy.sum(), tiny)).tolist(),
-            "relative_error_by_modality": {
-                m.name: by_modality[:, place].tolist() for place, m in enumerate(book.space.modalities)
-            },
-            "codes_used": (self.use > 0).mean(axis=1).tolist(),
-            "perplexity": np.exp(entropy).tolist(),
-            "colliding_items": int(groups[groups > 1].sum()),
-            "largest_collision": int(groups.max()),
-        }
-
-
-def yaml_lines(report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, largest_id: int = 0) -> list[str]:
-    """Return the lines for ``feature_cols`` of dataset_config.yaml.
-
-    Parameters
-    ----------
-    report : mapping
-        Of ``quantize``.
-    neighbors : int
-        K, as given to ``quantize``.
-    largest_id : int
-        The largest item id.
-
-    Examples
-    --------
-    >>> yaml_lines({"codes_rq_text": {"levels": 2, "vocab_size": 17}})[0]
-    '- {name: codes_rq_text, active: False, dtype: int, type: sequence, source: item, max_len: 2, vocab_size: 17, \
-feature_encoder: layers.MaskedSumPooling()}'
-    """
-    lines = []
-    for column, values in report.items():
-        shape = f"max_len: {values['levels']}, vocab_size: {values['vocab_size']}"
-        lines.append(_yaml_line(column, f"{shape}, feature_encoder: layers.MaskedSumPooling()"))
-        if neighbors:
-            shape = f"max_len: {neighbors}, vocab_size: {largest_id + 1}"
-            lines.append(_yaml_line(_beside(column, "neighbors"), f"{shape}, share_embedding: item_id"))
-    return lines
-
-
-def _yaml_line(name: str, rest: str) -> str:
-    return f"- {{name: {name}, active: False, dtype: int, type: sequence, source: item, {rest}}}"
-
-
-def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the report as a table."""
-    lines = []
-    for column, values in report.items():
-        lines.append(
-            f"{column}: {values['method']} of {', '.join(values['modalities'])} (scaling {values['scaling']}), "
-            f"{values['items']} items, {values['items_without_vector']} without a vector"
-        )
-        if values["items_without_a_modality"]:
-            lines.append(f"  {values['items_without_a_modality']} items lack a modality: the mean stands for it")
-        several = len(values["modalities"]) > 1
-        names = values["modalities"] if several else []
-        lines.append("  level  relative error  codes used  perplexity" + "".join(f"  error of {n}" for n in names))
-        for level in range(values["levels"]):
-            cells = f"  {level + 1:5d}  {values['relative_error'][level]:14.4f}"
-            cells += f"  {values['codes_used'][level]:10.1%}  {values['perplexity'][level]:10.1f}"
-            for name in names:
-                cells += f"  {values['relative_error_by_modality'][name][level]:{len(name) + 9}.4f}"
-            lines.append(cells)
-        lines.append(
-            f"  {values['colliding_items']} items share all their codes with another, "
-            f"at most {values['largest_collision']} the same"
-        )
-    return "\n".join(lines)
 
 
 #: Shown after the options.
@@ -484,6 +386,8 @@ examples:
       --method rq --levels 4 --codes 256 --out item_codes.parquet --save item_codes.safetensors
   fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
       --apply item_codes.safetensors --out new_item_codes.parquet
+  fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT --apply item_codes_vq.safetensors \\
+      --neighbors 10 --among text=item_feature.parquet:txt_emb_BERT --out new_item_codes.parquet
 """
 
 
@@ -499,22 +403,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scaling", choices=SCALINGS, help="how modalities come to one scale (default modality: a variance of 1 each)"
     )
-    parser.add_argument("--fit_items", type=int, help="fit on a sample of at most so many items (default 65536)")
+    parser.add_argument("--fit-items", type=int, help="fit on a sample of at most so many items (default 65536)")
     parser.add_argument("--seed", type=int, help="seed of sample and method (default 2025)")
     network = parser.add_argument_group("of --method vqvae")
     network.add_argument("--steps", type=int, help="batches (default 5000)")
-    network.add_argument("--batch_size", type=int, help="items of a batch (default 256)")
-    network.add_argument("--latent_dim", type=int, help="width of the learned space (default 32)")
-    network.add_argument("--hidden_units", type=int, nargs="+", help="widths of the encoder (default 256 128)")
-    network.add_argument("--learning_rate", type=float, help="of Adam (default 0.001)")
+    network.add_argument("--batch-size", type=int, help="items of a batch (default 256)")
+    network.add_argument("--latent-dim", type=int, help="width of the learned space (default 32)")
+    network.add_argument("--hidden-units", type=int, nargs="+", help="widths of the encoder (default 256 128)")
+    network.add_argument("--learning-rate", type=float, help="of Adam (default 0.001)")
     parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="with vq: write the K nearest items too")
+    parser.add_argument(
+        "--among",
+        nargs="+",
+        metavar="NAME=FILE:COLUMN",
+        help="with --apply and --neighbors: the items to look among, those of the fit",
+    )
     parser.add_argument("--metric", choices=METRICS, default="l2", help="what near means (default l2)")
     parser.add_argument("--decoded", action="store_true", help="write the vectors that the codes stand for too")
     parser.add_argument("--save", metavar="FILE", help="write the codebooks, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use these codebooks instead of fitting any")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no report on the terminal")
+    add_output(parser)
 
 
 #: Options that decide the fit: with ``--apply`` none of them has an effect.
@@ -530,25 +439,20 @@ def main_from_args(arguments: argparse.Namespace) -> None:
         useless = [*given, *(["save"] if arguments.save is not None else [])]
         if useless:
             raise ConfigError(
-                f"--{useless[0]} has no effect with --apply, which takes all from the codebook; leave it out"
+                f"{flag(useless[0])} has no effect with --apply, which takes all from the codebook; leave it out"
             )
-    inputs = [*(source.path for source in sources), arguments.apply]
+    among = [Source.parse(text) for text in arguments.among or ()]
+    if among and arguments.apply is None:
+        raise ConfigError("--among is for --apply; a fit takes neighbours from its own items")
+    inputs = [*(source.path for source in (*sources, *among)), arguments.apply]
     check_outputs([arguments.out, arguments.save, arguments.report], inputs, arguments.overwrite)
     if arguments.apply is not None:
-        report = apply_codebooks(sources, arguments.out, arguments.apply, **shared)
+        report = apply_codebooks(sources, arguments.out, arguments.apply, among=among, **shared)
     else:
         report = quantize(sources, arguments.out, QuantizeOptions(**given), codebook=arguments.save, **shared)
     if arguments.report is not None:
         write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
-    if not arguments.quiet:
-        print(describe(report))
-        print(f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):")
-        largest_id = _largest_id(sources) if arguments.neighbors else 0
-        for line in yaml_lines(report, arguments.neighbors, largest_id):
-            print("  " + line)
-
-
-def _largest_id(sources: Sequence[Source]) -> int:
-    from fuxictr_mm.embeddings.store import read_ids
-
-    return max(int(read_ids(source).max()) for source in sources)
+    largest_id = max(int(read_ids(s).max()) for s in (*sources, *among)) if arguments.neighbors else 0
+    paste = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id)]
+    wrote = f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):"
+    show(arguments, report, "\n".join([describe(report), wrote, *paste]))

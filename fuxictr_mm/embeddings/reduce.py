@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
+from fuxictr_mm.embeddings.output import add_output, show
+from fuxictr_mm.embeddings.progress import item_bar
 from fuxictr_mm.embeddings.reduction.fit import CHUNK_BYTES, choose_strategies, fit_reducer
 from fuxictr_mm.embeddings.reduction.pretrained_emb import PretrainedEmbFile
-from fuxictr_mm.embeddings.reduction.reducer import SCALES, Reducer
-from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
+from fuxictr_mm.embeddings.reduction.reducer import SCALINGS, Reducer
+from fuxictr_mm.embeddings.reduction.report import format_applied, format_report, summarize, yaml_lines
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_beside
@@ -71,18 +70,21 @@ def reduce_vectors(
     progress : bool
         Show a progress bar.
     **fit
-        ``dim``, ``variance``, ``scale``, ``whiten``, ``balance``, ``strategies`` and ``memory`` of ``fit_reducer``.
+        ``dim``, ``variance``, ``scaling``, ``whiten``, ``balance``, ``strategies`` and ``memory`` of ``fit_reducer``.
 
     Returns
     -------
     tuple of Reducer and dict
-        The reducer and its report (``reduction_report.summarize``).
+        The reducer and the report of its fit (``reduction.report.summarize``); with ``apply`` a dict of ``applied``,
+        ``items``, ``missing`` (items without a vector of each modality) and that report under ``fit``.
 
     Raises
     ------
     UserError
         For settings, files or vectors that are wrong. Each file is whole then, or as it was before.
     """
+    if not prefix.isidentifier():
+        raise ConfigError(f"prefix '{prefix}', expected a name of letters, digits and _ such as item_emb")
     out = Path(out)
     save = Path(save) if save else out.with_suffix(".reducer.safetensors")
     outputs = [out, *([] if apply else [save]), *([Path(report)] if report else [])]
@@ -94,7 +96,7 @@ def reduce_vectors(
     check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
     with JoinedVectors(sources) as joined, ExitStack() as stack:
         if reducer is None:
-            with _bar(len(joined.ids), "fitting", progress) as bar:
+            with item_bar(len(joined.ids), "fitting", int(progress)) as bar:
                 reducer = fit_reducer(joined, **fit, advance=bar.update)
         reducer.check(joined.widths)
         columns = {strategy.name: f"{prefix}_{strategy.name}" for strategy in reducer.strategies}
@@ -107,30 +109,24 @@ def reduce_vectors(
                 writes.append(lambda ids, reduced, file=file, name=strategy.name: file.write(ids, reduced[name]))
         writer = stack.enter_context(ItemFileWriter(out, schema, overwrite))
         writes.append(lambda ids, reduced: writer.write(ids, {columns[name]: v for name, v in reduced.items()}))
-        bar = stack.enter_context(_bar(len(joined.ids), "reducing", progress))
+        bar = stack.enter_context(item_bar(len(joined.ids), "reducing", int(progress)))
+        missing = dict.fromkeys(joined.widths, 0)
         for ids, vectors in joined.chunks(max(256, CHUNK_BYTES // (8 * sum(joined.widths.values())))):
             reduced = reducer.transform(vectors)
+            for name, rows in vectors.items():
+                missing[name] += int((~rows.any(axis=1)).sum())
             for write in writes:
                 write(ids, reduced)
             bar.update(len(ids))
     summary = summarize(reducer, prefix)
-    if not apply:
+    if apply:
+        summary = {"applied": str(apply), "items": len(joined.ids), "missing": missing, "fit": summary}
+    else:
         reducer.save(save)
     if report:
         text = json.dumps(summary, indent=2) + "\n"
         write_beside(report, lambda stream: stream.write(text.encode()))
     return reducer, summary
-
-
-def _bar(items: int, what: str, progress: bool) -> tqdm:
-    return tqdm(
-        total=items,
-        desc=what,
-        unit=" items",
-        unit_scale=True,
-        leave=False,
-        disable=not (progress and sys.stderr.isatty()),
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,8 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     width.add_argument("--dim", type=int, metavar="N", help="width of each strategy (default: 128)")
     width.add_argument("--variance", type=float, metavar="SHARE", help="keep this share of the variance, such as 0.95")
     parser.add_argument(
-        "--scale",
-        choices=SCALES,
+        "--scaling",
+        choices=SCALINGS,
         help="of the vectors before: as they are, l2 per row, standard per column (default: none)",
     )
     parser.add_argument(
@@ -163,16 +159,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="fit in memory up to this size, else in chunks (default: 1)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_output(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Reduce as the parsed options of ``add_arguments`` say."""
+    if args.memory is not None and not args.memory > 0:
+        raise ConfigError(f"--memory is {args.memory:g}, expected gigabytes above 0; the less, the more is in chunks")
     options = {
         "dim": args.dim,
         "variance": args.variance,
-        "scale": args.scale,
+        "scaling": args.scaling,
         "whiten": args.whiten or None,
         "balance": False if args.no_balance else None,
         "strategies": args.strategies and [name.strip() for name in args.strategies.split(",")],
@@ -195,6 +192,6 @@ def main_from_args(args: argparse.Namespace) -> None:
         progress=not args.quiet,
         **given,
     )
-    print(format_report(report))
-    print(f"\nFor feature_cols in dataset_config.yaml, with {args.out} added to item_info:\n")
-    print(yaml_lines(report))
+    told = format_applied(report) if args.apply else format_report(report)
+    paste = f"For feature_cols in dataset_config.yaml, with {args.out} added to item_info:"
+    show(args, report, f"{told}\n\n{paste}\n\n{yaml_lines(report.get('fit', report))}")

@@ -48,11 +48,11 @@ def quick(folder):
         8,
         "--steps",
         75,
-        "--evaluate_every",
+        "--evaluate-every",
         25,
         "--hidden",
         16,
-        "--batch_size",
+        "--batch-size",
         256,
     ]
 
@@ -66,7 +66,7 @@ def aligned(world, tmp_path_factory):
     """A folder with what one run of the command writes."""
     folder = tmp_path_factory.mktemp("aligned")
     files = ["--neighbors", folder / "neighbors.parquet", "--save", folder / "head.safetensors"]
-    command(world[1], folder / "aligned.parquet", *quick(world[1]), *files, "--per_modality", "--quiet")
+    command(world[1], folder / "aligned.parquet", *quick(world[1]), *files, "--per-modality", "--quiet")
     return folder
 
 
@@ -209,6 +209,12 @@ def test_wrong_use_of_options(world, aligned, tmp_path):
         command(world[1], aligned / "aligned.parquet", *quick(world[1]))
     with pytest.raises(ConfigError, match=r"temperature is 0\.0, expected a number above 0"):
         command(world[1], out, *quick(world[1]), "--temperature", 0)
+    with pytest.raises(ConfigError, match=r"dim is 100, of which 'text' gives 50, .* 32 components .* at most 64"):
+        command(world[1], out, *quick(world[1]), "--dim", 100)
+    with pytest.raises(ConfigError, match="dim is 40, of which 'text' gives 40"):
+        command(world[1], out, *quick(world[1]), "--dim", 40, "--per-modality")
+    with pytest.raises(ConfigError, match=r"components 3\); expected a dim of at most 6"):
+        command(world[1], out, *quick(world[1]), "--components", 3)
     with pytest.raises(MissingFileError, match="expected a head that"):
         command(world[1], out, "--apply", tmp_path / "nothing.safetensors")
     assert not out.exists()
@@ -231,7 +237,7 @@ def test_damaged_heads(aligned, tmp_path):
         (whole[:-10], "is damaged"),
         (b"nothing", "is damaged"),
         (whole.replace(b"heads.0.start", b"heads.0.storm"), "is damaged"),
-        (whole.replace(b"fuxictr_mm.alignment", b"fuxictr_mm.somethings"[:20]), "is no head"),
+        (whole.replace(b"fuxictr_mm.head", b"fuxictr_mm.hand"), "is no head"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
@@ -241,4 +247,4 @@ def test_damaged_heads(aligned, tmp_path):
 def test_neighbors_of_other_items(world):
     other = Neighbors(np.array([10**6]), np.array([0, 1]), np.array([10**6 + 1]), np.array([1.0]))
     with pytest.raises(DataError, match="check that the ids of the two are the same"):
-        align([Source("text", world[1] / "item_feature.parquet", "txt_emb_BERT")], other)
+        align([Source("text", world[1] / "item_feature.parquet", "txt_emb_BERT")], other, AlignOptions(dim=16))

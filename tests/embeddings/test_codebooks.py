@@ -220,10 +220,10 @@ def test_applying_needs_no_faiss(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda b: b[: len(b) // 2], "cannot be read as a file of codebooks"),
-        (lambda b: b"", "cannot be read as a file of codebooks"),
-        (lambda b: b"PAR1" + b[4:], "cannot be read as a file of codebooks"),
-        (lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:], "damaged, its checksum"),
+        (lambda b: b[: len(b) // 2], "is damaged as a codebook"),
+        (lambda b: b"", "is damaged as a codebook"),
+        (lambda b: b"PAR1" + b[4:], "is damaged as a codebook"),
+        (lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:], "its checksum is not that of its contents"),
     ],
 )
 def test_a_damaged_file(damage, said, tmp_path):
@@ -237,7 +237,7 @@ def test_a_damaged_file(damage, said, tmp_path):
 
 def test_another_safetensors_file(tmp_path):
     save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match=r"of the format 'None', expected 'fuxictr_mm\.codebook\.1'"):
+    with pytest.raises(DataError, match="is no codebook; expected a file that `fuxictr-mm embed quantize --save`"):
         load_codebooks(tmp_path / "model.safetensors")
 
 
@@ -245,7 +245,7 @@ def test_parts_that_do_not_fit_together(tmp_path):
     book = make_book()
     space = Space(book.space.modalities, "modality", book.space.mean[:5], book.space.scale)
     save_codebooks({"codes_a": Codebook("rq", space, book.fitted)}, tmp_path / "book")
-    with pytest.raises(DataError, match="book: not whole"):
+    with pytest.raises(DataError, match="book: is damaged as a codebook"):
         load_codebooks(tmp_path / "book")
 
 
@@ -297,7 +297,7 @@ def test_metadata_is_plain_json(tmp_path):
 
     save_codebooks({"codes_a": make_book("opq")}, tmp_path / "book")
     with safe_open(tmp_path / "book", framework="numpy") as file:
-        said = json.loads(file.metadata()["codebooks"])["codes_a"]
+        said = json.loads(file.metadata()["fuxictr_mm.codebook"])["codebooks"]["codes_a"]
     assert said["method"] == "opq"
     assert (said["levels"], said["codes"], said["scaling"]) == (4, 16, "modality")
     assert said["modalities"] == [{"name": "text", "column": "emb", "width": 16}]

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -35,17 +36,67 @@ def test_help_imports_no_stage():
         assert f"\n    {stage} " in shown
 
 
-def test_help_of_a_stage_ends_with_an_example(capsys):
+@pytest.mark.parametrize("stage", ["encode", "reduce", "quantize", "align"])
+def test_help_of_a_stage_ends_with_an_example_and_has_the_shared_options(stage, capsys):
     with pytest.raises(SystemExit) as ended:
-        run("reduce", "--help")
+        run(stage, "--help")
     assert ended.value.code == 0
-    assert "--apply item_emb.reducer.safetensors --out new_item_emb.parquet\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"\nexamples:\n  fuxictr-mm embed {stage} " in shown
+    assert shown.splitlines()[-1].lstrip().startswith("--")
+    for option in ("--json ", "--quiet ", "--overwrite "):
+        assert option in shown
+    options = re.findall(r"(?m)^  (--\S+)", shown)
+    assert not [option for option in options if "_" in option]
+
+
+@pytest.mark.parametrize("stage", ["encode", "reduce", "quantize", "align"])
+def test_help_of_a_stage_imports_no_torch(stage):
+    code = (
+        "import sys\nfrom fuxictr_mm.cli import main\n"
+        f"try:\n    main(['embed', '{stage}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'PIL', 'faiss', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("reduce --dim 4", "strategies"),
+        ("quantize --codes 4 --levels 2", "codes_rq_text"),
+        ("align --dim 4 --steps 1 --hidden 0", "columns"),
+    ],
+)
+def test_json_is_one_document_and_quiet_prints_nothing(stage, key, features, tmp_path, capsys):
+    if stage.startswith("quantize"):
+        pytest.importorskip("faiss")
+    ids = np.arange(1, 41)
+    near = pa.table({"item_id": ids, "neighbors": (ids % 40 + 1)[:, None].tolist(), "scores": [[1.0]] * 40})
+    pq.write_table(near, tmp_path / "near.parquet")
+    more = ["--neighbors", tmp_path / "near.parquet"] if stage.startswith("align") else []
+    for option in ("--json", "--quiet"):
+        name, *options = stage.split()
+        run(name, f"text={features}:txt", *options, *more, "--out", tmp_path / f"{option}.parquet", option)
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        if option == "--quiet":
+            assert shown.out == ""
+        else:
+            assert key in json.loads(shown.out)
+
+
+def test_the_stages_help_names_every_method(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert "VQ, RQ, PQ, OPQ, VQ-VAE" in capsys.readouterr().out
 
 
 def test_reduce_prints_the_report_and_the_lines_to_paste(features, tmp_path, capsys):
     report = tmp_path / "report.json"
     names = [f"text={features}:txt", f"image={features}:img"]
-    run("reduce", *names, "--dim", 4, "--out", tmp_path / "e.parquet", "--report", report, "--quiet")
+    run("reduce", *names, "--dim", 4, "--out", tmp_path / "e.parquet", "--report", report)
     shown = capsys.readouterr().out
     assert "item_emb_v3  PCA(text, image)        4" in shown
     assert "item_emb_v4  PCA(text) + PCA(image)  2 + 2" in shown
@@ -53,7 +104,17 @@ def test_reduce_prints_the_report_and_the_lines_to_paste(features, tmp_path, cap
     kept = [s["kept"] for s in json.loads(report.read_text())["strategies"]]
     assert all(0 < share < 1 for share in kept)
     reducer = tmp_path / "e.reducer.safetensors"
+    new = tmp_path / "new.parquet"
+    table = pq.read_table(features).slice(0, 30)
+    pq.write_table(table.set_column(1, "txt", pa.array([[0.0] * 6] * 2 + table["txt"].to_pylist()[2:])), new)
+    run("reduce", f"text={new}:txt", f"image={new}:img", "--apply", reducer, "--out", tmp_path / "new_e.parquet")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"30 items reduced by {reducer}\n  2 without a vector of text\n")
+    assert "variance kept of the 40 items of the fit" in shown
+    assert "txt_emb" not in shown
+    assert "modality" not in shown  # nothing that reads as a report of the new items
     run("reduce", *names, "--apply", reducer, "--out", tmp_path / "again.parquet", "--quiet")
+    assert capsys.readouterr().out == ""
     assert pq.read_table(tmp_path / "again.parquet").equals(pq.read_table(tmp_path / "e.parquet"))
 
 
@@ -69,6 +130,11 @@ def test_reduce_prints_the_report_and_the_lines_to_paste(features, tmp_path, cap
         ),
         (["{f}:txt", "--apply", "x", "--dim", "3"], "--dim is a setting of the fit, and --apply fits nothing"),
         (["{f}:txt", "--apply", "{f}", "--overwrite"], "features.parquet: is damaged"),
+        (["{f}:txt", "--memory", "-1", "--overwrite"], "--memory is -1, expected gigabytes above 0"),
+        (["{f}:txt", "--memory", "0", "--overwrite"], "--memory is 0, expected gigabytes above 0"),
+        (["{f}:txt", "--prefix", "", "--overwrite"], "prefix '', expected a name of letters, digits and _"),
+        (["{f}:txt", "--prefix", "a/b", "--overwrite"], "prefix 'a/b', expected a name"),
+        (["{f}:txt", "--prefix", "1st", "--overwrite"], "prefix '1st', expected a name"),
         (["{f}:txt", "--strategies", "v3", "--overwrite"], "strategy 'v3' is unknown (there are: txt)"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_sample_bounds_the_fit(items, tmp_path):
         ({"codes": 1}, "--codes 1, expected a power of two"),
         ({"levels": 0}, "--levels 0, expected 1 or more"),
         ({"method": "vq", "levels": 4}, "--levels 4, but --method vq has one level; use --method rq"),
-        ({"fit_items": 10}, "--fit_items 10 is below --codes 256"),
+        ({"fit_items": 10}, "--fit-items 10 is below --codes 256"),
         ({"seed": -1}, "--seed -1, expected 0 to"),
         ({"steps": 5}, "--steps is of --method vqvae only"),
     ],
@@ -200,6 +200,39 @@ def test_codebooks_of_other_modalities_or_widths(items, tmp_path):
 def test_neighbors_of_another_method(items, tmp_path):
     with pytest.raises(ConfigError, match="--neighbors goes with --method vq, not with rq"):
         quantize(items, tmp_path / "a.parquet", small(), neighbors=3, quiet=True)
+
+
+def test_neighbors_of_new_items_are_of_the_catalogue(items, tmp_path, capsys):
+    book = tmp_path / "book"
+    quantize(items, tmp_path / "a.parquet", small(method="vq"), codebook=book, neighbors=3, quiet=True)
+    table = pq.read_table(items[0].path)
+    ids = np.asarray(table["item_id"]) + 10_000  # strangers with known vectors
+    pq.write_table(table.set_column(table.schema.get_field_index("item_id"), "item_id", pa.array(ids)), tmp_path / "n")
+    new = [Source(s.name, tmp_path / "n", s.column) for s in items]
+    out = tmp_path / "b.parquet"
+    with pytest.raises(ConfigError, match="--neighbors with --apply needs --among NAME=FILE:COLUMN"):
+        apply_codebooks(new, out, book, neighbors=3, quiet=True)
+    with pytest.raises(ConfigError, match="--among has no effect without --neighbors"):
+        apply_codebooks(new, out, book, among=items, quiet=True)
+    with pytest.raises(DataError, match="was fitted on image"):
+        apply_codebooks(new, out, book, among=items[:1], neighbors=3, quiet=True)
+    assert not out.exists()
+    names = [f"{s.name}={tmp_path / 'n'}:{s.column}" for s in items]
+    among = [f"{s.name}={s.path}:{s.column}" for s in items]
+    applied = ["--apply", str(book), "--neighbors", "3", "--among", *among]
+    main(["embed", "quantize", *names, *applied, "--out", str(out)])
+    largest = max(np.asarray(table["item_id"]).tolist()) + 10_000
+    assert f"max_len: 3, vocab_size: {largest + 1}, share_embedding: item_id" in capsys.readouterr().out
+    known = {item for item, vector in column(items[0].path, "text").items() if any(vector)}
+    for item, neighbors in column(out, "neighbors_vq_text").items():
+        if any(neighbors):
+            assert set(neighbors) <= known
+            assert neighbors[0] == item - 10_000  # the known item of the same vector
+        else:
+            assert item - 10_000 not in known
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", "quantize", *names, "--among", *among, "--out", str(tmp_path / "c.parquet")])
+    assert "--among is for --apply" in capsys.readouterr().err
 
 
 def test_nothing_is_replaced_unasked(items, tmp_path):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.reduction import fit as reducer_fit
 from fuxictr_mm.embeddings.reduction.reducer import Reducer
 from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
+from fuxictr_mm.embeddings.saved import checksum
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, load_vectors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
@@ -87,7 +87,7 @@ def test_strategies_equal_their_definition_in_memory_and_in_chunks(sources, scal
     monkeypatch.setattr(reducer_fit, "CHUNK_BYTES", 1)
     results = {}
     for memory in (0, 1e9):
-        reducer, _, vectors = fit(sources, dim=5, scale=scale, whiten=whiten, memory=memory)
+        reducer, _, vectors = fit(sources, dim=5, scaling=scale, whiten=whiten, memory=memory)
         results[memory] = reducer.transform(vectors)
     assert list(results[0]) == ["text", "image", "sound", "joint", "apart"]
     names = ["text", "image", "sound"]
@@ -171,7 +171,7 @@ def test_dim_is_shared_out_and_names_follow_the_count(sources):
         ({"dim": 8}, "sound takes 8 components of 'sound', which has no more than 7"),
         ({"variance": 1.5}, "variance is 1.5, expected a share above 0"),
         ({"dim": 3, "variance": 0.5}, "both dim and variance"),
-        ({"scale": "standrad"}, "scale is 'standrad'; did you mean 'standard'"),
+        ({"scaling": "standrad"}, "scaling is 'standrad'; did you mean 'standard'"),
         ({"strategies": ["jiont"]}, "strategy 'jiont' is unknown; did you mean 'joint'"),
     ],
 )
@@ -247,12 +247,12 @@ def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path, memory):
 def test_scaling_ends_the_drowning(tmp_path):
     rows = planted(400, scales=(1.0, 10.0))
     pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
-    warned = {scale: bool(summarize(fit(pair, dim=6, scale=scale)[0], "x")["warnings"]) for scale in ("none", "l2")}
+    warned = {scale: bool(summarize(fit(pair, dim=6, scaling=scale)[0], "x")["warnings"]) for scale in ("none", "l2")}
     assert warned == {"none": True, "l2": False}
 
 
 def test_a_saved_reducer_gives_the_same(sources, tmp_path):
-    reducer, _, vectors = fit(sources, dim=4, scale="standard", whiten=True)
+    reducer, _, vectors = fit(sources, dim=4, scaling="standard", whiten=True)
     path = tmp_path / "r.safetensors"
     reducer.save(path)
     loaded = Reducer.load(path)
@@ -292,7 +292,7 @@ def test_a_damaged_reducer_is_one_line(sources, tmp_path):
     content = json.loads(metadata["fuxictr_mm.reducer"])
     changes = [
         ({"format": 9}, {}, "has the format 9, expected 1"),
-        ({"scale": "odd"}, {}, "settings are missing"),
+        ({"scaling": "odd"}, {}, "settings are missing"),
         ({"strategies": [{"name": "v1", "kind": "single", "widths": {"text": 99}}]}, {}, "needs components"),
         ({"modalities": None}, {}, "is damaged"),
         ({}, {"0.mean": np.zeros(3)}, "the arrays of 'text' are of wrong shapes"),

@@ -1,5 +1,6 @@
 """Swing against its definition, its caps, its files, and the planted topics."""
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -186,6 +187,49 @@ def test_bad_neighbors(tmp_path, changes, message):
 def test_missing_files(tmp_path):
     with pytest.raises(MissingFileError, match="no such file"):
         Clicks.read(tmp_path / "train.parquet")
+
+
+def peak_of(compute):
+    tracemalloc.start()
+    try:
+        return compute(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
+    users = np.arange(500_000)
+    others = 2 + users % 50
+    clicks = Clicks.from_pairs(np.concatenate([users, users]), np.concatenate([np.ones_like(users), others]))
+    found, peak = peak_of(lambda: swing(clicks, users_per_item=100, verbose=0))
+    assert peak < 300e6  # some copies of a million clicks; the pairs of all users would be 10^12 bytes
+    assert found.item_ids.tolist() == list(range(1, 52))
+    # Of its 100 users drawn, about 2 share each other item; scaled, all pairs of 10,000 users: 5e7 w w / (1 + 2)
+    score = as_scores(found)
+    mean = np.mean([score.get((1, other), 0.0) for other in range(2, 52)])
+    assert mean == pytest.approx(5e7 / 2 / 3, rel=0.5)
+    with pytest.raises(ConfigError, match=r"users_per_item is 10000, .* an item has 10000 users .* at most 5000"):
+        swing(clicks, users_per_item=10_000, verbose=0)
+
+
+def test_a_user_of_many_items_counts_with_a_capped_number():
+    many = np.arange(1, 20_001)
+    clicks = Clicks.from_pairs(np.repeat([1, 2, 3], len(many)), np.tile(many, 3))
+    found, peak = peak_of(lambda: swing(clicks, items_per_user=200, verbose=0))
+    assert peak < 50e6
+    assert len(found.item_ids) <= 3 * 200
+
+
+def test_memory_is_bounded_where_users_share_all_their_items(monkeypatch):
+    rng = np.random.default_rng(0)
+    shared = {(u, i) for u in range(120) for i in range(1, 41)} | {(u, 50 + int(rng.integers(9))) for u in range(120)}
+    clicks = from_pairs(shared)
+    expected = as_scores(swing(clicks, verbose=0))
+    monkeypatch.setattr(module, "CHUNK_TERMS", 20_000)
+    found, peak = peak_of(lambda: swing(clicks, verbose=0))
+    assert as_scores(found) == pytest.approx(expected, rel=1e-12)
+    # Terms of all pairs of 120 users by 40 items and as many anchors: 11 million of 16 bytes and more
+    assert peak < 60e6
 
 
 def test_neighbors_recover_the_planted_topics(tmp_path):

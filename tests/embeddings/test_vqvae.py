@@ -131,5 +131,5 @@ def test_codes_do_not_depend_on_the_unit_of_the_vectors(vectors):
 def test_bad_settings(vectors):
     with pytest.raises(ConfigError, match="must be 1 or more"):
         fit(vectors, steps=0)
-    with pytest.raises(UserError, match=r"the loss is .* at step .*; lower --learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is .* at step .*; lower --learning-rate"):
         fit(vectors, learning_rate=1e30)

@@ -17,7 +17,6 @@ Shapes: I items, P input width, D output width, B pairs of a batch, X distinct i
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.embeddings.alignment.swing import Neighbors
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.embeddings.alignment.training import Training
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.training.progress import progress_bar
 
 
@@ -65,57 +65,6 @@ class AlignmentHead(nn.Module):
         """Return ``(I, D)`` for ``(I, P)``."""
         outputs = inputs @ (self.start + self.linear.weight).T
         return outputs if self.residual is None else outputs + self.residual(inputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a head is trained.
-
-    Parameters
-    ----------
-    temperature : float
-        Tau; the smaller, the more the nearest negatives count.
-    batch_size : int
-        Pairs of a step.
-    steps : int
-        The most there are.
-    evaluate_every : int
-        Steps from one evaluation to the next.
-    patience : int
-        Evaluations without a better recall until it stops.
-    learning_rate, weight_decay : float
-        Of AdamW.
-    held_out : float
-        Share of items whose pairs, with whatever item, are kept for evaluation.
-    recall_at : int
-        How many nearest items an evaluation looks at.
-    seed : int
-        Of weights, held-out items and pairs.
-    """
-
-    temperature: float = 0.3
-    batch_size: int = 512
-    steps: int = 2000
-    evaluate_every: int = 50
-    patience: int = 5
-    learning_rate: float = 1e-3
-    weight_decay: float = 3.0
-    held_out: float = 0.1
-    recall_at: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "evaluate_every", "patience", "recall_at", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"align: {name} is {getattr(self, name)}, expected at least 1")
-        for name in ("temperature", "learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"align: {name} is {value}, expected a number above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"align: weight_decay is {self.weight_decay}, expected 0 or more")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"align: held_out is {self.held_out}, expected a share between 0 and 1")
 
 
 @dataclass

@@ -5,11 +5,10 @@ Shapes: n items, D_m width of a modality, P_m of its components, P their sum, D 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,12 @@ from torch import Tensor
 
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead
-from fuxictr_mm.embeddings.checksum import checksum
+from fuxictr_mm.embeddings.alignment.training import JOINT
 from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.embeddings.saved import SavedFormat
+from fuxictr_mm.errors import ConfigError
 
-#: The head that sees all modalities.
-JOINT = "joint"
-
-#: Version of the file's layout.
-FORMAT = 1
-KEY = "fuxictr_mm.alignment"
+SAVED = SavedFormat("head", "align")
 
 
 @dataclass(frozen=True)
@@ -110,19 +104,12 @@ class Alignment:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; names stand in its metadata as JSON."""
-        from safetensors.torch import save
-
-        arrays: dict[str, Tensor] = {}
+        arrays: dict[str, NDArray] = {}
         for number, part in enumerate(self.inputs):
-            arrays[f"inputs.{number}.mean"] = torch.from_numpy(part.mean)
-            arrays[f"inputs.{number}.components"] = torch.from_numpy(part.components)
+            arrays[f"inputs.{number}.mean"], arrays[f"inputs.{number}.components"] = part.mean, part.components
         for number, head in enumerate(self.heads.values()):
-            arrays |= {f"heads.{number}.{name}": tensor for name, tensor in head.state_dict().items()}
-        content = {"format": FORMAT, "modalities": list(self.names), "heads": list(self.heads)}
-        text = json.dumps(content)
-        sealed = {KEY: text, "sha256": checksum(text, {name: array.numpy() for name, array in arrays.items()})}
-        data = save({name: array.contiguous() for name, array in arrays.items()}, metadata=sealed)
-        write_beside(path, lambda stream: stream.write(data))
+            arrays |= {f"heads.{number}.{name}": tensor.numpy() for name, tensor in head.state_dict().items()}
+        SAVED.save(path, {"modalities": list(self.names), "heads": list(self.heads)}, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Alignment:
@@ -133,37 +120,19 @@ class Alignment:
         MissingFileError, DataError
             There is no such file; it is damaged or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
+        return SAVED.load(path, cls._from_content)
 
-        if not Path(path).is_file():
-            raise MissingFileError(f"{path}: no such file, expected a head that `fuxictr-mm embed align` wrote")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, str(error)) from None
-        if KEY not in metadata:
-            raise DataError(f"{path}: is no head; expected a file that `fuxictr-mm embed align` wrote")
-        if metadata.get("sha256") != checksum(metadata[KEY], {name: array.numpy() for name, array in arrays.items()}):
-            raise _damaged(path, "its checksum is not that of its contents")
-        try:
-            content = json.loads(metadata[KEY])
-            if content["format"] != FORMAT:
-                raise DataError(f"{path}: has the format {content['format']}, expected {FORMAT}; train it anew")
-            inputs = tuple(
-                ContentInput(
-                    str(name), arrays[f"inputs.{number}.mean"].numpy(), arrays[f"inputs.{number}.components"].numpy()
-                )
-                for number, name in enumerate(content["modalities"])
-            )
-            heads = {str(name): _head(arrays, f"heads.{number}.") for number, name in enumerate(content["heads"])}
-            alignment = cls(inputs, heads)
-            alignment._check_shapes()
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, json.JSONDecodeError) as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from None
-        if not all(bool(array.isfinite().all()) for array in arrays.values()):
-            raise _damaged(path, "it holds numbers that are not finite")
+    @classmethod
+    def _from_content(cls, content: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Alignment:
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("it holds numbers that are not finite")
+        inputs = tuple(
+            ContentInput(str(name), arrays[f"inputs.{number}.mean"], arrays[f"inputs.{number}.components"])
+            for number, name in enumerate(content["modalities"])
+        )
+        heads = {str(name): _head(arrays, f"heads.{number}.") for number, name in enumerate(content["heads"])}
+        alignment = cls(inputs, heads)
+        alignment._check_shapes()
         return alignment
 
     def _check_shapes(self) -> None:
@@ -171,10 +140,10 @@ class Alignment:
         widths[JOINT] = sum(widths.values())
         for part in self.inputs:
             if part.components.shape[1:] != part.mean.shape:
-                raise TypeError(f"the components of '{part.name}' are of another width than its mean")
+                raise ValueError(f"the components of '{part.name}' are of another width than its mean")
         for name, head in self.heads.items():
             if head.start.shape[1] != widths[name]:
-                raise TypeError(f"head '{name}' is of another width than its inputs")
+                raise ValueError(f"head '{name}' is of another width than its inputs")
 
 
 def aligned_rows(head: AlignmentHead, inputs: Tensor) -> Tensor:
@@ -190,24 +159,10 @@ def _column(head: str) -> str:
     return "item_emb_aligned" if head == JOINT else f"item_emb_aligned_{head}"
 
 
-def _head(arrays: Mapping[str, Tensor], prefix: str) -> AlignmentHead:
-    state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def _head(arrays: Mapping[str, NDArray], prefix: str) -> AlignmentHead:
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    state = {name: torch.from_numpy(array) for name, array in own.items()}
     hidden = len(state["residual.0.weight"]) if "residual.0.weight" in state else 0
     head = AlignmentHead(torch.zeros_like(state["start"]), hidden)
     head.load_state_dict(state)
     return head.requires_grad_(False)
-
-
-def shares(dim: int, names: Sequence[str]) -> list[int]:
-    """Divide a width among modalities, the first ones taking what is left over.
-
-    Examples
-    --------
-    >>> shares(16, ["text", "image", "sound"])
-    [6, 5, 5]
-    """
-    return [dim // len(names) + (place < dim % len(names)) for place in range(len(names))]
-
-
-def _damaged(path: str | os.PathLike[str], reason: str) -> DataError:
-    return DataError(f"{path}: is damaged ({' '.join(reason.split())}); train the head anew")

@@ -31,15 +31,18 @@ from numpy.typing import NDArray
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.embeddings.alignment.clicks import Clicks
+from fuxictr_mm.embeddings.progress import item_bar
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
-from fuxictr_mm.training.progress import progress_bar
 
 #: Pairs of users (shared item or not) and clicks of a block of anchors: bounds its memory, and keeps it in the cache.
 BLOCK_PAIRS = 2_000_000
 BLOCK_ENTRIES = 1_000_000
-#: Terms expanded at once.
+#: Terms expanded at once, and chunks of them that are kept between the two passes rather than expanded again.
 CHUNK_TERMS = 4_000_000
+KEPT_CHUNKS = 4
+#: The most users that an anchor may be scored over: bounds its square of counts, and the terms of one column.
+MOST_USERS = 5000
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -155,7 +158,7 @@ def swing(
     users_per_item : int
         A more popular anchor is scored over this many of its users, drawn at random, all their clicks counting; its
         scores are scaled by the number of pairs left out, so that they estimate the full sum without bias. Work and
-        memory of an anchor grow with the square.
+        memory of an anchor grow with the square; none may be scored over more than ``MOST_USERS``.
     items_per_user : int
         Of a user who clicked more, this many items are drawn at random, and only they count, in |I_u| as well: such
         users are crawlers more often than people.
@@ -192,10 +195,15 @@ def swing(
     places = np.searchsorted(item_ids, clicks.items).astype(np.int32)
     clicks = _cap_users(Clicks(clicks.users, places, clicks.offsets), items_per_user, rng)
     anchors = _Anchors.draw(clicks, users_per_item, rng)
+    largest = int(np.diff(anchors.offsets).max(initial=0))
+    if largest > MOST_USERS:
+        raise ConfigError(
+            f"swing: users_per_item is {users_per_item}, and an item has {largest} users to be scored over; memory "
+            f"grows with their square: expected at most {MOST_USERS}"
+        )
     weights = clicks.counts.astype(np.float64) ** -user_weight
     found: list[tuple[Integers, Integers, Floats]] = []
-    with progress_bar([], "swing", verbose, total=len(anchors.items)) as bar:
-        bar.unit = "item"
+    with item_bar(len(anchors.items), "swing", verbose) as bar:
         for first, last in anchors.blocks(clicks.counts):
             best = _best(*_score_block(clicks, anchors, weights, alpha, first, last), top_k)
             found.append((item_ids[best.anchors], item_ids[best.neighbors], best.scores))
@@ -317,12 +325,21 @@ def _score_block(
     # Pairs of users have a cell each in a square per anchor, where the items that they share are counted.
     cell_starts = np.concatenate(([0], np.cumsum(row_counts**2)))
     cell_of_row = cell_starts[anchor_of_row] + rank_of_row * row_counts[anchor_of_row]
-    terms = [_Terms.expand(row, sizes, begin, end, cell_of_row, rank_of_row) for begin, end in _term_chunks(sizes)]
+    chunks = list(_term_chunks(sizes))
+    kept: dict[int, _Terms] = {}
+
+    def expanded() -> Iterator[_Terms]:
+        for number, (begin, end) in enumerate(chunks):
+            part = kept.get(number) or _Terms.expand(row, sizes, begin, end, cell_of_row, rank_of_row)
+            if number < KEPT_CHUNKS:
+                kept[number] = part
+            yield part
+
     shared_items = np.zeros(cell_starts[-1], dtype=np.int32)
-    for part in terms:
+    for part in expanded():
         shared_items += np.bincount(part.cell, minlength=len(shared_items)).astype(np.int32)
     row_weight = weights[users]
-    scores = np.concatenate([part.sums(shared_items, row_weight, alpha) for part in terms])
+    scores = np.concatenate([part.sums(shared_items, row_weight, alpha) for part in expanded()])
     anchor = first + (column >> item_bits)
     return anchors.items[anchor], column & ((1 << item_bits) - 1), scores * anchors.scale[anchor]
 

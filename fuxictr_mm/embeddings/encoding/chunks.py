@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,15 @@ import numpy as np
 from fuxictr_mm.embeddings.encoding.pretrained import first_line
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_beside
+
+#: Names the files that a run was writing from finished chunks.
+OUTPUTS = "outputs.json"
+
+
+def begun_outputs(folder: Path) -> set[Path]:
+    """Return the files that a run which was killed had begun to write, or had written, from its finished chunks."""
+    noted = folder / OUTPUTS
+    return {Path(name) for name in json.loads(noted.read_text(encoding="utf-8"))} if noted.is_file() else set()
 
 
 class ChunkStore:
@@ -88,10 +97,19 @@ class ChunkStore:
         text = (self.folder / f"{number:08d}.json").read_text(encoding="utf-8")
         return {int(place): reason for place, reason in json.loads(text).items()}
 
+    def begin_outputs(self, outputs: Iterable[Path]) -> None:
+        """Note that all chunks are finished and these files are about to be written; a run that goes on may do so."""
+        names = json.dumps([str(path.resolve()) for path in outputs]).encode()
+        write_beside(self.folder / OUTPUTS, lambda stream: stream.write(names))
+
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder at once; what is left of a removal that was killed is hidden, and the next one takes it."""
+        going = self.folder.with_name(f".{self.folder.name}.removed")
         try:
+            if going.exists():
+                shutil.rmtree(going)
             if self.folder.exists():
-                shutil.rmtree(self.folder)
+                self.folder.rename(going)
+                shutil.rmtree(going)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be removed ({error.strerror}); remove it by hand") from None

@@ -150,7 +150,8 @@ class ImageEncoder:
         if isinstance(image, BrokenImage):
             return image
         try:
-            return dict(self._processor(images=image, return_tensors="pt"))
+            # Of an image one pixel high, transformers 4 takes the wrong axis for the colours.
+            return dict(self._processor(images=image, return_tensors="pt", input_data_format="channels_last"))
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             return BrokenImage(f"cannot be resized ({error})")
 

@@ -5,15 +5,8 @@ Shape letters: B texts or images, T tokens, D width.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
-
-#: ``last`` is the last token that is no padding, as decoders are trained.
-Pooling = Literal["cls", "mean", "max", "last"]
-
-POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def pool_tokens(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -42,6 +35,7 @@ def pool_tokens(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
     Examples
     --------
+    >>> from fuxictr_mm.embeddings.encoding.choices import POOLINGS
     >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
     >>> [float(pool_tokens(hidden, torch.tensor([[1, 1, 0]]), pooling)) for pooling in POOLINGS]
     [1.0, 2.0, 3.0, 3.0]

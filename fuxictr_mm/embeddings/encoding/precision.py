@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from fuxictr_mm.embeddings.encoding.choices import PRECISIONS
 from fuxictr_mm.errors import ConfigError
-
-PRECISIONS = ("fp32", "bf16")
 
 
 def check_precision(precision: str, batch_size: int) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: What is read of a model's repository beside its weights.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*_Dense/*.safetensors"]
@@ -183,6 +183,8 @@ class Pretrained:
 
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of all parameters and buffers, by which a changed model is told."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

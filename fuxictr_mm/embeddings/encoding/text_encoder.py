@@ -5,6 +5,7 @@ Shape letters: B texts of a batch, N texts, T tokens, D width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,16 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.device import device_of
-from fuxictr_mm.embeddings.encoding.pooling import POOLINGS, pool_tokens
+from fuxictr_mm.embeddings.encoding.choices import POOLINGS
+from fuxictr_mm.embeddings.encoding.pooling import pool_tokens
 from fuxictr_mm.embeddings.encoding.precision import autocast, check_precision
-from fuxictr_mm.embeddings.encoding.pretrained import Pretrained, files_digest, require_extra, weights_digest
+from fuxictr_mm.embeddings.encoding.pretrained import (
+    Pretrained,
+    files_digest,
+    quiet_transformers,
+    require_extra,
+    weights_digest,
+)
 from fuxictr_mm.embeddings.encoding.sentence_modules import read_sentence_modules
 from fuxictr_mm.embeddings.encoding.towers import features_of, refuse_missing
 from fuxictr_mm.errors import ConfigError
@@ -86,6 +94,10 @@ class TextEncoder:
         self._tokenizer = found.load_tokenizer()
         configuration: Any = network.config
         self._tower: Callable[..., Any] | None = getattr(network, "get_text_features", None)
+        # A tokenizer may give more than the tower takes, such as token types.
+        self._tower_inputs = {"input_ids", "attention_mask"}
+        if self._tower is not None:
+            self._tower_inputs |= set(inspect.signature(self._tower).parameters)
         if self._tower is not None and pooling is not None:
             raise ConfigError(f"model '{model}': its text tower projects to a vector itself; leave --pooling out")
         if self._tower is None and hasattr(network, "get_image_features"):
@@ -117,7 +129,7 @@ class TextEncoder:
         if self._fixed_length:
             if asked not in (None, most):
                 raise ConfigError(
-                    f"max_tokens {asked}: model '{self.name}' takes {most} always; leave --max_tokens out"
+                    f"max_tokens {asked}: model '{self.name}' takes {most} always; leave --max-tokens out"
                 )
             return most
         return asked or min(most, of_modules or MOST_TOKENS)
@@ -156,10 +168,13 @@ class TextEncoder:
     @torch.inference_mode()
     def _encode_batch(self, batch: dict[str, Any]) -> Tensor:
         padding = {"padding": "max_length", "max_length": self.max_tokens} if self._fixed_length else {"padding": True}
-        inputs = dict(self._tokenizer.pad(batch, return_tensors="pt", **padding))
+        with quiet_transformers():  # transformers 4 warns that tokenizing and padding are two steps here
+            inputs = dict(self._tokenizer.pad(batch, return_tensors="pt", **padding))
         mask = inputs["attention_mask"].to(self.device)
         if self._fixed_length:
             del inputs["attention_mask"]
+        if self._tower is not None:
+            inputs = {key: value for key, value in inputs.items() if key in self._tower_inputs}
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         with autocast(self.device, self.precision):
             if self._tower is not None:

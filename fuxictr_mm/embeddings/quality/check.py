@@ -18,11 +18,13 @@ from fuxictr_mm.embeddings.quality.layout import SPLITS, ItemFile, Layout, find_
 from fuxictr_mm.embeddings.quality.modalities import check_modalities, find_modalities
 from fuxictr_mm.embeddings.quality.reading import as_text, is_text, read_chunks
 from fuxictr_mm.embeddings.quality.repeats import check_repeats
-from fuxictr_mm.embeddings.quality.titles import check_titles
+from fuxictr_mm.embeddings.quality.titles import JUDGED, check_titles
+from fuxictr_mm.embeddings.quality.values import check_values
 from fuxictr_mm.embeddings.quality.vectors import ColumnStatistics, check_vectors
 from fuxictr_mm.errors import ConfigError
 
-TITLE_CHECKS = ("empty-title", "mojibake", "json-title", "assistant-title", "foreign-title", "duplicate-title")
+TITLE_CHECKS = (*JUDGED, "foreign-title", "duplicate-title")
+VALUE_CHECKS = ("far-item-id", "bad-item-value", "item-value-outlier")
 VECTOR_CHECKS = (
     "vector-width",
     "nonfinite-vector",
@@ -37,10 +39,13 @@ SPLIT_CHECKS = (
     "unused-item",
     "bad-user-id",
     "bad-context",
+    "context-outlier",
     "bad-label",
     "one-class",
     "unknown-target",
     "unknown-history",
+    "null-history",
+    "repeated-history",
     "inner-padding",
     "target-in-history",
     "future-click",
@@ -102,6 +107,10 @@ def check_folder(
     report = Report(checks)
     layout = find_layout(Path(folder), report)
     check_items(layout, report)
+    if report.wants(*VALUE_CHECKS):
+        for item in layout.items:
+            with report.reading(item.path):
+                check_values(item, report)
     twins: set[int] = set()
     if report.wants("duplicate-title", *VECTOR_CHECKS):
         twins = _check_all_vectors(layout, report, text_column, image_column, verbose)
@@ -143,7 +152,7 @@ def title_columns(layout: Layout, title_column: str | None) -> list[tuple[ItemFi
     name = title_column or "item_title"
     found = [item for item in layout.items if name in item.schema.names]
     if title_column and not found:
-        raise ConfigError(f"--title_column: no item file has a column '{title_column}'")
+        raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
     return [(item, name) for item in found]
 
 

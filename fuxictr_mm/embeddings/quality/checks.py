@@ -39,6 +39,7 @@ class Check(NamedTuple):
 ZEROED = "the vector is set to zero"
 ROW_DROPPED = "the row is dropped (never from test)"
 ENTRY_DROPPED = "the id is taken out of the history"
+VALUE_DROPPED = "taken out of a list, else set to 0"
 
 CHECKS: dict[str, Check] = {
     # Files
@@ -47,11 +48,23 @@ CHECKS: dict[str, Check] = {
     "column-type": Check(ERROR, "a column of a type that cannot be read", "whole numbers, or lists of numbers"),
     "empty-file": Check(ERROR, "no rows", "at least one row"),
     # Item ids
-    "bad-item-id": Check(ERROR, "null, negative or fractional item ids", "whole numbers from 0", ROW_DROPPED),
+    "bad-item-id": Check(
+        ERROR, "null, negative, fractional or too large item ids", "whole numbers from 0 to 2^31 - 1", ROW_DROPPED
+    ),
+    "far-item-id": Check(
+        WARNING, "item ids far beyond the others: tables reach to the largest", "ids numbered without wide gaps"
+    ),
     "duplicate-item": Check(ERROR, "items that have a row already", "one row per item", "later rows are dropped"),
     "padding-row": Check(ERROR, "row of item 0 that is not all zero", "zeros: id 0 is padding", "set to zero"),
     "partial-item": Check(WARNING, "items of other files without a row here", "a row for every item"),
     "unused-item": Check(INFO, "items that no interaction shows", "items that are shown or remembered"),
+    # Numbers of items: tags, levels
+    "bad-item-value": Check(
+        ERROR, "null, infinite or negative numbers, or ids above 2^31 - 1", "whole numbers from 0", VALUE_DROPPED
+    ),
+    "item-value-outlier": Check(
+        WARNING, "numbers far beyond the others of the column", "numbers in the range of the others", VALUE_DROPPED
+    ),
     # Titles
     "empty-title": Check(WARNING, "empty titles or placeholders", "a title", "placeholders become empty"),
     "mojibake": Check(WARNING, "text decoded by the wrong encoding", "readable text", "decoded anew by ftfy"),
@@ -61,6 +74,15 @@ CHECKS: dict[str, Check] = {
     "assistant-title": Check(
         WARNING, "sentences of a translating model", "the bare title", "the lead-in is cut off, a refusal emptied"
     ),
+    "markup-title": Check(
+        WARNING, "HTML tags or entities", "the bare title", "tags are taken out, entities become characters"
+    ),
+    "escape-title": Check(WARNING, "backslash escapes such as \\n or \\u00e9", "the characters meant", "decoded"),
+    "url-title": Check(WARNING, "web addresses", "the bare title", "the address is cut out"),
+    "repeated-word-title": Check(
+        WARNING, "one word over and over", "a title", "equal words that follow each other become one"
+    ),
+    "lost-character": Check(WARNING, "characters that a wrong decoding lost (U+FFFD)", "readable text"),
     "foreign-title": Check(WARNING, "titles in another language", "the language of the majority (or --language)"),
     "duplicate-title": Check(WARNING, "items that share a title", "a title per item"),
     # Vectors
@@ -81,10 +103,15 @@ CHECKS: dict[str, Check] = {
     # Interactions
     "bad-user-id": Check(ERROR, "null, negative or fractional user ids", "whole numbers from 0", ROW_DROPPED),
     "bad-context": Check(ERROR, "null, infinite or negative context values", "numbers from 0", ROW_DROPPED),
+    "context-outlier": Check(
+        WARNING, "context values far beyond the others", "values in the range of the others", ROW_DROPPED
+    ),
     "bad-label": Check(ERROR, "labels that are neither 0 nor 1", "0 or 1", ROW_DROPPED),
     "one-class": Check(ERROR, "all labels are the same", "both 0 and 1"),
     "unknown-target": Check(ERROR, "targets that no item file has", "ids of the item files", ROW_DROPPED),
     "unknown-history": Check(ERROR, "history ids that no item file has", "ids of the item files", ENTRY_DROPPED),
+    "null-history": Check(WARNING, "histories that are null", "a list, empty or of padding", "set to padding"),
+    "repeated-history": Check(INFO, "an item more than once in a history", "every item once, or a rewatch"),
     "inner-padding": Check(
         WARNING, "padding between real ids of a history", "padding at one end", "the ids are moved together"
     ),

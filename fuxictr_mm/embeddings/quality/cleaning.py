@@ -21,18 +21,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.schema import ITEM_SEQ
 from fuxictr_mm.embeddings.quality.checks import CHECKS, INFO, LEFT
 from fuxictr_mm.embeddings.quality.findings import Finding, Report
 from fuxictr_mm.embeddings.quality.layout import Layout
 from fuxictr_mm.embeddings.quality.reading import as_text, is_text, read_chunks, read_schema, split_lists
-from fuxictr_mm.embeddings.quality.titles import mend
+from fuxictr_mm.embeddings.quality.titles import JUDGED, mend
 from fuxictr_mm.errors import ConfigError, UserError
 
 ITEM_ROW_CHECKS = ("bad-item-id", "duplicate-item")
 SPLIT_ROW_CHECKS = (
     "bad-user-id",
     "bad-context",
+    "context-outlier",
     "bad-label",
     "unknown-target",
     "contradictory-row",
@@ -40,8 +40,9 @@ SPLIT_ROW_CHECKS = (
     "shared-row",
 )
 ENTRY_CHECKS = ("unknown-history", "target-in-history", "future-click")
-TITLE_CHECKS = ("empty-title", "mojibake", "json-title", "assistant-title")
-ZERO_CHECKS = ("vector-width", "nonfinite-vector")
+TITLE_MENDS = tuple(check for check in JUDGED if CHECKS[check].mended != LEFT)
+VALUE_CHECKS = ("bad-item-value", "item-value-outlier")
+ZERO_CHECKS = ("vector-width", "nonfinite-vector", "padding-row", "null-history")
 
 #: A row group is written when it has so many rows or bytes.
 GROUP_ROWS, GROUP_BYTES = 100_000, 128 << 20
@@ -150,25 +151,26 @@ def _done(finding: Finding, is_test: bool, unreadable: bool) -> str:
 def plan_file(findings: Iterable[Finding], is_test: bool, median_length: Mapping[str, float]) -> _Plan:
     """Return what to do with a file of these findings; ``median_length`` is that of each column with outliers."""
     plan = _Plan()
-    entries: dict[int, set[Any]] = defaultdict(set)
+    entries: dict[str, dict[int, set[Any]]] = defaultdict(lambda: defaultdict(set))
     for finding in findings:
         rows, change = finding.rows.tolist(), plan.change[finding.column]
         if finding.check in ITEM_ROW_CHECKS or (finding.check in SPLIT_ROW_CHECKS and not is_test):
             plan.drop.update(rows)
-        elif finding.check in TITLE_CHECKS:
+        elif finding.check in TITLE_MENDS:
             change.update(dict.fromkeys(rows, mend))
-        elif finding.check in ZERO_CHECKS or finding.check == "padding-row":
+        elif finding.check in ZERO_CHECKS:
             change.update(dict.fromkeys(rows, _zero))
         elif finding.check == "norm-outlier":
             scale = _Scale(median_length[f"{finding.file}: {finding.column}"])
             change.update(dict.fromkeys(rows, scale))
-        elif finding.check in ENTRY_CHECKS:
+        elif finding.check in (*ENTRY_CHECKS, *VALUE_CHECKS):
             for row, value in zip(rows, finding.values.tolist(), strict=True):
-                entries[row].add(value)
+                entries[finding.column][row].add(value)
         elif finding.check == "inner-padding":
             for row in rows:
-                entries[row].add(0)
-    plan.change[ITEM_SEQ].update({row: _Without(ids) for row, ids in entries.items()})
+                entries[finding.column][row].add(0)
+    for column, by_row in entries.items():
+        plan.change[column].update({row: _Without(values) for row, values in by_row.items()})
     return plan
 
 
@@ -184,15 +186,17 @@ class _Scale:
 
 
 class _Without:
-    """Take ids and padding out of a history, and pad it to its old width at the end where it was padded."""
+    """Take ids and padding out of a list, and pad it to its old width at the end where it was padded; a number is 0."""
 
-    def __init__(self, ids: set[Any]) -> None:
-        self.ids = ids
+    def __init__(self, values: set[Any]) -> None:
+        self.values = values
 
-    def __call__(self, history: list[Any]) -> list[Any]:
-        kept = [v for v in history if v and v not in self.ids]
-        padding = [0] * (len(history) - len(kept))
-        pads_right = bool(history[0]) and not history[-1]
+    def __call__(self, old: Any) -> Any:
+        if not isinstance(old, list):
+            return 0
+        kept = [v for v in old if v and v == v and v not in self.values]  # NaN is no set's member
+        padding = [0] * (len(old) - len(kept))
+        pads_right = bool(old[0]) and not old[-1]
         return kept + padding if pads_right else padding + kept
 
 
@@ -259,7 +263,7 @@ def _replace(array: pa.Array, start: int, changes: Mapping[int, Any], width: int
         if change is _zero:
             new.append(0 if width is None else [0] * width)
         else:
-            new.append(value if value is None else change(value))
+            new.append(change(value))
     fresh = pa.array(new, type=array.type)
     order = np.arange(len(array))
     order[places] = len(array) + np.arange(len(new))

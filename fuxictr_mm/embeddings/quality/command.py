@@ -17,20 +17,29 @@ from fuxictr_mm.embeddings.quality.findings import format_table
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_beside
 
+#: Shown after the options.
+EXAMPLE = """\
+examples:
+  fuxictr-mm check-data data/tiny_mm
+  fuxictr-mm check-data data/MicroLens_1M_x1 --json report.json --clean data/MicroLens_1M_clean
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm check-data``."""
+    parser.epilog = EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", metavar="DIR", help="folder with train, valid, test and item files (.parquet)")
     parser.add_argument("--json", metavar="FILE", help="write all findings, with every row, as JSON")
     parser.add_argument("--clean", metavar="OUT_DIR", help="write a cleaned copy and say what went")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks only")
     parser.add_argument("--skip", nargs="+", metavar="CHECK", help="leave these checks out")
-    parser.add_argument("--max_examples", type=int, default=3, metavar="N", help="rows shown per finding (default: 3)")
-    parser.add_argument("--title_column", metavar="NAME", help="column of the titles (default: item_title)")
+    parser.add_argument("--max-examples", type=int, default=3, metavar="N", help="rows shown per finding (default: 3)")
+    parser.add_argument("--title-column", metavar="NAME", help="column of the titles (default: item_title)")
     parser.add_argument(
-        "--text_column", metavar="NAME", help="text vectors of the cross-modal check (default: by name)"
+        "--text-column", metavar="NAME", help="text vectors of the cross-modal check (default: by name)"
     )
-    parser.add_argument("--image_column", metavar="NAME", help="image vectors of it (default: by name)")
+    parser.add_argument("--image-column", metavar="NAME", help="image vectors of it (default: by name)")
     parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -39,7 +48,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Check the folder, print the table, write what was asked for; exit with 1 where there are errors or warnings."""
     checks = choose_checks(args.only, args.skip)
     if args.max_examples < 0:
-        raise ConfigError(f"--max_examples is {args.max_examples}, expected 0 or more")
+        raise ConfigError(f"--max-examples is {args.max_examples}, expected 0 or more")
     check_outputs([args.json], Path(args.folder).glob("*.parquet"), overwrite=True)
     if args.clean and Path(args.clean).exists():
         raise ConfigError(f"--clean {args.clean}: is there already; name a folder that is not")

@@ -25,6 +25,7 @@ from fuxictr_mm.embeddings.quality.reading import (
     read_schema,
     split_lists,
 )
+from fuxictr_mm.embeddings.quality.values import Tally, check_context
 
 USER_ID, LABEL = "user_id", "label"
 #: Label of a row that has none.
@@ -151,10 +152,13 @@ def read_split(name: str, path: Path, seen: Seen, later: Later, report: Report, 
     context = [f.name for f in schema if f.name not in wanted and is_number(f.type)]
     if ITEM_ID not in usable:
         return None
-    reader = _SplitReader(path, LABEL in usable, seen, later, report, context)
+    tallies = {c: Tally(pa.types.is_floating(schema.field(c).type), MOST_CATEGORIES) for c in context}
+    reader = _SplitReader(path, LABEL in usable, seen, later, report, tallies)
     for row, columns in read_chunks(path, usable + context, verbose=verbose):
         reader.take(row, columns)
     split = reader.finish()
+    for column, tally in reader.tallies.items():
+        check_context(path, column, tally, split.users, report)
     if not len(split.targets):
         report.add("empty-file", path.name)
     classes = np.unique(split.labels[split.labels >= 0])
@@ -176,12 +180,13 @@ def _has_type(path: Path, schema: pa.Schema, name: str, report: Report) -> bool:
 
 class _SplitReader:
     def __init__(
-        self, path: Path, has_label: bool, seen: Seen, later: Later, report: Report, context: list[str]
+        self, path: Path, has_label: bool, seen: Seen, later: Later, report: Report, tallies: dict[str, Tally]
     ) -> None:
         self.path, self.has_label, self.seen, self.later, self.report = path, has_label, seen, later, report
         self.gathered = _Gathered()
         self.lengths: np.ndarray = np.zeros(1, dtype=np.int64)
-        self.context: dict[str, Counter[int]] = {name: Counter() for name in context}
+        self.tallies = tallies
+        self.repeating: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def take(self, row: int, columns: dict[str, pa.Array]) -> None:
         """Check a chunk whose first row is ``row``."""
@@ -191,8 +196,8 @@ class _SplitReader:
         labels = self._labels(columns.get(LABEL), row, users, count)
         keys = pair_keys(users, self._history(columns.get(ITEM_SEQ), row, users, targets))
         row_keys = pair_keys(keys.view(np.int64), targets)
-        for name, counts in self.context.items():
-            row_keys = pair_keys(row_keys.view(np.int64), self._context(columns[name], name, row, users, counts))
+        for name, tally in self.tallies.items():
+            row_keys = pair_keys(row_keys.view(np.int64), self._context(columns[name], name, row, users, tally))
         kept = (users, targets, labels, keys, row_keys)
         for part, values in zip(vars(self.gathered).values(), kept, strict=True):
             part.append(values)
@@ -204,6 +209,13 @@ class _SplitReader:
             return np.concatenate(parts) if parts else np.empty(0, kind)
 
         gathered = self.gathered
+        if self.repeating:
+            rows, ids, items = (np.concatenate(parts) for parts in zip(*self.repeating, strict=True))
+            share = len(rows) / max(int(self.lengths[1:].sum()), 1)
+            found = f"an item more than once, in {share:.1%} of the histories that are not empty"
+            self.report.add(
+                "repeated-history", self.path.name, ITEM_SEQ, rows, ids, items, found=found, id_name=USER_ID
+            )
         return Split(
             self.path,
             users=joined(gathered.users, np.int64),
@@ -212,7 +224,7 @@ class _SplitReader:
             history_keys=joined(gathered.history_keys, np.uint64),
             row_keys=joined(gathered.row_keys, np.uint64),
             lengths=self.lengths,
-            context=self.context,
+            context={name: tally.categories() for name, tally in self.tallies.items()},
             has_label=self.has_label,
         )
 
@@ -253,20 +265,21 @@ class _SplitReader:
             self._add("bad-label", LABEL, row, bad, users, array.take(pa.array(bad)).to_pylist())
         return np.where(good, values, NO_LABEL).astype(np.int8)
 
-    def _context(self, array: pa.Array, name: str, row: int, users: np.ndarray, counts: Counter[int]) -> np.ndarray:
+    def _context(self, array: pa.Array, name: str, row: int, users: np.ndarray, tally: Tally) -> np.ndarray:
         values = numbers(array)
         bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if bad.size:
             self._add("bad-context", name, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        if len(counts) <= MOST_CATEGORIES:
-            whole = values[np.isfinite(values) & (values == np.floor(values))]
-            counts.update(dict(zip(*(a.tolist() for a in np.unique(whole, return_counts=True)), strict=True)))
+        tally.add(values)
         return np.nan_to_num(values, nan=-1.0).view(np.int64)
 
     def _history(self, array: pa.Array | None, row: int, users: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Check the histories of a chunk; return their keys ``(R,)``."""
         if array is None:
             return np.zeros(len(users), dtype=np.int64)
+        if array.null_count and self.report.wants("null-history"):
+            bad = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
+            self._add("null-history", ITEM_SEQ, row, bad, users, [None] * len(bad))
         entries, offsets = split_lists(array)
         values, good = ids_of(entries)
         kept = np.flatnonzero(values)  # -1 stays: it is no padding
@@ -290,6 +303,8 @@ class _SplitReader:
             place = np.minimum(np.searchsorted(self.later.pairs, keys), len(self.later.pairs) - 1)
             bad = some[self.later.pairs[place] == keys]
             self._add_entries("future-click", row, owner[bad], users, items[bad])
+        if self.report.wants("repeated-history"):
+            self._gather_repeats(row, owner, items, users)
         filled = np.flatnonzero(lengths)
         first, last = kept[ends[filled]], kept[ends[filled + 1] - 1]
         bad = filled[last - first + 1 != lengths[filled]]
@@ -297,6 +312,16 @@ class _SplitReader:
             texts = [str([v for v in value if v]) for value in array.take(pa.array(bad)).to_pylist()]
             self._add("inner-padding", ITEM_SEQ, row, bad, users, texts)
         return history_keys(items, ends).view(np.int64)
+
+    def _gather_repeats(self, row: int, owner: np.ndarray, items: np.ndarray, users: np.ndarray) -> None:
+        keys = pair_keys(owner, items)
+        ascending = np.sort(keys)
+        twice = ascending[1:][ascending[1:] == ascending[:-1]]
+        if not twice.size:
+            return
+        places = np.flatnonzero(np.isin(keys, twice) & (items > 0))
+        rows, first = np.unique(owner[places], return_index=True)
+        self.repeating.append((row + rows, users[rows], items[places[first]]))
 
     def _add_entries(self, check: str, row: int, owner: np.ndarray, users: np.ndarray, values: np.ndarray) -> None:
         self.report.add(check, self.path.name, ITEM_SEQ, row + owner, users[owner], values, id_name=USER_ID)

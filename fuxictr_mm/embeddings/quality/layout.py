@@ -12,9 +12,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fuxictr_mm.data.parquet import MAX_IDS
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.embeddings.quality.findings import Report
-from fuxictr_mm.embeddings.quality.reading import ids_of, is_list_of, is_number, read_chunks, read_schema
+from fuxictr_mm.embeddings.quality.reading import (
+    ids_of,
+    is_list_of,
+    is_number,
+    numbers,
+    read_chunks,
+    read_schema,
+    split_lists,
+)
 from fuxictr_mm.errors import MissingFileError
 
 #: In the order of time: a later split must not show in an earlier one.
@@ -34,16 +43,19 @@ class ItemFile:
         Its columns.
     ids : ndarray of int64, (I,)
         ``item_id`` of each row, -1 where it is none.
+    id_lists : list of str
+        Columns of lists of ids, such as tags: of integers, or of floating-point numbers that are whole.
     """
 
     path: Path
     schema: pa.Schema
     ids: np.ndarray
+    id_lists: list[str]
 
     @property
     def vectors(self) -> list[str]:
-        """Columns of floating-point lists."""
-        return [f.name for f in self.schema if is_list_of(f.type, floating=True)]
+        """Columns of floating-point lists, those of ids left out."""
+        return [f.name for f in self.schema if is_list_of(f.type, floating=True) and f.name not in self.id_lists]
 
 
 @dataclass
@@ -124,12 +136,28 @@ def _read_item_file(path: Path, report: Report) -> ItemFile | None:
     parts = []
     for row, columns in read_chunks(path, [ITEM_ID]):
         ids, good = ids_of(columns[ITEM_ID])
+        good &= ids < MAX_IDS
+        ids = np.where(good, ids, -1)
         bad = np.flatnonzero(~good)
         report.add("bad-item-id", path.name, ITEM_ID, row + bad, ids[bad], columns[ITEM_ID].take(bad).to_pylist())
         parts.append(ids)
     if not parts:
         report.add("empty-file", path.name)
-    return ItemFile(path, schema, np.concatenate(parts or [np.empty(0, np.int64)]))
+    id_lists = [f.name for f in schema if is_list_of(f.type, floating=False) or _holds_ids(path, f)]
+    return ItemFile(path, schema, np.concatenate(parts or [np.empty(0, np.int64)]), id_lists)
+
+
+def _holds_ids(path: Path, field: pa.Field) -> bool:
+    """Whether a column of floating-point lists holds ids, by its first chunk: nearly all whole, and not all 0 or 1."""
+    if not is_list_of(field.type, floating=True):
+        return False
+    # Damage is told by the check that reads the column.
+    with Report(()).reading(path):
+        for _, columns in read_chunks(path, [field.name]):
+            values = numbers(split_lists(columns[field.name])[0])
+            values = values[np.isfinite(values)]
+            return bool(values.size and (values == np.floor(values)).mean() >= 0.99 and np.abs(values).max() > 1)
+    return False
 
 
 def has_columns(path: Path, schema: pa.Schema, wanted: Sequence[str], report: Report) -> bool:

@@ -73,7 +73,7 @@ def find_modalities(
     if best is None and (text or image):
         there = sorted({c for item in layout.items for c in item.vectors})
         raise ConfigError(
-            f"--text_column, --image_column: no item file has vectors of both (vectors: {', '.join(there)})"
+            f"--text-column, --image-column: no item file has vectors of both (vectors: {', '.join(there)})"
         )
     return best
 

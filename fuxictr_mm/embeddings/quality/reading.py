@@ -81,9 +81,14 @@ def is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def is_list_of(kind: pa.DataType, *, floating: bool) -> bool:
     """Whether a column holds lists of floating-point numbers, or of whole numbers."""
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if not is_list(kind):
         return False
     return pa.types.is_floating(kind.value_type) if floating else pa.types.is_integer(kind.value_type)
 

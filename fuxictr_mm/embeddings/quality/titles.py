@@ -1,6 +1,7 @@
 r"""Checks of titles, and how each is mended.
 
-A title is judged by the first of these that holds: empty, wrong encoding, JSON or code fence, a model's own sentence.
+A title is judged by the first of these that holds: empty, wrong encoding, JSON or code fence, a model's own sentence,
+HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a row), a character lost.
 Only titles with none of these are judged for their language, and conservatively:
 
 - another script: at least two letters and 30 % of all letters are of no script of the expected language;
@@ -11,6 +12,7 @@ Only titles with none of these are judged for their language, and conservatively
 from __future__ import annotations
 
 import functools
+import html
 import json
 import re
 import unicodedata
@@ -52,6 +54,23 @@ _REFUSAL = re.compile(
     |sorry,\ (?:but\ )?i\ (?:can't|can\u2019t|cannot))""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+#: Tags that stand inside a word or between two; the content of scripts goes as well.
+_INLINE_TAG = re.compile(
+    r"</?(?:a|abbr|b|big|code|em|font|i|s|small|span|strike|strong|sub|sup|tt|u)(?:\s[^<>]*)?/?>", re.IGNORECASE
+)
+_BLOCK_TAG = re.compile(
+    r"""<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>
+    |</?(?:article|body|br|button|center|div|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|label|li|link|meta
+    |ol|option|p|pre|script|section|select|style|svg|table|tbody|td|th|title|tr|ul|video)(?:\s[^<>]*)?/?>""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+#: A file's name, such as C:\new, and no escape.
+_DRIVE = re.compile(r"\b[A-Za-z]:\\")
+_ESCAPE = re.compile(r"(?<!\\)(?:(?:\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2})+|\\[nrt]|\\(?=[\"']))")
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S+\.\S+", re.IGNORECASE)
+_REPEATS = re.compile(r"\b(\w+)(?:\W+\1\b){5,}", re.IGNORECASE)
 
 #: Scripts by the first word of a letter's Unicode name; a language that is not listed is written in Latin letters.
 _CJK = ("CJK", "IDEOGRAPHIC", "FULLWIDTH")
@@ -98,8 +117,8 @@ def judge(title: str) -> Verdict | None:
     if folded in PLACEHOLDERS or not any(_is_visible(c) for c in folded):
         return Verdict("empty-title", "")
     decoded = _ftfy().fix_encoding(title)
-    if decoded != title or "�" in title:
-        return Verdict("mojibake", decoded.replace("�", ""))
+    if decoded != title and "�" not in decoded:
+        return Verdict("mojibake", decoded)
     fence = _FENCE.match(title)
     inside = fence[1] if fence else title
     if fence or _is_json(inside):
@@ -109,7 +128,49 @@ def judge(title: str) -> Verdict | None:
     lead_in = _LEAD_IN.match(title)
     if lead_in:
         return Verdict("assistant-title", title[lead_in.end() :].strip().strip("\"“”'"))
-    return None
+    for check, change in _REWRITES.items():
+        rewritten = change(title)
+        if rewritten != title:
+            return Verdict(check, " ".join(rewritten.split()))
+    return Verdict("lost-character", None) if "�" in decoded else None
+
+
+def _without_markup(title: str) -> str:
+    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", title))
+    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), bare)
+
+
+def _without_escapes(title: str) -> str:
+    return title if _DRIVE.search(title) else _ESCAPE.sub(_unescaped, title)
+
+
+def _unescaped(escapes: re.Match[str]) -> str:
+    if escapes[0] == "\\":
+        return ""  # before a quotation mark
+    # Two escapes of four digits may be the halves of one character.
+    units = b"".join(
+        chr(int(e[2:], 16)).encode("utf-16-le", "surrogatepass") for e in re.findall(r"\\[uUx][0-9a-fA-F]+", escapes[0])
+    )
+    text = units.decode("utf-16-le", "replace")
+    return text if units and all(map(str.isprintable, text)) else " "
+
+
+def _without_address(title: str) -> str:
+    return _ADDRESS.sub(" ", title)
+
+
+def _without_repeats(title: str) -> str:
+    return _REPEATS.sub(r"\1", title)
+
+
+_REWRITES = {
+    "markup-title": _without_markup,
+    "escape-title": _without_escapes,
+    "url-title": _without_address,
+    "repeated-word-title": _without_repeats,
+}
+#: The checks that `judge` gives, in its order.
+JUDGED = ("empty-title", "mojibake", "json-title", "assistant-title", *_REWRITES, "lost-character")
 
 
 def _is_visible(character: str) -> bool:
@@ -201,7 +262,7 @@ def check_titles(
     for row, (title, item) in enumerate(zip(titles, ids.tolist(), strict=True)):
         if item == 0:
             continue
-        verdict = judge(title) if report.wants("empty-title", "mojibake", "json-title", "assistant-title") else None
+        verdict = judge(title) if report.wants(*JUDGED) else None
         if verdict:
             report.add(verdict.check, file, column, [row], [item], [title])
         elif title.strip():

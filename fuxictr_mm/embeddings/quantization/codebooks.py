@@ -6,21 +6,16 @@ of a centroid.
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.checking import nearest
-from fuxictr_mm.embeddings.checksum import checksum
-from fuxictr_mm.errors import DataError, MissingFileError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.embeddings.saved import SavedFormat
+from fuxictr_mm.errors import DataError
 
 Vectors = NDArray[np.float32]
 Codes = NDArray[np.int64]
@@ -35,7 +30,7 @@ SCALINGS = ("modality", "none", "l2", "standard")
 #: Vectors taken to float64 at once.
 _ROWS = 4096
 
-_FORMAT = "fuxictr_mm.codebook.1"
+SAVED = SavedFormat("codebook", "quantize --save")
 
 
 @dataclass(frozen=True)
@@ -317,8 +312,6 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
     UserError
         The file cannot be written.
     """
-    from safetensors.numpy import save
-
     tensors: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}
     for column, book in codebooks.items():
@@ -329,7 +322,7 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
         for name in ("encoder", "decoder"):
             for place, layer in enumerate(getattr(fitted, name)):
                 own[f"{name}.{place}.weight"], own[f"{name}.{place}.bias"] = layer.weight, layer.bias
-        tensors.update({f"{column}.{k}": np.ascontiguousarray(v, dtype=np.float32) for k, v in own.items()})
+        tensors.update({f"{column}.{k}": np.asarray(v, dtype=np.float32) for k, v in own.items()})
         described[column] = {
             "method": book.method,
             "levels": book.levels,
@@ -339,9 +332,7 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
             "encoder": len(fitted.encoder),
             "decoder": len(fitted.decoder),
         }
-    text = json.dumps(described)
-    metadata = {"format": _FORMAT, "codebooks": text, "sha256": checksum(text, tensors)}
-    write_beside(path, lambda stream: stream.write(save(tensors, metadata)))
+    SAVED.save(path, {"codebooks": described}, tensors)
 
 
 def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
@@ -354,32 +345,11 @@ def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
     DataError
         It is no file of codebooks, or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    return SAVED.load(path, _codebooks)
 
-    path = Path(path)
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise MissingFileError(f"{path}: no such file{nearest(path.name, beside)}; fit a codebook first, with --save")
-    again = "fit it again or copy it again"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, TypeError, struct.error) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{path}: cannot be read as a file of codebooks ({reason}); {again}") from error
-    if metadata.get("format") != _FORMAT:
-        raise DataError(
-            f"{path}: is of the format '{metadata.get('format')}', expected '{_FORMAT}', "
-            "a file that `fuxictr-mm embed quantize --save` wrote"
-        )
-    text = metadata.get("codebooks", "")
-    if metadata.get("sha256") != checksum(text, tensors):
-        raise DataError(f"{path}: damaged, its checksum is not that of its contents; {again}")
-    try:
-        return {column: _codebook(spec, column, tensors) for column, spec in json.loads(text).items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not whole ({type(error).__name__}: {error}); {again}") from error
+
+def _codebooks(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Codebook]:
+    return {column: _codebook(spec, column, tensors) for column, spec in content["codebooks"].items()}
 
 
 def _codebook(spec: Mapping[str, Any], column: str, tensors: Mapping[str, np.ndarray]) -> Codebook:

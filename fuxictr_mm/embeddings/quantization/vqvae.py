@@ -230,7 +230,7 @@ def fit_vqvae(
             loss, chosen, residuals = model.loss(batch, depth)
             used[torch.arange(levels), chosen] = True
         if not torch.isfinite(loss):
-            raise UserError(f"VQ-VAE: the loss is {loss.item()} at step {step}; lower --learning_rate")
+            raise UserError(f"VQ-VAE: the loss is {loss.item()} at step {step}; lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

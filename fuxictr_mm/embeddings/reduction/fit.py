@@ -14,7 +14,7 @@ from fuxictr_mm.embeddings.reduction.pca import Moments, PrincipalComponents, fi
 from fuxictr_mm.embeddings.reduction.reducer import (
     APART,
     JOINT,
-    SCALES,
+    SCALINGS,
     Modality,
     Reducer,
     Strategy,
@@ -36,7 +36,7 @@ def fit_reducer(
     *,
     dim: int | None = None,
     variance: float | None = None,
-    scale: str = "none",
+    scaling: str = "none",
     whiten: bool = False,
     balance: bool = True,
     strategies: Sequence[str] | None = None,
@@ -58,7 +58,7 @@ def fit_reducer(
     variance : float, optional
         The share of the variance to keep, above 0 and at most 1, in place of ``dim``: each PCA gets the smallest width
         that keeps it.
-    scale : {"none", "l2", "standard"}
+    scaling : {"none", "l2", "standard"}
         Vectors before the PCA: as they are, of length 1, or each column divided by its standard deviation.
     whiten : bool
         Divide each component by its standard deviation.
@@ -80,12 +80,12 @@ def fit_reducer(
     """
     names = [source.name for source in joined.sources]
     chosen = choose_strategies(names, strategies)
-    _check(dim, variance, scale)
+    _check(dim, variance, scaling)
     with_joint = any(kind == JOINT for _, kind in chosen)
     total_width = sum(joined.widths.values())
     held = 8 * len(joined.ids) * (total_width if with_joint else max(joined.widths.values()))
     fit = _fit_held if held <= memory else _fit_chunked
-    singles, deviations, joint, joint_totals = fit(joined, scale, with_joint, advance)
+    singles, deviations, joint, joint_totals = fit(joined, scaling, with_joint, advance)
     dim = 128 if dim is None and variance is None else dim
     plan = [_plan(name, kind, names, singles, joint, dim, variance) for name, kind in chosen]
     modalities = []
@@ -106,7 +106,7 @@ def fit_reducer(
         )
     if joint is not None:
         joint = joint.keep(max(s.width for s in plan if s.kind == JOINT))
-    return Reducer(tuple(modalities), joint, joint_totals, tuple(plan), scale, whiten, balance)
+    return Reducer(tuple(modalities), joint, joint_totals, tuple(plan), scaling, whiten, balance)
 
 
 def choose_strategies(names: Sequence[str], wanted: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -137,15 +137,15 @@ def choose_strategies(names: Sequence[str], wanted: Sequence[str] | None = None)
     return [strategy for strategy in every if strategy in asked]
 
 
-def _check(dim: int | None, variance: float | None, scale: str) -> None:
+def _check(dim: int | None, variance: float | None, scaling: str) -> None:
     if dim is not None and variance is not None:
         raise ConfigError("both dim and variance are given; expected one of them")
     if dim is not None and dim < 1:
         raise ConfigError(f"dim is {dim}, expected at least 1")
     if variance is not None and not 0 < variance <= 1:
         raise ConfigError(f"variance is {variance}, expected a share above 0 and at most 1, such as 0.95")
-    if scale not in SCALES:
-        raise ConfigError(f"scale is '{scale}'{nearest(scale, SCALES)}; expected one of {', '.join(SCALES)}")
+    if scaling not in SCALINGS:
+        raise ConfigError(f"scaling is '{scaling}'{nearest(scaling, SCALINGS)}; expected one of {', '.join(SCALINGS)}")
 
 
 def _plan(
@@ -178,14 +178,14 @@ def _plan(
 _Fit = tuple[dict[str, PrincipalComponents], dict[str, np.ndarray], PrincipalComponents | None, dict[str, float]]
 
 
-def _fit_chunked(joined: JoinedVectors, scale: str, with_joint: bool, advance: Callable[[int], object]) -> _Fit:
+def _fit_chunked(joined: JoinedVectors, scaling: str, with_joint: bool, advance: Callable[[int], object]) -> _Fit:
     """Pass once over the chunks; memory is the square of the width."""
     widths = joined.widths
     columns = dict(zip(widths, blocks(widths.values()), strict=True))
     moments = {name: Moments(width) for name, width in widths.items()}
     together = Moments(sum(widths.values()) if with_joint else 0)
     for ids, vectors in joined.chunks(max(256, CHUNK_BYTES // (8 * sum(widths.values())))):
-        scaled = {name: scale_rows(rows, scale) for name, rows in vectors.items()}
+        scaled = {name: scale_rows(rows, scaling) for name, rows in vectors.items()}
         present = {name: rows.any(axis=1) for name, rows in scaled.items()}
         whole = np.logical_and.reduce(list(present.values())) & with_joint
         if with_joint:
@@ -200,43 +200,43 @@ def _fit_chunked(joined: JoinedVectors, scale: str, with_joint: bool, advance: C
         _require_items(together.count, "all modalities")
     for name in widths:
         _require_items(moments[name].count, f"modality '{name}'")
-    deviations = {name: _deviations(np.diag(moments[name].covariance), moments[name].mean, scale) for name in widths}
-    singles = {name: moments[name].components(_if_standard(deviations[name], scale)) for name in widths}
+    deviations = {name: _deviations(np.diag(moments[name].covariance), moments[name].mean, scaling) for name in widths}
+    singles = {name: moments[name].components(_if_standard(deviations[name], scaling)) for name in widths}
     _require_variance(singles)
     if not with_joint:
         return singles, deviations, None, {}
     divisors = np.concatenate(list(deviations.values()))
     variances = np.diag(together.covariance) / divisors**2
     totals = {name: float(variances[columns[name]].sum()) for name in widths}
-    return singles, deviations, together.components(_if_standard(divisors, scale)), totals
+    return singles, deviations, together.components(_if_standard(divisors, scaling)), totals
 
 
-def _fit_held(joined: JoinedVectors, scale: str, with_joint: bool, advance: Callable[[int], object]) -> _Fit:
+def _fit_held(joined: JoinedVectors, scaling: str, with_joint: bool, advance: Callable[[int], object]) -> _Fit:
     """Hold what is fitted, one PCA after the other, as float64."""
     widths = joined.widths
     singles, deviations = {}, {}
     for name, width in widths.items():
-        exact = _collect(joined, [name], scale)
+        exact = _collect(joined, [name], scaling)
         _require_items(len(exact), f"modality '{name}'")
         # By columns: numpy's `var` of the whole would hold it once more.
         variances = np.array([exact[:, column].var(ddof=1) for column in range(width)])
-        deviations[name] = _deviations(variances, exact.mean(axis=0), scale)
-        singles[name] = fit_in_memory(exact, _if_standard(deviations[name], scale))
+        deviations[name] = _deviations(variances, exact.mean(axis=0), scaling)
+        singles[name] = fit_in_memory(exact, _if_standard(deviations[name], scaling))
         del exact
     _require_variance(singles)
     advance(len(joined.ids))
     if not with_joint:
         return singles, deviations, None, {}
-    exact = _collect(joined, list(widths), scale)
+    exact = _collect(joined, list(widths), scaling)
     _require_items(len(exact), "all modalities")
     divisors = np.concatenate(list(deviations.values()))
-    joint = fit_in_memory(exact, _if_standard(divisors, scale))
+    joint = fit_in_memory(exact, _if_standard(divisors, scaling))
     squares = np.einsum("nd,nd->d", exact, exact) / (len(exact) - 1)  # fit_in_memory has centred it
     columns = dict(zip(widths, blocks(widths.values()), strict=True))
     return singles, deviations, joint, {name: float(squares[columns[name]].sum()) for name in widths}
 
 
-def _collect(joined: JoinedVectors, names: Sequence[str], scale: str) -> np.ndarray:
+def _collect(joined: JoinedVectors, names: Sequence[str], scaling: str) -> np.ndarray:
     """Return the vectors of the items that have all of these modalities, side by side."""
     exact = np.empty((len(joined.ids), sum(joined.widths[name] for name in names)))
     rows = 0
@@ -244,18 +244,18 @@ def _collect(joined: JoinedVectors, names: Sequence[str], scale: str) -> np.ndar
         whole = np.logical_and.reduce([v.any(axis=1) for v in vectors.values()])
         more = rows + int(whole.sum())
         for name, columns in zip(names, blocks(joined.widths[name] for name in names), strict=True):
-            exact[rows:more, columns] = scale_rows(vectors[name][whole], scale)
+            exact[rows:more, columns] = scale_rows(vectors[name][whole], scaling)
         rows = more
     return exact[:rows]
 
 
-def _if_standard(deviations: np.ndarray, scale: str) -> np.ndarray | None:
-    return deviations if scale == "standard" else None
+def _if_standard(deviations: np.ndarray, scaling: str) -> np.ndarray | None:
+    return deviations if scaling == "standard" else None
 
 
-def _deviations(variances: np.ndarray, mean: np.ndarray, scale: str) -> np.ndarray:
+def _deviations(variances: np.ndarray, mean: np.ndarray, scaling: str) -> np.ndarray:
     """Return what to divide columns by; constant ones are left as they are."""
-    if scale != "standard":
+    if scaling != "standard":
         return np.ones(len(variances))
     deviations = np.sqrt(variances)
     return np.where(deviations > CONSTANT * np.abs(mean), deviations, 1.0)

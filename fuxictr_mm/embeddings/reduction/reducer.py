@@ -6,26 +6,22 @@ Shape letters: n items, D width of a modality, K width of a result.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.embeddings.checksum import checksum
 from fuxictr_mm.embeddings.reduction.pca import PrincipalComponents
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.embeddings.saved import SavedFormat
+from fuxictr_mm.errors import ConfigError
 
-SCALES = ("none", "l2", "standard")
+SCALINGS = ("none", "l2", "standard")
 JOINT, APART = "joint", "apart"
 
-#: Version of the file's layout.
-FORMAT = 1
+SAVED = SavedFormat("reducer", "reduce")
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Modality:
     missing : int
         Items of the fit without a vector of it, that is, a zero one.
     deviations : ndarray
-        ``(D,)``, what columns are divided by; ones unless the scale is ``standard``.
+        ``(D,)``, what columns are divided by; ones unless the scaling is ``standard``.
     pca : PrincipalComponents
         Of this modality alone.
     """
@@ -104,7 +100,7 @@ class Reducer:
         Variance of each modality among the items of the joint fit.
     strategies : tuple of Strategy
         What to write.
-    scale : {"none", "l2", "standard"}
+    scaling : {"none", "l2", "standard"}
         Vectors before the PCA: as they are, of length 1, or each column divided by its standard deviation.
     whiten : bool
         Each component is divided by its standard deviation.
@@ -118,7 +114,7 @@ class Reducer:
     joint: PrincipalComponents | None
     joint_totals: dict[str, float]
     strategies: tuple[Strategy, ...]
-    scale: str
+    scaling: str
     whiten: bool
     balance: bool
 
@@ -160,7 +156,7 @@ class Reducer:
             Names or widths are not those of the fit.
         """
         self.check({name: rows.shape[1] for name, rows in vectors.items()})
-        scaled = {m.name: scale_rows(vectors[m.name], self.scale) for m in self.modalities}
+        scaled = {m.name: scale_rows(vectors[m.name], self.scaling) for m in self.modalities}
         present = {name: (rows != 0).any(axis=1, keepdims=True) for name, rows in scaled.items()}
         return {s.name: self._apply(s, scaled, present).astype(np.float32) for s in self.strategies}
 
@@ -195,8 +191,6 @@ class Reducer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; what the arrays mean stands in its metadata as JSON."""
-        from safetensors.numpy import save
-
         arrays: dict[str, np.ndarray] = {}
         described = []
         for number, modality in enumerate(self.modalities):
@@ -217,18 +211,14 @@ class Reducer:
             arrays |= _arrays_of(self.joint, "joint.")
             joint = {"total": self.joint.total, "count": self.joint.count, "totals": self.joint_totals}
         content = {
-            "format": FORMAT,
             "modalities": described,
             "joint": joint,
             "strategies": [{"name": s.name, "kind": s.kind, "widths": s.widths} for s in self.strategies],
-            "scale": self.scale,
+            "scaling": self.scaling,
             "whiten": self.whiten,
             "balance": self.balance,
         }
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        text = json.dumps(content)
-        data = save(arrays, metadata={"fuxictr_mm.reducer": text, "sha256": checksum(text, arrays)})
-        write_beside(path, lambda stream: stream.write(data))
+        SAVED.save(path, content, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Reducer:
@@ -241,31 +231,7 @@ class Reducer:
         DataError
             It is damaged or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise MissingFileError(f"{path}: no such file, expected a reducer that `fuxictr-mm embed reduce` wrote")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, str(error)) from None
-        if "fuxictr_mm.reducer" not in metadata:
-            raise DataError(f"{path}: is no reducer; expected a file that `fuxictr-mm embed reduce` wrote")
-        if metadata.get("sha256") != checksum(metadata["fuxictr_mm.reducer"], arrays):
-            raise _damaged(path, "its checksum is not that of its contents")
-        try:
-            content = json.loads(metadata["fuxictr_mm.reducer"])
-            if content["format"] != FORMAT:
-                raise DataError(f"{path}: has the format {content['format']}, expected {FORMAT}; fit the reducer anew")
-            reducer = cls._from_content(content, arrays)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from None
-        problem = reducer._problem()
-        if problem:
-            raise _damaged(path, problem)
-        return reducer
+        return SAVED.load(path, cls._from_content)
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reducer:
@@ -281,15 +247,19 @@ class Reducer:
             for number, m in enumerate(content["modalities"])
         )
         joint = content["joint"]
-        return cls(
+        reducer = cls(
             modalities,
             None if joint is None else _pca_of(arrays, "joint.", joint),
             {} if joint is None else dict(joint["totals"]),
             tuple(Strategy(s["name"], s["kind"], dict(s["widths"])) for s in content["strategies"]),
-            content["scale"],
+            content["scaling"],
             bool(content["whiten"]),
             bool(content["balance"]),
         )
+        problem = reducer._problem()
+        if problem:
+            raise ValueError(problem)
+        return reducer
 
     def _problem(self) -> str | None:
         """Say what does not fit together."""
@@ -310,15 +280,15 @@ class Reducer:
         for strategy in self.strategies:
             if any(kept.get(name, 0) < width for name, width in strategy.widths.items()):
                 return f"strategy '{strategy.name}' needs components that are not there"
-        if self.scale not in SCALES or not self.modalities or not self.strategies:
+        if self.scaling not in SCALINGS or not self.modalities or not self.strategies:
             return "settings are missing"
         return None
 
 
-def scale_rows(vectors: np.ndarray, scale: str) -> np.ndarray:
-    """Return vectors ``(n, D)`` as float64, of length 1 where the scale is ``l2``; zero vectors stay zero."""
+def scale_rows(vectors: np.ndarray, scaling: str) -> np.ndarray:
+    """Return vectors ``(n, D)`` as float64, of length 1 where the scaling is ``l2``; zero vectors stay zero."""
     exact = vectors.astype(np.float64)
-    if scale == "l2":
+    if scaling == "l2":
         # By the largest entry first: the square of a tiny number is zero.
         largest = np.maximum(exact.max(axis=1, initial=0), -exact.min(axis=1, initial=0))
         exact /= np.where(largest > 0, largest, 1)[:, None]
@@ -351,7 +321,3 @@ def _pca_of(arrays: Mapping[str, np.ndarray], prefix: str, content: Mapping[str,
         float(content["total"]),
         int(content["count"]),
     )
-
-
-def _damaged(path: str | os.PathLike[str], reason: str) -> DataError:
-    return DataError(f"{path}: is damaged ({' '.join(reason.split())}); fit the reducer anew")

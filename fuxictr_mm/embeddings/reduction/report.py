@@ -21,12 +21,12 @@ SMALL_PART = 0.5
 def summarize(reducer: Reducer, prefix: str) -> dict[str, Any]:
     """Return the report as plain values.
 
-    Keys: ``scale``, ``whiten``, ``balance``; ``modalities`` with ``items`` (of the fit), ``missing`` and ``variance``;
-    ``strategies`` with ``kept`` (share of all variance), ``kept_of`` (of each modality's) and, for the joint one,
-    ``made_of`` (share of its components' variance that each modality makes); ``warnings``.
+    Keys: ``scaling``, ``whiten``, ``balance``; ``modalities`` with ``items`` (of the fit), ``missing`` and
+    ``variance``; ``strategies`` with ``kept`` (share of all variance), ``kept_of`` (of each modality's) and, for the
+    joint one, ``made_of`` (share of its components' variance that each modality makes); ``warnings``.
     """
     return {
-        "scale": reducer.scale,
+        "scaling": reducer.scaling,
         "whiten": reducer.whiten,
         "balance": reducer.balance,
         "modalities": [
@@ -86,7 +86,7 @@ def _drowned(reducer: Reducer, strategy: Strategy) -> list[str]:
     equal_part = max(strategy.width // len(reducer.modalities), 1)
     loudest = max(made_of, key=made_of.__getitem__)
     apart = next((s.name for s in reducer.strategies if s.kind == APART), APART)
-    remedy = f"use {apart}" if reducer.scale != "none" else f"use {apart}, or scale the vectors (standard or l2)"
+    remedy = f"use {apart}" if reducer.scaling != "none" else f"use {apart}, or scale the vectors (standard or l2)"
     sentences = []
     for modality in reducer.modalities:
         alone = float(modality.pca.variances[:equal_part].sum()) / modality.pca.total
@@ -134,6 +134,17 @@ def format_report(report: dict[str, Any]) -> str:
             lines += ["", f"The components of {s['column']} are {parts}."]
     lines += [f"warning: {sentence}" for sentence in report["warnings"]]
     return "\n".join(lines)
+
+
+def format_applied(report: dict[str, Any]) -> str:
+    """Return what a saved reducer was applied to; what it kept is said of its own fit."""
+    fit = report["fit"]
+    lines = [f"{report['items']} items reduced by {report['applied']}"]
+    lines += [f"  {count} without a vector of {name}" for name, count in report["missing"].items() if count]
+    rows = [[s["column"], s["strategy"], str(s["width"]), percent(s["kept"])] for s in fit["strategies"]]
+    items = max(m["items"] for m in fit["modalities"])
+    head = ["column", "strategy", "width", f"variance kept of the {items} items of the fit"]
+    return "\n".join([*lines, "", *_table(head, rows)])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

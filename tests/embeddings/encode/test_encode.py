@@ -71,7 +71,7 @@ def test_images_become_a_column_with_a_flag(tiny, items, posters, tmp_path, pict
     out, report = tmp_path / "out.parquet", tmp_path / "report.json"
     main(
         f"embed encode --images {posters} --items {items} --model {tiny('clip')} --out {out} --column img_emb_X "
-        f"--report {report} --chunk_rows 2 --batch_size 2".split()
+        f"--report {report} --chunk-rows 2 --batch-size 2".split()
     )
     table = pq.read_table(out)
     flags = dict(zip(table["item_id"].to_pylist(), table["img_missing"].to_pylist(), strict=True))
@@ -105,6 +105,19 @@ def test_an_archive_gives_what_its_folder_gives(tiny, posters, tmp_path):
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
 
+def test_json_is_one_document_and_quiet_prints_nothing(tiny, items, tmp_path, capsys):
+    command = (
+        f"embed encode --texts {items} --model {tiny('bert')} --column v --overwrite --out {tmp_path / 'o.parquet'}"
+    )
+    capsys.readouterr()  # of saving the tiny model
+    main([*command.split(), "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["missing"] == {"5": "no text", "7": "no text"}
+    main([*command.split(), "--quiet"])
+    quiet = capsys.readouterr()
+    assert (said.err, quiet.out, quiet.err) == ("", "", "")
+
+
 class Stop(Exception):
     """In place of a kill."""
 
@@ -136,8 +149,55 @@ def test_finished_chunks_are_not_encoded_again(tiny, items, tmp_path, monkeypatc
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: (seen.extend(texts), encode(self, texts, *a))[1])
     encode_texts(items, tmp_path / "out.parquet", **options)
     assert seen == ["text", "dog", "fox", "story"]
-    assert "6 of 9 items are finished" in capsys.readouterr().out
+    assert "6 of 9 items are finished" in capsys.readouterr().err
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["file", "rename", "report", "chunks", "half of the chunks"])
+def test_a_run_stopped_after_the_last_chunk_ends_without_encoding_again(tiny, items, tmp_path, monkeypatch, place):
+    from fuxictr_mm.embeddings import encode as module
+    from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
+
+    out, report = tmp_path / "out.parquet", tmp_path / "report.json"
+    options = {"model": tiny("bert"), "column": "v", "chunk_rows": 2, "batch_size": 2, "verbose": 0}
+    encode_texts(items, tmp_path / "whole.parquet", report=tmp_path / "whole.json", **options)
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        where, name = {
+            "file": (module.ItemFileWriter, "__enter__"),
+            "rename": (module.ItemFileWriter, "_finish"),
+            "report": (module, "write_beside"),
+            "chunks": (ChunkStore, "remove"),
+            "half of the chunks": (shutil, "rmtree"),
+        }[place]
+        patch.setattr(where, name, stop)
+        with pytest.raises(Stop):
+            encode_texts(items, out, report=report, **options)
+    if place == "half of the chunks":  # all is written: what is left is out of the way
+        assert not out.with_name("out.parquet.chunks").exists()
+        encode_texts(items, out, report=report, overwrite=True, **options)
+    else:
+        other = tmp_path / "other.json"
+        other.write_text("mine")
+        with pytest.raises(ConfigError, match=r"other\.json: exists already"):
+            encode_texts(items, out, report=other, **options)
+        seen: list[str] = []
+        encode = TextEncoder.encode
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                TextEncoder, "encode", lambda self, texts, *a: (seen.extend(texts), encode(self, texts, *a))[1]
+            )
+            encode_texts(items, out, report=report, **options)
+        assert seen == ["text"]  # which tells the width
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    told, whole = (json.loads(file.read_text()) for file in (report, tmp_path / "whole.json"))
+    assert told["missing"] == whole["missing"]
+    assert not [file for file in tmp_path.iterdir() if "chunks" in file.name]
+    with pytest.raises(ConfigError, match="exists already"):  # now it is a file like any other
+        encode_texts(items, out, report=report, **options)
 
 
 def test_chunks_of_other_options_are_refused_or_thrown_away(tiny, items, tmp_path, monkeypatch):
@@ -203,7 +263,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tiny, tmp_path, pict
         ("--texts {items} --out {out} --items {items}", "--items is for --images, and --texts was given"),
         ("--texts {items} --out {out} --column txt_missing", "column 'txt_missing', expected a name"),
         ("--texts {items} --out {out} --column a-b", "column 'a-b', expected a name"),
-        ("--texts {items} --out {out} --chunk_rows 0", "chunk_rows 0, expected 1 or more"),
+        ("--texts {items} --out {out} --chunk-rows 0", "chunk_rows 0, expected 1 or more"),
         ("--texts {items} --out {out} --template {{item_titel}}", "did you mean 'item_title'"),
         ("--texts {items}x --out {out}", "no such file"),
     ],
@@ -248,6 +308,7 @@ def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
 def test_a_hub_id_is_found_in_the_cache_without_a_network(tiny, items, tmp_path):
     repository = tmp_path / "cache/models--someone--tiny-bert"
     (repository / "refs").mkdir(parents=True)
+    (tmp_path / "cache/version.txt").write_text("1")  # without it transformers 4 looks for an old cache to move
     (repository / "refs/main").write_text("a" * 40)
     shutil.copytree(tiny("bert"), repository / "snapshots" / ("a" * 40))
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,8 @@ def pixel_values(folder: str, files: list[bytes]) -> torch.Tensor:
 
     processor = AutoImageProcessor.from_pretrained(folder)
     images = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    return torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    return torch.cat([processor(images=image, **options)["pixel_values"] for image in images])
 
 
 @pytest.fixture

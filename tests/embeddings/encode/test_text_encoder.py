@@ -82,7 +82,7 @@ def test_siglip_pads_to_the_length_it_was_trained_with(tiny):
 
 
 def test_siglip_cannot_be_cut_otherwise(tiny):
-    with pytest.raises(ConfigError, match="takes 24 always; leave --max_tokens out"):
+    with pytest.raises(ConfigError, match="takes 24 always; leave --max-tokens out"):
         TextEncoder(tiny("siglip"), max_tokens=8)
 
 
@@ -180,7 +180,7 @@ def test_no_texts_give_no_vectors(tiny):
 def copy_without(source: str, folder: Path, *names: str) -> str:
     shutil.copytree(source, folder)
     for name in names:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)  # what is there depends on the version of transformers
     return str(folder)
 
 

@@ -50,10 +50,10 @@ def test_clean_data_has_no_findings_but_infos(folder, tmp_path, capsys):
         (["nowhere"], "no such folder"),
         (["DIR", "--only", "mojibak"], "there is no check 'mojibak'; did you mean 'mojibake'?"),
         (["DIR", "--only", "mojibake", "--skip", "mojibake", "unreadable"], "leave no check to run"),
-        (["DIR", "--title_column", "name"], "no item file has a column 'name'"),
-        (["DIR", "--text_column", "txt"], "no item file has vectors of both"),
+        (["DIR", "--title-column", "name"], "no item file has a column 'name'"),
+        (["DIR", "--text-column", "txt"], "no item file has vectors of both"),
         (["DIR", "--language", "xx"], "'xx' is no language code"),
-        (["DIR", "--max_examples", "-1"], "expected 0 or more"),
+        (["DIR", "--max-examples", "-1"], "expected 0 or more"),
         (["DIR", "--clean", "DIR"], "is there already"),
         (["DIR", "--json", "DIR"], "is a folder"),
     ],
@@ -64,6 +64,11 @@ def test_errors_of_the_user_are_one_line(folder, capsys, arguments, message):
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_help_ends_with_an_example(capsys):
+    assert run("--help") == 0
+    assert capsys.readouterr().out.endswith("--clean data/MicroLens_1M_clean\n")
 
 
 def test_empty_folder(tmp_path, capsys):
@@ -147,7 +152,7 @@ def test_half_precision_large_lists_and_nulls_are_read(folder, copy, tmp_path):
     place = feature.schema.get_field_index("txt_emb_BERT")
     pq.write_table(feature.set_column(place, "txt_emb_BERT", column), folder / "item_feature.parquet")
     valid = copy["valid"]
-    valid["item_seq"][5] = None
+    valid["item_seq"][5] = []
     copy.write(tmp_path / "lists")
     shutil.copy(tmp_path / "lists" / "valid.parquet", folder)
     report, _ = check_folder(folder, set(CHECKS) - {"foreign-title"})

@@ -23,6 +23,11 @@ TITLES = {
     18: ("assistant-title", "As an AI language model, I cannot translate this."),
     19: ("foreign-title", "我的猫在厨房里"),
     20: ("foreign-title", "le petit chat noir qui dort sous la table"),
+    23: ("markup-title", "Two <b>cats</b> &amp; a dog"),
+    24: ("escape-title", r"Two caf\u00e9s\nin a kitchen"),
+    25: ("url-title", "Two cats https://example.org/watch?v=1"),
+    26: ("repeated-word-title", "cat cat cat cat cat cat cat cat"),
+    27: ("lost-character", "Two ca\ufffds"),
 }
 
 
@@ -75,6 +80,23 @@ def plant_items(copy):
     yield "negative item id", ("bad-item-id", "item_info", "item_id", negative, None)
     info["item_emb_d16"][0][2] = 1.0
     yield "padding that is no zero", ("padding-row", "item_info", "item_emb_d16", 0, 0)
+    tags = info["item_tags"]
+    for row, tag in ((20, -5), (21, 2**31), (22, None)):
+        tags[row][-1] = tag
+        yield f"tag {tag}", ("bad-item-value", "item_info", "item_tags", row, row)
+    for row, tag in ((23, 10**9), (24, 10**9), (25, 99_999)):
+        tags[row][-2] = tag
+        yield f"tag {tag} of item {row}", ("item-value-outlier", "item_info", "item_tags", row, row)
+    levels = copy["item_feature"]["likes_level"]
+    levels[60], levels[61], levels[62] = 99_999, -1, None
+    yield "level of an item beyond", ("item-value-outlier", "item_feature", "likes_level", 60, 61)
+    yield "negative level of an item", ("bad-item-value", "item_feature", "likes_level", 61, 62)
+    yield "null level of an item", ("bad-item-value", "item_feature", "likes_level", 62, 63)
+    beyond = copy.append("item_info", info, 30, item_id=10**9, item_emb_d16=info["item_emb_d16"][30][::-1])
+    yield "item id beyond", ("far-item-id", "item_info", "item_id", beyond, 10**9)
+    large = copy.append("item_info", info, 31, item_id=2**31, item_emb_d16=info["item_emb_d16"][31][::-1])
+    yield "its row in no other file", ("partial-item", "item_feature", "item_id", None, 10**9)
+    yield "item id that is too large", ("bad-item-id", "item_info", "item_id", large, None)
     for values in emb.values():
         del values[700]
     yield "item without a row", ("partial-item", "item_emb", "item_id", None, 700)
@@ -107,6 +129,13 @@ def plant_interactions(copy):
     yield "target in its history", fault("target-in-history", "item_seq", 105)
     train["likes_level"][107] = -1
     yield "negative level", fault("bad-context", "likes_level", 107)
+    train["views_level"][110] = train["views_level"][111] = 99_999
+    for row in (110, 111):
+        yield f"level beyond, row {row}", fault("context-outlier", "views_level", row)
+    train["item_seq"][112] = None
+    yield "null history", fault("null-history", "item_seq", 112)
+    train["item_seq"][113][-2:] = [None, train["item_seq"][113][-1]]
+    yield "null in a history", fault("unknown-history", "item_seq", 113)
     test["views_level"][:] = [10] * len(test["views_level"])
     yield "levels of test", ("context-drift", "test", "views_level", None, None)
 
@@ -219,6 +248,19 @@ def test_cleaned_values(planted):
         "",
         "我的猫在厨房里",
     ]
+    assert [items["item_title"][row] for row in range(23, 28)] == [
+        "Two cats & a dog",
+        "Two cafés in a kitchen",
+        "Two cats",
+        "cat",
+        "Two ca\ufffds",
+    ]
+    assert [items["likes_level"][row] for row in (60, 61, 62)] == [0, 0, 0]
+    info, old_info = (pq.read_table(f / "item_info.parquet")["item_tags"].to_pylist() for f in (cleaned, folder))
+    for row in range(20, 23):
+        assert info[row] == [0, *old_info[row][:-1]]
+    for row in range(23, 26):
+        assert info[row] == [0, *old_info[row][:-2], old_info[row][-1]]
     for row in (31, 32, 35):
         assert items[TEXT][row] == [0.0] * 32
     lengths = np.linalg.norm(np.array(items[TEXT]), axis=1)
@@ -235,9 +277,11 @@ def test_cleaned_values(planted):
         for r in f["rows"]
         if f["file"] == "train.parquet" and f["severity"] != "info" and "dropped" in CHECKS[f["check"]].mended
     }
-    assert {100, 102, 103, 107, 108, 109} <= gone
+    assert {100, 102, 103, 107, 108, 109, 110, 111} <= gone
     place = {row: new for new, row in enumerate(r for r in range(len(before["item_id"])) if r not in gone)}
     assert train["item_seq"][place[104]] == [0] * 16 + [387, 259, 628, 179]
+    assert train["item_seq"][place[112]] == [0] * 20
+    assert train["item_seq"][place[113]] == [0, *before["item_seq"][113][:-2], before["item_seq"][113][-1]]
     for row in (101, 105):
         assert train["item_seq"][place[row]] == [0, *before["item_seq"][row][:-1]]
     assert {a["check"] for a in answer["cleaned"]["actions"]} == {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.embeddings.quality.findings import Report
-from fuxictr_mm.embeddings.quality.titles import check_titles, judge, mend
+from fuxictr_mm.embeddings.quality.titles import JUDGED, check_titles, judge, mend
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog",
@@ -33,6 +33,14 @@ SOUND = [
     "None but the Lonely Heart",
     "{proof}",
     "Asimov: an AI",
+    "Q&A; AT&T; R&B",
+    "I <3 you <and> me",
+    "a < b > c",
+    r"C:\new\things",
+    r"AC\DC, ¯\_(ツ)_/¯",
+    "Tora! Tora! Tora!",
+    "ha ha ha ha ha",
+    "FearDotCom, Amazon.com",
 ]
 
 
@@ -51,7 +59,19 @@ def test_sound_titles_are_left_alone(title):
         ("NULL", "empty-title", ""),
         ("Untitled", "empty-title", ""),
         ("CafÃ© con leche", "mojibake", "Café con leche"),
-        ("broken \ufffd byte", "mojibake", "broken  byte"),
+        ("broken \ufffd byte", "lost-character", "broken \ufffd byte"),
+        ('{"title": "broken \ufffd byte"}', "json-title", "broken \ufffd byte"),
+        ("<b>T</b>wo<br/>cats <!-- x -->", "markup-title", "Two cats"),
+        ("<script>alert(1)</script>Two cats", "markup-title", "Two cats"),
+        ("Two cats &amp;amp; a dog&#39;s&nbsp;day", "markup-title", "Two cats & a dog's day"),
+        ("&lt;i&gt;Two cats&lt;/i&gt;", "markup-title", "Two cats"),
+        (r"Two cats\nand a dog\t", "escape-title", "Two cats and a dog"),
+        (r"Caf\u00e9 \ud83d\ude00 \xe9", "escape-title", "Café 😀 é"),
+        (r"the \"Two\" cats", "escape-title", 'the "Two" cats'),
+        (r"half \ud83d a pair", "escape-title", "half \ufffd a pair"),
+        ("Two cats https://example.org/a?b=c", "url-title", "Two cats"),
+        ("www.example.org", "url-title", ""),
+        ("Cats cats cats, cats cats cats and dogs", "repeated-word-title", "Cats and dogs"),
         ('{"translation": "Two cats"}', "json-title", "Two cats"),
         ('{"a": {"b": ["Two cats"]}}', "json-title", "Two cats"),
         ('["Two cats", "Two dogs"]', "json-title", "Two cats"),
@@ -80,7 +100,12 @@ def test_faults_are_named_and_mended(title, check, mended):
 def test_any_text_is_judged_and_a_mended_title_is_sound_or_empty(title):
     mended = mend(title)
     verdict = judge(mended)
-    assert verdict is None or verdict.check in ("empty-title", "mojibake", "json-title", "assistant-title")
+    assert verdict is None or verdict.check in JUDGED
+
+
+@pytest.mark.parametrize("part", ["a ", "ab", "<", "\\", "&", "www.", "<!--", "<script>", "http://"])
+def test_long_titles_are_judged_too(part):
+    judge(part * 5000 + ";")
 
 
 def found(titles, check, **options):
