@@ -1,6 +1,7 @@
 # make demo   train DIN_MM on data/tiny_mm, score it, write the submission
 # make test   lint, types and the whole test suite
 # make lint   lint and types only
+# make docs   the documentation site in site/
 # Each makes .venv and installs what it needs the first time.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/python run_expid.py --expid DIN_MM_tiny --gpu -1
@@ -22,6 +23,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # torch first and pinned: left to a dependency, pip may take a build with gigabytes of CUDA.
 $(STAMP): requirements.txt setup.py pyproject.toml

@@ -21,7 +21,7 @@ setup(
     # The zoo lies at the root of the checkout, where users drop files in; in the wheel it is part of the package,
     # because FuxiCTR's own wheel already installs a top-level `model_zoo`.
     package_dir={"fuxictr_mm": "fuxictr_mm", "fuxictr_mm.model_zoo": "model_zoo"},
-    package_data={"fuxictr_mm": ["py.typed"]},
+    package_data={"fuxictr_mm": ["py.typed", "report/templates/*"]},
     install_requires=[
         "fuxictr~=2.3.10",
         "torch>=2.4",
@@ -41,6 +41,9 @@ setup(
         "quality": ["ftfy>=6.2", "py3langid>=0.4"],
         "influence": ["captum>=0.7"],
         "tensorboard": ["tensorboard>=2.16"],
+        "tuning": ["optuna>=4"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "latex2mathml>=3.77"],
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fuxictr-mm = fuxictr_mm.cli:main"]},
