@@ -41,7 +41,7 @@ setup(
         "quality": ["ftfy>=6.2", "py3langid>=0.4"],
         "influence": ["captum>=0.7"],
         "tensorboard": ["tensorboard>=2.16"],
-        "tuning": ["optuna>=4"],
+        "tuning": ["optuna>=5"],
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "latex2mathml>=3.77"],
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],

@@ -62,6 +62,7 @@ EXPERIMENT_KEYS: dict[str, Any] = {
     "precision": Literal["fp32", "tf32", "bf16"],
     "keep_memory": bool,
     "tensorboard": bool,
+    "record": bool,
     # Accepted because FuxiCTR's files carry them; they have no effect here.
     "num_workers": int,
     "pickle_feature_encoder": bool,
@@ -139,6 +140,7 @@ VOLATILE_KEYS = (
     "gpu",
     "keep_memory",
     "tensorboard",
+    "record",
     "verbose",
     "num_workers",
     "debug_mode",

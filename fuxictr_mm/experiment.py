@@ -30,11 +30,13 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.foreign import check_params, is_foreign, make_safe
+from fuxictr_mm.records.folder import RunFolder
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.torchrun import is_main, local_gpu
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.events import Events, is_installed
 from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+from fuxictr_mm.training.observer import Observer
 from fuxictr_mm.training.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -147,8 +149,8 @@ def set_up_logging() -> None:
     logging.getLogger("root").addFilter(lambda record: "Set column index" not in record.msg)
 
 
-def open_log(params: Mapping[str, Any], mode: str = "w") -> None:
-    """Begin the experiment's log file; called once the input is known to be good, so that bad input leaves nothing.
+def open_log(params: Mapping[str, Any], mode: str = "w", record: RunFolder | None = None) -> None:
+    """Begin the log file of the experiment, and that of the run; called once the input is known to be good.
 
     Raises
     ------
@@ -157,26 +159,31 @@ def open_log(params: Mapping[str, Any], mode: str = "w") -> None:
     """
     if not is_main():
         return
-    path = log_path(params)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, mode=mode, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours"
-        ) from error
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    files = []
+    for path in [log_path(params)] + ([record.log] if record is not None else []):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path, mode=mode, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours"
+            ) from error
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        files.append(file)
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, MemoryHandler):
-            handler.setTarget(file)
+            for kept in handler.buffer:
+                for file in files:
+                    file.handle(kept)
             handler.close()
             root.removeHandler(handler)
         elif isinstance(handler, logging.FileHandler):
             # That of an earlier experiment in this process.
             handler.close()
             root.removeHandler(handler)
-    root.addHandler(file)
+    for file in files:
+        root.addHandler(file)
 
 
 def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) -> Any:
@@ -267,7 +274,8 @@ def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path
     model = build_model(model_class, dataset, params)
     if results_csv is not None:
         _check_writable(results_csv)
-    open_log(params, mode="a" if resume else "w")
+    record = RunFolder.open(params, started, resume) if is_main() and params.get("record", True) else None
+    open_log(params, "a" if resume else "w", record)
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
     valid = make_loader(dataset.splits["valid"], model, params)
@@ -281,16 +289,25 @@ def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path
     resident = isinstance(dataset.splits["train"], InteractionTable)
     snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash({**params, "resident": resident}))
     norm = params.get("max_gradient_norm", 10.0)
-    events = Events(log_path(params).with_suffix(".tensorboard")) if params.get("tensorboard", is_installed()) else None
-    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume, events)
+    observers: list[Observer] = []
+    if record is not None:
+        logger.info(f"Record: {record.path}")
+        observers.append(record)
+        if params.get("tensorboard", is_installed()):
+            observers.append(Events(record.tensorboard))
+    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume, observers)
     logger.info("Validation")
-    valid_result = loop.evaluate(model, valid, params["metrics"])
+    scored = loop.score(model, valid)
+    valid_result = loop.measure(scored, params["metrics"])
     test_result = None
     if "test" in dataset.splits and dataset.splits["test"].has_labels:
         logger.info("Test")
         test_result = loop.evaluate(model, make_loader(dataset.splits["test"], model, params), params["metrics"])
-    result = Result(params["model_id"], config_hash(params), valid_result, test_result, time.perf_counter() - started)
+    seconds = time.perf_counter() - started if record is None else record.seconds
+    result = Result(params["model_id"], config_hash(params), valid_result, test_result, seconds)
     if is_main():
+        if record is not None:
+            record.finish(vars(result), model, scored)
         _write_record(result, record_path(params))
         snapshots.remove()
         if results_csv is not None:

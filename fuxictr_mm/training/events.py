@@ -16,7 +16,7 @@ def is_installed() -> bool:
 
 
 class Events:
-    """Writes scalars for ``tensorboard --logdir``.
+    """Writes scalars for ``tensorboard --logdir``; an ``Observer`` of the loop.
 
     Parameters
     ----------
@@ -55,8 +55,18 @@ class Events:
                 f"{self.folder}: cannot be written ({error.strerror}); set tensorboard: False to do without"
             ) from error
 
-    def add(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Write scalars of a step, named ``group/name``."""
+    def add_training(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars of a step, named ``train/name``."""
+        self._add(step, "train", values)
+
+    def add_evaluation(
+        self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> None:
+        """Write an evaluation, its metrics named ``valid/name``."""
+        self._add(step, "train", training)
+        self._add(step, "valid", metrics)
+
+    def _add(self, step: int, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 

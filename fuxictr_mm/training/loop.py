@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fuxictr.pytorch.models import BaseModel
@@ -21,7 +21,7 @@ from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.signals import collect_signals
 from fuxictr_mm.torchrun import is_main
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.events import Events
+from fuxictr_mm.training.observer import Observer
 from fuxictr_mm.training.progress import progress_bar
 from fuxictr_mm.training.snapshots import Progress, Snapshots
 
@@ -40,7 +40,7 @@ def fit(
     max_gradient_norm: float = 10.0,
     snapshots: Snapshots | None = None,
     resume: bool = False,
-    events: Events | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[dict[str, float]]:
     """Train a model and leave it with the best weights of this run.
 
@@ -60,8 +60,8 @@ def fit(
         Where to keep what is needed to go on after a kill. With it, Ctrl-C and SIGTERM end the run after the step.
     resume : bool
         Go on from the snapshot, if there is one.
-    events : Events, optional
-        Where to write loss, metrics, learning rate and speed for TensorBoard.
+    observers : sequence of Observer
+        Told of loss, metrics, learning rate and speed, on the main process.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def fit(
     """
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}, expected 1 or more")
-    run = _Run(model, train, epochs, validation, snapshots, events if is_main() else None)
+    run = _Run(model, train, epochs, validation, snapshots, observers if is_main() else ())
     model._max_gradient_norm = max_gradient_norm
     distributed.distribute(model)
     signals: AbstractContextManager[list[int]] = nullcontext([]) if snapshots is None else collect_signals()
@@ -106,25 +106,26 @@ class _Run:
         epochs: int,
         validation: Iterable[Any] | None,
         snapshots: Snapshots | None,
-        events: Events | None,
+        observers: Sequence[Observer],
     ) -> None:
         self.model = model
         self.train = train
         self.epochs = epochs
         self.validation = validation
         self.snapshots = snapshots
-        self.events = events
+        self.observers = observers
         self.batches = len(train)
         self.eval_steps = model._eval_steps or len(train)
         self.progress = Progress()
         self.losses = _RunningLoss()
+        self.speed = _Speed()
 
     def __enter__(self) -> _Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.events is not None:
-            self.events.close()
+        for observer in self.observers:
+            observer.close()
 
     def begin(self, resume: bool) -> None:
         """Set the model's counters to the start, or to where the snapshot says."""
@@ -151,8 +152,9 @@ class _Run:
         model._epoch_index = progress.epoch
         model._stop_training = progress.worse >= model._early_stop_patience
         model._steps_per_epoch = self.batches
-        if self.events is not None:
-            self.events.begin(progress.step)
+        for observer in self.observers:
+            observer.begin(progress.step)
+        self.speed = _Speed()
         logger.info(f"Training: {len(self.train)} batches per epoch, evaluation every {self.eval_steps}")
 
     def train_epoch(self, received: Sequence[int]) -> None:
@@ -169,12 +171,14 @@ class _Run:
                 model._total_steps += 1
                 self.losses.add(model.train_step(batch))
                 rows += num_rows(batch)
+                self.speed.rows += num_rows(batch)
                 progress.batch, progress.step = index + 1, model._total_steps
                 progress.row = getattr(self.train, "row", 0)
                 if index % LOG_STEPS == LOG_STEPS - 1:
                     loss = self.losses.check(epoch, index)
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                    self.record("train", loss=loss)
+                    for observer in self.observers:
+                        observer.add_training(model._total_steps, {"loss": loss})
                 evaluated = model._total_steps % self.eval_steps == 0
                 if evaluated:
                     self.evaluate(epoch, index)
@@ -190,7 +194,6 @@ class _Run:
         self.losses.check(epoch, model._batch_index)
         seconds = time.perf_counter() - started
         rows = int(distributed.total(rows))
-        self.record("train", rows_per_second=rows / seconds)
         logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
         progress.epoch, progress.batch, progress.row = epoch + 1, 0, 0
         self.batches = model._steps_per_epoch = len(self.train)
@@ -204,18 +207,16 @@ class _Run:
         logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
         if self.validation is None:
             return
+        rate = model.optimizer.param_groups[0]["lr"]
+        training = {"loss": loss, "learning_rate": rate, "rows_per_second": self.speed.read()}
         metrics = evaluate(model, self.validation, model._monitor.get_metrics())
         progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
-        self.record("train", loss=loss, learning_rate=model.optimizer.param_groups[0]["lr"])
-        self.record("valid", **metrics)
+        for observer in self.observers:
+            observer.add_evaluation(epoch + 1, model._total_steps, training, metrics)
         progress.saved |= _keep_best(model, metrics)
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
-
-    def record(self, group: str, **values: float) -> None:
-        """Write scalars of this step for TensorBoard."""
-        if self.events is not None:
-            self.events.add(self.model._total_steps, group, values)
+        self.speed = _Speed()
 
     def snapshot(self) -> None:
         """Write down where the run stands."""
@@ -248,6 +249,18 @@ class _RunningLoss:
         return value
 
 
+class _Speed:
+    """Rows of this process since now."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.rows = 0
+
+    def read(self) -> float:
+        """Return the rows of all processes per second."""
+        return distributed.total(self.rows) / (time.perf_counter() - self.started)
+
+
 def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     """Save better weights, decay and stop as FuxiCTR does; return whether weights were saved."""
     value = model._monitor.get_value(metrics)
@@ -276,11 +289,25 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     return save
 
 
+class Scored(NamedTuple):
+    """Rows of a loader with their predictions, in its order, of all processes, on the device.
+
+    Parameters
+    ----------
+    prediction : Tensor
+        ``(rows,)``
+    label, group : Tensor or None
+        ``(rows,)``; None where not asked for, ``group`` also without a ``group_id``.
+    """
+
+    prediction: Tensor
+    label: Tensor | None
+    group: Tensor | None
+
+
 @torch.no_grad()
-def _score(
-    model: BaseModel, loader: Iterable[Any], what: str, labels: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return predictions, and labels and groups if asked for, each ``(rows,)`` of all processes, on the device."""
+def score(model: BaseModel, loader: Iterable[Any], what: str = "evaluation", labels: bool = True) -> Scored:
+    """Score the rows of a loader; ``what`` names the progress bar."""
     model.eval()
     predictions, truths, groups = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:
@@ -295,19 +322,23 @@ def _score(
         raise DataError(f"{what}: no rows")
     y_pred = distributed.gather_rows(joined[0])
     y_true, group = (None if part is None else distributed.gather_rows(part) for part in joined[1:])
-    return y_pred, y_true, group
+    return Scored(y_pred, y_true, group)
 
 
 def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) -> dict[str, float]:
     """Return metrics over a loader, computed once over all rows."""
+    return measure(score(model, loader), metrics)
+
+
+def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
+    """Return metrics of scored rows, and log them."""
     from fuxictr_mm.evaluation.metrics import evaluate_metrics
 
-    y_pred, y_true, groups = _score(model, loader, "evaluation", labels=True)
-    result = evaluate_metrics(y_true, y_pred, metrics, groups)
+    result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
     logger.info("[Metrics] " + " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
     return dict(result)
 
 
 def predict(model: BaseModel, loader: Iterable[Any]) -> Tensor:
     """Return the predictions ``(rows,)`` over a loader, on the CPU, in its order."""
-    return _score(model, loader, "scoring", labels=False)[0].cpu()
+    return score(model, loader, "scoring", labels=False).prediction.cpu()

@@ -55,7 +55,7 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute):
         points.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
     valid = ResidentLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
-    scores, labels, groups = loop._score(model, valid, "valid", labels=True)
+    scores, labels, groups = loop.score(model, valid)
     return {"points": points, "state": model.state_dict(), "scores": scores, "labels": labels, "groups": groups}
 
 

@@ -1,0 +1,231 @@
+"""What a run leaves: whole files, one folder each, gone on with after a kill."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fuxictr_mm.config import config_hash
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.evaluation.metrics import evaluate_metrics
+from fuxictr_mm.records import environment, folder
+from fuxictr_mm.records.folder import RunFolder
+from fuxictr_mm.records.reading import find_runs
+from fuxictr_mm.yaml_file import load_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_files_say_what_happened(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    result = train(tmp_path, epochs=2, eval_steps=20, early_stop_patience=9, seed=5, tensorboard=True)
+    (run,) = find_runs(tmp_path)
+    assert (run.finished, run.problem, run.seed, run.model) == (True, "", 5, "DIN")
+    assert run.path.parent == tmp_path / "tiny_mm" / "DIN_tiny"
+    names = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "run.log", "best.model", "result.json"}
+    assert {path.name for path in run.path.iterdir()} == names | {"valid_predictions.parquet"}
+    assert config_hash(load_yaml(run.path / "config.yaml")) == result.config_hash
+    assert run.valid == result.valid
+    history = run.history()
+    assert [line["step"] for line in history] == [20, 40, 60, 80, 100, 120]
+    assert max(line["AUC"] for line in history) == pytest.approx(result.valid["AUC"], abs=1e-12)
+    assert all(line["rows_per_second"] > 0 and 0 < line["learning_rate"] <= 0.002 for line in history)
+    seconds = [line["seconds"] for line in history]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] <= run.seconds == result.seconds
+    label, prediction, group = run.predictions()
+    assert (label.dtype, prediction.dtype, group.dtype) == (np.int8, np.float32, np.int64)
+    assert evaluate_metrics(label, prediction, ["AUC", "gAUC", "logloss"], group) == pytest.approx(result.valid)
+    best = tmp_path / "tiny_mm" / "DIN_tiny.model"
+    assert best.samefile(run.path / "best.model")
+    assert (run.path / "run.log").read_text() == (tmp_path / "tiny_mm" / "DIN_tiny.log").read_text()
+    assert run.environment["torch"] == torch.__version__
+    assert run.environment["command"] == sys.argv
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    state = torch.load(best, weights_only=True)
+    assert run.parameters == sum(v.numel() for name, v in state.items() if not name.endswith(buffers))
+
+
+def test_a_later_run_leaves_earlier_weights_alone(runs_root):
+    runs = find_runs(runs_root, expid="DIN_tiny")
+    assert len({run.path for run in runs}) == 4  # two of seed 3, perhaps in one second
+    states = {run.seed: torch.load(run.path / "best.model", weights_only=True) for run in runs}
+    assert not torch.equal(*(next(iter(states[seed].values())) for seed in (1, 2)))
+    first, second = (run.predictions()[1] for run in runs if run.seed == 3)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_no_record_no_folder(train, tmp_path):
+    result = train(tmp_path, record=False, tensorboard=True)
+    assert sorted(path.name for path in (tmp_path / "tiny_mm").iterdir()) == [
+        f"DIN_tiny.{e}" for e in ("json", "log", "model")
+    ]
+    recorded = train(tmp_path, tensorboard=False)
+    assert recorded.config_hash == result.config_hash
+    assert recorded.valid == result.valid
+
+
+SCRIPT = """
+import os, signal, sys, torch
+from fuxictr_mm import experiment
+from fuxictr_mm.training import loop
+
+settings = {{"model_root": sys.argv[1], "epochs": 2, "eval_steps": 20, "verbose": 0, "tensorboard": False}}
+params, model_class = experiment.read_params({config!r}, "DIN_tiny", overrides=settings)
+step = loop._Run.evaluate
+torch.set_num_threads(1)
+
+def evaluate(run, epoch, index):
+    step(run, epoch, index)
+    if run.model._total_steps == 80 and "--resume" not in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)  # the line is written, the snapshot is not
+
+loop._Run.evaluate = evaluate
+experiment.set_up_logging()
+experiment.run_experiment(params, model_class, resume="--resume" in sys.argv)
+"""
+
+
+def test_killed_and_resumed_in_one_folder(train, tmp_path):
+    whole = train(tmp_path / "whole", epochs=2, eval_steps=20)
+    command = [sys.executable, "-c", SCRIPT.format(config=str(ROOT)), str(tmp_path / "killed")]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    (killed,) = find_runs(tmp_path / "killed")
+    assert not killed.finished
+    assert [line["step"] for line in killed.history()] == [20, 40, 60, 80]
+    with (killed.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 2, "st')  # as if it were cut off
+    assert [line["step"] for line in killed.history()] == [20, 40, 60, 80]
+
+    train(tmp_path / "killed", epochs=2, eval_steps=20, resume=True)
+    (resumed,) = find_runs(tmp_path / "killed")
+    (expected,) = find_runs(tmp_path / "whole")
+    assert resumed.path == killed.path
+    assert resumed.valid == whole.valid
+    keys = ("epoch", "step", "loss", "learning_rate", "AUC")
+    assert [[line[k] for k in keys] for line in resumed.history()] == [
+        [line[k] for k in keys] for line in expected.history()
+    ]
+    seconds = [line["seconds"] for line in resumed.history()]
+    assert seconds == sorted(seconds)
+    np.testing.assert_array_equal(resumed.predictions()[1], expected.predictions()[1])
+
+
+def params_of(root, **settings):
+    return {"model_root": str(root), "dataset_id": "d", "model_id": "X", "model": "M", "seed": 1, "gpu": -1, **settings}
+
+
+def test_only_an_unfinished_folder_of_the_same_configuration_is_gone_on_with(tmp_path):
+    params = params_of(tmp_path, learning_rate=0.1, text="1e-3", width=None, path=Path("a"))
+    first = RunFolder.open(params, 0.0)
+    second = RunFolder.open(params, 0.0)
+    assert first.path != second.path
+    assert RunFolder.open(params, 0.0, resume=True).path == second.path
+    assert RunFolder.open({**params, "learning_rate": 0.2}, 0.0, resume=True).path not in (first.path, second.path)
+    (second.path / "result.json").write_text("{}")
+    assert RunFolder.open(params, 0.0, resume=True).path == first.path
+    (first.path / "result.json").write_text("{}")
+    assert RunFolder.open(params, 0.0, resume=True).path not in (first.path, second.path)
+
+
+def test_runs_of_one_second_get_numbers(tmp_path, monkeypatch):
+    class Clock(folder.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 2, 3, 4, 5, 6)
+
+    monkeypatch.setattr(folder, "datetime", Clock)
+    names = [RunFolder.open(params_of(tmp_path), 0.0).path.name for _ in range(11)]
+    assert names[:3] == ["20260203-040506-seed1", "20260203-040506-seed1-2", "20260203-040506-seed1-3"]
+    assert [run.run for run in find_runs(tmp_path)] == names[::-1]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "d").write_text("a file")
+    with pytest.raises(ConfigError, match=r"d/X: cannot be written \(.*\); set model_root to a folder of yours"):
+        RunFolder.open(params_of(tmp_path), 0.0)
+
+
+def test_a_full_disk_leaves_no_folder_and_ends_a_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_beside", full)
+        with pytest.raises(UserError, match="no room"):
+            RunFolder.open(params_of(tmp_path), 0.0)
+    assert find_runs(tmp_path) == []
+    record = RunFolder.open(params_of(tmp_path), 0.0)
+    record.begin(0)
+    record.close()
+
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            pass
+
+    record._metrics = Full()
+    with pytest.raises(UserError, match=r"metrics.jsonl: could not be written \(No space left on device\)"):
+        record.add_evaluation(1, 5, {"loss": 0.5}, {"AUC": 0.6})
+    record.close()
+
+
+def test_where_there_are_no_links_weights_are_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_bytes(b"weights")
+    folder._link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"weights"
+    assert not (tmp_path / "a").samefile(tmp_path / "b")
+
+
+def test_commit_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment.commit() == {"commit": None, "dirty": None}
+    if environment._git("init", "--quiet", ".") is None:
+        pytest.skip("no git")
+    for arguments in (("config", "user.email", "a@b"), ("config", "user.name", "a")):
+        environment._git(*arguments)
+    (tmp_path / "a").write_text("1")
+    environment._git("add", "a")
+    environment._git("commit", "--quiet", "-m", "first")
+    found = environment.commit()
+    assert len(found["commit"]) == 40
+    assert found["dirty"] is False
+    (tmp_path / "a").write_text("2")
+    assert environment.commit()["dirty"] is True
+    monkeypatch.setenv("PATH", "")
+    assert environment.commit() == {"commit": None, "dirty": None}
+
+
+def test_torchrun_makes_one_folder(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    (tmp_path / "run.py").write_text(SCRIPT.format(config=str(ROOT)))
+    done = subprocess.run(
+        [*command, str(tmp_path / "run.py"), str(tmp_path / "runs"), "--resume"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = find_runs(tmp_path / "runs")
+    assert run.environment["processes"] == 2
+    assert run.finished
+    assert json.loads((tmp_path / "runs" / "tiny_mm" / "DIN_tiny.json").read_text())["valid"] == run.valid
+    label, prediction, _ = run.predictions()
+    assert len(label) == run.valid_rows == 3000
+    assert evaluate_metrics(label, prediction, ["AUC"])["AUC"] == pytest.approx(run.valid["AUC"])
