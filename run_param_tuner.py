@@ -1,18 +1,29 @@
-"""Grid search: ``python run_param_tuner.py --config tuner.yaml --gpu 0 1``."""
+"""Search for good settings: ``python run_param_tuner.py --config tuner.yaml --gpu 0 1``."""
 
 import argparse
 from pathlib import Path
 
 from fuxictr_mm.cli import add_debug, run_main
 
+EXAMPLES = """examples:
+  python run_param_tuner.py --config tuner.yaml                  one trial at a time on the CPU
+  python run_param_tuner.py --config tuner.yaml --gpu 0 1        two at a time, one on each GPU
+  python run_param_tuner.py --config tuner.yaml --tag 001        of a grid, only the experiment ids with 001
+
+A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
+trials: N, the points are drawn by Optuna from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
+The same command again goes on after a kill; given on several machines with one storage: URL, it shares the work."""
+
 
 def main() -> None:
     """Parse the command line, run the trials, print the table of results."""
     parser = argparse.ArgumentParser(
-        description="Run a grid of experiments: the YAML names a base_expid and a tuner_space of lists of values."
+        description="Run many experiments: the YAML names a base_expid and a tuner_space of values to try.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="tuner file")
-    parser.add_argument("--tag", help="run only the experiment ids that contain this, e.g. 001")
+    parser.add_argument("--tag", help="run only the experiment ids of a grid that contain this, e.g. 001")
     parser.add_argument(
         "--gpu",
         type=int,
@@ -23,17 +34,24 @@ def main() -> None:
     )
     parser.add_argument("--data_root", type=Path, metavar="DIR", help="take the place of the dataset's data_root")
     parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table; results.csv is written")
     parser.add_argument("--script", type=Path, default=Path(__file__).with_name("run_expid.py"), help=argparse.SUPPRESS)
     add_debug(parser)
     args = parser.parse_args()
 
     from fuxictr_mm import tuning
 
-    folder = tuning.enumerate_trials(args.config, args.model_zoo)
-    results = tuning.run_grid(
-        folder, args.gpu, args.tag, args.script, data_root=args.data_root, model_zoo=args.model_zoo
+    tuning.run_tuner(
+        args.config,
+        args.gpu,
+        args.script,
+        tag=args.tag,
+        data_root=args.data_root,
+        model_zoo=args.model_zoo,
+        quiet=args.quiet,
+        as_json=args.json,
     )
-    tuning.report(results, folder, args.tag)
 
 
 if __name__ == "__main__":

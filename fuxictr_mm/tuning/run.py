@@ -1,25 +1,54 @@
-"""Run the trials of a folder, a subprocess each, several at once."""
+"""Run trials, a subprocess each, several at once."""
+
+from __future__ import annotations
 
 import math
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.signals import collect_signals
+from fuxictr_mm.tuning import child
+from fuxictr_mm.tuning.locks import try_lock
 from fuxictr_mm.tuning.trial import Trial, TrialResult
 
-POLL_SECONDS = 0.2  # between looks at whether Ctrl-C or SIGTERM came
+POLL_SECONDS = 0.2  # between looks at the children, and at whether Ctrl-C or SIGTERM came
 LOG_TAIL = 8192  # bytes at the end of a log in which its last line is looked for
+
+
+class Trials(Protocol):
+    """Where trials come from, and where their outcomes go."""
+
+    total: int
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to take, now or later; asked after ``take``."""
+
+    def take(self) -> Trial | None:
+        """Return a trial to run, locked; None if there is none at the moment."""
+
+    def goes_on(self, trial: Trial) -> bool:
+        """Whether a running trial should; asked all the time."""
+
+    def finish(self, trial: Trial, error: str) -> None:
+        """Take note that a trial's process has ended; ``error`` is what to say if it left no result."""
+
+    def give_back(self, trial: Trial) -> None:
+        """Take note that a trial was ended because we end: it goes on later."""
+
+    def results(self) -> list[TrialResult]:
+        """Return the outcomes so far."""
 
 
 def run_grid(
@@ -30,10 +59,12 @@ def run_grid(
     extra_args: Sequence[str] = (),
     data_root: Path | None = None,
     model_zoo: Path | None = None,
+    quiet: bool = False,
 ) -> list[TrialResult]:
     """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
 
-    Ctrl-C and SIGTERM end the trials that run; those that finished are skipped when the grid is run again.
+    Ctrl-C and SIGTERM end the trials that run; those that finished are skipped when the grid is run again. Two
+    processes on one folder share the work.
 
     Parameters
     ----------
@@ -49,6 +80,8 @@ def run_grid(
         More arguments for the script.
     data_root, model_zoo : Path, optional
         As for run_expid.py, which is given them too.
+    quiet : bool
+        No progress bar.
 
     Returns
     -------
@@ -61,119 +94,171 @@ def run_grid(
         If the tag matches nothing, a trial's configuration is wrong, or a device or the script is not there; before any
         trial runs.
     """
-    script = Path(script)
-    if not script.is_file():
-        raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
-    trials = _read_trials(Path(config_dir), gpus, tag, data_root, model_zoo)
-    extra_args = [*extra_args]
-    extra_args += ["--data_root", str(data_root)] if data_root is not None else []
-    extra_args += ["--model_zoo", str(model_zoo)] if model_zoo is not None else []
-    logs = Path(config_dir) / "logs"
-    logs.mkdir(exist_ok=True)
-    results = {trial.expid: trial.result(skipped=True) for trial in trials}
-    waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
-    for trial in trials:
-        if results[trial.expid] is None:
-            waiting.put(trial)
-    children = _Children(len(gpus))
-
-    def work(gpu: int) -> None:
-        while not (children.stopped or received):
-            try:
-                trial = waiting.get_nowait()
-            except queue.Empty:
-                return
-            command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
-            command += ["--gpu", str(gpu), *extra_args]
-            log = logs / f"{trial.expid}.out"
-            code = children.run(command, log)
-            if children.stopped or received:
-                return
-            results[trial.expid] = _outcome(trial, code, log)
-            _show_progress(bar, results)
-
-    with tqdm(total=len(trials), desc="trials", unit="trial", disable=not sys.stderr.isatty()) as bar:
-        _show_progress(bar, results)
-        with collect_signals() as received, ThreadPoolExecutor(len(gpus)) as executor:
-            pending = {executor.submit(work, gpu) for gpu in gpus}
-            try:
-                while pending and not received:
-                    done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-            finally:
-                children.stop()
-    if received:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
-    return [result for result in results.values() if result is not None]
+    trials = _Grid(config_dir, tag, data_root, model_zoo)
+    run_trials(trials, config_dir, gpus, script, [*extra_args, *common_args(data_root, model_zoo)], quiet)
+    return trials.results()
 
 
-def _read_trials(
-    config_dir: Path, gpus: Sequence[int], tag: str | None, data_root: Path | None, model_zoo: Path | None
-) -> list[Trial]:
-    # Here, because it brings FuxiCTR along, which enumerating and tabling do without.
+def common_args(data_root: Path | None, model_zoo: Path | None) -> list[str]:
+    """Return the arguments of run_expid.py that the tuner was given for it."""
+    given = {"--data_root": data_root, "--model_zoo": model_zoo}
+    return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
+
+
+class _Grid:
+    """The experiments of a configuration folder."""
+
+    def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
+        # Here, because it brings FuxiCTR along, which enumerating and tabling do without.
+        from fuxictr_mm.experiment import read_params, record_path
+
+        names = list(list_experiments(config_dir))
+        kept = [name for name in names if tag is None or tag in name]
+        if not kept:
+            listing = ", ".join(names)
+            raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
+        trials = []
+        for name in kept:
+            params = read_params(config_dir, name, data_root=data_root, model_zoo=model_zoo)[0]
+            trials.append(Trial(name, params, record_path(params)))
+        self.total = len(trials)
+        self._locks = Path(config_dir) / "locks"
+        self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
+        self._waiting = [trial for trial in trials if self._results[trial.expid] is None]
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def take(self) -> Trial | None:
+        for trial in list(self._waiting):
+            lock = try_lock(self._locks / f"{trial.expid}.lock")
+            if lock is None:
+                continue  # it runs in another process
+            self._waiting.remove(trial)
+            self._results[trial.expid] = trial.result(skipped=True)
+            if self._results[trial.expid] is None:
+                return replace(trial, lock=lock)
+            lock.release()
+        return None
+
+    def goes_on(self, trial: Trial) -> bool:
+        return True
+
+    def finish(self, trial: Trial, error: str) -> None:
+        self._results[trial.expid] = trial.result() or TrialResult(trial.expid, trial.params, error=error)
+
+    def give_back(self, trial: Trial) -> None:
+        pass
+
+    def results(self) -> list[TrialResult]:
+        return [result for result in self._results.values() if result is not None]
+
+
+def run_trials(
+    trials: Trials, config_dir: Path, gpus: Sequence[int], script: Path, extra_args: Sequence[str], quiet: bool
+) -> None:
+    """Run trials until there are none left, one at a time on each entry of ``gpus``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        A device or the script is not there.
+    KeyboardInterrupt, SystemExit
+        Ctrl-C or SIGTERM came; the children have been ended.
+    """
     from fuxictr_mm.device import device_of
-    from fuxictr_mm.experiment import read_params, record_path
 
-    names = list(list_experiments(config_dir))
-    kept = [name for name in names if tag is None or tag in name]
-    if not kept:
-        raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {', '.join(names)})")
+    if not Path(script).is_file():
+        raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
     for gpu in sorted(set(gpus)):
         device_of(gpu)
-    trials = []
-    for name in kept:
-        params = read_params(config_dir, name, data_root=data_root, model_zoo=model_zoo)[0]
-        trials.append(Trial(name, params, record_path(params)))
-    return trials
+    logs = Path(config_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    # Each worker's torch would otherwise take all cores.
+    threads = max(1, (os.cpu_count() or 1) // len(gpus))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    free, children, waited = list(gpus), list[_Child](), False
+
+    bar = tqdm(total=trials.total, desc="trials", unit="trial", disable=quiet or not sys.stderr.isatty())
+    with bar, collect_signals() as received:
+        try:
+            _show_progress(bar, trials)
+            while not received:
+                for running in [each for each in children if each.process.poll() is not None]:
+                    children.remove(running)
+                    free.append(running.gpu)
+                    trials.finish(running.trial, running.error())
+                    running.trial.release()
+                    _show_progress(bar, trials)
+                for running in children:
+                    if not running.told_to_end and not trials.goes_on(running.trial):
+                        running.told_to_end = True
+                        running.process.terminate()
+                while free and not received and (trial := trials.take()) is not None:
+                    command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
+                    command += ["--gpu", str(free[0]), *extra_args]
+                    log = logs / f"{trial.expid}.out"
+                    children.append(_Child(trial, free.pop(0), _start(command, trial, log, environment), log))
+                if not children and trials.done:
+                    break
+                if not children and not waited and not quiet:
+                    waited = True
+                    print("the trials that are left run in other processes; waiting for them", file=sys.stderr)
+                time.sleep(POLL_SECONDS)
+        finally:
+            _stop([running.process for running in children])
+        for running in children:
+            trials.give_back(running.trial)
+            running.trial.release()
+        _show_progress(bar, trials)
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 
 
-class _Children:
-    """The subprocesses that run, so that they can be ended from another thread."""
+@dataclass
+class _Child:
+    """A trial that runs."""
 
-    def __init__(self, workers: int) -> None:
-        # Each worker's torch would otherwise take all cores.
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
+    trial: Trial
+    gpu: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    told_to_end: bool = False
 
-    def run(self, command: Sequence[str], log: Path) -> int | None:
-        """Run a command, its output into ``log``; return its exit code, None if it was not started any more."""
-        with self._lock:
-            if self.stopped:
-                return None
-            with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=self._environment
-                )
-            self._running.add(process)
-        code = process.wait()
-        with self._lock:
-            self._running.discard(process)
-        return code
-
-    def stop(self, patience: float = 10.0) -> None:
-        """End all; those that are still there after ``patience`` seconds are killed."""
-        with self._lock:
-            self.stopped = True
-            running = list(self._running)
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(patience)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    def error(self) -> str:
+        """Return what to say of the process that has ended, if it left no result."""
+        code = self.process.returncode
+        if code == 0:
+            return f"no result of this configuration in {self.trial.record}"
+        return _last_line(self.log) or f"exit code {code} without output"
 
 
-def _outcome(trial: Trial, code: int | None, log: Path) -> TrialResult:
-    result = trial.result() if code == 0 else None
-    if result is not None:
-        return result
-    reason = f"no result of this configuration in {trial.record}" if code == 0 else _last_line(log)
-    return TrialResult(trial.expid, trial.params, error=reason or f"exit code {code} without output")
+def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # The child ends with us, and holds the lock until it has: nobody else begins the trial while it still writes.
+    wrapper = [sys.executable, "-I", str(Path(child.__file__)), str(os.getpid())]
+    locks = [] if trial.lock is None else [trial.lock.fileno()]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [*wrapper, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=locks,
+        )
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 10.0) -> None:
+    """End all; those that are still there after ``patience`` seconds are killed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _last_line(log: Path) -> str:
@@ -183,12 +268,15 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _show_progress(bar: tqdm, results: Mapping[str, TrialResult | None]) -> None:
-    done = [result for result in results.values() if result is not None]
-    finished = [result for result in done if result.score > -math.inf]
+def _show_progress(bar: tqdm, trials: Trials) -> None:
+    if bar.disable:
+        return
+    done = trials.results()
+    finished = [result for result in done if result.score > -math.inf and result.state == "finished"]
     if finished:
         best = max(finished, key=lambda result: result.score)
         value = best.score if best.params["monitor_mode"] == "max" else -best.score
         bar.set_postfix_str(f"best {value:.6f} {best.expid}", refresh=False)
+    bar.total = trials.total
     bar.n = len(done)
     bar.refresh()

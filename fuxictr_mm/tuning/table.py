@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def _tuned_keys(results: Sequence[TrialResult]) -> list[str]:
 
 
 def _ranked(results: Sequence[TrialResult]) -> list[TrialResult]:
-    return sorted(results, key=lambda result: (result.error is not None, -result.score))
+    return sorted(results, key=lambda result: (result.error is not None, result.pruned, -result.score))
 
 
 def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -31,11 +31,13 @@ def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     test = dict.fromkeys(name for result in results for name in result.test)
     rows = []
     for rank, result in enumerate(_ranked(results), start=1):
-        row: dict[str, Any] = {"rank": rank if result.error is None else "", "expid": result.expid}
+        row: dict[str, Any] = {"rank": rank if result.state == "finished" else "", "expid": result.expid}
         row |= {f"valid {name}": result.valid.get(name, "") for name in valid}
         row |= {f"test {name}": result.test.get(name, "") for name in test}
         row |= {key: result.params.get(key) for key in tuned}
         row["seconds"] = "" if math.isnan(result.seconds) else round(result.seconds, 1)
+        if any(other.state != "finished" for other in results):
+            row["state"] = result.state
         if any(other.error is not None for other in results):
             row["error"] = result.error or ""
         rows.append(row)
@@ -43,7 +45,7 @@ def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 
 
 def format_table(results: Sequence[TrialResult]) -> str:
-    """Return the results as a table, best first by the monitored metric, failed trials last.
+    """Return the results as a table, best first by the monitored metric, then pruned trials, then failed ones.
 
     Parameters
     ----------
@@ -53,8 +55,8 @@ def format_table(results: Sequence[TrialResult]) -> str:
     Returns
     -------
     str
-        Columns: rank, experiment id, metrics, the settings that differ between the trials, seconds, and the last line
-        of output of those that failed.
+        Columns: rank, experiment id, metrics, the settings that differ between the trials, seconds; the state where not
+        all have finished, and the last line of output of those that failed.
     """
 
     def text(column: str, cell: Any) -> str:
@@ -79,7 +81,14 @@ def write_table(results: Sequence[TrialResult], path: Path) -> None:
     write_beside(path, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def report(results: Sequence[TrialResult], config_dir: Path, tag: str | None = None) -> None:
+def report(
+    results: Sequence[TrialResult],
+    config_dir: Path,
+    tag: str | None = None,
+    importance: Mapping[str, float] | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
     """Print the table, write it into the folder, and say so if trials failed.
 
     Parameters
@@ -90,17 +99,29 @@ def report(results: Sequence[TrialResult], config_dir: Path, tag: str | None = N
         Gets ``results.csv``, or ``results_TAG.csv`` where only the trials of a tag ran.
     tag : str, optional
         What the experiment ids had to contain.
+    importance : mapping of str to float, optional
+        Importance of the settings, largest first.
+    quiet : bool
+        Print nothing.
+    as_json : bool
+        Print one JSON document instead.
 
     Raises
     ------
     UserError
         If a trial failed.
     """
+    importance = importance or {}
     table = config_dir / ("results.csv" if tag is None else f"results_{tag}.csv")
     write_table(results, table)
     skipped = sum(result.skipped for result in results)
-    print(format_table(results))
-    print(f"{len(results)} trials, {skipped} of them finished before; written to {table}")
+    if as_json:
+        print(json.dumps({"folder": str(config_dir), "trials": _columns(results), "importance": importance}))
+    elif not quiet:
+        print(format_table(results))
+        if importance:
+            print("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in importance.items()))
+        print(f"{len(results)} trials, {skipped} of them finished before; written to {table}")
     failed = [result for result in results if result.error is not None]
     if failed:
         first = failed[0]

@@ -1,14 +1,25 @@
-"""A trial of a grid, and what became of it."""
+"""A trial, and what became of it."""
+
+from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.config import config_hash
+from fuxictr_mm.tuning.locks import FileLock
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
+
+
+def monitored(params: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
+    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
+    monitor = params["monitor"]
+    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
+    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,7 @@ class TrialResult:
     expid : str
         Experiment id.
     params : dict
-        Its resolved parameters.
+        Its parameters: the monitor and its mode, and at least those that are tuned.
     valid, test : dict of str to float
         Metrics; empty where there are none.
     seconds : float
@@ -29,6 +40,8 @@ class TrialResult:
         Last line of the output of a trial that failed.
     skipped : bool
         Whether it had finished before.
+    pruned : bool
+        Whether it was ended early; ``valid`` is what it had reached.
     """
 
     expid: str
@@ -38,23 +51,43 @@ class TrialResult:
     seconds: float = math.nan
     error: str | None = None
     skipped: bool = False
+    pruned: bool = False
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``pruned`` or ``failed``."""
+        return "failed" if self.error is not None else "pruned" if self.pruned else "finished"
 
     @property
     def score(self) -> float:
         """The monitored metric, or weighted sum of metrics, on valid; higher is better, -inf without one."""
-        monitor = self.params["monitor"]
-        weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
-        value = sum(weight * self.valid.get(name, math.nan) for name, weight in weights.items())
+        value = monitored(self.params, self.valid)
         return -math.inf if math.isnan(value) else -value if self.params["monitor_mode"] == "min" else value
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An experiment that is checked and ready to run."""
+    """An experiment that is checked and ready to run.
+
+    Parameters
+    ----------
+    expid : str
+        Experiment id.
+    params : dict
+        Resolved parameters.
+    record : Path
+        Its result, once it has finished.
+    lock : FileLock, optional
+        Keeps other processes off its files.
+    number : int
+        Of the trial in its study.
+    """
 
     expid: str
     params: dict[str, Any]
     record: Path
+    lock: FileLock | None = None
+    number: int = -1
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result that is on disk, None if there is none of these very parameters."""
@@ -67,3 +100,8 @@ class Trial:
         return TrialResult(
             self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
         )
+
+    def release(self) -> None:
+        """Let other processes at its files."""
+        if self.lock is not None:
+            self.lock.release()

@@ -8,105 +8,25 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
 
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, write_table
+from fuxictr_mm.tuning import (
+    TrialResult,
+    enumerate_trials,
+    format_table,
+    report,
+    run_grid,
+    run_tuner,
+    write_table,
+)
 from fuxictr_mm.yaml_file import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-
-MODEL = """
-from collections.abc import Sequence
-from torch import nn
-
-
-class Fake(nn.Module):
-    def __init__(self, feature_map, *, width: int = 1, dnn_hidden_units: Sequence[int] = (8, 4), **params):
-        pass
-"""
-
-SCRIPT = """
-import argparse, json, os, sys, time
-from pathlib import Path
-from fuxictr_mm.config import config_hash, load_config
-
-parser = argparse.ArgumentParser()
-for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
-    parser.add_argument(flag)
-args = parser.parse_args()
-params = load_config(args.config, args.expid)
-with open("runs.txt", "a") as stream:
-    stream.write(f"{args.expid} {args.gpu} {os.getpid()}\\n")
-width = params.get("width", 1)
-print("width", width)
-if width == 13:
-    sys.exit("ValueError: width must not be 13\\n")
-if width == 77:
-    sys.exit(0)
-if width == 99 and Path("slow").exists():
-    time.sleep(120)
-if width == 50:  # ends once two trials run at the same time
-    while len(Path("runs.txt").read_text().splitlines()) < 2:
-        time.sleep(0.05)
-record = Path(params["model_root"]) / params["dataset_id"] / f"{args.expid}.json"
-record.parent.mkdir(parents=True, exist_ok=True)
-valid = {"AUC": 0.5 + width / 1000 - params["learning_rate"], "logloss": 1 - width / 1000}
-record.write_text(json.dumps({
-    "expid": args.expid, "config_hash": config_hash(params), "valid": valid, "test": {"AUC": 0.75},
-    "seconds": 1.5, "finished_at": "2025-01-01T00:00:00",
-}))
-"""
-
-BASE = """
-Base:
-    model_root: checkpoints
-    metrics: [AUC, logloss]
-    monitor: AUC
-    monitor_mode: max
-Fake_default:
-    model: Fake
-    dataset_id: TBD
-    learning_rate: 1e-3
-    width: 1
-    dnn_hidden_units: [8, 4]
-Fake_named:
-    model: Fake
-    dataset_id: tiny
-"""
-
-DATASET = """
-tiny:
-    data_root: data/
-    data_format: parquet
-    train_data: data/tiny/train.parquet
-    valid_data: data/tiny/valid.parquet
-    item_info: data/tiny/item_info.parquet
-    rebuild_dataset: False
-    feature_cols:
-        - {name: item_id, active: True, dtype: int, type: categorical, vocab_size: 9, source: item}
-    label_col: {name: label, dtype: float}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, text in {
-        "base/model_config.yaml": BASE,
-        "base/dataset_config.yaml": DATASET,
-        "model_zoo/Fake.py": MODEL,
-        "fake_run.py": SCRIPT,
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return tmp_path
 
 
 def tuner_file(folder, space, name="grid.yaml", head="base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"):
@@ -172,7 +92,7 @@ def test_texts_that_look_like_numbers_stay_texts(folder):
 
 def test_an_inline_base_and_a_named_experiment(folder):
     head = "base_expid: X\nmodel_config:\n    Base: {model_root: there}\n    X: {model: Fake, dataset_id: tiny}\n"
-    head += "dataset_config:" + DATASET.replace("\n", "\n    ") + "\n"
+    head += "dataset_config:" + (folder / "base/dataset_config.yaml").read_text().replace("\n", "\n    ") + "\n"
     experiments = list_experiments(enumerate_trials(tuner_file(folder, "width: [1]", head=head)))
     assert [name.split("_")[:2] for name in experiments] == [["X", "001"]]
     assert next(iter(experiments.values()))["model_root"] == "there"
@@ -362,31 +282,15 @@ def test_the_script_ends_with_2_and_one_line(folder):
     assert "Traceback" not in done.stderr
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_killed_half_way_and_run_again(folder, number, code):
+def test_killed_half_way_and_run_again(folder, forked, wait_for, number, code):
     path = tuner_file(folder, "width: [1, 99]")
     (folder / "slow").touch()
-    tuner = subprocess.Popen(
-        command("--config", "grid.yaml"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        wait_for(lambda: len(runs(folder)) == 2 or tuner.poll() is not None)
-        tuner.send_signal(number)
-        _, errors = tuner.communicate(timeout=60)
-    finally:
-        tuner.kill()
-    assert tuner.returncode == code, errors.decode()
+    tuner = forked(lambda: run_tuner(path, [-1], Path("fake_run.py")))
+    wait_for(lambda: len(runs(folder)) == 2 or not tuner.is_alive())
+    os.kill(tuner.pid, number)
+    tuner.join(60)
+    assert tuner.exitcode == code
     pid = int((folder / "runs.txt").read_text().split()[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -394,3 +298,30 @@ def test_killed_half_way_and_run_again(folder, number, code):
     results = run(enumerate_trials(path))
     assert [(result.error, result.skipped) for result in results] == [(None, True), (None, False)]
     assert len(runs(folder)) == 3
+
+
+def test_a_trial_ends_with_its_tuner_even_by_kill_9(folder, forked, wait_for):
+    path = tuner_file(folder, "width: [99]")
+    (folder / "slow").touch()
+    tuner = forked(lambda: run_tuner(path, [-1], Path("fake_run.py")))
+    wait_for(lambda: runs(folder))
+    tuner.kill()
+    tuner.join()
+    (folder / "slow").unlink()
+    # Begins once the child has let go of the lock.
+    assert [result.skipped for result in run(enumerate_trials(path))] == [False]
+    status = Path("/proc") / (folder / "runs.txt").read_text().splitlines()[0].split()[-1] / "status"
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_two_tuners_share_a_grid(folder, forked, wait_for):
+    path = tuner_file(folder, "width: [1, 2, 3, 4, 99]")
+    (folder / "slow").touch()
+    other = forked(lambda: run_tuner(path, [-1, -1], Path("fake_run.py"), quiet=True))
+    wait_for(lambda: runs(folder))
+    threading.Timer(2, (folder / "slow").unlink).start()
+    results = run(enumerate_trials(path))
+    other.join(60)
+    assert other.exitcode == 0
+    assert [result.error for result in results] == [None] * 5
+    assert sorted(runs(folder)) == [result.expid for result in results]

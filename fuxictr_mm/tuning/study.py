@@ -1,0 +1,491 @@
+"""Random search and TPE on an Optuna study that several processes or machines share.
+
+Trial n of the study is point n of the search, for good. A process takes a trial by its lock file, which keeps others on
+the same folder away, and by turning it from waiting to running in the database, which keeps away those elsewhere. A
+trial whose process is gone goes back to waiting: the next one to take it finds its point and goes on with it under the
+same experiment id. So no point is lost, and none is run twice. A process is known to be gone
+
+- on the same machine and folder: at once, the lock being free; a child that outlives its tuner holds it too;
+- elsewhere: when the beat that it writes every ``BEAT_SECONDS`` has not changed for ``STALE_SECONDS`` of our own clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm.config import config_hash
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.files import write_beside
+from fuxictr_mm.tuning.config_folder import write_entries
+from fuxictr_mm.tuning.evaluations import read_evaluations
+from fuxictr_mm.tuning.locks import locked, try_lock
+from fuxictr_mm.tuning.run import common_args, run_trials
+from fuxictr_mm.tuning.space import Drawing, Point, check_points, number_of_points
+from fuxictr_mm.tuning.trial import Trial, TrialResult, monitored
+from fuxictr_mm.tuning.tuner_file import Tuner
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
+
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 180.0
+LOOK_SECONDS = 1.0  # between looks at the database for a trial to take, and at the record of one that runs
+IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings is estimated
+
+
+def run_study(
+    tuner: Tuner,
+    gpus: Sequence[int],
+    script: Path,
+    data_root: Path | None = None,
+    model_zoo: Path | None = None,
+    quiet: bool = False,
+) -> tuple[list[TrialResult], dict[str, float]]:
+    """Go on with a study until it has all its trials, one at a time on each entry of ``gpus``.
+
+    Parameters
+    ----------
+    tuner : Tuner
+        With ``search: random`` or ``tpe``. Its folder gets each trial's configuration and, in ``logs``, its output.
+    gpus : sequence of int
+        Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
+    script : Path
+        What runs an experiment: run_expid.py.
+    data_root, model_zoo : Path, optional
+        As for run_expid.py, which is given them too.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    results : list of TrialResult
+        One for each trial of the study, whoever ran it.
+    importance : dict of str to float
+        Share of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        Anything that is wrong with the configuration, the script, a device or the database; before any trial runs.
+    UserError
+        The database failed later.
+    """
+    try:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        raise ConfigError(
+            f'{tuner.path}: search: {tuner.search} needs Optuna; pip install "fuxictr-mm[tuning]"'
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _check_settings(tuner, data_root, model_zoo)
+    try:
+        trials = _StudyTrials(tuner, data_root, model_zoo)
+        if trials.total < tuner.trials and not quiet:
+            print(f"{tuner.path}: trials is {tuner.trials}, the space has {trials.total} points", file=sys.stderr)
+        extra_args = ["--resume", *common_args(data_root, model_zoo)]
+        run_trials(trials, tuner.folder, gpus, script, extra_args, quiet)
+        return trials.results(), trials.importance()
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{_shown_url(tuner)}: the study's database failed ({reason}); nothing that finished is lost, "
+            "run the same command again"
+        ) from error
+
+
+def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
+    """Refuse, before anything is written, a value of the space that a trial would end at."""
+    from fuxictr_mm.experiment import read_params
+
+    if (tuner.folder / "model_config.yaml").exists():
+        raise ConfigError(
+            f"{tuner.folder}: holds model_config.yaml, of a grid perhaps; give the study another name, study: NAME"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for row, point in enumerate(check_points(tuner.space)):
+            expid = f"{tuner.name}_{tuner.search}_check{row}"
+            _write_experiment(Path(folder), tuner, expid, point)
+            try:
+                read_params(folder, expid, data_root=data_root, model_zoo=model_zoo)
+            except UserError as error:
+                raise type(error)(str(error).replace(folder, str(tuner.path))) from error
+
+
+def _write_experiment(folder: Path, tuner: Tuner, expid: str, point: Point) -> None:
+    """Write the files of an experiment: one of its own, and one of its dataset, which several may share."""
+    dataset_id, data = _dataset(tuner, point)
+    entry = {**tuner.model, **{k: v for k, v in point.items() if k not in tuner.dataset_keys}, "dataset_id": dataset_id}
+    write_entries(folder / "dataset_config" / f"{dataset_id}.yaml", {dataset_id: data}, tuner.path)
+    write_entries(folder / "model_config" / f"{expid}.yaml", {expid: entry}, tuner.path)
+
+
+def _dataset(tuner: Tuner, point: Point) -> tuple[str, dict[str, Any]]:
+    keys = tuner.dataset_keys
+    data = {**tuner.dataset, **{key: value for key, value in point.items() if key in keys}}
+    return (f"{tuner.dataset_id}_{config_hash(data)[:8]}" if keys else tuner.dataset_id), data
+
+
+def _shown_url(tuner: Tuner) -> str:
+    """Return the database's URL without its password."""
+    from sqlalchemy.engine import make_url
+
+    return make_url(_url(tuner)).render_as_string(hide_password=True)
+
+
+def _url(tuner: Tuner) -> str:
+    return os.path.expandvars(tuner.storage or f"sqlite:///{tuner.folder.resolve()}/study.db")
+
+
+def _open_storage(tuner: Tuner) -> RDBStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        backend = make_url(_url(tuner)).get_backend_name()
+    except SQLAlchemyError:
+        raise ConfigError(
+            f"{tuner.path}: storage is no database URL; expected one such as postgresql://user@host/optuna, "
+            "or leave it out for a file in the study's folder"
+        ) from None
+    # SQLite lets one process write at a time; the others wait for it.
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if backend == "sqlite" else {"pool_pre_ping": True}
+    try:
+        return RDBStorage(_url(tuner), engine_kwargs=options)
+    except (ImportError, RuntimeError, SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{tuner.path}: storage {_shown_url(tuner)} cannot be opened ({reason}); "
+            "look whether the database is there and its Python driver is installed"
+        ) from error
+
+
+@dataclass
+class _Watch:
+    """What is known of a trial that we run."""
+
+    reported: int
+    beaten: float
+    looked: float = 0.0
+    beats: int = 0
+    pruned: bool = False
+
+
+class _StudyTrials:
+    """The trials of a study: where they come from, and where their outcomes go."""
+
+    def __init__(self, tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
+        from optuna.pruners import MedianPruner
+
+        self._tuner = tuner
+        self._data_root, self._model_zoo = data_root, model_zoo
+        self._folder = tuner.folder
+        self._locks = self._folder / "locks"
+        self.total = int(min(tuner.trials, number_of_points(tuner.space)))
+        self._drawing = Drawing(tuner.space, tuner.search, tuner.seed)
+        warmup = tuner.warmup
+        self._pruner = None if warmup is None else MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + 1)
+        with self._alone():
+            self._storage = _open_storage(tuner)
+            self._study = self._create_study()
+            self._study_id = self._storage.get_study_id_from_name(tuner.study)
+            self._here = self._place()
+        self._ids: dict[int, int] = {}
+        self._us = {"place": self._here, "process": uuid.uuid4().hex}
+        # Trials that had failed when we came get another chance, once; those that fail from now on, at another start.
+        self._retried = {trial.number: _error(trial) for trial in self._trials()}
+        self._ran: set[int] = set()
+        self._watches: dict[int, _Watch] = {}
+        self._seen_beats: dict[int, tuple[Any, float]] = {}
+        self._look_again = 0.0
+        self.done = False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with locked(self._locks / "study.lock"):
+            yield
+
+    def _place(self) -> str:
+        """Return a name of this machine and folder: those who share it see each other's locks."""
+        path = self._locks / "place"
+        if not path.exists():
+            name = uuid.uuid4().hex
+            write_beside(path, lambda stream: stream.write(name.encode()))
+        return f"{socket.gethostname()} {path.read_text(encoding='utf-8')}"
+
+    def _create_study(self) -> Study:
+        import optuna
+
+        tuner = self._tuner
+        study = optuna.create_study(
+            study_name=tuner.study,
+            storage=self._storage,
+            direction="minimize" if tuner.setting("monitor_mode") == "min" else "maximize",
+            load_if_exists=True,
+        )
+        space = {key: values if isinstance(values, list) else vars(values) for key, values in tuner.space.items()}
+        ours = {
+            "search": tuner.search,
+            "seed": tuner.seed,
+            **{f"tuner_space: {key}": json.loads(json.dumps(values, default=str)) for key, values in space.items()},
+            "the base experiment": config_hash({**tuner.model, **tuner.dataset, "dataset_id": tuner.dataset_id}),
+        }
+        theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
+        if theirs is None:
+            raise ConfigError(f"{tuner.path}: {tuner.study} is a study of another program; give another, study: NAME")
+        changed = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if changed:
+            raise ConfigError(
+                f"{tuner.path}: the study '{tuner.study}' was begun with another {changed[0]}; "
+                "undo the change, or begin another with study: NAME"
+            )
+        study.set_user_attr("tuner", ours)
+        return study
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)[: self.total]
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(self._id(number))
+
+    def _id(self, number: int) -> int:
+        if number not in self._ids:
+            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self._ids[number]
+
+    def _note(self, number: int, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._id(number), key, value)
+
+    def _given_up(self, trial: FrozenTrial) -> bool:
+        error = _error(trial)
+        return error is not None and error != self._retried.get(trial.number)
+
+    def take(self) -> Trial | None:
+        if time.monotonic() < self._look_again:
+            return None
+        while (claimed := self._claim()) is not None:
+            if (trial := self._prepare(*claimed)) is not None:
+                return trial
+        self._look_again = time.monotonic() + LOOK_SECONDS
+        return None
+
+    def _claim(self) -> tuple[int, Any] | None:
+        """Take the first trial that is free, with its lock, and see to it that it has a point."""
+        with self._alone():
+            trials = self._trials()
+            for trial in trials:
+                if trial.state.is_finished() or trial.number in self._watches or self._given_up(trial):
+                    continue
+                lock = try_lock(self._locks / f"{trial.number:04d}.lock")
+                if lock is None:
+                    continue  # it runs in another process
+                if self._make_ours(trial.number):
+                    return trial.number, lock
+                lock.release()
+            if len(trials) == self.total:
+                self.done = all(trial.state.is_finished() or self._given_up(trial) for trial in trials)
+                return None
+            self._study.enqueue_trial({})
+        return self._claim()
+
+    def _make_ours(self, number: int) -> bool:
+        """Turn a trial whose lock we hold into one that we run, unless it runs or has finished elsewhere."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        trial, trial_id = self._trial(number), self._id(number)
+        if trial.state.is_finished() or self._given_up(trial):
+            return False
+        if trial.state == TrialState.RUNNING and not self._is_abandoned(trial):
+            return False
+        try:
+            if trial.state == TrialState.RUNNING:
+                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                return False
+        except UpdateFinishedTrialError:
+            return False
+        self._note(number, "owner", self._us)
+        if "error" in trial.user_attrs:
+            self._note(number, "error", None)
+        self._draw(number)
+        return True
+
+    def _is_abandoned(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get("owner")
+        if self._tuner.storage is None or (owner is not None and owner["place"] == self._here):
+            return True  # its lock was free
+        beat = (owner, trial.user_attrs.get("beat"))
+        seen, since = self._seen_beats.get(trial.number, (None, 0.0))
+        if seen != beat:
+            self._seen_beats[trial.number] = beat, time.monotonic()
+            return False
+        return time.monotonic() - since > STALE_SECONDS
+
+    def _draw(self, number: int) -> None:
+        import optuna
+
+        trial = self._trial(number)
+        point = trial.user_attrs.get("point")
+        if point is None:
+            # Loaded anew: a study keeps the trials it has seen for its samplers.
+            study = optuna.load_study(study_name=self._tuner.study, storage=self._storage)
+            others = [t.user_attrs["point"] for t in study.get_trials(deepcopy=False) if "point" in t.user_attrs]
+            point = self._drawing.draw(study, trial, others)
+            # In one piece, so that a kill leaves a trial with a whole point or none.
+            self._note(number, "point", point)
+        for key, choice in self._drawing.dimensions.drawn(point).items():
+            if key not in trial.params:
+                distribution = self._drawing.dimensions.distributions[key]
+                internal = distribution.to_internal_repr(choice)
+                self._storage.set_trial_param(self._id(number), key, internal, distribution)
+
+    def _prepare(self, number: int, lock: Any) -> Trial | None:
+        """Write the experiment of a trial; None if that already ends it."""
+        from fuxictr_mm.experiment import read_params, record_path
+
+        found = self._trial(number)
+        point = found.user_attrs["point"]
+        dataset_id, data = _dataset(self._tuner, point)
+        settings = {**self._tuner.model, **data, **point, "dataset_id": dataset_id, "study": self._tuner.study}
+        expid = f"{self._tuner.name}_{self._tuner.search}_{number:04d}_{config_hash(settings)[:8]}"
+        if "expid" not in found.user_attrs:
+            self._note(number, "expid", expid)
+        self._watches[number] = _Watch(len(found.intermediate_values), time.monotonic())
+        self._ran.add(number)
+        trial = Trial(expid, {}, Path(), lock, number)
+        error = ""
+        try:
+            _write_experiment(self._folder, self._tuner, expid, point)
+            params = read_params(self._folder, expid, data_root=self._data_root, model_zoo=self._model_zoo)[0]
+            trial = Trial(expid, params, record_path(params), lock, number)
+            if trial.result() is None and not self._should_prune(number):
+                return trial
+        except UserError as failure:
+            error = " ".join(str(failure).split())
+        self.finish(trial, error)
+        trial.release()
+        return None
+
+    def _should_prune(self, number: int) -> bool:
+        watch = self._watches[number]
+        if self._pruner is not None:
+            watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, self._trial(number)))
+        return watch.pruned
+
+    def goes_on(self, trial: Trial) -> bool:
+        now, watch = time.monotonic(), self._watches[trial.number]
+        if now - watch.beaten >= BEAT_SECONDS:
+            watch.beaten = now
+            if self._is_lost(trial.number):
+                return False
+            watch.beats += 1
+            self._note(trial.number, "beat", watch.beats)
+        if now - watch.looked < LOOK_SECONDS:
+            return True
+        watch.looked = now
+        self._report(trial, watch)
+        return not watch.pruned
+
+    def _report(self, trial: Trial, watch: _Watch) -> None:
+        """Hand on evaluations that are new, up to one that the trial should end at."""
+        for evaluation in read_evaluations(trial.record.with_suffix(""))[watch.reported :]:
+            watch.reported += 1
+            value = monitored(trial.params, evaluation)
+            self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
+            if trial.number in self._watches and self._should_prune(trial.number):
+                return
+
+    def _is_lost(self, number: int) -> bool:
+        """Whether another machine has taken the trial from us, having heard nothing of us for long."""
+        trial = self._trial(number)
+        return trial.state.is_finished() or trial.user_attrs.get("owner") != self._us
+
+    def finish(self, trial: Trial, error: str) -> None:
+        from optuna.trial import TrialState
+
+        number = trial.number
+        self._look_again = 0.0
+        result = trial.result() if trial.params else None
+        lost = self._is_lost(number)
+        watch = self._watches.pop(number)
+        if lost:
+            return
+        if result is not None:
+            value = monitored(trial.params, result.valid)
+            if not math.isnan(value):
+                self._report(trial, watch)
+                self._note(number, "result", {key: getattr(result, key) for key in ("valid", "test", "seconds")})
+                self._study.tell(number, value, skip_if_finished=True)
+                return
+            error = f"the monitored metric is {value}"
+        elif watch.pruned:
+            evaluations = read_evaluations(trial.record.with_suffix(""))[: watch.reported]
+            if evaluations:
+                valid = {name: evaluations[-1][name] for name in trial.params["metrics"] if name in evaluations[-1]}
+                self._note(number, "result", {"valid": valid, "seconds": evaluations[-1]["seconds"]})
+            self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            return
+        # A failure of its own, which those who saw an earlier one of the same words can tell from it.
+        self._note(number, "error", {"message": error, "failure": uuid.uuid4().hex})
+        self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)
+
+    def give_back(self, trial: Trial) -> None:
+        from optuna.trial import TrialState
+
+        if not self._is_lost(trial.number):
+            self._storage.set_trial_state_values(self._id(trial.number), TrialState.WAITING)
+
+    def results(self) -> list[TrialResult]:
+        from optuna.trial import TrialState
+
+        results = []
+        for trial in self._trials():
+            attributes, error = trial.user_attrs, _error(trial)
+            if not trial.state.is_finished() and error is None:
+                continue
+            reached = {} if error else attributes.get("result", {})
+            monitor = {key: self._tuner.setting(key) for key in ("monitor", "monitor_mode")}
+            results.append(
+                TrialResult(
+                    attributes["expid"],
+                    {**monitor, **attributes["point"]},
+                    reached.get("valid", {}),
+                    reached.get("test", {}),
+                    reached.get("seconds", math.nan),
+                    error["message"] if error else None,
+                    skipped=trial.number not in self._ran,
+                    pruned=trial.state == TrialState.PRUNED,
+                )
+            )
+        return results
+
+    def importance(self) -> dict[str, float]:
+        """Return the importance of the settings, largest first; empty where it cannot be told."""
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+        from optuna.trial import TrialState
+
+        finished = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        if len(finished) < IMPORTANCE_TRIALS or len({trial.value for trial in finished}) == 1:
+            return {}
+        return get_param_importances(self._study, evaluator=FanovaImportanceEvaluator(seed=0))
+
+
+def _error(trial: FrozenTrial) -> dict[str, str] | None:
+    """Return the failure of a trial that waits for another start, None if it has not failed."""
+    return None if trial.state.is_finished() else trial.user_attrs.get("error")

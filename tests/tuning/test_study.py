@@ -1,0 +1,479 @@
+"""Random search and TPE, with a stand-in for run_expid.py."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm import tuning
+from fuxictr_mm.config import list_experiments, load_config
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.tuning import run_study, run_tuner, study
+from fuxictr_mm.tuning.evaluations import read_evaluations
+from fuxictr_mm.tuning.space import Drawing, Range, check_points, number_of_points, point_key, read_range
+
+optuna = pytest.importorskip("optuna")
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import argparse, json, os, signal, sys, time
+from pathlib import Path
+from fuxictr_mm.config import config_hash, load_config
+
+parser = argparse.ArgumentParser()
+for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
+    parser.add_argument(flag)
+parser.add_argument("--resume", action="store_true")
+args = parser.parse_args()
+params = load_config(args.config, args.expid)
+width = params["width"]
+folder = Path(params["model_root"]) / params["dataset_id"]
+run = folder / args.expid / "20250101-000000-seed1"
+run.mkdir(parents=True, exist_ok=True)
+if Path("stubborn").exists():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def note(what):
+    with open("runs.txt", "a") as stream:
+        stream.write(f"{what} {args.expid} {os.getpid()}\\n")
+
+
+note("begin")
+if Path(f"broken{width}").exists():
+    sys.exit(f"ValueError: width {width}")
+auc = 0.5 + width / 1000 - params["learning_rate"]
+ended = Path("runs.txt").read_text().count("end ")
+while Path("slow").exists() or Path(f"slow{ended}").exists():
+    time.sleep(0.02)
+with (run / "metrics.jsonl").open("w") as stream:
+    for epoch in range(1, params["epochs"] + 1):
+        line = {"epoch": epoch, "step": epoch * 10, "loss": 0.5, "AUC": auc, "logloss": 1, "seconds": epoch}
+        print(json.dumps(line), file=stream, flush=True)
+        if epoch == 3 and Path(f"endless{width}").exists() and len(list(folder.glob("*.json"))) >= 5:
+            time.sleep(100)
+(folder / f"{args.expid}.json").write_text(json.dumps({
+    "expid": args.expid, "config_hash": config_hash(params), "valid": {"AUC": auc, "logloss": 1.0}, "test": None,
+    "seconds": 1.5, "finished_at": "2025-01-01T00:00:00",
+}))
+note("end")
+"""
+
+HEAD = "base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"
+SPACE = "width: {low: 1, high: 60}\nlearning_rate: {low: 1.e-4, high: 1.e-2, log: True}\nepochs: 2\nmax_len: [5, 9]"
+
+
+@pytest.fixture(autouse=True)
+def quick(folder, monkeypatch):
+    (folder / "fake_run.py").write_text(SCRIPT)
+    monkeypatch.setattr(study, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(tuning.run, "POLL_SECONDS", 0.05)
+
+
+def tuner_file(folder, space=SPACE, name="hunt.yaml", **keys):
+    keys = {"search": "random", "trials": 6, **keys}
+    text = HEAD + "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items())
+    path = folder / name
+    path.write_text(text + "tuner_space:\n" + "".join(f"    {line}\n" for line in space.splitlines()))
+    return path
+
+
+def hunt(path, gpus=(-1,)):
+    return run_study(tuning.read_tuner(path), gpus, Path("fake_run.py"), quiet=True)[0]
+
+
+def tune(path, gpus=(-1,)):
+    return lambda: run_tuner(path, gpus, Path("fake_run.py"), quiet=True)
+
+
+def noted(folder, what):
+    path = folder / "runs.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.split()[1] for line in lines if line.split()[0] == what]
+
+
+def summary(results):
+    return [(result.expid, result.params, result.valid) for result in results]
+
+
+def draw_all(space, search, seed, trials, value=lambda point: point["a"]):
+    """The points of a study that nothing disturbs, in memory."""
+    memory = optuna.create_study(direction="maximize")
+    drawing, points = Drawing(space, search, seed), []
+    for number in range(trials):
+        trial = memory.ask()
+        points.append(drawing.draw(memory, memory.trials[number], list(points)))
+        for key, choice in drawing.dimensions.drawn(points[-1]).items():
+            distribution = drawing.dimensions.distributions[key]
+            memory._storage.set_trial_param(trial._trial_id, key, distribution.to_internal_repr(choice), distribution)
+        memory.tell(number, value(points[-1]))
+    return points
+
+
+def undisturbed(path):
+    """The points of a study of the stand-in."""
+    tuner = tuning.read_tuner(path)
+    auc = lambda point: 0.5 + point["width"] / 1000 - point["learning_rate"]  # noqa: E731
+    return draw_all(tuner.space, tuner.search, tuner.seed, tuner.trials, auc)
+
+
+def points_of(results):
+    return [{k: v for k, v in result.params.items() if not k.startswith("monitor")} for result in results]
+
+
+# ---- trials are experiments --------------------------------------------------------------------------------------
+
+
+def test_every_trial_is_an_experiment_of_its_own(folder, capsys):
+    path = tuner_file(folder, search="tpe", trials=3)
+    run_tuner(path, [-1], Path("fake_run.py"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:8] == ["rank", "expid", "valid", "AUC", "valid", "logloss", "width", "learning_rate"]
+    experiments = list_experiments(folder / "hunt")
+    assert [name.rsplit("_", 1)[0] for name in experiments] == [f"Fake_tiny_tpe_000{n}" for n in range(3)]
+    for name, entry in experiments.items():
+        params = load_config(folder / "hunt", name)
+        assert (params["width"], params["model"], params["epochs"]) == (entry["width"], "Fake", 2)
+        assert (folder / "hunt/logs" / f"{name}.out").is_file()
+        assert (folder / f"checkpoints/tiny/{name}.json").is_file()
+    assert sorted(noted(folder, "end")) == sorted(experiments)
+    assert (folder / "hunt/results.csv").read_text().splitlines()[0].startswith("rank,expid,valid AUC")
+    run_tuner(path, [-1], Path("fake_run.py"), as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert [row["rank"] for row in document["trials"]] == [1, 2, 3]
+    assert len(noted(folder, "begin")) == 3
+
+
+def test_settings_of_the_dataset_and_values_that_are_lists(folder):
+    space = "min_categr_count: [1, 2]\ndnn_hidden_units: [[8, 4]]\nembedding_regularizer: ['l2(1e-3)', 1e-3, null]"
+    results = hunt(tuner_file(folder, space, trials=100))
+    assert len(results) == 6  # all there are
+    points = {json.dumps(load_config(folder / "hunt", r.expid), sort_keys=True, default=str) for r in results}
+    assert len(points) == 6
+    assert {load_config(folder / "hunt", r.expid)["min_categr_count"] for r in results} == {1, 2}
+    assert all(r.params["embedding_regularizer"] in ("l2(1e-3)", 1e-3, None) for r in results)
+    assert len(list((folder / "hunt/dataset_config").iterdir())) == 2
+
+
+def test_more_trials_go_on_where_fewer_stopped(folder):
+    first = hunt(tuner_file(folder, trials=3))
+    more = hunt(tuner_file(folder, trials=5))
+    assert summary(more[:3]) == summary(first)
+    assert [result.skipped for result in more] == [True] * 3 + [False] * 2
+    assert len(noted(folder, "begin")) == 5
+
+
+def test_the_importance_finds_what_matters(folder):
+    space = "width: {low: 1, high: 90}\nmax_len: [5, 9]"
+    results, importance = run_study(
+        tuning.read_tuner(tuner_file(folder, space, trials=10)), [-1] * 4, Path("fake_run.py")
+    )
+    assert len(results) == 10
+    assert list(importance) == ["width", "max_len"]
+    assert importance["width"] > 0.8
+
+
+def test_a_failed_trial_is_run_again_at_the_next_start_only(folder, capsys):
+    path = tuner_file(folder, "width: [1, 2, 3]", trials=3)
+    (folder / "broken2").touch()
+    with pytest.raises(UserError, match=r"1 of 3 trials failed, first Fake_tiny_random_\w+: ValueError: width 2"):
+        run_tuner(path, [-1], Path("fake_run.py"))
+    assert capsys.readouterr().out.splitlines()[3].endswith("failed    ValueError: width 2")
+    (folder / "broken2").unlink()
+    results = hunt(path)
+    assert [result.state for result in results] == ["finished"] * 3
+    assert (len(noted(folder, "begin")), len(noted(folder, "end"))) == (4, 3)
+
+
+# ---- kills, and several processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("search", "trials", "kills"), [("random", 6, (2, 4)), ("tpe", 12, (3, 11))])
+def test_killed_twice_in_the_middle_it_ends_the_same(folder, forked, wait_for, search, trials, kills):
+    path = tuner_file(folder, search=search, trials=trials)
+    for killed, finished in enumerate(kills):
+        (folder / f"slow{finished}").touch()  # the next trial after so many waits
+        tuner = forked(tune(path))
+        begun = finished + killed + 1
+        wait_for(lambda begun=begun: len(noted(folder, "begin")) == begun)
+        tuner.kill()
+        tuner.join()
+        (folder / f"slow{finished}").unlink()
+    results = hunt(path)
+    assert [result.state for result in results] == ["finished"] * trials
+    ended = noted(folder, "end")
+    assert len(ended) == len(set(ended)) == trials  # none lost, none twice
+    assert len(noted(folder, "begin")) == trials + 2  # the two that were killed began again
+    assert len({point_key(result.params) for result in results}) == trials
+    assert points_of(results) == undisturbed(path)
+
+
+def test_two_tuners_on_one_study(folder, forked):
+    path = tuner_file(folder, trials=7)
+    other = forked(tune(path, [-1, -1]))
+    results = hunt(path)
+    other.join(60)
+    assert other.exitcode == 0
+    ended = noted(folder, "end")
+    assert len(ended) == len(set(ended)) == len(noted(folder, "begin")) == 7
+    assert len(list_experiments(folder / "hunt")) == 7
+    assert {result.skipped for result in results} == {True, False}  # each had its part
+    assert points_of(results) == undisturbed(path)
+
+
+def test_of_two_tuners_one_is_killed(folder, forked, wait_for):
+    path = tuner_file(folder, search="tpe", trials=5)
+    (folder / "slow").touch()
+    other = forked(tune(path, [-1, -1]))
+    wait_for(lambda: len(noted(folder, "begin")) == 2)
+    other.kill()
+    (folder / "slow").unlink()
+    results = hunt(path)
+    assert [result.state for result in results] == ["finished"] * 5
+    assert len(set(noted(folder, "end"))) == len(noted(folder, "end")) == 5
+
+
+def test_a_child_that_outlives_its_tuner_is_waited_for(folder, forked, wait_for):
+    path = tuner_file(folder, "width: [7]", trials=1)
+    (folder / "slow").touch()
+    (folder / "stubborn").touch()
+    other = forked(tune(path))
+    wait_for(lambda: noted(folder, "begin"))
+    other.kill()
+    other.join()
+    threading.Timer(1, (folder / "slow").unlink).start()
+    results = hunt(path)
+    assert [result.valid["AUC"] for result in results] == [0.5 + 7 / 1000 - 1e-3]
+    assert len(noted(folder, "begin")) == 1
+
+
+def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
+    path = tuner_file(folder, "width: [7]", trials=1)
+    (folder / "slow").touch()
+    tuner = forked(tune(path))
+    wait_for(lambda: noted(folder, "begin"))
+    tuner.terminate()
+    tuner.join(60)
+    assert tuner.exitcode == 143
+    loaded = optuna.load_study(study_name="hunt", storage=f"sqlite:///{folder}/hunt/study.db")
+    assert [trial.state.name for trial in loaded.trials] == ["WAITING"]
+    (folder / "slow").unlink()
+    assert [result.state for result in hunt(path)] == ["finished"]
+
+
+def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
+    url = f"sqlite:///{folder}/shared.db"
+    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None)
+    trial = here.take()
+    (folder / "there").mkdir()
+    path = tuner_file(folder / "there", "width: [7, 8]", trials=2, storage=url)
+    path.write_text(path.read_text().replace("base_config: base", f"base_config: {folder}/base"))
+    there = study._StudyTrials(tuning.read_tuner(path), None, None)
+    second = there.take()
+    assert second.number == 1
+    assert there._claim() is None
+    assert not there.done
+    assert here.goes_on(trial)
+    monkeypatch.setattr(study, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(study, "BEAT_SECONDS", 0.05)
+    for _ in range(5):  # it beats, and keeps its trial
+        time.sleep(0.1)
+        assert here.goes_on(trial)
+        assert there._claim() is None
+    time.sleep(0.3)
+    taken, lock = there._claim()
+    assert taken == 0
+    lock.release()
+    assert not here.goes_on(trial)
+    here.finish(trial, "too late")
+    assert there._trial(0).user_attrs.get("error") is None
+    assert there._trial(0).state == optuna.trial.TrialState.RUNNING
+
+
+# ---- pruning -------------------------------------------------------------------------------------------------------
+
+
+def test_trials_below_the_median_are_pruned(folder, capsys):
+    bad = range(1, 5)
+    for width in bad:
+        (folder / f"endless{width}").touch()  # such a trial ends by being pruned, or not at all
+    path = tuner_file(
+        folder, "width: [1, 2, 3, 4, 11, 12, 13, 14, 15, 16]\nepochs: 6", trials=10, pruning={"warmup": 2}, seed=1
+    )
+    run_tuner(path, [-1], Path("fake_run.py"))
+    results = hunt(path)
+    pruned = [result for result in results if result.pruned]
+    assert pruned
+    assert all(result.params["width"] in bad and result.state == "pruned" for result in pruned)
+    assert all(result.params["width"] > 4 for result in results[5:] if not result.pruned)
+    assert all(result.valid["AUC"] == 0.5 + result.params["width"] / 1000 - 1e-3 for result in results)
+    loaded = optuna.load_study(study_name="hunt", storage=f"sqlite:///{folder}/hunt/study.db")
+    for trial in loaded.trials:
+        assert list(trial.intermediate_values) == list(range(1, 4 if trial.state.name == "PRUNED" else 7))
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "state"
+    assert [line.split()[-1] for line in lines[:10]] == ["finished"] * (10 - len(pruned)) + ["pruned"] * len(pruned)
+    assert len(noted(folder, "begin")) == 10
+
+
+def test_evaluations_of_the_newest_run(tmp_path):
+    assert read_evaluations(tmp_path) == []
+    for age, name, lines in ((100, "old", '{"step": 1}\n'), (1, "new", '{"step": 2}\n{"step": 4}\n{"step": 4}\n{"st')):
+        path = tmp_path / name / "metrics.jsonl"
+        path.parent.mkdir()
+        path.write_text(lines)
+        os.utime(path, (time.time() - age,) * 2)
+    assert [evaluation["step"] for evaluation in read_evaluations(tmp_path)] == [2, 4]
+
+
+# ---- points --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    high=st.integers(2, 6),
+    step=st.sampled_from([1, 2]),
+    seed=st.integers(0, 9),
+    search=st.sampled_from(["random", "tpe"]),
+)
+def test_points_differ_and_cover_a_finite_space(high, step, seed, search):
+    space = {"a": Range(0, high * step, step, whole=True), "b": [[1], "[1]", None, True, 1], "c": [{"x": 1}]}
+    size = number_of_points(space)
+    assert size == (high + 1) * 5
+    points = draw_all(space, search, seed, size if high == 2 else 8)
+    assert len({point_key(point) for point in points}) == len(points)
+    assert all(point["a"] % step == 0 and point["c"] == {"x": 1} for point in points)
+    assert draw_all(space, search, seed, 8) == points[:8]
+
+
+def test_a_point_of_a_random_search_needs_no_other_trial():
+    space = {"a": Range(1e-4, 1e-1, log=True), "b": [1, 2, 3]}
+    points = draw_all(space, "random", 5, 8)
+    memory = optuna.create_study()
+    for _ in range(8):
+        memory.ask()
+    assert Drawing(space, "random", 5).draw(memory, memory.trials[7], []) == points[7]
+    assert Drawing(space, "random", 6).draw(memory, memory.trials[7], []) != points[7]
+    logs = [point["a"] for point in draw_all({"a": space["a"]}, "random", 0, 200)]
+    assert all(1e-4 <= value <= 1e-1 for value in logs)
+    assert 0.3 < sum(value < 10**-2.5 for value in logs) / 200 < 0.7  # even by the logarithm
+
+
+def test_tpe_goes_where_it_is_good():
+    points = draw_all({"a": Range(0.0, 1.0), "b": [1, 2]}, "tpe", 0, 40)
+    assert sum(point["a"] for point in points[20:]) / 20 > 0.7
+
+
+def test_ranges():
+    assert read_range({"low": 1, "high": 4}, int, "x") == Range(1, 4, whole=True)
+    assert read_range({"low": 0, "high": 1}, float, "x") == Range(0, 1)
+    assert read_range({"low": 0, "high": 1, "step": 0.1}, float, "x").size == 11
+    assert read_range({"low": 2, "high": 8, "step": 2}, int, "x").values() == [2, 4, 6, 8]
+    assert check_points({"a": Range(1, 4), "b": [1, 2, 3]}) == [{"a": 1, "b": 1}, {"a": 4, "b": 2}, {"a": 1, "b": 3}]
+
+
+# ---- what is wrong is said before anything runs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("space", "keys", "message"),
+    [
+        (SPACE, {"search": "tpee"}, "search is 'tpee', expected one of grid, random, tpe; did you mean 'tpe'"),
+        (SPACE, {"search": "grid", "trials": 3}, "trials has no meaning for search: grid"),
+        (SPACE, {"trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
+        (SPACE, {"trials": 0}, "trials is 0, expected 1 or more"),
+        (SPACE, {"trials": "9"}, "trials is '9', expected whole number"),
+        (SPACE, {"seed": -1}, "seed is -1"),
+        (SPACE, {"study": "a/b"}, "study is 'a/b', expected letters"),
+        (SPACE, {"pruning": {"warmpu": 1}}, "pruning: unknown key 'warmpu'; did you mean 'warmup'"),
+        (SPACE, {"pruning": {"warmup": -1}}, "warmup is -1"),
+        (SPACE, {"storage": "nonsense"}, "storage is no database URL"),
+        (SPACE, {"storage": "sqlite:////nowhere/x.db"}, "cannot be opened .unable to open database file"),
+        (SPACE, {"storage": "mysql+nodriver://me:secret@host/db"}, "cannot be opened"),
+        ("width: {low: 4, high: 4}", {}, "width: low is 4 and high is 4, expected low below high"),
+        ("width: {low: 1}", {}, "width: high is missing"),
+        ("width: {low: 1, hihg: 4}", {}, "width: unknown key 'hihg'; did you mean 'high'"),
+        ("width: {low: 0.5, high: 4}", {}, "low is 0.5, but the setting takes whole number"),
+        ("width: {low: 1, high: 4, step: 2}", {}, "4 is not reached from 1 by steps of 2"),
+        ("width: {low: 1, high: 4, step: 0.5}", {}, "step is 0.5, but the setting takes whole number"),
+        ("learning_rate: {low: 0, high: 1, log: True}", {}, "low is 0, expected a number above 0 with log: True"),
+        ("learning_rate: {low: 1, high: .inf}", {}, "high is inf, expected a finite number"),
+        ("learning_rate: {low: 0.1, high: 1, log: True, step: 0.1}", {}, "step and log exclude each other"),
+        ("learning_rate: {low: 0.1, high: 1, log: 1}", {}, "log is 1, expected True or False"),
+        ("learning_rate: {low: -1, high: 1}", {}, "Fake_tiny_random_check0: learning_rate is -1"),
+        ("batch_size: [8, 16, -8]", {}, "Fake_tiny_random_check2: batch_size is -8"),
+        ("monitor: [AUC, logloss]", {}, "monitor: trials could not be compared"),
+    ],
+)
+def test_bad_settings(folder, space, keys, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        run_tuner(tuner_file(folder, space, **keys), [-1], Path("fake_run.py"))
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert noted(folder, "begin") == []
+
+
+def test_a_range_is_no_grid(folder):
+    path = tuner_file(folder, "width: {low: 1, high: 4}")
+    path.write_text(path.read_text().replace('search: "random"\ntrials: 6\n', ""))
+    with pytest.raises(ConfigError, match="is a range; for search: grid write a list, or search: tpe"):
+        run_tuner(path, [-1], Path("fake_run.py"))
+
+
+def test_a_study_stays_the_same(folder):
+    hunt(tuner_file(folder, "width: [1, 2, 3]", trials=2))
+    for space, keys, what in [
+        ("width: [1, 2]", {}, "tuner_space: width"),
+        ("width: [1, 2, 3]\nmax_len: 3", {}, "tuner_space: max_len"),
+        ("width: [1, 2, 3]", {"seed": 4}, "seed"),
+        ("width: [1, 2, 3]", {"search": "tpe"}, "search"),
+    ]:
+        with pytest.raises(ConfigError, match=f"'hunt' was begun with another {what}; undo the change, or"):
+            hunt(tuner_file(folder, space, **{"trials": 2, **keys}))
+    assert len(hunt(tuner_file(folder, "width: [1, 2]", trials=2, study="other"))) == 2
+    with pytest.raises(ConfigError, match="--tag chooses among the points of a grid"):
+        run_tuner(tuner_file(folder), [-1], Path("fake_run.py"), tag="1")
+    optuna.create_study(study_name="foreign", storage=f"sqlite:///{folder}/x.db").ask()
+    with pytest.raises(ConfigError, match="foreign is a study of another program"):
+        hunt(tuner_file(folder, study="foreign", storage=f"sqlite:///{folder}/x.db"))
+
+
+def test_the_folder_of_a_grid_is_left_alone(folder):
+    (folder / "hunt").mkdir()
+    (folder / "hunt/model_config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="of a grid perhaps; give the study another name"):
+        hunt(tuner_file(folder))
+
+
+def test_without_optuna_one_line_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r'search: random needs Optuna; pip install "fuxictr-mm\[tuning\]"'):
+        hunt(tuner_file(folder))
+
+
+# ---- the real thing ------------------------------------------------------------------------------------------------
+
+
+def test_real_trials_on_tiny_mm(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = (
+        f"DIN: {{model: DIN, dataset_id: tiny_mm, model_root: {folder}/checkpoints, epochs: 1, batch_size: 1024, "
+        "max_len: 5, embedding_dim: 4, dnn_hidden_units: [8], attention_hidden_units: [4], verbose: 0, "
+        "tensorboard: False}"
+    )
+    path = folder / "real.yaml"
+    path.write_text(
+        f"base_config: {ROOT}\nbase_expid: DIN\nmodel_config: {{{model}}}\nsearch: tpe\ntrials: 2\nseed: 1\n"
+        "tuner_space:\n    learning_rate: {low: 1.e-3, high: 1.e-2, log: True}\n"
+    )
+    monkeypatch.chdir(ROOT)
+    results = run_study(tuning.read_tuner(path), [-1], ROOT / "run_expid.py", ROOT / "data", ROOT / "model_zoo")[0]
+    assert [result.state for result in results] == ["finished"] * 2
+    assert all(0.4 < result.valid["AUC"] < 1 for result in results)
+    loaded = optuna.load_study(study_name="real", storage=f"sqlite:///{folder}/real/study.db")
+    assert [list(trial.intermediate_values) for trial in loaded.trials] == [[1], [1]]
