@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
 import torch
 
+from fuxictr_mm.training.hardware import keep_freed_memory
+
+__all__ = ["in_use", "keep_freed_memory", "peak", "reset_peak", "return_freed_memory"]
+
+#: glibc's M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX, with what a program that frees large blocks has
+#: without asking: glibc raises the thresholds to these by itself.
+_DEFAULTS = {-1: 64 * 2**20, -2: 128 * 2**10, -3: 32 * 2**20, -4: 65536}
 STATUS = Path("/proc/self/status")
 #: Writing 5 here sets the peak back to what is in use now.
 CLEAR = Path("/proc/self/clear_refs")
+
+
+def return_freed_memory() -> None:
+    """Undo ``keep_freed_memory``, and give back what is free now."""
+    library = ctypes.CDLL(None)
+    for option, value in _DEFAULTS.items():
+        library.mallopt(option, value)
+    library.malloc_trim(0)
 
 
 def in_use(device: str) -> int:

@@ -58,6 +58,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--compile", action="store_true", help="ours with compile: True; the warm-up takes minutes")
     option("--device", choices=["cpu", "cuda"], default="cpu", help="device of both")
     option("--num_workers", type=int, default=0, help="worker processes of the reference's DataLoader")
+    option(
+        "--as_run", action="store_true", help="ours keeps freed memory, as run_expid.py does, the reference does not"
+    )
     option("--sides", choices=["both", "ours", "reference"], default="both", help="one side alone, without a ratio")
     option("--memory", action="store_true", help="also run each side alone, in a process of its own, for its peak")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
@@ -123,13 +126,14 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
         else make_sides(args.what, dataset, params, precisions, args.num_workers)
     )
     for side in made:
-        run_block(side, args.warmup, args.device)
+        run_block(side, args.warmup, args.device, args.as_run)
         for measured in (side.rates, side.cpu, side.waits, side.peaks):
             measured.clear()
         sides.append(side)
     for repeat in range(args.repeats):
         for side in sides if repeat % 2 == 0 else reversed(sides):
-            run_block(side, args.reference_steps if side.name == "reference" else args.steps, args.device)
+            steps = args.reference_steps if side.name == "reference" else args.steps
+            run_block(side, steps, args.device, args.as_run)
     figures = {side.name: summary(side, sides[-1], args.what) for side in sides}
     if args.memory:
         for name in precisions:
@@ -143,8 +147,12 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_block(side: Side, steps: int, device: str) -> None:
-    """Take a block of steps and note its figures."""
+def run_block(side: Side, steps: int, device: str, as_run: bool = False) -> None:
+    """Take a block of steps and note its figures; ``as_run`` with the side's own allocator settings."""
+    if as_run:
+        memory.keep_freed_memory() if side.name != "reference" else memory.return_freed_memory()
+        side.step(next(side.batches))  # what the change of settings costs is not the side's
+        side.finish()
     side.highest = max(side.highest, memory.reset_peak(device))
     held = memory.in_use(device)
     waited, rows = 0.0, 0
@@ -173,8 +181,8 @@ def peak_alone(args: argparse.Namespace, name: str) -> float:
     options.update(sides=name, steps=2, reference_steps=2, repeats=1, warmup=1)
     with tempfile.TemporaryDirectory() as folder:
         options["json"] = Path(folder) / "figures.json"
-        compiled = ["--compile"] if options.pop("compile") else []
-        arguments = compiled + [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        flags = [f"--{flag}" for flag in ("compile", "as_run") if options.pop(flag)]
+        arguments = flags + [part for key, value in options.items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "benchmarks.throughput", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return json.loads(options["json"].read_text())["process_peak_mb"]
