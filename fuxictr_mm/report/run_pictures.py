@@ -1,0 +1,181 @@
+"""Pictures of experiments: intervals, differences, learning curves, speed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fuxictr_mm.records.listing import FALLING
+from fuxictr_mm.records.reading import RunRecord
+from fuxictr_mm.report.charts import Dot, Line, Panel, dots, limits, lines
+from fuxictr_mm.report.gathering import Experiment, average, history
+from fuxictr_mm.report.picture import ACCENT, INK, MUTED, PALE, SERIES, Picture
+from fuxictr_mm.report.standing import Standings
+from fuxictr_mm.report.text import decimal, grouped, listed, number, plural, signed
+
+#: Experiments in one picture; more are in the table alone.
+MOST_ROWS = 30
+
+#: Points of a curve that are marked; more are a line.
+MOST_DOTS = 20
+
+#: Seeds drawn of one experiment, each in a colour of its own.
+MOST_SEEDS = len(SERIES)
+
+
+def picture_intervals(standings: Standings, order: Sequence[Experiment]) -> Picture | None:
+    """Draw each experiment's AUC with the interval over resampled users."""
+    rows: list[Dot] = []
+    for experiment in [e for e in order if e.name in standings.sides][:MOST_ROWS]:
+        side, interval = standings.sides[experiment.name], standings.interval(experiment.name)
+        low, high = interval if interval else (None, None)
+        seeds = side.aucs.tolist() if len(side.runs) > 1 else []
+        rows.append(Dot(experiment.name, side.mean, low, high, INK if rows else ACCENT, seeds))
+    if not rows:
+        return None
+    best = rows[0]
+    told = [f"{best.name} is first with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
+    if len(rows) > 1:
+        last = rows[-1]
+        told.append(f"{last.name} last with {decimal(last.value)} ({decimal(last.low)} to {decimal(last.high)})")
+    caption = (
+        f"{listed(told)}. Whiskers: 95 % interval over resampled users for these very weights"
+        f"{'; rings: single seeds' if any(row.others for row in rows) else ''}. All experiments share the rows, so "
+        "whiskers may overlap where a difference is shown: see the differences."
+    )
+    return dots("Validation AUC", caption, rows, "AUC on the validation rows")
+
+
+def picture_differences(standings: Standings, order: Sequence[Experiment]) -> Picture | None:
+    """Draw each experiment's difference to the best with its interval."""
+    named = [e.name for e in order if e.name in standings.sides]
+    rows, shown, alone = [], [], False
+    for name in named[1 : MOST_ROWS + 1]:
+        against = standings.against(name, named[0])
+        if against is not None:
+            rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
+            alone = alone or not against.seeds_known
+            if against.shown:
+                shown.append(name)
+    if not rows:
+        return None
+    lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)
+    told = f"Shown to be worse: {listed(shown)}" if shown else "None is shown to be worse"
+    caption = (
+        f"Against {named[0]}: {lost}. {told}. Whiskers: 95 % interval of the difference, over users and, where there "
+        "are several, seeds; one that crosses the dashed line at 0 may be chance."
+    )
+    caption += " Where there is one seed, others may change as much: run 3 of each." if alone else ""
+    return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
+
+
+def picture_curves(experiments: Sequence[Experiment], metric: str) -> list[Picture]:
+    """Draw, for each experiment, the training loss and the validation metric of its seeds before those of all."""
+    curves = {e.name: [(run, history(run)) for run in e.runs] for e in experiments}
+    everything = [entries for runs in curves.values() for _, entries in runs]
+    scales = {key: limits([y for entries in everything for y in _points(entries, key)[1]]) for key in ("loss", metric)}
+    pictures = []
+    for experiment in experiments:
+        runs = [(run, entries) for run, entries in curves[experiment.name] if _points(entries, metric)[0]]
+        runs.sort(key=lambda pair: (pair[0].seed is None, pair[0].seed or 0))
+        if not runs:
+            continue
+        others = [entries for name, of in curves.items() if name != experiment.name for _, entries in of]
+        panels = []
+        for key, label in (("loss", "training loss"), (metric, f"validation {metric}")):
+            behind = [_behind(others, key)]
+            own = [
+                _curve(entries, key, colour, f"seed {run.seed}" if key == "loss" and len(runs) > 1 else "", metric)
+                for (run, entries), colour in zip(runs, SERIES, strict=False)
+            ]
+            panels.append(Panel([line for line in (*behind, *own) if line.x], label, limits=scales[key]))
+        panels = [panel for panel in panels if panel.lines]
+        pictures.append(lines(experiment.name, _tell_curves(runs, metric, bool(others)), panels, "training step"))
+    return pictures
+
+
+def _behind(others: Sequence[Sequence[Mapping[str, Any]]], key: str) -> Line:
+    """Return the curves of other experiments as one line with gaps, which takes less room on the page."""
+    x: list[float] = []
+    y: list[float] = []
+    for entries in others:
+        for along, values in zip((x, y), _points(entries, key), strict=True):
+            along += [*values, math.nan] if values else []
+    return Line(x, y, colour=PALE, dots=False)
+
+
+def _points(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(number(e.get("step")), number(e.get(key))) for e in entries]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def _curve(entries: Sequence[Mapping[str, Any]], key: str, colour: str, name: str = "", metric: str = "") -> Line:
+    x, y = _points(entries, key)
+    best = _best(entries, metric) if metric and key == metric else None
+    mark = None if best is None else (float(best["step"]), float(best[key]))
+    return Line(x, y, name, colour, dots=len(x) <= MOST_DOTS, mark=mark)
+
+
+def _best(entries: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any] | None:
+    having = [e for e in entries if number(e.get(metric)) is not None]
+    choose = min if metric in FALLING else max
+    return choose(having, key=lambda e: e[metric]) if having else None
+
+
+def _tell_curves(runs: Sequence[tuple[RunRecord, list[dict[str, Any]]]], metric: str, others: bool) -> str:
+    told = []
+    for run, entries in runs[:MOST_SEEDS]:
+        best, losses = _best(entries, metric), _points(entries, "loss")[1]
+        assert best is not None
+        loss = f"; training loss {decimal(losses[0], 3)} to {decimal(losses[-1], 3)}" if losses else ""
+        epoch = number(best.get("epoch"))
+        where = f"step {best['step']:.0f}" if epoch is None else f"epoch {epoch:.0f} of {_epochs(entries)}"
+        told.append(f"Seed {run.seed}: best {metric} {decimal(best[metric])} at {where}{loss}.")
+    if len(runs) > MOST_SEEDS:
+        told.append(f"{plural(len(runs) - MOST_SEEDS, 'more seed')} not drawn.")
+    return " ".join(told) + " The ring marks the best." + (" Pale: the other experiments." if others else "")
+
+
+def _epochs(entries: Sequence[Mapping[str, Any]]) -> str:
+    known = [epoch for e in entries if (epoch := number(e.get("epoch"))) is not None]
+    return f"{max(known):.0f}" if known else "?"
+
+
+def rows_per_second(run: RunRecord) -> float | None:
+    """Return the median speed over the evaluations of a run."""
+    known = [v for e in history(run) if (v := number(e.get("rows_per_second"))) is not None]
+    return statistics.median(known) if known else None
+
+
+def seconds_per_epoch(run: RunRecord) -> float | None:
+    """Return the wall time of a run until its last evaluation by the epochs until then."""
+    ends = [(number(e.get("seconds")), number(e.get("epoch"))) for e in history(run)]
+    known = [(seconds, epoch) for seconds, epoch in ends if seconds is not None and epoch]
+    return known[-1][0] / known[-1][1] if known else None
+
+
+def speed_of(experiment: Experiment) -> list[float]:
+    """Return the speed of each run that tells it."""
+    return [speed for run in experiment.runs if (speed := rows_per_second(run)) is not None]
+
+
+def picture_speed(experiments: Sequence[Experiment]) -> Picture | None:
+    """Draw rows per second of each experiment, a ring for each run."""
+    rows = []
+    for experiment in experiments[:MOST_ROWS]:
+        speeds = speed_of(experiment)
+        mean = average(speeds)
+        if mean is not None:
+            rows.append(Dot(experiment.name, mean, colour=SERIES[0], others=speeds if len(speeds) > 1 else ()))
+    if not rows:
+        return None
+    rows.sort(key=lambda row: -row.value)
+    fast, slow = rows[0], rows[-1]
+    caption = f"{fast.name} trains at {grouped(fast.value)} rows a second"
+    caption += f", {slow.name} at {grouped(slow.value)}." if len(rows) > 1 else "."
+    if any(row.others for row in rows):
+        caption += " Rings: single runs."
+    return dots("Training speed", caption, rows, "training rows per second", bars=True)

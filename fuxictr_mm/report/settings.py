@@ -1,0 +1,161 @@
+"""How configurations and environments differ, and which experiment is the base of an ablation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fuxictr_mm.records.reading import NAMING_KEYS
+from fuxictr_mm.report.gathering import Experiment
+from fuxictr_mm.report.text import DASH, MINUS, printable
+
+#: Of the environment: when and by whom is no difference.
+OF_THE_MOMENT = ("command", "started_at")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from the base's.
+
+    Parameters
+    ----------
+    key : str
+        The setting.
+    text : str
+        What it changes to, as ``True → False``, or for lists what is left out and what is added.
+    size : int
+        How much it changes: 1, or for lists the number of entries.
+    """
+
+    key: str
+    text: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Experiments of one model beside the one that the others differ from least.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
+    base : Experiment
+        The base.
+    others : list of (Experiment, list of Change)
+        The others, with what they change.
+    """
+
+    model: str
+    base: Experiment
+    others: list[tuple[Experiment, list[Change]]]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by dotted name; entries of a list of mappings go by their ``name``.
+
+    Examples
+    --------
+    >>> flatten({"a": {"b": 1}, "c": [{"name": "x", "dim": 2}]})
+    {'a.b': 1, 'c.x': '{"dim": 2}'}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
+            for entry in value:
+                columns = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
+                rest = {k: v for k, v in entry.items() if k != "name"}
+                found[f"{name}.{','.join(map(str, columns))}"] = json.dumps(rest, sort_keys=True, default=str)
+        else:
+            found[name] = value
+    return found
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Return what makes the configuration, without names and seed."""
+    return flatten({k: v for k, v in experiment.newest.config.items() if k not in (*NAMING_KEYS, "description")})
+
+
+def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
+    """Return what other settings change of a base's.
+
+    Examples
+    --------
+    >>> changes({"senet": True, "use": ["a", "b"]}, {"senet": False, "use": ["b", "c"]})
+    [Change(key='senet', text='True → False', size=1), Change(key='use', text='− a, + c', size=2)]
+    """
+    found = []
+    for key in sorted(base.keys() | other.keys()):
+        before, after = base.get(key), other.get(key)
+        if before == after and (key in base) == (key in other):
+            continue
+        if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
+            gone = [f"{MINUS} {printable(v)}" for v in before if v not in after]
+            new = [f"+ {printable(v)}" for v in after if v not in before]
+            found.append(Change(key, ", ".join(gone + new), len(gone) + len(new)))
+        else:
+            sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
+            found.append(Change(key, " → ".join(sides), 1))
+    return found
+
+
+def ablations(experiments: Sequence[Experiment]) -> list[Ablation]:
+    """Return, for each model with several experiments, the base and what the others change.
+
+    The base is the experiment from which the others differ in the fewest settings, of equals that of the shortest name.
+    """
+    models: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        models.setdefault(experiment.newest.model, []).append(experiment)
+    found = []
+    for model, group in models.items():
+        if len(group) < 2:
+            continue
+        settings = {e.name: settings_of(e) for e in group}
+
+        def distance(experiment: Experiment, settings: dict[str, dict[str, Any]] = settings) -> tuple[int, int, str]:
+            name = experiment.name
+            return sum(c.size for s in settings.values() for c in changes(settings[name], s)), len(name), name
+
+        base = min(group, key=distance)
+        others = [(e, changes(settings[base.name], settings[e.name])) for e in group if e is not base]
+        found.append(Ablation(model, base, others))
+    return found
+
+
+def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the keys whose values differ among mappings, each with its value in every one."""
+    keys = sorted({key for column in columns for key in column})
+    rows = [(key, [shown(column[key]) if key in column else DASH for column in columns]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
+    """Return what all runs share of their environments, and what differs by experiment.
+
+    Where the seeds of an experiment differ among themselves, all their values are given.
+    """
+    columns: list[dict[str, Any]] = []
+    for experiment in experiments:
+        column: dict[str, Any] = {}
+        for run in experiment.runs:
+            for key, value in run.environment.items():
+                if key not in OF_THE_MOMENT:
+                    column.setdefault(key, []).append(shown(value))
+        columns.append({key: ", ".join(dict.fromkeys(values)) for key, values in column.items()})
+    differ = differing(columns)
+    names = [key for key, _ in differ]
+    shared = [(key, value) for key, value in columns[0].items() if key not in names] if columns else []
+    return shared, differ
+
+
+def shown(value: Any) -> str:
+    """Return a setting as YAML would show it."""
+    if value is None or isinstance(value, str | bool):
+        return printable("null" if value is None else value, 160)
+    return printable(json.dumps(value, default=str, ensure_ascii=False), 160)
