@@ -1,4 +1,4 @@
-# make demo   train DIN_MM on data/tiny_mm, score it, write the submission
+# make demo   train three experiments on data/tiny_mm, write a submission and a page that compares them
 # make test   lint, types and the whole test suite
 # make lint   lint and types only
 # make docs   the documentation site in site/
@@ -12,9 +12,13 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test lint docs clean
 
 demo: $(STAMP)
-	$(BIN)/python run_expid.py --expid DIN_MM_tiny --gpu -1
-	$(BIN)/python prediction.py --expid DIN_MM_tiny --gpu -1
+	for expid in DIN_MM_none_tiny DIN_tiny DIN_MM_tiny; do \
+	    for seed in 1 2 3; do $(BIN)/python run_expid.py --expid $$expid --seed $$seed || exit; done; \
+	    $(BIN)/fuxictr-mm diagnose --expid $$expid --quiet || exit; \
+	done
+	$(BIN)/python prediction.py --expid DIN_MM_tiny
 	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows 3000
+	$(BIN)/fuxictr-mm report DIN_MM_none_tiny DIN_tiny DIN_MM_tiny
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
