@@ -1,15 +1,21 @@
 """Score the test file and write a submission: ``python prediction.py --expid DIN_MM_tiny``."""
 
-import argparse
 import os
 from pathlib import Path
 
-from fuxictr_mm.cli import add_debug, run_main
+from fuxictr_mm.cli import add_debug, add_examples, run_main
+from fuxictr_mm.parser import Parser
 
 
 def main() -> None:
     """Parse the command line, score, write ``submission/EXPID.zip``."""
-    parser = argparse.ArgumentParser(description="Score the test file of a trained experiment and write a submission.")
+    parser = Parser(description="Score the test file of a trained experiment and write a submission.")
+    add_examples(
+        parser,
+        "python prediction.py --expid DIN_MM_tiny",
+        "python prediction.py --expid DIN_MM_MicroLens --gpu 0 --task 'Task1&2'",
+        "python prediction.py --expid DIN_MM_tiny --weights DIN_MM_tiny_hub --out other_folder",
+    )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")

@@ -1,14 +1,20 @@
 """Train and evaluate one experiment: ``python run_expid.py --expid DIN_MM_tiny``."""
 
-import argparse
 import os
 
-from fuxictr_mm.cli import add_debug, run_main
+from fuxictr_mm.cli import add_debug, add_examples, run_main
+from fuxictr_mm.parser import Parser
 
 
 def main() -> None:
     """Parse the command line and run the experiment."""
-    parser = argparse.ArgumentParser(description="Train and evaluate one experiment.")
+    parser = Parser(description="Train and evaluate one experiment.")
+    add_examples(
+        parser,
+        "python run_expid.py --expid DIN_MM_tiny",
+        "python run_expid.py --expid DIN_MM_MicroLens --gpu 0 --seed 7 --data_root /data",
+        "torchrun --nproc-per-node 2 run_expid.py --expid DIN_MM_tiny",
+    )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")

@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from torch import Tensor
-
 from fuxictr_mm import __version__
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
 from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.hub_folder import (
@@ -31,6 +28,8 @@ from fuxictr_mm.hub_folder import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fuxictr_mm.experiment import Result
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,11 @@ _LOCAL_KEYS = {*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fuxictr-mm export-hub``."""
+    add_examples(
+        parser,
+        "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub",
+        "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub --overwrite --quiet",
+    )
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
@@ -48,18 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
+    add_output_options(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
     from fuxictr_mm import experiment
 
-    experiment.set_up_logging()
+    if not args.quiet:
+        experiment.set_up_logging()
     params, model_class = experiment.read_params(
         args.config, args.expid, data_root=args.data_root, model_zoo=args.model_zoo
     )
     export(params, model_class, args.out, weights=args.weights, overwrite=args.overwrite)
-    print(f"{args.out}: {', '.join(sorted(os.listdir(args.out)))}")
+    files = sorted(os.listdir(args.out))
+    show(args, {"folder": str(args.out), "expid": args.expid, "files": files}, f"{args.out}: {', '.join(files)}")
 
 
 def export(
@@ -94,6 +101,8 @@ def export(
     dataset = experiment.load_dataset(params, {})
     model = experiment.build_model(model_class, dataset, params)
     model.load_weights(checkpoint)
+    # The model's own feature map, if it keeps one: layers write their widths into it, and loading compares with it.
+    feature_map = getattr(model, "feature_map", dataset.feature_map)
     # What a record says is of the experiment's own weights.
     record = None if weights else experiment.read_record(params)
     if record is None:
@@ -103,7 +112,7 @@ def export(
     def write(folder: Path) -> None:
         save_safetensors(model.state_dict(), folder / WEIGHTS)
         (folder / CONFIG).write_text(_json(config), encoding="utf-8")
-        (folder / FEATURES).write_text(_json(describe_features(dataset.feature_map)), encoding="utf-8")
+        (folder / FEATURES).write_text(_json(describe_features(feature_map)), encoding="utf-8")
         (folder / CARD).write_text(model_card(config, params.get("description")), encoding="utf-8")
 
     _write_folder(out, write)
@@ -112,6 +121,8 @@ def export(
 def describe_experiment(params: Mapping[str, Any], model_class: type, record: Result | None) -> dict[str, Any]:
     """Return what ``config.json`` holds: model, versions, parameters, and the metrics of the run if there are any."""
     from importlib.metadata import version
+
+    import torch
 
     return {
         "library_name": "fuxictr-mm",
@@ -153,6 +164,7 @@ def compare_config(folder: Path, params: Mapping[str, Any]) -> list[str]:
 
 def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a state dict; a table that features share is stored once, its other names stand in the metadata."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -177,6 +189,8 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 def model_card(config: Mapping[str, Any], description: str | None) -> str:
     """Return the README of the folder, its metrics in the front matter as the hub reads them."""
+    import yaml
+
     model, parameters = config["architectures"][0], config["parameters"]
     metrics = (config["metrics"] or {}).get("valid") or {}
     front: dict[str, Any] = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from fuxictr.features import FeatureMap
+from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.errors import MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from fuxictr.features import FeatureMap
 
 WEIGHTS, CONFIG, FEATURES, CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
 

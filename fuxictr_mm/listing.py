@@ -1,18 +1,33 @@
-"""List models, experiments or datasets, a line each."""
+"""``fuxictr-mm list``: models, experiments or datasets, a line each."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import fnmatch
+import sys
 from pathlib import Path
 from typing import Any
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.terminal import fit_width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fuxictr-mm list``."""
-    parser.add_argument("what", choices=("models", "experiments", "datasets"))
+    add_examples(
+        parser,
+        "fuxictr-mm list models",
+        "fuxictr-mm list experiments DIN_MM           those with DIN_MM in their name",
+        "fuxictr-mm list experiments '*_MicroLens' --json",
+    )
+    parser.add_argument("what", metavar="WHAT", choices=("models", "experiments", "datasets"), help="%(choices)s")
+    parser.add_argument("pattern", nargs="?", metavar="NAME", help="part of a name, or a pattern such as 'DIN_*_tiny'")
     parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    add_output_options(parser, quiet=False)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
@@ -26,9 +41,20 @@ def main_from_args(args: argparse.Namespace) -> None:
         rows = {name: _description(entry) for name, entry in list_experiments(args.config).items()}
     else:
         rows = {name: _description(entry) for name, entry in list_datasets(args.config).items()}
+    if args.pattern is not None:
+        rows = _matching(rows, args.pattern, args.what)
     width = max(map(len, rows), default=0)
-    for name, line in rows.items():
-        print(f"{name:{width}}  {line}".rstrip())
+    lines = [fit_width(f"{name:{width}}  {line}".rstrip(), sys.stdout) for name, line in rows.items()]
+    show(args, [{"name": name, "description": line} for name, line in rows.items()], "\n".join(lines))
+
+
+def _matching(rows: dict[str, str], pattern: str, what: str) -> dict[str, str]:
+    """Keep the names that a pattern fits, or that hold it if it has no ``*``, ``?`` or ``[``; case does not matter."""
+    folded = pattern.lower() if any(mark in pattern for mark in "*?[") else f"*{pattern.lower()}*"
+    kept = {name: line for name, line in rows.items() if fnmatch.fnmatchcase(name.lower(), folded)}
+    if not kept:
+        raise ConfigError(f"none of the {len(rows)} {what} fits '{pattern}'{nearest(pattern, rows)}")
+    return kept
 
 
 def _description(entry: dict[str, Any]) -> str:

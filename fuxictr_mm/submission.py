@@ -5,10 +5,11 @@ import os
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 
@@ -308,9 +309,15 @@ def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``fuxictr-mm check-submission``."""
+    add_examples(
+        parser,
+        "fuxictr-mm check-submission submission/DIN_MM_tiny.zip",
+        "fuxictr-mm check-submission submission/DIN_MM_MicroLens.zip --rows 379142 --task Task2 --json",
+    )
     parser.add_argument("file", type=Path, metavar="FILE.zip", help="the submission to check")
     parser.add_argument("--rows", type=_row_count, help="rows of the test file; not checked when left out")
     parser.add_argument("--task", choices=TASKS, help="the task it is meant for (default: any)")
+    add_output_options(parser)
 
 
 def _row_count(text: str) -> int:
@@ -322,7 +329,8 @@ def _row_count(text: str) -> int:
 def main_from_args(args: argparse.Namespace) -> None:
     """Check one file and print one line about it."""
     report = check_submission(args.file, args.rows, args.task)
-    print(
+    summary = (
         f"OK: {args.file}: {report.rows} rows, {report.task}, "
         f"min {report.min:.6g}, max {report.max:.6g}, mean {report.mean:.6g}"
     )
+    show(args, {"file": str(args.file), **asdict(report)}, summary)

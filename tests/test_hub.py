@@ -93,6 +93,17 @@ def test_a_folder_scores_as_its_experiment(trained, exported):
     assert all(torch.equal(v, torch.load(record, weights_only=True)[k]) for k, v in model.state_dict().items())
 
 
+def test_a_model_of_the_zoo_scores_as_its_export(tmp_path):
+    """Its layers write widths into a feature map of the model's own, which loading compares with."""
+    settings = {"model_root": str(tmp_path), "epochs": 1, "verbose": 0, "record": False}
+    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
+    experiment.run_experiment(dict(params), model_class)
+    hub.export(params, model_class, tmp_path / "out")
+    scores = experiment.predict_test(params, model_class)
+    weights = hub.find_weights(tmp_path / "out", params)
+    np.testing.assert_array_equal(experiment.predict_test(params, model_class, weights), scores)
+
+
 def test_what_the_folder_holds(trained, exported):
     params, _ = read(trained)
     assert {p.name for p in exported.iterdir()} == {"model.safetensors", "config.json", "feature_map.json", "README.md"}

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 
 MAX_TAGS = 5
@@ -162,10 +164,16 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fuxictr-mm synth`: one for each field of `SyntheticSpec`, preset values being the default."""
+    add_examples(
+        parser,
+        "fuxictr-mm synth --preset tiny --out data/my_data",
+        "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
+        "fuxictr-mm synth --users 5000 --items 3000 --text-noise 1 --seed 8 --out data/noisy --json",
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an older dataset in FOLDER")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_output_options(parser)
     for field in dataclasses.fields(SyntheticSpec):
         kind = type(field.default)
         parser.add_argument(
@@ -178,4 +186,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SyntheticSpec)}
     changes = {name: value for name, value in given.items() if value is not None}
     spec = dataclasses.replace(PRESETS[args.preset], **changes)
-    generate(spec, args.out, progress=not args.quiet, overwrite=args.overwrite)
+    generate(spec, args.out, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
+    files = sorted(path.name for path in Path(args.out).iterdir())
+    document = {"folder": str(args.out), "preset": args.preset, "spec": dataclasses.asdict(spec), "files": files}
+    show(args, document, f"{args.out}: {', '.join(files)}")

@@ -210,8 +210,8 @@ def test_flipped_labels_are_found_and_dropped(noisy, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     files = ["--data_root", str(data), "--test_data", str(data / "tiny_mm" / "test_labelled.parquet")]
-    run("--expid", "DIN_MM_tiny", *files, "--out", "ranking.parquet", "--json", "x.json", "--drop-worst", "5")
-    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "ranking.parquet", tmp_path / "x.json"]
+    run("--expid", "DIN_MM_tiny", *files, "--out", "ranking.parquet", "--json", "--drop-worst", "5")
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "ranking.parquet"]
     ranking = pq.read_table(tmp_path / "ranking.parquet")
     assert ranking.column_names == ["row", "user_id", "item_id", "label", "influence", "rank"]
     train = pq.read_table(data / "tiny_mm" / "train.parquet")
@@ -221,22 +221,19 @@ def test_flipped_labels_are_found_and_dropped(noisy, tmp_path, capsys, monkeypat
     influence = ranking["influence"].to_numpy()
     assert roc_auc_score(flipped, -influence) > 0.65
     assert flipped[ranking["rank"].to_numpy() <= 300].mean() > 0.25
-    answer = json.loads((tmp_path / "x.json").read_text())
+    answer = json.loads(capsys.readouterr().out)
     assert answer["dropped"] == 300
     assert set(answer["metrics"]["before"]) == set(answer["metrics"]["after"]) == {"valid", "test"}
     assert answer["metrics"]["before"] != answer["metrics"]["after"]
     assert answer["worst"][0]["influence"] == influence.min()
     assert answer["best"][0]["influence"] == influence.max()
-    printed = capsys.readouterr().out
-    assert "valid is optimistic after" in printed
-    assert "test AUC" in printed
 
 
 def test_training_is_that_of_run_expid(tmp_path, build):
     """The metrics before are those of the experiment; its own weights serve as checkpoint."""
     from fuxictr_mm import experiment
     from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.evaluation.influence_command import train_keeping_checkpoints
+    from fuxictr_mm.evaluation.influence_training import train_keeping_checkpoints
 
     settings = {"model_root": str(tmp_path), "verbose": 0, "epochs": 2, "test_data": None}
     params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
@@ -277,7 +274,7 @@ def test_bad_input_is_one_line(options, message, capsys, monkeypatch, tmp_path):
 def test_streamed_rows_are_ranked_but_not_dropped(tmp_path, monkeypatch, capsys, build):
     from fuxictr_mm import experiment
     from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.evaluation.influence_command import _number_of_worst, rank_by_influence
+    from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence
 
     model, _ = build("DIN_MM_tiny")
     model.save_weights(tmp_path / "x.model")
@@ -291,4 +288,4 @@ def test_streamed_rows_are_ranked_but_not_dropped(tmp_path, monkeypatch, capsys,
         found.append(rank_by_influence(params, model_class, dataset, [Checkpoint(tmp_path / "x.model", 1.0)]))
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
     with pytest.raises(UserError, match="--drop-worst: train is streamed from disk; set resident: True"):
-        _number_of_worst(dataset, 5)
+        number_of_worst(dataset, 5)

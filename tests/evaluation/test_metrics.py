@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.evaluation import auc_by_group, check_metrics, evaluate_metrics, parse_metric
+from fuxictr_mm.evaluation.metrics import auc_by_group, check_metrics, evaluate_metrics, parse_metric
 
 ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]
 

@@ -1,0 +1,100 @@
+"""The parser of every command line here: argparse's, with errors of one line that name what was meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Container, Sequence
+from typing import Any, NoReturn
+
+from fuxictr_mm.checking import nearest
+from fuxictr_mm.terminal import BOLD, RED, paint
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options may be added when they are first needed, so that help does not wait for imports.
+
+    Parameters
+    ----------
+    load : callable, optional
+        Adds the arguments to the parser that it is given; called once, when the parser is about to parse.
+    **options
+        Of ``argparse.ArgumentParser``; description and epilog are shown as they are written.
+
+    Examples
+    --------
+    >>> parser = Parser(prog="x", load=lambda parser: parser.add_argument("--seed", type=int))
+    >>> parser.parse_args(["--seed", "3"]).seed
+    3
+    """
+
+    def __init__(self, *, load: Callable[[Parser], object] | None = None, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+        self._load = load
+        self._commands: Any = None
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """Add commands; they are parsers of this class, too, if nothing else is asked for."""
+        self._commands = super().add_subparsers(**options)
+        return self._commands
+
+    def fill(self, words: Container[str] = ()) -> None:
+        """Add the arguments now, also those of the commands among ``words``."""
+        if self._load is not None:
+            load, self._load = self._load, None
+            load(self)
+        for name, command in self._commands.choices.items() if self._commands is not None else ():
+            if name in words and isinstance(command, Parser):
+                command.fill(words)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; what is not known is an error of the command that it was given to."""
+        self.fill()
+        words = [self._spell(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, unknown = super().parse_known_args(words, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                name = word.split("=")[0]
+                self.error(f"unknown option '{name}'{self._hint(name, self._option_string_actions)}")
+        if unknown:
+            self.error(f"'{unknown[0]}' is one argument too many; see '{self.prog} --help'")
+        return parsed, unknown
+
+    def _spell(self, word: str) -> str:
+        """Return an option as it is spelled here: ``--data-root`` is ``--data_root``, FuxiCTR's way, and back."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        spelled = {option.replace("_", "-"): option for option in self._option_string_actions}
+        return spelled.get(name.replace("_", "-"), name) + equals + value
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the choices."""
+        if action.choices is None or value in action.choices:
+            return
+        if action is self._commands:
+            noun = (action.metavar or "command") if isinstance(action.metavar, str) else "command"
+            self.error(f"unknown {noun.lower()} '{value}'{self._hint(value, action.choices)}")
+        known = ", ".join(map(str, action.choices))
+        name = "/".join(action.option_strings) or action.metavar or action.dest
+        self.error(f"{name} is '{value}'{nearest(value, action.choices)} (expected one of: {known})")
+
+    def _hint(self, name: str, known: Any) -> str:
+        return nearest(name, known) or f"; see '{self.prog} --help'"
+
+    def error(self, message: str) -> NoReturn:
+        """Write one line and exit with code 2."""
+        if "required" in message and "--help" not in message:
+            message += f"; see '{self.prog} --help'"
+        self.exit(2, f"{paint('error:', RED, sys.stderr)} {' '.join(message.split())}\n")
+
+    def format_help(self) -> str:
+        """Return the help, its headings bold on a terminal."""
+        self.fill()
+        return re.sub(
+            r"^[a-z][\w ,-]*:", lambda heading: paint(heading[0], BOLD, sys.stdout), super().format_help(), flags=re.M
+        )

@@ -1,0 +1,308 @@
+"""Every command in the README and in docs/ is run, on data and models that are small; what cannot run is named here.
+
+A page that fails here is wrong, or holds something new. Then, in this order: mend the page; say in SMALL what makes the
+new command small; make in ``base`` or ``prepare`` what it reads; name it in NOT_RUN with the reason, if it can run
+nowhere but on a user's machine.
+"""
+
+import argparse
+import ast
+import logging
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from fuxictr_mm import cli
+from fuxictr_mm.config import list_experiments
+from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
+from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
+
+SYNTH = " --users 300 --items 300 --train-rows 400 --valid-rows 200 --test-rows 200"
+
+#: What makes a command small: patterns in the text of a fence and what takes their place, in this order.
+SMALL = [
+    (r"--expid X\b", "--expid DIN_MM_tiny"),
+    (r" \.\.\. ", " "),
+    (r"for seed in 1 2 3", "for seed in 1 2"),
+    (r"--seeds 1 2 3|--seeds 3", "--seeds 1"),
+    (r"(run_param_tuner\.py[^#\n]*) --gpu 0 1", r"\1"),
+    (r"(run_expid\.py [^#\n]*)--gpu 0(?= *$)", r"\1--gpu -1"),
+    (r"(sentence-transformers|bert-base)[\w/.-]*", "encoders/text"),
+    (r"(google|openai)/[\w/.-]*", "encoders/image"),
+    (r"(fuxictr-mm synth [^#\n]*)", rf"\1{SYNTH}"),
+    (r"(fuxictr-mm embed reduce (?:(?!--apply|--variance)[^#\n])*--dim) \d+", r"\1 8"),
+    (r"(fuxictr-mm embed align (?:(?!--apply)[^#\n])*)", r"\1 --dim 8 --steps 10 --evaluate-every 5 "),
+    (r"(fuxictr-mm diagnose [^#|\n]*)", r"\1 --repeats 1 --rows 300 "),
+    (r"(fuxictr-mm compare [^#|\n]*)", r"\1 --samples 100 "),
+    (r"(benchmarks\.throughput [^#\n]*)", r"\1 --steps 1 --repeats 1 --warmup 1 --rows 3000 --users 500 --items 300"),
+    (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
+    (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
+    (r"--dataset_id mine", "--dataset_id tiny_mm"),
+    (r"data/mine/", "data/tiny_mm/"),
+    (r"--config din --expid \w+", "--config grid --expid {trial}"),
+]
+
+#: Commands that are not run, by what they begin with, and why not; they are checked as far as it says.
+NOT_RUN = {
+    r"^make ": "sets up an environment of its own; the target has to be in the Makefile",
+    r"^pip install": "changes the environment; the extra has to be in setup.py",
+    r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
+    r"^(eval|source) ": "tests/test_cli.py runs these scripts",
+    r"benchmarks\.compare_errors ": "takes six seeds of each experiment; the options have to be those of the script",
+}
+
+#: Exit codes that are no failure, by command.
+EXIT_CODES = {"check-data": (0, 1)}
+
+#: Programs of seconds; a line of theirs that stands on several pages is run once.
+COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagnose")
+
+#: Datasets that pages speak of, with the options of ``fuxictr-mm synth``; pages that make them do so themselves.
+DATASETS = {
+    "data/MicroLens_1M_x1": "--tags 100 --emb-dim 32 --seq-len 50",
+    "data/tiny_noisy_mm": "--text-noise 1 --image-noise 1",
+    "data/ml100k": "--users 900 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 50",
+}
+RAW = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
+EXPERIMENTS = {"data/tiny_noisy_mm": "_noisy"}  # that speak of a dataset without its name
+TUNER = "base_config: .\nbase_expid: DIN_tiny\ntuner_space:\n    learning_rate: [1.e-3]\n"
+
+
+class _Parsed(BaseException):
+    """The options were those of the program."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder as a reader has it: configuration, data with fewer rows, trained experiments, encoders, covers."""
+    pytest.importorskip("transformers")
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path_factory.mktemp("docs") / "base"
+    shutil.copytree(ROOT / "data", folder / "data")
+    for name in ("model_config.yaml", "dataset_config.yaml"):
+        content = re.sub(r"\bepochs: \d+", "epochs: 1", (ROOT / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(content, encoding="utf-8")
+    shutil.copytree(ROOT / "benchmarks" / "real", folder / "benchmarks" / "real")
+    real = folder / "benchmarks" / "real" / "model_config.yaml"
+    real.write_text(re.sub(r"\bepochs: \d+", "epochs: 1", real.read_text(encoding="utf-8")), encoding="utf-8")
+    tiny = folder / "data" / "tiny_mm"
+    for name, rows in {"train": 2000, "valid": 600}.items():
+        pq.write_table(pq.read_table(tiny / f"{name}.parquet").slice(0, rows), tiny / f"{name}.parquet")
+    shutil.copy(tiny / "train.parquet", folder)
+    features = pq.read_table(tiny / "item_feature.parquet")
+    for name in ("items.parquet", "item_feature.parquet", "new.parquet", "new_items.parquet"):
+        pq.write_table(features, folder / name)
+    save_text_model(folder / "encoders" / "text")
+    save_image_model(folder / "encoders" / "image")
+    with zipfile.ZipFile(folder / "covers.zip", "w") as archive:
+        for number in features["item_id"].to_pylist():
+            with archive.open(f"{number}.png", "w") as stream:
+                pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                image.fromarray(pixels).save(stream, "png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for expid in ("DIN_MM_tiny", "DIN_tiny"):
+            words = ["python", "run_expid.py", "--expid", expid]
+            run(Command("base", "", words), patch)
+            RUN.add(tuple(words))
+        run(Command("base", "", ["python", "prediction.py", "--expid", "DIN_MM_tiny"]), patch)
+    (folder / "tuner.yaml").write_text(TUNER)
+    return folder
+
+
+@pytest.fixture
+def folder(base, tmp_path, monkeypatch):
+    """A copy of the base for a page."""
+    copy = tmp_path / "page"
+    shutil.copytree(base, copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def run(command: Command, patch: pytest.MonkeyPatch) -> None:
+    """Run a command in this process where it is ours, as a program elsewhere."""
+    program, *words = command.words
+    with pytest.MonkeyPatch.context() as inner:
+        for name, value in command.environment.items():
+            inner.setenv(name, value)
+        if program == "python" and words[0] == "-m":
+            inner.setattr(sys, "argv", words[1:])
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif program == "python":
+            inner.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        elif program == "fuxictr-mm":
+            inner.setattr(sys, "argv", [program, *words])
+            cli.main()
+        elif program == "torchrun":
+            script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+            words[script] = str(ROOT / words[script])
+            launcher = [sys.executable, "-m", "torch.distributed.run", *words]
+            subprocess.run(launcher, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+        else:
+            subprocess.run([program, *words], check=True, capture_output=True)
+
+
+def check(command: Command, patch: pytest.MonkeyPatch) -> None:
+    """Check a command that is not run."""
+    program, *words = command.words
+    if program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        assert set(words) <= set(targets), f"the Makefile has no target {words}"
+    elif program == "pip":
+        extras = _extras()
+        asked = [name for word in words for name in re.findall(r"\[(.*)\]", word) for name in name.split(",")]
+        assert set(asked) <= extras, f"setup.py has no extra {set(asked) - extras}"
+    elif program in ("torchrun", "python"):
+        if program == "torchrun":
+            words = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+        with pytest.MonkeyPatch.context() as inner:
+            _only_parse(inner)
+            try:
+                run(Command(command.where, command.text, ["python", *words]), patch)
+            except _Parsed:
+                return
+            raise AssertionError("the script did not parse its options")
+
+
+def _only_parse(patch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(*arguments, **options):
+        parse(*arguments, **options)
+        raise _Parsed
+
+    patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+
+
+def _extras() -> set[str]:
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, ast.keyword) and node.arg == "extras_require":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("setup.py has no extras_require")
+
+
+def small(text: str) -> str:
+    """Return the text of a fence with all that makes its commands small."""
+    text = re.sub(r"\\\n\s*", "", text)
+    for pattern, replacement in SMALL:
+        text = re.sub(pattern, replacement, text, flags=re.M)
+    if "{trial}" in text:
+        trials = list(list_experiments("grid")) if Path("grid").is_dir() else ["none"]
+        text = text.replace("{trial}", trials[0])
+    return text
+
+
+def write_files(page: str) -> None:
+    """Write the files that a page shows with their names in the first line, add its entries to ours."""
+    for fence in fences(page):
+        first = fence.text.split("\n", 1)[0]
+        if fence.language == "yaml" and not first.startswith("# "):
+            _add_entries(yaml.safe_load(fence.text.replace("data/mine/", "data/tiny_mm/")))
+        if found := re.match(r'# ([\w/]+\.yaml)$|"""([\w/]+\.py)"""$', first):
+            path = Path(found[1] or found[2])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = re.sub(r"\bepochs: \d+", "epochs: 1", fence.text)
+            text = re.sub(r"\btrials: \d+", "trials: 1", text)
+            text = re.sub(r"(learning_rate: \[\S+), \S+\]", r"\1]", text)
+            text = re.sub(r"(dnn_hidden_units: \[\[[\d, ]+\]), [^#\n]*\]", r"\1]", text)
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("\n" + text)
+
+
+def _add_entries(content: object) -> None:
+    """Add entries of experiments to model_config.yaml, of datasets to dataset_config.yaml."""
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        return
+    for name, entry in content.items():
+        path = Path("model_config.yaml" if "model" in entry else "dataset_config.yaml")
+        ours = yaml.safe_load(path.read_text())
+        if "feature_cols" in entry:  # what the page leaves out is as in tiny_mm
+            named = {name for column in entry["feature_cols"] for name in _names(column)}
+            known = [column for column in ours["tiny_mm"]["feature_cols"] if not named & set(_names(column))]
+            for column in entry["feature_cols"]:
+                column.pop("pretrain_dim", None)  # the stages are run with another width
+            entry = {**ours["tiny_mm"], **entry, "feature_cols": [*known, *entry["feature_cols"]]}
+        elif "model" in entry:
+            entry = {**ours["DIN_MM_tiny"], **entry}
+        path.write_text(path.read_text() + "\n" + yaml.safe_dump({name: entry}))
+
+
+def _names(column: dict[str, Any]) -> list[str]:
+    return [column["name"]] if isinstance(column["name"], str) else column["name"]
+
+
+def prepare(page: str) -> None:
+    """Put what a page speaks of into its folder."""
+    write_files(page)
+    if page == "docs/drop_in.md":
+        Path("my_config").mkdir()
+        for name in ("model_config.yaml", "dataset_config.yaml"):
+            shutil.copy(name, "my_config")
+        Path("my_models").mkdir()
+        Path("my_models/DIN.py").write_text(CHALLENGE_MODEL)
+    text = "\n".join(small(fence.text) for fence in fences(page) if is_shell(fence))
+    for folder, options in DATASETS.items():
+        if f"--out {folder}" not in text and (folder in text or EXPERIMENTS.get(folder, folder) in text):
+            words = f"fuxictr-mm synth --quiet --out {folder}{SYNTH} {options}".split()
+            cli.main(words[1:])
+            if folder == "data/tiny_noisy_mm":
+                sources = [f"{name}={folder}/item_feature.parquet:{column}" for name, column in RAW.items()]
+                out = ["--train", f"{folder}/train.parquet", "--out", f"{folder}/item_emb_aligned.parquet"]
+                cli.main(["embed", "align", *sources, *out, "--dim", "16", "--steps", "10", "--quiet"])
+
+
+RUN: set[tuple[str, ...]] = set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_shell, fences(page)))])
+def test_commands(page, folder, monkeypatch, capsys):
+    """Run the commands of a page one after the other, in one folder."""
+    prepare(page)
+    modules, handlers, level = set(sys.modules), logging.root.handlers[:], logging.root.level
+    failures = []
+    for fence in fences(page):
+        if not is_shell(fence):
+            continue
+        for command in commands(fence, small(fence.text)):
+            if any(name in COSTLY for name in command.words[:2]):
+                if tuple(command.words) in RUN:
+                    continue
+                RUN.add(tuple(command.words))
+            for made, source in {"new_text.parquet": "text.parquet", "new_image.parquet": "image.parquet"}.items():
+                if Path(source).is_file():
+                    shutil.copy(source, made)
+            handle = check if any(re.search(pattern, command.text) for pattern in NOT_RUN) else run
+            try:
+                handle(command, monkeypatch)
+            except SystemExit as stop:
+                if stop.code not in EXIT_CODES.get(command.words[1], (0, None)):
+                    failures.append(f"{command.where}: {command.text}\n    {capsys.readouterr().err.strip()[-2000:]}")
+            except subprocess.CalledProcessError as error:
+                failures.append(f"{command.where}: {command.text}\n    {error.stderr.decode()[-2000:]}")
+            except AssertionError as error:
+                failures.append(f"{command.where}: {command.text}\n    {error}")
+            capsys.readouterr()
+    for name in set(sys.modules) - modules:
+        if name.startswith("fuxictr_mm.model_zoo"):
+            del sys.modules[name]
+    logging.root.handlers[:], logging.root.level = handlers, level
+    assert not failures, "\n".join([f"{len(failures)} commands of {page} fail; see the head of this file", *failures])

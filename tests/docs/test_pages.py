@@ -1,0 +1,143 @@
+"""What stands in the pages beside commands: YAML that loads, Python that runs, links that lead somewhere."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.docs.fences import PAGES, ROOT, fences
+
+EXPERIMENT = {"model", "dataset_id", "use_features", "feature_specs", "epochs"}
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+YAML = [fence for page in PAGES for fence in fences(page) if fence.language == "yaml"]
+PYTHON = [fence for page in PAGES for fence in fences(page) if fence.language == "python"]
+
+#: Python that is not run, by what it holds, and why not.
+NOT_RUN = {
+    "openai/clip": "reads models of the hub; tests/embeddings/encode runs the functions",
+}
+
+
+def name_of(fence):
+    return f"{fence.page}:{fence.line}"
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A folder as a reader has it, and the names that a page takes as given."""
+    for name in ("model_config.yaml", "dataset_config.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_features(columns, where):
+    """Check entries of feature_cols as a dataset of them would be."""
+    from fuxictr_mm.checking import check_types
+    from fuxictr_mm.config import FEATURE_KEYS
+
+    for column in columns:
+        assert not check_types(column, FEATURE_KEYS, where)
+
+
+@pytest.mark.parametrize("fence", YAML, ids=name_of)
+def test_yaml(fence, reader):
+    """Every key is one that is known where it stands, and every value is of its type."""
+    from fuxictr_mm.checking import check_types
+    from fuxictr_mm.config import DATASET_KEYS, EXPERIMENT_KEYS, load_config
+    from fuxictr_mm.tuning.tuner_file import STUDY_KEYS, read_tuner
+
+    where = name_of(fence)
+    if "<<: *" in fence.text:  # an anchor of the file that it is to be added to
+        path = reader / "model_config.yaml"
+        path.write_text(path.read_text(encoding="utf-8") + "\n" + fence.text, encoding="utf-8")
+        for expid in re.findall(r"^(\w+):", fence.text, flags=re.M):
+            load_config(reader, expid)
+        return
+    content = yaml.safe_load(fence.text)
+    if isinstance(content, list):
+        check_features(content, where)
+    elif "tuner_space" in content:
+        (reader / "tuner.yaml").write_text(fence.text, encoding="utf-8")
+        read_tuner(reader / "tuner.yaml")
+    elif all(isinstance(entry, dict) for entry in content.values()):
+        for name, entry in content.items():
+            if "feature_cols" in entry or "item_info" in entry:
+                assert not check_types(entry, DATASET_KEYS, where)
+                check_features(entry.get("feature_cols", []), where)
+                continue
+            known = yaml.safe_load((reader / "dataset_config.yaml").read_text(encoding="utf-8"))
+            entry = {**entry, "dataset_id": entry["dataset_id"] if entry["dataset_id"] in known else "tiny_mm"}
+            (reader / "model_config.yaml").write_text(yaml.safe_dump({name: entry}), encoding="utf-8")
+            load_config(reader, name)
+    else:
+        check_features(content.pop("feature_cols", []), where)
+        assert not check_types(content, {**DATASET_KEYS, **EXPERIMENT_KEYS, **STUDY_KEYS}, where)
+
+
+@pytest.mark.parametrize("fence", PYTHON, ids=name_of)
+def test_python(fence, reader, monkeypatch):
+    """Every piece of Python runs, given what the page has made before."""
+    compile(fence.text, name_of(fence), "exec")
+    if any(mark in fence.text for mark in NOT_RUN):
+        return
+    item_file = ROOT / "data" / "tiny_mm" / "item_feature.parquet"
+    (reader / "item_feature.parquet").symlink_to(item_file)
+    vectors = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
+    if "item_codes.safetensors" in fence.text:
+        from fuxictr_mm.cli import main
+
+        words = ["embed", "quantize", "text=item_feature.parquet:txt_emb_BERT", "--codes", "16", "--quiet"]
+        main([*words, "--out", "item_codes.parquet", "--save", "item_codes.safetensors"])
+    (reader / "page.py").write_text(fence.text.replace("dim=128", "dim=16"), encoding="utf-8")
+    runpy.run_path("page.py", init_globals={"vectors": vectors})
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as MkDocs makes them."""
+    from unicodedata import normalize
+
+    text = re.sub(r"^( *)```.*?^\1```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", text, flags=re.M):
+        plain = normalize("NFKD", re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading)).encode("ascii", "ignore").decode()
+        found.add(re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    """Relative links lead to files that are there, and to headings that they have."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for found in LINK.findall(text):
+        target = found[0] or found[1]
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), f"{page}: the link {target} leads to no file"
+        if anchor and file.suffix == ".md":
+            there = anchors(str(file.relative_to(ROOT)))
+            assert anchor in there, f"{page}: {target}: no such heading (there are: {', '.join(sorted(there))})"
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_every_page_is_in_the_menu():
+    listed = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert listed == pages
+    assert all(Path(ROOT / "docs" / page).is_file() for page in listed)
