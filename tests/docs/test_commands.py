@@ -28,7 +28,7 @@ from fuxictr_mm.config import list_experiments
 from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
 
-SYNTH = " --users 300 --items 300 --train-rows 400 --valid-rows 200 --test-rows 200"
+SYNTH = " --users 300 --items 300 --train-rows 400 --valid-rows 200 --test-rows 200 --overwrite"
 
 #: What makes a command small: patterns in the text of a fence and what takes their place, in this order.
 SMALL = [
@@ -45,7 +45,11 @@ SMALL = [
     (r"(fuxictr-mm embed align (?:(?!--apply)[^#\n])*)", r"\1 --dim 8 --steps 10 --evaluate-every 5 "),
     (r"(fuxictr-mm diagnose [^#|\n]*)", r"\1 --repeats 1 --rows 300 "),
     (r"(fuxictr-mm compare [^#|\n]*)", r"\1 --samples 100 "),
-    (r"(benchmarks\.throughput [^#\n]*)", r"\1 --steps 1 --repeats 1 --warmup 1 --rows 3000 --users 500 --items 300"),
+    (r"(fuxictr-mm embed quantize (?:(?!--apply)[^#\n])*)$", r"\1 --codes 16 "),
+    (
+        r"(benchmarks\.throughput [^#\n]*)",
+        r"\1 --batch_size 64 --steps 1 --repeats 1 --warmup 1 --rows 3000 --users 500 --items 300",
+    ),
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
     (r"--dataset_id mine", "--dataset_id tiny_mm"),
@@ -68,14 +72,17 @@ EXIT_CODES = {"check-data": (0, 1)}
 #: Programs of seconds; a line of theirs that stands on several pages is run once.
 COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagnose")
 
-#: Datasets that pages speak of, with the options of ``fuxictr-mm synth``; pages that make them do so themselves.
+#: Datasets that pages speak of, with the options of ``fuxictr-mm synth``; a page that makes one replaces it.
 DATASETS = {
-    "data/MicroLens_1M_x1": "--tags 100 --emb-dim 32 --seq-len 50",
+    "data/MicroLens_1M_x1": "--tags 100 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 50",
     "data/tiny_noisy_mm": "--text-noise 1 --image-noise 1",
     "data/ml100k": "--users 900 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 50",
 }
 RAW = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
-EXPERIMENTS = {"data/tiny_noisy_mm": "_noisy"}  # that speak of a dataset without its name
+EXPERIMENTS = {
+    "data/tiny_noisy_mm": "_noisy",
+    "data/MicroLens_1M_x1": "_MicroLens ",
+}  # that speak of a dataset without its name
 TUNER = "base_config: .\nbase_expid: DIN_tiny\ntuner_space:\n    learning_rate: [1.e-3]\n"
 
 
@@ -261,7 +268,7 @@ def prepare(page: str) -> None:
         Path("my_models/DIN.py").write_text(CHALLENGE_MODEL)
     text = "\n".join(small(fence.text) for fence in fences(page) if is_shell(fence))
     for folder, options in DATASETS.items():
-        if f"--out {folder}" not in text and (folder in text or EXPERIMENTS.get(folder, folder) in text):
+        if folder in text or EXPERIMENTS.get(folder, folder) in text:
             words = f"fuxictr-mm synth --quiet --out {folder}{SYNTH} {options}".split()
             cli.main(words[1:])
             if folder == "data/tiny_noisy_mm":
