@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
-from fuxictr_mm.cli import add_debug, run_main
+from fuxictr_mm.cli import add_debug, add_examples, add_output_options, run_main
+from fuxictr_mm.parser import Parser
 
-EXAMPLES = """examples:
-  python run_param_tuner.py --config tuner.yaml                  one trial at a time on the CPU
-  python run_param_tuner.py --config tuner.yaml --gpu 0 1        two at a time, one on each GPU
-  python run_param_tuner.py --config tuner.yaml --tag 001        of a grid, only the experiment ids with 001
+DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_space of values to try.
 
 A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
 trials: N, the points are drawn by Optuna from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
@@ -17,10 +15,12 @@ The same command again goes on after a kill; given on several machines with one 
 
 def main() -> None:
     """Parse the command line, run the trials, print the table of results."""
-    parser = argparse.ArgumentParser(
-        description="Run many experiments: the YAML names a base_expid and a tuner_space of values to try.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=DESCRIPTION)
+    add_examples(
+        parser,
+        "python run_param_tuner.py --config tuner.yaml                  one trial at a time on the CPU",
+        "python run_param_tuner.py --config tuner.yaml --gpu 0 1        two at a time, one on each GPU",
+        "python run_param_tuner.py --config tuner.yaml --tag 001        of a grid, only the experiment ids with 001",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="tuner file")
     parser.add_argument("--tag", help="run only the experiment ids of a grid that contain this, e.g. 001")
@@ -34,8 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--data_root", type=Path, metavar="DIR", help="take the place of the dataset's data_root")
     parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
-    parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table; results.csv is written")
+    add_output_options(parser)
     parser.add_argument("--script", type=Path, default=Path(__file__).with_name("run_expid.py"), help=argparse.SUPPRESS)
     add_debug(parser)
     args = parser.parse_args()

@@ -68,7 +68,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--users", type=int, default=55_000, help="its users")
     option("--items", type=int, default=91_717, help="its items")
     option("--json", type=Path, metavar="FILE", help="write the figures there")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("steps", "reference_steps", "repeats", "warmup", "threads"):
+        least = 0 if name == "warmup" else 1
+        if (value := getattr(args, name)) is not None and value < least:
+            parser.error(f"--{name} is {value}, expected {least} or more")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -126,7 +131,8 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
         else make_sides(args.what, dataset, params, precisions, args.num_workers)
     )
     for side in made:
-        run_block(side, args.warmup, args.device, args.as_run)
+        if args.warmup:
+            run_block(side, args.warmup, args.device, args.as_run)
         for measured in (side.rates, side.cpu, side.waits, side.peaks):
             measured.clear()
         sides.append(side)

@@ -20,6 +20,34 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def check_at_least(model_id: str, least: float, **values: float | None) -> None:
+    """Refuse settings below a number; one that is None is left to its default.
+
+    Raises
+    ------
+    ConfigError
+        For the first one.
+    """
+    for key, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{model_id}: {key} is {value}, expected {least} or more")
+
+
+def check_heads(model_id: str, num_heads: int, width: int, of: str) -> None:
+    """Refuse a number of heads that does not divide the width of what they attend to.
+
+    Raises
+    ------
+    ConfigError
+        With the next smaller number that does.
+    """
+    if num_heads < 1 or width % num_heads:
+        fits = max(heads for heads in range(1, max(num_heads, 1) + 1) if width % heads == 0)
+        raise ConfigError(
+            f"{model_id}: num_heads is {num_heads}, expected a divisor of {of} {width}; set num_heads: {fits}"
+        )
+
+
 def check_types(params: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> list[str]:
     """Return a sentence for every unknown key and every value of a wrong type."""
     problems = []

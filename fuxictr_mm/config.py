@@ -284,6 +284,8 @@ def load_config(
         problems += _feature_problems(column, partial=True)
     if problems:
         raise ConfigError(f"{folder}: {expid}: " + "; ".join(problems))
+    if isinstance(model.get("group_id"), list):
+        model["group_id"] = _only_group(model["group_id"], expid)
     dataset.pop("description", None)
     params = {**DEFAULTS, **model, **dataset}
     params["model_id"] = expid
@@ -293,6 +295,16 @@ def load_config(
     if data_root is not None:
         params["data_root"] = str(data_root)
     return params
+
+
+def _only_group(columns: list[Any], expid: str) -> Any:
+    """Return the column of a list of one; FuxiCTR's files may name several."""
+    if len(columns) == 1:
+        return columns[0]
+    raise ConfigError(
+        f"{expid}: group_id is {columns}, but groups are taken from one column; name one (group_id: user_id), "
+        "or write what they are together as a column of its own"
+    )
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -390,7 +402,11 @@ def check_model_params(model_class: type, params: Mapping[str, Any]) -> list[str
     return doubts
 
 
-def config_hash(params: Mapping[str, Any]) -> str:
-    """Return a hash of everything that decides a result (not the device, nor how much is printed)."""
-    kept = {k: v for k, v in params.items() if k not in VOLATILE_KEYS}
+def config_hash(params: Mapping[str, Any], *, with_paths: bool = True) -> str:
+    """Return a hash of everything that decides a result (not the device, nor how much is printed).
+
+    Without paths it is the same wherever the files are.
+    """
+    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root")
+    kept = {k: v for k, v in params.items() if k not in VOLATILE_KEYS and k not in paths}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

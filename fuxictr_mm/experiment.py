@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from logging.handlers import MemoryHandler
@@ -30,12 +31,14 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.foreign import check_params, is_foreign, make_safe
+from fuxictr_mm.locks import try_lock
 from fuxictr_mm.records.folder import RunFolder
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.torchrun import is_main, local_gpu
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.events import Events, is_installed
 from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+from fuxictr_mm.training.likely_keys import Blueprint
 from fuxictr_mm.training.observer import Observer
 from fuxictr_mm.training.snapshots import Snapshots
 
@@ -197,6 +200,7 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
     feature_map = dataset.feature_map
     feature_map.items = dataset.items.to(device_of(params["gpu"]))
     keys = {k: v for k, v in params.items() if k != "model"}
+    blueprint = Blueprint.of(model_class, feature_map, keys)
     try:
         model = model_class(feature_map, **keys)
     except UserError:
@@ -210,9 +214,14 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
     if params["batch_size"] == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigError(f"{params['model_id']}: batch_size is 1, but batch norm needs 2 rows or more")
     if is_foreign(model_class):
-        make_safe(model)
+        make_safe(model, _view_name(model, params))
+    model.blueprint = blueprint  # to tell what differs from the settings of other weights
     model.count_parameters()
     return model
+
+
+def _view_name(model: Any, params: Mapping[str, Any]) -> str:
+    return params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
 
 
 def make_loader(
@@ -227,8 +236,7 @@ def make_loader(
 
     Of several processes, each gets a part of every batch for training, else a part of the rows.
     """
-    name = params.get("batch_view") or str(getattr(model, "batch_view", "flat"))
-    view = make_view(name, model.feature_map, model.feature_map.items, params["max_len"])
+    view = make_view(_view_name(model, params), model.feature_map, model.feature_map.items, params["max_len"])
     device, batch_size = device_of(params["gpu"]), params["batch_size"]
     share = Share(distributed.rank(), distributed.size(), "batch" if training else "block")
     options = {"shuffle": shuffle, "seed": params["seed"], "view": view, "share": share}
@@ -254,11 +262,13 @@ def run_experiment(
     resume : bool
         Go on where an earlier run of the same configuration was killed; without trace of one, begin.
     """
-    with distributed.process_group(params["gpu"]):
-        return _run_experiment(params, model_class, results_csv, resume)
+    with distributed.process_group(params["gpu"]), ExitStack() as stack:
+        return _run_experiment(params, model_class, results_csv, resume, stack)
 
 
-def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path | None, resume: bool) -> Result:
+def _run_experiment(
+    params: dict[str, Any], model_class: type, results_csv: Path | None, resume: bool, stack: ExitStack
+) -> Result:
     started = time.perf_counter()
     if resume and (finished := read_record(params)):
         logger.info(f"{record_path(params)}: finished already, with {finished.valid}")
@@ -274,6 +284,8 @@ def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path
     model = build_model(model_class, dataset, params)
     if results_csv is not None:
         _check_writable(results_csv)
+    if is_main():
+        stack.enter_context(_alone(params))
     record = RunFolder.open(params, started, resume) if is_main() and params.get("record", True) else None
     open_log(params, "a" if resume else "w", record)
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
@@ -308,25 +320,51 @@ def _run_experiment(params: dict[str, Any], model_class: type, results_csv: Path
     if is_main():
         if record is not None:
             record.finish(vars(result), model, scored)
-        _write_record(result, record_path(params))
+        _write_record(result, params)
         snapshots.remove()
         if results_csv is not None:
             append_result(result, params, results_csv)
     return result
 
 
-def read_record(params: Mapping[str, Any]) -> Result | None:
-    """Return the result of a finished run of exactly this configuration, None if there is none."""
+@contextmanager
+def _alone(params: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other processes from training the same experiment into the same files meanwhile."""
+    path = log_path(params).with_suffix(".lock")
+    try:
+        lock = try_lock(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path.parent}: cannot be written ({error.strerror}); set model_root to a folder of yours"
+        ) from error
+    if lock is None:
+        raise ConfigError(
+            f"{params['model_id']}: another process trains it into {path.parent} now; wait for its end, or set another "
+            "model_root"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_record(params: Mapping[str, Any], *, with_paths: bool = True) -> Result | None:
+    """Return the result of a finished run of exactly this configuration, None if there is none.
+
+    Without paths, the data may have been elsewhere when it ran.
+    """
     try:
         record = json.loads(record_path(params).read_text(encoding="utf-8"))
         result = Result(**{f.name: record[f.name] for f in fields(Result)})
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none yet, or not one of ours
-    return result if result.config_hash == config_hash(params) else None
+    run = result.config_hash if with_paths else record.get("settings_hash")
+    return result if run == config_hash(params, with_paths=with_paths) else None
 
 
-def _write_record(result: Result, path: Path) -> None:
-    record = {**vars(result), "finished_at": datetime.now().isoformat(timespec="seconds")}
+def _write_record(result: Result, params: Mapping[str, Any]) -> None:
+    path, settings = record_path(params), config_hash(params, with_paths=False)
+    record = {**vars(result), "settings_hash": settings, "finished_at": datetime.now().isoformat(timespec="seconds")}
     write_beside(path, lambda stream: stream.write(json.dumps(record, indent=1).encode() + b"\n"))
 
 
@@ -378,7 +416,7 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
         raise MissingFileError(
             f"{checkpoint}: no such weights; train first: python run_expid.py --expid {params['model_id']}"
         )
-    if weights is None and read_record(params) is None:
+    if weights is None and read_record(params, with_paths=False) is None:
         logger.warning(f"{checkpoint}: not of a finished run of this very configuration; scoring with it all the same")
     seed_everything(params["seed"])
     set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.torchrun import is_main
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -64,12 +65,12 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
             )
 
 
-def make_safe(model: Any) -> None:
-    """Make a model of FuxiCTR's fit to be trained here.
+def make_safe(model: Any, view: str = "flat") -> None:
+    """Make a model of FuxiCTR's fit to be trained here, on batches of a view.
 
     Its weights are written and read as ours are, beside and renamed, without unpickling. Stored vectors get the weight
-    that its linear terms lack, and its embedding takes the arguments of older versions. What it redefines in vain is
-    said in the log.
+    that its linear terms lack, and its embedding takes the arguments of older versions. A first batch that it cannot
+    score is an error of one line. What it redefines in vain is said in the log.
     """
 
     def save_weights(checkpoint: str) -> None:
@@ -78,6 +79,7 @@ def make_safe(model: Any) -> None:
 
     model.save_weights = save_weights
     model.load_weights = partial(load_state_dict, model)
+    model.forward = partial(_first_forward, model, view)
     _weigh_vectors_in_linear_terms(model)
     _take_older_arguments(model)
     if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
@@ -85,6 +87,26 @@ def make_safe(model: Any) -> None:
     for name in NOT_CALLED:
         if getattr(type(model), name) is not getattr(BaseModel, name):
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
+
+
+def _first_forward(model: Any, view: str, inputs: Any) -> Any:
+    """Score the first batch; afterwards the model's own ``forward`` is called."""
+    del model.forward
+    try:
+        return model.forward(inputs)
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model file raises on a batch of another form
+        name = type(model).__name__
+        if view == "challenge":
+            other = "does it take one dict of columns? set batch_view: flat"
+        else:
+            other = "does it take a tuple of three? set batch_view: challenge"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}; "
+            "--debug shows where it stopped"
+        ) from error
 
 
 def _weigh_vectors_in_linear_terms(model: Any) -> None:

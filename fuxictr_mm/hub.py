@@ -104,7 +104,7 @@ def export(
     # The model's own feature map, if it keeps one: layers write their widths into it, and loading compares with it.
     feature_map = getattr(model, "feature_map", dataset.feature_map)
     # What a record says is of the experiment's own weights.
-    record = None if weights else experiment.read_record(params)
+    record = None if weights else experiment.read_record(params, with_paths=False)
     if record is None:
         logger.warning(f"{checkpoint}: not of a finished run of this very configuration; the card has no metrics")
     config = describe_experiment(params, model_class, record)

@@ -10,10 +10,9 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.layers import Jagged
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
+from fuxictr_mm.layers import Buckets, Jagged, JaggedTransformerLayer
 from fuxictr_mm.model import MultimodalModel
 
 
@@ -79,15 +78,13 @@ class BST(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
+        check_at_least(self.model_id, 1, position_dim=position_dim, max_len=max_len)
         position_dim = position_dim or self.embedding_dim
         width = self.item_dim + position_dim
-        if num_heads < 1 or width % num_heads:
-            raise ConfigError(
-                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of a token's width {width} "
-                f"(item {self.item_dim}, position {position_dim})"
-            )
-        if num_outputs < 1:
-            raise ConfigError(f"{self.model_id}: num_outputs is {num_outputs}, expected 1 (the target's) or more")
+        check_at_least(
+            self.model_id, 1, num_layers=num_layers, num_outputs=num_outputs, feedforward_dim=feedforward_dim
+        )
+        check_heads(self.model_id, num_heads, width, f"a token's width (item {self.item_dim}, position {position_dim})")
         self.num_outputs = num_outputs
         self.position_embedding = nn.Embedding(max_len + 1, position_dim)
         self.encoder = nn.ModuleList(

@@ -11,6 +11,7 @@ from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fuxictr_mm.checking import check_at_least
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import AUGRU, Jagged
 from fuxictr_mm.layers.augru import Steps
@@ -64,6 +65,7 @@ class DIEN(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
+        check_at_least(self.model_id, 0, auxiliary_weight=auxiliary_weight)
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_loss: Tensor | None = None
         self.extractor = nn.GRU(self.item_dim, self.item_dim)
@@ -104,7 +106,8 @@ class DIEN(MultimodalModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the batch scored last, with the auxiliary loss while training."""
         loss = super().add_loss(return_dict, y_true)
-        return loss if self.auxiliary_loss is None else loss + self.auxiliary_weight * self.auxiliary_loss
+        auxiliary, self.auxiliary_loss = self.auxiliary_loss, None  # kept, it would hold the graph of the batch
+        return loss if auxiliary is None else loss + self.auxiliary_weight * auxiliary
 
 
 def next_item_loss(states: Jagged, items: Tensor, others: Tensor) -> Tensor:

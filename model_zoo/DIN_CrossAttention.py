@@ -10,8 +10,8 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import CrossAttentionLayer, DINAttention
 from fuxictr_mm.model import MultimodalModel
 
@@ -77,10 +77,8 @@ class DIN_CrossAttention(MultimodalModel):
     ) -> None:
         super().__init__(feature_map, **params)
         width = self.item_dim
-        if num_heads < 1 or width % num_heads:
-            raise ConfigError(
-                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of the item width {width}"
-            )
+        check_at_least(self.model_id, 1, num_layers=num_layers, feedforward_dim=feedforward_dim)
+        check_heads(self.model_id, num_heads, width, "the item width")
         self.attention_layers = DINAttention(
             width,
             attention_hidden_units,

@@ -10,9 +10,9 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.schema import unify_widths
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import (
     BilinearInteraction,
     CrossNet,
@@ -107,16 +107,11 @@ class DIN_MM(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        least_one = {"senet_reduction": senet_reduction, "num_cross_layers": num_cross_layers}
+        check_at_least(self.model_id, 1, num_heads=num_heads, attention_dim=attention_dim, **least_one)
         width = attention_dim or self.item_dim
-        if min(num_heads, senet_reduction, width, num_cross_layers) < 1:
-            raise ConfigError(
-                f"{self.model_id}: num_heads, senet_reduction, attention_dim and num_cross_layers must be 1 or more"
-            )
-        if interest == "multi_head" and width % num_heads:
-            raise ConfigError(
-                f"{self.model_id}: attention_dim {width} is not divisible by num_heads {num_heads}; "
-                f"set attention_dim to {-(-width // num_heads) * num_heads} or another multiple"
-            )
+        if interest == "multi_head":
+            check_heads(self.model_id, num_heads, width, "attention_dim")
         self.attention: nn.Module | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(

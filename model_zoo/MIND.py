@@ -10,6 +10,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import InterestCapsules
@@ -72,8 +73,11 @@ class MIND(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if min(num_capsules, num_rounds, attention_power) < 1:
-            raise ConfigError(f"{self.model_id}: num_capsules, num_rounds and attention_power must be 1 or more")
+        check_at_least(
+            self.model_id, 1, num_capsules=num_capsules, num_rounds=num_rounds, attention_power=attention_power
+        )
+        if routing_deviation <= 0:  # all capsules would be the same
+            raise ConfigError(f"{self.model_id}: routing_deviation is {routing_deviation}, expected a number above 0")
         self.attention_power = attention_power
         self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_items, num_capsules))
         self.capsules = InterestCapsules(self.item_dim, num_capsules, num_rounds)

@@ -8,8 +8,8 @@ import torch
 from fuxictr.features import FeatureMap
 from torch import Tensor
 
+from fuxictr_mm.checking import check_at_least
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import MultiHeadTargetAttention, QuadraticNetwork
 from fuxictr_mm.model import MultimodalModel
 
@@ -60,8 +60,7 @@ class QIN(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if min(num_layers, num_row) < 1:
-            raise ConfigError(f"{self.model_id}: num_layers is {num_layers} and num_row {num_row}, expected 1 or more")
+        check_at_least(self.model_id, 1, num_layers=num_layers, num_row=num_row)
         self.attention_layers = MultiHeadTargetAttention(self.item_dim, 2 * self.item_dim, sparse=True)
         self.qnn = QuadraticNetwork(
             self.context_dim + 2 * self.item_dim,

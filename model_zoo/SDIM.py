@@ -10,6 +10,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention
@@ -74,13 +75,14 @@ class SDIM(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
+        check_at_least(self.model_id, 1, attention_dim=attention_dim)
         width = attention_dim or self.item_dim
         if not 1 <= hash_width <= 63 or num_hashes < 1 or num_hashes % hash_width:
             raise ConfigError(
                 f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width} (1 to 63)"
             )
-        if num_heads < 1 or width % num_heads:
-            raise ConfigError(f"{self.model_id}: num_heads is {num_heads}, expected a divisor of attention_dim {width}")
+        check_at_least(self.model_id, 0, short_len=short_len)
+        check_heads(self.model_id, num_heads, width, "attention_dim")
         self.short_len = short_len
         self.long_attention = HashAttention(self.item_dim, num_hashes // hash_width, hash_width)
         self.short_attention = MultiHeadTargetAttention(self.item_dim, width, num_heads, attention_dropout)

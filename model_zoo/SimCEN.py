@@ -9,6 +9,7 @@ import torch
 from fuxictr.features import FeatureMap
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.schema import unify_widths
 from fuxictr_mm.errors import ConfigError
@@ -80,14 +81,11 @@ class SimCEN(MultimodalModel):
     ) -> None:
         super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
         width = self.item_dim
-        if num_heads < 1 or width % num_heads:
-            raise ConfigError(
-                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of the item width {width}"
-            )
-        if min(num_layers, hidden_dim) < 1 or contrast_temperature <= 0:
-            raise ConfigError(
-                f"{self.model_id}: num_layers and hidden_dim must be 1 or more, contrast_temperature above 0"
-            )
+        check_heads(self.model_id, num_heads, width, "the item width")
+        check_at_least(self.model_id, 1, num_layers=num_layers, hidden_dim=hidden_dim)
+        check_at_least(self.model_id, 0, contrast_weight=contrast_weight)
+        if contrast_temperature <= 0:
+            raise ConfigError(f"{self.model_id}: contrast_temperature is {contrast_temperature}, expected above 0")
         self.contrast_weight, self.contrast_temperature = contrast_weight, contrast_temperature
         self.contrast: Tensor | None = None
         self.attention = MultiHeadTargetAttention(width, width, num_heads, attention_dropout)
@@ -116,4 +114,5 @@ class SimCEN(MultimodalModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the batch scored last, with the contrast while training."""
         loss = super().add_loss(return_dict, y_true)
-        return loss if self.contrast is None else loss + self.contrast_weight * self.contrast
+        contrast, self.contrast = self.contrast, None  # kept, it would hold the graph of the batch
+        return loss if contrast is None else loss + self.contrast_weight * contrast

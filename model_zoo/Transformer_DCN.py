@@ -11,6 +11,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.checking import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
@@ -99,6 +100,10 @@ class Transformer_DCN(MultimodalModel):
         super().__init__(feature_map, **params)
         if history_mask == "published" and max_len < first_k_cols:
             raise ConfigError(f"{self.model_id}: max_len {max_len} is below first_k_cols {first_k_cols}; raise max_len")
+        check_at_least(self.model_id, 1, transformer_layers=transformer_layers, dim_feedforward=dim_feedforward)
+        check_at_least(self.model_id, 0, first_k_cols=first_k_cols, dcn_cross_layers=dcn_cross_layers)
+        check_heads(self.model_id, num_heads, 2 * self.item_dim, "the width of item and target together")
+        check_at_least(self.model_id, 1, **{"the number of dcn_hidden_units": len(dcn_hidden_units)})
         self.history_mask, self.max_len, self.num_slots = history_mask, max_len, first_k_cols
         self.pad_apart = transformer_dropout > 0  # dropout makes one padding item differ from another
         self.transformer_encoder = TargetTransformer(

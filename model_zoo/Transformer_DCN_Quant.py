@@ -80,13 +80,15 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
                 f"{len(known)} items, with at least one level or neighbour"
             )
-        logger.info(f"{model_id}: semantic ids of {len(known)} items from '{vector}'")
-        found = feature_map.items[vector][known]
-        codes = residual_codes(found, num_levels=codebook_num, num_clusters=num_clusters, seed=quantizer_seed)
-        # In the table: a row per item, then C rows per level.
-        codes += feature_map.items.num_items + num_clusters * torch.arange(codebook_num, device=codes.device)
-        ids = codes.new_zeros(feature_map.items.num_items, codebook_num + top_k)
-        ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
+        ids = torch.zeros(feature_map.items.num_items, codebook_num + top_k, dtype=torch.int64)
+        if torch.get_default_device().type != "meta":  # where a model is made for its shapes, no codes are needed
+            logger.info(f"{model_id}: semantic ids of {len(known)} items from '{vector}'")
+            found = feature_map.items[vector][known]
+            codes = residual_codes(found, num_levels=codebook_num, num_clusters=num_clusters, seed=quantizer_seed)
+            # In the table: a row per item, then C rows per level.
+            codes += feature_map.items.num_items + num_clusters * torch.arange(codebook_num, device=codes.device)
+            ids = ids.to(known.device)
+            ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
         replaced = _replace_vector(feature_map, vector, ids, vocab_size, params["embedding_dim"])
         super().__init__(replaced, **params)

@@ -12,6 +12,8 @@ import torch
 
 from fuxictr_mm import experiment
 from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.locks import try_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
@@ -47,6 +49,17 @@ def test_one_seed_one_result(tmp_path):
     record = json.loads(experiment.record_path(params).read_text())
     assert record["valid"] == first.valid
     assert record["config_hash"] == first.config_hash
+
+
+def test_one_process_at_a_time_trains_an_experiment(tmp_path):
+    """Two that write the same weights would each record what the other trained."""
+    lock = try_lock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
+    with pytest.raises(ConfigError, match="DIN_tiny: another process trains it into .* now; wait for its end"):
+        run("DIN_tiny", tmp_path, epochs=1)
+    assert [path.name for path in (tmp_path / "tiny_mm").iterdir()] == ["DIN_tiny.lock"]
+    lock.release()
+    run("DIN_tiny", tmp_path, epochs=1)
+    run("DIN_tiny", tmp_path, epochs=1)
 
 
 def test_scores_stand_in_the_order_of_the_test_file(tmp_path):

@@ -192,6 +192,20 @@ HISTORY = {
 }
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (CHALLENGE, {}, r"batch_view: flat \(ValueError: too many values.*set batch_view: challenge"),
+        (MODEL, {"batch_view": "challenge"}, r"batch_view: challenge \(.*set batch_view: flat"),
+    ],
+)
+def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, message):
+    params, model_class = start(model, use_features=ALL, **settings)
+    with pytest.raises(ConfigError, match=f"Plain_tiny: Plain.forward cannot take a batch of {message}") as caught:
+        experiment.run_experiment(params, model_class)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_a_file_written_for_the_challenge_runs(start, accumulation_steps):
     """The feature that the model adds is no column of the item files."""
@@ -209,6 +223,29 @@ def test_a_file_with_a_sequence_runs(start):
         state["embedding_layer.embedding_layers.item_seq.weight"],
         state["embedding_layer.embedding_layers.item_id.weight"],
     )
+
+
+def test_the_setting_that_differs_from_that_of_weights_is_named(start, tmp_path):
+    params, model_class = start()
+    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+    model.save_weights(tmp_path / "own.model")
+    params, model_class = start(embedding_dim=8)
+    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+    with pytest.raises(
+        UserError, match=r"likely: embedding_dim .8 here, 4 in the file; .* x 8 here, .* x 4 in the file"
+    ):
+        model.load_weights(tmp_path / "own.model")
+
+
+def test_a_group_id_of_one_column_in_a_list_is_taken_and_of_several_explained(start, tmp_path):
+    """FuxiCTR takes a tuple of columns."""
+    path = tmp_path / "model_config.yaml"
+    one = path.read_text().replace("epochs: 1", "epochs: 1, group_id: [user_id], metrics: [AUC, gAUC]")
+    path.write_text(one)
+    assert start()[0]["group_id"] == "user_id"
+    path.write_text(one.replace("[user_id]", "[user_id, likes_level]"))
+    with pytest.raises(ConfigError, match=r"group_id is \['user_id', 'likes_level'\], but .* one .group_id: user_id"):
+        start()
 
 
 DEEP = "self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))"

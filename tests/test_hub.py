@@ -134,6 +134,17 @@ def test_without_a_record_there_are_no_metrics(trained, tmp_path, caplog):
     assert "metrics" not in yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])
 
 
+def test_the_data_may_have_moved_since(trained, tmp_path):
+    shutil.copytree(ROOT / "data/tiny_mm", tmp_path / "moved/tiny_mm")
+    params, model_class = experiment.read_params(
+        trained, "Shared_tiny", model_zoo=trained, data_root=tmp_path / "moved"
+    )
+    assert experiment.read_record(params) is None
+    hub.export(params, model_class, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["metrics"]["valid"] == experiment.read_record(read(trained)[0]).valid
+
+
 def test_a_shared_table_is_stored_once_and_read_under_both_names(trained, exported):
     path = exported / "model.safetensors"
     assert f"{TABLES}.item_id.weight" in load_file(path)

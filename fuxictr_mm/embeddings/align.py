@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fuxictr_mm.cli import add_examples, show
 from fuxictr_mm.embeddings.alignment.clicks import Clicks
 from fuxictr_mm.embeddings.alignment.swing import Neighbors, swing
 from fuxictr_mm.embeddings.alignment.training import JOINT, Training
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
-from fuxictr_mm.embeddings.output import add_output, flag, show
+from fuxictr_mm.embeddings.output import add_output, flag
 from fuxictr_mm.embeddings.reduction.pca import Moments
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError, DataError
@@ -190,19 +191,15 @@ def write_aligned(
                 writer.write(ids, alignment.transform(vectors))
 
 
-#: Shown after the options.
-EXAMPLE = """\
-examples:
-  fuxictr-mm embed align text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
-      --train train.parquet --out item_emb_aligned.parquet --save aligned.safetensors
-  fuxictr-mm embed align text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
-      --apply aligned.safetensors --out new_item_emb_aligned.parquet
-"""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed align``."""
-    parser.epilog = EXAMPLE
+    add_examples(
+        parser,
+        "fuxictr-mm embed align text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\",
+        "    --train train.parquet --out item_emb_aligned.parquet --save aligned.safetensors",
+        "fuxictr-mm embed align text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
+        "    --apply aligned.safetensors --out new_item_emb_aligned.parquet",
+    )
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     parser.add_argument("--train", metavar="FILE", help="training split, from which Swing takes the clicks")

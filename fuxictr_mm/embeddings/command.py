@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fuxictr_mm.cli import add_debug
+from fuxictr_mm.parser import Parser
 
 #: Stage, one line of help. ``fuxictr_mm.embeddings.STAGE`` has its ``add_arguments`` and ``main_from_args``.
 STAGES = {
@@ -18,39 +19,21 @@ STAGES = {
 }
 
 
-class _StageParser(argparse.ArgumentParser):
-    """A parser that imports its stage only when it is to parse: `embed --help` stays instant."""
-
-    def __init__(self, *, stage: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._stage: str | None = stage
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, with the arguments of the stage added first."""
-        if self._stage is not None:
-            stage, self._stage = self._stage, None
-            _module(stage).add_arguments(self)
-            add_debug(self)
-        return super().parse_known_args(args, namespace)
-
-
 def _module(stage: str) -> Any:
     return importlib.import_module(f"fuxictr_mm.embeddings.{stage}")
 
 
+def _load(stage: str, parser: Parser) -> None:
+    _module(stage).add_arguments(parser)
+    add_debug(parser)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the stages; the arguments of one are added when it is asked for."""
-    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True, parser_class=_StageParser)
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True, parser_class=Parser)
     for stage, summary in STAGES.items():
-        stages.add_parser(
-            stage,
-            stage=stage,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        description = summary[0].upper() + summary[1:] + "."
+        stages.add_parser(stage, help=summary, description=description, load=partial(_load, stage))
 
 
 def main_from_args(args: argparse.Namespace) -> None:

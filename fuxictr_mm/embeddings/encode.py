@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from fuxictr_mm.cli import add_examples, show
 from fuxictr_mm.embeddings.encoding.choices import POOLINGS, PRECISIONS
 from fuxictr_mm.embeddings.encoding.chunks import ChunkStore, begun_outputs
 from fuxictr_mm.embeddings.encoding.images import open_images
 from fuxictr_mm.embeddings.encoding.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.encoding.texts import ItemTexts
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
-from fuxictr_mm.embeddings.output import add_output, flag, show
+from fuxictr_mm.embeddings.output import add_output, flag
 from fuxictr_mm.embeddings.progress import item_bar
 from fuxictr_mm.embeddings.store import Source, read_ids
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
@@ -33,14 +34,6 @@ from fuxictr_mm.files import check_outputs, write_beside
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
     from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
-
-EXAMPLE = """\
-examples:
-  fuxictr-mm embed encode --texts item_feature.parquet --template '{item_title}' \\
-      --model bert-base-multilingual-cased --column txt_emb_BERT --out text.parquet
-  fuxictr-mm embed encode --images covers.zip --items item_feature.parquet \\
-      --model google/siglip-base-patch16-224 --column img_emb_SigLIP --out image.parquet --report image.json
-"""
 
 #: Items of a chunk, the most that a killed run has to encode again.
 CHUNK_ROWS = 1024
@@ -366,7 +359,13 @@ def _first(missing: Mapping[int, str]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of ``fuxictr-mm embed encode``."""
-    parser.epilog = EXAMPLE
+    add_examples(
+        parser,
+        "fuxictr-mm embed encode --texts item_feature.parquet --template '{item_title}' \\",
+        "    --model bert-base-multilingual-cased --column txt_emb_BERT --out text.parquet",
+        "fuxictr-mm embed encode --images covers.zip --items item_feature.parquet \\",
+        "    --model google/siglip-base-patch16-224 --column img_emb_SigLIP --out image.parquet --report image.json",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--texts", metavar="FILE", help="Parquet file with item_id and texts")
     what.add_argument("--images", metavar="PATH", help="folder, .zip or .tar(.gz) of ID.jpg, .jpeg, .png or .webp")

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fuxictr_mm.cli import add_examples, show
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, code_type, vector_type
-from fuxictr_mm.embeddings.output import add_output, flag, show
+from fuxictr_mm.embeddings.output import add_output, flag
 from fuxictr_mm.embeddings.quantization.codebooks import (
     METHODS,
     SCALINGS,
@@ -379,21 +380,19 @@ def _neighbors(
     return nearest_items(read, np.ascontiguousarray(space.enter(vectors, center)), ids, count, metric)
 
 
-#: Shown after the options.
-EXAMPLE = """\
-examples:
-  fuxictr-mm embed quantize text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
-      --method rq --levels 4 --codes 256 --out item_codes.parquet --save item_codes.safetensors
-  fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
-      --apply item_codes.safetensors --out new_item_codes.parquet
-  fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT --apply item_codes_vq.safetensors \\
-      --neighbors 10 --among text=item_feature.parquet:txt_emb_BERT --out new_item_codes.parquet
-"""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed quantize``."""
-    parser.epilog = EXAMPLE
+    add_examples(
+        parser,
+        "fuxictr-mm embed quantize \\",
+        "    text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\",
+        "    --method rq --levels 4 --codes 256 --out item_codes.parquet --save item_codes.safetensors",
+        "fuxictr-mm embed quantize \\",
+        "    text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
+        "    --apply item_codes.safetensors --out new_item_codes.parquet",
+        "fuxictr-mm embed quantize text=new_items.parquet:txt_emb_BERT --apply item_codes_vq.safetensors \\",
+        "    --neighbors 10 --among text=item_feature.parquet:txt_emb_BERT --out new_item_codes.parquet",
+    )
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     parser.add_argument("--method", choices=METHODS, help="rq (default), vq, pq, opq or vqvae")

@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fuxictr_mm.cli import add_examples, show
 from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
-from fuxictr_mm.embeddings.output import add_output, show
+from fuxictr_mm.embeddings.output import add_output
 from fuxictr_mm.embeddings.progress import item_bar
 from fuxictr_mm.embeddings.reduction.fit import CHUNK_BYTES, choose_strategies, fit_reducer
 from fuxictr_mm.embeddings.reduction.pretrained_emb import PretrainedEmbFile
@@ -24,14 +25,6 @@ from fuxictr_mm.embeddings.reduction.report import format_applied, format_report
 from fuxictr_mm.embeddings.store import JoinedVectors, Source, add_sources
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_beside
-
-EXAMPLE = """\
-examples:
-  fuxictr-mm embed reduce text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\
-      --dim 128 --out item_emb.parquet
-  fuxictr-mm embed reduce text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\
-      --apply item_emb.reducer.safetensors --out new_item_emb.parquet
-"""
 
 
 def reduce_vectors(
@@ -131,7 +124,13 @@ def reduce_vectors(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm embed reduce``."""
-    parser.epilog = EXAMPLE
+    add_examples(
+        parser,
+        "fuxictr-mm embed reduce text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\",
+        "    --dim 128 --out item_emb.parquet",
+        "fuxictr-mm embed reduce text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
+        "    --apply item_emb.reducer.safetensors --out new_item_emb.parquet",
+    )
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write, one column per strategy")
     width = parser.add_mutually_exclusive_group()

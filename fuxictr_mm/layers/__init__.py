@@ -18,11 +18,12 @@ from fuxictr_mm.layers.register import register
 from fuxictr_mm.layers.senet import SENet
 from fuxictr_mm.layers.staircase import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
-from fuxictr_mm.layers.transformer import TargetTransformer
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer
 
 __all__ = [
     "AUGRU",
     "BilinearInteraction",
+    "Buckets",
     "ContrastLayer",
     "ContrastiveProduct",
     "CrossAttentionLayer",
@@ -33,6 +34,7 @@ __all__ = [
     "HashAttention",
     "InterestCapsules",
     "Jagged",
+    "JaggedTransformerLayer",
     "MultiHeadTargetAttention",
     "QuadraticLayer",
     "QuadraticNetwork",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,17 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs, delong_variance
 from fuxictr_mm.records.comparison import Difference, Side, difference, holm, verdict
 from fuxictr_mm.records.reading import RunRecord, find_runs, resolve_one
 from fuxictr_mm.records.table import format_table
-
-EXAMPLES = """examples:
-  fuxictr-mm compare DIN_MM_tiny DIN_tiny                    all finished runs of two experiments, seeds grouped
-  fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny   each against the best
-  fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json
-"""
 
 MIN_SAMPLES = 100
 MIN_USERS = 10
@@ -32,15 +26,18 @@ MIN_USERS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fuxictr-mm compare``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
+    add_examples(
+        parser,
+        "fuxictr-mm compare DIN_MM_tiny DIN_tiny                   all finished runs of two experiments, seeds grouped",
+        "fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny  each against the best",
+        "fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json",
+    )
     parser.add_argument("names", nargs="+", metavar="NAME", help="experiment id, name of a run, or folder of either")
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
     parser.add_argument("--split", choices=("valid",), default="valid", help="rows to compare on (valid)")
     parser.add_argument("--samples", type=int, default=2000, metavar="N", help="draws of users (2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (0)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_output_options(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
@@ -52,7 +49,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
     report = compare(args.names, args.root, samples=args.samples, seed=args.seed, quiet=args.quiet)
-    print(json.dumps(report.as_dict(), indent=1) if args.json else report.as_text())
+    show(args, report.as_dict(), report.as_text())
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.checking import nearest
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.records.reading import RunRecord, find_runs
 from fuxictr_mm.records.table import format_table
-
-EXAMPLES = """examples:
-  fuxictr-mm runs
-  fuxictr-mm runs --dataset tiny_mm --best AUC --last 5
-  fuxictr-mm runs --expid DIN_MM_tiny --finished --json
-"""
 
 #: Metrics of which less is better; all others are better when higher.
 FALLING = ("logloss", "binary_crossentropy")
@@ -26,8 +20,12 @@ FALLING = ("logloss", "binary_crossentropy")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fuxictr-mm runs``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
+    add_examples(
+        parser,
+        "fuxictr-mm runs",
+        "fuxictr-mm runs --dataset tiny_mm --best AUC --last 5",
+        "fuxictr-mm runs --expid DIN_MM_tiny --finished --json",
+    )
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
     parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
     parser.add_argument("--model", metavar="NAME", help="runs of this model only")
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--finished", action="store_true", help="leave out unfinished and broken runs")
     parser.add_argument("--best", metavar="METRIC", help="best on the validation rows first, such as AUC")
     parser.add_argument("--last", type=int, metavar="N", help="the first N of the list only")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_output_options(parser, quiet=False)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
@@ -50,12 +48,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.best is not None:
         runs = best_first(runs, args.best)
     runs = runs[: args.last]
-    if args.json:
-        print(json.dumps([as_dict(run) for run in runs], indent=1))
-    elif runs:
-        print(table(runs))
-    else:
-        print(_none_found(args))
+    show(args, [as_dict(run) for run in runs], table(runs) if runs else _none_found(args))
 
 
 def best_first(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.checking import nearest
-from fuxictr_mm.config import model_schema
 from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.hub_folder import FEATURES, WEIGHTS, check_features, weights_file
@@ -113,7 +112,7 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ]
     problems += _differences("of another shape", shapes)
     if problems:
-        causes = likely_causes(_shapes(own), _shapes(state), model_schema(type(model)))
+        causes = likely_causes(_shapes(own), _shapes(state), getattr(model, "blueprint", None))
         likely = f"likely: {', '.join(causes)}; " if causes else ""
         raise UserError(
             f"{path}: not the weights of this configuration: {'; '.join(problems)}; "

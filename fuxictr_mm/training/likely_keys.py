@@ -1,131 +1,281 @@
-"""Guess from two lists of parameter shapes which settings of the configuration differ."""
+"""Find the settings that explain the shapes of other weights, by making the model anew with other settings.
+
+It is made on torch's device ``meta``, where tensors have shapes and no memory. Setting after setting is changed to what
+brings the shapes nearest to those of the file; they are named only if all of them together explain the file.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from fuxictr.features import FeatureMap
+
+from fuxictr_mm.config import EXPERIMENT_KEYS, model_schema
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 #: How FuxiCTR's embedding names its tables, and the maps behind them.
 _TABLE = re.compile(r"(?:^|\.)embedding_layers\.(\w+)\.weight$")
 _ENCODER = re.compile(r"(?:^|\.)feature_encoders\.(\w+)\.")
-#: Words that stand in many keys and tell nothing of the layer that a key is about.
-_GENERIC = {"num", "use", "hidden", "units", "layers", "dim", "net", "activations"}
+#: The place of a layer among others; of thousands nothing is told.
+_INDEX = re.compile(r"(?<=\.)[0-9]{1,2}(?=\.|$)")
+#: Settings that no shape depends on.
+_SHAPELESS = {*EXPERIMENT_KEYS, "compile", "loss_from", "factor"} - {"embedding_dim", "max_len"}
+#: Tried where shapes tell no more of a setting than that a layer is there or not.
+_RATES = (0.0, 0.1)
+_ACTIVATIONS = ("ReLU", "PReLU", "Dice")
+_MOST_CAUSES = 8
 
 
-def likely_causes(own: Shapes, found: Shapes, keys: Iterable[str]) -> list[str]:
+@dataclass(frozen=True)
+class Blueprint:
+    """What a model was made of.
+
+    Parameters
+    ----------
+    model_class : type
+        Its class.
+    feature_map : FeatureMap
+        The features as they were before: layers write their widths into them.
+    settings : mapping
+        Keywords of its constructor.
+    """
+
+    model_class: type
+    feature_map: FeatureMap
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model_class: type, feature_map: FeatureMap, settings: Mapping[str, Any]) -> Blueprint:
+        """Keep these as they are now."""
+        return cls(model_class, _copy_of(feature_map), dict(settings))
+
+    def shapes(self, changes: Mapping[str, Any]) -> Shapes | None:
+        """Return the shapes of the model with other settings, None if it cannot be made of them."""
+        left_out = dict.fromkeys(("build", "compile", "reset_parameters", "model_to_device"), _nothing)
+        model_class = type(self.model_class.__name__, (self.model_class,), left_out)
+        settings, feature_map = {**self.settings, **changes, "gpu": -1}, _copy_of(self.feature_map)
+        # Read with the data; models of FuxiCTR add up widths by it.
+        feature_map.default_emb_dim = settings.get("embedding_dim", feature_map.default_emb_dim)
+        try:
+            with torch.device("meta"):
+                model = model_class(feature_map, **settings)
+        except (Exception, SystemExit):  # refused by the model, or it wants tensors that have values
+            return None
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def settings_of_shapes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the type and the value of every setting that may decide a shape."""
+        defaults: dict[str, Any] = {}
+        for cls in reversed(self.model_class.__mro__):
+            if "__init__" in vars(cls) and issubclass(cls, torch.nn.Module):
+                defaults.update({k: p.default for k, p in inspect.signature(vars(cls)["__init__"]).parameters.items()})
+        schema = model_schema(self.model_class)
+        return {k: (schema[k], self.settings.get(k, defaults.get(k))) for k in schema if k not in _SHAPELESS}
+
+
+def likely_causes(own: Shapes, found: Shapes, blueprint: Blueprint | None = None) -> list[str]:
     """Return what probably differs between the configuration of a model and that of weights.
 
     Parameters
     ----------
     own, found : mapping of str to tuple of int
         Shapes of the model's parameters and of those in a file.
-    keys : iterable of str
-        Settings that the model's constructors take.
+    blueprint : Blueprint, optional
+        What the model was made of; without it only what concerns features is told.
 
     Returns
     -------
     list of str
-        Settings, each as it is named in the YAML, with what tells it; a guess, never all of them for sure. A width
-        that follows from another one (that of a layer's input) is not named.
+        Settings, each as it is named in the YAML, with what tells it.
     """
-    keys = list(keys)
-    causes, widths_follow = _feature_causes(own, found)
-    parts = _parts([*own, *found])
-    for part in parts:
-        causes += _layer_causes(part, parts, _of_part(own, part), _of_part(found, part), keys, widths_follow)
-    return list(dict.fromkeys(causes))
+    others, data, width = _feature_causes(own, found)
+    if others or blueprint is None or blueprint.shapes({}) != dict(own):
+        return others + data + width
+    settings, explained = _search(own, found, blueprint)
+    if any(_distance(_without_data(explained), _without_data(found))):
+        return data + width
+    return _feature_causes(explained, found)[1] + settings
 
 
-def _feature_causes(own: Shapes, found: Shapes) -> tuple[list[str], bool]:
-    """Return what differs in the features, and whether the widths of all layers follow from it."""
-    causes: list[str] = []
-    tables = {m[1]: name for name in [*own, *found] if (m := _TABLE.search(name))}
+def _feature_causes(own: Shapes, found: Shapes) -> tuple[list[str], list[str], list[str]]:
+    """Return whether features differ, the sizes of data that do, and the width of all embeddings or of some."""
+    others = []
     for where, there, other in (("here", own, found), ("in the file", found, own)):
         only = [feature for feature in _features(there) if feature not in _features(other)]
         if only:
-            causes.append(f"use_features (only {where}: {', '.join(only)})")
-    widths_follow = bool(causes)
-    for feature, name in tables.items():
-        ours, theirs = own.get(name), found.get(name)
-        if not ours or not theirs or len(ours) != 2 or len(theirs) != 2:
-            continue
-        if ours[1] != theirs[1]:
-            widths_follow = True
-            causes.append(f"embedding_dim ({ours[1]} here, {theirs[1]} in the file)")
-        if ours[0] != theirs[0]:
-            causes.append(f"vocab_size of feature '{feature}' ({ours[0]} here, {theirs[0]} in the file)")
+            others.append(f"use_features (only {where}: {', '.join(only)})")
+    tables = {m[1]: (own[n], found[n]) for n in own if n in found and (m := _TABLE.search(n))}
+    tables = {name: shapes for name, shapes in tables.items() if all(len(shape) == 2 for shape in shapes)}
+    data = [
+        f"vocab_size of feature '{name}' ({ours[0]} here, {theirs[0]} in the file)"
+        for name, (ours, theirs) in tables.items()
+        if ours[0] != theirs[0]
+    ]
     for name in own:
         encoder = _ENCODER.search(name)
         ours, theirs = own[name], found.get(name, own[name])
         if encoder and len(ours) == len(theirs) == 2 and ours[1] != theirs[1]:
-            causes.append(f"width of the vectors '{encoder[1]}' ({ours[1]} here, {theirs[1]} in the file)")
-    return causes, widths_follow
+            data.append(f"width of the vectors '{encoder[1]}' ({ours[1]} here, {theirs[1]} in the file)")
+    wider = {name: (ours[1], theirs[1]) for name, (ours, theirs) in tables.items() if ours[1] != theirs[1]}
+    if len(wider) == len(tables) and len(set(wider.values())) == 1:
+        return others, data, [_here_and_there("embedding_dim", *next(iter(wider.values())))]
+    return others, data, [_here_and_there(f"embedding_dim of feature '{n}'", *widths) for n, widths in wider.items()]
 
 
 def _features(shapes: Shapes) -> list[str]:
     return list(dict.fromkeys(m[1] for name in shapes if (m := _TABLE.search(name) or _ENCODER.search(name))))
 
 
-def _layer_causes(
-    part: str, parts: list[str], own: Shapes, found: Shapes, keys: list[str], widths_follow: bool
-) -> list[str]:
-    """Return what differs in one of the parts of the model."""
-    if not own or not found:
-        named, what = _matching(part, keys), f"'{part}' is only {'here' if own else 'in the file'}"
-    elif _has_norm(own) != _has_norm(found):
-        named, what = ["batch_norm"], f"in '{part}' only {'here' if _has_norm(own) else 'in the file'}"
-    elif list(own) != list(found) and list(own.values()) == list(found.values()):
-        # A layer without weights shifts the numbers of those after it.
-        named = _closest(part, parts, [k for k in keys if "dropout" in k])
-        what = f"the layers of '{part}' are numbered differently"
-    elif len(own) != len(found):
-        named = _closest(part, parts, [k for k in keys if k.endswith(("_units", "layers"))])
-        what = f"{len(own)} tensors in '{part}' here, {len(found)} in the file"
+def _here_and_there(key: str, ours: Any, theirs: Any) -> str:
+    return f"{key} ({ours} here, {theirs} in the file)"
+
+
+def _search(own: Shapes, found: Shapes, blueprint: Blueprint) -> tuple[list[str], Shapes]:
+    """Return the settings that bring the model nearest to the shapes found, and the shapes that it has then."""
+    tried = blueprint.settings_of_shapes()
+    changes: dict[str, Any] = {}
+    causes: dict[str, str] = {}  # by setting: one that is changed again is named once
+    shapes = own
+    while len(causes) < _MOST_CAUSES and any(distance := _distance(shapes, found)):
+        start, best = distance, list[tuple[str, Any, Shapes]]()
+        for key, (annotation, value) in tried.items():
+            for other in _candidates(key, annotation, changes.get(key, value), shapes, found, blueprint, changes):
+                made = blueprint.shapes({**changes, key: other})
+                reached = start if made is None else _distance(made, found)
+                if made is None or reached > distance or reached == start:
+                    continue
+                if reached < distance:
+                    distance, best = reached, []
+                if key not in [k for k, _, _ in best]:
+                    best.append((key, other, made))
+        if not best:
+            break
+        key, other, made = best[0]
+        same = [b for b in best if b[2] == made]
+        causes[key] = " or ".join(_cause(k, tried[k][1], v, shapes, made, own, found) for k, v, _ in same)
+        changes[key], shapes = other, made
+        if other == tried[key][1]:
+            del causes[key]
+    return list(causes.values()), shapes
+
+
+def _cause(key: str, value: Any, other: Any, before: Shapes, after: Shapes, own: Shapes, found: Shapes) -> str:
+    """Name a setting and the tensor that tells it."""
+    changed = [n for n in {**after, **before} if before.get(n) != after.get(n)]
+    changed.sort(key=lambda name: name in before and name in after)
+    name = next((n for n in changed if after.get(n) == found.get(n) != own.get(n)), changed[0])
+    if name in own and name in found:
+        tells = f"{name} is {_size(own[name])} here, {_size(found[name])} in the file"
     else:
-        wider = [n for n in own if n in found and _is_of_another_width(own[n], found[n])]
-        if not wider or widths_follow:
-            return []
-        # torch's name of the hidden layer of a transformer's feed-forward network.
-        kind = "feedforward" if ".linear1." in wider[0] else "_units"
-        named = _closest(part, parts, [k for k in keys if k.endswith(kind)])
-        named = named or [k for k in keys if k.startswith("num_") and not k.endswith("layers")]
-        what = f"{own[wider[0]][0]} here, {found[wider[0]][0]} in the file"
-    return [f"{' or '.join(named)} ({what})"] if named else []
+        tells = f"{name} is only {'here' if name in own else 'in the file'}"
+    if isinstance(other, float) or other in _ACTIVATIONS:
+        return f"{key} ({value} here; {tells})"
+    return f"{key} ({value} here, {other} in the file; {tells})"
 
 
-def _is_of_another_width(own: tuple[int, ...], found: tuple[int, ...]) -> bool:
-    """Whether a layer gives another width; of a square one that follows from its input."""
-    square = own[0:1] == own[1:2] and found[0:1] == found[1:2]
-    return len(own) == len(found) == 2 and own[0] != found[0] and not square
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
-def _parts(names: Iterable[str]) -> list[str]:
-    """Return the modules that the model is made of, but its embedding."""
-    return list(dict.fromkeys(n.split(".")[0] for n in names if not (_TABLE.search(n) or _ENCODER.search(n))))
+def _distance(shapes: Shapes, found: Shapes) -> tuple[int, int]:
+    """Count the tensors that only one of them has, then the sizes that differ.
+
+    In this order, because a layer more or less changes widths as well, which other settings might explain wrongly.
+    """
+    sizes = 0
+    for name in shapes.keys() & found.keys():
+        ours, theirs = shapes[name], found[name]
+        sizes += sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    return len(shapes.keys() ^ found.keys()), sizes
 
 
-def _of_part(shapes: Shapes, part: str) -> dict[str, tuple[int, ...]]:
-    return {n: s for n, s in shapes.items() if n.split(".")[0] == part and not (_TABLE.search(n) or _ENCODER.search(n))}
+def _without_data(shapes: Shapes) -> Shapes:
+    """Leave out the sizes that come from data: rows of tables, widths of stored vectors."""
+    kept = {name: shape[1:] if _TABLE.search(name) else shape for name, shape in shapes.items()}
+    return {name: shape[:1] if _ENCODER.search(name) else shape for name, shape in kept.items()}
 
 
-def _has_norm(shapes: Shapes) -> bool:
-    return any(name.endswith("running_mean") for name in shapes)
+def _candidates(
+    key: str,
+    annotation: Any,
+    value: Any,
+    shapes: Shapes,
+    found: Shapes,
+    blueprint: Blueprint,
+    changes: Mapping[str, Any],
+) -> Iterator[Any]:
+    """Give the values of a setting that the shapes of a file suggest."""
+    kinds = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    options = [option for kind in kinds if typing.get_origin(kind) is Literal for option in typing.get_args(kind)]
+    if options:
+        yield from (option for option in [*options, *([None] if types.NoneType in kinds else [])] if option != value)
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int) or int in kinds:
+        yield from _whole_numbers(key, value, shapes, found, blueprint, changes)
+    elif isinstance(value, list | tuple):
+        yield from _widths(found)
+    elif isinstance(value, float) and "dropout" in key:
+        yield _RATES[value == 0]
+    elif "activation" in key:
+        yield from (name for name in _ACTIVATIONS if name != value)
 
 
-def _matching(part: str, keys: Iterable[str]) -> list[str]:
-    """Return the keys that share a word with a module's name, or the beginning of one."""
-    words = [w for w in part.lower().split("_") if w not in _GENERIC]
-
-    def fits(key: str) -> bool:
-        told = [w for w in key.lower().split("_") if w not in _GENERIC and len(w) > 2]
-        return any(word.startswith(w) or w.startswith(word) for w in told for word in words)
-
-    return [k for k in keys if fits(k)]
+_UNIONS = (typing.Union, types.UnionType)
 
 
-def _closest(part: str, parts: Iterable[str], keys: list[str]) -> list[str]:
-    """Return the keys that name a part, else those that name no other part."""
-    others = {k for other in parts if other != part for k in _matching(other, keys)}
-    return _matching(part, keys) or [k for k in keys if k not in others]
+def _whole_numbers(
+    key: str, value: int | None, shapes: Shapes, found: Shapes, blueprint: Blueprint, changes: Mapping[str, Any]
+) -> Iterator[int]:
+    """Give the whole numbers for which a size would be what it is in the file, and counts of layers."""
+    # Most sizes are linear in a setting, so that two points tell all of them; some values are refused, as of heads.
+    start = 0 if value is None else value
+    points = [] if value is None else [(value, shapes)]
+    for number in range(start + 1, start + 65):
+        if len(points) == 2:
+            break
+        made = blueprint.shapes({**changes, key: number})
+        if made is not None:
+            points.append((number, made))
+    numbers: set[int] = set()
+    if len(points) == 2:
+        (first, there), (second, then) = points
+        for name in there.keys() & then.keys() & found.keys():
+            for a, b, wanted in zip(there[name], then[name], found[name], strict=False):
+                if a != b and (wanted - a) * (second - first) % (b - a) == 0:
+                    numbers.add(first + (wanted - a) * (second - first) // (b - a))
+        if there.keys() != then.keys():
+            numbers |= {int(part) + 1 for name in found for part in _INDEX.findall(name)}
+        else:  # a rounded quotient, as of a reduction, is not linear
+            numbers |= {1, 2, 3, 4}
+    yield from sorted(number for number in numbers if number >= 0 and number != value)
+
+
+def _widths(found: Shapes) -> list[list[int]]:
+    """Return what lists of widths the file's layers, one behind the other, may come from."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    order = sorted(found, key=lambda name: [part.zfill(2) for part in name.split(".")])
+    for name in order:
+        if len(found[name]) == 2 and not _TABLE.search(name) and not _ENCODER.search(name):
+            rows[re.split(r"\.\d+\.", name)[0]].append(found[name][0])
+    return [widths for all_rows in rows.values() for widths in (all_rows[:-1], all_rows) if widths]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _copy_of(feature_map: FeatureMap) -> FeatureMap:
+    copied = copy.copy(feature_map)
+    copied.features = copy.deepcopy(feature_map.features)
+    return copied

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.config import config_hash
-from fuxictr_mm.tuning.locks import FileLock
+from fuxictr_mm.locks import FileLock
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
 

@@ -110,3 +110,16 @@ def test_the_reference_pads_what_ours_holds(folder):
     torch.testing.assert_close(items["item_emb_d16"], dataset.items["item_emb_d16"][ids])
     torch.testing.assert_close(items["item_tags"], dataset.items["item_tags"][ids].long())
     torch.testing.assert_close(columns["label"].float(), batch.label)
+
+
+def test_no_warmup(folder, tmp_path):
+    report = run(folder, tmp_path / "figures.json", "--warmup", "0", "--sides", "ours")
+    assert report["sides"]["ours"]["samples_per_second"]["min"] > 0
+
+
+@pytest.mark.parametrize("option", ["--steps", "--repeats", "--threads", "--reference_steps"])
+def test_nothing_to_measure_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        throughput.main([option, "0"])
+    assert ended.value.code == 2
+    assert f"{option} is 0, expected 1 or more" in capsys.readouterr().err

@@ -8,10 +8,10 @@ nowhere but on a user's machine.
 import argparse
 import ast
 import logging
-import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -22,13 +22,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as launch
 
 from fuxictr_mm import cli
 from fuxictr_mm.config import list_experiments
 from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
 
-SYNTH = " --users 300 --items 300 --train-rows 400 --valid-rows 200 --test-rows 200 --overwrite"
+SYNTH = " --users 300 --items 300 --train-rows 300 --valid-rows 100 --test-rows 100 --overwrite"
+
+#: Rows of the files of tiny_mm that are kept.
+ROWS = {"train": 300, "valid": 200, "test": 200, "test_labelled": 200}
 
 #: What makes a command small: patterns in the text of a fence and what takes their place, in this order.
 SMALL = [
@@ -41,14 +46,16 @@ SMALL = [
     (r"(sentence-transformers|bert-base)[\w/.-]*", "encoders/text"),
     (r"(google|openai)/[\w/.-]*", "encoders/image"),
     (r"(fuxictr-mm synth [^#\n]*)", rf"\1{SYNTH}"),
+    (r"(fuxictr-mm synth --preset microlens-1m [^#\n]*)", r"\1 --text-dim 128 --image-dim 128"),
     (r"(fuxictr-mm embed reduce (?:(?!--apply|--variance)[^#\n])*--dim) \d+", r"\1 8"),
     (r"(fuxictr-mm embed align (?:(?!--apply)[^#\n])*)", r"\1 --dim 8 --steps 10 --evaluate-every 5 "),
     (r"(fuxictr-mm diagnose [^#|\n]*)", r"\1 --repeats 1 --rows 300 "),
+    (r"(fuxictr-mm check-submission [^#\n]*--rows) 3000", rf"\1 {ROWS['test']}"),
     (r"(fuxictr-mm compare [^#|\n]*)", r"\1 --samples 100 "),
     (r"(fuxictr-mm embed quantize (?:(?!--apply)[^#\n])*)$", r"\1 --codes 16 "),
     (
         r"(benchmarks\.throughput [^#\n]*)",
-        r"\1 --batch_size 64 --steps 1 --repeats 1 --warmup 1 --rows 3000 --users 500 --items 300",
+        r"\1 --batch_size 64 --steps 1 --repeats 1 --warmup 1 --threads 1 --rows 600 --users 200 --items 300",
     ),
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
@@ -76,7 +83,7 @@ COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagno
 DATASETS = {
     "data/MicroLens_1M_x1": "--tags 100 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 50",
     "data/tiny_noisy_mm": "--text-noise 1 --image-noise 1",
-    "data/ml100k": "--users 900 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 50",
+    "data/ml100k": "--users 900 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 20",
 }
 RAW = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
 EXPERIMENTS = {
@@ -88,6 +95,11 @@ TUNER = "base_config: .\nbase_expid: DIN_tiny\ntuner_space:\n    learning_rate: 
 
 class _Parsed(BaseException):
     """The options were those of the program."""
+
+
+def narrow(text: str) -> str:
+    """Return a configuration with one epoch and few hidden units."""
+    return re.sub(r"hidden_units: \[\d[\d, ]*\]", "hidden_units: [16, 8]", re.sub(r"\bepochs: \d+", "epochs: 1", text))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,13 +117,12 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "base"
     shutil.copytree(ROOT / "data", folder / "data")
     for name in ("model_config.yaml", "dataset_config.yaml"):
-        content = re.sub(r"\bepochs: \d+", "epochs: 1", (ROOT / name).read_text(encoding="utf-8"))
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_text(narrow((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(ROOT / "benchmarks" / "real", folder / "benchmarks" / "real")
     real = folder / "benchmarks" / "real" / "model_config.yaml"
-    real.write_text(re.sub(r"\bepochs: \d+", "epochs: 1", real.read_text(encoding="utf-8")), encoding="utf-8")
+    real.write_text(narrow(real.read_text(encoding="utf-8")), encoding="utf-8")
     tiny = folder / "data" / "tiny_mm"
-    for name, rows in {"train": 2000, "valid": 600}.items():
+    for name, rows in ROWS.items():
         pq.write_table(pq.read_table(tiny / f"{name}.parquet").slice(0, rows), tiny / f"{name}.parquet")
     shutil.copy(tiny / "train.parquet", folder)
     features = pq.read_table(tiny / "item_feature.parquet")
@@ -162,8 +173,19 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
         elif program == "torchrun":
             script = next(i for i, word in enumerate(words) if word.endswith(".py"))
             words[script] = str(ROOT / words[script])
-            launcher = [sys.executable, "-m", "torch.distributed.run", *words]
-            subprocess.run(launcher, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+            inner.setenv("OMP_NUM_THREADS", "1")
+            signals = (
+                signal.SIGTERM,
+                signal.SIGINT,
+                signal.SIGHUP,
+                signal.SIGQUIT,
+            )  # torchrun sets its own
+            handlers = [signal.getsignal(number) for number in signals]
+            try:
+                launch(words)
+            finally:
+                for number, handler in zip(signals, handlers, strict=True):
+                    signal.signal(number, handler)
         else:
             subprocess.run([program, *words], check=True, capture_output=True)
 
@@ -271,7 +293,7 @@ def prepare(page: str) -> None:
         if folder in text or EXPERIMENTS.get(folder, folder) in text:
             words = f"fuxictr-mm synth --quiet --out {folder}{SYNTH} {options}".split()
             cli.main(words[1:])
-            if folder == "data/tiny_noisy_mm":
+            if folder == "data/tiny_noisy_mm" and f"--out {folder}/item_emb_aligned.parquet" not in text:
                 sources = [f"{name}={folder}/item_feature.parquet:{column}" for name, column in RAW.items()]
                 out = ["--train", f"{folder}/train.parquet", "--out", f"{folder}/item_emb_aligned.parquet"]
                 cli.main(["embed", "align", *sources, *out, "--dim", "16", "--steps", "10", "--quiet"])
@@ -305,7 +327,7 @@ def test_commands(page, folder, monkeypatch, capsys):
                     failures.append(f"{command.where}: {command.text}\n    {capsys.readouterr().err.strip()[-2000:]}")
             except subprocess.CalledProcessError as error:
                 failures.append(f"{command.where}: {command.text}\n    {error.stderr.decode()[-2000:]}")
-            except AssertionError as error:
+            except (AssertionError, ChildFailedError) as error:
                 failures.append(f"{command.where}: {command.text}\n    {error}")
             capsys.readouterr()
     for name in set(sys.modules) - modules:

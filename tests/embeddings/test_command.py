@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_help_of_a_stage_imports_no_torch(stage):
         ("align --dim 4 --steps 1 --hidden 0", "columns"),
     ],
 )
-def test_json_is_one_document_and_quiet_prints_nothing(stage, key, features, tmp_path, capsys):
+def test_json_is_one_document_and_quiet_prints_nothing(stage, key, features, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of other tests write to streams that are closed
     if stage.startswith("quantize"):
         pytest.importorskip("faiss")
     ids = np.arange(1, 41)
@@ -149,3 +151,25 @@ def test_bad_input_is_one_line_and_exit_code_2(features, tmp_path, capsys, argum
     assert shown.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e.parquet", "features.parquet"]
     assert (tmp_path / "e.parquet").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reduc"], "error: unknown stage 'reduc'; did you mean 'reduce'?"),
+        (["reduce", "t=a:b", "--out", "x", "--dimm", "4"], "'--dimm'; did you mean '--dim'?"),
+        (["quantize", "t=a:b", "--out", "x", "--method", "rqq"], "--method is 'rqq'; did you mean 'rq'?"),
+        (["align", "t=a:b", "--out", "x", "--step", "many"], "error: argument --steps: invalid int value: 'many'"),
+        (
+            ["encode", "--model", "m"],
+            "error: the following arguments are required: --out; see 'fuxictr-mm embed enc",
+        ),
+    ],
+)
+def test_what_is_mistyped_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1

@@ -17,6 +17,7 @@ NEW = {
     "DINAttention",
     "HashAttention",
     "InterestCapsules",
+    "JaggedTransformerLayer",
     "QuadraticLayer",
     "QuadraticNetwork",
     "SENet",

@@ -53,6 +53,14 @@ def test_the_start_of_the_routing_is_saved(build):
     assert torch.equal(first.routing_start, second.routing_start)
 
 
-def test_counts_are_positive(build):
-    with pytest.raises(ConfigError, match="num_capsules, num_rounds and attention_power must be 1 or more"):
-        build("MIND_tiny", num_rounds=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds is 0, expected 1 or more"),
+        ({"attention_power": 0.5}, "attention_power is 0.5, expected 1 or more"),
+        ({"routing_deviation": 0.0}, "routing_deviation is 0.0, expected a number above 0"),
+    ],
+)
+def test_settings_out_of_range(build, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build("MIND_tiny", **settings)

@@ -211,8 +211,8 @@ def test_learning_rate_decay(build):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_layers": 0}, "num_layers is 0 and num_row 2, expected 1 or more"),
-        ({"num_row": 0}, "num_layers is 2 and num_row 0, expected 1 or more"),
+        ({"num_layers": 0}, "num_layers is 0, expected 1 or more"),
+        ({"num_row": 0}, "num_row is 0, expected 1 or more"),
         ({"factor": 5.0}, "factor is 5.0, expected a number above 0 and up to 1, such as 0.5"),
     ],
 )

@@ -60,6 +60,7 @@ def test_the_contrast_is_part_of_training_only(pair):
     plain = nn.functional.binary_cross_entropy_with_logits
     returned = model.train()(batch)
     assert not torch.equal(model.add_loss(returned, label), plain(returned["logit"], label))
+    assert model.contrast is None  # a batch's graph ends with its step
     returned = model.eval()(batch)
     assert torch.equal(model.add_loss(returned, label), plain(returned["logit"], label))
 
@@ -68,8 +69,9 @@ def test_the_contrast_is_part_of_training_only(pair):
     ("settings", "message"),
     [
         ({"num_heads": 5}, "num_heads is 5, expected a divisor of the item width 64"),
-        ({"contrast_temperature": 0.0}, "contrast_temperature above 0"),
-        ({"num_layers": 0}, "num_layers and hidden_dim must be 1 or more"),
+        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0, expected above 0"),
+        ({"num_layers": 0}, "num_layers is 0, expected 1 or more"),
+        ({"contrast_weight": -1.0}, "contrast_weight is -1.0, expected 0 or more"),
     ],
 )
 def test_settings_out_of_range(build, settings, message):

@@ -33,6 +33,12 @@ def copy(runs_root, tmp_path):
     return tmp_path / "runs"
 
 
+def test_quiet_prints_nothing_and_json_all_the_same(runs_root, capsys):
+    arguments = ["DIN_tiny", "DIN_MM_none_tiny", "--root", runs_root, "--samples", 100, "--quiet"]
+    assert show(capsys, *arguments) == ""
+    assert json.loads(show(capsys, *arguments, "--json"))["users"] > 0
+
+
 def change_rows(run, **columns):
     table = pq.read_table(run.path / "valid_predictions.parquet")
     for name, change in columns.items():

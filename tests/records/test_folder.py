@@ -210,18 +210,21 @@ def test_commit_of_the_working_directory(tmp_path, monkeypatch):
     assert environment.commit() == {"commit": None, "dirty": None}
 
 
-def test_torchrun_makes_one_folder(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+def test_torchrun_makes_one_folder(tmp_path, monkeypatch):
+    from torch.distributed.run import main as torchrun
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "run.py").write_text(SCRIPT.format(config=str(ROOT)))
-    done = subprocess.run(
-        [*command, str(tmp_path / "run.py"), str(tmp_path / "runs"), "--resume"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    options += ["--rdzv-endpoint", "localhost:0"]
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torchrun sets its own
+    handlers = [signal.getsignal(number) for number in signals]
+    try:
+        torchrun([*options, str(tmp_path / "run.py"), str(tmp_path / "runs"), "--resume"])
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
     (run,) = find_runs(tmp_path / "runs")
     assert run.environment["processes"] == 2
     assert run.finished

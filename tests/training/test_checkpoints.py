@@ -117,15 +117,11 @@ def test_a_pickle_named_safetensors_is_refused(tmp_path):
     assert "expected a file of safetensors" in refused(nn.Linear(2, 2), tmp_path / "a.safetensors")
 
 
-class Sized(nn.Module):
-    def __init__(self, *, hidden_units=4):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(3, hidden_units), nn.ReLU(), nn.Linear(hidden_units, 1))
-
-
-def test_the_likely_setting_is_named(tmp_path):
-    torch.save(Sized(hidden_units=8).state_dict(), tmp_path / "a.model")
-    assert "; likely: hidden_units (4 here, 8 in the file); use the conf" in refused(Sized(), tmp_path / "a.model")
+def test_the_likely_setting_is_named(build, tmp_path):
+    torch.save(build("QIN_tiny", num_layers=3)[0].state_dict(), tmp_path / "a.model")
+    assert (
+        "; likely: num_layers (2 here, 3 in the file; qnn.layer.2.linear.0.weight is only in the file); use the conf"
+    ) in refused(build("QIN_tiny")[0], tmp_path / "a.model")
 
 
 def test_a_missing_file(tmp_path):

@@ -459,7 +459,7 @@ def test_without_optuna_one_line_says_what_to_install(folder, monkeypatch):
 # ---- the real thing ------------------------------------------------------------------------------------------------
 
 
-def test_real_trials_on_tiny_mm(folder, monkeypatch):
+def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = (
         f"DIN: {{model: DIN, dataset_id: tiny_mm, model_root: {folder}/checkpoints, epochs: 1, batch_size: 1024, "
@@ -468,12 +468,12 @@ def test_real_trials_on_tiny_mm(folder, monkeypatch):
     )
     path = folder / "real.yaml"
     path.write_text(
-        f"base_config: {ROOT}\nbase_expid: DIN\nmodel_config: {{{model}}}\nsearch: tpe\ntrials: 2\nseed: 1\n"
+        f"base_config: {ROOT}\nbase_expid: DIN\nmodel_config: {{{model}}}\nsearch: tpe\ntrials: 1\nseed: 1\n"
         "tuner_space:\n    learning_rate: {low: 1.e-3, high: 1.e-2, log: True}\n"
     )
     monkeypatch.chdir(ROOT)
     results = run_study(tuning.read_tuner(path), [-1], ROOT / "run_expid.py", ROOT / "data", ROOT / "model_zoo")[0]
-    assert [result.state for result in results] == ["finished"] * 2
-    assert all(0.4 < result.valid["AUC"] < 1 for result in results)
+    assert [result.state for result in results] == ["finished"]
+    assert 0.4 < results[0].valid["AUC"] < 1
     loaded = optuna.load_study(study_name="real", storage=f"sqlite:///{folder}/real/study.db")
-    assert [list(trial.intermediate_values) for trial in loaded.trials] == [[1], [1]]
+    assert [list(trial.intermediate_values) for trial in loaded.trials] == [[1]]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -268,18 +269,24 @@ def test_order_of_the_table():
     assert result("a", 0.3, monitor="gAUC").score == -math.inf
 
 
-def command(*arguments):
-    return [sys.executable, str(ROOT / "run_param_tuner.py"), "--script", "fake_run.py", *arguments]
-
-
-def test_the_script_ends_with_2_and_one_line(folder):
+def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     tuner_file(folder, "width: [13]")
-    done = subprocess.run(command("--config", "grid.yaml", "--gpu", "-1"), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout.splitlines()[0].split()[:2] == ["rank", "expid"]
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: 1 of 1 trials failed")
-    assert "Traceback" not in done.stderr
+
+    def script(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run_param_tuner.py", "--script", "fake_run.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "run_param_tuner.py"), run_name="__main__")
+        assert stop.value.code == 2
+        return capsys.readouterr()
+
+    shown = script("--config", "grid.yaml", "--gpu", "-1")
+    assert shown.out.splitlines()[0].split()[:2] == ["rank", "expid"]
+    assert shown.err.startswith("error: 1 of 1 trials failed")
+    assert shown.err.count("\n") == 1
+    document = json.loads(script("--config", "grid.yaml", "--json", "--quiet").out)
+    assert [row["error"] for row in document["trials"]] == ["ValueError: width must not be 13"]
+    shown = script("--config", "grid.yaml", "--quite")
+    assert (shown.out, shown.err) == ("", "error: unknown option '--quite'; did you mean '--quiet'?\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -7,37 +7,29 @@ import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fuxictr.pytorch.torch_utils import seed_everything
-
-from fuxictr_mm import __version__, experiment
-from fuxictr_mm.data.dataset import load_dataset
-from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.device import device_of
+from fuxictr_mm import __version__
+from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.evaluation.diagnosis.diagnose import diagnose
-from fuxictr_mm.evaluation.diagnosis.slices import Popularity, count_items
-from fuxictr_mm.evaluation.diagnosis.summary import format_summary
-from fuxictr_mm.evaluation.diagnosis.trained import Trained, find_trained
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.torchrun import is_one_of_several
-from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+
+if TYPE_CHECKING:
+    from fuxictr_mm.evaluation.diagnosis.slices import Popularity
+    from fuxictr_mm.evaluation.diagnosis.trained import Trained
 
 logger = logging.getLogger(__name__)
-
-EXAMPLES = """\
-examples:
-  fuxictr-mm diagnose --expid DIN_MM_tiny
-  fuxictr-mm diagnose --expid DIN_MM_tiny --split test --test_data data/tiny_mm/test_labelled.parquet --repeats 10
-  fuxictr-mm diagnose --expid DIN_MM_tiny --json --quiet | python -m json.tool
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm diagnose``."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_examples(
+        parser,
+        "fuxictr-mm diagnose --expid DIN_MM_tiny",
+        "fuxictr-mm diagnose --expid DIN_MM_tiny --split test --test_data data/tiny_mm/test_labelled.parquet",
+        "fuxictr-mm diagnose --expid DIN_MM_tiny --json --quiet | python -m json.tool",
+    )
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
     parser.add_argument("--run", metavar="RUN", help="a run's name or folder (default: the newest finished one)")
     parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
@@ -53,12 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="permutations of each field (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of rows and permutations (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", help="JSON file (default: diagnosis.json in the run's folder)")
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the summary")
-    parser.add_argument("--quiet", action="store_true", help="no log, no progress bar, no summary")
+    add_output_options(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Diagnose, write the JSON file, print the summary or the JSON."""
+    from fuxictr_mm import experiment
+    from fuxictr_mm.evaluation.diagnosis.summary import format_summary
+    from fuxictr_mm.evaluation.diagnosis.trained import find_trained
+
     if is_one_of_several():
         raise ConfigError("diagnose runs in one process; start it without torchrun")
     for name, least in (("rows", 2), ("repeats", 1), ("seed", 0)):
@@ -88,10 +83,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     )
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_beside(out, lambda stream: stream.write(text.encode()))
-    if args.json:
-        print(text, end="")
-    elif not args.quiet:
-        print(f"{format_summary(result)}\n\nall figures: {out}")
+    show(args, result, f"{format_summary(result)}\n\nall figures: {out}")
 
 
 def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) -> dict[str, Any]:
@@ -111,6 +103,15 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     ConfigError, DataError, MissingFileError
         Whatever is wrong with configuration, data or weights.
     """
+    from fuxictr.pytorch.torch_utils import seed_everything
+
+    from fuxictr_mm import experiment
+    from fuxictr_mm.data.dataset import load_dataset
+    from fuxictr_mm.data.interactions import InteractionTable
+    from fuxictr_mm.device import device_of
+    from fuxictr_mm.evaluation.diagnosis.diagnose import diagnose
+    from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+
     params = dict(trained.params)
     # Differences of a few ten-thousandths are looked at, which bf16 would blur; and the split has to be in memory.
     params.update({key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in params})
@@ -144,6 +145,8 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
 
 def _popularity(params: dict[str, Any], num_items: int) -> Popularity | None:
     """Count clicks in the training file, None where it is not there."""
+    from fuxictr_mm.evaluation.diagnosis.slices import count_items
+
     try:
         return count_items(params.get("train_data") or "", params["label_col"]["name"], num_items)
     except MissingFileError as error:

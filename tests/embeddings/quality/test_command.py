@@ -15,7 +15,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.quality.check import check_folder
 from fuxictr_mm.embeddings.quality.checks import CHECKS
 
-FAST = ["--skip", "foreign-title", "modalities-disagree", "near-duplicate-vector", "--quiet"]
+FAST = ["--skip", "foreign-title", "modalities-disagree", "near-duplicate-vector"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def test_clean_data_has_no_findings_but_infos(folder, tmp_path, capsys):
-    assert run(folder, "--json", tmp_path / "r.json", "--clean", tmp_path / "out") == 0
+    assert run(folder, "--report", tmp_path / "r.json", "--clean", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "0 errors, 0 warnings" in printed
     assert "not checked: test_labelled.parquet" in printed
@@ -55,7 +55,7 @@ def test_clean_data_has_no_findings_but_infos(folder, tmp_path, capsys):
         (["DIR", "--language", "xx"], "'xx' is no language code"),
         (["DIR", "--max-examples", "-1"], "expected 0 or more"),
         (["DIR", "--clean", "DIR"], "is there already"),
-        (["DIR", "--json", "DIR"], "is a folder"),
+        (["DIR", "--report", "DIR"], "is a folder"),
     ],
 )
 def test_errors_of_the_user_are_one_line(folder, capsys, arguments, message):
@@ -164,3 +164,21 @@ def test_the_document_names_every_check_with_its_severity():
     text = (Path(__file__).parents[3] / "docs" / "check_data.md").read_text(encoding="utf-8")
     for name, check in CHECKS.items():
         assert f"| `{name}` | {check.severity} |" in text, name
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--json", "--quiet"]])
+def test_json_is_one_document_and_that_of_the_report(options, folder, tmp_path, capsys):
+    (folder / "train.parquet").write_bytes(b"no parquet")
+    arguments = ["--only", "label-drift", "--clean", tmp_path / "out", "--report", tmp_path / "r.json"]
+    assert run(folder, *arguments, *options) == 1
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads((tmp_path / "r.json").read_text())
+    assert json.loads(printed)["counts"]["error"] == 1
+
+
+def test_quiet_prints_nothing_and_ends_with_the_same_code(folder, tmp_path, capsys):
+    (folder / "train.parquet").write_bytes(b"no parquet")
+    assert run(folder, "--only", "label-drift", "--clean", tmp_path / "out", "--quiet") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert (tmp_path / "out").is_dir()

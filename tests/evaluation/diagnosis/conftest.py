@@ -68,7 +68,7 @@ def popularity():
 @pytest.fixture(scope="session")
 def healthy(trained, popularity):
     """The diagnosis of the trained model."""
-    from fuxictr_mm.evaluation.diagnosis import diagnose
+    from fuxictr_mm.evaluation.diagnosis.diagnose import diagnose
 
     model, dataset, params = trained
     return diagnose(model, params, dataset.splits["valid"], popularity)

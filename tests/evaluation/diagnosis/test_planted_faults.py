@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.diagnosis import diagnose
+from fuxictr_mm.evaluation.diagnosis.diagnose import diagnose
 from fuxictr_mm.evaluation.diagnosis.scoring import take
 from fuxictr_mm.evaluation.diagnosis.summary import format_summary
 

@@ -1,8 +1,11 @@
-"""Locks on files: the system lets go of them when the last process that holds them is gone, however it went."""
+"""Locks on files: the system lets go of them when the last process that holds them is gone, however it went.
+
+Where the system has no such locks (Windows) nothing is locked.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,10 @@ class FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The file stays: whoever deleted it could delete the one that another process has just locked.
         self._stream = path.open("ab")
+        if importlib.util.find_spec("fcntl") is None:
+            return
+        import fcntl
+
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
