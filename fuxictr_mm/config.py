@@ -405,8 +405,8 @@ def check_model_params(model_class: type, params: Mapping[str, Any]) -> list[str
 def config_hash(params: Mapping[str, Any], *, with_paths: bool = True) -> str:
     """Return a hash of everything that decides a result (not the device, nor how much is printed).
 
-    Without paths it is the same wherever the files are.
+    Without paths it is the same wherever the files are, and for every seed.
     """
-    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root")
+    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
     kept = {k: v for k, v in params.items() if k not in VOLATILE_KEYS and k not in paths}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

@@ -83,11 +83,13 @@ class Difference:
     p_value : float
         Of a difference this large by rows and seeds alone.
     detectable : float
-        A true difference of this size would be shown with a chance of 80 %.
+        A true difference of this size would be shown with a chance of 80 %, were this the only pair.
     rows_low, rows_high : float
         95 % percentile interval over resampled users, for these very weights.
     rows_error, seeds_error : float
         Standard errors: of resampled users, and of the seeds (0 where nothing is known of them).
+    rows_reach, seeds_reach : float
+        Half of the interval that each would make alone.
     delong_p : float
         DeLong's test, for these very weights, rows taken as independent.
     seeds : SeedDeviation or None
@@ -103,6 +105,8 @@ class Difference:
     rows_high: float
     rows_error: float
     seeds_error: float
+    rows_reach: float
+    seeds_reach: float
     delong_p: float
     seeds: SeedDeviation | None
 
@@ -156,11 +160,15 @@ def difference(first: Side, second: Side, users: int) -> Difference:
     seeds = _seed_deviation(first, second)
     seeds_error = 0.0 if seeds is None else seeds.value * math.sqrt(1 / len(first.runs) + 1 / len(second.runs))
 
-    def reach(tail: float) -> float:
-        of_rows = stats.t.isf(tail, users - 1) * rows_error
-        return math.hypot(of_rows, 0.0 if seeds is None else stats.t.isf(tail, seeds.degrees) * seeds_error)
+    def reaches(tail: float) -> tuple[float, float]:
+        of_seeds = 0.0 if seeds is None else stats.t.isf(tail, seeds.degrees) * seeds_error
+        return float(stats.t.isf(tail, users - 1) * rows_error), float(of_seeds)
 
-    width = reach(ALPHA / 2)
+    def reach(tail: float) -> float:
+        return math.hypot(*reaches(tail))
+
+    rows_reach, seeds_reach = reaches(ALPHA / 2)
+    width = math.hypot(rows_reach, seeds_reach)
     delong_error = math.sqrt(delong_variance(first.runs, second.runs))
     return Difference(
         value=value,
@@ -172,6 +180,8 @@ def difference(first: Side, second: Side, users: int) -> Difference:
         rows_high=rows_high,
         rows_error=rows_error,
         seeds_error=seeds_error,
+        rows_reach=rows_reach,
+        seeds_reach=seeds_reach,
         delong_p=float(2 * stats.norm.sf(abs(value) / delong_error)) if delong_error > 0 else 1.0,
         seeds=seeds,
     )
@@ -233,17 +243,18 @@ def verdict(first: Side, second: Side, found: Difference, p_value: float | None 
         same = " (two seeds of one configuration)" if single else " (seeds of one configuration on both sides)"
     one, two, sign = (first, second, 1) if found.value >= 0 else (second, first, -1)
     low, high = sorted((sign * found.low, sign * found.high))
-    figures = f"{abs(found.value):.4f} (95 % {low:.4f} to {high:.4f})"
+    figures = f"{abs(found.value):.4f} (95 % interval {low:.4f} to {high:.4f})"
     if found.is_shown(p_value):
         return f"{one.name} is better than {two.name} by {figures}{same}"
-    blind = f"differences below {found.detectable:.4f} cannot be seen (80 % power)"
+    alone = "" if p_value is None else ", for this pair alone"
+    blind = f"differences below {found.detectable:.4f} cannot be seen (80 % power{alone})"
     if found.seeds is None:
         here = f"no difference shown: the weights of {one.name} rank these rows better than those of {two.name} by"
         lone = " and ".join(side.name for side in (first, second) if len(side.runs) + len(side.other_seeds) == 1)
         if low > 0:
             return f"{here} {figures}, but other seeds of {lone} alone may change as much: run 3 of each{same}"
         return f"{here} {figures}; with these rows {blind}, and nothing is known of other seeds of {lone}{same}"
-    limit = "rows" if found.rows_error >= found.seeds_error else "seeds"
+    limit = "rows" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
     return (
         f"no difference shown: {one.name} is ahead of {two.name} by {figures}{corrected}; "

@@ -95,11 +95,19 @@ def as_dict(run: RunRecord) -> dict[str, Any]:
     names = ("run", "expid", "dataset_id", "model", "seed", "description", "started_at", "valid", "test", "parameters")
     seconds = run.seconds if math.isfinite(run.seconds) else None
     values = {name: getattr(run, name) for name in names}
-    return {**values, "seconds": seconds, "finished": run.finished, "problem": run.problem, "path": str(run.path)}
+    told = {**values, "seconds": seconds, "finished": run.finished, "problem": run.problem, "path": str(run.path)}
+    return _without_nan(told)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _none_found(args: argparse.Namespace) -> str:

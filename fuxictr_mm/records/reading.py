@@ -94,8 +94,13 @@ class RunRecord:
     @property
     def config_key(self) -> str:
         """Hash of the configuration without seed, names, paths of output: equal for seeds of one configuration."""
-        kept = {k: v for k, v in self.config.items() if k not in NAMING_KEYS}
+        kept = with_text_keys({k: v for k, v in self.config.items() if k not in NAMING_KEYS})
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is finished and all of its folder can be read, so that it speaks for its configuration."""
+        return self.finished and bool(self.config) and not self.problem
 
     def history(self) -> list[dict[str, float]]:
         """Return the evaluations so far, also of a run that goes on.
@@ -103,7 +108,7 @@ class RunRecord:
         Raises
         ------
         DataError
-            A line is damaged.
+            A line is damaged, or the file is none.
         """
         path = self.path / METRICS
         return read_lines(path) if path.exists() else []
@@ -111,10 +116,12 @@ class RunRecord:
     def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the validation file's order.
 
+        Groups are whole numbers or, with nulls among them, texts.
+
         Raises
         ------
         MissingFileError, DataError
-            The file is not there or damaged.
+            The file is not there or damaged, labels are not 0 and 1, or predictions no finite numbers.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -126,9 +133,12 @@ class RunRecord:
         try:
             table = pq.read_table(path)
             columns = {name: table[name].to_numpy() for name in table.column_names}
-            return columns["label"], columns["prediction"], columns.get("group")
+            label, prediction, group = columns["label"], columns["prediction"], columns.get("group")
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
+        if problem := _problem_of_rows(label, prediction):
+            raise DataError(f"{path}: {problem}; train it again")
+        return label, prediction, group.astype(str) if group is not None and group.dtype.kind not in "iu" else group
 
     def diagnosis(self) -> dict[str, Any] | None:
         """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
@@ -143,7 +153,7 @@ def find_runs(
     model: str | None = None,
     expid: str | None = None,
 ) -> list[RunRecord]:
-    """Return the runs below a folder, newest first, with unfinished and broken ones.
+    """Return the runs below a folder, newest first, with unfinished and broken ones; links that lead out are left.
 
     Parameters
     ----------
@@ -153,7 +163,8 @@ def find_runs(
         Keeps runs of these names only.
     """
     folders = Path(root).glob(f"{_literal(dataset)}/{_literal(expid)}/*")
-    records = [read_run(folder) for folder in folders if is_run(folder)]
+    inside = Path(root).resolve()
+    records = [read_run(folder) for folder in folders if is_run(folder) and folder.resolve().is_relative_to(inside)]
     return sorted((r for r in records if model is None or r.model == model), key=_age, reverse=True)
 
 
@@ -178,6 +189,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
 
     config = attempt(load_yaml, CONFIG, True)
     environment = attempt(_read_json, ENVIRONMENT, True)
+    attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
     result = attempt(_read_json, RESULT, False)
     if result and (problem := _problem_of(result)):
         problems.append(f"{RESULT}: {problem}")
@@ -245,6 +257,8 @@ def resolve_one(
         return [read_run(folder)]
     if folder.is_dir():
         inside = sorted((read_run(path) for path in folder.iterdir() if is_run(path)), key=_age, reverse=True)
+        if not inside:
+            raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
         return _finished(inside, name)
     known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
     there = ", ".join(sorted({run.expid for run in runs})) or "none yet; train with run_expid.py, or give --root"
@@ -259,19 +273,35 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     DataError
-        Another line is damaged.
+        Another line is damaged, or the file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected a file of evaluations") from error
     entries = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
         except ValueError:
             entry = None
-        if not isinstance(entry, dict) or "step" not in entry:
+        if not isinstance(entry, dict) or not _is_number(entry.get("step")):
             raise DataError(f"{path}, line {number}: is no evaluation of a run; delete the line")
         entries.append(entry)
     return entries
+
+
+def with_text_keys(value: Any) -> Any:
+    """Return a configuration whose keys are texts at every depth, so that they can be sorted.
+
+    Examples
+    --------
+    >>> with_text_keys({"x": [{1: 2, "b": 3}]})
+    {'x': [{'1': 2, 'b': 3}]}
+    """
+    if isinstance(value, dict):
+        return {str(k): with_text_keys(v) for k, v in value.items()}
+    return [with_text_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -292,11 +322,27 @@ def _problem_of(result: dict[str, Any]) -> str:
         metrics = result.get(name)
         if metrics is None and name == "test":
             continue
-        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
             return f"{name} is {metrics!r}, expected metrics"
-    if not isinstance(result.get("seconds"), int | float):
+    if not _is_number(result.get("seconds")):
         return f"seconds is {result.get('seconds')!r}, expected a number"
     return ""
+
+
+def _problem_of_rows(label: np.ndarray, prediction: np.ndarray) -> str:
+    """Say what is wrong with predictions, if anything."""
+    if not len(label):
+        return "there are no rows"
+    if label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all():
+        return "labels are not 0 and 1"
+    if prediction.dtype.kind not in "iuf":
+        return f"predictions are {prediction.dtype}, expected numbers"
+    strange = int((~np.isfinite(prediction)).sum())
+    return f"{strange} predictions are not finite" if strange else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _literal(name: str | None) -> str:
