@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.errors import ConfigError, DataError, UserError
-from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs, delong_variance
-from fuxictr_mm.records.comparison import Difference, Side, difference, holm, verdict
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.records.auc import delong_variance
+from fuxictr_mm.records.comparison import fixed
+from fuxictr_mm.records.listing import state
 from fuxictr_mm.records.reading import RunRecord, find_runs, resolve_one
+from fuxictr_mm.records.standing import Comparison, compare_groups
 from fuxictr_mm.records.table import format_table
 
 MIN_SAMPLES = 100
-MIN_USERS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,131 +46,8 @@ def main_from_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
-    report = compare(args.names, args.root, samples=args.samples, seed=args.seed, quiet=args.quiet)
-    show(args, report.as_dict(), report.as_text())
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two sides and what was found of them.
-
-    Parameters
-    ----------
-    first, second : Side
-        The difference is first less second.
-    found : Difference
-        From ``difference``.
-    corrected_p : float
-        Corrected for the number of pairs.
-    verdict : str
-        A sentence.
-    """
-
-    first: Side
-    second: Side
-    found: Difference
-    corrected_p: float
-    verdict: str
-
-    @property
-    def better(self) -> str | None:
-        """Name of the better side, None where no difference is shown."""
-        if not self.found.is_shown(self.corrected_p):
-            return None
-        return self.first.name if self.found.value > 0 else self.second.name
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What ``fuxictr-mm compare`` reports.
-
-    Parameters
-    ----------
-    sides : list of Side
-        Best mean AUC first where there are more than two, else as given.
-    records : list of list of RunRecord
-        The runs of each side.
-    pairs : list of Pair
-        All pairs; those of the first side come first.
-    rows, positives, users : int
-        Of the validation rows.
-    samples : int
-        Draws that had both classes.
-    notes : list of str
-        What was chosen, and what to keep in mind.
-    """
-
-    sides: list[Side]
-    records: list[list[RunRecord]]
-    pairs: list[Pair]
-    rows: int
-    positives: int
-    users: int
-    samples: int
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report for JSON."""
-        sides = []
-        for side, records in zip(self.sides, self.records, strict=True):
-            runs = [
-                {
-                    "run": record.run,
-                    "expid": record.expid,
-                    "seed": record.seed,
-                    "path": str(record.path),
-                    "auc": run.auc,
-                    "delong_error": delong_variance([run]) ** 0.5,
-                    "bootstrap_error": float(sample.std(ddof=1)),
-                }
-                for record, run, sample in zip(records, side.runs, side.samples, strict=True)
-            ]
-            sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": runs})
-        pairs = [
-            {
-                "first": pair.first.name,
-                "second": pair.second.name,
-                **asdict(pair.found),
-                "corrected_p": pair.corrected_p,
-                "better": pair.better,
-                "verdict": pair.verdict,
-            }
-            for pair in self.pairs
-        ]
-        names = ("rows", "positives", "users", "samples", "notes")
-        return {**{name: getattr(self, name) for name in names}, "sides": sides, "pairs": pairs}
-
-    def as_text(self) -> str:
-        """Return the report for a terminal."""
-        of_users = "" if self.users == self.rows else f" of {self.users:,} users"
-        lines = [f"{self.rows:,} validation rows{of_users}, {self.positives:,} positive", ""]
-        rows = []
-        for side, records in zip(self.sides, self.records, strict=True):
-            if len(side.runs) > 1:
-                spread = f"seeds {side.aucs.std(ddof=1):.4f}"
-                rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
-            for record, run in zip(records, side.runs, strict=True):
-                name = f"  {record.run}" if len(side.runs) > 1 else side.name
-                error = f"rows  {delong_variance([run]) ** 0.5:.4f}"
-                rows.append([name, "" if record.seed is None else str(record.seed), f"{run.auc:.4f}", error])
-        lines += [format_table(["run", "seed", "AUC", "deviation"], rows, right=["seed", "AUC"]), ""]
-        against_best = [pair for pair in self.pairs if pair.first is self.sides[0]]
-        header = ["difference", "", "95 %", "95 % for these weights", "DeLong p", "p"]
-        rows = [
-            [
-                f"{pair.first.name} - {pair.second.name}",
-                f"{pair.found.value:+.4f}",
-                f"{pair.found.low:+.4f} to {pair.found.high:+.4f}" if pair.found.seeds else "seeds unknown",
-                f"{pair.found.rows_low:+.4f} to {pair.found.rows_high:+.4f}",
-                _format_p(pair.found.delong_p),
-                _format_p(pair.corrected_p) if pair.found.seeds else "",
-            ]
-            for pair in against_best
-        ]
-        lines += [format_table(header, rows), ""]
-        lines += [f"{pair.verdict}." for pair in against_best]
-        lines += [f"Note: {note}." for note in self.notes]
-        return "\n".join(lines)
+    found = compare(args.names, args.root, samples=args.samples, seed=args.seed, quiet=args.quiet)
+    show(args, as_dict(found), as_text(found))
 
 
 def compare(
@@ -203,43 +78,83 @@ def compare(
     """
     known = find_runs(root)
     notes: list[str] = []
-    groups = [_one_configuration(resolve_one(name, known, root), _label(name, names), notes) for name in names]
     labels = [_label(name, names) for name in names]
-    _check_distinct(groups, labels)
-    records = [record for group in groups for record in group]
-    label, group_of_row, ranked = _read(records)
-    user = _users(label, group_of_row, notes)
-    users = int(user.max()) + 1
-    drawn = bootstrap_aucs(ranked, user, samples, seed, lambda chunks: _progress(chunks, quiet))
-    if drawn.shape[1] < samples // 2:
-        raise DataError(f"only {drawn.shape[1]} of {samples} draws of users hold both classes: too few validation rows")
-    sides, start = [], 0
-    for name, group in zip(labels, groups, strict=True):
-        part = slice(start, start + len(group))
-        others = _other_seeds(group, records, known, label)
-        sides.append(Side(name, group[0].config_key, ranked[part], drawn[part], others))
-        start += len(group)
-    if len(sides) > 2:
-        order = sorted(range(len(sides)), key=lambda i: -sides[i].mean)
-        sides, groups = [sides[i] for i in order], [groups[i] for i in order]
-    pairs = _compare_all(sides, users)
-    if len(pairs) > 1:
+    chosen = [_one_configuration(resolve_one(name, known, root), _label(name, names), notes) for name in names]
+    _check_distinct(chosen, labels)
+    groups = dict(zip(labels, chosen, strict=True))
+    found = compare_groups(groups, known, samples=samples, seed=seed, track=lambda chunks: _progress(chunks, quiet))
+    notes += found.notes
+    if len(found.pairs) > 1:
         notes.append(
-            f"p is corrected for all {len(pairs)} pairs (Holm), since the best was chosen among them; intervals are of "
-            "each pair alone"
+            f"p is corrected for all {len(found.pairs)} pairs (Holm), since the best was chosen among them; intervals "
+            "are of each pair alone"
         )
-    return Comparison(sides, groups, pairs, len(label), int(label.sum()), users, drawn.shape[1], notes)
+    return replace(found, notes=notes)
 
 
-def _compare_all(sides: Sequence[Side], users: int) -> list[Pair]:
-    couples = list(itertools.combinations(sides, 2))
-    found = [difference(first, second, users) for first, second in couples]
-    corrected = holm([f.p_value for f in found])
-    pairs = []
-    for (first, second), one, p_value in zip(couples, found, corrected, strict=True):
-        sentence = verdict(first, second, one, p_value if len(couples) > 1 else None)
-        pairs.append(Pair(first, second, one, p_value, sentence))
-    return pairs
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison for JSON."""
+    sides = []
+    for side, records in zip(comparison.sides, comparison.records, strict=True):
+        runs = [
+            {
+                "run": record.run,
+                "expid": record.expid,
+                "seed": record.seed,
+                "path": str(record.path),
+                "auc": run.auc,
+                "delong_error": delong_variance([run]) ** 0.5,
+                "bootstrap_error": float(sample.std(ddof=1)),
+            }
+            for record, run, sample in zip(records, side.runs, side.samples, strict=True)
+        ]
+        sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": runs})
+    pairs = [
+        {
+            "first": pair.first.name,
+            "second": pair.second.name,
+            **asdict(pair.found),
+            "corrected_p": pair.corrected_p,
+            "better": pair.better,
+            "verdict": pair.verdict,
+        }
+        for pair in comparison.pairs
+    ]
+    names = ("rows", "positives", "users", "samples", "notes")
+    return {**{name: getattr(comparison, name) for name in names}, "sides": sides, "pairs": pairs}
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return a comparison for a terminal."""
+    of_users = "" if comparison.users == comparison.rows else f" of {comparison.users:,} users"
+    lines = [f"{comparison.rows:,} validation rows{of_users}, {comparison.positives:,} positive", ""]
+    rows = []
+    for side, records in zip(comparison.sides, comparison.records, strict=True):
+        if len(side.runs) > 1:
+            spread = f"seeds {side.aucs.std(ddof=1):.4f}"
+            rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
+        for record, run in zip(records, side.runs, strict=True):
+            name = f"  {record.run}" if len(side.runs) > 1 else side.name
+            error = f"rows  {delong_variance([run]) ** 0.5:.4f}"
+            rows.append([name, "" if record.seed is None else str(record.seed), f"{run.auc:.4f}", error])
+    lines += [format_table(["run", "seed", "AUC", "deviation"], rows, right=["seed", "AUC"]), ""]
+    against_best = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
+    header = ["difference", "", "95 % interval", "for these weights", "DeLong p", "p"]
+    rows = [
+        [
+            f"{pair.first.name} - {pair.second.name}",
+            fixed(pair.found.value, "+"),
+            f"{fixed(pair.found.low, '+')} to {fixed(pair.found.high, '+')}" if pair.found.seeds else "seeds unknown",
+            f"{fixed(pair.found.rows_low, '+')} to {fixed(pair.found.rows_high, '+')}",
+            _format_p(pair.found.delong_p),
+            _format_p(pair.corrected_p) if pair.found.seeds else "",
+        ]
+        for pair in against_best
+    ]
+    lines += [format_table(header, rows), ""]
+    lines += [f"{pair.verdict}." for pair in against_best]
+    lines += [f"Note: {note}." for note in comparison.notes]
+    return "\n".join(lines)
 
 
 def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]) -> str:
@@ -249,7 +164,12 @@ def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]
 
 
 def _one_configuration(records: Sequence[RunRecord], name: str, notes: list[str]) -> list[RunRecord]:
-    """Return the runs of the newest configuration, the newest of each seed."""
+    """Return the runs of the newest configuration, the newest of each seed; broken ones are left out."""
+    broken = [f"{name}, run {record.run}, is left out: {state(record)}" for record in records if not record.is_usable]
+    records = [record for record in records if record.is_usable]
+    if not records:
+        raise DataError(f"{'; '.join(broken)}; train it again")
+    notes += broken
     key = records[0].config_key
     kept: dict[int | None, RunRecord] = {}
     for record in (r for r in records if r.config_key == key):
@@ -278,71 +198,7 @@ def _check_distinct(groups: Sequence[Sequence[RunRecord]], labels: Sequence[str]
             owner[path] = name
 
 
-def _read(records: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray | None, list[RankedRows]]:
-    """Return the rows that all runs were validated on, and how each run ranks them."""
-    label, _, group = records[0].predictions()
-    if label.min() == label.max():
-        raise DataError(f"{records[0].path}: all {len(label)} labels are {label[0]}; AUC needs both classes")
-    ranked = []
-    for record in records:
-        own_label, prediction, own_group = record.predictions()
-        what = _what_differs(label, own_label, group, own_group)
-        if what:
-            raise DataError(
-                f"{record.path} and {records[0].path} were validated on different rows: {what}; compare runs that "
-                "validated on one file"
-            )
-        if not np.isfinite(prediction).all():
-            raise DataError(f"{record.path}: {int((~np.isfinite(prediction)).sum())} predictions are not finite")
-        ranked.append(RankedRows(label, prediction))
-    return label, group, ranked
-
-
-def _what_differs(
-    label: np.ndarray, own_label: np.ndarray, group: np.ndarray | None, own_group: np.ndarray | None
-) -> str:
-    if len(own_label) != len(label):
-        return f"{len(own_label)} against {len(label)}"
-    if not np.array_equal(own_label, label):
-        return f"labels differ, first in row {int(np.argmax(own_label != label))}"
-    if own_group is not None and group is not None and not np.array_equal(own_group, group):
-        return f"groups differ, first in row {int(np.argmax(own_group != group))}"
-    return ""
-
-
-def _users(label: np.ndarray, group: np.ndarray | None, notes: list[str]) -> np.ndarray:
-    """Return the number of each row's user, from 0."""
-    if group is None:
-        notes.append("the runs have no group_id, so rows are resampled instead of users, as if no two were of one user")
-        return np.arange(len(label))
-    user = np.unique(group, return_inverse=True)[1]
-    if user.max() + 1 < MIN_USERS:
-        raise DataError(f"validation rows of {user.max() + 1} users; {MIN_USERS} or more are needed to resample them")
-    return user
-
-
-def _other_seeds(
-    group: Sequence[RunRecord], compared: Sequence[RunRecord], known: Sequence[RunRecord], label: np.ndarray
-) -> list[float]:
-    """Return the AUCs of further seeds of a side's configuration on the same rows."""
-    taken = {record.path.resolve() for record in compared}
-    seeds = {record.seed for record in compared if record.config_key == group[0].config_key}
-    aucs = []
-    for record in known:
-        fits = record.finished and record.config_key == group[0].config_key and record.seed not in seeds
-        if not fits or record.path.resolve() in taken:
-            continue
-        try:
-            own_label, prediction, _ = record.predictions()
-        except UserError:
-            continue  # not one of those that were asked for
-        if np.array_equal(own_label, label):
-            seeds.add(record.seed)
-            aucs.append(RankedRows(label, prediction).auc)
-    return aucs
-
-
-def _progress(chunks: Sequence[int], quiet: bool) -> Iterable[int]:
+def _progress(chunks: Iterable[int], quiet: bool) -> Iterable[int]:
     from tqdm import tqdm
 
     return tqdm(chunks, desc="draws of users", leave=False, disable=quiet or not sys.stderr.isatty())

@@ -223,6 +223,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def fixed(value: float, sign: str = "") -> str:
+    """Return four decimals, with ``sign="+"`` a plus as well; zero has no sign of its own.
+
+    Examples
+    --------
+    >>> fixed(-0.00001), fixed(0.5, "+")
+    ('0.0000', '+0.5000')
+    """
+    return f"{round(value, 4) + 0.0:{sign}.4f}"
+
+
 def verdict(first: Side, second: Side, found: Difference, p_value: float | None = None) -> str:
     """Say in one sentence which side is better, by how much, or what could not be seen.
 
@@ -243,7 +254,7 @@ def verdict(first: Side, second: Side, found: Difference, p_value: float | None 
         same = " (two seeds of one configuration)" if single else " (seeds of one configuration on both sides)"
     one, two, sign = (first, second, 1) if found.value >= 0 else (second, first, -1)
     low, high = sorted((sign * found.low, sign * found.high))
-    figures = f"{abs(found.value):.4f} (95 % interval {low:.4f} to {high:.4f})"
+    figures = f"{abs(found.value):.4f} (95 % interval {fixed(low)} to {fixed(high)})"
     if found.is_shown(p_value):
         return f"{one.name} is better than {two.name} by {figures}{same}"
     alone = "" if p_value is None else ", for this pair alone"

@@ -187,7 +187,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
             problems.append(str(error).replace(f"{path}{os.sep}", ""))
             return {}
 
-    config = attempt(load_yaml, CONFIG, True)
+    config = attempt(_read_config, CONFIG, True)
     environment = attempt(_read_json, ENVIRONMENT, True)
     attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
     result = attempt(_read_json, RESULT, False)
@@ -302,6 +302,13 @@ def with_text_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): with_text_keys(v) for k, v in value.items()}
     return [with_text_keys(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = load_yaml(path)
+    if not config:
+        raise DataError(f"{path}: is empty, expected the settings of the run")
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:

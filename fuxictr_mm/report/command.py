@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr_mm.checking import nearest
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.records.reading import RUN_NAME, RunRecord, find_runs, resolve
 from fuxictr_mm.report.gathering import gather
@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the page, print its path and what is best."""
     check_outputs([args.out], [], overwrite=True)
+    check_replaceable(args.out)
     sections = report(args.names, args.root, args.out, dataset=args.dataset, title=args.title, quiet=args.quiet)
-    told = [f"{section.dataset_id}: {' '.join(section.lead)}" for section in sections]
+    told = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
     notes = sum(len(section.notes) for section in sections)
     at_end = f" ({plural(notes, 'note')} at its end)" if notes else ""
     told.append(f"page: {Path(args.out).resolve()}{at_end}")
@@ -87,11 +88,12 @@ def report(
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise missing(error) from error
-    records = _records(names, root, dataset)
+    known = find_runs(root)
+    records = _records(resolve(names, root) if names else known, root, dataset)
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
     sections = []
     for number, gathered in enumerate(gather(records, named), start=1):
-        sections.append(describe(gathered, number, lambda chunks: _progress(chunks, quiet)))
+        sections.append(describe(gathered, number, known, lambda chunks: _progress(chunks, quiet)))
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
         raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
@@ -124,7 +126,7 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
         datasets.append(
             {
                 "dataset_id": section.dataset_id,
-                "summary": section.lead,
+                "summary": section.sentences,
                 "experiments": experiments,
                 "notes": section.notes,
             }
@@ -132,10 +134,24 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
     return {"page": str(Path(out).resolve()), "datasets": datasets}
 
 
-def _records(
-    names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str], dataset: str | None
-) -> list[RunRecord]:
-    everything = resolve(names, root) if names else find_runs(root)
+def check_replaceable(out: str | os.PathLike[str]) -> None:
+    """Refuse to write over anything but a page, or nothing.
+
+    Raises
+    ------
+    ConfigError
+        There is another file.
+    """
+    path = Path(out)
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as stream:
+        start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start.startswith((b"<!doctype html", b"<html")):
+        raise ConfigError(f"{out}: exists and is no HTML page; choose another name, such as report.html")
+
+
+def _records(everything: Sequence[RunRecord], root: str | os.PathLike[str], dataset: str | None) -> list[RunRecord]:
     if not everything:
         raise MissingFileError(
             f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"

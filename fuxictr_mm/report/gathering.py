@@ -102,12 +102,10 @@ def _of_dataset(dataset_id: str, records: Sequence[RunRecord], asked: set[str]) 
     notes: list[str] = []
     usable: dict[str, list[RunRecord]] = {}
     for record in records:
-        if record.finished and record.config and any(number(v) is not None for v in record.valid.values()):
+        if record.is_usable and any(number(v) is not None for v in record.valid.values()):
             usable.setdefault(record.expid, []).append(record)
-            if record.problem:
-                notes.append(f"{record.expid}, run {record.run}: {record.problem}")
         else:
-            why = state(record) if record.problem or not record.finished else "no metric of it can be read"
+            why = "no metric of it can be read" if record.is_usable else state(record)
             notes.append(f"{record.expid}, run {record.run}, is left out: {why}")
     experiments: list[Experiment] = []
     for expid, runs in sorted(usable.items()):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fuxictr_mm.records.listing import FALLING
 from fuxictr_mm.report.gathering import Experiment, average
 from fuxictr_mm.report.run_pictures import speed_of
+from fuxictr_mm.report.settings import Ablation, Change, changes, settings_of
 from fuxictr_mm.report.standing import Against, Standings
-from fuxictr_mm.report.text import decimal, plural
+from fuxictr_mm.report.text import decimal, number, plural, printable
 
 #: Metric that experiments are ordered by where they have it.
 FIRST = "AUC"
@@ -45,6 +47,22 @@ class Row:
         return "best" if self.best else verdict_of(self.against)
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why the best is good, in a sentence.
+
+    Parameters
+    ----------
+    text : str
+        The sentence, without its full stop.
+    section : {"ablation", "diagnosis"}
+        Part of the page that shows more.
+    """
+
+    text: str
+    section: str
+
+
 def verdict_of(against: Against | None) -> str:
     """Return a verdict in a word or two."""
     if against is None:
@@ -72,10 +90,10 @@ def leaderboard(experiments: Sequence[Experiment], standings: Standings) -> list
 
     order = sorted(experiments, key=place)
     rows = []
-    for number, experiment in enumerate(order):
-        against = standings.against(experiment.name, order[0].name) if number else None
+    for place_of, experiment in enumerate(order):
+        against = standings.against(experiment.name, order[0].name) if place_of else None
         speed = average(speed_of(experiment))
-        rows.append(Row(experiment, standings.interval(experiment.name), against, speed, number == 0))
+        rows.append(Row(experiment, standings.interval(experiment.name), against, speed, place_of == 0))
     return rows
 
 
@@ -87,7 +105,8 @@ def lead(rows: Sequence[Row]) -> list[str]:
     first = rows[0]
     seeds = len(first.experiment.values(metrics[0]))
     of = f" (mean of {plural(seeds, 'seed')})" if seeds > 1 else ""
-    within = "" if first.interval is None else f", 95 % {decimal(first.interval[0])} to {decimal(first.interval[1])}"
+    ends = " to ".join(decimal(end) for end in first.interval or ())
+    within = f", 95 % interval {ends}" if ends else ""
     told = [
         f"{first.experiment.name} has the {'lowest' if metrics[0] in FALLING else 'highest'} validation {metrics[0]}: "
         f"{decimal(first.experiment.mean(metrics[0]))}{of}{within}."
@@ -98,3 +117,46 @@ def lead(rows: Sequence[Row]) -> list[str]:
     if second.against is None:
         return [*told, f"{second.experiment.name} follows; the two could not be compared."]
     return [*told, f"Against the next, {second.experiment.name}: {second.against.sentence}."]
+
+
+def needed(rows: Sequence[Row], ablations: Sequence[Ablation], standings: Standings) -> Reason | None:
+    """Say what the best loses most by, among the experiments of its model that are shown to be worse."""
+    if not rows:
+        return None
+    best = rows[0].experiment
+    relatives = [[a.base, *(e for e, _ in a.others)] for a in ablations if a.model == best.newest.model]
+    lost = [
+        (against.value, other)
+        for group in relatives
+        for other in group
+        if other is not best and (against := standings.against(other.name, best.name)) and against.shown
+    ]
+    if not lost or min(lost, key=lambda pair: pair[0])[0] >= 0:
+        return None
+    value, other = min(lost, key=lambda pair: pair[0])
+    told = _changed(changes(settings_of(best), settings_of(other)))
+    return Reason(f"{told} ({other.name}) it loses {decimal(-value, 3)}", "ablation")
+
+
+def _changed(found: Sequence[Change]) -> str:
+    if len(found) == 1 and found[0].gone:
+        return f"Without {', '.join(found[0].gone)}"
+    if len(found) > 2:
+        return f"With {plural(len(found), 'other setting')}"
+    return f"With {' and '.join(f'{printable(c.key)}: {c.text}' for c in found) or 'the same settings'}"
+
+
+def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
+    """Say what costs an experiment most when permuted, None where its diagnosis does not show it."""
+    importance = diagnosis.get("importance")
+    entries = importance.get("groups") if isinstance(importance, Mapping) else None
+    known = [
+        (lost, printable(entry["name"]))
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, Mapping) and "name" in entry
+        if (lost := number(entry.get("auc_lost"))) is not None and lost > max(number(entry.get("noise")) or 0.0, 0.0)
+    ]
+    if not known:
+        return None
+    lost, what = max(known)
+    return Reason(f"Of what {name} reads, {what} costs most when permuted, {decimal(lost, 3)}", "diagnosis")

@@ -13,9 +13,10 @@ from typing import Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.records.reading import RunRecord
 from fuxictr_mm.report import diagnosis_pictures, run_pictures, settings, text
 from fuxictr_mm.report.gathering import Experiment, Gathered
-from fuxictr_mm.report.leaderboard import Row, lead, leaderboard, metrics_of, verdict_of
+from fuxictr_mm.report.leaderboard import Reason, Row, costliest, lead, leaderboard, metrics_of, needed, verdict_of
 from fuxictr_mm.report.picture import Picture
 from fuxictr_mm.report.standing import Standings, stand
 
@@ -34,6 +35,7 @@ class Diagnosed:
 
     name: str
     run: str
+    reason: Reason | None
     findings: list[dict[str, str]]
     counted: str
     pictures: list[Picture]
@@ -51,6 +53,7 @@ class DatasetSection:
     standings: Standings
     notes: list[str]
     lead: list[str]
+    reasons: list[Reason]
     metrics: list[str]
     test_metrics: list[str]
     overview: list[Picture]
@@ -63,8 +66,15 @@ class DatasetSection:
     shared: list[tuple[str, str]]
     environments: list[tuple[str, list[str]]]
 
+    @property
+    def sentences(self) -> list[str]:
+        """What the page says first: which is best, and why."""
+        return [*self.lead, *(f"{reason.text}." for reason in self.reasons)]
 
-def describe(gathered: Gathered, number: int, track: Callable[[Iterable[int]], Any] = iter) -> DatasetSection:
+
+def describe(
+    gathered: Gathered, number: int, known: Sequence[RunRecord], track: Callable[[Iterable[int]], Any] = iter
+) -> DatasetSection:
     """Compute and draw what the page says of a dataset.
 
     Parameters
@@ -73,10 +83,12 @@ def describe(gathered: Gathered, number: int, track: Callable[[Iterable[int]], A
         Its experiments.
     number : int
         Of the dataset on the page.
+    known : sequence of RunRecord
+        All runs there are: further seeds count for the verdicts.
     track : callable
         Wraps the draws of users, to show progress.
     """
-    standings = stand(gathered.experiments, track=track)
+    standings = stand(gathered.experiments, known, track=track)
     rows = leaderboard(gathered.experiments, standings)
     order = [row.experiment for row in rows]
     notes = [*gathered.notes, *standings.notes]
@@ -85,6 +97,9 @@ def describe(gathered: Gathered, number: int, track: Callable[[Iterable[int]], A
     if len(order) > MOST_CURVES:
         notes.append(f"learning curves of the first {MOST_CURVES} experiments only")
     shared, environments = settings.environments(order)
+    ablations = settings.ablations(order)
+    diagnosed = _diagnosed(order, notes)
+    reasons = [needed(rows, ablations, standings), *(d.reason for d in diagnosed if d.name == order[0].name)]
     return DatasetSection(
         dataset_id=gathered.dataset_id,
         anchor=f"d{number}",
@@ -92,12 +107,13 @@ def describe(gathered: Gathered, number: int, track: Callable[[Iterable[int]], A
         standings=standings,
         notes=notes,
         lead=lead(rows),
+        reasons=[reason for reason in reasons if reason is not None],
         metrics=metrics,
         test_metrics=metrics_of(order, "test"),
         overview=[picture for picture in overview if picture is not None],
         curves=run_pictures.picture_curves(order[:MOST_CURVES], metrics[0]) if metrics else [],
-        diagnosed=_diagnosed(order, notes),
-        ablations=settings.ablations(order),
+        diagnosed=diagnosed,
+        ablations=ablations,
         speed=run_pictures.picture_speed(order),
         speed_rows=[_speed(experiment, run) for experiment in order for run in experiment.runs],
         differences=settings.differing([settings.settings_of(experiment) for experiment in order]),
@@ -168,6 +184,7 @@ def _diagnosed(order: Sequence[Experiment], notes: list[str]) -> list[Diagnosed]
                 Diagnosed(
                     name=experiment.name,
                     run=run.run,
+                    reason=costliest(experiment.name, diagnosis),
                     findings=findings,
                     counted=diagnosis_pictures.severities(findings),
                     pictures=pictures,

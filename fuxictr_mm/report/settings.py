@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from fuxictr_mm.records.reading import NAMING_KEYS
+from fuxictr_mm.records.reading import NAMING_KEYS, with_text_keys
 from fuxictr_mm.report.gathering import Experiment
 from fuxictr_mm.report.text import DASH, MINUS, printable
 
@@ -27,11 +27,14 @@ class Change:
         What it changes to, as ``True → False``, or for lists what is left out and what is added.
     size : int
         How much it changes: 1, or for lists the number of entries.
+    gone : tuple of str
+        Entries that a list loses, where it only loses some.
     """
 
     key: str
     text: str
     size: int
+    gone: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """Return what makes the configuration, without names and seed."""
-    return flatten({k: v for k, v in experiment.newest.config.items() if k not in (*NAMING_KEYS, "description")})
+    config = with_text_keys(experiment.newest.config)
+    return flatten({k: v for k, v in config.items() if k not in (*NAMING_KEYS, "description")})
 
 
 def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
@@ -95,9 +99,10 @@ def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
         if before == after and (key in base) == (key in other):
             continue
         if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
-            gone = [f"{MINUS} {printable(v)}" for v in before if v not in after]
-            new = [f"+ {printable(v)}" for v in after if v not in before]
-            found.append(Change(key, ", ".join(gone + new), len(gone) + len(new)))
+            gone = [printable(v) for v in before if v not in after]
+            new = [printable(v) for v in after if v not in before]
+            told = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
+            found.append(Change(key, told, len(gone) + len(new), () if new else tuple(gone)))
         else:
             sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
             found.append(Change(key, " → ".join(sides), 1))

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-#: What neither XML nor UTF-8 can hold, what would break a line, and what no font has.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffe\uffff]")
+#: What neither XML nor UTF-8 can hold, what would break a line or turn its direction, and what no font has.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ue000-\uf8ff\ufffe\uffff]")
 
 
 #: Shown where there is nothing.
@@ -34,7 +34,7 @@ def decimal(value: Any, digits: int = 4) -> str:
     ('0.8123', '–', '−0.50')
     """
     found = number(value)
-    return DASH if found is None else f"{found:.{digits}f}".replace("-", MINUS)
+    return DASH if found is None else f"{round(found, digits) + 0.0:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: Any, digits: int = 4) -> str:
@@ -42,12 +42,13 @@ def signed(value: Any, digits: int = 4) -> str:
 
     Examples
     --------
-    >>> signed(0.0123), signed(-0.0123), signed(0.0)
+    >>> signed(0.0123), signed(-0.0123), signed(-0.00001)
     ('+0.0123', '−0.0123', '0.0000')
     """
     found = number(value)
     if found is None:
         return DASH
+    found = round(found, digits)
     return decimal(found, digits) if found == 0 else f"{found:+.{digits}f}".replace("-", MINUS)
 
 

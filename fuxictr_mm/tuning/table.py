@@ -60,7 +60,11 @@ def format_table(results: Sequence[TrialResult]) -> str:
     """
 
     def text(column: str, cell: Any) -> str:
-        shown = f"{cell:.6f}" if column.startswith(("valid ", "test ")) and cell != "" else str(cell)
+        # Six digits are enough for the eye; the CSV keeps all.
+        if column.startswith(("valid ", "test ")) and cell != "":
+            shown = f"{cell:.6f}"
+        else:
+            shown = f"{cell:.6g}" if isinstance(cell, float) and column != "seconds" else str(cell)
         return shown if column == "error" or len(shown) <= 40 else shown[:37] + "..."
 
     rows = _columns(results)
@@ -121,7 +125,7 @@ def report(
         print(format_table(results))
         if importance:
             print("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in importance.items()))
-        print(f"{len(results)} trials, {skipped} of them finished before; written to {table}")
+        print(f"{len(results)} trials, {skipped} of them run before or elsewhere; written to {table}")
     failed = [result for result in results if result.error is not None]
     if failed:
         first = failed[0]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.records.compare_command import compare
+from fuxictr_mm.records.compare_command import as_dict, compare
 from fuxictr_mm.records.reading import find_runs
 
 
@@ -59,7 +59,7 @@ def test_seeds_of_an_experiment_are_grouped(runs_root, capsys):
     assert "Note: DIN_tiny: of runs with the same seed the newest is compared (3 of 4 runs)." in text
     assert re.search(r"no difference shown: .* other seeds of DIN_MM_none_tiny", text)
     report = json.loads(show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", runs_root, "--samples", 200, "--json"))
-    assert report == compare(["DIN_tiny", "DIN_MM_none_tiny"], runs_root, samples=200).as_dict()
+    assert report == as_dict(compare(["DIN_tiny", "DIN_MM_none_tiny"], runs_root, samples=200))
     by_seed = {run["seed"]: run["auc"] for run in report["sides"][0]["runs"]}
     assert by_seed == pytest.approx({run.seed: run.valid["AUC"] for run in find_runs(runs_root, expid="DIN_tiny")})
     (pair,) = report["pairs"]
@@ -155,3 +155,44 @@ def test_bad_arguments(runs_root, capsys):
     assert "did you mean 'DIN_tiny'?" in refusal(capsys, "DIN_tiny", "DIN_tinny", *root)
     assert "--samples is 5, expected 100 or more" in refusal(capsys, "a", "b", "--samples", 5)
     assert "--seed is -1, expected 0 or more" in refusal(capsys, "a", "b", "--seed", -1)
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "{}", "x: {1: 2, 1: 3}"])
+def test_a_lost_configuration_is_no_newer_one(content, copy, capsys):
+    """The newest run's configuration cannot be read: the others are compared, and a note says so."""
+    newest = find_runs(copy, expid="DIN_tiny")[0]
+    (newest.path / "config.yaml").unlink()
+    if content is not None:
+        (newest.path / "config.yaml").write_text(content)
+    text = show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 100)
+    assert "DIN_tiny, mean of 3" in text
+    assert f"Note: DIN_tiny, run {newest.run}, is left out: broken: config.yaml" in text
+    assert "configurations" not in text
+
+
+def test_an_experiment_of_broken_runs_is_refused(copy, capsys):
+    (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
+    (run.path / "environment.json").write_text("[")
+    message = f"DIN_MM_none_tiny, run {run.run}, is left out: broken: environment.json: not valid JSON"
+    assert message in refusal(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy)
+    assert f"{run.run}, is left out: broken" in refusal(capsys, "DIN_tiny", run.run, "--root", copy)
+
+
+def test_damaged_folders_are_a_message(copy, capsys):
+    names = ("DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 100)
+    for run in find_runs(copy):
+        (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text() + "x: {1: 2, b: 3}\n")
+    assert "DIN_tiny, mean of 3" in show(capsys, *names)
+    (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
+    change_rows(run, prediction=lambda p: p.astype(str))
+    assert "predictions are object, expected numbers; train it again" in refusal(capsys, *names)
+    assert "a folder without runs" in refusal(capsys, "DIN_tiny", copy, "--root", copy)
+
+
+def test_other_seeds_that_are_not_finite_do_not_count(copy, capsys):
+    one, two = sorted(find_runs(copy, expid="DIN_tiny"), key=lambda run: run.seed)[:2]
+    for run in find_runs(copy, expid="DIN_tiny"):
+        if run.seed == 3:
+            change_rows(run, prediction=lambda p: np.where(np.arange(len(p)) == 5, np.nan, p).astype("f"))
+    report = json.loads(show(capsys, one.run, two.run, "--root", copy, "--samples", 200, "--json"))
+    assert report["pairs"][0]["seeds"] is None

@@ -1,6 +1,7 @@
 """The two claims: seeds of one configuration are not told apart, and a difference of 0.01 AUC is found or too small."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs, delong_variance
-from fuxictr_mm.records.comparison import Side, difference, holm, pool, verdict
+from fuxictr_mm.records.comparison import Side, difference, fixed, holm, pool, verdict
 
 
 def sides(world, scores, other_seeds=((), ()), configurations=("a", "b"), samples=200):
@@ -111,7 +112,7 @@ def test_sentences(world):
     rows = world(6, 600, 250)
     good, bad = rows.model(0.1), rows.model(3.0)
     _, sentence = compare(rows, [[good() for _ in range(3)], [bad() for _ in range(3)]])
-    assert re.fullmatch(r"A is better than B by 0\.\d{4} \(95 % 0\.\d{4} to 0\.\d{4}\)", sentence)
+    assert re.fullmatch(r"A is better than B by 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", sentence)
     _, sentence = compare(rows, [[good()], [bad()]])
     assert "no difference shown: the weights of A rank these rows better than those of B by 0." in sentence
     assert sentence.endswith("but other seeds of A and B alone may change as much: run 3 of each")
@@ -121,6 +122,33 @@ def test_sentences(world):
     assert sentence.endswith("(two seeds of one configuration)")
     same = good()
     assert compare(rows, [[same], [same]])[1] == "no difference: A and B predict the same"
+
+
+def test_the_larger_part_of_the_interval_is_named(world):
+    """Few seeds weigh more than their error says: t of 4 degrees is 2.8, of 249 it is 2.0."""
+    rows = world(6, 600, 250)
+    first, second = sides(rows, [[rows.model(0.3)() for _ in range(3)] for _ in "AB"])
+    spread = float(np.sqrt((np.var(first.aucs) + np.var(second.aucs)) * 3 / 4))
+    drawn = first.samples.mean(axis=0) - second.samples.mean(axis=0)
+    wanted = spread * np.sqrt(2 / 3) * 1.2  # error of the rows, between the error of the seeds and its part
+    stretched = first.samples + ((wanted / drawn.std(ddof=1) - 1) * (drawn - drawn.mean()))[None]
+    found = difference(replace(first, samples=stretched), second, 250)
+    assert found.seeds_error < found.rows_error
+    assert found.seeds_reach > found.rows_reach
+    assert np.hypot(found.rows_reach, found.seeds_reach) == pytest.approx(found.high - found.value)
+    blank = replace(found, value=found.low - found.low, p_value=1.0)
+    assert "with these seeds differences below" in verdict(first, second, blank)
+    assert "(80 % power)" in verdict(first, second, blank)
+    assert "(80 % power, for this pair alone)" in verdict(first, second, blank, 1.0)
+
+
+def test_zero_has_no_sign(world):
+    rows = world(6, 600, 250)
+    score = rows.model(0.3)()
+    found, _ = compare(rows, [[score, score], [score, score]])
+    assert fixed(-found.value) == fixed(-0.00004) == "0.0000"
+    sentence = verdict(*sides(rows, [[score], [score]]), replace(found, rows_error=1.0, low=-0.0, high=-0.0))
+    assert "-0.0000" not in sentence
 
 
 def test_a_few_runs_alone_say_nothing_of_seeds():

@@ -75,3 +75,15 @@ def test_bad_arguments(arguments, message, runs_root, capsys):
         main(["runs", *(["--root", str(runs_root)] if "--root" not in arguments else []), *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path, capsys):
+    folder = tmp_path / "d" / "X" / "20260102-030406-seed8"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{model: M, seed: 8, model_id: X, dataset_id: d}")
+    (folder / "environment.json").write_text("{}")
+    (folder / "result.json").write_text('{"valid": {"AUC": NaN}, "test": null, "seconds": 1, "parameters": NaN}')
+    text = show(capsys, "--root", tmp_path, "--json")
+    assert "NaN" not in text
+    (run,) = json.loads(text)
+    assert (run["valid"], run["parameters"]) == ({"AUC": None}, None)

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
@@ -83,6 +85,9 @@ def test_unfinished_and_ambiguous_names(copy):
         ("result.json", "{}", ""),
         ("result.json", '{"valid": 3}', "result.json: valid is 3, expected metrics"),
         ("result.json", '{"valid": {}, "seconds": "x"}', "result.json: seconds is 'x'"),
+        ("result.json", '{"valid": {"AUC": true}, "seconds": 1}', "result.json: valid is {'AUC': True}"),
+        ("metrics.jsonl", "garbage\n", "metrics.jsonl, line 1: is no evaluation"),
+        ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl, line 1: is no evaluation"),
     ],
 )
 def test_what_is_broken_is_said(copy, name, content, problem):
@@ -116,3 +121,58 @@ def test_reading_does_without_torch():
         "import sys, fuxictr_mm.records.listing, fuxictr_mm.records.compare_command; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_in_place_of_a_file_is_a_problem(copy):
+    run = find_runs(copy)[0]
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "metrics.jsonl").mkdir()
+    assert find_runs(copy)[0].problem.startswith("metrics.jsonl: cannot be read (Is a directory)")
+    assert not find_runs(copy)[0].is_usable
+    with pytest.raises(DataError, match="expected a file of evaluations"):
+        run.history()
+
+
+def test_keys_that_are_no_text_make_a_configuration_all_the_same(copy):
+    for run in find_runs(copy, expid="DIN_tiny"):
+        config = (run.path / "config.yaml").read_text()
+        (run.path / "config.yaml").write_text(config + "x: {1: 2, b: [{2020-01-01: 3, c: 4}]}\n")
+    assert len({run.config_key for run in find_runs(copy, expid="DIN_tiny")}) == 1
+    assert {run.problem for run in find_runs(copy)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0, 1], "prediction": ["a", "b"]}, "predictions are object, expected numbers"),
+        ({"label": [0, 1], "prediction": [0.5, float("nan")]}, "1 predictions are not finite"),
+        ({"label": [0, 2], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
+        ({"label": ["0", "1"], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
+        ({"label": [0, None], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
+        ({"label": [], "prediction": []}, "there are no rows"),
+    ],
+)
+def test_predictions_that_are_none(copy, columns, message):
+    run = find_runs(copy)[0]
+    pq.write_table(pa.table(columns), run.path / "valid_predictions.parquet")
+    with pytest.raises(DataError, match=f"valid_predictions.parquet: {message}; train it again"):
+        run.predictions()
+
+
+def test_groups_with_nulls_are_texts(copy):
+    run = find_runs(copy)[0]
+    table = pa.table({"label": [0, 1, 1], "prediction": [0.1, 0.2, 0.3], "group": ["a", None, "a"]})
+    pq.write_table(table, run.path / "valid_predictions.parquet")
+    assert run.predictions()[2].tolist() == ["a", "None", "a"]
+
+
+def test_links_out_of_the_root_are_not_followed(copy, tmp_path):
+    (tmp_path / "inner" / "tiny_mm").mkdir(parents=True)
+    (tmp_path / "inner" / "tiny_mm" / "DIN_tiny").symlink_to(copy / "tiny_mm" / "DIN_tiny")
+    assert find_runs(tmp_path / "inner") == []
+    assert len(find_runs(tmp_path / "runs")) == 5
+
+
+def test_a_folder_without_runs(copy):
+    with pytest.raises(MissingFileError, match=r"runs: a folder without runs; give that of an experiment"):
+        resolve([copy], copy)

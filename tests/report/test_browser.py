@@ -123,3 +123,21 @@ def test_page_is_whole_without_its_script(page: Path, browser: Any, tmp_path: Pa
     assert browser.run("document.querySelectorAll('main button').length") == 0
     assert browser.run("document.getElementById('theme').hidden")
     assert browser.run(NAMES)[0] == "BEST"
+
+
+def test_a_table_that_goes_on_shows_it_at_its_edge(page: Path, browser: Any, tmp_path: Path) -> None:
+    """The right edge of a table that is cut is shaded, and no more so when it has been scrolled to its end."""
+    image = pytest.importorskip("PIL.Image")
+    browser.open(page, 390, 800)
+    shades = []
+    for left in (0, 10_000):
+        box = browser.run(
+            f"(() => {{ const s = document.querySelector('.scroll'); s.scrollLeft = {left};"
+            "const b = s.querySelector('caption').getBoundingClientRect(), r = s.getBoundingClientRect();"
+            "return [r.right - 2, b.bottom - 4, s.scrollWidth - s.clientWidth]; })()"
+        )
+        assert box[2] > 20
+        browser.screenshot(tmp_path / "shot.png", height=1600)
+        shot = image.open(tmp_path / "shot.png").convert("RGB")
+        shades.append(sum(shot.getpixel((int(2 * box[0]), int(2 * box[1])))))
+    assert shades[0] < shades[1] - 60

@@ -23,6 +23,7 @@ from fuxictr_mm.report.command import as_dict, report
 from fuxictr_mm.report.diagnosis_pictures import SECTIONS
 from fuxictr_mm.report.gathering import gather
 from fuxictr_mm.report.standing import stand
+from fuxictr_mm.report.text import printable
 
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
@@ -98,7 +99,8 @@ def test_intervals_and_verdicts_are_those_of_compare(written: Any) -> None:
         assert pair.verdict in page.text
         low, high = (f"{-value:+.4f}".replace("-", "\u2212") for value in (pair.found.high, pair.found.low))
         assert f"{low} to {high}" in page.text
-    standings = stand(gather(found := find_runs(written.root))[0].experiments)
+    found = find_runs(written.root)
+    standings = stand(gather(found)[0].experiments, found)
     assert len(found) == 9
     for side in compared.sides:
         interval = standings.interval(side.name)
@@ -192,19 +194,24 @@ def test_broken_and_unfinished_runs_are_named_and_harm_nothing(three: Any, tmp_p
     (damaged / "result.json").write_text("{")
     lost = three.add("LOST", 1.0, 7)
     (lost / "valid_predictions.parquet").write_bytes(b"no parquet")
-    (lost / "metrics.jsonl").write_text("{}\nnonsense\n")
     (lost / "diagnosis.json").write_text("[1")
     three.add("OTHER_ROWS", 1.0, 8, rows=300)
+    (three.add("NO_CURVE", 1.0, 9) / "metrics.jsonl").write_text("{}\nnonsense\n")
+    (three.add("NO_CONFIG", 1.0, 10) / "config.yaml").unlink()
+    (three.add("WORDS", 1.0, 11) / "config.yaml").open("a").write("x: {1: 2, b: 3}\n")
     sections = report([], three.root, tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert f"HALF, run {three_name(5)}, is left out: unfinished" in page.text
     assert f"DAMAGED, run {three_name(6)}, is left out: broken: result.json: not valid JSON" in page.text
     assert f"LOST, run {three_name(7)}, is not compared: " in page.text
     assert "diagnosis.json: not valid JSON" in page.text
-    assert "OTHER_ROWS: 1 run validated on other rows, not compared" in page.text
+    assert f"OTHER_ROWS, run {three_name(8)}, is not compared: validated on other rows than 2026" in page.text
+    assert f"NO_CURVE, run {three_name(9)}, is left out: broken: metrics.jsonl, line 1" in page.text
+    assert f"NO_CONFIG, run {three_name(10)}, is left out: broken: config.yaml: no such file" in page.text
     verdicts = {row.experiment.name: row.verdict for row in sections[0].rows}
     assert verdicts["LOST"] == verdicts["OTHER_ROWS"] == "not compared"
     assert verdicts["WORST"] == "worse"
+    assert "WORDS" in verdicts
 
 
 def three_name(seed: int) -> str:
@@ -348,3 +355,60 @@ def test_one_seed_shows_nothing_however_narrow_the_interval(runs: Any, tmp_path:
     assert against.high < 0
     assert sections[0].rows[1].verdict == "seeds unknown"
     assert "run 3 of each" in sections[0].lead[1]
+
+
+def test_single_named_runs_are_judged_by_all_seeds_as_compare_does(three: Any, tmp_path: Path) -> None:
+    """Only one run of each is on the page; the other seeds tell how far seeds lie apart."""
+    names = [str(three.root / "tiny" / name / three_name(1)) for name in ("BEST", "WORST")]
+    (section,) = report(names, three.root, tmp_path / "r.html")
+    assert [len(row.experiment.runs) for row in section.rows] == [1, 1]
+    (pair,) = compare(names, three.root).pairs
+    against = section.rows[1].against
+    assert against is not None
+    assert (against.shown, section.rows[1].verdict) == (pair.better is not None, "worse")
+    assert (-against.value, -against.high, -against.low) == (pair.found.value, pair.found.low, pair.found.high)
+    sentence = re.sub(r"(?:\S*/)?" + three_name(1), "X", pair.verdict)
+    assert sentence.split(" by ")[1] == against.sentence.split(" by ")[1]
+
+
+def test_the_first_sentences_say_why(written: Any) -> None:
+    (section,) = written.sections
+    lost = section.rows[0].experiment.mean("AUC") - section.rows[2].experiment.mean("AUC")
+    assert [reason.text for reason in section.reasons] == [
+        f"Without txt_emb, img_emb (WORST) it loses {lost:.3f}",
+        "Of what BEST reads, text costs most when permuted, 0.110",
+    ]
+    text = written.path.read_text(encoding="utf-8")
+    assert "(WORST) it loses" in text
+    assert '(<a href="#d1-ablation">ablation</a>)' in text
+    assert '(<a href="#d1-diagnosis">diagnosis</a>)' in text
+    assert as_dict(written.sections, "r.html")["datasets"][0]["summary"][2].startswith("Without txt_emb, img_emb")
+
+
+def test_a_number_is_not_read_into_the_next(written: Any) -> None:
+    page = Page(written.path.read_text(encoding="utf-8"))
+    assert re.search(r"mean of 3 seeds\), 95 % interval 0\.\d{4} to 0\.\d{4}\.", page.text)
+    assert not re.search(r"95 % [01\u2212-]", page.text)
+
+
+def test_turned_writing_directions_are_left_out() -> None:
+    assert printable("a\u202eb\u2066c\u2069") == "a b c "
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"item_id,likes\n1,2\n", b"\xff\xfe"])
+def test_what_is_no_page_is_not_overwritten(content: bytes, three: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "train.parquet"
+    out.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", "--root", str(three.root), "--out", str(out)])
+    assert stopped.value.code == 2
+    assert "exists and is no HTML page; choose another name" in capsys.readouterr().err
+    assert out.read_bytes() == content
+
+
+def test_an_older_page_is_replaced(runs: Any, tmp_path: Path) -> None:
+    runs.add("A", 1.0)
+    out = tmp_path / "r.html"
+    out.write_text("\n<!DOCTYPE html><p>old")
+    main(["report", "--root", str(runs.root), "--out", str(out), "--quiet"])
+    assert "old" not in out.read_text()

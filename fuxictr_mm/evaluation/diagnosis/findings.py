@@ -48,6 +48,21 @@ SLOPE_TOLERANCE = 0.2
 WEAK_BUCKET = 0.02
 
 
+#: Findings that something does nothing: without meaning where the model as a whole does nothing.
+DOES_NOTHING = frozenset(
+    {
+        "uniform_attention",
+        "silent_head",
+        "attention_does_nothing",
+        "modality_does_nothing",
+        "ids_do_nothing",
+        "context_does_nothing",
+        "history_does_nothing",
+        "field_does_nothing",
+    }
+)
+
+
 def find(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a diagnosis says, the worst first.
 
@@ -60,7 +75,14 @@ def find(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for part in (_attention, _heads, _senet, _importance, _vectors, _calibration, _buckets):
         found += part(result)
+    if at_chance := list(_chance(result)):
+        found = at_chance + [finding for finding in found if finding["code"] not in DOES_NOTHING]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding["severity"]))
+
+
+def is_unread(entry: Mapping[str, Any]) -> bool:
+    """Whether no permutation changed the order of any two rows: neither the loss nor its noise is more than 0."""
+    return entry["auc_lost"] == 0 and entry["deviation"] == 0 and entry["noise"] == 0
 
 
 def is_nothing(auc_lost: float, noise: float) -> bool:
@@ -83,6 +105,21 @@ def _finding(severity: str, section: str, code: str, subject: str, text: str, ad
         "text": text,
         "advice": advice,
     }
+
+
+def _chance(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    metrics = result["metrics"]
+    if metrics["low"] <= 0.5 <= metrics["high"]:
+        yield _finding(
+            PROBLEM,
+            "metrics",
+            "model_at_chance",
+            "model",
+            f"the model ranks the rows as chance would: AUC {metrics['auc']:.4f}, and its interval "
+            f"({metrics['low']:.4f} to {metrics['high']:.4f}) holds 0.5",
+            "nothing can be said of its parts: see whether the training loss falls, run fuxictr-mm check-data, and "
+            "look at more rows if the interval is wide",
+        )
 
 
 def _attention(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -180,7 +217,7 @@ def _importance(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if group["kind"] == "vectors" or not is_nothing(group["auc_lost"], group["noise"]):
             continue
         told |= set(group["fields"])
-        yield _useless_group(group)
+        yield _unread(group) if is_unread(group) else _useless_group(group)
     useful = [g for g in groups if g["kind"] == "modality" and not is_nothing(g["auc_lost"], g["noise"])]
     if len(useful) > 1:
         weakest, strongest = (choose(useful, key=lambda g: g["auc_lost"]) for choose in (min, max))
@@ -196,7 +233,11 @@ def _importance(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "could give",
             )
     for field in result["importance"]["fields"]:
-        if field["name"] not in told and is_nothing(field["auc_lost"], field["noise"]):
+        if field["name"] in told or not is_nothing(field["auc_lost"], field["noise"]):
+            continue
+        if is_unread(field):
+            yield _unread(field)
+        else:
             yield _finding(
                 NOTE,
                 "importance",
@@ -205,6 +246,20 @@ def _importance(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 f"{field['name']} does nothing that shows: permuting it costs {_cost(field)}",
                 "train without it and compare",
             )
+
+
+def _unread(entry: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {"modality": f"the modality {entry['name']}", "ids": "the ids of items", "context": "the context"}
+    who = {**whole, "history": "the history"}.get(entry["kind"], entry["name"])
+    fields = f" ({', '.join(entry['fields'])})" if entry["kind"] in whole and entry["fields"] else ""
+    return _finding(
+        NOTE,
+        "importance",
+        "not_read",
+        entry["name"],
+        f"the model does not read {who}{fields}: permuting changes no prediction's place",
+        "if it should, take a model that uses it; else leave it out",
+    )
 
 
 def _useless_group(group: Mapping[str, Any]) -> dict[str, Any]:

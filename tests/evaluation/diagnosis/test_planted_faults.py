@@ -12,6 +12,7 @@ from fuxictr_mm.evaluation.diagnosis.scoring import take
 from fuxictr_mm.evaluation.diagnosis.summary import format_summary
 
 FAULTS = {
+    "model_at_chance",
     "uniform_attention",
     "silent_head",
     "heads_alike",
@@ -110,8 +111,35 @@ def test_a_modality_that_the_model_ignores_costs_exactly_nothing(faulty):
     entries = {e["name"]: e for e in result["importance"]["fields"] + result["importance"]["groups"]}
     for name in ("img_emb_pca8", "image"):
         assert (entries[name]["auc_lost"], entries[name]["noise"], entries[name]["lost"]) == (0, 0, [0, 0])
-    assert ("modality_does_nothing", "image") in faults(result)
-    assert ("modality_does_nothing", "text") not in faults(result)
+    (finding,) = [f for f in result["findings"] if f["code"] == "not_read"]
+    assert (finding["severity"], finding["subject"]) == ("note", "image")
+    assert finding["text"].startswith("the model does not read the modality image (img_emb_pca8): permuting changes no")
+    assert not {code for code, _ in faults(result)} & {"modality_does_nothing", "field_does_nothing"}
+
+
+def test_a_history_that_is_not_read_is_no_warning(faulty):
+    model, dataset, params = faulty
+    nn.init.zeros_(model.attention.W_o.weight)
+    result = look(model, dataset, params)
+    found = [(f["severity"], f["code"]) for f in result["findings"] if f["subject"] == "history"]
+    assert found == [("note", "not_read")]
+
+
+def test_a_model_at_chance_is_said_first_and_its_parts_not_at_all(faulty):
+    """Weights drawn anew on the output's way: everything does nothing, which is no news of any part."""
+    model, dataset, params = faulty
+
+    class Scramble(nn.Module):
+        def forward(self, probability):
+            noise = torch.frac((probability.detach() * 1e6).sin().abs() * 43758.5453)
+            return 0.3 + 0.2 * noise
+
+    model.output_activation = nn.Sequential(model.output_activation, Scramble())
+    result = look(model, dataset, params)
+    assert result["metrics"]["low"] < 0.5 < result["metrics"]["high"]
+    assert (result["findings"][0]["severity"], result["findings"][0]["code"]) == ("problem", "model_at_chance")
+    assert "holds 0.5" in result["findings"][0]["text"]
+    assert not [f for f in result["findings"] if "nothing" in f["code"] or f["code"] == "silent_head"]
 
 
 def test_a_drowned_modality_is_found(faulty):

@@ -1,0 +1,23 @@
+"""What the terminal shows of a search, and what the file keeps."""
+
+from fuxictr_mm.tuning.table import format_table, report
+from fuxictr_mm.tuning.trial import TrialResult
+
+
+def results():
+    rates = (0.00012345678901234567, 0.5)
+    return [
+        TrialResult(f"X_{i}", {"monitor": "AUC", "monitor_mode": "max", "learning_rate": rate}, {"AUC": 0.7}, {}, 1234567.8,
+                    skipped=i == 0)
+        for i, rate in enumerate(rates)
+    ]  # fmt: skip
+
+
+def test_the_terminal_shows_six_digits_and_the_file_all(tmp_path, capsys):
+    text = format_table(results())
+    assert "0.000123457 " in text
+    assert "0.00012345678901" not in text
+    assert "1234567.8" in text
+    report(results(), tmp_path)
+    assert "2 trials, 1 of them run before or elsewhere; written to" in capsys.readouterr().out
+    assert "0.00012345678901234567" in (tmp_path / "results.csv").read_text()
