@@ -5,12 +5,11 @@ from fuxictr_mm.tuning.trial import TrialResult
 
 
 def results():
-    rates = (0.00012345678901234567, 0.5)
-    return [
-        TrialResult(f"X_{i}", {"monitor": "AUC", "monitor_mode": "max", "learning_rate": rate}, {"AUC": 0.7}, {}, 1234567.8,
-                    skipped=i == 0)
-        for i, rate in enumerate(rates)
-    ]  # fmt: skip
+    found = []
+    for number, rate in enumerate((0.00012345678901234567, 0.5)):
+        params = {"monitor": "AUC", "monitor_mode": "max", "learning_rate": rate}
+        found.append(TrialResult(f"X_{number}", params, {"AUC": 0.7}, {}, 1234567.8, skipped=number == 0))
+    return found
 
 
 def test_the_terminal_shows_six_digits_and_the_file_all(tmp_path, capsys):
