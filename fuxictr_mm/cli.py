@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -95,9 +96,18 @@ def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True, j
 def show(args: argparse.Namespace, document: Any, summary: str) -> None:
     """Print the document as JSON, or the summary for people, or nothing: as ``add_output_options`` was answered."""
     if args.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False))
     elif not getattr(args, "quiet", False):
         print(summary)
+
+
+def _finite(value: Any) -> Any:
+    """Return a document with null for numbers that JSON cannot write."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_parser() -> Parser:

@@ -54,7 +54,7 @@ def test_one_seed_one_result(tmp_path):
 def test_one_process_at_a_time_trains_an_experiment(tmp_path):
     """Two that write the same weights would each record what the other trained."""
     lock = try_lock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
-    with pytest.raises(ConfigError, match="DIN_tiny: another process trains it into .* now; wait for its end"):
+    with pytest.raises(ConfigError, match=r"DIN_tiny: another process trains it into .* now; wait for its end"):
         run("DIN_tiny", tmp_path, epochs=1)
     assert [path.name for path in (tmp_path / "tiny_mm").iterdir()] == ["DIN_tiny.lock"]
     lock.release()

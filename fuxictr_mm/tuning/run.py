@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.locks import try_lock
 from fuxictr_mm.signals import collect_signals
 from fuxictr_mm.tuning import child
-from fuxictr_mm.locks import try_lock
 from fuxictr_mm.tuning.trial import Trial, TrialResult
 
 POLL_SECONDS = 0.2  # between looks at the children, and at whether Ctrl-C or SIGTERM came

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_beside
+from fuxictr_mm.locks import locked, try_lock
 from fuxictr_mm.tuning.config_folder import write_entries
 from fuxictr_mm.tuning.evaluations import read_evaluations
-from fuxictr_mm.locks import locked, try_lock
 from fuxictr_mm.tuning.run import common_args, run_trials
 from fuxictr_mm.tuning.space import Drawing, Point, check_points, number_of_points
 from fuxictr_mm.tuning.trial import Trial, TrialResult, monitored

@@ -65,7 +65,7 @@ def test_a_later_run_leaves_earlier_weights_alone(runs_root):
 def test_no_record_no_folder(train, tmp_path):
     result = train(tmp_path, record=False, tensorboard=True)
     assert sorted(path.name for path in (tmp_path / "tiny_mm").iterdir()) == [
-        f"DIN_tiny.{e}" for e in ("json", "log", "model")
+        f"DIN_tiny.{e}" for e in ("json", "lock", "log", "model")
     ]
     recorded = train(tmp_path, tensorboard=False)
     assert recorded.config_hash == result.config_hash

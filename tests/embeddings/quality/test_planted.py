@@ -166,7 +166,7 @@ def planted(make_copy, tmp_path_factory):
     folder = copy.write(tmp_path_factory.mktemp("planted") / "data")
     report, cleaned = folder.parent / "report.json", folder.parent / "cleaned"
     with pytest.raises(SystemExit) as ended:
-        main(["check-data", str(folder), "--json", str(report), "--clean", str(cleaned), "--quiet"])
+        main(["check-data", str(folder), "--report", str(report), "--clean", str(cleaned), "--quiet"])
     assert ended.value.code == 1
     return folder, faults, json.loads(report.read_text(encoding="utf-8"))
 
