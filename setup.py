@@ -34,6 +34,7 @@ setup(
         "scipy>=1.11",
         "safetensors>=0.4",
         "h5py>=3.10",
+        "argcomplete>=3.5",
     ],
     extras_require={
         "encode": ["transformers>=4.45", "pillow>=10", "safetensors>=0.4"],
