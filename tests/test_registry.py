@@ -39,11 +39,11 @@ def refused(name, *arguments):
 
 def test_a_dropped_file_is_found_and_alone_imported(zoo):
     drop(zoo, "Dropped")
-    drop(zoo, "Other", before="raise SystemError('imported')")
+    drop(zoo, "NotAskedFor", before="raise SystemError('imported')")
     assert load_model_class("Dropped").__name__ == "Dropped"
     assert load_model_class("Dropped") is load_model_class("Dropped")
-    assert "fuxictr_mm.model_zoo.Other" not in sys.modules
-    assert {"Dropped", "Other", "DIN", "DIN_MM"} <= set(list_models())
+    assert "fuxictr_mm.model_zoo.NotAskedFor" not in sys.modules
+    assert {"Dropped", "NotAskedFor", "DIN", "DIN_MM"} <= set(list_models())
 
 
 @pytest.mark.parametrize(
