@@ -93,17 +93,8 @@ def state(run: RunRecord) -> str:
 def as_dict(run: RunRecord) -> dict[str, Any]:
     """Return what the list says of a run, for JSON."""
     names = ("run", "expid", "dataset_id", "model", "seed", "description", "started_at", "valid", "test", "parameters")
-    seconds = run.seconds if math.isfinite(run.seconds) else None
-    values = {name: getattr(run, name) for name in names}
-    told = {**values, "seconds": seconds, "finished": run.finished, "problem": run.problem, "path": str(run.path)}
-    return _without_nan(told)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return null in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    values = {name: getattr(run, name) for name in (*names, "seconds", "finished", "problem")}
+    return {**values, "path": str(run.path)}
 
 
 def _is_number(value: Any) -> bool:

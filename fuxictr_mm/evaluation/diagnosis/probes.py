@@ -5,6 +5,7 @@ Shape letters: B rows, N history items of a batch, H heads, Q queries, L keys, A
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 OnWeights = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 
-class Probe:
+class Probe(ABC):
     """One attention module.
 
     Parameters
@@ -44,9 +45,9 @@ class Probe:
         #: The linear map that joins the heads, None where the heads stand side by side in the module's output.
         self.projection: Any = None
 
+    @abstractmethod
     def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
         """Call ``see`` on the weights of each batch; what it returns takes their place."""
-        raise NotImplementedError
 
     def on_heads(self, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``change`` on the heads' outputs, side by side ``(.., A)``, before they are joined."""
@@ -97,9 +98,9 @@ class Probe:
 class _JaggedProbe(Probe):
     """A module called with a target and a jagged history, one of whose modules has the ``(N, H)`` weights."""
 
+    @abstractmethod
     def watched(self) -> tuple[nn.Module, bool]:
         """Return the module that the weights pass through, and whether they are its input (or else its output)."""
-        raise NotImplementedError
 
     def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
         history: list[Jagged] = []
