@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from fuxictr_mm.cli import add_debug, add_examples, run_main
-from fuxictr_mm.parser import Parser
+from fuxictr_mm.cli import Parser, add_debug, add_examples, run_main
 
 
 def main() -> None:
@@ -36,8 +35,8 @@ def main() -> None:
     from fuxictr_mm import experiment
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.hub import find_weights
+    from fuxictr_mm.runtime import is_main
     from fuxictr_mm.submission import write_submission
-    from fuxictr_mm.torchrun import is_main
 
     experiment.set_up_logging()
     config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))

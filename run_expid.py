@@ -2,8 +2,7 @@
 
 import os
 
-from fuxictr_mm.cli import add_debug, add_examples, run_main
-from fuxictr_mm.parser import Parser
+from fuxictr_mm.cli import Parser, add_debug, add_examples, run_main
 
 
 def main() -> None:

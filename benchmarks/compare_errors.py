@@ -19,9 +19,8 @@ import numpy as np
 
 from fuxictr_mm.cli import run_main
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs
-from fuxictr_mm.records.comparison import Difference, Side, difference
-from fuxictr_mm.records.reading import find_runs
+from fuxictr_mm.evaluation.significance import Difference, RankedRows, Side, bootstrap_aucs, difference
+from fuxictr_mm.runs import find_runs
 
 #: Runs of each side where sides have several.
 GROUP = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.synthetic import PRESETS, generate
+from fuxictr_mm.data.synthetic.spec import PRESETS, generate
 from fuxictr_mm.errors import MissingFileError
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fuxictr_mm.training.hardware import keep_freed_memory
+from fuxictr_mm.runtime import keep_freed_memory
 
 __all__ = ["in_use", "keep_freed_memory", "peak", "reset_peak", "return_freed_memory"]
 

@@ -19,11 +19,10 @@ import yaml
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
-from fuxictr_mm.embeddings.alignment.clicks import Clicks
-from fuxictr_mm.embeddings.alignment.swing import swing
+from fuxictr_mm.embeddings.item_files import Source, read_ids
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize, yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
-from fuxictr_mm.embeddings.store import Source, read_ids
+from fuxictr_mm.embeddings.swing import Clicks, swing
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 

@@ -30,8 +30,8 @@ from benchmarks.dataset import MODELS, make_data, parameters
 from benchmarks.equality import equality
 from benchmarks.files import measure_files
 from benchmarks.sides import Side, make_scaled_sides, make_sides
+from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.data.dataset import load_dataset
-from fuxictr_mm.data.views import num_rows
 
 PRECISIONS = {
     "fp32": "float32",

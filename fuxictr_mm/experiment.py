@@ -20,27 +20,23 @@ import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fuxictr_mm.compat import check_params, is_foreign, make_safe
 from fuxictr_mm.config import check_model_params, config_hash, load_config
+from fuxictr_mm.data.batch import make_view
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
-from fuxictr_mm.data.loaders import Loader, ResidentLoader, Share
-from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
-from fuxictr_mm.data.views import make_view
-from fuxictr_mm.device import device_of
+from fuxictr_mm.data.loaders import BUFFER_ROWS, Loader, ResidentLoader, Share, StreamingLoader
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.evaluation.metrics import check_metrics
 from fuxictr_mm.files import write_beside
-from fuxictr_mm.foreign import check_params, is_foreign, make_safe
 from fuxictr_mm.locks import try_lock
-from fuxictr_mm.records.folder import RunFolder
+from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.torchrun import is_main, local_gpu
+from fuxictr_mm.runs import RunFolder
+from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.training import distributed, loop
-from fuxictr_mm.training.events import Events, is_installed
-from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+from fuxictr_mm.training.callbacks import Events, Observer, is_installed
 from fuxictr_mm.training.likely_keys import Blueprint
-from fuxictr_mm.training.observer import Observer
-from fuxictr_mm.training.snapshots import Snapshots
+from fuxictr_mm.training.resume import Snapshots
 
 logger = logging.getLogger(__name__)
 

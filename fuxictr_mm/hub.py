@@ -16,7 +16,7 @@ from fuxictr_mm import __version__
 from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
 from fuxictr_mm.errors import MissingFileError, UserError
-from fuxictr_mm.hub_folder import (
+from fuxictr_mm.training.checkpoints import (
     CARD,
     CONFIG,
     FEATURES,

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.checking import nearest
 from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.config import nearest
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.terminal import fit_width
 

@@ -23,14 +23,13 @@ from fuxictr_mm.config import Regularizer
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.optimizers import clip_gradients, make_optimizer
-from fuxictr_mm.training.regularization import Penalty
+from fuxictr_mm.training.optim import Penalty, clip_gradients, make_optimizer
 
 #: FuxiCTR's names of the loss of each task.
 LOSSES = {
@@ -106,7 +105,7 @@ class MultimodalModel(BaseModel):
         Batches per update.
     precision : {"fp32", "tf32", "bf16"}
         ``bf16`` computes the logits under autocast, loss and update in float32; for ``tf32`` see
-        ``fuxictr_mm.training.hardware``.
+        ``fuxictr_mm.runtime``.
     compile : bool
         Let ``torch.compile`` make kernels of the logits; ``docs/performance.md`` says what it brings.
     verbose : int

@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from fuxictr_mm.checking import nearest
+from fuxictr_mm.config import nearest
 from fuxictr_mm.errors import ConfigError, MissingFileError
 
 ENTRY_POINTS = "fuxictr_mm.models"

@@ -11,10 +11,10 @@ from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.checking import check_at_least
+from fuxictr_mm.config import check_at_least
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import AUGRU, Jagged
-from fuxictr_mm.layers.augru import Steps
+from fuxictr_mm.layers.recurrent import Steps
 from fuxictr_mm.model import MultimodalModel
 
 

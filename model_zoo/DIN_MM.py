@@ -10,9 +10,10 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
-from fuxictr_mm.checking import check_at_least, check_heads
+from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
     CrossNet,
@@ -22,7 +23,6 @@ from fuxictr_mm.layers import (
     MultiHeadTargetAttention,
     SENet,
 )
-from fuxictr_mm.layers.pooling import mean_pooling
 from fuxictr_mm.model import Embedded, MultimodalModel
 
 

@@ -8,7 +8,7 @@ import torch
 from fuxictr.features import FeatureMap
 from torch import Tensor
 
-from fuxictr_mm.checking import check_at_least
+from fuxictr_mm.config import check_at_least
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import MultiHeadTargetAttention, QuadraticNetwork
 from fuxictr_mm.model import MultimodalModel

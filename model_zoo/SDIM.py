@@ -10,7 +10,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor
 
-from fuxictr_mm.checking import check_at_least, check_heads
+from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention

@@ -9,7 +9,7 @@ import torch
 from fuxictr.features import FeatureMap
 from torch import Tensor, nn
 
-from fuxictr_mm.checking import check_at_least, check_heads
+from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.schema import unify_widths
 from fuxictr_mm.errors import ConfigError

@@ -11,12 +11,11 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
-from fuxictr_mm.checking import check_at_least, check_heads
+from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
-from fuxictr_mm.layers.slots import SeenItems, last_items, padding_items
-from fuxictr_mm.layers.staircase import Span, block_linear, input_blocks
+from fuxictr_mm.layers.structured_zeros import SeenItems, Span, block_linear, input_blocks, last_items, padding_items
 from fuxictr_mm.model import MultimodalModel
 
 

@@ -10,7 +10,7 @@ import torch
 from fuxictr.features import FeatureMap
 from torch import Tensor
 
-from fuxictr_mm.checking import nearest
+from fuxictr_mm.config import nearest
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.semantic_ids import cosine_neighbors, residual_codes

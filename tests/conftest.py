@@ -68,7 +68,7 @@ def float64(monkeypatch) -> None:
 def make_batch() -> Callable[..., Batch]:
     """Gather rows of a table into a batch; ``lengths`` cuts each history to its last items."""
     from fuxictr_mm.data.loaders import gather
-    from fuxictr_mm.layers.jagged import Jagged
+    from fuxictr_mm.jagged import Jagged
 
     def make(table: Any, rows: Sequence[int], lengths: Sequence[int] | None = None) -> Batch:
         batch = gather(table, torch.as_tensor(rows))

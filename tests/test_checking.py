@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from fuxictr_mm.checking import check_call, check_types, describe, matches, nearest
+from fuxictr_mm.config import check_call, check_types, describe, matches, nearest
 from fuxictr_mm.errors import ConfigError
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm import cli
-from fuxictr_mm.cli import COMMANDS, GROUPS, main
-from fuxictr_mm.parser import Parser
+from fuxictr_mm.cli import COMMANDS, GROUPS, Parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "fuxictr.pytorch", "transformers", "faiss", "sklearn", "scipy", "captum", "matplotlib", "optuna")
@@ -278,7 +277,7 @@ def test_scripts_of_other_shells(shell, part, capsys):
 def test_completion_of_names(tmp_path, monkeypatch):
     import argparse
 
-    from fuxictr_mm.completion import complete_value
+    from fuxictr_mm.cli import complete_value
 
     monkeypatch.chdir(ROOT)
 

@@ -15,8 +15,8 @@ from fuxictr_mm.config import (
     model_schema,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.files import load_yaml
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.yaml_file import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

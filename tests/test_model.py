@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.model import distinct_items
 
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]

@@ -5,12 +5,17 @@ Shape letters: B rows, N history items of all rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from fuxictr.features import FeatureMap
 from torch import Tensor
 
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
+from fuxictr_mm.jagged import Jagged
 
 
 @dataclass(frozen=True)
@@ -53,3 +58,71 @@ class Batch:
             move(self.label),
             move(self.group),
         )
+
+
+ChallengeBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+
+
+def make_view(name: str, feature_map: FeatureMap, items: ItemTable, max_len: int) -> Callable[[Batch], Any] | None:
+    """Return the function that makes a view, None for ``jagged``, which is the Batch itself."""
+    if name == "challenge":
+        return lambda batch: challenge_view(batch, feature_map, items, max_len)
+    if name == "flat":
+        return lambda batch: flat_view(batch, feature_map, items, max_len)
+    return None
+
+
+def num_rows(batch: Any) -> int:
+    """Return the rows of a batch in any view."""
+    if isinstance(batch, tuple):
+        return batch[-1].shape[0]
+    if isinstance(batch, dict):
+        return next(iter(batch.values())).shape[0]
+    return len(batch)
+
+
+def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> ChallengeBatch:
+    """Return the tuple of the challenge's baseline.
+
+    Returns
+    -------
+    batch_dict : dict of str to Tensor
+        ``(B,)`` context columns, label and group.
+    item_dict : dict of str to Tensor
+        ``(B * (L + 1), ...)`` item features: each row's left-padded history, then its target.
+    mask : Tensor
+        ``(B, L)`` float, 1 for a real item, 0 for padding.
+    """
+    padded, mask = batch.history.to_padded(max_len)
+    ids = torch.cat([padded, batch.target.to(padded.dtype).unsqueeze(1)], dim=1).flatten().long()
+    return _row_columns(batch, feature_map), items.rows(ids, _item_names(feature_map, items)), mask.float()
+
+
+def flat_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> dict[str, Tensor]:
+    """Return FuxiCTR's dict of columns: context, label, group, the target's features and, if asked for, ``item_seq``.
+
+    ``item_seq`` ``(B, L)``, left padded, is there where the feature map has it as a sequence.
+    """
+    columns = _row_columns(batch, feature_map)
+    columns.update(items.rows(batch.target.long(), _item_names(feature_map, items)))
+    if feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
+        columns[ITEM_SEQ] = batch.history.to_padded(max_len)[0].long()
+    return columns
+
+
+def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
+    columns = dict(batch.context)
+    if batch.group is not None:
+        columns.setdefault(feature_map.group_id, batch.group)
+    if batch.label is not None:
+        columns[feature_map.labels[0]] = batch.label
+    return columns
+
+
+def _item_names(feature_map: FeatureMap, items: ItemTable) -> list[str]:
+    """Name the columns of items; a model may have added features that it makes itself."""
+    return [n for n, spec in feature_map.features.items() if n == ITEM_ID or (_is_item(spec) and n in items.names)]
+
+
+def _is_item(spec: Mapping[str, Any]) -> bool:
+    return spec.get("source") == ITEM_SOURCE

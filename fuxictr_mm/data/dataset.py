@@ -13,10 +13,10 @@ from fuxictr.features import FeatureMap
 
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.residency import choose_resident
+from fuxictr_mm.data.loaders import choose_resident
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
-from fuxictr_mm.device import device_of
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.runtime import device_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data import parquet as decoding
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, Feature
 from fuxictr_mm.errors import DataError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.decoding import SCALAR_TYPES, decode_scalar
+from fuxictr_mm.data.parquet import SCALAR_TYPES, decode_scalar
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.errors import DataError, MissingFileError
 

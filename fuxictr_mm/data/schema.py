@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.checking import nearest
+from fuxictr_mm.config import nearest
 from fuxictr_mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)

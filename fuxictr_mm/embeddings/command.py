@@ -7,8 +7,7 @@ import importlib
 from functools import partial
 from typing import Any
 
-from fuxictr_mm.cli import add_debug
-from fuxictr_mm.parser import Parser
+from fuxictr_mm.cli import Parser, add_debug, add_output_options
 
 #: Stage, one line of help. ``fuxictr_mm.embeddings.STAGE`` has its ``add_arguments`` and ``main_from_args``.
 STAGES = {
@@ -39,3 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Run the stage that was asked for."""
     _module(args.stage).main_from_args(args)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``, and what ``fuxictr_mm.cli.show`` acts on."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    add_output_options(parser)
+
+
+def flag(name: str) -> str:
+    """Return the option that sets a Python parameter.
+
+    Examples
+    --------
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + name.replace("_", "-")

@@ -6,37 +6,483 @@ Shape letters: I items, n items of a chunk, D width.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
+import string
 import sys
+import tarfile
+import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.cli import add_examples, show
-from fuxictr_mm.embeddings.encoding.choices import POOLINGS, PRECISIONS
-from fuxictr_mm.embeddings.encoding.chunks import ChunkStore, begun_outputs
-from fuxictr_mm.embeddings.encoding.images import open_images
-from fuxictr_mm.embeddings.encoding.pretrained import model_stem, require_extra
-from fuxictr_mm.embeddings.encoding.texts import ItemTexts
-from fuxictr_mm.embeddings.item_file import ItemFileWriter, vector_type
-from fuxictr_mm.embeddings.output import add_output, flag
-from fuxictr_mm.embeddings.progress import item_bar
-from fuxictr_mm.embeddings.store import Source, read_ids
-from fuxictr_mm.errors import ConfigError, DataError, Interrupted
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.parquet import MAX_IDS
+from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.embeddings.command import add_output, flag
+from fuxictr_mm.embeddings.encoders import (
+    MAX_IMAGE_BYTES,
+    POOLINGS,
+    PRECISIONS,
+    BrokenImage,
+    first_line,
+    model_stem,
+    require_extra,
+)
+from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, read_ids, vector_type
+from fuxictr_mm.errors import ConfigError, DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.terminal import item_bar
 
 if TYPE_CHECKING:
-    from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
-    from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+    from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
+
+#: Names the files that a run was writing from finished chunks.
+OUTPUTS = "outputs.json"
+
+
+def begun_outputs(folder: Path) -> set[Path]:
+    """Return the files that a run which was killed had begun to write, or had written, from its finished chunks."""
+    noted = folder / OUTPUTS
+    return {Path(name) for name in json.loads(noted.read_text(encoding="utf-8"))} if noted.is_file() else set()
+
+
+class ChunkStore:
+    """A folder with a file of vectors per finished chunk, and what they were made of.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is not there.
+    made_of : mapping of str to str
+        Model, input and options; chunks of anything else are not taken.
+    restart : bool
+        Throw away what is there.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds chunks of another model, input or options.
+    """
+
+    def __init__(self, folder: Path, made_of: Mapping[str, str], restart: bool = False) -> None:
+        self.folder = folder
+        manifest = folder / "made_of.json"
+        if restart and manifest.is_file():
+            self.remove()
+        if manifest.is_file():
+            self._require_same(json.loads(manifest.read_text(encoding="utf-8")), made_of)
+        else:
+            # Chunks are only ever written after the manifest: what lies here without one is not ours.
+            if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+                raise ConfigError(f"{folder}: is in the way of the finished chunks; move it or name another output")
+            write_beside(manifest, lambda stream: stream.write(json.dumps(dict(made_of), indent=1).encode()))
+        self.finished = {int(file.stem) for file in folder.glob("*.npy") if re.fullmatch(r"[0-9]+", file.stem)}
+
+    def _require_same(self, there: Mapping[str, str], now: Mapping[str, str]) -> None:
+        changed = [
+            key
+            if len(f"{there.get(key)}{now.get(key)}") > 60
+            else f"{key} ({there.get(key)} there, {now.get(key)} now)"
+            for key in dict.fromkeys([*now, *there])
+            if there.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.folder}: holds finished chunks of a run with another {', '.join(changed)}; "
+                "go on with the same model, input and options, or add --restart to throw them away"
+            )
+
+    def save(self, number: int, vectors: np.ndarray, broken: Mapping[int, str]) -> None:
+        """Keep a chunk: vectors ``(n, D)``, and why an item (by its place in the chunk) has none."""
+        reasons = json.dumps({str(place): reason for place, reason in sorted(broken.items())}).encode()
+        write_beside(self.folder / f"{number:08d}.json", lambda stream: stream.write(reasons))
+        # The vectors come last: where they are, the chunk is whole.
+        write_beside(self.folder / f"{number:08d}.npy", lambda stream: np.save(stream, vectors, allow_pickle=False))
+        self.finished.add(number)
+
+    def vectors(self, number: int) -> np.ndarray:
+        """Return vectors ``(n, D)`` of a finished chunk, mapped from the file."""
+        file = self.folder / f"{number:08d}.npy"
+        try:
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{file}: cannot be read ({first_line(error)}); did another run with the same output end? "
+                "start again with --restart"
+            ) from None
+
+    def broken(self, number: int) -> dict[int, str]:
+        """Return for each item of a finished chunk that has no vector its place in the chunk, and why."""
+        text = (self.folder / f"{number:08d}.json").read_text(encoding="utf-8")
+        return {int(place): reason for place, reason in json.loads(text).items()}
+
+    def begin_outputs(self, outputs: Iterable[Path]) -> None:
+        """Note that all chunks are finished and these files are about to be written; a run that goes on may do so."""
+        names = json.dumps([str(path.resolve()) for path in outputs]).encode()
+        write_beside(self.folder / OUTPUTS, lambda stream: stream.write(names))
+
+    def remove(self) -> None:
+        """Remove the folder at once; what is left of a removal that was killed is hidden, and the next one takes it."""
+        going = self.folder.with_name(f".{self.folder.name}.removed")
+        try:
+            if going.exists():
+                shutil.rmtree(going)
+            if self.folder.exists():
+                self.folder.rename(going)
+                shutil.rmtree(going)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be removed ({error.strerror}); remove it by hand") from None
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class Member(NamedTuple):
+    """A file of a folder or an archive; ``stamp`` changes where its content does, ``handle`` is for reading it."""
+
+    name: str
+    size: int
+    stamp: str
+    handle: Any
+
+
+class ImageFiles(ABC):
+    """The images of a folder or an archive, in the order in which they are read fastest.
+
+    Parameters
+    ----------
+    path : Path
+        Folder or archive.
+
+    Attributes
+    ----------
+    ids : ndarray
+        ``(I,)`` int64.
+    others : list of str
+        Names of files that are no ``ID.jpg`` (or .jpeg, .png, .webp).
+
+    Raises
+    ------
+    DataError
+        An item with two images, a member of an archive whose name leads out of it, or a damaged archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.others: list[str] = []
+        found: dict[int, Member] = {}
+        for member in self._members():
+            item = _item_id(member.name)
+            if item is None:
+                self.others.append(member.name)
+            elif item in found:
+                raise DataError(
+                    f"{path}: item {item} has two images, '{found[item].name}' and '{member.name}'; leave one"
+                )
+            else:
+                found[item] = member
+        self.ids = np.fromiter(found, dtype=np.int64, count=len(found))
+        self._found = list(found.values())
+
+    def keep(self, wanted: np.ndarray) -> None:
+        """Leave the images of other items out."""
+        kept = np.isin(self.ids, wanted)
+        self.ids = self.ids[kept]
+        self._found = [member for member, keep in zip(self._found, kept, strict=True) if keep]
+
+    def digest(self) -> str:
+        """Return a digest of names, sizes and times of change (of a zip file, check sums)."""
+        digest = hashlib.sha256()
+        for member in self._found:
+            digest.update(f"{member.name}\0{member.size}\0{member.stamp}\n".encode(errors="surrogatepass"))
+        return digest.hexdigest()
+
+    def read(self, start: int, stop: int) -> Iterator[bytes | BrokenImage]:
+        """Yield the bytes of the images ``start`` to ``stop``, one at a time."""
+        for member in self._found[start:stop]:
+            if member.size > MAX_IMAGE_BYTES:
+                yield BrokenImage(f"{member.size} bytes, more than {MAX_IMAGE_BYTES}")
+                continue
+            # Whatever the archive's decoder raises (a check sum, a password, an unknown compression, a cut file), it
+            # means that this one image cannot be used.
+            try:
+                with self._open(member.handle) as stream:
+                    yield stream.read(MAX_IMAGE_BYTES)
+            except Exception as error:
+                yield BrokenImage(f"cannot be read ({first_line(error)})")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the archive."""
+
+    @abstractmethod
+    def _members(self) -> Iterator[Member]:
+        """Yield the files."""
+
+    @abstractmethod
+    def _open(self, handle: Any) -> IO[bytes]:
+        """Open one of them."""
+
+
+class FolderImages(ImageFiles):
+    """Images of a folder and its subfolders, in ascending order of ids."""
+
+    def _members(self) -> Iterator[Member]:
+        files = []
+        for folder, _, names in os.walk(self.path):
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+        for file in sorted(files, key=lambda file: (_item_id(file.name) or 0, file)):
+            try:
+                state = file.stat()
+            except OSError:
+                # A link to nothing: listed, and reported as broken when it is read.
+                yield Member(file.relative_to(self.path).as_posix(), 0, "", file)
+                continue
+            yield Member(file.relative_to(self.path).as_posix(), state.st_size, str(state.st_mtime_ns), file)
+
+    def _open(self, handle: Path) -> IO[bytes]:
+        return handle.open("rb")
+
+    def close(self) -> None:
+        """Do nothing: a folder is not open."""
+
+
+class ZipImages(ImageFiles):
+    """Images of a zip file, in the order in which they lie in it."""
+
+    def _members(self) -> Iterator[Member]:
+        try:
+            self._archive = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read as a zip file ({first_line(error)})") from None
+        for info in sorted(self._archive.infolist(), key=lambda info: info.header_offset):
+            # `filename` is cut at a null byte and stripped of the system's separators; the name as stored counts.
+            _require_safe(info.orig_filename, self.path)
+            if not info.is_dir():
+                yield Member(info.filename, info.file_size, str(info.CRC), info)
+
+    def _open(self, handle: zipfile.ZipInfo) -> IO[bytes]:
+        return self._archive.open(handle)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+
+
+class TarImages(ImageFiles):
+    """Images of a tar file, compressed or not, in the order in which they lie in it: it is only read forward."""
+
+    def _members(self) -> Iterator[Member]:
+        try:
+            self._archive = tarfile.open(self.path)  # noqa: SIM115 - open as long as images are read
+            for info in self._archive:
+                _require_safe(info.name, self.path)
+                if info.isfile():
+                    yield Member(info.name, info.size, str(info.mtime), info)
+                elif not info.isdir():
+                    self.others.append(f"{info.name} (a link or device)")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(f"{self.path}: cannot be read as a tar file ({first_line(error)})") from None
+
+    def _open(self, handle: tarfile.TarInfo) -> IO[bytes]:
+        stream = self._archive.extractfile(handle)
+        assert stream is not None  # only plain files are listed
+        return stream
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+
+
+def open_images(path: str | os.PathLike[str]) -> ImageFiles:
+    """Open a folder or an archive of images.
+
+    Raises
+    ------
+    MissingFileError
+        No such folder or file.
+    DataError
+        Neither a folder nor an archive; no image in it; or as ``ImageFiles``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such folder or archive of images")
+    kind: type[ImageFiles]
+    if path.is_dir():
+        kind = FolderImages
+    elif path.name.lower().endswith(".zip"):
+        kind = ZipImages
+    elif path.name.lower().endswith(ARCHIVES):
+        kind = TarImages
+    else:
+        raise DataError(f"{path}: expected a folder of images or an archive ({', '.join(ARCHIVES)})")
+    images = kind(path)
+    if not images.ids.size:
+        other = f" (first of {len(images.others)} other files: '{images.others[0]}')" if images.others else ""
+        raise DataError(f"{path}: holds no image named by an item's id, such as 123.jpg{other}")
+    return images
+
+
+def _item_id(name: str) -> int | None:
+    """Return the id in ``folder/123.jpg``; None for any other name, and for 0, which is padding."""
+    found = re.fullmatch(r"([0-9]{1,10})(\.[a-z]+)", PurePosixPath(name).name.lower())
+    if found is None or found[2] not in SUFFIXES or not 0 < int(found[1]) < MAX_IDS:
+        return None
+    return int(found[1])
+
+
+def _require_safe(name: str, path: Path) -> None:
+    parts = re.split(r"[/\\]", name)
+    if parts[0] == "" or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        raise DataError(
+            f"{path}: a member is named {name!r}, which leads out of the archive; expected plain relative names, "
+            "such as images/123.jpg: pack it again"
+        )
+
+
+class ItemTexts:
+    """Texts of items, read in the order of the file; row 0, the padding, is left out.
+
+    Parameters
+    ----------
+    path : str or path
+        A Parquet file, the same without ``.parquet``, or a folder of part files.
+    template : str
+        Names of columns in braces, such as ``"{item_title}. {genres}"``. Lists are joined by commas, nulls are empty.
+        Where all columns of a row are empty, the item has no text.
+
+    Attributes
+    ----------
+    ids : ndarray
+        ``(I,)`` int64.
+    digest : str
+        Of all ids and texts.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        A template that names no column, a column that is missing or holds no texts, an id twice or negative.
+
+    Examples
+    --------
+    >>> import pyarrow.parquet as pq, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "items.parquet"
+    >>> columns = {"item_id": [0, 7, 9], "title": ["", "Heat", None], "tags": [[], ["a", "b"], []]}
+    >>> pq.write_table(pa.table(columns), path)
+    >>> texts = ItemTexts(path, "{title}: {tags}")
+    >>> texts.ids.tolist(), list(texts.chunks(10))
+    ([7, 9], [['Heat: a, b', None]])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], template: str) -> None:
+        self.path, self.template = Path(path), template
+        self._parts = parse_template(template)
+        self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
+        digest, ids = hashlib.sha256(), []
+        for some_ids, texts in self._read():
+            ids.append(some_ids)
+            digest.update(some_ids.tobytes())
+            for text in texts:
+                digest.update(b"\0" if text is None else b"\1" + text.encode(errors="surrogatepass") + b"\0")
+        self.ids = np.concatenate([np.zeros(0, dtype=np.int64), *ids])
+        self.digest = digest.hexdigest()
+        if not self.ids.size:
+            raise DataError(f"{path}: no items, expected one row per item")
+        ascending = np.sort(self.ids)
+        twice = ascending[1:][ascending[1:] == ascending[:-1]]
+        if twice.size:
+            raise DataError(f"{path}: {ITEM_ID} {twice[0]} stands more than once, expected once")
+
+    def chunks(self, rows: int) -> Iterator[list[str | None]]:
+        """Yield the texts, ``rows`` at a time; None for an item without."""
+        held: list[str | None] = []
+        for _, texts in self._read():
+            held += texts
+            while len(held) >= rows:
+                yield held[:rows]
+                held = held[rows:]
+        if held:
+            yield held
+
+    def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
+        for file in parquet.part_files(self.path):
+            for row, batch in parquet.read_chunks(file, [ITEM_ID, *self._columns]):
+                ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
+                parquet.check_ids(ids, None, f"{file}: {ITEM_ID}", row)
+                real = ids != 0
+                if not real.all():
+                    batch = batch.filter(pa.array(real))
+                values = {name: _as_texts(batch.column(name), f"{file}: {name}") for name in self._columns}
+                yield ids[real], [self._fill(values, place) for place in range(batch.num_rows)]
+
+    def _fill(self, values: dict[str, list[str]], place: int) -> str | None:
+        if not any(column[place] for column in values.values()):
+            return None
+        return "".join(text + ("" if name is None else values[name][place]) for text, name in self._parts).strip()
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Return ``(text, column after it or None)`` pairs.
+
+    Raises
+    ------
+    ConfigError
+        No column in braces, or anything but a name in them.
+
+    Examples
+    --------
+    >>> parse_template("query: {item_title}!")
+    [('query: ', 'item_title'), ('!', None)]
+    """
+    expected = "expected names of columns in braces, such as '{item_title}. {genres}'"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"template '{template}': {error}; {expected}") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name or form or conversion or set(name) & set("[]")):
+            raise ConfigError(f"template '{template}': '{{{name}}}' is no column; {expected}")
+    if all(name is None for _, name, _, _ in parts):
+        raise ConfigError(f"template '{template}': names no column; {expected}")
+    return [(text, name) for text, name, _, _ in parts]
+
+
+def _as_texts(array: pa.Array, where: str) -> list[str]:
+    kind = array.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = kind.value_type if is_list else kind
+    if pa.types.is_dictionary(inner):
+        inner = inner.value_type
+    is_text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
+    # Numbers may stand in a template (a year), but a vector is no text.
+    if not is_text and (is_list or not pa.types.is_integer(inner)):
+        raise DataError(f"{where}: holds {kind}, expected texts")
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: holds bytes that are no UTF-8; write the texts again") from None
+    if is_list:
+        return [", ".join(str(text) for text in row or () if text is not None).strip() for row in values]
+    return ["" if value is None else str(value).strip() for value in values]
+
 
 #: Items of a chunk, the most that a killed run has to encode again.
 CHUNK_ROWS = 1024
+
 
 #: Items that a message names.
 FEW = 5
@@ -132,7 +578,7 @@ def encode_texts(
         An option, an input or a model that cannot be used.
     """
     require_extra("transformers")
-    from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+    from fuxictr_mm.embeddings.encoders import TextEncoder
 
     job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
     texts = ItemTexts(path, template)
@@ -201,7 +647,7 @@ def encode_images(
         An option, an input or a model that cannot be used; not for single images.
     """
     require_extra("transformers", "PIL")
-    from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+    from fuxictr_mm.embeddings.encoders import ImageEncoder
 
     job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose)
     images = open_images(path)

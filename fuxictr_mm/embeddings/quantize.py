@@ -1,6 +1,6 @@
-"""The stage ``quantize``: item vectors to codes that models embed, the codebooks, and how good they are.
+"""Vector quantisation by faiss: codebooks for VQ, RQ, PQ and OPQ, and exact nearest neighbours.
 
-Shape letters: I items, M items of a chunk, D width of all modalities side by side, L levels, C codes, K neighbours.
+Shape letters: M items, D width, L levels, C codes of a level, K neighbours.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fuxictr_mm.cli import add_examples, show
-from fuxictr_mm.embeddings.item_file import ItemFileWriter, code_type, vector_type
-from fuxictr_mm.embeddings.output import add_output, flag
-from fuxictr_mm.embeddings.quantization.codebooks import (
+from fuxictr_mm.embeddings.codebooks import (
     METHODS,
     SCALINGS,
     Codebook,
+    Codes,
     Fitted,
     Modality,
     Space,
@@ -33,13 +32,336 @@ from fuxictr_mm.embeddings.quantization.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.embeddings.quantization.report import Tally, beside, describe, yaml_lines
-from fuxictr_mm.embeddings.store import CHUNK_ROWS, JoinedVectors, Source, add_sources, read_ids
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.embeddings.command import add_output, flag
+from fuxictr_mm.embeddings.item_files import (
+    CHUNK_ROWS,
+    ItemFileWriter,
+    JoinedVectors,
+    Source,
+    add_sources,
+    code_type,
+    read_ids,
+    vector_type,
+)
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import check_outputs, write_beside
-from fuxictr_mm.training.progress import progress_bar
+from fuxictr_mm.terminal import progress_bar
+
+#: Rounds of k-means, after which centroids hardly move.
+_ROUNDS = 25
+
+
+def import_faiss() -> Any:
+    """Return faiss.
+
+    Raises
+    ------
+    UserError
+        It is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError('faiss is not installed; pip install "fuxictr-mm[quantize]"') from error
+    return faiss
+
+
+def fit_vq(vectors: Vectors, levels: int, codes: int, seed: int) -> Fitted:
+    """Fit one set of centroids by k-means: RQ of one level.
+
+    Lloyd, IEEE Transactions on Information Theory 1982, https://doi.org/10.1109/TIT.1982.1056489
+
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(M, D)`` float32.
+    levels : int
+        1.
+    codes : int
+        C.
+    seed : int
+        Of the first centroids.
+    """
+    return fit_rq(vectors, levels, codes, seed)
+
+
+def fit_rq(vectors: Vectors, levels: int, codes: int, seed: int) -> Fitted:
+    """Fit centroids level by level, each on what the levels before have left of the vectors.
+
+    Residual quantisation: Juang and Gray, ICASSP 1982, https://doi.org/10.1109/ICASSP.1982.1171604; for the codes of
+    descriptors: Chen, Guan and Wang, Sensors 2010, https://doi.org/10.3390/s101211259. Plain k-means gathers most of a
+    wide residual, which is much like noise, in one cluster; each level is therefore fitted on its first principal
+    components and then on more and more of them: Liu, Lu and Shao, 2015, https://arxiv.org/abs/1509.05195.
+
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(M, D)`` float32.
+    levels, codes : int
+        L and C, a power of two.
+    seed : int
+        Of the first centroids.
+    """
+    faiss = import_faiss()
+    width = vectors.shape[1]
+    quantizer = faiss.ResidualQuantizer(width, levels, _bits(codes))
+    quantizer.train_type = faiss.ResidualQuantizer.Train_progressive_dim
+    # One beam, as codes are found later: each level is fitted on just what is left there.
+    quantizer.max_beam_size = 1
+    _set_kmeans(quantizer.cp, seed)
+    quantizer.train(vectors)
+    return Fitted(faiss.vector_to_array(quantizer.codebooks).reshape(levels, codes, width).astype(np.float32))
+
+
+def fit_pq(vectors: Vectors, levels: int, codes: int, seed: int) -> Fitted:
+    """Fit centroids for each of L pieces of the vectors.
+
+    Product quantisation: Jégou, Douze and Schmid, IEEE TPAMI 2011, https://doi.org/10.1109/TPAMI.2010.57
+
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(M, D)`` float32, D a multiple of L.
+    levels, codes : int
+        L and C, a power of two.
+    seed : int
+        Of the first centroids.
+    """
+    quantizer = _product_quantizer(vectors.shape[1], levels, codes, seed)
+    quantizer.train(vectors)
+    return Fitted(_pq_centroids(quantizer))
+
+
+def fit_opq(vectors: Vectors, levels: int, codes: int, seed: int) -> Fitted:
+    """Fit a rotation together with the centroids of PQ, so that the pieces share the variance and depend less.
+
+    Optimised product quantisation: Ge, He, Ke and Sun, CVPR 2013, https://doi.org/10.1109/CVPR.2013.379
+
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(M, D)`` float32, D a multiple of L.
+    levels, codes : int
+        L and C, a power of two.
+    seed : int
+        Of the first centroids.
+    """
+    faiss = import_faiss()
+    width = vectors.shape[1]
+    quantizer = _product_quantizer(width, levels, codes, seed)
+    matrix = faiss.OPQMatrix(width, levels)
+    # Each round costs a product of (M, D) and (D, D): beyond 20 the error falls by less than a percent.
+    matrix.niter = 20
+    matrix.pq = quantizer
+    matrix.train(vectors)
+    rotation = faiss.vector_to_array(matrix.A).reshape(width, width).astype(np.float32)
+    # The centroids of OPQ's last round are of few k-means steps: fit them anew on the rotated vectors.
+    final = _product_quantizer(width, levels, codes, seed)
+    final.train(np.ascontiguousarray(vectors @ rotation.T))
+    return Fitted(_pq_centroids(final), rotation)
+
+
+def _product_quantizer(width: int, levels: int, codes: int, seed: int) -> Any:
+    if width % levels:
+        fitting = [n for n in range(2, min(width, 64) + 1) if width % n == 0]
+        shown = ", ".join(map(str, fitting[:8])) or "1"
+        raise ConfigError(
+            f"--levels {levels} does not divide the width {width} of the vectors, as PQ and OPQ need; "
+            f"use one of {shown}"
+        )
+    quantizer = import_faiss().ProductQuantizer(width, levels, _bits(codes))
+    _set_kmeans(quantizer.cp, seed)
+    return quantizer
+
+
+def _pq_centroids(quantizer: Any) -> Vectors:
+    values = import_faiss().vector_to_array(quantizer.centroids)
+    return values.reshape(quantizer.M, quantizer.ksub, quantizer.dsub).astype(np.float32)
+
+
+def _set_kmeans(parameters: Any, seed: int) -> None:
+    parameters.niter = _ROUNDS
+    parameters.seed = seed
+    # It only warns below this; the report says how many codes are used.
+    parameters.min_points_per_centroid = 1
+
+
+def _bits(codes: int) -> int:
+    return codes.bit_length() - 1
+
+
+def nearest_items(
+    read: Callable[[], Iterable[tuple[NDArray[np.int64], Vectors]]],
+    queries: Vectors,
+    query_ids: NDArray[np.int64],
+    count: int,
+    metric: str,
+) -> NDArray[np.int64]:
+    """Return the nearest other items of each query by exact search.
+
+    Parameters
+    ----------
+    read : callable
+        Gives an iterator over all items, ``(ids (M,), vectors (M, D))`` a chunk at a time, zero vectors left out.
+    queries : ndarray
+        ``(Q, D)`` float32.
+    query_ids : ndarray
+        ``(Q,)``, which are not their own neighbours.
+    count : int
+        K.
+    metric : {"l2", "inner_product"}
+        What near means.
+
+    Returns
+    -------
+    ndarray
+        ``(Q, K)`` ids, nearest first; 0 where there are fewer other items.
+    """
+    faiss = import_faiss()
+    is_product = metric == "inner_product"
+    kind = faiss.METRIC_INNER_PRODUCT if is_product else faiss.METRIC_L2
+    # One more than asked for: an item is its own nearest, mostly, and goes out at the end.
+    best: NDArray[np.float32] = np.full((len(queries), count + 1), np.inf, dtype=np.float32)
+    found: NDArray[np.int64] = np.zeros((len(queries), count + 1), dtype=np.int64)
+    for ids, vectors in read():
+        if not len(ids):
+            continue
+        values, places = faiss.knn(queries, vectors, min(count + 1, len(ids)), metric=kind)
+        distances = np.concatenate([best, -values if is_product else values], axis=1)
+        candidates = np.concatenate([found, ids[places]], axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, : count + 1]
+        best = np.take_along_axis(distances, order, axis=1)
+        found = np.take_along_axis(candidates, order, axis=1)
+    own = found == query_ids[:, None]
+    # Where several are as near, the item itself may lie beyond: then the last one is left out.
+    own[~own.any(axis=1), -1] = True
+    return found[~own].reshape(len(queries), count)
+
+
+class Tally:
+    """What the report of a codebook says, summed over chunks."""
+
+    def __init__(self, book: Codebook) -> None:
+        self.book = book
+        shape = (book.levels, len(book.space.modalities))
+        self.error = np.zeros(shape)
+        self.energy = np.zeros(shape[1])
+        self.use = np.zeros((book.levels, book.codes), dtype=np.int64)
+        self.codes: list[NDArray[np.int32]] = []
+        self.items = 0
+        self.incomplete = 0
+
+    def add(self, z: Vectors, codes: Codes, present: NDArray[np.bool_]) -> None:
+        """Count items with z ``(M, D)``, codes ``(M, L)`` and which modalities they have ``(M, modalities)``."""
+        some = present.max(axis=1)
+        self.items += len(z)
+        self.incomplete += int((some & ~present.all(axis=1)).sum())
+        z, codes, present = z[some], codes[some], present[some]
+        parts = self.book.space.parts
+        for place, part in enumerate(parts):
+            self.energy[place] += np.square(z[present[:, place], part], dtype=np.float64).sum()
+        for level, known in enumerate(self.book.approximations(codes)):
+            self.use[level] += np.bincount(codes[:, level], minlength=self.book.codes)
+            for place, part in enumerate(parts):
+                has = present[:, place]
+                self.error[level, place] += np.square(z[has, part] - known[has, part], dtype=np.float64).sum()
+        self.codes.append(codes.astype(np.int32))
+
+    def report(self) -> dict[str, Any]:
+        """Return the report of one column."""
+        book = self.book
+        tiny = np.finfo(np.float64).tiny
+        share = self.use / max(self.use[0].sum(), 1)
+        entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
+        codes = np.concatenate(self.codes)
+        groups = np.unique(codes, axis=0, return_counts=True)[1] if len(codes) else np.zeros(1, dtype=np.int64)
+        by_modality = self.error / np.maximum(self.energy, tiny)
+        return {
+            "method": book.method,
+            "levels": book.levels,
+            "codes": book.codes,
+            "scaling": book.space.scaling,
+            "modalities": [m.name for m in book.space.modalities],
+            "vocab_size": book.vocab_size,
+            "items": self.items,
+            "items_without_vector": self.items - len(codes),
+            "items_without_a_modality": self.incomplete,
+            "relative_error": (self.error.sum(axis=1) / max(self.energy.sum(), tiny)).tolist(),
+            "relative_error_by_modality": {
+                m.name: by_modality[:, place].tolist() for place, m in enumerate(book.space.modalities)
+            },
+            "codes_used": (self.use > 0).mean(axis=1).tolist(),
+            "perplexity": np.exp(entropy).tolist(),
+            "colliding_items": int(groups[groups > 1].sum()),
+            "largest_collision": int(groups.max()),
+        }
+
+
+def yaml_lines(report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, largest_id: int = 0) -> list[str]:
+    """Return the lines for ``feature_cols`` of dataset_config.yaml.
+
+    Parameters
+    ----------
+    report : mapping
+        Of ``quantize``.
+    neighbors : int
+        K, as given to ``quantize``.
+    largest_id : int
+        The largest item id.
+
+    Examples
+    --------
+    >>> yaml_lines({"codes_rq_text": {"levels": 2, "vocab_size": 17}})[0]
+    '- {name: codes_rq_text, active: False, dtype: int, type: sequence, source: item, max_len: 2, vocab_size: 17, \
+feature_encoder: layers.MaskedSumPooling()}'
+    """
+    lines = []
+    for column, values in report.items():
+        shape = f"max_len: {values['levels']}, vocab_size: {values['vocab_size']}"
+        lines.append(_yaml_line(column, f"{shape}, feature_encoder: layers.MaskedSumPooling()"))
+        if neighbors:
+            shape = f"max_len: {neighbors}, vocab_size: {largest_id + 1}"
+            lines.append(_yaml_line(beside(column, "neighbors"), f"{shape}, share_embedding: item_id"))
+    return lines
+
+
+def _yaml_line(name: str, rest: str) -> str:
+    return f"- {{name: {name}, active: False, dtype: int, type: sequence, source: item, {rest}}}"
+
+
+def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the report as a table."""
+    lines = []
+    for column, values in report.items():
+        lines.append(
+            f"{column}: {values['method']} of {', '.join(values['modalities'])} (scaling {values['scaling']}), "
+            f"{values['items']} items, {values['items_without_vector']} without a vector"
+        )
+        if values["items_without_a_modality"]:
+            lines.append(f"  {values['items_without_a_modality']} items lack a modality: the mean stands for it")
+        several = len(values["modalities"]) > 1
+        names = values["modalities"] if several else []
+        lines.append("  level  relative error  codes used  perplexity" + "".join(f"  error of {n}" for n in names))
+        for level in range(values["levels"]):
+            cells = f"  {level + 1:5d}  {values['relative_error'][level]:14.4f}"
+            cells += f"  {values['codes_used'][level]:10.1%}  {values['perplexity'][level]:10.1f}"
+            for name in names:
+                cells += f"  {values['relative_error_by_modality'][name][level]:{len(name) + 9}.4f}"
+            lines.append(cells)
+        lines.append(
+            f"  {values['colliding_items']} items share all their codes with another, "
+            f"at most {values['largest_collision']} the same"
+        )
+    return "\n".join(lines)
+
+
+def beside(column: str, what: str) -> str:
+    """Return the name of a column that goes with a column of codes, ``neighbors_vq_text`` with ``codes_vq_text``."""
+    return what + column.removeprefix("codes")
+
 
 Ids = NDArray[np.int64]
+
 
 #: What ``metric`` may be.
 METRICS = ("l2", "inner_product")
@@ -60,13 +382,13 @@ class QuantizeOptions:
     joint : bool
         One codebook for all modalities side by side rather than one for each.
     scaling : {"modality", "none", "l2", "standard"}
-        How modalities are brought to one scale, see ``fuxictr_mm.embeddings.quantization.codebooks.Space``.
+        How modalities are brought to one scale, see ``fuxictr_mm.embeddings.codebooks.Space``.
     fit_items : int
         Fit on a sample of at most so many items; memory is bounded by it.
     seed : int
         Of the sample and of the method.
     steps, batch_size, latent_dim, hidden_units, learning_rate : optional
-        Of ``vqvae`` only, see ``fuxictr_mm.embeddings.quantization.vqvae.fit_vqvae``.
+        Of ``vqvae`` only, see ``fuxictr_mm.embeddings.rqvae.fit_vqvae``.
 
     Raises
     ------
@@ -316,12 +638,11 @@ def _sample(eligible: NDArray[np.bool_], group: Sequence[Modality], options: Qua
 def _fit_method(z: Vectors, options: QuantizeOptions, quiet: bool) -> Fitted:
     levels, codes, seed = options.num_levels, options.codes, options.seed
     if options.method == "vqvae":
-        from fuxictr_mm.embeddings.quantization.vqvae import fit_vqvae
+        from fuxictr_mm.embeddings.rqvae import fit_vqvae
 
         return fit_vqvae(z, levels, codes, seed, quiet=quiet, **options.network_options)
-    from fuxictr_mm.embeddings.quantization import quantizers
 
-    fit = {"vq": quantizers.fit_vq, "rq": quantizers.fit_rq, "pq": quantizers.fit_pq, "opq": quantizers.fit_opq}
+    fit = {"vq": fit_vq, "rq": fit_rq, "pq": fit_pq, "opq": fit_opq}
     return fit[options.method](z, levels, codes, seed)
 
 
@@ -367,8 +688,6 @@ def _write(
 def _neighbors(
     catalogue: JoinedVectors, space: Space, vectors: Vectors, ids: Ids, count: int, metric: str
 ) -> NDArray[np.int64]:
-    from fuxictr_mm.embeddings.quantization.quantizers import nearest_items
-
     center = metric == "l2"  # distances do not depend on it, and small numbers round less
 
     def read() -> Iterator[tuple[Ids, Vectors]]:

@@ -3,20 +3,22 @@
 Importing this package registers them in ``fuxictr.pytorch.layers``.
 """
 
-from fuxictr_mm.layers.augru import AUGRU
+import importlib
+
+from torch import nn
+
+from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
-from fuxictr_mm.layers.contrast_mlp import ContrastiveProduct, ContrastLayer, contrastive_loss
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.hash_attention import HashAttention
-from fuxictr_mm.layers.jagged import Jagged
-from fuxictr_mm.layers.pooling import weighted_sum
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
-from fuxictr_mm.layers.register import register
+from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
-from fuxictr_mm.layers.staircase import StaircaseCrossNetV2
+from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrastive_loss
+from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer
 
@@ -45,5 +47,19 @@ __all__ = [
     "register",
     "weighted_sum",
 ]
+
+
+def register() -> None:
+    """Set each layer of this package as an attribute of ``fuxictr.pytorch.layers``.
+
+    A name that FuxiCTR has already is left alone: its models keep the layer they were written for. Calling it again
+    changes nothing.
+    """
+    fuxictr_layers = importlib.import_module("fuxictr.pytorch.layers")
+    for name in __all__:
+        layer = globals()[name]
+        if isinstance(layer, type) and issubclass(layer, nn.Module) and not hasattr(fuxictr_layers, name):
+            setattr(fuxictr_layers, name, layer)
+
 
 register()

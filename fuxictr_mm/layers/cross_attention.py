@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
-from fuxictr_mm.layers.jagged import Jagged
-from fuxictr_mm.layers.pooling import weighted_sum
+from fuxictr_mm.jagged import Jagged, weighted_sum
 
 
 class DINAttention(nn.Module):

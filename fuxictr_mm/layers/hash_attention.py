@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.layers.jagged import Jagged
-from fuxictr_mm.layers.pooling import weighted_sum
+from fuxictr_mm.jagged import Jagged, weighted_sum
 
 
 class HashAttention(nn.Module):

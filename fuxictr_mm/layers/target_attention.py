@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.layers.jagged import Jagged
-from fuxictr_mm.layers.pooling import weighted_sum
+from fuxictr_mm.jagged import Jagged, weighted_sum
 
 
 class MultiHeadTargetAttention(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.jagged import Jagged
 
 
 @dataclass(frozen=True)

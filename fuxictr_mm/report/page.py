@@ -1,29 +1,200 @@
-"""Puts the page together: sections from records, a template, one file."""
+"""``fuxictr-mm report``: one page about the runs there are."""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fuxictr_mm import __version__
-from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.records.reading import RunRecord
-from fuxictr_mm.report import diagnosis_pictures, run_pictures, settings, text
-from fuxictr_mm.report.gathering import Experiment, Gathered
-from fuxictr_mm.report.leaderboard import Reason, Row, costliest, lead, leaderboard, metrics_of, needed, verdict_of
-from fuxictr_mm.report.picture import Picture
-from fuxictr_mm.report.standing import Standings, stand
+from fuxictr_mm import terminal as text
+from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.config import nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.report import experiments as settings
+from fuxictr_mm.report import figures as diagnosis_pictures
+from fuxictr_mm.report import figures as run_pictures
+from fuxictr_mm.report.experiments import (
+    Ablation,
+    Against,
+    Change,
+    Experiment,
+    Gathered,
+    Standings,
+    average,
+    changes,
+    gather,
+    settings_of,
+    stand,
+)
+from fuxictr_mm.report.figures import Picture, speed_of
+from fuxictr_mm.runs import FALLING, RUN_NAME, RunRecord, find_runs, resolve
+from fuxictr_mm.terminal import decimal, listed, number, plural, printable
+
+#: Metric that experiments are ordered by where they have it.
+FIRST = "AUC"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An experiment in the leaderboard.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment.
+    interval : (float, float) or None
+        95 % interval of its AUC.
+    against : Against or None
+        Its difference to the best; None of the best, and where it is not known.
+    speed : float or None
+        Mean training rows per second.
+    best : bool
+        Whether it leads.
+    """
+
+    experiment: Experiment
+    interval: tuple[float, float] | None
+    against: Against | None
+    speed: float | None
+    best: bool
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "best" if self.best else verdict_of(self.against)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the best is good, in a sentence.
+
+    Parameters
+    ----------
+    text : str
+        The sentence, without its full stop.
+    section : {"ablation", "diagnosis"}
+        Part of the page that shows more.
+    """
+
+    text: str
+    section: str
+
+
+def verdict_of(against: Against | None) -> str:
+    """Return a verdict in a word or two."""
+    if against is None:
+        return "not compared"
+    if against.shown:
+        return "worse" if against.value < 0 else "better"
+    return "no difference shown" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
+
+
+def metrics_of(experiments: Sequence[Experiment], split: str = "valid") -> list[str]:
+    """Return the metrics that any experiment has, AUC first."""
+    names = dict.fromkeys(name for e in experiments for run in e.runs for name in getattr(run, split))
+    known = [name for name in names if any(e.values(name, split) for e in experiments)]
+    return sorted(known, key=lambda name: name != FIRST)
+
+
+def leaderboard(experiments: Sequence[Experiment], standings: Standings) -> list[Row]:
+    """Return a row for each experiment, best first; without a first metric last."""
+    metrics = metrics_of(experiments)
+    sign = -1 if metrics and metrics[0] in FALLING else 1
+
+    def place(experiment: Experiment) -> tuple[bool, float, str]:
+        mean = experiment.mean(metrics[0]) if metrics else None
+        return mean is None, 0.0 if mean is None else -sign * mean, experiment.name
+
+    order = sorted(experiments, key=place)
+    rows = []
+    for place_of, experiment in enumerate(order):
+        against = standings.against(experiment.name, order[0].name) if place_of else None
+        speed = average(speed_of(experiment))
+        rows.append(Row(experiment, standings.interval(experiment.name), against, speed, place_of == 0))
+    return rows
+
+
+def lead(rows: Sequence[Row]) -> list[str]:
+    """Say which experiment is best, and by how much over the next."""
+    metrics = metrics_of([row.experiment for row in rows])
+    if not rows or not metrics:
+        return ["No finished run yet."]
+    first = rows[0]
+    seeds = len(first.experiment.values(metrics[0]))
+    of = f" (mean of {plural(seeds, 'seed')})" if seeds > 1 else ""
+    ends = " to ".join(decimal(end) for end in first.interval or ())
+    within = f", 95 % interval {ends}" if ends else ""
+    told = [
+        f"{first.experiment.name} has the {'lowest' if metrics[0] in FALLING else 'highest'} validation {metrics[0]}: "
+        f"{decimal(first.experiment.mean(metrics[0]))}{of}{within}."
+    ]
+    if len(rows) == 1:
+        return [*told, "There is no other experiment to compare it with."]
+    second = rows[1]
+    if second.against is None:
+        return [*told, f"{second.experiment.name} follows; the two could not be compared."]
+    return [*told, f"Against the next, {second.experiment.name}: {second.against.sentence}."]
+
+
+def needed(rows: Sequence[Row], ablations: Sequence[Ablation], standings: Standings) -> Reason | None:
+    """Say what the best loses most by, among the experiments of its model that are shown to be worse."""
+    if not rows:
+        return None
+    best = rows[0].experiment
+    relatives = [[a.base, *(e for e, _ in a.others)] for a in ablations if a.model == best.newest.model]
+    lost = [
+        (against.value, other)
+        for group in relatives
+        for other in group
+        if other is not best and (against := standings.against(other.name, best.name)) and against.shown
+    ]
+    if not lost or min(lost, key=lambda pair: pair[0])[0] >= 0:
+        return None
+    value, other = min(lost, key=lambda pair: pair[0])
+    told = _changed(changes(settings_of(best), settings_of(other)))
+    return Reason(f"{told} ({other.name}) it loses {decimal(-value, 3)}", "ablation")
+
+
+def _changed(found: Sequence[Change]) -> str:
+    if len(found) == 1 and found[0].gone:
+        return f"Without {', '.join(found[0].gone)}"
+    if len(found) > 2:
+        return f"With {plural(len(found), 'other setting')}"
+    return f"With {' and '.join(f'{printable(c.key)}: {c.text}' for c in found) or 'the same settings'}"
+
+
+def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
+    """Say what costs an experiment most when permuted, None where its diagnosis does not show it."""
+    importance = diagnosis.get("importance")
+    entries = importance.get("groups") if isinstance(importance, Mapping) else None
+    known = [
+        (lost, printable(entry["name"]))
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, Mapping) and "name" in entry
+        if (lost := number(entry.get("auc_lost"))) is not None and lost > max(number(entry.get("noise")) or 0.0, 0.0)
+    ]
+    if not known:
+        return None
+    lost, what = max(known)
+    return Reason(f"Of what {name} reads, {what} costs most when permuted, {decimal(lost, 3)}", "diagnosis")
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+
 #: Experiments whose learning curves are drawn, the best first.
 MOST_CURVES = 24
+
 
 #: Experiments whose diagnosis has pictures, the best first; of the others there are the findings.
 MOST_DIAGNOSED = 6
@@ -205,3 +376,156 @@ def _speed(experiment: Experiment, run: Any) -> dict[str, Any]:
         "seconds_per_epoch": run_pictures.seconds_per_epoch(run),
         "seconds": text.number(run.seconds),
     }
+
+
+EXAMPLES = (
+    "fuxictr-mm report",
+    "fuxictr-mm report DIN_MM_tiny DIN_tiny --out din.html",
+    'fuxictr-mm report --dataset tiny_mm --title "Week 7" --json',
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm report``."""
+    add_examples(parser, *EXAMPLES)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiment id, name of a run, or folder of either (default: all runs)"
+    )
+    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (report.html)")
+    parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Write the page, print its path and what is best."""
+    check_outputs([args.out], [], overwrite=True)
+    check_replaceable(args.out)
+    sections = report(args.names, args.root, args.out, dataset=args.dataset, title=args.title, quiet=args.quiet)
+    told = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
+    notes = sum(len(section.notes) for section in sections)
+    at_end = f" ({plural(notes, 'note')} at its end)" if notes else ""
+    told.append(f"page: {Path(args.out).resolve()}{at_end}")
+    show(args, as_dict(sections, args.out), "\n".join(told))
+
+
+def report(
+    names: Sequence[str | os.PathLike[str]] = (),
+    root: str | os.PathLike[str] = "checkpoints",
+    out: str | os.PathLike[str] = "report.html",
+    *,
+    dataset: str | None = None,
+    title: str | None = None,
+    quiet: bool = True,
+) -> list[DatasetSection]:
+    """Write the page about some runs, or all.
+
+    Parameters
+    ----------
+    names : sequence of str or path
+        Experiment ids, names of runs, or folders; all runs if empty.
+    root : path
+        The ``model_root`` of the runs.
+    out : path
+        The page.
+    dataset : str, optional
+        Keeps runs on this dataset only.
+    title : str, optional
+        Heading.
+    quiet : bool
+        No progress bar.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such run, or none is finished.
+    ConfigError
+        Jinja2 or Matplotlib is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
+    known = find_runs(root)
+    records = _records(resolve(names, root) if names else known, root, dataset)
+    named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
+    sections = []
+    for index, gathered in enumerate(gather(records, named), start=1):
+        sections.append(describe(gathered, index, known, lambda chunks: _progress(chunks, quiet)))
+    if not any(section.rows for section in sections):
+        reasons = "; ".join(note for section in sections for note in section.notes[:1])
+        raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
+    sections.sort(key=lambda section: not section.rows)
+    heading = title or f"Experiments on {listed([section.dataset_id for section in sections])}"
+    page = render(sections, heading)
+    write_beside(out, lambda stream: stream.write(page.encode("utf-8", errors="replace")))
+    return sections
+
+
+def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what the page says of the leaderboards, for JSON."""
+    datasets = []
+    for section in sections:
+        experiments = [
+            {
+                "name": row.experiment.name,
+                "model": row.experiment.newest.model,
+                "runs": [run.run for run in row.experiment.runs],
+                "valid": {name: row.experiment.mean(name) for name in section.metrics},
+                "test": {name: row.experiment.mean(name, "test") for name in section.test_metrics},
+                "interval": row.interval,
+                "difference": None
+                if row.against is None
+                else {name: getattr(row.against, name) for name in ("value", "low", "high", "shown", "sentence")},
+                "verdict": row.verdict,
+            }
+            for row in section.rows
+        ]
+        datasets.append(
+            {
+                "dataset_id": section.dataset_id,
+                "summary": section.sentences,
+                "experiments": experiments,
+                "notes": section.notes,
+            }
+        )
+    return {"page": str(Path(out).resolve()), "datasets": datasets}
+
+
+def check_replaceable(out: str | os.PathLike[str]) -> None:
+    """Refuse to write over anything but a page, or nothing.
+
+    Raises
+    ------
+    ConfigError
+        There is another file.
+    """
+    path = Path(out)
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as stream:
+        start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start.startswith((b"<!doctype html", b"<html")):
+        raise ConfigError(f"{out}: exists and is no HTML page; choose another name, such as report.html")
+
+
+def _records(everything: Sequence[RunRecord], root: str | os.PathLike[str], dataset: str | None) -> list[RunRecord]:
+    if not everything:
+        raise MissingFileError(
+            f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"
+        )
+    records = [record for record in everything if dataset in (None, record.dataset_id)]
+    if not records:
+        known = sorted({record.dataset_id for record in everything})
+        raise MissingFileError(
+            f"--dataset: no run on '{dataset}'{nearest(dataset, known)} (there are runs on: {', '.join(known)})"
+        )
+    return sorted(records, key=lambda record: (record.started_at, record.run), reverse=True)
+
+
+def _progress(chunks: Any, quiet: bool) -> Iterable[int]:
+    from tqdm import tqdm
+
+    return tqdm(chunks, desc="draws of users", leave=False, disable=quiet or not sys.stderr.isatty())

@@ -16,14 +16,13 @@ import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 
-from fuxictr_mm.data.views import num_rows
+from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
-from fuxictr_mm.signals import collect_signals
-from fuxictr_mm.torchrun import is_main
+from fuxictr_mm.runtime import collect_signals, is_main
+from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.observer import Observer
-from fuxictr_mm.training.progress import progress_bar
-from fuxictr_mm.training.snapshots import Progress, Snapshots
+from fuxictr_mm.training.callbacks import Observer
+from fuxictr_mm.training.resume import Progress, Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +331,7 @@ def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) ->
 
 def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
     """Return metrics of scored rows, and log them."""
-    from fuxictr_mm.evaluation.metrics import evaluate_metrics
+    from fuxictr_mm.metrics import evaluate_metrics
 
     result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
     logger.info("[Metrics] " + " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))

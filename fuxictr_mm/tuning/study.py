@@ -1,16 +1,8 @@
-"""Random search and TPE on an Optuna study that several processes or machines share.
-
-Trial n of the study is point n of the search, for good. A process takes a trial by its lock file, which keeps others on
-the same folder away, and by turning it from waiting to running in the database, which keeps away those elsewhere. A
-trial whose process is gone goes back to waiting: the next one to take it finds its point and goes on with it under the
-same experiment id. So no point is lost, and none is run twice. A process is known to be gone
-
-- on the same machine and folder: at once, the lock being free; a child that outlives its tuner holds it too;
-- elsewhere: when the beat that it writes every ``BEAT_SECONDS`` has not changed for ``STALE_SECONDS`` of our own clock.
-"""
+"""From a tuner YAML to a folder of experiments, one per point of the grid."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +19,74 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import write_beside, write_entries
 from fuxictr_mm.locks import locked, try_lock
-from fuxictr_mm.tuning.config_folder import write_entries
-from fuxictr_mm.tuning.evaluations import read_evaluations
-from fuxictr_mm.tuning.run import common_args, run_trials
-from fuxictr_mm.tuning.space import Drawing, Point, check_points, number_of_points
-from fuxictr_mm.tuning.trial import Trial, TrialResult, monitored
-from fuxictr_mm.tuning.tuner_file import Tuner
+from fuxictr_mm.runs import read_evaluations
+from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, monitored, run_trials
+from fuxictr_mm.tuning.tuner_file import Drawing, Point, Tuner, check_points, number_of_points, read_tuner
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
+
+def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
+    """Write the experiments of a grid as a configuration folder named after the tuner YAML.
+
+    Parameters
+    ----------
+    tuner_yaml : Path
+        As for ``read_tuner``: in ``tuner_space`` lists are the grid, scalars replace one value.
+    model_zoo : Path, optional
+        A folder of model files to search first.
+
+    Returns
+    -------
+    Path
+        Folder with ``model_config.yaml`` (experiments ``BASE_001_<hash>`` ...) and ``dataset_config.yaml``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        Anything that is wrong with the file, or it asks for another search.
+    """
+    tuner = read_tuner(tuner_yaml, model_zoo)
+    if tuner.search != "grid":
+        raise ConfigError(f"{tuner_yaml}: search is {tuner.search}, expected grid; only a grid can be enumerated")
+    space = {key: values for key, values in tuner.space.items() if isinstance(values, list)}
+    in_dataset = tuner.dataset_keys
+
+    datasets = {}
+    for combination in _combinations(tuner.dataset, {key: space[key] for key in space if key in in_dataset}):
+        datasets[f"{tuner.dataset_id}_{config_hash(combination)[:8]}"] = combination
+    if len(datasets) == 1:
+        datasets = {tuner.dataset_id: next(iter(datasets.values()))}
+    models = _combinations(tuner.model, {key: space[key] for key in space if key not in in_dataset})
+    experiments = {}
+    for number, (settings, (used_id, data)) in enumerate(itertools.product(models, datasets.items()), start=1):
+        entry = {**settings, "dataset_id": used_id}
+        experiments[f"{tuner.name}_{number:03d}_{config_hash({**entry, **data})[:8]}"] = entry
+
+    write_entries(tuner.folder / "dataset_config.yaml", datasets, tuner.path)
+    write_entries(tuner.folder / "model_config.yaml", experiments, tuner.path)
+    return tuner.folder
+
+
+def _combinations(base: Mapping[str, Any], space: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    grid = {**{key: [value] for key, value in base.items()}, **space}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
 BEAT_SECONDS = 20.0
+
+
 STALE_SECONDS = 180.0
+
+
 LOOK_SECONDS = 1.0  # between looks at the database for a trial to take, and at the record of one that runs
+
+
 IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings is estimated
 
 

@@ -12,7 +12,7 @@ import yaml
 from benchmarks import embedding_strategies
 from benchmarks.embedding_strategies import STRATEGIES
 from benchmarks.strategy_files import find_source
-from fuxictr_mm.data.synthetic import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import read_params, run_experiment
 

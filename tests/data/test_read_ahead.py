@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from fuxictr_mm.data.read_ahead import ReadAhead
+from fuxictr_mm.data.loaders import ReadAhead
 
 
 def test_items_come_in_order_and_are_made_only_a_little_ahead():

@@ -3,9 +3,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxictr_mm.data import residency
+from fuxictr_mm.data import loaders as residency
 from fuxictr_mm.data.interactions import InteractionFiles, concatenate
-from fuxictr_mm.data.residency import choose_resident, estimate_bytes, free_memory
+from fuxictr_mm.data.loaders import choose_resident, estimate_bytes, free_memory
 from fuxictr_mm.data.schema import Feature
 
 CPU = torch.device("cpu")

@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm import experiment
-from fuxictr_mm.data import decoding, parquet, streaming
+from fuxictr_mm.data import loaders as streaming
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data import parquet as decoding
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
-from fuxictr_mm.data.loaders import ResidentLoader, Share
+from fuxictr_mm.data.loaders import ResidentLoader, Share, StreamingLoader
 from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.snapshots import Snapshots
+from fuxictr_mm.training.resume import Snapshots
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [
@@ -389,7 +390,7 @@ def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
 def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, monkeypatch, caplog):
     _, params, model_class = run(tmp_path, epochs=1)
     scores = experiment.predict_test(params, model_class)
-    monkeypatch.setattr("fuxictr_mm.data.residency.free_memory", lambda device: 1000)
+    monkeypatch.setattr("fuxictr_mm.data.loaders.free_memory", lambda device: 1000)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 300)
     with caplog.at_level(logging.INFO):
         np.testing.assert_array_equal(experiment.predict_test(params, model_class), scores)
@@ -408,7 +409,7 @@ def test_a_snapshot_belongs_to_a_run_that_was_streamed_or_was_not(tmp_path, monk
 
     monkeypatch.setattr(loop, "fit", stop)
     for free in (10**9, 1000):
-        monkeypatch.setattr("fuxictr_mm.data.residency.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("fuxictr_mm.data.loaders.free_memory", lambda device, free=free: free)
         for resident in ("auto", free > 1000):
             with pytest.raises(Killed):
                 run(tmp_path, resident=resident)

@@ -9,9 +9,9 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
-from fuxictr_mm.data import synthetic_files
-from fuxictr_mm.data.synthetic import PRESETS, SyntheticSpec, add_arguments, generate, main_from_args
-from fuxictr_mm.data.synthetic_world import World
+from fuxictr_mm.data.synthetic import writer as synthetic_files
+from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec, add_arguments, generate, main_from_args
+from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.errors import ConfigError, DataError
 
 TINY = PRESETS["tiny"]

@@ -5,9 +5,9 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 
+from fuxictr_mm.data.batch import challenge_view, flat_view, make_view
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import ResidentLoader
-from fuxictr_mm.data.views import challenge_view, flat_view, make_view
 
 NUM_ROWS, NUM_ITEMS, WIDTH = 23, 30, 12
 COLUMNS = [

@@ -40,8 +40,7 @@ def reader(tmp_path, monkeypatch):
 
 def check_features(columns, where):
     """Check entries of feature_cols as a dataset of them would be."""
-    from fuxictr_mm.checking import check_types
-    from fuxictr_mm.config import FEATURE_KEYS
+    from fuxictr_mm.config import FEATURE_KEYS, check_types
 
     for column in columns:
         assert not check_types(column, FEATURE_KEYS, where)
@@ -50,8 +49,7 @@ def check_features(columns, where):
 @pytest.mark.parametrize("fence", YAML, ids=name_of)
 def test_yaml(fence, reader):
     """Every key is one that is known where it stands, and every value is of its type."""
-    from fuxictr_mm.checking import check_types
-    from fuxictr_mm.config import DATASET_KEYS, EXPERIMENT_KEYS, load_config
+    from fuxictr_mm.config import DATASET_KEYS, EXPERIMENT_KEYS, check_types, load_config
     from fuxictr_mm.tuning.tuner_file import STUDY_KEYS, read_tuner
 
     where = name_of(fence)

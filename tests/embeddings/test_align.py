@@ -9,13 +9,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxictr_mm.data.synthetic import SyntheticSpec, generate
-from fuxictr_mm.data.synthetic_world import World
-from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main_from_args, write_aligned
-from fuxictr_mm.embeddings.alignment.contrastive import AlignmentHead, NeighborPairs, Training, info_nce, start_matrix
-from fuxictr_mm.embeddings.alignment.head import Alignment
-from fuxictr_mm.embeddings.alignment.swing import Neighbors
-from fuxictr_mm.embeddings.store import Source, load_vectors
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.embeddings.align import (
+    Alignment,
+    AlignmentHead,
+    AlignOptions,
+    NeighborPairs,
+    Training,
+    add_arguments,
+    align,
+    info_nce,
+    main_from_args,
+    start_matrix,
+    write_aligned,
+)
+from fuxictr_mm.embeddings.item_files import Source, load_vectors
+from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 ALIGNED = "item_emb_aligned"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fuxictr_mm.embeddings.quantization import quantizers
-from fuxictr_mm.embeddings.quantization.codebooks import (
+from fuxictr_mm.embeddings import quantize as quantizers
+from fuxictr_mm.embeddings.codebooks import (
     Codebook,
     Fitted,
     Layer,

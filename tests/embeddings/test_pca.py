@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.embeddings.reduction.pca import Moments, fit_in_memory
+from fuxictr_mm.embeddings.reduce import Moments, fit_in_memory
 
 
 def by_svd(vectors, deviations=None):

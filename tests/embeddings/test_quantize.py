@@ -11,9 +11,9 @@ import yaml
 
 from fuxictr_mm import experiment
 from fuxictr_mm.cli import main
-from fuxictr_mm.embeddings.quantization.codebooks import load_codebooks
+from fuxictr_mm.embeddings.codebooks import load_codebooks
+from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, quantize, yaml_lines
-from fuxictr_mm.embeddings.store import Source
 from fuxictr_mm.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]

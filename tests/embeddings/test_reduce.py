@@ -10,12 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fuxictr_mm.embeddings.reduce import reduce_vectors
-from fuxictr_mm.embeddings.reduction import fit as reducer_fit
-from fuxictr_mm.embeddings.reduction.reducer import Reducer
-from fuxictr_mm.embeddings.reduction.report import format_report, summarize, yaml_lines
-from fuxictr_mm.embeddings.saved import checksum
-from fuxictr_mm.embeddings.store import JoinedVectors, Source, load_vectors
+from fuxictr_mm.embeddings import reduce as reducer_fit
+from fuxictr_mm.embeddings.item_files import JoinedVectors, Source, checksum, load_vectors
+from fuxictr_mm.embeddings.reduce import Reducer, format_report, reduce_vectors, summarize, yaml_lines
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
 TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
@@ -367,7 +364,7 @@ def test_nothing_is_overwritten_or_left_half_written(sources, tmp_path, monkeypa
 
 
 def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
-    monkeypatch.setattr("fuxictr_mm.embeddings.store.CHUNK_ROWS", 1024)
+    monkeypatch.setattr("fuxictr_mm.embeddings.item_files.CHUNK_ROWS", 1024)
     monkeypatch.setattr(reducer_fit, "CHUNK_BYTES", 1 << 19)
     peaks = {}
     for items in (4096, 32768):

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.embeddings.item_file import ItemFileWriter, code_type, vector_type
-from fuxictr_mm.embeddings.store import JoinedVectors, Source, load_vectors, read_vectors
+from fuxictr_mm.embeddings.item_files import (
+    ItemFileWriter,
+    JoinedVectors,
+    Source,
+    code_type,
+    load_vectors,
+    read_vectors,
+    vector_type,
+)
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
 
@@ -164,7 +171,7 @@ def test_what_is_written_is_an_item_file(tmp_path):
 
 
 def test_many_small_writes_make_few_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("fuxictr_mm.embeddings.item_file.CHUNK_ROWS", 10)
+    monkeypatch.setattr("fuxictr_mm.embeddings.item_files.CHUNK_ROWS", 10)
     with ItemFileWriter(tmp_path / "a.parquet", {"n": pa.int64()}) as writer:
         for i in range(1, 25):
             writer.write([i], {"n": [i]})

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data.synthetic import SyntheticSpec, generate
-from fuxictr_mm.data.synthetic_world import World
-from fuxictr_mm.embeddings.alignment import swing as module
-from fuxictr_mm.embeddings.alignment.clicks import Clicks
-from fuxictr_mm.embeddings.alignment.swing import Neighbors, swing
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.embeddings import swing as module
+from fuxictr_mm.embeddings.swing import Clicks, Neighbors, swing
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 
@@ -137,7 +136,7 @@ def test_clicks_are_histories_and_positive_targets_each_once(tmp_path):
 
 
 def test_clicks_merged_in_parts_are_the_same(tmp_path, monkeypatch):
-    from fuxictr_mm.embeddings.alignment import clicks as clicks_module
+    from fuxictr_mm.embeddings import swing as clicks_module
 
     path = write_train(tmp_path / "train.parquet")
     whole = Clicks.read(path)

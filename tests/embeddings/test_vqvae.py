@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fuxictr_mm.embeddings.quantization.codebooks import Codebook, Modality, Space, load_codebooks, save_codebooks
-from fuxictr_mm.embeddings.quantization.vqvae import ResidualVQVAE, fit_vqvae
+from fuxictr_mm.embeddings.codebooks import Codebook, Modality, Space, load_codebooks, save_codebooks
+from fuxictr_mm.embeddings.rqvae import ResidualVQVAE, fit_vqvae
 from fuxictr_mm.errors import ConfigError, UserError
 
 

@@ -15,8 +15,14 @@ from torch.nn import functional as F
 from fuxictr_mm import cli
 from fuxictr_mm.data.loaders import ResidentLoader, gather
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
-from fuxictr_mm.evaluation.influence_report import rank_rows, summarize
+from fuxictr_mm.evaluation.influence import (
+    Checkpoint,
+    find_last_layer,
+    influence_on_validation,
+    last_layer_inputs,
+    rank_rows,
+    summarize,
+)
 
 pytest.importorskip("captum")
 
@@ -233,7 +239,7 @@ def test_training_is_that_of_run_expid(tmp_path, build):
     """The metrics before are those of the experiment; its own weights serve as checkpoint."""
     from fuxictr_mm import experiment
     from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.evaluation.influence_training import train_keeping_checkpoints
+    from fuxictr_mm.evaluation.influence import train_keeping_checkpoints
 
     settings = {"model_root": str(tmp_path), "verbose": 0, "epochs": 2, "test_data": None}
     params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
@@ -274,7 +280,7 @@ def test_bad_input_is_one_line(options, message, capsys, monkeypatch, tmp_path):
 def test_streamed_rows_are_ranked_but_not_dropped(tmp_path, monkeypatch, capsys, build):
     from fuxictr_mm import experiment
     from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence
+    from fuxictr_mm.evaluation.influence import number_of_worst, rank_by_influence
 
     model, _ = build("DIN_MM_tiny")
     model.save_weights(tmp_path / "x.model")

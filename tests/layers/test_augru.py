@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fuxictr_mm.layers import AUGRU, Jagged
-from fuxictr_mm.layers.augru import Steps
+from fuxictr_mm.layers.recurrent import Steps
 
 
 @settings(max_examples=30, deadline=None)

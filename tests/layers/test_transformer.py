@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
-from fuxictr_mm.layers.slots import last_items, padding_items
-from fuxictr_mm.layers.staircase import Span, block_linear, input_blocks, merge_spans, square_blocks
+from fuxictr_mm.layers.structured_zeros import (
+    Span,
+    block_linear,
+    input_blocks,
+    last_items,
+    merge_spans,
+    padding_items,
+    square_blocks,
+)
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.layers.jagged import Jagged
+from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import load_model_class
 
 ZOO = Path(__file__).resolve().parents[2] / "model_zoo"

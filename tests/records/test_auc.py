@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs, delong_variance, draw_users
+from fuxictr_mm.evaluation.significance import RankedRows, bootstrap_aucs, delong_variance, draw_users
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), st.integers(0, 3)), min_size=2, max_size=12
@@ -79,7 +79,7 @@ def test_bootstrap_is_that_of_repeated_rows(monkeypatch):
         [roc_auc_score(np.repeat(label, column), np.repeat(score, column)) for column in times.T] for score in scores
     ]
     np.testing.assert_allclose(bootstrap_aucs(runs, user, 20, seed=5), expected)
-    monkeypatch.setattr("fuxictr_mm.records.auc.CHUNK", 60 * 7)
+    monkeypatch.setattr("fuxictr_mm.evaluation.significance.CHUNK", 60 * 7)
     in_chunks = bootstrap_aucs(runs, user, 20, seed=5)
     assert in_chunks.shape == (2, 20)
     np.testing.assert_allclose(in_chunks[:, :7], bootstrap_aucs(runs, user, 7, seed=5))

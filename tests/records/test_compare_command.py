@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.records.compare_command import as_dict, compare
-from fuxictr_mm.records.reading import find_runs
+from fuxictr_mm.evaluation.compare import as_dict, compare
+from fuxictr_mm.runs import find_runs
 
 
 def show(capsys, *arguments):

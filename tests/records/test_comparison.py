@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fuxictr_mm.records.auc import RankedRows, bootstrap_aucs, delong_variance
-from fuxictr_mm.records.comparison import Side, difference, fixed, holm, pool, verdict
+from fuxictr_mm.evaluation.significance import (
+    RankedRows,
+    Side,
+    bootstrap_aucs,
+    delong_variance,
+    difference,
+    fixed,
+    holm,
+    pool,
+    verdict,
+)
 
 
 def sides(world, scores, other_seeds=((), ()), configurations=("a", "b"), samples=200):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from fuxictr_mm import runs as environment
+from fuxictr_mm import runs as folder
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.metrics import evaluate_metrics
-from fuxictr_mm.records import environment, folder
-from fuxictr_mm.records.folder import RunFolder
-from fuxictr_mm.records.reading import find_runs
-from fuxictr_mm.yaml_file import load_yaml
+from fuxictr_mm.files import load_yaml
+from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm.runs import RunFolder, find_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 

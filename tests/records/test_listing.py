@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.records.reading import find_runs
+from fuxictr_mm.runs import find_runs
 
 
 def show(capsys, *arguments):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.records.reading import find_runs, read_lines, read_run, resolve
+from fuxictr_mm.runs import find_runs, read_lines, read_run, resolve
 
 
 @pytest.fixture
@@ -117,9 +117,7 @@ def test_damaged_predictions_and_lines(copy):
 
 
 def test_reading_does_without_torch():
-    code = (
-        "import sys, fuxictr_mm.records.listing, fuxictr_mm.records.compare_command; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, fuxictr_mm.runs, fuxictr_mm.evaluation.compare; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,13 +17,12 @@ pytest.importorskip("matplotlib")
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.records.compare_command import compare
-from fuxictr_mm.records.reading import find_runs
-from fuxictr_mm.report.command import as_dict, report
-from fuxictr_mm.report.diagnosis_pictures import SECTIONS
-from fuxictr_mm.report.gathering import gather
-from fuxictr_mm.report.standing import stand
-from fuxictr_mm.report.text import printable
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.report.experiments import gather, stand
+from fuxictr_mm.report.figures import SECTIONS
+from fuxictr_mm.report.page import as_dict, report
+from fuxictr_mm.runs import find_runs
+from fuxictr_mm.terminal import printable
 
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 

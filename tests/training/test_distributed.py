@@ -13,7 +13,7 @@ from torch import nn
 from fuxictr_mm import experiment
 from fuxictr_mm.data.loaders import ResidentLoader
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.sync_batch_norm import replace_batch_norm
+from fuxictr_mm.training.distributed import replace_batch_norm
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,8 @@ import pytest
 
 from fuxictr_mm import experiment
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training import events, loop
+from fuxictr_mm.training import callbacks as events
+from fuxictr_mm.training import loop
 
 
 def read(folder):
@@ -18,7 +19,7 @@ def read(folder):
 
 
 def fit(build, tmp_path, epochs, steps_killed=None, resume=False):
-    from fuxictr_mm.training.snapshots import Snapshots
+    from fuxictr_mm.training.resume import Snapshots
 
     model, dataset = build("DIN_MM_tiny", batch_size=1000, eval_steps=8)
     params = {"max_len": 20, "gpu": -1, "batch_size": 1000, "seed": 3}

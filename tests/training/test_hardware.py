@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fuxictr_mm import experiment
-from fuxictr_mm.training.hardware import keep_freed_memory, set_precision
+from fuxictr_mm.runtime import keep_freed_memory, set_precision
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optimizers import clip_gradients, make_optimizer
+from fuxictr_mm.training.optim import clip_gradients, make_optimizer
 
 
 @pytest.mark.parametrize(

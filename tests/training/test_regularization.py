@@ -8,7 +8,7 @@ from fuxictr.pytorch.models import BaseModel
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.regularization import Penalty, parse_regularizer
+from fuxictr_mm.training.optim import Penalty, parse_regularizer
 
 
 class Model(BaseModel):

@@ -14,7 +14,7 @@ import torch
 from fuxictr_mm import experiment
 from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.snapshots import Progress, Snapshots
+from fuxictr_mm.training.resume import Progress, Snapshots
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fuxictr_mm import tuning
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning import run_study, run_tuner, study
-from fuxictr_mm.tuning.evaluations import read_evaluations
-from fuxictr_mm.tuning.space import Drawing, Range, check_points, number_of_points, point_key, read_range
+from fuxictr_mm.tuning.tuner_file import Drawing, Range, check_points, number_of_points, point_key, read_range
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).resolve().parents[2]

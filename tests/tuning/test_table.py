@@ -1,7 +1,6 @@
 """What the terminal shows of a search, and what the file keeps."""
 
-from fuxictr_mm.tuning.table import format_table, report
-from fuxictr_mm.tuning.trial import TrialResult
+from fuxictr_mm.tuning.runner import TrialResult, format_table, report
 
 
 def results():

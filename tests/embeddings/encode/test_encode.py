@@ -18,8 +18,7 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.encode import encode_images, encode_texts
-from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
-from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 
 TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
@@ -124,7 +123,7 @@ class Stop(Exception):
 
 def stop_after(monkeypatch, chunks: int, error: type[BaseException] = Stop) -> None:
     """Let an encoding end after so many chunks."""
-    from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
+    from fuxictr_mm.embeddings.encode import ChunkStore
 
     save = ChunkStore.save
 
@@ -156,7 +155,7 @@ def test_finished_chunks_are_not_encoded_again(tiny, items, tmp_path, monkeypatc
 @pytest.mark.parametrize("place", ["file", "rename", "report", "chunks", "half of the chunks"])
 def test_a_run_stopped_after_the_last_chunk_ends_without_encoding_again(tiny, items, tmp_path, monkeypatch, place):
     from fuxictr_mm.embeddings import encode as module
-    from fuxictr_mm.embeddings.encoding.chunks import ChunkStore
+    from fuxictr_mm.embeddings.encode import ChunkStore
 
     out, report = tmp_path / "out.parquet", tmp_path / "report.json"
     options = {"model": tiny("bert"), "column": "v", "chunk_rows": 2, "batch_size": 2, "verbose": 0}

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fuxictr_mm.embeddings.encoding.image_decoding import BrokenImage, decode_image
-from fuxictr_mm.embeddings.encoding.image_encoder import ImageEncoder
+from fuxictr_mm.embeddings.encoders import BrokenImage, ImageEncoder, decode_image
 from fuxictr_mm.errors import ConfigError, DataError
 
 SIZES = [(40, 30), (32, 32), (1, 1), (3, 50), (64, 9)]

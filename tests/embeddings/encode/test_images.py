@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fuxictr_mm.embeddings.encoding import images as module
-from fuxictr_mm.embeddings.encoding.image_decoding import BrokenImage
-from fuxictr_mm.embeddings.encoding.images import open_images
+from fuxictr_mm.embeddings import encode as module
+from fuxictr_mm.embeddings.encode import open_images
+from fuxictr_mm.embeddings.encoders import BrokenImage
 from fuxictr_mm.errors import DataError, MissingFileError
 
 FILES = {"7.jpg": b"seven", "sub/3.PNG": b"three", "12.webp": b"", "readme.txt": b"x", "0.jpg": b"0", "a9.jpg": b"9"}

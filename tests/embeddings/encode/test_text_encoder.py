@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fuxictr_mm.embeddings.encoding.text_encoder import TextEncoder
+from fuxictr_mm.embeddings.encoders import TextEncoder
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 TEXTS = ["a fox", "the lazy dog runs over the big red fox", "heat", "zebra", "toy story", "the", "dog dog dog dog dog"]

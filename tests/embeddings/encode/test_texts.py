@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.embeddings.encoding.texts import ItemTexts, parse_template
+from fuxictr_mm.embeddings.encode import ItemTexts, parse_template
 from fuxictr_mm.errors import ConfigError, DataError
 
 

@@ -1,0 +1,152 @@
+"""Models written for FuxiCTR or for the challenge: what they need before they may run here.
+
+Their base class evaluates texts of the configuration as Python, unpickles weights and overwrites checkpoints in place;
+some files were written for an older FuxiCTR, or for data without vectors. Each of these is met here, once, so that
+their files need no edit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
+from fuxictr.pytorch.models import BaseModel
+from torch import Tensor, nn
+
+from fuxictr_mm.config import nearest
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.runtime import is_main
+from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
+from fuxictr_mm.training.optim import optimizer_class, parse_regularizer
+
+logger = logging.getLogger(__name__)
+
+#: FuxiCTR's names of the binary cross-entropy, and the losses of torch that take a prediction and a label of one shape.
+#: A fixed list, because FuxiCTR evaluates any other text as Python.
+LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+#: What FuxiCTR's own loop calls and ours does not.
+NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict")
+
+
+def is_foreign(model_class: type) -> bool:
+    """Whether a class is no MultimodalModel."""
+    return not issubclass(model_class, MultimodalModel)
+
+
+def check_params(model_class: type, params: Mapping[str, Any]) -> None:
+    """Refuse settings that FuxiCTR would evaluate as Python or ignore without a word.
+
+    Raises
+    ------
+    ConfigError
+        A loss or optimizer that does not exist; vectors that should train, which only a MultimodalModel can do.
+    """
+    if params["loss"] not in LOSSES:
+        known = ", ".join(LOSSES)
+        raise ConfigError(f"loss: there is no '{params['loss']}'{nearest(params['loss'], LOSSES)} (there are: {known})")
+    optimizer_class(params["optimizer"])
+    for key in ("embedding_regularizer", "net_regularizer"):
+        parse_regularizer(params.get(key), key)
+    if params.get("precision") == "bf16":
+        raise ConfigError(f"precision is bf16, but {model_class.__name__} is no MultimodalModel; fp32 and tf32 work")
+    for column in [*params["feature_cols"], *(params.get("feature_specs") or [])]:
+        if column.get("freeze_emb") is False:
+            raise ConfigError(
+                f"feature '{column['name']}': freeze_emb is False, but {model_class.__name__} is no MultimodalModel "
+                "and gets the stored vectors as they are; leave it out"
+            )
+
+
+def make_safe(model: Any, view: str = "flat") -> None:
+    """Make a model of FuxiCTR's fit to be trained here, on batches of a view.
+
+    Its weights are written and read as ours are, beside and renamed, without unpickling. Stored vectors get the weight
+    that its linear terms lack, and its embedding takes the arguments of older versions. A first batch that it cannot
+    score is an error of one line. What it redefines in vain is said in the log.
+    """
+
+    def save_weights(checkpoint: str) -> None:
+        if is_main():  # a model that decides itself when to save knows of no other processes
+            save_state_dict(model.state_dict(), checkpoint)
+
+    model.save_weights = save_weights
+    model.load_weights = partial(load_state_dict, model)
+    model.forward = partial(_first_forward, model, view)
+    _weigh_vectors_in_linear_terms(model)
+    _take_older_arguments(model)
+    if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
+        model.train_step = partial(_train_by_loss_of_batch, model)
+    for name in NOT_CALLED:
+        if getattr(type(model), name) is not getattr(BaseModel, name):
+            logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
+
+
+def _first_forward(model: Any, view: str, inputs: Any) -> Any:
+    """Score the first batch; afterwards the model's own ``forward`` is called."""
+    del model.forward
+    try:
+        return model.forward(inputs)
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model file raises on a batch of another form
+        name = type(model).__name__
+        if view == "challenge":
+            other = "does it take one dict of columns? set batch_view: flat"
+        else:
+            other = "does it take a tuple of three? set batch_view: challenge"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}; "
+            "--debug shows where it stopped"
+        ) from error
+
+
+def _weigh_vectors_in_linear_terms(model: Any) -> None:
+    """Map stored vectors to the one number that a linear term sums.
+
+    FuxiCTR's ``LogisticRegression`` embeds every field with one number, but leaves a field of ``type: embedding`` as
+    wide as it is stored: DeepFM, xDeepFM, FiBiNET and whatever else has a linear term stops at the first batch.
+    """
+    for tables in [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict)]:
+        for name in tables.embedding_layers:
+            spec = tables._feature_map.features[name]
+            # Everywhere else FuxiCTR joins stored and seen width by an encoder.
+            if spec["type"] == "embedding" and name not in tables.feature_encoders:
+                weights = nn.Linear(spec["pretrain_dim"], 1, bias=False)
+                nn.init.xavier_normal_(weights.weight)
+                tables.feature_encoders[name] = weights.to(model.device)
+                model.optimizer.add_param_group({"params": list(weights.parameters())})
+
+
+def _take_older_arguments(model: nn.Module) -> None:
+    """Let FuxiCTR's embedding take ``dynamic_emb_dim``, the older word for fields side by side, ``flatten_emb``."""
+    methods = ((FeatureEmbedding, "forward"), (FeatureEmbeddingDict, "dict2tensor"))
+    for module in model.modules():
+        for kind, name in methods:
+            if type(module) is kind and "dynamic_emb_dim" not in inspect.signature(getattr(kind, name)).parameters:
+                setattr(module, name, partial(_call_with_older_arguments, getattr(module, name)))
+
+
+def _call_with_older_arguments(
+    call: Callable[..., Any], *arguments: Any, dynamic_emb_dim: bool = False, **named: Any
+) -> Any:
+    if dynamic_emb_dim:
+        named["flatten_emb"] = True
+    return call(*arguments, **named)
+
+
+def _train_by_loss_of_batch(model: Any, batch: Any) -> Tensor:
+    """Take a step of a model whose ``add_loss`` takes the batch and calls ``forward`` itself, as older ones do."""
+    model.optimizer.zero_grad()
+    loss = model.add_loss(batch) + model.regularization_loss()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), model._max_gradient_norm)
+    model.optimizer.step()
+    return loss

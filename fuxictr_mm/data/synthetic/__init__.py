@@ -1,0 +1,1 @@
+"""Synthetic datasets in the challenge's layout."""

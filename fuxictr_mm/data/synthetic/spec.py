@@ -1,0 +1,192 @@
+"""Synthetic data in the layout of MicroLens_1M_x1: what there is to choose, and the command `fuxictr-mm synth`.
+
+The world itself is in `synthetic_world`, the files in `synthetic_files`; both are imported only when data is made, so
+that reading the options stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError
+
+MAX_TAGS = 5
+
+
+def _option(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticSpec:
+    """Every number of a synthetic dataset. The defaults are the preset `tiny`.
+
+    Raises
+    ------
+    ConfigError
+        At construction, in one line, for the first number that makes no dataset.
+
+    Examples
+    --------
+    >>> SyntheticSpec(items=500).embedding_name
+    'item_emb_d16'
+    """
+
+    users: int = _option(2000, "users, with ids from 1")
+    items: int = _option(1000, "items, with ids from 1; row 0 is padding and not counted")
+    tags: int = _option(200, "size of the tag vocabulary, the padding 0 counted")
+    topics: int = _option(8, "latent topics: one half shows in the text only, the other in the image only")
+    train_rows: int = _option(16000, "rows of train.parquet")
+    valid_rows: int = _option(3000, "rows of valid.parquet")
+    test_rows: int = _option(3000, "rows of test.parquet")
+    seq_len: int = _option(20, "width of item_seq: the most recent ids that a row may show")
+    history_mean: float = _option(10.0, "mean number of items that a user liked; train rows show half to all of them")
+    history_shape: float = _option(1.2, "shape of the gamma law of history lengths: smaller is more skewed")
+    history_candidates: int = _option(24, "items that a user compares before liking one of them")
+    history_preference: float = _option(4.0, "how strongly the taste decides among them; 0 is pure popularity")
+    text_dim: int = _option(32, "width of txt_emb_BERT")
+    image_dim: int = _option(48, "width of img_emb_CLIPRN50")
+    emb_dim: int = _option(16, "width D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
+    text_noise: float = _option(0.2, "deviation of the noise on a text value, the deviation of a topic being 1")
+    image_noise: float = _option(0.2, "deviation of the noise on an image value, the deviation of a topic being 1")
+    text_scale: float = _option(1.0, "factor on all text values")
+    image_scale: float = _option(10.0, "factor on all image values; unequal scales are what makes v3 a poor fusion")
+    text_effect: float = _option(1.4, "logit per deviation of taste times text topics")
+    image_effect: float = _option(1.4, "logit per deviation of taste times image topics")
+    popularity_effect: float = _option(0.5, "logit per deviation of an item's popularity")
+    context_effect: float = _option(0.3, "logit per deviation of likes_level, and of views_level")
+    bias: float = _option(-0.5, "logit of an average pair of user and item")
+    topic_sharpness: float = _option(3.0, "how much of an item's mixture its main topic takes; 0 gives equal shares")
+    zipf_exponent: float = _option(0.8, "how fast the exposure of items falls with their rank in popularity")
+    popular_share: float = _option(0.5, "share of targets drawn by popularity; the rest are drawn evenly")
+    cold_items: float = _option(0.3, "share of items that no history and no training row shows")
+    cold_share: float = _option(0.4, "share of valid and test rows whose target is such an item")
+    tag_signal: float = _option(0.1, "share of tags that tell one of the item's main topics; the rest tell nothing")
+    seed: int = _option(7, "same seed, same bytes")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._require(field.name, math.isfinite(getattr(self, field.name)), "a finite number")
+        for name in ("users", "train_rows", "valid_rows", "test_rows", "seq_len", "history_candidates"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("items", self.items >= 10, "at least 10")
+        self._require("topics", self.topics >= 4 and self.topics % 2 == 0, "an even number of at least 4")
+        self._require("tags", self.tags > self.topics, f"more than the {self.topics} topics")
+        self._require("text_dim", self.text_dim >= self.topics // 2, f"at least half the {self.topics} topics")
+        self._require("image_dim", self.image_dim >= self.topics // 2, f"at least half the {self.topics} topics")
+        widest = min(self.text_dim, self.image_dim)
+        self._require(
+            "emb_dim",
+            2 <= self.emb_dim <= widest and self.emb_dim % 2 == 0,
+            f"an even number from 2 to {widest}, the smaller of text_dim and image_dim",
+        )
+        for name in ("popular_share", "cold_share", "tag_signal"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
+        self._require("cold_items", 0 <= self.cold_items < 1, "a share from 0 to below 1")
+        warm = self.items - self.cold_count
+        self._require(
+            "items",
+            warm >= 2 * self.seq_len,
+            f"enough that at least {2 * self.seq_len} (twice seq_len) are not cold; now {warm} are not",
+        )
+        for name in ("text_noise", "image_noise", "history_preference", "topic_sharpness", "zipf_exponent", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("text_scale", "image_scale"):
+            self._require(name, 0 < getattr(self, name) <= 1000, "above 0 and at most 1000 (values are half precision)")
+        for name in ("history_mean", "history_shape"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ConfigError(f"synthetic data: {name} is {getattr(self, name)}; expected {expected}")
+
+    @property
+    def cold_count(self) -> int:
+        """Number of cold items."""
+        return round(self.items * self.cold_items)
+
+    @property
+    def embedding_name(self) -> str:
+        """Stem of the reduced embeddings' column names."""
+        return f"item_emb_d{self.emb_dim}"
+
+
+PRESETS: dict[str, SyntheticSpec] = {
+    "tiny": SyntheticSpec(),
+    "microlens-1m": SyntheticSpec(
+        users=1_000_000,
+        items=91_717,
+        tags=11_740,
+        topics=32,
+        train_rows=3_600_000,
+        valid_rows=10_000,
+        test_rows=379_142,
+        seq_len=100,
+        history_mean=13.0,
+        history_shape=0.7,
+        history_candidates=8,
+        text_dim=768,
+        image_dim=1024,
+        emb_dim=128,
+    ),
+}
+
+
+def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, overwrite: bool = False) -> None:
+    """Write a synthetic dataset: three splits, the labelled test split, and three item files.
+
+    Parameters
+    ----------
+    spec : SyntheticSpec
+        What to make.
+    folder : str or Path
+        Made if it is not there. It appears only when every file in it is whole.
+    progress : bool
+        Show a progress bar per step.
+    overwrite : bool
+        Replace an older dataset of the same file names.
+
+    Raises
+    ------
+    DataError
+        `folder` is not empty and `overwrite` is False, or it holds something else than a dataset.
+    """
+    from fuxictr_mm.data.synthetic.writer import write_dataset
+
+    write_dataset(spec, Path(folder), progress=progress, overwrite=overwrite)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fuxictr-mm synth`: one for each field of `SyntheticSpec`, preset values being the default."""
+    add_examples(
+        parser,
+        "fuxictr-mm synth --preset tiny --out data/my_data",
+        "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
+        "fuxictr-mm synth --users 5000 --items 3000 --text-noise 1 --seed 8 --out data/noisy --json",
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older dataset in FOLDER")
+    add_output_options(parser)
+    for field in dataclasses.fields(SyntheticSpec):
+        kind = type(field.default)
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help=field.metadata["help"]
+        )
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Make the dataset that the parsed options of `add_arguments` ask for."""
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SyntheticSpec)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    spec = dataclasses.replace(PRESETS[args.preset], **changes)
+    generate(spec, args.out, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
+    files = sorted(path.name for path in Path(args.out).iterdir())
+    document = {"folder": str(args.out), "preset": args.preset, "spec": dataclasses.asdict(spec), "files": files}
+    show(args, document, f"{args.out}: {', '.join(files)}")

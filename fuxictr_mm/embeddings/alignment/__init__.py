@@ -1,1 +1,0 @@
-"""Items that the same users like, brought near each other."""

@@ -1,1 +1,0 @@
-"""Titles and images to vectors: models, their inputs, and what is kept of an unfinished run."""

@@ -1,1 +1,0 @@
-"""Vectors to codes: codebooks, how they are fitted, how they are applied."""

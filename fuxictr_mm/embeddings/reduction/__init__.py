@@ -1,1 +1,0 @@
-"""Principal components of modalities, apart and joint."""

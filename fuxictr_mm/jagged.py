@@ -1,0 +1,223 @@
+"""Rows of different length in one tensor, without padding.
+
+Shape letters: B rows, N entries of all rows together, U distinct entries, D width, L longest row.
+
+Two rows, the second one empty, the third with a single entry::
+
+    [[a, b, c], [], [d]]   ->   values = [a, b, c, d],  offsets = [0, 3, 3, 4]
+
+The layout is that of ``torch.nested`` (``layout=torch.jagged``) and of TorchRec's ``JaggedTensor``.
+Where many entries are equal (popular items in many histories), only the distinct ones are stored:
+``values = distinct[index]``. A layer that maps entries one by one does so on ``distinct``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Jagged:
+    """Rows of entries of different length.
+
+    Parameters
+    ----------
+    distinct : Tensor
+        ``(U, ...)`` the stored entries; with ``index=None`` they are the entries themselves, ``U = N``.
+    offsets : Tensor
+        ``(B + 1,)`` int64, ``offsets[0] = 0``, not decreasing; row ``b`` holds entries
+        ``offsets[b] .. offsets[b + 1] - 1``. An empty row has two equal offsets.
+    index : Tensor, optional
+        ``(N,)`` int64, which stored entry stands at each place.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 2, 3]))
+    >>> history.lengths.tolist(), history.rows.tolist()
+    ([2, 0, 1], [0, 0, 2])
+    >>> history.sum().tolist()
+    [[3.0], [0.0], [3.0]]
+    """
+
+    distinct: Tensor
+    offsets: Tensor
+    index: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """``(N, ...)`` every entry, row after row; gathered anew each time, as it is part of the autograd graph."""
+        return self.distinct if self.index is None else self.distinct.index_select(0, self.index)
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.offsets.numel() - 1
+
+    @property
+    def num_values(self) -> int:
+        """N."""
+        return (self.distinct if self.index is None else self.index).shape[0]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """``(B,)`` entries per row."""
+        return self.offsets.diff()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """``(N,)`` the row of every entry."""
+        batch = torch.arange(self.num_rows, device=self.offsets.device)
+        return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``(N,)`` the place of every entry within its row, from 0."""
+        entries = torch.arange(self.num_values, device=self.offsets.device)
+        return entries - self.offsets[:-1].index_select(0, self.rows)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Jagged:
+        """Apply a function that treats entries one by one, on the distinct ones only."""
+        return Jagged(function(self.distinct), self.offsets, self.index)
+
+    def with_values(self, values: Tensor) -> Jagged:
+        """Return the same rows with other entries, ``values`` of shape ``(N, ...)``."""
+        return Jagged(values, self.offsets)
+
+    def sum(self) -> Tensor:
+        """``(B, ...)`` sum of each row's entries, zero for an empty row."""
+        values = self.values
+        return values.new_zeros(self.num_rows, *values.shape[1:]).index_add(0, self.rows, values)
+
+    def softmax(self) -> Jagged:
+        """Softmax over each row's entries; an empty row stays empty. Entries of shape ``(N,)`` or ``(N, H)``.
+
+        Half precision is raised to float32, as ``torch.softmax`` does under autocast.
+        """
+        scores = self.values.to(torch.promote_types(self.distinct.dtype, torch.float32))
+        rows = self.rows.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
+        peak = scores.new_full((self.num_rows, *scores.shape[1:]), -torch.inf)
+        peak = peak.scatter_reduce(0, rows, scores.detach(), "amax")
+        weights = (scores - peak.index_select(0, self.rows)).exp()
+        total = self.with_values(weights).sum()
+        return self.with_values(weights / total.index_select(0, self.rows))
+
+    def to_padded(self, length: int | None = None, *, side: str = "left") -> tuple[Tensor, Tensor]:
+        """Pad to a rectangle.
+
+        Parameters
+        ----------
+        length : int, optional
+            L, the longest row by default. A longer row keeps its last L entries.
+        side : {"left", "right"}
+            Where the padding goes.
+
+        Returns
+        -------
+        padded : Tensor
+            ``(B, L, ...)``, zero where there is no entry.
+        mask : Tensor
+            ``(B, L)`` bool, True where there is an entry.
+        """
+        if length is None:
+            length = int(self.lengths.max()) if self.num_rows else 0
+        from_end = self.offsets[1:].index_select(0, self.rows) - torch.arange(
+            self.num_values, device=self.offsets.device
+        )
+        keep = from_end <= length
+        kept = self.lengths.clamp(max=length).index_select(0, self.rows)
+        column = length - from_end if side == "left" else kept - from_end
+        values = self.values
+        padded = values.new_zeros(self.num_rows, length, *values.shape[1:])
+        padded = padded.index_put((self.rows[keep], column[keep]), values[keep])
+        mask = torch.zeros(self.num_rows, length, dtype=torch.bool, device=values.device)
+        mask[self.rows[keep], column[keep]] = True
+        return padded, mask
+
+    @classmethod
+    def from_padded(cls, padded: Tensor, mask: Tensor) -> Jagged:
+        """Drop the padding of ``padded`` ``(B, L, ...)``; ``mask`` ``(B, L)`` is True (or 1) for real entries."""
+        mask = mask.bool()
+        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
+        offsets[1:] = mask.sum(dim=1).cumsum(0)
+        return cls(padded[mask], offsets)
+
+    def to_nested(self) -> Tensor:
+        """Return a ``torch.nested`` tensor of the jagged layout."""
+        return torch.nested.nested_tensor_from_jagged(self.values, self.offsets)
+
+    @classmethod
+    def from_nested(cls, nested: Tensor) -> Jagged:
+        """Take over a ``torch.nested`` tensor of the jagged layout."""
+        packed = nested.contiguous()  # a narrowed one has holes between its rows
+        return cls(packed.values(), packed.offsets())  # type: ignore[attr-defined]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Jagged:
+        """Move to a device."""
+        index = None if self.index is None else self.index.to(device, non_blocking=non_blocking)
+        return Jagged(
+            self.distinct.to(device, non_blocking=non_blocking),
+            self.offsets.to(device, non_blocking=non_blocking),
+            index,
+        )
+
+
+def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
+    r"""Weighted sum of each row's entries.
+
+    .. math:: o_{b, h} = \sum_{n \in b} w_{n, h} \, s_n
+
+    Reads the distinct entries in place: the ``(N, D)`` entries are never written out, nor their ``(N, H, D)``
+    products with the weights.
+
+    Parameters
+    ----------
+    history : Jagged
+        Entries of shape ``(.., D)``.
+    weights : Tensor
+        ``(N,)`` or ``(N, H)``, one weight per entry, or per entry and head.
+
+    Returns
+    -------
+    Tensor
+        ``(B, D)`` or ``(B, H, D)``, zero for an empty row; in the wider of the two types.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 3, 3]), torch.tensor([0, 1, 1]))
+    >>> weighted_sum(history, torch.tensor([1.0, 0.5, 0.5])).tolist()
+    [[4.0, 6.0], [0.0, 0.0]]
+    """
+    dtype = torch.promote_types(history.distinct.dtype, weights.dtype)
+    entries = history.distinct.to(dtype)
+    index = history.index
+    if index is None:
+        index = torch.arange(history.num_values, device=entries.device)
+    num_heads = 1 if weights.dim() == 1 else weights.shape[1]
+    # One bag per head and row, head after head, so that the gradients of all heads meet in one table.
+    first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
+    pooled_HBD = F.embedding_bag(
+        index.repeat(num_heads),
+        entries,
+        (first + history.offsets[:-1]).flatten(),
+        mode="sum",
+        per_sample_weights=weights.t().flatten().to(dtype),
+    ).view(num_heads, history.num_rows, -1)
+    return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
+
+
+def mean_pooling(history: Jagged) -> Tensor:
+    """Mean of each row's entries of shape ``(.., D)``, ``(B, D)``; zero for an empty row.
+
+    Examples
+    --------
+    >>> mean_pooling(Jagged(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 2, 2]))).tolist()
+    [[1.5], [0.0]]
+    """
+    shares = history.lengths.clamp(min=1).to(history.distinct.dtype).reciprocal()
+    return weighted_sum(history, shares.index_select(0, history.rows))

@@ -1,0 +1,118 @@
+"""Recurrent layers over jagged rows.
+
+Shape letters: B rows, R rows that are not empty, N history items of a batch, T steps (the longest row), D width,
+E width of the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fuxictr_mm.jagged import Jagged
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The order in which a recurrent layer reads jagged rows: step after step, in each step the longest row first.
+
+    A row that has ended stands last, so that the rows still running are the first ones and no step works on padding.
+
+    Parameters
+    ----------
+    order : Tensor
+        ``(N,)`` which entry stands at each place.
+    sizes : Tensor
+        ``(T,)`` rows that run in each step, on the CPU as ``PackedSequence`` wants it.
+    rows : Tensor
+        ``(R,)`` rows that are not empty, the longest one first.
+    """
+
+    order: Tensor
+    sizes: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, history: Jagged) -> Steps:
+        """Return the steps of jagged rows.
+
+        Examples
+        --------
+        >>> steps = Steps.of(Jagged(torch.arange(5), torch.tensor([0, 2, 2, 5])))
+        >>> steps.order.tolist(), steps.sizes.tolist(), steps.rows.tolist()
+        ([2, 0, 3, 1, 4], [2, 2, 1], [2, 0])
+        """
+        rows = history.lengths.argsort(descending=True, stable=True)
+        rank = torch.empty_like(rows)
+        rank[rows] = torch.arange(rows.numel(), device=rows.device)
+        order = (history.positions * history.num_rows + rank[history.rows]).argsort()
+        sizes = history.positions.bincount().cpu()
+        return cls(order, sizes, rows[: int(sizes[0]) if sizes.numel() else 0])
+
+    def pack(self, values: Tensor) -> PackedSequence:
+        """Bring entries ``(N, ..)`` into this order."""
+        return PackedSequence(values.index_select(0, self.order), self.sizes)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Bring what ``pack`` ordered, ``(N, ..)``, back into the order of the rows."""
+        return packed.index_select(0, self.order.argsort())
+
+
+class AUGRU(nn.Module):
+    r"""Gated recurrent unit whose update gate is scaled by an attention weight.
+
+    Zhou et al., "Deep Interest Evolution Network for Click-Through Rate Prediction", AAAI 2019,
+    https://arxiv.org/abs/1809.03672
+
+    .. math::
+        u_t = a_t \, \sigma(W_u x_t + b_u + U_u h_{t-1}), \qquad r_t = \sigma(W_r x_t + b_r + U_r h_{t-1})
+
+        h_t = (1 - u_t) \odot h_{t-1} + u_t \odot \tanh(W_h x_t + b_h + r_t \odot U_h h_{t-1}), \qquad h_0 = 0
+
+    An entry of weight 0 leaves the state as it is.
+
+    Parameters
+    ----------
+    input_dim : int
+        D.
+    hidden_dim : int
+        E.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.input_map = nn.Linear(input_dim, 3 * hidden_dim)
+        self.state_map = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+
+    def forward(self, inputs: PackedSequence, weights: PackedSequence) -> Tensor:
+        """Return the last state of each row.
+
+        Parameters
+        ----------
+        inputs : PackedSequence
+            Data ``(N, D)``, one or more entries.
+        weights : PackedSequence
+            Data ``(N,)``, the attention weight of each entry.
+
+        Returns
+        -------
+        Tensor
+            ``(R, E)``, the longest row first.
+        """
+        sizes = inputs.batch_sizes.tolist()
+        mapped_NE3 = self.input_map(inputs.data)
+        state = mapped_NE3.new_zeros(sizes[0], mapped_NE3.shape[1] // 3)
+        ended = []
+        for mapped, weight in zip(mapped_NE3.split(sizes), weights.data.unsqueeze(1).split(sizes), strict=True):
+            running = mapped.shape[0]
+            ended.append(state[running:])
+            state = state[:running]
+            update, reset, new = mapped.chunk(3, dim=1)
+            update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
+            update = weight * torch.sigmoid(update + update_state)
+            candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
+            state = (1 - update) * state + update * candidate
+        return torch.cat([state, *reversed(ended)])

@@ -1,1 +1,0 @@
-"""Run records: a folder of plain files for each run, their list, and comparisons that tell progress from noise."""

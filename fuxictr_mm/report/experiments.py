@@ -1,0 +1,406 @@
+"""Groups runs to experiments: the seeds of one configuration on one dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.evaluation.compare import Comparison, compare_groups
+from fuxictr_mm.evaluation.significance import ALPHA, Side
+from fuxictr_mm.runs import NAMING_KEYS, RunRecord, state, with_text_keys
+from fuxictr_mm.terminal import DASH, MINUS, number, plural, printable
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ in their seed only.
+
+    Parameters
+    ----------
+    name : str
+        The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
+    runs : list of RunRecord
+        Finished, the newest first, one for each seed.
+    """
+
+    name: str
+    runs: list[RunRecord]
+
+    @property
+    def newest(self) -> RunRecord:
+        """The newest run, which speaks for the configuration."""
+        return self.runs[0]
+
+    def values(self, metric: str, split: str = "valid") -> list[float]:
+        """Return a metric of each run that has it."""
+        found = [number(getattr(run, split).get(metric)) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def mean(self, metric: str, split: str = "valid") -> float | None:
+        """Return the mean of a metric over the runs, None where no run has it."""
+        return average(self.values(metric, split))
+
+    def deviation(self, metric: str, split: str = "valid") -> float | None:
+        """Return the standard deviation of a metric over the runs, None for fewer than two."""
+        values = self.values(metric, split)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    @property
+    def parameters(self) -> float | None:
+        """Trainable parameters."""
+        return number(self.newest.parameters)
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean wall time of a run."""
+        return average([s for run in self.runs if (s := number(run.seconds)) is not None])
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The runs of one dataset.
+
+    Parameters
+    ----------
+    dataset_id : str
+        Name of the dataset.
+    experiments : list of Experiment
+        In the order of their names.
+    notes : list of str
+        What was left out, and why.
+    """
+
+    dataset_id: str
+    experiments: list[Experiment]
+    notes: list[str]
+
+
+def gather(records: Sequence[RunRecord], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
+    """Group runs by dataset and experiment.
+
+    Of an experiment the newest configuration is kept, and of runs with the same seed the newest; runs of an earlier
+    configuration are kept where they were named.
+
+    Parameters
+    ----------
+    records : sequence of RunRecord
+        Newest first.
+    named : iterable of str or path
+        Names and folders of runs that were asked for.
+    """
+    asked = {os.path.basename(os.path.normpath(name)) for name in named}
+    datasets: dict[str, list[RunRecord]] = {}
+    for record in records:
+        datasets.setdefault(record.dataset_id, []).append(record)
+    return [_of_dataset(name, runs, asked) for name, runs in sorted(datasets.items())]
+
+
+def _of_dataset(dataset_id: str, records: Sequence[RunRecord], asked: set[str]) -> Gathered:
+    notes: list[str] = []
+    usable: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.is_usable and any(number(v) is not None for v in record.valid.values()):
+            usable.setdefault(record.expid, []).append(record)
+        else:
+            why = "no metric of it can be read" if record.is_usable else state(record)
+            notes.append(f"{record.expid}, run {record.run}, is left out: {why}")
+    experiments: list[Experiment] = []
+    for expid, runs in sorted(usable.items()):
+        experiments += _of_experiment(expid, runs, asked, notes)
+    return Gathered(dataset_id, experiments, notes)
+
+
+def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes: list[str]) -> list[Experiment]:
+    configurations: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        configurations.setdefault(run.config_key, []).append(run)
+    found: list[Experiment] = []
+    for place, group in enumerate(configurations.values()):
+        kept = [run for run in group if run.run in asked] if place else group
+        if len(kept) < len(group):
+            notes.append(
+                f"{expid}: {plural(len(group) - len(kept), 'run')} of an earlier configuration left out, newest "
+                f"{group[0].run}; name a run to have it on the page"
+            )
+        if not kept:
+            continue
+        by_seed: dict[int | None, RunRecord] = {}
+        for run in kept:
+            by_seed.setdefault(run.seed, run)
+        if len(by_seed) < len(kept):
+            notes.append(f"{expid}: of runs with the same seed the newest counts ({len(by_seed)} of {len(kept)} runs)")
+        name = expid if not found else f"{expid} ({kept[0].run})"
+        found.append(Experiment(name, list(by_seed.values())))
+    return found
+
+
+def history(run: RunRecord) -> list[dict[str, Any]]:
+    """Return the evaluations of a run that have a step; none where the file is damaged."""
+    try:
+        return [line for line in run.history() if number(line.get("step")) is not None]
+    except (UserError, OSError):
+        return []
+
+
+def average(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return statistics.fmean(values) if values else None
+
+
+#: Of the environment: when and by whom is no difference.
+OF_THE_MOMENT = ("command", "started_at")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from the base's.
+
+    Parameters
+    ----------
+    key : str
+        The setting.
+    text : str
+        What it changes to, as ``True → False``, or for lists what is left out and what is added.
+    size : int
+        How much it changes: 1, or for lists the number of entries.
+    gone : tuple of str
+        Entries that a list loses, where it only loses some.
+    """
+
+    key: str
+    text: str
+    size: int
+    gone: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Experiments of one model beside the one that the others differ from least.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
+    base : Experiment
+        The base.
+    others : list of (Experiment, list of Change)
+        The others, with what they change.
+    """
+
+    model: str
+    base: Experiment
+    others: list[tuple[Experiment, list[Change]]]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by dotted name; entries of a list of mappings go by their ``name``.
+
+    Examples
+    --------
+    >>> flatten({"a": {"b": 1}, "c": [{"name": "x", "dim": 2}]})
+    {'a.b': 1, 'c.x': '{"dim": 2}'}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
+            for entry in value:
+                columns = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
+                rest = {k: v for k, v in entry.items() if k != "name"}
+                found[f"{name}.{','.join(map(str, columns))}"] = json.dumps(rest, sort_keys=True, default=str)
+        else:
+            found[name] = value
+    return found
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Return what makes the configuration, without names and seed."""
+    config = with_text_keys(experiment.newest.config)
+    return flatten({k: v for k, v in config.items() if k not in (*NAMING_KEYS, "description")})
+
+
+def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
+    """Return what other settings change of a base's.
+
+    Examples
+    --------
+    >>> changes({"senet": True, "use": ["a", "b"]}, {"senet": False, "use": ["b", "c"]})
+    [Change(key='senet', text='True → False', size=1), Change(key='use', text='− a, + c', size=2)]
+    """
+    found = []
+    for key in sorted(base.keys() | other.keys()):
+        before, after = base.get(key), other.get(key)
+        if before == after and (key in base) == (key in other):
+            continue
+        if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
+            gone = [printable(v) for v in before if v not in after]
+            new = [printable(v) for v in after if v not in before]
+            told = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
+            found.append(Change(key, told, len(gone) + len(new), () if new else tuple(gone)))
+        else:
+            sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
+            found.append(Change(key, " → ".join(sides), 1))
+    return found
+
+
+def ablations(experiments: Sequence[Experiment]) -> list[Ablation]:
+    """Return, for each model with several experiments, the base and what the others change.
+
+    The base is the experiment from which the others differ in the fewest settings, of equals that of the shortest name.
+    """
+    models: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        models.setdefault(experiment.newest.model, []).append(experiment)
+    found = []
+    for model, group in models.items():
+        if len(group) < 2:
+            continue
+        settings = {e.name: settings_of(e) for e in group}
+
+        def distance(experiment: Experiment, settings: dict[str, dict[str, Any]] = settings) -> tuple[int, int, str]:
+            name = experiment.name
+            return sum(c.size for s in settings.values() for c in changes(settings[name], s)), len(name), name
+
+        base = min(group, key=distance)
+        others = [(e, changes(settings[base.name], settings[e.name])) for e in group if e is not base]
+        found.append(Ablation(model, base, others))
+    return found
+
+
+def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the keys whose values differ among mappings, each with its value in every one."""
+    keys = sorted({key for column in columns for key in column})
+    rows = [(key, [shown(column[key]) if key in column else DASH for column in columns]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
+    """Return what all runs share of their environments, and what differs by experiment.
+
+    Where the seeds of an experiment differ among themselves, all their values are given.
+    """
+    columns: list[dict[str, Any]] = []
+    for experiment in experiments:
+        column: dict[str, Any] = {}
+        for run in experiment.runs:
+            for key, value in run.environment.items():
+                if key not in OF_THE_MOMENT:
+                    column.setdefault(key, []).append(shown(value))
+        columns.append({key: ", ".join(dict.fromkeys(values)) for key, values in column.items()})
+    differ = differing(columns)
+    names = [key for key, _ in differ]
+    shared = [(key, value) for key, value in columns[0].items() if key not in names] if columns else []
+    return shared, differ
+
+
+def shown(value: Any) -> str:
+    """Return a setting as YAML would show it."""
+    if value is None or isinstance(value, str | bool):
+        return printable("null" if value is None else value, 160)
+    return printable(json.dumps(value, default=str, ensure_ascii=False), 160)
+
+
+@dataclass(frozen=True)
+class Against:
+    """One experiment against another.
+
+    Parameters
+    ----------
+    value, low, high : float
+        Difference in mean AUC, first less second, and its 95 % interval.
+    shown : bool
+        Whether it is more than chance, corrected for the number of pairs.
+    seeds_known : bool
+        Whether there are seeds enough to know how far they lie apart; without nothing is shown.
+    sentence : str
+        The verdict.
+    """
+
+    value: float
+    low: float
+    high: float
+    shown: bool
+    seeds_known: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Standings:
+    """The experiments of a dataset whose predictions could be compared.
+
+    Parameters
+    ----------
+    comparison : Comparison or None
+        None where there is nothing to compare.
+    notes : list of str
+        Who is missing, and what to keep in mind.
+    """
+
+    comparison: Comparison | None
+    notes: list[str]
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """By name of the experiment, best mean AUC first."""
+        sides = [] if self.comparison is None else self.comparison.sides
+        return {side.name: side for side in sorted(sides, key=lambda side: -side.mean)}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its very weights."""
+        if name not in self.sides:
+            return None
+        low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
+        return float(low), float(high)
+
+    def against(self, first: str, second: str) -> Against | None:
+        """Return the difference of two experiments, None where it is not known."""
+        for pair in [] if self.comparison is None else self.comparison.pairs:
+            if {pair.first.name, pair.second.name} == {first, second}:
+                found, sign = pair.found, 1 if pair.first.name == first else -1
+                low, high = sorted((sign * found.low, sign * found.high))
+                shown = found.is_shown(pair.corrected_p)
+                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.verdict)
+        return None
+
+
+def stand(
+    experiments: Sequence[Experiment],
+    known: Sequence[RunRecord],
+    samples: int = 2000,
+    track: Callable[[Iterable[int]], Any] = iter,
+) -> Standings:
+    """Compare every two experiments on their validation rows.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+        Of one dataset.
+    known : sequence of RunRecord
+        All runs there are, also those that are not on the page: they may be further seeds.
+    samples : int
+        Draws of users, as ``fuxictr-mm compare`` makes them.
+    track : callable
+        Wraps the iterable of the chunks of draws, to show progress.
+    """
+    notes: list[str] = []
+    if not experiments:
+        return Standings(None, notes)
+
+    def leave_out(name: str, run: RunRecord, reason: str) -> None:
+        notes.append(f"{name}, run {run.run}, is not compared: {reason}")
+
+    groups = {experiment.name: experiment.runs for experiment in experiments}
+    try:
+        found = compare_groups(groups, known, samples=samples, track=track, on_problem=leave_out)
+    except UserError as error:
+        return Standings(None, [*notes, f"no intervals and verdicts: {error}"])
+    return Standings(found, [*notes, *found.notes])

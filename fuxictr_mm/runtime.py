@@ -1,0 +1,107 @@
+"""The device that a ``--gpu`` number means."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fuxictr_mm.errors import ConfigError
+
+
+def device_of(gpu: int) -> torch.device:
+    """Return the GPU of this index, or the CPU for -1.
+
+    Raises
+    ------
+    ConfigError
+        There is no such GPU; FuxiCTR would take the CPU without a word.
+    """
+    if not -1 <= gpu < torch.cuda.device_count():
+        raise ConfigError(
+            f"--gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
+        )
+    return torch.device("cpu" if gpu < 0 else f"cuda:{gpu}")
+
+
+@contextmanager
+def collect_signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list instead of letting them raise.
+
+    An exception amid a write, an update of the weights or the locks of threads would leave them in disorder.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def is_one_of_several() -> bool:
+    """Whether ``torchrun`` started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def process_number() -> int:
+    """Return the number of this process among all, from 0."""
+    return int(os.environ["RANK"]) if is_one_of_several() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files, logs and draws progress bars."""
+    return process_number() == 0
+
+
+def local_gpu(gpu: int) -> int:
+    """Return the GPU of this process: ``gpu`` if it is alone or on the CPU, else one for each process of a machine."""
+    return int(os.environ["LOCAL_RANK"]) if gpu >= 0 and is_one_of_several() else gpu
+
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Choose the arithmetic of float32 matrix products for this process.
+
+    Parameters
+    ----------
+    precision : {"fp32", "tf32", "bf16"}
+        ``tf32`` lets CUDA round the factors to TF32, and the CPU take oneDNN's kernels: on AMD processors plain float32
+        at twice the rate of MKL's, on Intel's with AMX bfloat16 factors. ``bf16`` does the same for what autocast
+        leaves in float32.
+    device : torch.device
+        Where the model lives.
+    """
+    faster = "high" if device.type == "cuda" else "medium"
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else faster)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next step, instead of giving it back and having every page cleared again.
+
+    Returns
+    -------
+    bool
+        Whether this is a glibc that took the settings.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False  # another C library
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+    return sum(mallopt(option, value) for option, value in settings.items()) == len(settings)

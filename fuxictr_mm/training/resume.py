@@ -1,0 +1,148 @@
+"""Where a run stands, on disk, so that a killed one goes on and ends with the same weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from fuxictr.pytorch.models import BaseModel
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import write_beside
+from fuxictr_mm.runtime import is_main
+from fuxictr_mm.training import distributed
+from fuxictr_mm.training.checkpoints import read_tensors
+
+FORMAT = 2
+
+
+@dataclass
+class Progress:
+    """What the loop knows besides the model.
+
+    Parameters
+    ----------
+    epoch : int
+        Epoch that runs, from 0.
+    batch, row : int
+        Batches of it that are done, and the rows that all processes took in them.
+    step : int
+        Batches done since the beginning.
+    best : float or None
+        Best monitored value so far.
+    worse : int
+        Evaluations since then.
+    saved : bool
+        Whether this run has written its best weights.
+    loss, losses : float, int
+        Sum of the losses since the last evaluation, and how many.
+    history : list of dict
+        One entry per evaluation.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    row: int = 0
+    step: int = 0
+    best: float | None = None
+    worse: int = 0
+    saved: bool = False
+    loss: float = 0.0
+    losses: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Snapshots:
+    """The snapshot file of a run: weights, optimiser, generators and progress.
+
+    Written at each evaluation, every few minutes in between, and when the run is told to end. A run that is killed
+    goes on from the last one and repeats the same steps; on the CPU its weights are the same to the last bit.
+
+    Parameters
+    ----------
+    path : path
+        The file, one per experiment.
+    config_hash : str
+        Of the experiment; a snapshot of another configuration is refused.
+    every_seconds : float
+        Time between two snapshots amid an epoch.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config_hash: str, every_seconds: float = 300.0) -> None:
+        self.path = Path(path)
+        self.config_hash = config_hash
+        self.every_seconds = every_seconds
+        self._written = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last snapshot is older than it should be."""
+        return time.monotonic() - self._written >= self.every_seconds
+
+    def save(self, model: BaseModel, progress: Progress) -> None:
+        """Write the state; the one before stays whole until the new one is. All processes call it together."""
+        generators = distributed.gather_rows(torch.get_rng_state().unsqueeze(0))
+        on_gpu = model.device.type == "cuda"
+        gpu_state = torch.cuda.get_rng_state(model.device) if on_gpu else torch.zeros(0, dtype=torch.uint8)
+        gpu_generators = distributed.gather_rows(gpu_state.unsqueeze(0))
+        self._written = time.monotonic()
+        if not is_main():
+            return
+        state = {
+            "format": FORMAT,
+            "config_hash": self.config_hash,
+            "model": model.state_dict(),
+            "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+            "optimizer": model.optimizer.state_dict(),
+            "generators": generators,
+            "gpu_generators": gpu_generators,
+            "progress": asdict(progress),
+        }
+        write_beside(self.path, lambda stream: torch.save(state, stream))
+
+    def load(self, model: BaseModel) -> Progress | None:
+        """Put model, optimiser and generators where they were; None if there is no snapshot.
+
+        Raises
+        ------
+        UserError
+            The file is damaged, of another configuration, or not there for all processes.
+        """
+        found = self.path.is_file()
+        if distributed.total(found) not in (0, distributed.size()):
+            raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
+        if not found:
+            return None
+        state = read_tensors(self.path)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise UserError(f"{self.path}: no snapshot of this version; delete it and start again without --resume")
+        if state["config_hash"] != self.config_hash:
+            raise UserError(
+                f"{self.path}: belongs to another configuration of this experiment; "
+                "restore that configuration, or start again without --resume"
+            )
+        model.load_state_dict(state["model"])
+        model.optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in model.named_parameters():
+            gradient = state["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        # Of more processes than there were, the new ones keep the state that they began with.
+        if distributed.rank() < len(state["generators"]):
+            torch.set_rng_state(state["generators"][distributed.rank()].clone())
+            gpu_state = state["gpu_generators"][distributed.rank()].clone()
+            if model.device.type == "cuda" and gpu_state.numel():
+                torch.cuda.set_rng_state(gpu_state, model.device)
+        return _progress(state["progress"])
+
+    def remove(self) -> None:
+        """Forget where the run stood."""
+        if is_main():
+            self.path.unlink(missing_ok=True)
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    return Progress(**{f.name: values[f.name] for f in fields(Progress)})

@@ -1,0 +1,504 @@
+"""Run trials, a subprocess each, several at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from fuxictr_mm.config import config_hash, list_experiments
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.files import write_beside
+from fuxictr_mm.locks import FileLock, try_lock
+from fuxictr_mm.runtime import collect_signals
+from fuxictr_mm.tuning import child
+
+FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
+
+
+def monitored(params: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
+    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
+    monitor = params["monitor"]
+    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
+    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What became of a trial.
+
+    Parameters
+    ----------
+    expid : str
+        Experiment id.
+    params : dict
+        Its parameters: the monitor and its mode, and at least those that are tuned.
+    valid, test : dict of str to float
+        Metrics; empty where there are none.
+    seconds : float
+        How long it took; NaN where it failed.
+    error : str, optional
+        Last line of the output of a trial that failed.
+    skipped : bool
+        Whether it had finished before.
+    pruned : bool
+        Whether it was ended early; ``valid`` is what it had reached.
+    """
+
+    expid: str
+    params: dict[str, Any]
+    valid: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    seconds: float = math.nan
+    error: str | None = None
+    skipped: bool = False
+    pruned: bool = False
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``pruned`` or ``failed``."""
+        return "failed" if self.error is not None else "pruned" if self.pruned else "finished"
+
+    @property
+    def score(self) -> float:
+        """The monitored metric, or weighted sum of metrics, on valid; higher is better, -inf without one."""
+        value = monitored(self.params, self.valid)
+        return -math.inf if math.isnan(value) else -value if self.params["monitor_mode"] == "min" else value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An experiment that is checked and ready to run.
+
+    Parameters
+    ----------
+    expid : str
+        Experiment id.
+    params : dict
+        Resolved parameters.
+    record : Path
+        Its result, once it has finished.
+    lock : FileLock, optional
+        Keeps other processes off its files.
+    number : int
+        Of the trial in its study.
+    """
+
+    expid: str
+    params: dict[str, Any]
+    record: Path
+    lock: FileLock | None = None
+    number: int = -1
+
+    def result(self, skipped: bool = False) -> TrialResult | None:
+        """Return the result that is on disk, None if there is none of these very parameters."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None  # not finished, or not by us: run it
+        if not isinstance(record, dict) or record.get("config_hash") != config_hash(self.params):
+            return None
+        return TrialResult(
+            self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
+        )
+
+    def release(self) -> None:
+        """Let other processes at its files."""
+        if self.lock is not None:
+            self.lock.release()
+
+
+POLL_SECONDS = 0.2  # between looks at the children, and at whether Ctrl-C or SIGTERM came
+
+
+LOG_TAIL = 8192  # bytes at the end of a log in which its last line is looked for
+
+
+class Trials(Protocol):
+    """Where trials come from, and where their outcomes go."""
+
+    total: int
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to take, now or later; asked after ``take``."""
+
+    def take(self) -> Trial | None:
+        """Return a trial to run, locked; None if there is none at the moment."""
+
+    def goes_on(self, trial: Trial) -> bool:
+        """Whether a running trial should; asked all the time."""
+
+    def finish(self, trial: Trial, error: str) -> None:
+        """Take note that a trial's process has ended; ``error`` is what to say if it left no result."""
+
+    def give_back(self, trial: Trial) -> None:
+        """Take note that a trial was ended because we end: it goes on later."""
+
+    def results(self) -> list[TrialResult]:
+        """Return the outcomes so far."""
+
+
+def run_grid(
+    config_dir: Path,
+    gpus: Sequence[int],
+    tag: str | None,
+    script: Path,
+    extra_args: Sequence[str] = (),
+    data_root: Path | None = None,
+    model_zoo: Path | None = None,
+    quiet: bool = False,
+) -> list[TrialResult]:
+    """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
+
+    Ctrl-C and SIGTERM end the trials that run; those that finished are skipped when the grid is run again. Two
+    processes on one folder share the work.
+
+    Parameters
+    ----------
+    config_dir : Path
+        From ``enumerate_trials``, or any configuration folder. The output of trial X goes to ``logs/X.out`` in it.
+    gpus : sequence of int
+        Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
+    tag : str, optional
+        Keeps only the experiment ids that contain it.
+    script : Path
+        What runs an experiment: run_expid.py.
+    extra_args : sequence of str
+        More arguments for the script.
+    data_root, model_zoo : Path, optional
+        As for run_expid.py, which is given them too.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    list of TrialResult
+        One for each experiment, in the order of the folder.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        If the tag matches nothing, a trial's configuration is wrong, or a device or the script is not there; before any
+        trial runs.
+    """
+    trials = _Grid(config_dir, tag, data_root, model_zoo)
+    run_trials(trials, config_dir, gpus, script, [*extra_args, *common_args(data_root, model_zoo)], quiet)
+    return trials.results()
+
+
+def common_args(data_root: Path | None, model_zoo: Path | None) -> list[str]:
+    """Return the arguments of run_expid.py that the tuner was given for it."""
+    given = {"--data_root": data_root, "--model_zoo": model_zoo}
+    return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
+
+
+class _Grid:
+    """The experiments of a configuration folder."""
+
+    def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
+        # Here, because it brings FuxiCTR along, which enumerating and tabling do without.
+        from fuxictr_mm.experiment import read_params, record_path
+
+        names = list(list_experiments(config_dir))
+        kept = [name for name in names if tag is None or tag in name]
+        if not kept:
+            listing = ", ".join(names)
+            raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
+        trials = []
+        for name in kept:
+            params = read_params(config_dir, name, data_root=data_root, model_zoo=model_zoo)[0]
+            trials.append(Trial(name, params, record_path(params)))
+        self.total = len(trials)
+        self._locks = Path(config_dir) / "locks"
+        self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
+        self._waiting = [trial for trial in trials if self._results[trial.expid] is None]
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def take(self) -> Trial | None:
+        for trial in list(self._waiting):
+            lock = try_lock(self._locks / f"{trial.expid}.lock")
+            if lock is None:
+                continue  # it runs in another process
+            self._waiting.remove(trial)
+            self._results[trial.expid] = trial.result(skipped=True)
+            if self._results[trial.expid] is None:
+                return replace(trial, lock=lock)
+            lock.release()
+        return None
+
+    def goes_on(self, trial: Trial) -> bool:
+        return True
+
+    def finish(self, trial: Trial, error: str) -> None:
+        self._results[trial.expid] = trial.result() or TrialResult(trial.expid, trial.params, error=error)
+
+    def give_back(self, trial: Trial) -> None:
+        pass
+
+    def results(self) -> list[TrialResult]:
+        return [result for result in self._results.values() if result is not None]
+
+
+def run_trials(
+    trials: Trials, config_dir: Path, gpus: Sequence[int], script: Path, extra_args: Sequence[str], quiet: bool
+) -> None:
+    """Run trials until there are none left, one at a time on each entry of ``gpus``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        A device or the script is not there.
+    KeyboardInterrupt, SystemExit
+        Ctrl-C or SIGTERM came; the children have been ended.
+    """
+    from fuxictr_mm.runtime import device_of
+
+    if not Path(script).is_file():
+        raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
+    for gpu in sorted(set(gpus)):
+        device_of(gpu)
+    logs = Path(config_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    # Each worker's torch would otherwise take all cores.
+    threads = max(1, (os.cpu_count() or 1) // len(gpus))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    free, children, waited = list(gpus), list[_Child](), False
+
+    bar = tqdm(total=trials.total, desc="trials", unit="trial", disable=quiet or not sys.stderr.isatty())
+    with bar, collect_signals() as received:
+        try:
+            _show_progress(bar, trials)
+            while not received:
+                for running in [each for each in children if each.process.poll() is not None]:
+                    children.remove(running)
+                    free.append(running.gpu)
+                    trials.finish(running.trial, running.error())
+                    running.trial.release()
+                    _show_progress(bar, trials)
+                for running in children:
+                    if not running.told_to_end and not trials.goes_on(running.trial):
+                        running.told_to_end = True
+                        running.process.terminate()
+                while free and not received and (trial := trials.take()) is not None:
+                    command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
+                    command += ["--gpu", str(free[0]), *extra_args]
+                    log = logs / f"{trial.expid}.out"
+                    children.append(_Child(trial, free.pop(0), _start(command, trial, log, environment), log))
+                if not children and trials.done:
+                    break
+                if not children and not waited and not quiet:
+                    waited = True
+                    print("the trials that are left run in other processes; waiting for them", file=sys.stderr)
+                time.sleep(POLL_SECONDS)
+        finally:
+            _stop([running.process for running in children])
+        for running in children:
+            trials.give_back(running.trial)
+            running.trial.release()
+        _show_progress(bar, trials)
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+
+
+@dataclass
+class _Child:
+    """A trial that runs."""
+
+    trial: Trial
+    gpu: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    told_to_end: bool = False
+
+    def error(self) -> str:
+        """Return what to say of the process that has ended, if it left no result."""
+        code = self.process.returncode
+        if code == 0:
+            return f"no result of this configuration in {self.trial.record}"
+        return _last_line(self.log) or f"exit code {code} without output"
+
+
+def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # The child ends with us, and holds the lock until it has: nobody else begins the trial while it still writes.
+    wrapper = [sys.executable, "-I", str(Path(child.__file__)), str(os.getpid())]
+    locks = [] if trial.lock is None else [trial.lock.fileno()]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [*wrapper, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=locks,
+        )
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 10.0) -> None:
+    """End all; those that are still there after ``patience`` seconds are killed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - LOG_TAIL))
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _show_progress(bar: tqdm, trials: Trials) -> None:
+    if bar.disable:
+        return
+    done = trials.results()
+    finished = [result for result in done if result.score > -math.inf and result.state == "finished"]
+    if finished:
+        best = max(finished, key=lambda result: result.score)
+        value = best.score if best.params["monitor_mode"] == "max" else -best.score
+        bar.set_postfix_str(f"best {value:.6f} {best.expid}", refresh=False)
+    bar.total = trials.total
+    bar.n = len(done)
+    bar.refresh()
+
+
+def _tuned_keys(results: Sequence[TrialResult]) -> list[str]:
+    """Return the settings that differ between trials, in the order of the configuration."""
+    keys = dict.fromkeys(key for result in results for key in result.params if key not in FOLLOWED_KEYS)
+    texts = {key: {json.dumps(result.params.get(key), default=str) for result in results} for key in keys}
+    return [key for key, seen in texts.items() if len(seen) > 1]
+
+
+def _ranked(results: Sequence[TrialResult]) -> list[TrialResult]:
+    return sorted(results, key=lambda result: (result.error is not None, result.pruned, -result.score))
+
+
+def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return the cells of each trial by the name of the column, best trial first."""
+    tuned = _tuned_keys(results)
+    valid = dict.fromkeys(name for result in results for name in result.valid)
+    test = dict.fromkeys(name for result in results for name in result.test)
+    rows = []
+    for rank, result in enumerate(_ranked(results), start=1):
+        row: dict[str, Any] = {"rank": rank if result.state == "finished" else "", "expid": result.expid}
+        row |= {f"valid {name}": result.valid.get(name, "") for name in valid}
+        row |= {f"test {name}": result.test.get(name, "") for name in test}
+        row |= {key: result.params.get(key) for key in tuned}
+        row["seconds"] = "" if math.isnan(result.seconds) else round(result.seconds, 1)
+        if any(other.state != "finished" for other in results):
+            row["state"] = result.state
+        if any(other.error is not None for other in results):
+            row["error"] = result.error or ""
+        rows.append(row)
+    return rows
+
+
+def format_table(results: Sequence[TrialResult]) -> str:
+    """Return the results as a table, best first by the monitored metric, then pruned trials, then failed ones.
+
+    Parameters
+    ----------
+    results : sequence of TrialResult
+        At least one.
+
+    Returns
+    -------
+    str
+        Columns: rank, experiment id, metrics, the settings that differ between the trials, seconds; the state where not
+        all have finished, and the last line of output of those that failed.
+    """
+
+    def text(column: str, cell: Any) -> str:
+        # Six digits are enough for the eye; the CSV keeps all.
+        if column.startswith(("valid ", "test ")) and cell != "":
+            shown = f"{cell:.6f}"
+        else:
+            shown = f"{cell:.6g}" if isinstance(cell, float) and column != "seconds" else str(cell)
+        return shown if column == "error" or len(shown) <= 40 else shown[:37] + "..."
+
+    rows = _columns(results)
+    lines = [list(rows[0]), *([text(column, cell) for column, cell in row.items()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def write_table(results: Sequence[TrialResult], path: Path) -> None:
+    """Write the table of ``format_table`` as CSV, numbers in full."""
+    rows = _columns(results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_beside(path, lambda stream: stream.write(text.getvalue().encode()))
+
+
+def report(
+    results: Sequence[TrialResult],
+    config_dir: Path,
+    tag: str | None = None,
+    importance: Mapping[str, float] | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print the table, write it into the folder, and say so if trials failed.
+
+    Parameters
+    ----------
+    results : sequence of TrialResult
+        At least one.
+    config_dir : Path
+        Gets ``results.csv``, or ``results_TAG.csv`` where only the trials of a tag ran.
+    tag : str, optional
+        What the experiment ids had to contain.
+    importance : mapping of str to float, optional
+        Importance of the settings, largest first.
+    quiet : bool
+        Print nothing.
+    as_json : bool
+        Print one JSON document instead.
+
+    Raises
+    ------
+    UserError
+        If a trial failed.
+    """
+    importance = importance or {}
+    table = config_dir / ("results.csv" if tag is None else f"results_{tag}.csv")
+    write_table(results, table)
+    skipped = sum(result.skipped for result in results)
+    if as_json:
+        print(json.dumps({"folder": str(config_dir), "trials": _columns(results), "importance": importance}))
+    elif not quiet:
+        print(format_table(results))
+        if importance:
+            print("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in importance.items()))
+        print(f"{len(results)} trials, {skipped} of them run before or elsewhere; written to {table}")
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        first = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(results)} trials failed, first {first.expid}: {first.error}; "
+            f"see {config_dir / 'logs' / first.expid}.out, and run the same command again for the missing ones"
+        )

@@ -1,0 +1,241 @@
+"""Metrics against FuxiCTR, scikit-learn and closed forms."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
+
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.metrics import auc_by_group, check_metrics, evaluate_metrics, parse_metric
+
+ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]
+
+
+def draw(rows=400, groups=60, ties=True, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, rows)
+    score = rng.integers(0, 9, rows) / 10 + 0.05 if ties else rng.permutation(rows) / rows
+    return label, score, rng.integers(0, groups, rows)
+
+
+def fuxictr_values(label, score, group, metrics):
+    """FuxiCTR's own values, without the pool of processes that its evaluate_metrics starts."""
+    from fuxictr import metrics as reference
+
+    functions = {"gAUC": reference.gAUC, "avgAUC": reference.avgAUC, "MRR": reference.MRR}
+    functions |= {f"NDCG(k={k})": reference.NDCG(k=k) for k in (1, 3, 10)}
+    chosen = [functions[name] for name in metrics]
+    frame = pl.DataFrame({"group": group, "y_true": label, "y_pred": score})
+    blocks = frame.partition_by("group", maintain_order=True)
+    values = np.array([reference.evaluate_block(block, chosen) for block in blocks]).sum(0)
+    return dict(zip(metrics, values[:, 0] / values[:, 1], strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_group_metrics_equal_fuxictr(seed):
+    for ties, metrics in [(True, ["gAUC", "avgAUC"]), (False, ["gAUC", "MRR", "NDCG(k=1)", "NDCG(k=3)", "NDCG(k=10)"])]:
+        label, score, group = draw(ties=ties, seed=seed)
+        expected = fuxictr_values(label, score, group, metrics)
+        assert evaluate_metrics(label, score, metrics, group) == pytest.approx(expected, abs=1e-11)
+
+
+def test_the_whole_call_equals_fuxictr(tmp_path):
+    script = tmp_path / "reference.py"
+    script.write_text(
+        "import json, multiprocessing, sys\n"
+        "import numpy as np\n"
+        "multiprocessing.cpu_count = lambda: 4\n"
+        "from fuxictr.metrics import evaluate_metrics\n"
+        "if __name__ == '__main__':\n"
+        "    label, score, group = np.load(sys.argv[1])\n"
+        "    names = ['AUC', 'logloss', 'gAUC', 'avgAUC', 'MRR', 'NDCG(k=5)']\n"
+        "    print(json.dumps(evaluate_metrics(label, score, names, group.astype(int))))\n"
+    )
+    label, score, group = draw(ties=False)
+    np.save(tmp_path / "rows.npy", np.stack([label, score, group]))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "rows.npy")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    expected = json.loads(done.stdout.splitlines()[-1])
+    actual = evaluate_metrics(label, score, list(expected), group)
+    assert list(actual) == list(expected)
+    assert actual == pytest.approx(expected, abs=1e-11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)),
+        min_size=2,
+        max_size=30,
+    )
+)
+def test_auc_of_every_group_equals_sklearn(rows):
+    label, score, group = (np.array(column) for column in zip(*rows, strict=True))
+    score = score / 7
+    expected, skipped = [], 0
+    for g in np.unique(group):
+        inside = group == g
+        if len(set(label[inside])) == 2:
+            expected.append((roc_auc_score(label[inside], score[inside]), inside.sum(), label[inside].sum()))
+        else:
+            skipped += 1
+    result = auc_by_group(label, score, group)
+    actual = np.stack([result.auc, result.rows, result.positives], axis=1)
+    assert np.allclose(actual, np.reshape(expected, (-1, 3)), rtol=0, atol=1e-12)
+    assert result.num_skipped == skipped
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_order_of_rows_names_of_groups_and_scale_of_scores_do_not_matter(seed, ties):
+    label, score, group = draw(rows=60, groups=9, ties=ties, seed=seed)
+    label[:2] = 0, 1
+    metrics = [name for name in ALL_METRICS if name != "logloss"]
+    label[group == group[0]] = np.arange((group == group[0]).sum()) % 2  # group metrics are defined
+    if (group == group[0]).sum() < 2:
+        return
+    expected = evaluate_metrics(label, score, metrics, group)
+    order = np.random.default_rng(seed).permutation(len(label))
+    names = np.array([f"user {(g * 7 + 3) % 10}" for g in group])
+    shuffled = evaluate_metrics(label[order], score[order], metrics, names[order])
+    assert shuffled == pytest.approx(expected, abs=1e-12)
+    assert evaluate_metrics(label, 100 * score - 3, metrics, group) == pytest.approx(expected, abs=1e-12)
+    reversed_auc = evaluate_metrics(1 - label, -score, ["AUC", "gAUC"], group)
+    assert reversed_auc == pytest.approx({name: expected[name] for name in ("AUC", "gAUC")}, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 1000])
+def test_ndcg_with_ties_equals_sklearn(k):
+    label, score, group = draw(rows=120, groups=12)
+    expected = []
+    for g in np.unique(group):
+        inside = group == g
+        expected.append(
+            ndcg_score([label[inside]], [score[inside]], k=k) if inside.sum() > 1 else float(label[inside][0])
+        )
+    assert evaluate_metrics(label, score, [f"NDCG@{k}"], group)[f"NDCG@{k}"] == pytest.approx(
+        np.mean(expected), abs=1e-12
+    )
+
+
+def test_log_loss_equals_sklearn_also_at_the_ends():
+    label, score, _ = draw()
+    score[:4] = 0, 0, 1, 1
+    label[:4] = 0, 1, 0, 1
+    expected = log_loss(label, score)
+    values = evaluate_metrics(label, score, ["logloss", "binary_crossentropy"])
+    assert values == pytest.approx({"logloss": expected, "binary_crossentropy": expected}, rel=1e-14)
+
+
+def test_closed_forms():
+    # Group 7 ranks its positive second of three, group 9 ties one positive with one negative, group 3 has none.
+    label = [0, 1, 0, 1, 0, 0]
+    score = [0.9, 0.5, 0.1, 0.4, 0.4, 0.8]
+    group = [7, 7, 7, 9, 9, 3]
+    values = evaluate_metrics(label, score, ALL_METRICS, group)
+    assert values["AUC"] == pytest.approx((2 / 4 + 1.5 / 4) / 2)
+    assert values["gAUC"] == pytest.approx((3 * 0.5 + 2 * 0.5) / 5)
+    assert values["MRR"] == pytest.approx((1 / 2 + (1 + 1 / 2) / 2 + 0) / 3)
+    second = 1 / math.log2(3)
+    assert values["NDCG(k=3)"] == pytest.approx((second + (1 + second) / 2 + 0) / 3)
+
+
+def test_the_three_weights_of_group_auc():
+    # Group 0: AUC 1 of 2 rows, 1 positive. Group 1: AUC 0 of 4 rows, 3 positives.
+    label, score, group = [1, 0, 1, 1, 1, 0], [0.9, 0.1, 0.1, 0.1, 0.2, 0.3], [0, 0, 1, 1, 1, 1]
+    values = evaluate_metrics(label, score, ["gAUC", "gAUC_pos", "gAUC_mean", "avgAUC"], group)
+    assert values == pytest.approx({"gAUC": 2 / 6, "gAUC_pos": 1 / 4, "gAUC_mean": 1 / 2, "avgAUC": 1 / 2})
+
+
+def test_a_constant_prediction_is_worth_chance():
+    label, group = [1, 0, 0, 0] * 5, np.repeat(np.arange(5), 4)
+    values = evaluate_metrics(label, np.full(20, 0.25), ["AUC", "gAUC", "MRR", "NDCG@1"], group)
+    assert values == pytest.approx({"AUC": 0.5, "gAUC": 0.5, "MRR": (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, "NDCG@1": 0.25})
+
+
+@pytest.mark.parametrize(
+    "convert", [list, np.asarray, torch.as_tensor, lambda x: torch.as_tensor(x).float().unsqueeze(1)]
+)
+def test_lists_arrays_and_tensors_agree(convert):
+    label, score, group = draw()
+    score = score.astype(np.float32).astype(np.float64)
+    expected = evaluate_metrics(label, score, ALL_METRICS, group)
+    assert evaluate_metrics(convert(label), convert(score), ALL_METRICS, convert(group)) == expected
+
+
+def test_scores_that_float32_cannot_tell_apart_are_no_tie():
+    assert evaluate_metrics([0, 1], [0.5, 0.5 + 1e-12], ["AUC"]) == {"AUC": 1.0}
+
+
+@pytest.mark.parametrize(("name", "k"), [("NDCG(k=10)", 10), ("NDCG@10", 10), ("NDCG( k = 2 )", 2), ("NDCG(7)", 7)])
+def test_spellings_of_ndcg(name, k):
+    metric = parse_metric(name)
+    assert (metric.name, metric.kind, metric.k, metric.needs_group) == (name, "NDCG", k, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("auc", "unknown metric 'auc'.*AUC, logloss.*did you mean 'AUC'"),
+        ("log_loss", "did you mean 'logloss'"),
+        ("NDCG(k=0)", "unknown metric 'NDCG\\(k=0\\)'"),
+        ("NDCG(__import__('os'))", "unknown metric"),
+        ("ndcg@10", "did you mean 'NDCG"),
+        (3, "unknown metric 3"),
+    ],
+)
+def test_unknown_metrics_are_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_metric(name)
+
+
+def test_metrics_of_a_configuration_are_checked():
+    assert [metric.kind for metric in check_metrics(["AUC", "gAUC"], "user_id")] == ["AUC", "gAUC"]
+    with pytest.raises(ConfigError, match="'AUC' is not a list"):
+        check_metrics("AUC")
+    with pytest.raises(ConfigError, match="'gAUC' is taken within groups: set group_id"):
+        check_metrics(["AUC", "gAUC"], group_id=None)
+    with pytest.raises(ConfigError, match=r"'NDCG@5'.*set group_id"):
+        evaluate_metrics([0, 1], [0.1, 0.2], ["NDCG@5"])
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "metrics", "message"),
+    [
+        (
+            [0, 1, 1, 0],
+            [0.1, math.nan, 0.3, math.inf],
+            ["AUC"],
+            "2 of 4 predictions are NaN or infinite, first nan in row 1",
+        ),
+        ([1, 1], [0.1, 0.2], ["AUC"], "all 2 labels are 1"),
+        ([0, 2], [0.1, 0.2], ["AUC"], "1 of 2 labels are neither 0 nor 1, first 2.0 in row 1"),
+        ([0, math.nan], [0.1, 0.2], ["AUC"], "first nan in row 1"),
+        ([0, 1], [0.1, 1.2], ["logloss"], "1 of 2 predictions are outside \\[0, 1\\], first 1.2 in row 1"),
+        ([0, 1], [0.1], ["AUC"], "2 labels but 1 predictions"),
+        ([], [], ["AUC"], "no rows"),
+        ([0, 1], [0.1, 0.2], ["gAUC"], "none of the 2 groups has rows of both classes"),
+    ],
+)
+def test_bad_rows_are_refused(label, score, metrics, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_metrics(label, score, metrics, group_id=list(range(len(score))))
+
+
+def test_group_ids_must_be_one_per_row():
+    with pytest.raises(DataError, match="3 group ids but 2 predictions"):
+        evaluate_metrics([0, 1], [0.1, 0.2], ["gAUC"], group_id=[1, 2, 3])
