@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-TINY = Path(__file__).parents[3] / "data" / "tiny_mm"
+TINY = Path(__file__).parents[2] / "data" / "tiny_mm"
 FILES = ("train", "valid", "test", "item_info", "item_feature", "item_emb")
 
 

@@ -20,7 +20,7 @@ FAST = ["--skip", "foreign-title", "modalities-disagree", "near-duplicate-vector
 
 @pytest.fixture
 def folder(make_copy, tmp_path):
-    tiny = Path(__file__).parents[3] / "data" / "tiny_mm"
+    tiny = Path(__file__).parents[2] / "data" / "tiny_mm"
     return shutil.copytree(tiny, tmp_path / "data")
 
 
@@ -95,7 +95,7 @@ def test_an_unreadable_file_is_found_whatever_else_is_asked(folder, capsys):
 @settings(max_examples=12, deadline=None)
 @given(name=st.sampled_from(["train", "item_feature", "valid"]), share=st.floats(0, 1), flip=st.booleans())
 def test_damaged_bytes_never_end_in_a_traceback(tmp_path_factory, name, share, flip):
-    tiny = Path(__file__).parents[3] / "data" / "tiny_mm"
+    tiny = Path(__file__).parents[2] / "data" / "tiny_mm"
     folder = tmp_path_factory.mktemp("damaged")
     for file in (name, "item_info"):
         shutil.copy(tiny / f"{file}.parquet", folder)
@@ -161,7 +161,7 @@ def test_half_precision_large_lists_and_nulls_are_read(folder, copy, tmp_path):
 
 
 def test_the_document_names_every_check_with_its_severity():
-    text = (Path(__file__).parents[3] / "docs" / "check_data.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "check_data.md").read_text(encoding="utf-8")
     for name, check in CHECKS.items():
         assert f"| `{name}` | {check.severity} |" in text, name
 
