@@ -20,7 +20,7 @@ from fuxictr_mm.files import load_yaml
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import RunFolder, find_runs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_files_say_what_happened(train, tmp_path):

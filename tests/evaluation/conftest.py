@@ -1,34 +1,7 @@
-"""Runs on data/tiny_mm, of one epoch each, and predictions with planted differences."""
-
-from pathlib import Path
+"""Predictions with planted differences."""
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def train():
-    """Train an experiment into a folder; returns what ``run_experiment`` does."""
-    from fuxictr_mm import experiment
-
-    def run(root, expid="DIN_tiny", resume=False, config=ROOT, **settings):
-        settings = {"model_root": str(root), "verbose": 0, "epochs": 1, "tensorboard": False, **settings}
-        params, model_class = experiment.read_params(config, expid, overrides=settings)
-        return experiment.run_experiment(params, model_class, resume=resume)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def runs_root(train, tmp_path_factory):
-    """Three seeds of DIN_tiny, one of them twice, and one run of DIN_MM_none_tiny."""
-    root = tmp_path_factory.mktemp("runs")
-    for seed in (1, 2, 3, 3):
-        train(root, seed=seed)
-    train(root, "DIN_MM_none_tiny", seed=1, test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"))
-    return root
 
 
 class World:
