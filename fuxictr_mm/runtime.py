@@ -1,4 +1,7 @@
-"""The device that a ``--gpu`` number means."""
+"""The process and its machine: device, torchrun's ranks, signals, precision, the allocator.
+
+Light to import: used before torch is.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING
 
 from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def device_of(gpu: int) -> torch.device:
@@ -23,6 +28,8 @@ def device_of(gpu: int) -> torch.device:
     ConfigError
         There is no such GPU; FuxiCTR would take the CPU without a word.
     """
+    import torch
+
     if not -1 <= gpu < torch.cuda.device_count():
         raise ConfigError(
             f"--gpu {gpu}: there are {torch.cuda.device_count()} CUDA devices here; --gpu -1 uses the CPU"
@@ -85,6 +92,8 @@ def set_precision(precision: str, device: torch.device) -> None:
     device : torch.device
         Where the model lives.
     """
+    import torch
+
     faster = "high" if device.type == "cuda" else "medium"
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else faster)
 

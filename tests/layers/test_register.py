@@ -7,7 +7,7 @@ from fuxictr.pytorch.layers import FeatureEmbeddingDict
 
 import fuxictr_mm
 from fuxictr_mm import layers
-from fuxictr_mm import layers as register
+from fuxictr_mm.layers import register
 
 NEW = {
     "AUGRU",
