@@ -22,10 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_params, is_foreign, make_safe
 from fuxictr_mm.config import check_model_params, config_hash, load_config
-from fuxictr_mm.data.batch import make_view
+from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
-from fuxictr_mm.data.loaders import BUFFER_ROWS, Loader, ResidentLoader, Share, StreamingLoader
+from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
+from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.locks import try_lock
@@ -232,12 +233,12 @@ def make_loader(
 
     Of several processes, each gets a part of every batch for training, else a part of the rows.
     """
-    view = make_view(_view_name(model, params), model.feature_map, model.feature_map.items, params["max_len"])
+    view = make_formatter(_view_name(model, params), model.feature_map, model.feature_map.items, params["max_len"])
     device, batch_size = device_of(params["gpu"]), params["batch_size"]
-    share = Share(distributed.rank(), distributed.size(), "batch" if training else "block")
+    share = Shard(distributed.rank(), distributed.size(), "batch" if training else "block")
     options = {"shuffle": shuffle, "seed": params["seed"], "view": view, "share": share}
     if isinstance(split, InteractionTable):
-        return ResidentLoader(split.to(device), batch_size, **options)
+        return InMemoryLoader(split.to(device), batch_size, **options)
     buffer_rows = params.get("buffer_rows", BUFFER_ROWS)
     return StreamingLoader(split, batch_size, buffer_rows=buffer_rows, device=device, **options)
 

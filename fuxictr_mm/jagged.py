@@ -1,14 +1,14 @@
-"""Rows of different length in one tensor, without padding.
+"""Jagged tensors: rows of different lengths in one tensor, without padding.
 
-Shape letters: B rows, N entries of all rows together, U distinct entries, D width, L longest row.
+Shape letters: B rows, N entries of all rows, U distinct entries, D dim, H heads, L longest row.
 
-Two rows, the second one empty, the third with a single entry::
+Three rows, the second one empty, the third with a single entry::
 
     [[a, b, c], [], [d]]   ->   values = [a, b, c, d],  offsets = [0, 3, 3, 4]
 
 The layout is that of ``torch.nested`` (``layout=torch.jagged``) and of TorchRec's ``JaggedTensor``.
 Where many entries are equal (popular items in many histories), only the distinct ones are stored:
-``values = distinct[index]``. A layer that maps entries one by one does so on ``distinct``.
+``values = distinct[index]``. A layer that processes entries one by one does so on ``distinct``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Jagged:
-    """Rows of entries of different length.
+    """Rows of entries, of different lengths.
 
     Parameters
     ----------
     distinct : Tensor
         ``(U, ...)`` the stored entries; with ``index=None`` they are the entries themselves, ``U = N``.
     offsets : Tensor
-        ``(B + 1,)`` int64, ``offsets[0] = 0``, not decreasing; row ``b`` holds entries
+        ``(B + 1,)`` int64, ``offsets[0] = 0``, non-decreasing; row ``b`` holds entries
         ``offsets[b] .. offsets[b + 1] - 1``. An empty row has two equal offsets.
     index : Tensor, optional
-        ``(N,)`` int64, which stored entry stands at each place.
+        ``(N,)`` int64, index into ``distinct`` of every entry.
 
     Examples
     --------
@@ -51,38 +51,38 @@ class Jagged:
 
     @property
     def values(self) -> Tensor:
-        """``(N, ...)`` every entry, row after row; gathered anew each time, as it is part of the autograd graph."""
+        """``(N, ...)`` every entry, row after row; gathered at every access, as part of the autograd graph."""
         return self.distinct if self.index is None else self.distinct.index_select(0, self.index)
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """B, the number of rows."""
         return self.offsets.numel() - 1
 
     @property
     def num_values(self) -> int:
-        """N."""
+        """N, the number of entries."""
         return (self.distinct if self.index is None else self.index).shape[0]
 
     @cached_property
     def lengths(self) -> Tensor:
-        """``(B,)`` entries per row."""
+        """``(B,)`` number of entries of each row."""
         return self.offsets.diff()
 
     @cached_property
     def rows(self) -> Tensor:
-        """``(N,)`` the row of every entry."""
+        """``(N,)`` row index of every entry."""
         batch = torch.arange(self.num_rows, device=self.offsets.device)
         return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)
 
     @cached_property
     def positions(self) -> Tensor:
-        """``(N,)`` the place of every entry within its row, from 0."""
+        """``(N,)`` position of every entry within its row, from 0."""
         entries = torch.arange(self.num_values, device=self.offsets.device)
         return entries - self.offsets[:-1].index_select(0, self.rows)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Jagged:
-        """Apply a function that treats entries one by one, on the distinct ones only."""
+        """Apply a function that processes entries one by one, to the distinct entries only."""
         return Jagged(function(self.distinct), self.offsets, self.index)
 
     def with_values(self, values: Tensor) -> Jagged:
@@ -97,7 +97,7 @@ class Jagged:
     def softmax(self) -> Jagged:
         """Softmax over each row's entries; an empty row stays empty. Entries of shape ``(N,)`` or ``(N, H)``.
 
-        Half precision is raised to float32, as ``torch.softmax`` does under autocast.
+        Half precision is converted to float32, as ``torch.softmax`` does under autocast.
         """
         scores = self.values.to(torch.promote_types(self.distinct.dtype, torch.float32))
         rows = self.rows.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
@@ -108,21 +108,21 @@ class Jagged:
         return self.with_values(weights / total.index_select(0, self.rows))
 
     def to_padded(self, length: int | None = None, *, side: str = "left") -> tuple[Tensor, Tensor]:
-        """Pad to a rectangle.
+        """Return a padded tensor.
 
         Parameters
         ----------
         length : int, optional
-            L, the longest row by default. A longer row keeps its last L entries.
+            L; by default the length of the longest row. A longer row keeps its last L entries.
         side : {"left", "right"}
-            Where the padding goes.
+            On which side the padding is.
 
         Returns
         -------
         padded : Tensor
-            ``(B, L, ...)``, zero where there is no entry.
+            ``(B, L, ...)``, zero at padding.
         mask : Tensor
-            ``(B, L)`` bool, True where there is an entry.
+            ``(B, L)`` bool, True for a real entry.
         """
         if length is None:
             length = int(self.lengths.max()) if self.num_rows else 0
@@ -139,23 +139,9 @@ class Jagged:
         mask[self.rows[keep], column[keep]] = True
         return padded, mask
 
-    @classmethod
-    def from_padded(cls, padded: Tensor, mask: Tensor) -> Jagged:
-        """Drop the padding of ``padded`` ``(B, L, ...)``; ``mask`` ``(B, L)`` is True (or 1) for real entries."""
-        mask = mask.bool()
-        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
-        offsets[1:] = mask.sum(dim=1).cumsum(0)
-        return cls(padded[mask], offsets)
-
     def to_nested(self) -> Tensor:
         """Return a ``torch.nested`` tensor of the jagged layout."""
         return torch.nested.nested_tensor_from_jagged(self.values, self.offsets)
-
-    @classmethod
-    def from_nested(cls, nested: Tensor) -> Jagged:
-        """Take over a ``torch.nested`` tensor of the jagged layout."""
-        packed = nested.contiguous()  # a narrowed one has holes between its rows
-        return cls(packed.values(), packed.offsets())  # type: ignore[attr-defined]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Jagged:
         """Move to a device."""
@@ -172,8 +158,8 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
 
     .. math:: o_{b, h} = \sum_{n \in b} w_{n, h} \, s_n
 
-    Reads the distinct entries in place: the ``(N, D)`` entries are never written out, nor their ``(N, H, D)``
-    products with the weights.
+    Reads the distinct entries in place: neither the ``(N, D)`` entries nor their ``(N, H, D)`` products with the
+    weights are materialised.
 
     Parameters
     ----------
@@ -185,7 +171,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        ``(B, D)`` or ``(B, H, D)``, zero for an empty row; in the wider of the two types.
+        ``(B, D)`` or ``(B, H, D)``, zero for an empty row, in the promoted dtype of entries and weights.
 
     Examples
     --------
@@ -199,7 +185,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     if index is None:
         index = torch.arange(history.num_values, device=entries.device)
     num_heads = 1 if weights.dim() == 1 else weights.shape[1]
-    # One bag per head and row, head after head, so that the gradients of all heads meet in one table.
+    # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
     pooled_HBD = F.embedding_bag(
         index.repeat(num_heads),
@@ -219,5 +205,5 @@ def mean_pooling(history: Jagged) -> Tensor:
     >>> mean_pooling(Jagged(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 2, 2]))).tolist()
     [[1.5], [0.0]]
     """
-    shares = history.lengths.clamp(min=1).to(history.distinct.dtype).reciprocal()
-    return weighted_sum(history, shares.index_select(0, history.rows))
+    weights = history.lengths.clamp(min=1).to(history.distinct.dtype).reciprocal()
+    return weighted_sum(history, weights.index_select(0, history.rows))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.data.schema import unify_dims
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
@@ -106,7 +106,7 @@ class DIN_MM(MultimodalModel):
         batch_norm: bool = True,
         **params: Any,
     ) -> None:
-        super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
         least_one = {"senet_reduction": senet_reduction, "num_cross_layers": num_cross_layers}
         check_at_least(self.model_id, 1, num_heads=num_heads, attention_dim=attention_dim, **least_one)
         width = attention_dim or self.item_dim

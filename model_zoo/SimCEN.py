@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import check_at_least, check_heads
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.data.schema import unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import ContrastiveProduct, ContrastLayer, MultiHeadTargetAttention, contrastive_loss
 from fuxictr_mm.model import MultimodalModel
@@ -79,7 +79,7 @@ class SimCEN(MultimodalModel):
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
-        super().__init__(unify_widths(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
         width = self.item_dim
         check_heads(self.model_id, num_heads, width, "the item width")
         check_at_least(self.model_id, 1, num_layers=num_layers, hidden_dim=hidden_dim)

@@ -21,14 +21,13 @@ def rows_of(history: Jagged) -> list[torch.Tensor]:
 
 @few
 @given(LENGTHS, SIDES, st.integers(0, 3))
-def test_padded_round_trip(lengths, side, extra):
+def test_padding_is_zero_and_masked(lengths, side, extra):
     history = jagged(lengths, 2)
     padded, mask = history.to_padded(max(lengths) + extra, side=side)
     assert mask.dtype == torch.bool
     assert padded[~mask].abs().sum() == 0
-    back = Jagged.from_padded(padded, mask)
-    assert torch.equal(back.values, history.values)
-    assert torch.equal(back.offsets, history.offsets)
+    assert torch.equal(padded[mask], history.values)
+    assert torch.equal(mask.sum(dim=1), history.lengths)
 
 
 @few
@@ -74,22 +73,11 @@ def test_softmax_of_half_precision_is_taken_in_float32():
 
 @few
 @given(LENGTHS)
-def test_nested_round_trip(lengths):
+def test_nested_rows(lengths):
     history = jagged(lengths, 2)
     nested = history.to_nested()
     for row, entries in zip(nested.unbind(), rows_of(history), strict=True):
         assert torch.equal(row, entries)
-    back = Jagged.from_nested(nested)
-    assert torch.equal(back.values, history.values)
-    assert torch.equal(back.offsets, history.offsets)
-
-
-def test_from_nested_with_holes_between_rows():
-    dense = torch.arange(30.0).view(3, 5, 2)
-    narrowed = torch.nested.narrow(dense, 1, torch.tensor([1, 0, 2]), torch.tensor([2, 0, 3]), layout=torch.jagged)
-    history = Jagged.from_nested(narrowed)
-    assert history.offsets.tolist() == [0, 2, 2, 5]
-    assert torch.equal(history.values, torch.cat([dense[0, 1:3], dense[2, 2:5]]))
 
 
 @few

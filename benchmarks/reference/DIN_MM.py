@@ -11,14 +11,14 @@ from fuxictr.pytorch.layers import MultiHeadTargetAttention, SqueezeExcitation
 from torch import Tensor
 
 from benchmarks.reference.padded import PaddedBatch, PaddedModel, make_dnn
-from fuxictr_mm.data.schema import unify_widths
+from fuxictr_mm.data.schema import unify_dims
 
 
 class PaddedDINMM(PaddedModel):
     """DIN_MM of FuxiCTR's layers: multi-head target attention, squeeze and excitation over all fields, a DNN."""
 
     def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
-        super().__init__(unify_widths(feature_map, params["embedding_dim"]), params)
+        super().__init__(unify_dims(feature_map, params["embedding_dim"]), params)
         self.embedding_dim = params["embedding_dim"]
         self.attention = MultiHeadTargetAttention(self.item_dim, self.item_dim, params["num_heads"])
         flat_dim = self.context_dim + 2 * self.item_dim

@@ -1,4 +1,4 @@
-"""One batch of interactions.
+"""A batch of interactions, and the batch formats that models of other libraries take.
 
 Shape letters: B rows, N history items of all rows.
 """
@@ -25,9 +25,9 @@ class Batch:
     Parameters
     ----------
     context : dict of str to Tensor
-        ``(B,)`` each: what is known of the request.
+        ``(B,)`` each, the context columns.
     target : Tensor
-        ``(B,)`` ids of the items shown.
+        ``(B,)`` ids of the target items.
     history : Jagged
         ``(N,)`` item ids, oldest first; an empty history is an empty row.
     label : Tensor, optional
@@ -63,17 +63,17 @@ class Batch:
 ChallengeBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
-def make_view(name: str, feature_map: FeatureMap, items: ItemTable, max_len: int) -> Callable[[Batch], Any] | None:
-    """Return the function that makes a view, None for ``jagged``, which is the Batch itself."""
+def make_formatter(name: str, feature_map: FeatureMap, items: ItemTable, max_len: int) -> Callable[[Batch], Any] | None:
+    """Return the function that converts a Batch to the named batch format; None for ``jagged``, the Batch itself."""
     if name == "challenge":
-        return lambda batch: challenge_view(batch, feature_map, items, max_len)
+        return lambda batch: challenge_format(batch, feature_map, items, max_len)
     if name == "flat":
-        return lambda batch: flat_view(batch, feature_map, items, max_len)
+        return lambda batch: flat_format(batch, feature_map, items, max_len)
     return None
 
 
 def num_rows(batch: Any) -> int:
-    """Return the rows of a batch in any view."""
+    """Return the number of rows of a batch in any batch format."""
     if isinstance(batch, tuple):
         return batch[-1].shape[0]
     if isinstance(batch, dict):
@@ -81,7 +81,7 @@ def num_rows(batch: Any) -> int:
     return len(batch)
 
 
-def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> ChallengeBatch:
+def challenge_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> ChallengeBatch:
     """Return the tuple of the challenge's baseline.
 
     Returns
@@ -89,7 +89,7 @@ def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_
     batch_dict : dict of str to Tensor
         ``(B,)`` context columns, label and group.
     item_dict : dict of str to Tensor
-        ``(B * (L + 1), ...)`` item features: each row's left-padded history, then its target.
+        ``(B * (L + 1), ...)`` item features of each row's left-padded history and its target.
     mask : Tensor
         ``(B, L)`` float, 1 for a real item, 0 for padding.
     """
@@ -98,10 +98,10 @@ def challenge_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_
     return _row_columns(batch, feature_map), items.rows(ids, _item_names(feature_map, items)), mask.float()
 
 
-def flat_view(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> dict[str, Tensor]:
-    """Return FuxiCTR's dict of columns: context, label, group, the target's features and, if asked for, ``item_seq``.
+def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> dict[str, Tensor]:
+    """Return FuxiCTR's dict of columns: context, label, group and the target's features.
 
-    ``item_seq`` ``(B, L)``, left padded, is there where the feature map has it as a sequence.
+    ``item_seq`` ``(B, L)``, left padded, is included if the feature map has it as a sequence.
     """
     columns = _row_columns(batch, feature_map)
     columns.update(items.rows(batch.target.long(), _item_names(feature_map, items)))
@@ -120,7 +120,7 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
 
 
 def _item_names(feature_map: FeatureMap, items: ItemTable) -> list[str]:
-    """Name the columns of items; a model may have added features that it makes itself."""
+    """Return the item columns of the feature map; a model may have added features of its own."""
     return [n for n, spec in feature_map.features.items() if n == ITEM_ID or (_is_item(spec) and n in items.names)]
 
 

@@ -1,4 +1,4 @@
-"""From an experiment's parameters to the tables of its dataset."""
+"""Load the dataset of an experiment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuxictr.features import FeatureMap
 
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.loaders import choose_resident
+from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.runtime import device_of
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything that was read: features, items, and the splits that were asked for.
+    """Features, items and the requested splits of a dataset.
 
-    A split that does not fit into memory has been read and checked once, and stays on disk.
+    A split that does not fit into memory is read and checked once, and stays on disk.
     """
 
     features: list[Feature]
@@ -47,7 +47,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        Whatever would go wrong later, found here.
+        For anything in the files that would fail later.
     """
     started = time.perf_counter()
     features = parse_features(params)
@@ -55,7 +55,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     if ITEM_ID not in names:
         features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
     if params.get("group_id") and params["group_id"] not in names:
-        # FuxiCTR's models ask the feature map about every column of a batch.
+        # FuxiCTR's models look up every column of a batch in the feature map.
         features.append(Feature(params["group_id"], "meta"))
     for split in splits:
         if not params.get(f"{split}_data"):
@@ -74,10 +74,10 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         )
         for split, needs_label in splits.items()
     }
-    resident = choose_resident(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
+    resident = choose_in_memory(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
     tables = {split: _read(files[split], split in resident) for split in splits}
-    widths = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
-    features = complete(features, widths, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))
+    dims = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
+    features = complete(features, dims, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))
     feature_map = build_feature_map(features, params)
     for split, (_, summary) in tables.items():
         mean = summary.num_history_items / summary.num_rows
@@ -90,7 +90,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
 def _vocabulary_sizes(
     features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary]
 ) -> dict[str, int]:
-    """Return the size of every vocabulary that the item files tell; those of the interactions must be written down."""
+    """Return the vocabulary sizes that follow from the item files; those of context columns must be configured."""
     sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
     for feature in features:
         if feature.name == ITEM_SEQ and feature.vocab_size is not None and feature.vocab_size < items.num_items:
@@ -101,7 +101,7 @@ def _vocabulary_sizes(
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
             continue
         if not feature.is_item:
-            # Splits differ in what they hold, so a size taken from them would change between training and scoring.
+            # The splits hold different ids, so an inferred size would change between training and scoring.
             found = 1 + max(summary.largest[feature.name] for summary in summaries.values())
             raise ConfigError(
                 f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(summaries)} are below {found}, "
@@ -112,9 +112,9 @@ def _vocabulary_sizes(
 
 
 def _read(files: InteractionFiles, resident: bool) -> tuple[InteractionTable | InteractionFiles, Summary]:
-    """Return a split, in memory or not, and what is known of its rows, all of which are checked."""
+    """Return a split, in memory or on disk, with its statistics; all rows are checked."""
     if resident:
-        table = concatenate(files.pieces())
+        table = concatenate(files.chunks())
         return table, files.summarize([table])
     started = time.perf_counter()
     summary = files.summarize()

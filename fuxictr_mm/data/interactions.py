@@ -1,4 +1,4 @@
-"""Who saw what, after which history, and whether a click followed: one tensor per column.
+"""Interactions: context, target item, history and label of each impression, one tensor per column.
 
 Shape letters: R rows, N history items of all rows.
 """
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data import parquet as decoding
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, Feature
 from fuxictr_mm.errors import DataError
@@ -32,19 +31,19 @@ class InteractionTable:
     Parameters
     ----------
     context : dict of str to Tensor
-        ``(R,)`` int32 ids or float32 numbers, or ``(R, width)`` for a sequence or a vector.
+        ``(R,)`` each, int32 ids or float32 numbers.
     target : Tensor
         ``(R,)`` int32, the item that was shown.
     history_values : Tensor
-        ``(N,)`` int32, the items liked before, oldest first, padding removed.
+        ``(N,)`` int32, the items of all histories, oldest first, without padding.
     history_offsets : Tensor
-        ``(R + 1,)`` int64, where each row's history begins and ends.
+        ``(R + 1,)`` int64, offsets of each row's history.
     label : Tensor or None
         ``(R,)`` float32, 1 for a click; None for a file without labels.
     group : Tensor or None
-        ``(R,)`` int64, rows of one group are ranked against each other.
+        ``(R,)`` int64, the group of each row, for metrics by group.
     source : str
-        Where the rows come from, for messages.
+        Where the rows come from, for errors.
     """
 
     context: dict[str, Tensor]
@@ -60,7 +59,7 @@ class InteractionTable:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all columns."""
+        """Size of all columns in bytes."""
         tensors = [*self.context.values(), self.target, self.history_values, self.history_offsets]
         tensors += [t for t in (self.label, self.group) if t is not None]
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -75,7 +74,7 @@ class InteractionTable:
         return self._map(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> InteractionTable:
-        """Copy every column to where a GPU can read it by itself."""
+        """Copy every column to pinned memory."""
         return self._map(lambda column: column.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> InteractionTable:
@@ -90,7 +89,7 @@ class InteractionTable:
         )
 
     def slice(self, start: int, stop: int) -> InteractionTable:
-        """Return adjacent rows, without a copy of what is large."""
+        """Return rows ``start`` to ``stop - 1``; all columns but the offsets are not copied."""
         first, last = int(self.history_offsets[start]), int(self.history_offsets[stop])
         return InteractionTable(
             {name: column[start:stop] for name, column in self.context.items()},
@@ -106,35 +105,35 @@ class InteractionTable:
     def from_parquet(
         cls, path: str | os.PathLike[str], features: Sequence[Feature], items: ItemTable, **options: Any
     ) -> InteractionTable:
-        """Read and check a file, or a folder of part files; all of it is as in ``InteractionFiles``.
+        """Read and check a file or a folder of part files; the options are those of ``InteractionFiles``.
 
         Raises
         ------
         DataError, MissingFileError
-            What is wrong, with file, column, row and value.
+            With the file, the column, the row and the value.
         """
         files = InteractionFiles(Path(path), features, items.known.numpy(), **options)
-        table = concatenate(files.pieces())
+        table = concatenate(files.chunks())
         files.summarize([table])
         return table
 
 
-def concatenate(pieces: Iterable[InteractionTable]) -> InteractionTable:
-    """Return the rows of all pieces, in their order; of pieces that nobody else holds, no column is there twice."""
+def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
+    """Concatenate tables; chunks that nobody else refers to are freed column by column, to bound the peak memory."""
     columns: dict[tuple[str, str], list[Tensor]] = {}
     source = ""
-    for piece in pieces:
-        source = source or piece.source
-        found = {("context", name): column for name, column in piece.context.items()}
-        found["", "target"], found["", "history"] = piece.target, piece.history_values
-        found["", "lengths"] = piece.history_offsets.diff()
-        if piece.label is not None:
-            found["", "label"] = piece.label
-        if piece.group is not None:
-            found["", "group"] = piece.group
+    for chunk in chunks:
+        source = source or chunk.source
+        found = {("context", name): column for name, column in chunk.context.items()}
+        found["", "target"], found["", "history"] = chunk.target, chunk.history_values
+        found["", "lengths"] = chunk.history_offsets.diff()
+        if chunk.label is not None:
+            found["", "label"] = chunk.label
+        if chunk.group is not None:
+            found["", "group"] = chunk.group
         for key, column in found.items():
             columns.setdefault(key, []).append(column)
-    # Let go of the parts at once: two copies of all columns would double the peak.
+    # Popped one by one: two copies of all columns would double the peak memory.
     joined = {key: torch.cat(columns.pop(key)) for key in list(columns)}
     lengths = joined["", "lengths"]
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
@@ -152,14 +151,14 @@ def concatenate(pieces: Iterable[InteractionTable]) -> InteractionTable:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of interactions once all have been seen.
+    """Statistics of all rows of a split.
 
     Parameters
     ----------
     num_rows : int
-        Rows.
+        Number of rows.
     num_history_items : int
-        Items of all histories, padding left out.
+        Number of items of all histories, without padding.
     largest : dict of str to int
         Largest id of every categorical context column.
     """
@@ -171,16 +170,16 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class InteractionFiles:
-    """Interactions on disk: a file or a folder of part files, and how they are read.
+    """Interactions on disk: a file or a folder of part files, and how it is read.
 
     Parameters
     ----------
     path : path
         ``X.parquet``, ``X`` or a folder.
     features : sequence of Feature
-        The columns to read are those that do not come from the item files.
+        Those that do not come from the item files are read.
     known : ndarray
-        ``(I,)`` bool, which items there are: every target and history item must be one.
+        ``(I,)`` bool, True for ids of the item files; every target and history item must be one of them.
     label : str
         Label column.
     group_id : str, optional
@@ -188,9 +187,9 @@ class InteractionFiles:
     max_len : int, optional
         Keep the last ``max_len`` items of each history.
     needs_label : bool
-        False for a file that is only scored: the label column may be missing.
+        False for a file that is scored only: the label column may be missing.
     binary_label : bool
-        The label must be 0 or 1, and where it is needed, both must occur; False for a regression.
+        Labels must be 0 or 1, and both must occur if ``needs_label``. False for a regression.
     """
 
     path: Path
@@ -233,39 +232,39 @@ class InteractionFiles:
     def _context(self) -> list[Feature]:
         return [f for f in self.features if not f.is_item and f.type != "meta" and f.name != ITEM_SEQ]
 
-    def sections(self, most_rows: int | None = None) -> list[parquet.Section]:
-        """Return all rows as sections of about ``most_rows`` rows, in the files' order; one per file without it."""
+    def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
+        """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""
         return [
-            section
+            row_groups
             for file, footer in self._footers.items()
-            for section in parquet.split_sections(file, footer, most_rows or footer.num_rows)
+            for row_groups in parquet.split_row_groups(file, footer, max_rows or footer.num_rows)
         ]
 
-    def pieces(self, sections: Iterable[parquet.Section] | None = None) -> Iterator[InteractionTable]:
-        """Yield the rows of some sections, or all rows, a chunk at a time, each of them checked.
+    def chunks(self, ranges: Iterable[parquet.RowGroupRange] | None = None) -> Iterator[InteractionTable]:
+        """Yield the rows of some ranges of row groups, or all rows, in chunks, and check them.
 
         Raises
         ------
         DataError, MissingFileError
-            What is wrong, with file, column, row and value.
+            With the file, the column, the row and the value.
         """
         if len(self) == 0:
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [ITEM_ID, ITEM_SEQ, *(f.name for f in self._context)]
         wanted += [self.label] if self.has_labels else []
         wanted += [self.group_id] if self.group_id else []
-        for section in self.sections() if sections is None else sections:
-            for row, batch in parquet.read_chunks(section.path, list(dict.fromkeys(wanted)), section):
-                yield self._decode(batch, section.path, row)
+        for row_groups in self.row_group_ranges() if ranges is None else ranges:
+            for row, batch in parquet.read_chunks(row_groups.path, list(dict.fromkeys(wanted)), row_groups):
+                yield self._decode(batch, row_groups.path, row)
 
     def _decode(self, batch: pa.RecordBatch, file: Path, row: int) -> InteractionTable:
         def column(name: str) -> tuple[pa.Array, str, int]:
             return batch.column(name), f"{file}: {name}", row
 
-        target = decoding.decode_target(*column(ITEM_ID), self.known)
-        history, offsets = decoding.decode_history(*column(ITEM_SEQ), self.known, self.max_len)
-        context = {f.name: decoding.decode_context(*column(f.name), f) for f in self._context}
-        label = decoding.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
+        target = parquet.decode_target(*column(ITEM_ID), self.known)
+        history, offsets = parquet.decode_history(*column(ITEM_SEQ), self.known, self.max_len)
+        context = {f.name: parquet.decode_context(*column(f.name), f) for f in self._context}
+        label = parquet.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
         group = parquet.scalars(*column(self.group_id)) if self.group_id else None
         return InteractionTable(
             {name: torch.from_numpy(values) for name, values in context.items()},
@@ -277,26 +276,26 @@ class InteractionFiles:
             str(self.path),
         )
 
-    def summarize(self, pieces: Iterable[InteractionTable] | None = None) -> Summary:
-        """Look at all rows, or at the pieces that hold them: with ``pieces()`` this is every check there is.
+    def summarize(self, chunks: Iterable[InteractionTable] | None = None) -> Summary:
+        """Return statistics of all rows, or of the chunks that hold them, and check the labels.
 
         Raises
         ------
         DataError
-            There is one class where there should be two, or what ``pieces`` raises.
+            All labels are equal although ``needs_label``, or an error of ``chunks``.
         """
         rows = items = 0
         largest: dict[str, int] = {}
         labels: set[float] = set()
-        for piece in self.pieces() if pieces is None else pieces:
-            rows += len(piece)
-            items += piece.history_values.numel()
+        for chunk in self.chunks() if chunks is None else chunks:
+            rows += len(chunk)
+            items += chunk.history_values.numel()
             for feature in self._context:
                 if feature.type == "categorical":
-                    highest = int(piece.context[feature.name].max())
+                    highest = int(chunk.context[feature.name].max())
                     largest[feature.name] = max(largest.get(feature.name, 0), highest)
-            if piece.label is not None:
-                labels |= {float(bound) for bound in piece.label.aminmax()}
+            if chunk.label is not None:
+                labels |= {float(bound) for bound in chunk.label.aminmax()}
         if self.needs_label and self.binary_label and len(labels) == 1:
             raise DataError(
                 f"{self.path}: {self.label} is {labels.pop():g} in all {rows} rows, expected both 0 and 1; "

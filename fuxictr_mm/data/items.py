@@ -1,6 +1,6 @@
-"""What is known of each item, in tensors whose row is the item's id.
+"""Item features, one tensor per feature, indexed by item id.
 
-Shape letters: I items (padding included), D width, M asked ids.
+Shape letters: I items (padding included), D dim, M requested ids.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class ItemTable(nn.Module):
-    """Item features as buffers: they follow the model to its device and stay out of its state dict.
+    """Item feature table: buffers that move with the model and are not part of its state dict.
 
     Parameters
     ----------
     columns : mapping of str to Tensor
-        ``(I,)`` or ``(I, width)``; row 0 is padding and zero.
+        ``(I,)`` or ``(I, D)``; row 0 is padding and zero.
     known : Tensor
-        ``(I,)`` bool, whether any item file has the id; row 0 is True.
+        ``(I,)`` bool, True for ids of the item files and for row 0.
     """
 
     known: Tensor
@@ -45,7 +45,7 @@ class ItemTable(nn.Module):
 
     @property
     def num_items(self) -> int:
-        """I, the padding included."""
+        """I, including the padding row."""
         return self.known.numel()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -59,13 +59,14 @@ class ItemTable(nn.Module):
     def from_parquet(cls, paths: str | Sequence[str], features: Sequence[Feature]) -> ItemTable:
         """Read item features from one file or several, joined on ``item_id``.
 
-        Rows may stand in any order and row 0 may be missing. A column is taken from the first path that has it, and a
-        path that has nothing new is not opened, nor need it be there. A path may be a folder of part files.
+        Rows may be in any order and row 0 may be missing. A column is taken from the first path that has it; a path
+        that adds no column is not opened and need not exist. A path may be a folder of part files.
 
         Raises
         ------
         DataError, MissingFileError
-            A missing column; an id twice, negative or beyond ``vocab_size``; a vector of a wrong width or not finite.
+            A missing column; a duplicate id, a negative one or one beyond ``vocab_size``; an embedding of another dim
+            than the others or with values that are not finite.
         """
         wanted = {f.name: f for f in features if f.is_item and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
@@ -98,13 +99,13 @@ class ItemTable(nn.Module):
         known[0] = True
         for part in read:
             known[part.ids] = True
-        columns = {name: _place(feature, found[name], num_items, known) for name, feature in wanted.items()}
+        columns = {name: _assemble(feature, found[name], num_items, known) for name, feature in wanted.items()}
         return cls(columns, torch.from_numpy(known))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What was read of one file: the column names it has, its ids ``(rows,)``, the columns asked for."""
+    """Columns of one file: all column names, the ids ``(rows,)``, and the requested columns."""
 
     path: Path
     present: list[str]
@@ -127,25 +128,25 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> 
         parquet.check_ids(ids, limit, f"{path}: {ITEM_ID}", row)
         id_parts.append(ids)
         for name in names:
-            width = parts[name][0].shape[-1] if parts[name] else None
-            parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids, width))
+            dim = parts[name][0].shape[-1] if parts[name] else None
+            parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids, dim))
     ids = np.concatenate(id_parts) if id_parts else np.zeros(0, dtype=np.int64)
     if ids.size == 0:
         raise DataError(f"{path}: no rows, expected one per item")
     unique, counts = np.unique(ids, return_counts=True)
     if counts.max() > 1:
-        raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} stands {counts.max()} times, expected once")
-    return _Part(path, present, ids, {n: np.concatenate(_widen(p)) for n, p in parts.items()})
+        raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} occurs {counts.max()} times, expected once")
+    return _Part(path, present, ids, {n: np.concatenate(_pad_to_longest(p)) for n, p in parts.items()})
 
 
-def _widen(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pad sequences to the widest part, on the left; vectors are of one width already."""
+def _pad_to_longest(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Left-pad sequences to the longest part; embeddings have one dim already."""
     widest = max(p.shape[-1] for p in parts)
     return [p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0))) for p in parts]
 
 
 def _decode(
-    array: object, feature: Feature, where: str, row: int, ids: np.ndarray, earlier_width: int | None
+    array: object, feature: Feature, where: str, row: int, ids: np.ndarray, known_dim: int | None
 ) -> np.ndarray:
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
@@ -153,54 +154,54 @@ def _decode(
     lengths = np.diff(offsets)
     if feature.type == "sequence":
         rows = row + np.repeat(np.arange(lengths.size), lengths)
-        flat = parquet.whole(flat, where, rows)
+        flat = parquet.integers(flat, where, rows)
         parquet.check_ids(flat, feature.vocab_size, where, rows)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
-    width = feature.pretrain_dim or earlier_width or int(np.bincount(lengths[lengths > 0], minlength=2).argmax() or 1)
-    if (lengths != width).any():
-        bad = int(np.flatnonzero(lengths != width)[0])
-        said = "pretrain_dim" if feature.pretrain_dim else "the width of the other vectors"
+    dim = feature.pretrain_dim or known_dim or int(np.bincount(lengths[lengths > 0], minlength=2).argmax() or 1)
+    if (lengths != dim).any():
+        bad = int(np.flatnonzero(lengths != dim)[0])
+        source = "pretrain_dim" if feature.pretrain_dim else "the dim of the other embeddings"
         raise DataError(
-            f"{where}: {ITEM_ID} {ids[bad]} has a vector of width {lengths[bad]}, expected {width} ({said})"
+            f"{where}: {ITEM_ID} {ids[bad]} has an embedding of dim {lengths[bad]}, expected {dim} ({source})"
         )
-    with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
-        vectors = flat.astype(np.float32).reshape(-1, width)
-    finite = np.isfinite(vectors)
+    with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused below
+        embeddings = flat.astype(np.float32).reshape(-1, dim)
+    finite = np.isfinite(embeddings)
     if not finite.all():
-        bad, place = np.argwhere(~finite)[0]
+        bad, position = np.argwhere(~finite)[0]
         raise DataError(
-            f"{where}: {ITEM_ID} {ids[bad]} holds {vectors[bad, place]} at position {place}, expected finite numbers; "
-            "write zeros where a vector is missing"
+            f"{where}: {ITEM_ID} {ids[bad]} holds {embeddings[bad, position]} at position {position}, expected finite "
+            "numbers; write zeros where an embedding is missing"
         )
-    return vectors
+    return embeddings
 
 
 def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where: str, row: int) -> np.ndarray:
     longest = int(lengths.max(initial=0))
-    width = max_len or max(longest, 1)
-    if longest > width:
+    length = max_len or max(longest, 1)
+    if longest > length:
         bad = row + int(lengths.argmax())
-        raise DataError(f"{where}: row {bad} has {longest} entries, expected at most max_len {width}; raise max_len")
-    if (lengths == width).all():
-        return flat.reshape(-1, width)
-    padded = np.zeros((lengths.size, width), dtype=flat.dtype)
-    padded[np.arange(width) >= width - lengths[:, None]] = flat
+        raise DataError(f"{where}: row {bad} has {longest} entries, expected at most max_len {length}; raise max_len")
+    if (lengths == length).all():
+        return flat.reshape(-1, length)
+    padded = np.zeros((lengths.size, length), dtype=flat.dtype)
+    padded[np.arange(length) >= length - lengths[:, None]] = flat
     return padded
 
 
-def _place(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray) -> Tensor:
-    """Put the rows of all part files at their ids."""
+def _assemble(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray) -> Tensor:
+    """Write the rows of all part files to the rows of their ids."""
     columns = [part.columns[feature.name] for part in parts]
     if feature.type == "embedding" and len({c.shape[1] for c in columns}) > 1:
         listing = ", ".join(f"{p.path.name} {c.shape[1]}" for p, c in zip(parts, columns, strict=True))
-        raise DataError(f"column '{feature.name}': widths differ between files ({listing}), expected one width")
-    columns = _widen(columns)
+        raise DataError(f"column '{feature.name}': dims differ between files ({listing}), expected one dim")
+    columns = _pad_to_longest(columns)
     values = np.zeros((num_items, *columns[0].shape[1:]), dtype=columns[0].dtype)
     filled = np.zeros(num_items, dtype=bool)
     for part, column in zip(parts, columns, strict=True):
         twice = part.ids[filled[part.ids]]
         if twice.size:
-            raise DataError(f"{part.path}: {ITEM_ID} {twice[0]} stands in another part file too, expected once")
+            raise DataError(f"{part.path}: {ITEM_ID} {twice[0]} is in another part file as well, expected once")
         values[part.ids] = column
         filled[part.ids] = True
     values[0] = 0
@@ -210,6 +211,6 @@ def _place(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.n
         files = ", ".join(part.path.name for part in parts)
         logger.warning(
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
-            f"(first: {ITEM_ID} {missing[0]}); they get zeros"
+            f"(first: {ITEM_ID} {missing[0]}); they are set to zero"
         )
     return torch.from_numpy(values)

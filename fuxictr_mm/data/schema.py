@@ -1,4 +1,4 @@
-"""Which columns there are, what they mean, and the FeatureMap that FuxiCTR's layers read them from."""
+"""Features of an experiment, and the FeatureMap that FuxiCTR's layers read."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ ITEM_SOURCE = "item"
 
 @dataclass(frozen=True)
 class Feature:
-    """One column that a model reads.
+    """A column that a model reads.
 
     Parameters
     ----------
     name : str
         Column name.
     type : {"categorical", "sequence", "numeric", "embedding", "meta"}
-        ``meta`` columns reach no layer: group ids, and the history where a model takes it as ``item_seq``.
+        ``meta`` columns are not embedded: group ids, and the history unless a model takes it as ``item_seq``.
     source : str
         ``"item"`` for a column of the item files, anything else for a column of the interactions.
     vocab_size : int, optional
-        Ids go from 0 to ``vocab_size - 1``; inferred from the files where missing.
+        Ids are 0 to ``vocab_size - 1``; by default inferred from the item files.
     max_len : int, optional
-        Stored width of a sequence; inferred where missing.
+        Length that a sequence is padded to; by default the longest one.
     embedding_dim : int, optional
-        Width that the model sees; the model's own ``embedding_dim`` by default.
+        Dim of the embedding; the model's ``embedding_dim`` by default.
     pretrain_dim : int, optional
-        Stored width of a frozen vector; inferred where missing.
+        Stored dim of a frozen embedding; by default inferred from the files.
     freeze_emb : bool
-        False makes the stored vectors parameters.
+        False makes the stored embeddings trainable parameters.
     feature_encoder : str or list of str, optional
         A layer applied to the embedding, as FuxiCTR writes it.
     share_embedding : str, optional
-        An earlier feature whose embedding table is used.
+        An earlier feature whose embedding table is shared.
     padding_idx : int, optional
         Id whose embedding stays zero.
     emb_output_dim : int, optional
-        Width after ``feature_encoder``, where it changes the width.
+        Dim after ``feature_encoder``, if that changes the dim.
     """
 
     name: str
@@ -78,15 +78,15 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     Raises
     ------
     ConfigError
-        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a name given twice; a table
-        shared with a later feature; an item id that is not said to be the item's.
+        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a duplicate name; a table shared
+        with a later feature; an ``item_id`` without ``source: item``.
     """
     columns: dict[str, dict[str, Any]] = {}
     for column in params["feature_cols"]:
         names = column["name"] if isinstance(column["name"], list) else [column["name"]]
         for name in names:
             if name in columns:
-                raise ConfigError(f"feature_cols: the feature '{name}' stands twice; keep one of them")
+                raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
             columns[name] = {**column, "name": name}
     where = f"dataset {params.get('dataset_id')}"
     for spec in params.get("feature_specs") or []:
@@ -97,7 +97,7 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     if used:
         for name in used:
             _known(name, columns, f"use_features of {params.get('model_id')}", where)
-        # The columns that say who, what and what before stay whatever is chosen.
+        # Meta columns (user, item, history) are kept whatever is chosen.
         kept = [n for n, c in columns.items() if n in used or (c["type"] == "meta" and c.get("active", True))]
         order = [n for n in kept if n not in used] + list(used)
         columns = {n: columns[n] for n in order}
@@ -110,9 +110,11 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         if feature.share_embedding is not None:
             what = f"share_embedding of '{feature.name}'"
             _known(feature.share_embedding, columns, what, where)
-            # FuxiCTR makes the tables in this order and would quietly make a second one.
+            # FuxiCTR creates the tables in this order and would silently create a second one.
             if feature.share_embedding not in [f.name for f in features[:place]]:
-                raise ConfigError(f"{what}: '{feature.share_embedding}' stands later; list it before '{feature.name}'")
+                raise ConfigError(
+                    f"{what}: '{feature.share_embedding}' is listed later; list it before '{feature.name}'"
+                )
     return features
 
 
@@ -144,24 +146,24 @@ def _feature(column: Mapping[str, Any]) -> Feature:
     )
 
 
-def complete(features: Sequence[Feature], widths: Mapping[str, int], sizes: Mapping[str, int]) -> list[Feature]:
-    """Fill in what the configuration left out from what the files hold.
+def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mapping[str, int]) -> list[Feature]:
+    """Fill in what the configuration leaves out from the files.
 
     Parameters
     ----------
     features : list of Feature
         As parsed.
-    widths : mapping
-        Stored width of every sequence and frozen vector.
+    dims : mapping
+        Stored length of every sequence and dim of every frozen embedding.
     sizes : mapping
         Largest id plus one of every categorical and sequence feature.
     """
     completed = []
     for feature in features:
         if feature.type == "embedding":
-            feature = replace(feature, pretrain_dim=widths[feature.name])
+            feature = replace(feature, pretrain_dim=dims[feature.name])
         if feature.type == "sequence" and feature.name != ITEM_SEQ:
-            feature = replace(feature, max_len=widths[feature.name])
+            feature = replace(feature, max_len=dims[feature.name])
         if feature.type in ("categorical", "sequence") and feature.vocab_size is None:
             feature = replace(feature, vocab_size=sizes[feature.name])
         completed.append(feature)
@@ -171,7 +173,7 @@ def complete(features: Sequence[Feature], widths: Mapping[str, int], sizes: Mapp
 def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) -> FeatureMap:
     """Return FuxiCTR's FeatureMap of these features.
 
-    It is made anew for every run, so none is ever left over from another configuration.
+    It is built for every run, so it never belongs to an older configuration.
     """
     dataset_id = params["dataset_id"]
     feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
@@ -213,7 +215,7 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     if feature.type == "embedding":
         spec["pretrain_dim"] = feature.pretrain_dim
         spec["freeze_emb"] = feature.freeze_emb
-        # FuxiCTR's layers join stored and seen width by a linear map, unless an encoder takes its place.
+        # FuxiCTR's layers project the stored dim to the configured one, unless an encoder replaces the projection.
         if feature.feature_encoder == "nn.Identity()":
             spec.setdefault("embedding_dim", feature.pretrain_dim)
     if feature.feature_encoder is not None:
@@ -221,8 +223,8 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     return spec
 
 
-def unify_widths(feature_map: FeatureMap, width: int) -> FeatureMap:
-    """Return a copy in which every field has the same width, frozen vectors through a learned linear map.
+def unify_dims(feature_map: FeatureMap, dim: int) -> FeatureMap:
+    """Return a copy in which every field has the same dim; frozen embeddings pass a learned linear projection.
 
     Item tables and everything else are shared with the original.
     """
@@ -234,8 +236,8 @@ def unify_widths(feature_map: FeatureMap, width: int) -> FeatureMap:
             dropped = ["emb_output_dim"] + (["feature_encoder"] if spec["type"] == "embedding" else [])
             for key in dropped:
                 if spec.pop(key, None) is not None:
-                    logger.warning(f"feature '{name}': {key} has no effect, every field of this model is {width} wide")
-            spec["embedding_dim"] = width
+                    logger.warning(f"feature '{name}': {key} has no effect, every field of this model has dim {dim}")
+            spec["embedding_dim"] = dim
         unified.features[name] = spec
-    unified.default_emb_dim = width
+    unified.default_emb_dim = dim
     return unified

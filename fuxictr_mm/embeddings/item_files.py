@@ -175,7 +175,7 @@ def _decoded(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Read few row groups at a time: wide vectors make large batches."""
-    for section in parquet.split_sections(file, parquet.open_parquet(file).metadata, CHUNK_ROWS):
+    for section in parquet.split_row_groups(file, parquet.open_parquet(file).metadata, CHUNK_ROWS):
         yield from parquet.read_chunks(file, columns, section)
 
 

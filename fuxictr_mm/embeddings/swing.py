@@ -129,7 +129,7 @@ def _chunk_keys(path: str | os.PathLike[str], label: str) -> Iterator[NDArray[np
             flat, offsets = parquet.lists(batch.column("item_seq"), f"{file}: item_seq", row)
             real = np.flatnonzero(flat)
             row_of = np.repeat(np.arange(len(users)), np.diff(np.searchsorted(real, offsets)))
-            history = parquet.whole(flat[real], f"{file}: item_seq", row + row_of)
+            history = parquet.integers(flat[real], f"{file}: item_seq", row + row_of)
             parquet.check_ids(history, None, f"{file}: item_seq", row + row_of)
             positive = (labels > 0) & (targets > 0)
             pairs = [_keys(users[row_of], history), _keys(users[positive], targets[positive])]
@@ -239,7 +239,7 @@ class Neighbors:
                 if len(unequal):
                     raise DataError(f"{file}: row {row + unequal[0]}: expected as many scores as neighbors")
                 row_of = row + np.repeat(np.arange(batch.num_rows), np.diff(offsets))
-                neighbors.append(parquet.whole(found, f"{file}: neighbors", row_of))
+                neighbors.append(parquet.integers(found, f"{file}: neighbors", row_of))
                 parquet.check_ids(neighbors[-1], None, f"{file}: neighbors", row_of)
                 wrong = np.flatnonzero(~((score > 0) & np.isfinite(score)))
                 if len(wrong):

@@ -1,6 +1,6 @@
 """One run on several processes that ``torchrun`` started; alone, everything here does nothing.
 
-Each process takes its share of every batch (``fuxictr_mm.data.loaders.Share``); when a way back ends, the gradients of
+Each process takes its share of every batch (``fuxictr_mm.data.loaders.Shard``); when a way back ends, the gradients of
 all are averaged, by gloo between CPUs and nccl between GPUs. With a batch of B rows each, W processes take the steps
 that one takes with W * B rows, to rounding: batch norm counts the rows of all of them.
 """

@@ -154,7 +154,7 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
     assert (len(files), files.has_labels) == (6, True)
     summary = files.summarize()
     assert (summary.num_rows, summary.num_history_items, summary.largest) == (6, 6, {"level": 2})
-    assert files.summarize([concatenate(files.pieces())]) == summary
+    assert files.summarize([concatenate(files.chunks())]) == summary
 
 
 def test_the_suffix_may_be_left_out(tmp_path):
@@ -218,12 +218,12 @@ def test_a_file_without_rows(tmp_path):
         ({"item_id": [1, 2, 3, 10]}, "item_id: row 3 holds the item id 10, which no item file has"),
         ({"item_id": [1, -2, 3, 1]}, "item_id: row 1 holds the item id -2, which no item file has"),
         ({"item_id": [1, None, 3, 1]}, "item_id: row 1 is null, expected a number"),
-        ({"item_id": [1, 2.5, 3, 1]}, "item_id: row 1 holds 2.5, expected a whole number"),
+        ({"item_id": [1, 2.5, 3, 1]}, "item_id: row 1 holds 2.5, expected an integer"),
         ({"item_seq": [[1, 2], [], [0, 0], [3, 5, 4]]}, "item_seq: row 3 holds the item id 5, which no item file has"),
         ({"item_seq": [[], [], [0, 99], [1]]}, "item_seq: row 2 holds the item id 99, which no item file has"),
         ({"item_seq": [[1, 1], [-7, 1], [0], [1]]}, "item_seq: row 1 holds the item id -7, which no item file has"),
-        ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, "item_seq: row 3 holds 2.5, expected a whole number"),
-        ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, "item_seq: row 2 holds nan, expected a whole number"),
+        ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, "item_seq: row 3 holds 2.5, expected an integer"),
+        ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, "item_seq: row 2 holds nan, expected an integer"),
         ({"item_seq": [[1], [], [0, None], [1]]}, "item_seq: the list of row 2 holds a null, expected numbers only"),
         ({"item_seq": [1, 2, 3, 4]}, "item_seq: holds int64, expected a list of numbers per row"),
         ({"item_seq": [["1"], [], [], ["2"]]}, "item_seq: lists of string, expected lists of numbers"),

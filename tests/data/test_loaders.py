@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.loaders import ResidentLoader, gather
+from fuxictr_mm.data.loaders import InMemoryLoader, gather
 
 
 def make_table(histories, labelled=True):
@@ -68,7 +68,7 @@ def test_without_labels_and_groups_and_with_nothing_but_empty_histories():
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 40), batch_size=st.integers(1, 12), shuffle=st.booleans())
 def test_every_row_comes_once_and_len_is_the_number_of_batches(rows, batch_size, shuffle):
-    loader = ResidentLoader(make_table([[i] for i in range(rows)]), batch_size, shuffle=shuffle, seed=3)
+    loader = InMemoryLoader(make_table([[i] for i in range(rows)]), batch_size, shuffle=shuffle, seed=3)
     batches = epoch(loader)
     assert len(loader) == len(batches)
     assert loader.num_samples == rows
@@ -95,28 +95,28 @@ def test_every_row_comes_once_and_len_is_the_number_of_batches(rows, batch_size,
     ],
 )
 def test_a_single_row_left_over_joins_the_batch_before_when_shuffling(rows, batch_size, shuffle, sizes):
-    loader = ResidentLoader(make_table([[]] * rows), batch_size, shuffle=shuffle)
+    loader = InMemoryLoader(make_table([[]] * rows), batch_size, shuffle=shuffle)
     assert [len(b) for b in loader] == sizes
     assert len(loader) == len(sizes)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     table = make_table([[i] for i in range(50)])
-    loader = ResidentLoader(table, 8, shuffle=True, seed=1)
+    loader = InMemoryLoader(table, 8, shuffle=True, seed=1)
     torch.manual_seed(0)
     first, second = epoch(loader), epoch(loader)
     torch.manual_seed(99)
     torch.rand(7)
-    again = ResidentLoader(table, 8, shuffle=True, seed=1)
+    again = InMemoryLoader(table, 8, shuffle=True, seed=1)
     assert [epoch(again), epoch(again)] == [first, second]
     assert first != second
-    assert epoch(ResidentLoader(table, 8, shuffle=True, seed=2)) not in (first, second)
-    other_size = epoch(ResidentLoader(table, 50, shuffle=True, seed=1))
+    assert epoch(InMemoryLoader(table, 8, shuffle=True, seed=2)) not in (first, second)
+    other_size = epoch(InMemoryLoader(table, 50, shuffle=True, seed=1))
     assert other_size[0] == [t for batch in first for t in batch]
 
 
 def test_an_epoch_can_be_repeated_by_its_number():
-    loader = ResidentLoader(make_table([[i] for i in range(50)]), 8, shuffle=True)
+    loader = InMemoryLoader(make_table([[i] for i in range(50)]), 8, shuffle=True)
     epochs = [epoch(loader) for _ in range(3)]
     assert loader.epoch == 3
     loader.epoch = 1
@@ -124,7 +124,7 @@ def test_an_epoch_can_be_repeated_by_its_number():
 
 
 def test_shuffling_leaves_the_global_generator_alone():
-    loader = ResidentLoader(make_table([[]] * 9), 4, shuffle=True)
+    loader = InMemoryLoader(make_table([[]] * 9), 4, shuffle=True)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -133,10 +133,10 @@ def test_shuffling_leaves_the_global_generator_alone():
 
 
 def test_without_shuffling_every_epoch_is_the_same():
-    loader = ResidentLoader(make_table([[]] * 9), 4)
+    loader = InMemoryLoader(make_table([[]] * 9), 4)
     assert epoch(loader) == epoch(loader) == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
 def test_a_view_is_applied_to_every_batch():
-    loader = ResidentLoader(make_table([[1], [], [2, 3]]), 2, view=lambda batch: rows_of(batch.history))
+    loader = InMemoryLoader(make_table([[1], [], [2, 3]]), 2, view=lambda batch: rows_of(batch.history))
     assert list(loader) == [[[1], []], [[2, 3]]]

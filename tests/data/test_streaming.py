@@ -16,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm import experiment
-from fuxictr_mm.data import loaders as streaming
-from fuxictr_mm.data import parquet
-from fuxictr_mm.data import parquet as decoding
+from fuxictr_mm.data import parquet, streaming
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
-from fuxictr_mm.data.loaders import ResidentLoader, Share, StreamingLoader
+from fuxictr_mm.data.loaders import InMemoryLoader, Shard
 from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import Snapshots
@@ -79,7 +78,7 @@ def rows_of(loader):
 
 
 def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,7 +99,7 @@ def test_every_row_once_in_batches_as_of_the_resident_loader(
     files = write(tmp_path / "parts", rows, parts, group)
     options = {"shuffle": shuffle, "seed": 3}
     loader = StreamingLoader(files, batch_size, buffer_rows=buffer_rows, **options)
-    resident = ResidentLoader(concatenate(files.pieces()), batch_size, **options)
+    resident = InMemoryLoader(concatenate(files.chunks()), batch_size, **options)
     batches = epoch(loader)
     assert [len(b) for b in batches] == [len(b) for b in epoch(resident)]
     assert len(batches) == len(loader) == len(resident)
@@ -136,16 +135,16 @@ def test_processes_share_all_rows_without_overlap(
     def make(batch_size, shuffle, share=None):
         options = {"shuffle": shuffle, "seed": 3, "share": share}
         if resident:
-            return ResidentLoader(concatenate(files.pieces()), batch_size, **options)
+            return InMemoryLoader(concatenate(files.chunks()), batch_size, **options)
         return StreamingLoader(files, batch_size, buffer_rows=buffer_rows, **options)
 
-    blocks = [flat(epoch(make(batch_size, False, Share(rank, size, "block")))) for rank in range(size)]
+    blocks = [flat(epoch(make(batch_size, False, Shard(rank, size, "block")))) for rank in range(size)]
     assert flat(blocks) == list(range(1, rows + 1))
     if rows < size:
         with pytest.raises(ConfigError, match=f"{rows} rows are too few for {size} processes"):
-            make(batch_size, shuffle, Share(0, size))
+            make(batch_size, shuffle, Shard(0, size))
         return
-    loaders = [make(batch_size, shuffle, Share(rank, size)) for rank in range(size)]
+    loaders = [make(batch_size, shuffle, Shard(rank, size)) for rank in range(size)]
     first = data.draw(st.integers(0, len(loaders[0]) - 1))
     start = sum(loaders[0].sizes()[:first])
     for loader in loaders:
@@ -160,7 +159,7 @@ def test_processes_share_all_rows_without_overlap(
 
 
 def test_row_tells_where_the_handed_out_batches_end(tmp_path):
-    loader = StreamingLoader(write(tmp_path, 23), 4, buffer_rows=9, shuffle=True, share=Share(1, 2))
+    loader = StreamingLoader(write(tmp_path, 23), 4, buffer_rows=9, shuffle=True, share=Shard(1, 2))
     assert [loader.row for _ in loader] == [8, 16, 23]
     loader.start_at(0, 8)
     assert [loader.row for _ in loader] == [16, 23]
@@ -170,7 +169,7 @@ def test_row_tells_where_the_handed_out_batches_end(tmp_path):
 def test_rows_keep_their_columns_and_histories(tmp_path, shuffle):
     files = write(tmp_path, 333, parts=3, group=20)
     loader = StreamingLoader(files, 7, buffer_rows=50, shuffle=shuffle)
-    resident = ResidentLoader(concatenate(files.pieces()), 7)
+    resident = InMemoryLoader(concatenate(files.chunks()), 7)
     assert sorted(rows_of(loader)) == sorted(rows_of(resident))
     loader.start_at(0, 140)
     assert set(rows_of(loader)) < set(rows_of(resident))
@@ -245,19 +244,19 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
             most = max(most, alive)
         weakref.finalize(holder, forget)
 
-    decode_target, join = decoding.decode_target, concatenate
+    decode_target, join = parquet.decode_target, concatenate
 
     def counted_decode(*arguments):
         ids = decode_target(*arguments)
         count(ids, len(ids))
         return ids
 
-    def counted_join(pieces):
-        table = join(pieces)
+    def counted_join(chunks):
+        table = join(chunks)
         count(table, len(table))
         return table
 
-    monkeypatch.setattr(decoding, "decode_target", counted_decode)
+    monkeypatch.setattr(parquet, "decode_target", counted_decode)
     monkeypatch.setattr(streaming, "concatenate", counted_join)
     peaks = []
     for rows in (1000, 4000):
@@ -268,7 +267,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
         loader.start_at(0, rows - 20)
         assert sum(len(batch) for batch in loader) == 20
         peaks.append(most)
-    assert max(peaks) <= 400  # a block and the one before, two refills of half a buffer, the chunks they are cut from
+    assert max(peaks) <= 400  # the buffers of two rounds, the rows of two rounds, their chunks
 
 
 def test_a_bad_row_far_into_the_file_ends_with_its_message(tmp_path):
@@ -390,7 +389,7 @@ def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
 def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, monkeypatch, caplog):
     _, params, model_class = run(tmp_path, epochs=1)
     scores = experiment.predict_test(params, model_class)
-    monkeypatch.setattr("fuxictr_mm.data.loaders.free_memory", lambda device: 1000)
+    monkeypatch.setattr("fuxictr_mm.data.memory.free_memory", lambda device: 1000)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 300)
     with caplog.at_level(logging.INFO):
         np.testing.assert_array_equal(experiment.predict_test(params, model_class), scores)
@@ -399,7 +398,7 @@ def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, m
     assert 0.5 < result.valid["AUC"] < 1
 
 
-def test_a_snapshot_belongs_to_a_run_that_was_streamed_or_was_not(tmp_path, monkeypatch):
+def test_a_training_checkpoint_belongs_to_a_streamed_run_or_to_one_in_memory(tmp_path, monkeypatch):
     """What fits may change between two runs of resident: auto, and the order of the rows with it."""
     hashes = []
 
@@ -409,7 +408,7 @@ def test_a_snapshot_belongs_to_a_run_that_was_streamed_or_was_not(tmp_path, monk
 
     monkeypatch.setattr(loop, "fit", stop)
     for free in (10**9, 1000):
-        monkeypatch.setattr("fuxictr_mm.data.loaders.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("fuxictr_mm.data.memory.free_memory", lambda device, free=free: free)
         for resident in ("auto", free > 1000):
             with pytest.raises(Killed):
                 run(tmp_path, resident=resident)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fuxictr_mm.data.batch import challenge_view, flat_view
+from fuxictr_mm.data.batch import challenge_format, flat_format
 from fuxictr_mm.diagnosis.importance import all_groups, draw, modality_of, number_of_passes, permute_once, swapped
 from fuxictr_mm.diagnosis.scorer import Scorer, sample, with_context, with_history
 
@@ -85,10 +85,10 @@ def test_other_views_are_swapped_as_well(trained, make_batch):
     feature_map.features = {**feature_map.features, "item_seq": {"type": "sequence", "source": ""}}
     batch = make_batch(dataset.splits["valid"], range(40))
     permutation = draw(items, 0)
-    before, ids = flat_view(batch, feature_map, items, 20), batch.target.long()
+    before, ids = flat_format(batch, feature_map, items, 20), batch.target.long()
     with swapped(model, ["item_id", "img_emb_pca8"], permutation) as change:
-        flat = change(flat_view(batch, feature_map, items, 20))
-        _, rows, mask = change(challenge_view(batch, feature_map, items, 20))
+        flat = change(flat_format(batch, feature_map, items, 20))
+        _, rows, mask = change(challenge_format(batch, feature_map, items, 20))
     assert torch.equal(flat["item_id"].long(), permutation[ids])
     assert torch.equal(flat["img_emb_pca8"], items["img_emb_pca8"][permutation[ids]])
     assert torch.equal(flat["txt_emb_pca8"], before["txt_emb_pca8"])

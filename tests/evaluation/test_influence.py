@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fuxictr_mm import cli
-from fuxictr_mm.data.loaders import ResidentLoader, gather
+from fuxictr_mm.data.loaders import InMemoryLoader, gather
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import (
     Checkpoint,
@@ -38,7 +38,7 @@ def doubled(build, expid):
         if model.items[name].is_floating_point():
             setattr(model.items, name, model.items[name].double())
     loaders = [
-        ResidentLoader(dataset.splits[split].slice(0, rows), 16) for split, rows in (("train", 40), ("valid", 30))
+        InMemoryLoader(dataset.splits[split].slice(0, rows), 16) for split, rows in (("train", 40), ("valid", 30))
     ]
     return model, *loaders
 
@@ -119,7 +119,7 @@ def test_a_step_on_a_row_takes_its_influence_off_the_validation_loss(build, floa
 def test_recalibrated_influence_does_not_see_a_wrong_base_rate(build, tmp_path):
     """With all logits raised, every click looks harmful to the plain loss; who is harmful otherwise does not change."""
     model, dataset = build("DIN_MM_tiny")
-    train, valid = (ResidentLoader(dataset.splits[split].slice(0, 600), 300) for split in ("train", "valid"))
+    train, valid = (InMemoryLoader(dataset.splits[split].slice(0, 600), 300) for split in ("train", "valid"))
     layer = model.get_submodule(find_last_layer(model.eval(), next(iter(valid))))
     model.save_weights(tmp_path / "fair.model")
     with torch.no_grad():

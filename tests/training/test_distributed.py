@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fuxictr_mm import experiment
-from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.distributed import replace_batch_norm
 
@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TOGETHER = """
 import sys, torch
 sys.path.insert(0, {here!r})
-from fuxictr_mm.data.loaders import Share
+from fuxictr_mm.data.loaders import Shard
 from fuxictr_mm.training import distributed
 import test_distributed as test
 
 with distributed.process_group(-1):
-    share = lambda by: Share(distributed.rank(), distributed.size(), by)
+    share = lambda by: Shard(distributed.rank(), distributed.size(), by)
     found = test.gradients_and_scores({expid!r}, {folder!r}, 500, share, distributed.distribute)
     torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
 """
@@ -45,7 +45,7 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     distribute(model)
     rows = dataset.splits["train"].slice(0, 2501)
-    train = ResidentLoader(rows, batch_size, shuffle=True, seed=2, share=share("batch"))
+    train = InMemoryLoader(rows, batch_size, shuffle=True, seed=2, share=share("batch"))
     points = []
     model.train()
     for batch in train:
@@ -54,7 +54,7 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute):
         model.add_loss(outputs, model.get_labels(batch).double()).backward()
         points.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
-    valid = ResidentLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
+    valid = InMemoryLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
     scores, labels, groups = loop.score(model, valid)
     return {"points": points, "state": model.state_dict(), "scores": scores, "labels": labels, "groups": groups}
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.training import loop
 
@@ -122,7 +122,7 @@ def test_an_older_checkpoint_is_never_loaded(build, make_batch, validation):
     model, dataset = build("DIN_tiny", eval_steps=10**9)
     model.save_weights(model.checkpoint)
     old = model.dnn.mlp[0].weight.detach().clone()
-    train = ResidentLoader(dataset.splits["valid"], 256)
+    train = InMemoryLoader(dataset.splits["valid"], 256)
     model.fit(train, epochs=1, validation_data=validation)
     assert not torch.equal(model.dnn.mlp[0].weight, old)
     stored = torch.load(model.checkpoint, weights_only=True)
@@ -131,7 +131,7 @@ def test_an_older_checkpoint_is_never_loaded(build, make_batch, validation):
 
 def test_the_best_weights_come_back(build, monkeypatch):
     model, dataset = build("DIN_tiny", learning_rate=0.01)
-    loader = ResidentLoader(dataset.splits["valid"], 256)
+    loader = InMemoryLoader(dataset.splits["valid"], 256)
     seen = []
 
     def evaluate(model, loader, metrics):
@@ -193,7 +193,7 @@ def test_accumulation_equals_a_larger_batch(build, make_batch, float64, batches,
 def test_evaluation_and_scoring_agree_with_the_rows(build):
     model, dataset = build("DIN_tiny")
     table = dataset.splits["valid"]
-    whole, parts = ResidentLoader(table, len(table)), ResidentLoader(table, 77)
+    whole, parts = InMemoryLoader(table, len(table)), InMemoryLoader(table, 77)
     assert model.predict(parts) == pytest.approx(model.predict(whole), abs=1e-5)
     assert model.predict(parts).shape == (len(table),)
     assert not model.training

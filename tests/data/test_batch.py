@@ -5,9 +5,9 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 
-from fuxictr_mm.data.batch import challenge_view, flat_view, make_view
+from fuxictr_mm.data.batch import challenge_format, flat_format, make_formatter
 from fuxictr_mm.data.dataset import load_dataset
-from fuxictr_mm.data.loaders import ResidentLoader
+from fuxictr_mm.data.loaders import InMemoryLoader
 
 NUM_ROWS, NUM_ITEMS, WIDTH = 23, 30, 12
 COLUMNS = [
@@ -88,9 +88,9 @@ def assert_columns_equal(ours, expected):
 @pytest.mark.parametrize("max_len", [1, 5, WIDTH])
 def test_the_challenge_view_equals_the_batch_of_the_baseline(folder, max_len):
     dataset = load(folder, max_len)
-    view = make_view("challenge", dataset.feature_map, dataset.items, max_len)
+    view = make_formatter("challenge", dataset.feature_map, dataset.items, max_len)
     start = 0
-    for batch_dict, item_dict, mask in ResidentLoader(dataset.splits["train"], 7, view=view):
+    for batch_dict, item_dict, mask in InMemoryLoader(dataset.splits["train"], 7, view=view):
         stop = start + mask.shape[0]
         expected = challenge_batch(folder, start, stop, max_len)
         assert_columns_equal(batch_dict, expected[0])
@@ -106,8 +106,8 @@ def test_the_challenge_view_equals_the_batch_of_the_baseline(folder, max_len):
 
 def test_the_baselines_reshape_puts_the_target_last(folder):
     dataset = load(folder)
-    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
-    _, item_dict, mask = challenge_view(batch, dataset.feature_map, dataset.items, WIDTH)
+    batch = next(iter(InMemoryLoader(dataset.splits["train"], 7)))
+    _, item_dict, mask = challenge_format(batch, dataset.feature_map, dataset.items, WIDTH)
     by_row = item_dict["item_id"].view(7, WIDTH + 1)
     assert torch.equal(by_row[:, -1], batch.target.long())
     assert torch.equal(by_row[:, :-1] > 0, mask.bool())
@@ -115,17 +115,17 @@ def test_the_baselines_reshape_puts_the_target_last(folder):
 
 def test_the_jagged_view_is_the_batch_itself(folder):
     dataset = load(folder)
-    assert make_view("jagged", dataset.feature_map, dataset.items, WIDTH) is None
+    assert make_formatter("jagged", dataset.feature_map, dataset.items, WIDTH) is None
 
 
 def test_the_flat_view_is_one_column_per_feature(folder):
     dataset = load(folder)
-    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
+    batch = next(iter(InMemoryLoader(dataset.splits["train"], 7)))
     rows = pd.read_parquet(folder / "train.parquet").iloc[:7]
     items = pd.read_parquet(folder / "items.parquet").iloc[rows["item_id"]]
     expected = {name: rows[name].to_numpy() for name in ("user_id", "likes_level", "views_level", "label", "item_id")}
     expected |= {name: np.stack(items[name].to_list()) for name in ("item_tags", "item_emb_d4")}
-    assert_columns_equal(flat_view(batch, dataset.feature_map, dataset.items, WIDTH), expected)
+    assert_columns_equal(flat_format(batch, dataset.feature_map, dataset.items, WIDTH), expected)
 
 
 HISTORY = {"name": "item_seq", "type": "sequence", "share_embedding": "item_id"}
@@ -133,8 +133,8 @@ HISTORY = {"name": "item_seq", "type": "sequence", "share_embedding": "item_id"}
 
 def test_the_flat_view_has_the_history_where_it_is_a_feature(folder):
     dataset = load(folder, 5, feature_cols=[COLUMNS[0], *COLUMNS[2:], HISTORY])
-    batch = next(iter(ResidentLoader(dataset.splits["train"], 7)))
-    view = flat_view(batch, dataset.feature_map, dataset.items, 5)
+    batch = next(iter(InMemoryLoader(dataset.splits["train"], 7)))
+    view = flat_format(batch, dataset.feature_map, dataset.items, 5)
     stored = np.stack(pd.read_parquet(folder / "train.parquet")["item_seq"].to_list())
     np.testing.assert_array_equal(view["item_seq"].numpy(), stored[:7, -5:])
 
@@ -146,8 +146,8 @@ def test_without_labels_and_groups_there_are_no_such_columns(folder, name):
     params = {"feature_cols": COLUMNS, "label_col": {"name": "label"}, "dataset_id": "d", "max_len": WIDTH}
     params |= {"item_info": str(folder / "items.parquet"), "test_data": str(folder / "unlabelled.parquet")}
     dataset = load_dataset(params, {"test": False})
-    view = make_view(name, dataset.feature_map, dataset.items, WIDTH)
-    batch = next(iter(ResidentLoader(dataset.splits["test"], 4, view=view)))
+    view = make_formatter(name, dataset.feature_map, dataset.items, WIDTH)
+    batch = next(iter(InMemoryLoader(dataset.splits["test"], 4, view=view)))
     columns = batch[0] if name == "challenge" else batch
     assert not {"label", "user_id", None} & set(columns)
 
@@ -155,10 +155,10 @@ def test_without_labels_and_groups_there_are_no_such_columns(folder, name):
 @pytest.mark.parametrize("name", ["challenge", "flat"])
 def test_features_that_a_model_adds_are_not_asked_of_the_item_files(folder, name):
     dataset = load(folder)
-    view = make_view(name, dataset.feature_map, dataset.items, WIDTH)
-    before = view(next(iter(ResidentLoader(dataset.splits["train"], 4))))
+    view = make_formatter(name, dataset.feature_map, dataset.items, WIDTH)
+    before = view(next(iter(InMemoryLoader(dataset.splits["train"], 4))))
     dataset.feature_map.features["made"] = {"type": "categorical", "source": "item", "vocab_size": 3}
-    after = view(next(iter(ResidentLoader(dataset.splits["train"], 4))))
+    after = view(next(iter(InMemoryLoader(dataset.splits["train"], 4))))
     columns = [set(b[1] if name == "challenge" else b) for b in (before, after)]
     assert columns[0] == columns[1]
 
@@ -186,10 +186,10 @@ class Flat(BaseModel):
 )
 def test_the_flat_view_runs_a_model_of_fuxictrs_zoo(folder, tmp_path, columns):
     dataset = load(folder, 5, feature_cols=columns)
-    view = make_view("flat", dataset.feature_map, dataset.items, 5)
+    view = make_formatter("flat", dataset.feature_map, dataset.items, 5)
     torch.manual_seed(0)
     model = Flat(dataset.feature_map, str(tmp_path))
-    batches = list(ResidentLoader(dataset.splits["train"], 7, view=view))
+    batches = list(InMemoryLoader(dataset.splits["train"], 7, view=view))
     before = model.predict(batches)
     assert before.shape == (NUM_ROWS,)
     model.train()

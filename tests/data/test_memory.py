@@ -3,9 +3,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxictr_mm.data import loaders as residency
+from fuxictr_mm.data import memory
 from fuxictr_mm.data.interactions import InteractionFiles, concatenate
-from fuxictr_mm.data.loaders import choose_resident, estimate_bytes, free_memory
+from fuxictr_mm.data.memory import choose_in_memory, estimate_bytes, free_memory
 from fuxictr_mm.data.schema import Feature
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def splits(tmp_path):
 
 def test_the_estimate_is_near_the_bytes_that_are_taken(splits):
     for files in splits.values():
-        assert estimate_bytes(files) == concatenate(files.pieces()).num_bytes
+        assert estimate_bytes(files) == concatenate(files.chunks()).num_bytes
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_the_estimate_is_near_the_bytes_that_are_taken(splits):
     ],
 )
 def test_train_gives_way_first(splits, monkeypatch, free, resident, held):
-    monkeypatch.setattr(residency, "free_memory", lambda device: free)
-    assert choose_resident(splits, resident, CPU) == held
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    assert choose_in_memory(splits, resident, CPU) == held
 
 
 def test_a_machine_has_some_memory_free():

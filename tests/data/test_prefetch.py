@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from fuxictr_mm.data.loaders import ReadAhead
+from fuxictr_mm.data.prefetch import Prefetcher
 
 
 def test_items_come_in_order_and_are_made_only_a_little_ahead():
@@ -13,7 +13,7 @@ def test_items_come_in_order_and_are_made_only_a_little_ahead():
             made.append(i)
             yield i
 
-    with ReadAhead(source()) as items:
+    with Prefetcher(source()) as items:
         for i, item in enumerate(items):
             assert item == i
             assert len(made) <= i + 3  # taken, waiting, in the making
@@ -25,7 +25,7 @@ def test_what_the_source_raises_comes_after_its_items():
         yield 1
         raise OSError("the disk is gone")
 
-    with ReadAhead(source()) as items:
+    with Prefetcher(source()) as items:
         assert next(items) == 1
         with pytest.raises(OSError, match="the disk is gone"):
             next(items)
@@ -42,7 +42,7 @@ def test_leaving_ends_the_thread_and_closes_the_source(taken):
         finally:
             closed.set()
 
-    with ReadAhead(source()) as items:
+    with Prefetcher(source()) as items:
         for _ in range(taken):
             next(items)
         assert threading.active_count() == before + 1
@@ -52,7 +52,7 @@ def test_leaving_ends_the_thread_and_closes_the_source(taken):
 
 def test_a_forgotten_one_ends_its_thread():
     before = threading.active_count()
-    items = ReadAhead(iter(range(1000)))
+    items = Prefetcher(iter(range(1000)))
     next(items)
     del items
     assert threading.active_count() == before
