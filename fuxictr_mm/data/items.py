@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -83,9 +84,11 @@ class ItemTable(nn.Module):
                 # A later file may hold all that is wanted.
                 absent.append(error)
                 continue
-            for file in files:
-                part = _read_file(file, missing, limit)
-                read.append(part)
+            parts = [part for part in (_read_file(file, missing, limit) for file in files) if part.ids.size]
+            if not parts:
+                raise DataError(f"{path}: no rows, expected one per item")
+            read += parts
+            for part in parts:
                 for name in part.columns:
                     found.setdefault(name, []).append(part)
         if absent and not (read and wanted.keys() <= found.keys()):
@@ -132,7 +135,7 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> 
             parts[name].append(_decode(batch.column(name), wanted[name], f"{path}: {name}", row, ids, dim))
     ids = np.concatenate(id_parts) if id_parts else np.zeros(0, dtype=np.int64)
     if ids.size == 0:
-        raise DataError(f"{path}: no rows, expected one per item")
+        return _Part(path, present, ids, {})
     unique, counts = np.unique(ids, return_counts=True)
     if counts.max() > 1:
         raise DataError(f"{path}: {ITEM_ID} {unique[counts.argmax()]} occurs {counts.max()} times, expected once")
@@ -140,13 +143,14 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> 
 
 
 def _pad_to_longest(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Left-pad sequences to the longest part; embeddings have one dim already."""
+    """Left-pad sequences to the longest part; embeddings have one dim already, or are all null (NaN)."""
     widest = max(p.shape[-1] for p in parts)
-    return [p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0))) for p in parts]
+    fill = np.nan if parts[0].dtype.kind == "f" else 0
+    return [p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0)), constant_values=fill) for p in parts]
 
 
 def _decode(
-    array: object, feature: Feature, where: str, row: int, ids: np.ndarray, known_dim: int | None
+    array: pa.Array, feature: Feature, where: str, row: int, ids: np.ndarray, known_dim: int | None
 ) -> np.ndarray:
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
@@ -157,23 +161,31 @@ def _decode(
         flat = parquet.integers(flat, where, rows)
         parquet.check_ids(flat, feature.vocab_size, where, rows)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
-    dim = feature.pretrain_dim or known_dim or int(np.bincount(lengths[lengths > 0], minlength=2).argmax() or 1)
-    if (lengths != dim).any():
-        bad = int(np.flatnonzero(lengths != dim)[0])
+    # A null is an item without an embedding, as after a left join: NaN here, zero in the table.
+    present = ~array.is_null().to_numpy(zero_copy_only=False)
+    dim = feature.pretrain_dim or known_dim or int(np.bincount(lengths[lengths > 0], minlength=1).argmax())
+    wrong = present & (lengths != (dim or -1))
+    if wrong.any():
+        bad = int(np.flatnonzero(wrong)[0])
         source = "pretrain_dim" if feature.pretrain_dim else "the dim of the other embeddings"
         raise DataError(
-            f"{where}: {ITEM_ID} {ids[bad]} has an embedding of dim {lengths[bad]}, expected {dim} ({source})"
+            f"{where}: {ITEM_ID} {ids[bad]} has an embedding of dim {lengths[bad]}, expected {dim} ({source}); "
+            "write null or zeros where an embedding is missing"
         )
     with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused below
-        embeddings = flat.astype(np.float32).reshape(-1, dim)
+        embeddings = flat.astype(np.float32).reshape(int(present.sum()), dim)
     finite = np.isfinite(embeddings)
     if not finite.all():
         bad, position = np.argwhere(~finite)[0]
         raise DataError(
-            f"{where}: {ITEM_ID} {ids[bad]} holds {embeddings[bad, position]} at position {position}, expected finite "
-            "numbers; write zeros where an embedding is missing"
+            f"{where}: {ITEM_ID} {ids[present][bad]} holds {embeddings[bad, position]} at position {position}, "
+            "expected finite numbers; write null or zeros where an embedding is missing"
         )
-    return embeddings
+    if present.all():
+        return embeddings
+    with_gaps = np.full((len(ids), dim), np.nan, dtype=np.float32)
+    with_gaps[present] = embeddings
+    return with_gaps
 
 
 def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where: str, row: int) -> np.ndarray:
@@ -192,7 +204,10 @@ def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where:
 def _assemble(feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray) -> Tensor:
     """Write the rows of all part files to the rows of their ids."""
     columns = [part.columns[feature.name] for part in parts]
-    if feature.type == "embedding" and len({c.shape[1] for c in columns}) > 1:
+    if feature.type == "embedding" and not any(c.shape[1] for c in columns):
+        files = ", ".join(str(part.path) for part in parts)
+        raise DataError(f"{files}: {feature.name}: null in every row, expected a list of numbers for most items")
+    if feature.type == "embedding" and len({c.shape[1] for c in columns} - {0}) > 1:
         listing = ", ".join(f"{p.path.name} {c.shape[1]}" for p, c in zip(parts, columns, strict=True))
         raise DataError(f"column '{feature.name}': dims differ between files ({listing}), expected one dim")
     columns = _pad_to_longest(columns)
@@ -202,8 +217,8 @@ def _assemble(feature: Feature, parts: Sequence[_Part], num_items: int, known: n
         twice = part.ids[filled[part.ids]]
         if twice.size:
             raise DataError(f"{part.path}: {ITEM_ID} {twice[0]} is in another part file as well, expected once")
-        values[part.ids] = column
-        filled[part.ids] = True
+        filled[part.ids] = ~np.isnan(column[:, 0]) if feature.type == "embedding" else True
+        values[part.ids] = column if filled[part.ids].all() else np.nan_to_num(column)
     values[0] = 0
     filled[0] = True
     missing = np.flatnonzero(known & ~filled)

@@ -77,7 +77,18 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
     """Raise a DataError for the first missing column, with the nearest name that exists."""
     for name in wanted:
         if name not in present:
+            if Path(path).is_file() and name in _pandas_index(Path(path)):
+                raise DataError(
+                    f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
+                    "write it with frame.reset_index().to_parquet(...)"
+                )
             raise DataError(f"{path}: no column '{name}'{nearest(name, present)} (columns: {', '.join(present)})")
+
+
+def _pandas_index(path: Path) -> list[str]:
+    """Return the names of range indexes, which pandas stores in the metadata only."""
+    metadata = open_parquet(path).schema_arrow.pandas_metadata or {}
+    return [str(index["name"]) for index in metadata.get("index_columns", ()) if isinstance(index, dict)]
 
 
 @dataclass(frozen=True)
@@ -121,15 +132,20 @@ def split_row_groups(path: Path, metadata: pq.FileMetaData, max_rows: int) -> li
 
 
 def read_chunks(
-    path: Path, columns: Sequence[str], row_groups: RowGroupRange | None = None
+    path: Path, columns: Sequence[str], row_groups: RowGroupRange | None = None, max_rows: int | None = None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield ``(first row, record batch)`` of the named columns of a file, or of a range of its row groups."""
+    """Yield ``(first row, record batch)`` of the named columns of a file, or of a range of its row groups.
+
+    A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``). Extension types, such as Arrow's tensors, are read as
+    their storage.
+    """
     file = open_parquet(path, None if row_groups is None else row_groups.metadata)
     require_columns(path, file.schema_arrow.names, columns)
     row, groups = (0, None) if row_groups is None else (row_groups.row, list(row_groups.groups))
     try:
-        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(columns), row_groups=groups):
-            yield row, batch
+        for batch in file.iter_batches(batch_size=max_rows or CHUNK_ROWS, columns=list(columns), row_groups=groups):
+            if batch.num_rows:
+                yield row, _storage(batch)
             row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -238,9 +254,12 @@ def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.nda
 def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the entries of all lists ``(entries,)`` and the offsets ``(R + 1,)`` of each row in them.
 
-    Lists, large lists and fixed-size lists are accepted; a null list is empty.
+    Lists, large lists and fixed-size lists are accepted; a null list is empty, as are all rows of a column of nulls.
     """
     kind = array.type
+    if pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_null(kind.value_type)):
+        array = array.cast(pa.list_(pa.int64()))
+        kind = array.type
     if pa.types.is_fixed_size_list(kind):
         if array.null_count:
             array = array.cast(pa.list_(kind.value_type))
@@ -284,6 +303,11 @@ def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: n
         f"{where}: row {_row(row_of, first)} holds the item id {reason} ({unknown.size} such ids in these rows; the "
         f"item files have {int(known.sum()) - 1} ids up to {known.size - 1}); add the items or drop the rows"
     )
+
+
+def _storage(batch: pa.RecordBatch) -> pa.RecordBatch:
+    arrays = [array.storage if isinstance(array, pa.ExtensionArray) else array for array in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, batch.schema.names)
 
 
 def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.ndarray:

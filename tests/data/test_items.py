@@ -187,8 +187,9 @@ WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
             [VECTOR],
             "vector: item_id 8 has an embedding of dim 1, expected 2",
         ),
-        ({"vector": vectors([None, [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0, expected 2"),
-        ({"vector": vectors([None, None])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0"),
+        ({"vector": vectors([[], [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0, expected 2"),
+        ({"vector": vectors([[], []])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0"),
+        ({"vector": vectors([None, None])}, [VECTOR], "vector: null in every row"),
         ({"vector": [1.0, 2.0]}, [VECTOR], "vector: holds double, expected a list of numbers per row"),
         ({}, [Feature("vectors", "embedding", "item")], "no column 'vectors'; did you mean 'vector'? (columns: "),
     ],
@@ -223,6 +224,40 @@ def test_a_file_without_item_id_and_a_file_without_rows(tmp_path):
     path = write(tmp_path / "b.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
     with pytest.raises(DataError, match=r"b\.parquet: no rows, expected one per item"):
         ItemTable.from_parquet(path, [item_id(), LEVEL])
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64())])
+def test_a_null_embedding_is_zero_with_a_warning(tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)  # a whole chunk of nulls as well
+    rows = [[1, 2], None, None, None, [5, 6]]
+    path = write(tmp_path / "i.parquet", {"item_id": range(1, 6), "vector": pa.array(rows, kind)})
+    with caplog.at_level(logging.WARNING):
+        items = ItemTable.from_parquet(path, [item_id(), VECTOR])
+    assert items["vector"].tolist() == [[0, 0], [1, 2], [0, 0], [0, 0], [0, 0], [5, 6]]
+    assert "3 of 5 items" in caplog.text
+
+
+def test_an_embedding_of_arrows_tensor_type_is_its_storage(tmp_path):
+    storage = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2, 3, 4], pa.float32()), 2)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2]), storage)
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "vector": tensors})
+    assert ItemTable.from_parquet(path, [item_id(), VECTOR])["vector"].tolist() == [[0, 0], [1, 2], [3, 4]]
+
+
+def test_part_files_without_rows_or_of_nulls_are_passed_over(tmp_path, caplog):
+    write(tmp_path / "0.parquet", {"item_id": pa.array([], pa.int64()), "vector": pa.nulls(0)})
+    write(tmp_path / "1.parquet", {"item_id": [2], "vector": vectors([[1.0, 2.0]])})
+    write(tmp_path / "2.parquet", {"item_id": [1], "vector": pa.nulls(1)})
+    items = ItemTable.from_parquet(str(tmp_path), [item_id(), VECTOR])
+    assert items["vector"].tolist() == [[0, 0], [0, 0], [1, 2]]
+    assert "1 of 2 items" in caplog.text
+
+
+def test_ids_that_are_the_index_of_a_pandas_frame_are_told(tmp_path):
+    table = pa.table({"level": [1, 2]}).to_pandas().rename_axis("item_id")
+    table.to_parquet(tmp_path / "i.parquet")
+    with pytest.raises(DataError, match=r"'item_id' .*reset_index"):
+        ItemTable.from_parquet(str(tmp_path / "i.parquet"), [item_id(), LEVEL])
 
 
 def test_a_column_in_no_file_names_all_files(tmp_path):
