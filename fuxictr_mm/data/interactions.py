@@ -265,7 +265,7 @@ class InteractionFiles:
         history, offsets = parquet.decode_history(*column(ITEM_SEQ), self.known, self.max_len)
         context = {f.name: parquet.decode_context(*column(f.name), f) for f in self._context}
         label = parquet.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
-        group = parquet.scalars(*column(self.group_id)) if self.group_id else None
+        group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
         return InteractionTable(
             {name: torch.from_numpy(values) for name, values in context.items()},
             torch.from_numpy(target),

@@ -23,6 +23,9 @@ from fuxictr_mm.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
+#: Ids below this are never called sparse; beyond it, more than ``MAX_GAP`` unused ids per item are refused.
+MANY_ITEMS, MAX_GAP = 1_000_000, 100
+
 
 class ItemTable(nn.Module):
     """Item feature table: buffers that move with the model and are not part of its state dict.
@@ -97,13 +100,38 @@ class ItemTable(nn.Module):
             if name not in found:
                 present = sorted({c for part in read for c in part.present})
                 parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
-        num_items = limit or 1 + max(int(part.ids.max()) for part in read)
+        num_items = limit or _infer_num_items(read)
         known = np.zeros(num_items, dtype=bool)
         known[0] = True
         for part in read:
             known[part.ids] = True
+        _warn_of_item_zero(found)
         columns = {name: _assemble(feature, found[name], num_items, known) for name, feature in wanted.items()}
         return cls(columns, torch.from_numpy(known))
+
+
+def _warn_of_item_zero(found: Mapping[str, Sequence[_Part]]) -> None:
+    """Warn if item 0 has features: ids that begin at 0 lose an item, because 0 is padding."""
+    for name, parts in found.items():
+        for part in parts:
+            if part.columns[name][part.ids == 0].any():
+                logger.warning(
+                    f"{part.path}: {ITEM_ID} 0 has a '{name}', but id 0 is padding: its features are set to zero and "
+                    "it is dropped from histories; if it is a real item, number the items from 1 on"
+                )
+                return
+
+
+def _infer_num_items(parts: Sequence[_Part]) -> int:
+    """Return the largest id plus one; tables of that length must not be mostly empty."""
+    largest, path = max((int(part.ids.max()), part.path) for part in parts)
+    count = sum(part.ids.size for part in parts)
+    if largest >= MANY_ITEMS and largest >= MAX_GAP * count:
+        raise DataError(
+            f"{path}: {ITEM_ID} {largest} for {count} items: tables are as long as the largest id; number the items "
+            f"from 1 to {count} (histories and targets as well), or write vocab_size for {ITEM_ID} to allow it"
+        )
+    return largest + 1
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,7 @@ def _as_list(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.Pat
 
 
 def _read_file(path: Path, wanted: Mapping[str, Feature], limit: int | None) -> _Part:
+    """Return the requested columns of one file; a part file may have no rows."""
     present = parquet.open_parquet(path).schema_arrow.names
     parquet.require_columns(path, present, [ITEM_ID])
     names = [n for n in wanted if n in present]

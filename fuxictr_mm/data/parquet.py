@@ -8,6 +8,7 @@ Shape letters: R rows, N history items of all rows, I items (padding included).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,11 @@ READ_BYTES = 1 << 20
 
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files of a dataset: one file, the same with ``.parquet`` appended, or a folder of part files."""
+    """Return the files of a dataset: one file, the same with ``.parquet`` appended, or a folder of part files.
+
+    The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
+    as ``dt=2024-01-01``) are read as well; names that begin with ``_`` or ``.`` are ignored, as in Spark.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
@@ -42,15 +47,37 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
+        files = _files_of_folder(path)
         if files:
             return files
-        raise MissingFileError(f"{path}: the folder holds no .parquet file")
+        raise MissingFileError(
+            f"{path}: the folder holds no .parquet file (other subfolders than partitions such as dt=2024-01-01 are "
+            "not read)"
+        )
     folder = path.parent
     present = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
     near = nearest(path.stem + ".parquet", present)
     hint = f"{near} ({folder} holds: {', '.join(present[:8]) or 'no .parquet file'})"
     raise MissingFileError(f"{path}: no such file or folder{hint if folder.is_dir() else ''}")
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder and of its Hive partitions, in natural order."""
+    files: list[Path] = []
+    for path in sorted(folder.iterdir(), key=_natural_key):
+        if path.name.startswith(("_", ".")):
+            continue
+        if path.is_dir():
+            files += _files_of_folder(path) if "=" in path.name else []
+        elif path.suffix.lower() == ".parquet":
+            files.append(path)
+    return files
+
+
+def _natural_key(path: Path) -> list[tuple[bool, int, str]]:
+    """Return a sort key that compares the digits in a name as numbers."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -74,7 +101,7 @@ def count_rows(path: str | os.PathLike[str]) -> int:
 
 
 def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise a DataError for the first missing column, with the nearest name that exists."""
+    """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:
             if Path(path).is_file() and name in _pandas_index(Path(path)):
@@ -83,6 +110,10 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
                     "write it with frame.reset_index().to_parquet(...)"
                 )
             raise DataError(f"{path}: no column '{name}'{nearest(name, present)} (columns: {', '.join(present)})")
+        if list(present).count(name) > 1:
+            raise DataError(
+                f"{path}: {list(present).count(name)} columns are named '{name}', expected one; drop the others"
+            )
 
 
 def _pandas_index(path: Path) -> list[str]:
@@ -136,8 +167,8 @@ def read_chunks(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield ``(first row, record batch)`` of the named columns of a file, or of a range of its row groups.
 
-    A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``). Extension types, such as Arrow's tensors, are read as
-    their storage.
+    A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``). Extension types (such as Arrow's tensors) are read as
+    their storage, dictionaries as their values, and decimals as int64 or, with decimal places, as float64.
     """
     file = open_parquet(path, None if row_groups is None else row_groups.metadata)
     require_columns(path, file.schema_arrow.names, columns)
@@ -145,7 +176,7 @@ def read_chunks(
     try:
         for batch in file.iter_batches(batch_size=max_rows or CHUNK_ROWS, columns=list(columns), row_groups=groups):
             if batch.num_rows:
-                yield row, _storage(batch)
+                yield row, _plain_types(batch, path)
             row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -201,6 +232,15 @@ def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> n
         f"{where}: a {feature.type} column of the interactions, expected categorical or numeric; "
         "sequences and embeddings are read from item files (source: item)"
     )
+
+
+def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
+    """Return the group of each row, ``(R,)`` int64; texts are hashed, with the same result in every process."""
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        from pandas.util import hash_array
+
+        return hash_array(array.fill_null("").to_numpy(zero_copy_only=False)).view(np.int64)
+    return scalars(array, where, row)
 
 
 def decode_label(array: pa.Array, where: str, row: int, binary: bool) -> np.ndarray:
@@ -298,16 +338,33 @@ def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: n
         return
     first = int(np.flatnonzero(~good)[0])
     unknown = np.unique(ids[~good])
-    reason = "0, which is padding" if ids[first] == 0 else f"{ids[first]}, which no item file has"
+    row = _row(row_of, first)
+    if ids[first] <= 0:
+        raise DataError(
+            f"{where}: row {row} holds the item id {ids[first]}, expected 1 or more; only 0 is padding: number "
+            "the items from 1 on and pad histories with 0"
+        )
     raise DataError(
-        f"{where}: row {_row(row_of, first)} holds the item id {reason} ({unknown.size} such ids in these rows; the "
-        f"item files have {int(known.sum()) - 1} ids up to {known.size - 1}); add the items or drop the rows"
+        f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
+        f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); add the items or drop the rows"
     )
 
 
-def _storage(batch: pa.RecordBatch) -> pa.RecordBatch:
-    arrays = [array.storage if isinstance(array, pa.ExtensionArray) else array for array in batch.columns]
-    return pa.RecordBatch.from_arrays(arrays, batch.schema.names)
+def _plain_types(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
+    """Convert the types that writers choose by themselves: extension types, dictionaries and decimal integers."""
+    columns = []
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_decimal(array.type):
+            try:
+                array = array.cast(pa.int64() if array.type.scale <= 0 else pa.float64())
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{path}: {name}: holds {array.type} ({error}); cast the column to int64") from None
+        columns.append(array)
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.ndarray:

@@ -58,14 +58,6 @@ def test_rows_looks_ids_up(tmp_path):
     assert {n: c.tolist() for n, c in asked.items()} == {"level": [20, 0, 20, 10], "item_id": [2, 0, 2, 1]}
 
 
-def test_row_zero_becomes_zero_without_a_warning(tmp_path, caplog):
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 0], "vector": vectors([[1.0], [9.0]]), "level": [3, 4]})
-    items = ItemTable.from_parquet(path, [item_id(), VECTOR, LEVEL])
-    assert items["vector"].tolist() == [[0.0], [1.0]]
-    assert items["level"].tolist() == [0, 3]
-    assert not caplog.records
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_files_in_chunks_over_row_groups_equal_the_whole(tmp_path, monkeypatch, chunk):
     random = np.random.default_rng(chunk)
@@ -279,3 +271,34 @@ def test_an_item_in_two_part_files_and_vectors_of_two_widths(tmp_path):
     write(tmp_path / "wide/1.parquet", {"item_id": [2], "vector": vectors([[1.0, 2.0]])})
     with pytest.raises(DataError, match=r"'vector'.*0\.parquet 1, 1\.parquet 2"):
         ItemTable.from_parquet(str(tmp_path / "wide"), [item_id(), VECTOR])
+
+
+def test_an_empty_part_file_is_skipped(tmp_path):
+    write(tmp_path / "parts/0.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
+    write(tmp_path / "parts/1.parquet", {"item_id": [2], "level": [5]})
+    assert ItemTable.from_parquet(str(tmp_path / "parts"), [item_id(), LEVEL])["level"].tolist() == [0, 0, 5]
+
+
+def test_features_of_item_zero_are_dropped_with_one_warning(tmp_path, caplog):
+    path = write(tmp_path / "i.parquet", {"item_id": [0, 1], "level": [3, 4], "vector": vectors([[1.0], [2.0]])})
+    with caplog.at_level(logging.WARNING):
+        items = ItemTable.from_parquet(path, [item_id(), LEVEL, VECTOR])
+    assert items["level"].tolist() == [0, 4]
+    (warning,) = caplog.messages
+    assert path in warning
+    assert "item_id 0" in warning
+
+
+def test_a_padding_row_of_zeros_gives_no_warning(tmp_path, caplog):
+    path = write(tmp_path / "i.parquet", {"item_id": [0, 1], "level": [0, 4]})
+    with caplog.at_level(logging.WARNING):
+        ItemTable.from_parquet(path, [item_id(), LEVEL])
+    assert not caplog.messages
+
+
+def test_sparse_ids_are_refused_before_anything_is_allocated(tmp_path):
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2_000_000_000], "level": [3, 4]})
+    with pytest.raises(DataError, match=r"i\.parquet.*2000000000 for 2 items"):
+        ItemTable.from_parquet(path, [item_id(), LEVEL])
+    near = write(tmp_path / "j.parquet", {"item_id": [1, 900_000], "level": [3, 4]})
+    assert ItemTable.from_parquet(near, [item_id(), LEVEL]).num_items == 900_001

@@ -1,5 +1,6 @@
 import itertools
 import re
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -204,3 +205,61 @@ def test_ranges_are_adjacent_row_groups(tmp_path, most_rows, sizes):
         chunks = list(parquet.read_chunks(path, ["a"], section))
         assert [row for row, _ in chunks] == [section.row]
         assert chunks[0][1].column(0).to_pylist() == list(range(section.row, section.row + section.num_rows))
+
+
+def test_part_files_are_in_natural_order_with_partitions_and_without_hidden_files(tmp_path):
+    names = ["part.10.parquet", "part.2.parquet", "part.0.parquet", "dt=2024-01-02/part-0.parquet"]
+    names += ["dt=2024-01-10/b.parquet", "dt=2024-01-10/a.PARQUET", "_metadata.parquet", "._part.1.parquet"]
+    for name in [*names, "_temporary/dt=1/x.parquet", "old/part.3.parquet", "_SUCCESS"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in parquet.part_files(tmp_path)]
+    partitions = ["dt=2024-01-02/part-0.parquet", "dt=2024-01-10/a.PARQUET", "dt=2024-01-10/b.parquet"]
+    assert found == [*partitions, "part.0.parquet", "part.2.parquet", "part.10.parquet"]
+
+
+def test_a_folder_of_other_subfolders_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.parquet").touch()
+    with pytest.raises(MissingFileError, match=re.escape(str(tmp_path))):
+        parquet.part_files(tmp_path)
+
+
+def test_a_column_name_that_occurs_twice_is_refused(tmp_path):
+    table = pa.table({"a": [1], "b": [2]}).append_column("a", pa.array([3]))
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert [batch.column("b").to_pylist() for _, batch in parquet.read_chunks(tmp_path / "x.parquet", ["b"])] == [[2]]
+    with pytest.raises(DataError, match=r"x\.parquet.*'a'"):
+        list(parquet.read_chunks(tmp_path / "x.parquet", ["a"]))
+
+
+def test_groups_of_text_are_the_same_numbers_in_every_chunk():
+    first = parquet.decode_group(pa.array(["b", "a", "b"]), "f: user", 0)
+    second = parquet.decode_group(pa.array(["a", "c"], pa.large_string()), "f: user", 3)
+    assert first.dtype == np.int64
+    assert first[0] == first[2] != first[1] == second[0]
+    assert len({*first, *second}) == 3
+    assert parquet.decode_group(pa.array([7, 8]), "f: user", 0).tolist() == [7, 8]
+
+
+def test_types_that_writers_choose_are_read_as_plain_ones(tmp_path):
+    table = pa.table(
+        {
+            "id": pa.array([3, 2**40], pa.int64()).cast(pa.decimal128(38, 0)),
+            "price": pa.array([1.5, 2.25]).cast(pa.decimal128(10, 2)),
+            "level": pa.array([7, 7]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    ((_, batch),) = parquet.read_chunks(tmp_path / "x.parquet", table.schema.names)
+    assert batch.to_pydict() == {"id": [3, 2**40], "price": [1.5, 2.25], "level": [7, 7]}
+    assert [str(kind) for kind in batch.schema.types] == ["int64", "double", "int64"]
+
+
+def test_a_decimal_beyond_int64_is_refused(tmp_path):
+    pq.write_table(pa.table({"id": pa.array([2**62], pa.int64()).cast(pa.decimal128(38, 0))}), tmp_path / "x.parquet")
+    ((_, batch),) = parquet.read_chunks(tmp_path / "x.parquet", ["id"])
+    assert batch["id"].to_pylist() == [2**62]
+    pq.write_table(pa.table({"id": pa.array([Decimal(10**30)], pa.decimal128(38, 0))}), tmp_path / "y.parquet")
+    with pytest.raises(DataError, match=r"y\.parquet: id"):
+        list(parquet.read_chunks(tmp_path / "y.parquet", ["id"]))
