@@ -196,8 +196,8 @@ def model_card(config: Mapping[str, Any], description: str | None) -> str:
 
 `{model}` trained on `{parameters["dataset_id"]}` with fuxictr-mm {config["library_version"]}.
 {(" ".join(description.split()) + chr(10)) if description else ""}
-{table}`{HUB_CONFIG}` has all parameters, `{HUB_FEATURES}` the features and their order. The stored vectors of items are data
-and not in `{HUB_WEIGHTS}`.
+{table}`{HUB_CONFIG}` has all parameters, `{HUB_FEATURES}` the features and their order. Frozen
+embeddings of items are data and not in `{HUB_WEIGHTS}`.
 
 Score a test file with an experiment of the same settings and features in your `model_config.yaml`:
 

@@ -233,8 +233,6 @@ def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
     import numpy
     import torch
 
-    from fuxictr_mm.training import distributed
-
     device = device_of(gpu)
     return {
         "fuxictr_mm": __version__,

@@ -35,7 +35,9 @@ def fit(build, tmp_path, epochs, steps_killed=None, resume=False):
 
         model.train_step = dying
     snapshots = TrainingCheckpoint(tmp_path / "run.snapshot", "hash")
-    return loop.fit(model, train, epochs, valid, 10.0, snapshots, resume, [events.TensorBoardLogger(tmp_path / "events")])
+    return loop.fit(
+        model, train, epochs, valid, 10.0, snapshots, resume, [events.TensorBoardLogger(tmp_path / "events")]
+    )
 
 
 def test_metrics_loss_and_speed_are_written(build, tmp_path):
