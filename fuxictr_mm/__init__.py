@@ -1,10 +1,72 @@
 """Multimodal click-through rate prediction on FuxiCTR.
 
-Importing the package makes its layers attributes of ``fuxictr.pytorch.layers``.
+What ``__all__`` names is the public interface, stable under semantic versioning; all other modules are private.
+
+Examples
+--------
+Train an experiment of ``model_config.yaml`` and score a file, or a pandas or Polars frame::
+
+    import fuxictr_mm as fm
+
+    experiment = fm.Experiment.load("DIN_MM_tiny", config=".", embedding_dim=32)
+    run = experiment.fit(progress=True)
+    run.metrics["valid"]["AUC"]
+    scores = run.predict("test.parquet")
 """
 
-from fuxictr_mm import _hook
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuxictr_mm.errors import UserError
+    from fuxictr_mm.evaluation.compare import compare
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.registry import models, register_model
+    from fuxictr_mm.runs import Run, find_runs, load_run
 
 __version__ = "0.1.0"
 
-_hook.install()
+__all__ = [
+    "Experiment",
+    "Run",
+    "UserError",
+    "compare",
+    "find_runs",
+    "load_run",
+    "models",
+    "register",
+    "register_model",
+]
+
+#: Where the public names are defined; a module is imported when one of its names is first used.
+_HOMES = {
+    "Experiment": "fuxictr_mm.experiment",
+    "Run": "fuxictr_mm.runs",
+    "UserError": "fuxictr_mm.errors",
+    "compare": "fuxictr_mm.evaluation.compare",
+    "find_runs": "fuxictr_mm.runs",
+    "load_run": "fuxictr_mm.runs",
+    "models": "fuxictr_mm.registry",
+    "register_model": "fuxictr_mm.registry",
+}
+
+
+def register() -> None:
+    """Make the layers of this package attributes of ``fuxictr.pytorch.layers``; a name that is there stays as it is."""
+    from fuxictr_mm import layers
+
+    layers.register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -20,13 +20,13 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM ended a run after it had put its state in order.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run after it had written its state; like Ctrl-C, no ``except Exception`` catches it.
 
     Parameters
     ----------
     message : str
-        Where it stands and how to go on.
+        Where the run stopped and how to resume it.
     signal : int
         Number of the signal; the exit code is 128 more, as of a program that the signal killed.
     """

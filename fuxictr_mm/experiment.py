@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,15 +30,13 @@ from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
 from fuxictr_mm.data.streaming import BUFFER_ROWS, StreamingLoader
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import write_beside
-from fuxictr_mm.locks import try_lock
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.runs import RunFolder
+from fuxictr_mm.runs import RunPaths, unwritable
 from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.training import distributed, loop
-from fuxictr_mm.training.callbacks import Events, Observer, is_installed
-from fuxictr_mm.training.likely_keys import Blueprint
-from fuxictr_mm.training.resume import Snapshots
+from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
+from fuxictr_mm.training.resume import TrainingCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +128,16 @@ def _check_ranges(params: Mapping[str, Any]) -> None:
 
 def log_path(params: Mapping[str, Any]) -> Path:
     """Return the log file of an experiment, ``model_root/dataset_id/expid.log``."""
-    return Path(params["model_root"]) / params["dataset_id"] / f"{params['model_id']}.log"
+    return _paths(params).log
 
 
 def record_path(params: Mapping[str, Any]) -> Path:
     """Return the result file of an experiment, ``model_root/dataset_id/expid.json``."""
-    return log_path(params).with_suffix(".json")
+    return _paths(params).result
+
+
+def _paths(params: Mapping[str, Any]) -> RunPaths:
+    return RunPaths(Path(params["model_root"]), params["dataset_id"], params["model_id"])
 
 
 def set_up_logging() -> None:
@@ -149,7 +152,7 @@ def set_up_logging() -> None:
     logging.getLogger("root").addFilter(lambda record: "Set column index" not in record.msg)
 
 
-def open_log(params: Mapping[str, Any], mode: str = "w", record: RunFolder | None = None) -> None:
+def open_log(params: Mapping[str, Any], mode: str = "w", record: RunWriter | None = None) -> None:
     """Begin the log file of the experiment, and that of the run; called once the input is known to be good.
 
     Raises
@@ -165,9 +168,7 @@ def open_log(params: Mapping[str, Any], mode: str = "w", record: RunFolder | Non
             path.parent.mkdir(parents=True, exist_ok=True)
             file = logging.FileHandler(path, mode=mode, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours"
-            ) from error
+            raise unwritable(path, error) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         files.append(file)
     root = logging.getLogger()
@@ -197,7 +198,6 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
     feature_map = dataset.feature_map
     feature_map.items = dataset.items.to(device_of(params["gpu"]))
     keys = {k: v for k, v in params.items() if k != "model"}
-    blueprint = Blueprint.of(model_class, feature_map, keys)
     try:
         model = model_class(feature_map, **keys)
     except UserError:
@@ -212,7 +212,7 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
         raise ConfigError(f"{params['model_id']}: batch_size is 1, but batch norm needs 2 rows or more")
     if is_foreign(model_class):
         make_safe(model, _view_name(model, params))
-    model.blueprint = blueprint  # to tell what differs from the settings of other weights
+    model.settings = dict(params)  # to name what differs where weights of other settings are loaded
     model.count_parameters()
     return model
 
@@ -283,7 +283,9 @@ def _run_experiment(
         _check_writable(results_csv)
     if is_main():
         stack.enter_context(_alone(params))
-    record = RunFolder.open(params, started, resume) if is_main() and params.get("record", True) else None
+    record = (
+        RunWriter.open(_paths(params), params, started, resume) if is_main() and params.get("record", True) else None
+    )
     open_log(params, "a" if resume else "w", record)
     logger.info("Parameters: " + json.dumps(params, default=str, sort_keys=True))
     train = make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
@@ -296,15 +298,15 @@ def _run_experiment(
         logger.info(f"{distributed.size()} processes with batches of {params['batch_size']}: {rows} rows a step")
     # With resident: auto, what fits may change between two runs, and with it the order of the rows.
     resident = isinstance(dataset.splits["train"], InteractionTable)
-    snapshots = Snapshots(log_path(params).with_suffix(".snapshot"), config_hash({**params, "resident": resident}))
+    checkpoint = TrainingCheckpoint(_paths(params).checkpoint, config_hash({**params, "resident": resident}))
     norm = params.get("max_gradient_norm", 10.0)
-    observers: list[Observer] = []
+    callbacks: list[Callback] = []
     if record is not None:
-        logger.info(f"Record: {record.path}")
-        observers.append(record)
+        logger.info(f"Run: {record.path}")
+        callbacks.append(record)
         if params.get("tensorboard", is_installed()):
-            observers.append(Events(record.tensorboard))
-    loop.fit(model, train, params["epochs"], valid, norm, snapshots, resume, observers)
+            callbacks.append(TensorBoardLogger(record.tensorboard))
+    loop.fit(model, train, params["epochs"], valid, norm, checkpoint, resume, callbacks)
     logger.info("Validation")
     scored = loop.score(model, valid)
     valid_result = loop.measure(scored, params["metrics"])
@@ -318,7 +320,7 @@ def _run_experiment(
         if record is not None:
             record.finish(vars(result), model, scored)
         _write_record(result, params)
-        snapshots.remove()
+        checkpoint.remove()
         if results_csv is not None:
             append_result(result, params, results_csv)
     return result
@@ -327,18 +329,18 @@ def _run_experiment(
 @contextmanager
 def _alone(params: Mapping[str, Any]) -> Iterator[None]:
     """Keep other processes from training the same experiment into the same files meanwhile."""
-    path = log_path(params).with_suffix(".lock")
+    paths = _paths(params)
+    lock = FileLock(paths.lock, blocking=False)
     try:
-        lock = try_lock(path)
-    except OSError as error:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
         raise ConfigError(
-            f"{path.parent}: cannot be written ({error.strerror}); set model_root to a folder of yours"
-        ) from error
-    if lock is None:
-        raise ConfigError(
-            f"{params['model_id']}: another process trains it into {path.parent} now; wait for its end, or set another "
+            f"{paths.expid}: another process trains it into {paths.folder} now; wait for its end, or set another "
             "model_root"
-        )
+        ) from None
+    except OSError as error:
+        raise unwritable(paths.folder, error) from error
     try:
         yield
     finally:

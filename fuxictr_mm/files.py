@@ -1,7 +1,9 @@
-"""Files that are whole or not there."""
+"""Atomic file writes, JSON and YAML files, and a lock that child processes inherit."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
 
 def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
@@ -78,6 +80,77 @@ def check_outputs(
             raise ConfigError(f"{output}: {folder} cannot be written; choose another place")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    MissingFileError, DataError
+        There is no such file; it is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file; expected a JSON object") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a line for each key."""
+    write_beside(path, lambda stream: stream.write(json.dumps(content, indent=1).encode() + b"\n"))
+
+
+class InheritedLock:
+    """A lock on a file that child processes hold too: it ends with the last process that has its descriptor.
+
+    filelock has no such lock: it unlocks the file for all who inherited the descriptor, and hides the descriptor. Where
+    the system has no ``fcntl`` (Windows) nothing is locked.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it stays, because one who deleted it could delete the one that another process has just locked.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("ab")
+        if importlib.util.find_spec("fcntl") is None:
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor to pass to a child."""
+        return self._stream.fileno()
+
+    def release(self) -> None:
+        """Close the descriptor; a child that has it keeps the lock."""
+        self._stream.close()
+
+
+def try_lock(path: Path) -> InheritedLock | None:
+    """Return the lock on a file, None if another process holds it."""
+    try:
+        return InheritedLock(path)
+    except BlockingIOError:
+        return None
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what `load_yaml` reads back: repeated values in full, texts that YAML 1.2 takes as numbers in quotes."""
 
@@ -88,6 +161,11 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML that `load_yaml` reads back."""
+    return yaml.dump(dict(content), Dumper=_Dumper, allow_unicode=True)
 
 
 def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:

@@ -14,18 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
 from fuxictr_mm.errors import MissingFileError, UserError
-from fuxictr_mm.training.checkpoints import (
-    CARD,
-    CONFIG,
-    FEATURES,
-    WEIGHTS,
-    describe_features,
-    differences,
-    read_json,
-    weights_file,
-)
+from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +23,6 @@ if TYPE_CHECKING:
     from fuxictr_mm.experiment import Result
 
 logger = logging.getLogger(__name__)
-
-#: Parameters that say where something is on one computer, or change nothing of what a model computes.
-_LOCAL_KEYS = {*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +78,7 @@ def export(
         No such weights, or not those of this experiment; the folder is there already or cannot be written.
     """
     from fuxictr_mm import experiment
+    from fuxictr_mm.training.checkpoints import describe_features
 
     _check_place(out, overwrite)
     checkpoint = weights or experiment.log_path(params).with_suffix(".model")
@@ -110,10 +98,10 @@ def export(
     config = describe_experiment(params, model_class, record)
 
     def write(folder: Path) -> None:
-        save_safetensors(model.state_dict(), folder / WEIGHTS)
-        (folder / CONFIG).write_text(_json(config), encoding="utf-8")
-        (folder / FEATURES).write_text(_json(describe_features(feature_map)), encoding="utf-8")
-        (folder / CARD).write_text(model_card(config, params.get("description")), encoding="utf-8")
+        save_safetensors(model.state_dict(), folder / HUB_WEIGHTS)
+        (folder / HUB_CONFIG).write_text(_json(config), encoding="utf-8")
+        (folder / HUB_FEATURES).write_text(_json(describe_features(feature_map)), encoding="utf-8")
+        (folder / HUB_CARD).write_text(model_card(config, params.get("description")), encoding="utf-8")
 
     _write_folder(out, write)
 
@@ -124,6 +112,8 @@ def describe_experiment(params: Mapping[str, Any], model_class: type, record: Re
 
     import torch
 
+    from fuxictr_mm.training.checkpoints import LOCAL_KEYS
+
     return {
         "library_name": "fuxictr-mm",
         "library_version": __version__,
@@ -131,35 +121,28 @@ def describe_experiment(params: Mapping[str, Any], model_class: type, record: Re
         "torch_version": torch.__version__,
         "architectures": [model_class.__name__],
         "experiment": params["model_id"],
-        "parameters": {k: v for k, v in params.items() if k not in _LOCAL_KEYS},
+        "parameters": {k: v for k, v in params.items() if k not in LOCAL_KEYS},
         "metrics": {} if record is None else {"valid": record.valid, "test": record.test},
     }
 
 
 def find_weights(weights: Path | None, params: Mapping[str, Any]) -> Path | None:
-    """Return the file of weights that a user named by a file or a folder; what differs from a folder's run is logged.
+    """Return the file of weights that a user named by a file or a folder, and log the settings that differ from theirs.
 
     Raises
     ------
     MissingFileError, UserError
         The folder is no export.
     """
-    if weights is None or not weights.is_dir():
-        return weights
-    path = weights_file(weights)
-    for difference in compare_config(weights, params):
-        logger.warning(f"{weights / CONFIG}: {difference}")
+    from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
+
+    if weights is None:
+        return None
+    path = hub_weights(weights) if weights.is_dir() else weights
+    if saved := saved_settings(path):
+        for difference in setting_differences(saved[1], params, "in the folder"):
+            logger.warning(f"{saved[0]}: {difference}")
     return path
-
-
-def compare_config(folder: Path, params: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for every parameter of a folder that is another one in an experiment."""
-    theirs = read_json(folder / CONFIG).get("parameters")
-    if not isinstance(theirs, dict):
-        raise UserError(f"{folder / CONFIG}: holds no parameters; export the folder anew")
-    ours = json.loads(_json({k: v for k, v in params.items() if k not in _LOCAL_KEYS}))
-    named = {"model_id", "dataset_id"}
-    return differences(*({k: v for k, v in side.items() if k not in named} for side in (theirs, ours)))
 
 
 def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -213,8 +196,8 @@ def model_card(config: Mapping[str, Any], description: str | None) -> str:
 
 `{model}` trained on `{parameters["dataset_id"]}` with fuxictr-mm {config["library_version"]}.
 {(" ".join(description.split()) + chr(10)) if description else ""}
-{table}`{CONFIG}` has all parameters, `{FEATURES}` the features and their order. The stored vectors of items are data
-and not in `{WEIGHTS}`.
+{table}`{HUB_CONFIG}` has all parameters, `{HUB_FEATURES}` the features and their order. Frozen
+embeddings of items are data and not in `{HUB_WEIGHTS}`.
 
 Score a test file with an experiment of the same settings and features in your `model_config.yaml`:
 
@@ -229,7 +212,7 @@ from pathlib import Path
 from fuxictr_mm import experiment
 
 params, model_class = experiment.read_params(".", "{config["experiment"]}")
-scores = experiment.predict_test(params, model_class, Path("FOLDER/{WEIGHTS}"))
+scores = experiment.predict_test(params, model_class, Path("FOLDER/{HUB_WEIGHTS}"))
 ```
 """
 
@@ -242,7 +225,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
     """Refuse a place where something else would be lost."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir() or not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file():
+    if not out.is_dir() or not (out / HUB_CONFIG).is_file() or not (out / HUB_WEIGHTS).is_file():
         raise UserError(f"{out}: is there already and no export of fuxictr-mm; give another folder")
     if not overwrite:
         raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")

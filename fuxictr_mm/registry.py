@@ -15,6 +15,45 @@ from fuxictr_mm.errors import ConfigError, MissingFileError
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
+_registered: dict[str, type] = {}
+
+
+def register_model(model_class: type) -> type:
+    """Make a model class known under its name, so that ``model: NAME`` finds it; usable as a decorator.
+
+    It takes precedence over a model file of the same name, for this process alone.
+
+    Parameters
+    ----------
+    model_class : type
+        A subclass of ``MultimodalModel``, or of ``BaseModel`` of FuxiCTR.
+
+    Returns
+    -------
+    type
+        The same class.
+
+    Raises
+    ------
+    ConfigError
+        It is not a class.
+    """
+    if not inspect.isclass(model_class):
+        raise ConfigError(f"register_model: got {model_class!r}, expected a class")
+    _registered[model_class.__name__] = model_class
+    return model_class
+
+
+def models(model_zoo: str | Path | None = None) -> list[str]:
+    """Return the names of all models that an experiment can use, sorted.
+
+    Parameters
+    ----------
+    model_zoo : path, optional
+        A folder of model files to search first.
+    """
+    return sorted(list_models(model_zoo))
+
 
 def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
     """Return the folders that are searched, first one first.
@@ -42,7 +81,7 @@ def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
 
 def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
     """Return every model name with its file, or with the entry point that declares it."""
-    found: dict[str, Path | str] = {}
+    found: dict[str, Path | str] = {name: f"{cls.__module__}:{name}" for name, cls in _registered.items()}
     for folder in search_folders(model_zoo):
         for path in sorted(folder.glob("*.py")):
             if path.stem.isidentifier() and not path.stem.startswith("_"):
@@ -69,12 +108,12 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     """
     if ":" in name:
         return _from_package(name, name)
-    models = list_models(model_zoo)
-    if name not in models:
-        raise ConfigError(
-            f"model: there is no '{name}'{nearest(name, models)} (there are: {', '.join(sorted(models))})"
-        )
-    where = models[name]
+    if name in _registered:
+        return _registered[name]
+    known = list_models(model_zoo)
+    if name not in known:
+        raise ConfigError(f"model: there is no '{name}'{nearest(name, known)} (there are: {', '.join(sorted(known))})")
+    where = known[name]
     if isinstance(where, str):
         return _from_package(where, name)
     module = _import_file(where, name)

@@ -1,126 +1,155 @@
-"""Where and with what a run was made."""
+"""Runs of experiments: where their files lie, what they hold, and ``fuxictr-mm runs``, which lists them."""
 
 from __future__ import annotations
 
 import argparse
 import glob
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
-import platform
 import re
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-import yaml
-
-from fuxictr_mm import __version__
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.config import VOLATILE_KEYS, config_hash, nearest
+from fuxictr_mm.config import VOLATILE_KEYS, nearest
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
-from fuxictr_mm.files import load_yaml, write_beside
-from fuxictr_mm.runtime import device_of
+from fuxictr_mm.files import load_yaml, read_json
 from fuxictr_mm.terminal import format_table
-from fuxictr_mm.training import distributed
-from fuxictr_mm.training.loop import Scored
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
-    """Return versions, device, commit of the working directory and command of this run.
-
-    Parameters
-    ----------
-    gpu : int
-        As in the configuration, -1 for the CPU.
-    started_at : datetime
-        When the run began.
-    """
-    device = device_of(gpu)
-    return {
-        "fuxictr_mm": __version__,
-        "fuxictr": _version("fuxictr"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
-        **commit(),
-        "command": sys.argv,
-        "started_at": started_at.isoformat(timespec="seconds"),
-    }
-
-
-def commit() -> dict[str, Any]:
-    """Return the git commit of the working directory, and whether files differ from it; None where there is no git."""
-    head = _git("rev-parse", "HEAD")
-    status = None if head is None else _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": head, "dirty": None if status is None else bool(status)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, no repository, or one too large to look through in passing
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
+#: Files in the folder of a run.
 CONFIG = "config.yaml"
-
-
 ENVIRONMENT = "environment.json"
-
-
 METRICS = "metrics.jsonl"
-
-
 PREDICTIONS = "valid_predictions.parquet"
-
-
 WEIGHTS = "best.model"
-
-
 RESULT = "result.json"
-
-
 DIAGNOSIS = "diagnosis.json"
+LOG = "run.log"
+TENSORBOARD = "tensorboard"
 
+#: Files of a folder written by ``fuxictr-mm export-hub``.
+HUB_WEIGHTS, HUB_CONFIG, HUB_FEATURES, HUB_CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
 
 #: Name of a run: when it began, its seed, and a number where another run began in the same second.
 RUN_NAME = re.compile(r"(?P<stamp>\d{8}-\d{6})-seed(?P<seed>\d+)(-(?P<number>\d+))?")
 
-
-#: Settings that do not make two runs of two configurations: what else they share makes them seeds of one.
+#: Settings that two seeds of one configuration need not share.
 NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
+
+#: Metrics of which less is better; all others are better when higher.
+FALLING = ("logloss", "binary_crossentropy")
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """What the folder of a run holds.
+class RunPaths:
+    """Where the files of an experiment lie; nothing else knows.
+
+    ``EXPID.model``, ``.log`` and ``.json`` are those of its newest run. Every run also has a folder of its own,
+    ``EXPID/RUN``, which holds the files that this module names.
+
+    Parameters
+    ----------
+    model_root : Path
+        Folder of all experiments.
+    dataset_id, expid : str
+        Names of the dataset and of the experiment.
+    """
+
+    model_root: Path
+    dataset_id: str
+    expid: str
+
+    @classmethod
+    def of(cls, config: Any) -> RunPaths:
+        """Return the paths of an experiment's configuration."""
+        return cls(Path(config.model_root), config.dataset_id, config.expid)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all experiments on the dataset."""
+        return self.model_root / self.dataset_id
+
+    @property
+    def log(self) -> Path:
+        """Log of the newest run."""
+        return self.folder / f"{self.expid}.log"
+
+    @property
+    def result(self) -> Path:
+        """Metrics of the newest run, once it has finished."""
+        return self.folder / f"{self.expid}.json"
+
+    @property
+    def weights(self) -> Path:
+        """Best weights of the newest run, as ``BaseModel`` of FuxiCTR names them."""
+        return self.folder / f"{self.expid}.model"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Training checkpoint of a run that is not finished."""
+        return self.folder / f"{self.expid}.snapshot"
+
+    @property
+    def lock(self) -> Path:
+        """Lock held by the process that trains."""
+        return self.folder / f"{self.expid}.lock"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the runs' folders."""
+        return self.folder / self.expid
+
+    def new_run(self, seed: int, started_at: datetime) -> Path:
+        """Make the folder of a new run, which no other process has made.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be written.
+        """
+        name = f"{started_at:%Y%m%d-%H%M%S}-seed{seed}"
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                path = self.runs / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return path
+        except OSError as error:
+            raise unwritable(self.runs, error) from error
+        raise AssertionError("there is always a next number")
+
+
+def unwritable(path: Path, error: OSError) -> ConfigError:
+    """Return the error of a ``model_root`` that cannot be written."""
+    return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours")
+
+
+def config_of_weights(weights: Path) -> Path | None:
+    """Return the configuration file of the run that weights are of, None where that cannot be told."""
+    if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file():
+        return weights.parent / CONFIG
+    # Those of an experiment are the same file as those of the run that wrote them last.
+    runs = weights.with_suffix("").glob(f"*/{WEIGHTS}") if weights.exists() else ()
+    return next((path.parent / CONFIG for path in runs if path.samefile(weights)), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of an experiment: its configuration, what it reached, and predictions with its weights.
+
+    It is a path, too: whatever takes the folder of a run takes a ``Run``.
 
     Parameters
     ----------
@@ -133,7 +162,7 @@ class RunRecord:
     seed : int or None
         Seed.
     config : dict
-        Resolved parameters; empty where they cannot be read.
+        All settings; empty where they cannot be read.
     environment : dict
         Versions, device, commit, command.
     finished : bool
@@ -150,6 +179,8 @@ class RunRecord:
         Rows of the validation file.
     problem : str
         What of the folder cannot be read; empty if nothing.
+    model_zoo : path, optional
+        A folder of model files to search first when the model is needed again.
     """
 
     path: Path
@@ -168,6 +199,21 @@ class RunRecord:
     parameters: int | None = None
     valid_rows: int | None = None
     problem: str = ""
+    model_zoo: str | os.PathLike[str] | None = field(default=None, repr=False, compare=False)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics by split, ``valid`` and, where its file has labels, ``test``."""
+        splits = {"valid": self.valid, "test": self.test}
+        return {split: metrics for split, metrics in splits.items() if metrics}
+
+    @property
+    def weights(self) -> Path:
+        """The best weights."""
+        return self.path / WEIGHTS
 
     @property
     def description(self) -> str:
@@ -182,16 +228,23 @@ class RunRecord:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is finished and all of its folder can be read, so that it speaks for its configuration."""
+        """Whether it is finished and all of its folder can be read."""
         return self.finished and bool(self.config) and not self.problem
 
+    @property
+    def state(self) -> str:
+        """``finished``, ``unfinished``, or what is wrong with the folder."""
+        if self.problem:
+            return f"broken: {self.problem}"
+        return "finished" if self.finished else "unfinished"
+
     def history(self) -> list[dict[str, float]]:
-        """Return the evaluations so far, also of a run that goes on.
+        """Return the evaluations so far, also of a run that has not ended.
 
         Raises
         ------
         DataError
-            A line is damaged, or the file is none.
+            A line is damaged, or the file cannot be read.
         """
         path = self.path / METRICS
         return read_lines(path) if path.exists() else []
@@ -199,12 +252,12 @@ class RunRecord:
     def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the validation file's order.
 
-        Groups are whole numbers or, with nulls among them, texts.
+        Groups are integers or, with nulls among them, texts.
 
         Raises
         ------
         MissingFileError, DataError
-            The file is not there or damaged, labels are not 0 and 1, or predictions no finite numbers.
+            The file is not there or damaged, labels are not 0 and 1, or predictions are not finite numbers.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -226,7 +279,32 @@ class RunRecord:
     def diagnosis(self) -> dict[str, Any] | None:
         """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
         path = self.path / DIAGNOSIS
-        return _read_json(path) if path.exists() else None
+        return read_json(path) if path.exists() else None
+
+
+def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str] | None = None) -> Run:
+    """Read the folder of a run, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of a run, or that of an experiment's runs, of which the newest finished one is taken.
+    model_zoo : path, optional
+        A folder of model files to search first, for ``run.predict``.
+
+    Raises
+    ------
+    MissingFileError
+        It is not the folder of a run, or holds none that is finished.
+    """
+    path = Path(folder)
+    if is_run(path):
+        run = read_run(path)
+    elif path.is_dir():
+        run = resolve_one(path, ())[0]
+    else:
+        raise MissingFileError(f"{folder}: no such folder; give that of a run, ROOT/DATASET/EXPID/RUN")
+    return replace(run, model_zoo=model_zoo)
 
 
 def find_runs(
@@ -235,8 +313,8 @@ def find_runs(
     dataset: str | None = None,
     model: str | None = None,
     expid: str | None = None,
-) -> list[RunRecord]:
-    """Return the runs below a folder, newest first, with unfinished and broken ones; links that lead out are left.
+) -> list[Run]:
+    """Return the runs below a folder, newest first, with unfinished and broken ones; links out of it are left out.
 
     Parameters
     ----------
@@ -247,8 +325,8 @@ def find_runs(
     """
     folders = Path(root).glob(f"{_literal(dataset)}/{_literal(expid)}/*")
     inside = Path(root).resolve()
-    records = [read_run(folder) for folder in folders if is_run(folder) and folder.resolve().is_relative_to(inside)]
-    return sorted((r for r in records if model is None or r.model == model), key=_age, reverse=True)
+    runs = [read_run(folder) for folder in folders if is_run(folder) and folder.resolve().is_relative_to(inside)]
+    return sorted((run for run in runs if model is None or run.model == model), key=_age, reverse=True)
 
 
 def is_run(folder: Path) -> bool:
@@ -256,8 +334,8 @@ def is_run(folder: Path) -> bool:
     return folder.is_dir() and (RUN_NAME.fullmatch(folder.name) is not None or (folder / CONFIG).is_file())
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunRecord:
-    """Read the folder of a run; what cannot be read of it is said in ``problem``."""
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read the folder of a run; what of it cannot be read is named in ``problem``."""
     path = Path(folder).resolve()
     problems: list[str] = []
 
@@ -271,15 +349,15 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
             return {}
 
     config = attempt(_read_config, CONFIG, True)
-    environment = attempt(_read_json, ENVIRONMENT, True)
+    environment = attempt(read_json, ENVIRONMENT, True)
     attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
-    result = attempt(_read_json, RESULT, False)
-    if result and (problem := _problem_of(result)):
+    result = attempt(read_json, RESULT, False)
+    if result and (problem := _problem_of_result(result)):
         problems.append(f"{RESULT}: {problem}")
         result = {}
     named = RUN_NAME.fullmatch(path.name)
     seed = config.get("seed", int(named["seed"]) if named else None)
-    return RunRecord(
+    return Run(
         path=Path(folder),
         run=path.name,
         expid=str(config.get("model_id", path.parent.name)),
@@ -299,23 +377,23 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     )
 
 
-def resolve(names: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] = "checkpoints") -> list[RunRecord]:
-    """Return the runs that names stand for, each once; see ``resolve_one``."""
+def resolve(names: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] = "checkpoints") -> list[Run]:
+    """Return the runs of several names, each once; see ``resolve_one``."""
     runs = find_runs(root)
     found = {run.path.resolve(): run for name in names for run in resolve_one(name, runs, root)}
     return list(found.values())
 
 
 def resolve_one(
-    name: str | os.PathLike[str], runs: Sequence[RunRecord], root: str | os.PathLike[str] = "checkpoints"
-) -> list[RunRecord]:
-    """Return the runs that a name stands for, newest first.
+    name: str | os.PathLike[str], runs: Sequence[Run], root: str | os.PathLike[str] = "checkpoints"
+) -> list[Run]:
+    """Return the runs that a name means, newest first.
 
     Parameters
     ----------
     name : str or path
         An experiment id (all its finished runs), the name of a run, or the folder of a run or of an experiment's runs.
-    runs : sequence of RunRecord
+    runs : sequence of Run
         From ``find_runs(root)``.
     root : path
         For the message.
@@ -325,11 +403,14 @@ def resolve_one(
     MissingFileError
         There is no such run.
     ConfigError
-        The name stands for runs of several experiments or datasets.
+        The name means runs of several experiments or datasets.
     """
     name = os.fspath(name)
     if named := [run for run in runs if run.run == name]:
-        return [_only(named, name)]
+        if len(named) > 1:
+            folders = ", ".join(str(run.path) for run in named)
+            raise ConfigError(f"{name}: several runs have this name; give a folder: {folders}")
+        return named
     if of_experiment := [run for run in runs if run.expid == name]:
         datasets = sorted({str(run.path.parent) for run in of_experiment})
         if len(datasets) > 1:
@@ -350,8 +431,27 @@ def resolve_one(
     )
 
 
+def _finished(runs: Sequence[Run], name: str) -> list[Run]:
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; resume with run_expid.py --resume")
+    return finished
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of the newest run of an experiment, in order of their steps, also while it is training.
+
+    Parameters
+    ----------
+    folder : Path
+        ``RunPaths.runs``.
+    """
+    newest = max(folder.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return [] if newest is None else read_lines(newest)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON mapping per line; a last line without its end was cut off and is left out.
+    """Read a file of one JSON object per line; a last line without its end was cut off and is left out.
 
     Raises
     ------
@@ -394,20 +494,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: is no JSON mapping")
-    return content
-
-
-def _problem_of(result: dict[str, Any]) -> str:
-    """Say what is wrong with a result, if anything."""
+def _problem_of_result(result: dict[str, Any]) -> str:
+    """Return what is wrong with a result, empty if nothing."""
     for name in ("valid", "test"):
         metrics = result.get(name)
         if metrics is None and name == "test":
@@ -420,7 +508,9 @@ def _problem_of(result: dict[str, Any]) -> str:
 
 
 def _problem_of_rows(label: np.ndarray, prediction: np.ndarray) -> str:
-    """Say what is wrong with predictions, if anything."""
+    """Return what is wrong with predictions, empty if nothing."""
+    import numpy as np
+
     if not len(label):
         return "there are no rows"
     if label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all():
@@ -435,6 +525,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
 def _literal(name: str | None) -> str:
     return "*" if name is None else glob.escape(name)
 
@@ -444,206 +538,9 @@ def _time_of(stamp: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}"
 
 
-def _age(record: RunRecord) -> tuple[str, int, str]:
-    named = RUN_NAME.fullmatch(record.run)
-    return record.started_at, int(named["number"] or 1) if named else 1, record.run
-
-
-def _only(runs: Sequence[RunRecord], name: str) -> RunRecord:
-    if len(runs) > 1:
-        raise ConfigError(f"{name}: several runs have this name; give a folder: {', '.join(str(r.path) for r in runs)}")
-    return runs[0]
-
-
-def _finished(runs: Sequence[RunRecord], name: str) -> list[RunRecord]:
-    finished = [run for run in runs if run.finished]
-    if not finished:
-        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; go on with run_expid.py --resume")
-    return finished
-
-
-class RunFolder:
-    """The folder of a run that goes on; an ``Observer`` of the training loop.
-
-    Parameters
-    ----------
-    path : Path
-        The folder, from ``begin``.
-    params : mapping
-        Resolved parameters of the experiment.
-    started : float
-        When this process began with the run, by ``time.perf_counter()``.
-    """
-
-    def __init__(self, path: Path, params: Mapping[str, Any], started: float) -> None:
-        self.path = path
-        self.params = params
-        self.log = path / "run.log"
-        self.tensorboard = path / "tensorboard"
-        self._started = started
-        self._seconds_before = 0.0
-        self._metrics: TextIO | None = None
-
-    @classmethod
-    def open(cls, params: Mapping[str, Any], started: float, resume: bool = False) -> RunFolder:
-        """Make a folder for a run, or go on in the newest unfinished one of the same configuration.
-
-        Raises
-        ------
-        ConfigError
-            The folder cannot be written.
-        UserError
-            The disk is full.
-        """
-        runs = Path(params["model_root"]) / params["dataset_id"] / params["model_id"]
-        if resume and (unfinished := _newest_unfinished(params)):
-            return cls(unfinished, params, started)
-        started_at = datetime.now()
-        try:
-            path = _make_folder(runs, f"{started_at:%Y%m%d-%H%M%S}-seed{params['seed']}")
-        except OSError as error:
-            raise ConfigError(
-                f"{runs}: cannot be written ({error.strerror}); set model_root to a folder of yours"
-            ) from error
-        try:
-            config = yaml.dump(_plain(params), Dumper=_Dumper, allow_unicode=True)
-            write_beside(path / CONFIG, lambda stream: stream.write(config.encode()))
-            _write_json(path / ENVIRONMENT, environment(params["gpu"], started_at))
-        except UserError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return cls(path, params, started)
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since the run began; what a run that was killed did after its last evaluation does not count."""
-        return self._seconds_before + time.perf_counter() - self._started
-
-    def begin(self, step: int) -> None:
-        """Go on after ``step`` steps: forget the evaluations beyond them, and a line that was cut off."""
-        path = self.path / METRICS
-        kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_beside(path, lambda stream: stream.write(text.encode()))
-        self._seconds_before = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self._metrics = path.open("a", encoding="utf-8")
-
-    def add_training(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing: metrics.jsonl holds evaluations."""
-
-    def add_evaluation(
-        self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
-    ) -> None:
-        """Append a line to metrics.jsonl, at once.
-
-        Raises
-        ------
-        UserError
-            The disk is full.
-        """
-        assert self._metrics is not None
-        line = {"epoch": epoch, "step": step, "seconds": round(self.seconds, 3), **training, **metrics}
-        try:
-            self._metrics.write(json.dumps(line) + "\n")
-            self._metrics.flush()
-        except OSError as error:
-            raise UserError(f"{self.path / METRICS}: could not be written ({error.strerror})") from error
-
-    def close(self) -> None:
-        """End metrics.jsonl."""
-        if self._metrics is not None:
-            self._metrics.close()
-
-    def finish(self, result: Mapping[str, Any], model: Any, scored: Scored) -> None:
-        """Write what a finished run leaves; result.json comes last.
-
-        Parameters
-        ----------
-        result : mapping
-            ``expid``, ``config_hash``, ``valid``, ``test`` and ``seconds``.
-        model : BaseModel
-            Its best weights are at ``model.checkpoint``.
-        scored : Scored
-            The validation rows.
-        """
-        assert scored.label is not None
-        columns = {"label": scored.label.to(torch.int8), "prediction": scored.prediction.float(), "group": scored.group}
-        arrays = {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(arrays), buffer)
-        write_beside(self.path / PREDICTIONS, lambda stream: stream.write(buffer.getbuffer()))
-        _link(Path(model.checkpoint), self.path / WEIGHTS)
-        params = self.params
-        record = {
-            **result,
-            "finished_at": datetime.now().isoformat(timespec="seconds"),
-            "run": self.path.name,
-            "model": params["model"],
-            "dataset_id": params["dataset_id"],
-            "seed": params["seed"],
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "valid_rows": len(arrays["label"]),
-            "description": params.get("description"),
-        }
-        _write_json(self.path / RESULT, record)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes a text that ``load_yaml`` would take for a number, such as 1e-3, which YAML 1.1 does not."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    try:
-        float(text)
-    except ValueError:
-        return dumper.represent_str(text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters of plain types, as ``config_hash`` sees them."""
-    return json.loads(json.dumps(params, default=str))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_beside(path, lambda stream: stream.write(json.dumps(content, indent=1).encode() + b"\n"))
-
-
-def _make_folder(parent: Path, name: str) -> Path:
-    """Make a new folder that no other process has made; a number is added to a name that is taken."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError("there is always a next number")
-
-
-def _newest_unfinished(params: Mapping[str, Any]) -> Path | None:
-    wanted = config_hash(_plain(params))
-    runs = find_runs(params["model_root"], dataset=params["dataset_id"], expid=params["model_id"])
-    unfinished = [run for run in runs if not (run.path / RESULT).exists() and run.config]
-    return next((run.path for run in unfinished if config_hash(run.config) == wanted), None)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make a hard link, so that weights take their room once; a copy where the disk has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with source.open("rb") as weights:
-            write_beside(target, lambda stream: shutil.copyfileobj(weights, stream))
-
-
-#: Metrics of which less is better; all others are better when higher.
-FALLING = ("logloss", "binary_crossentropy")
+def _age(run: Run) -> tuple[str, int, str]:
+    named = RUN_NAME.fullmatch(run.run)
+    return run.started_at, int(named["number"] or 1) if named else 1, run.run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -679,7 +576,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     show(args, [as_dict(run) for run in runs], table(runs) if runs else _none_found(args))
 
 
-def best_first(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
+def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
     """Sort finished runs by a metric on the validation rows; those without it are left out.
 
     Raises
@@ -695,7 +592,7 @@ def best_first(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     return sorted(having, key=lambda run: run.valid[metric], reverse=metric not in FALLING)
 
 
-def table(runs: Sequence[RunRecord]) -> str:
+def table(runs: Sequence[Run]) -> str:
     """Return a line for each run."""
     valid = list(dict.fromkeys(name for run in runs for name in run.valid))
     test = list(dict.fromkeys(name for run in runs for name in run.test))
@@ -707,26 +604,15 @@ def table(runs: Sequence[RunRecord]) -> str:
         figures = [f"{value:.4f}" if _is_finite(value) else "" for value in metrics]
         seconds = f"{run.seconds:.0f}" if math.isfinite(run.seconds) else ""
         seed = "" if run.seed is None else str(run.seed)
-        rows.append([run.run, run.expid, run.dataset_id, seed, *figures, seconds, state(run)])
+        rows.append([run.run, run.expid, run.dataset_id, seed, *figures, seconds, run.state])
     return format_table(header, rows, right=["seed", *columns, "seconds"])
 
 
-def state(run: RunRecord) -> str:
-    """Say whether a run is finished, or what is wrong with its folder."""
-    if run.problem:
-        return f"broken: {run.problem}"
-    return "finished" if run.finished else "unfinished"
-
-
-def as_dict(run: RunRecord) -> dict[str, Any]:
-    """Return what the list says of a run, for JSON."""
+def as_dict(run: Run) -> dict[str, Any]:
+    """Return what the list shows of a run, for JSON."""
     names = ("run", "expid", "dataset_id", "model", "seed", "description", "started_at", "valid", "test", "parameters")
     values = {name: getattr(run, name) for name in (*names, "seconds", "finished", "problem")}
     return {**values, "path": str(run.path)}
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _none_found(args: argparse.Namespace) -> str:
@@ -741,24 +627,10 @@ def _none_found(args: argparse.Namespace) -> str:
     return "; ".join(hints) or f"none of the {len(everything)} runs below {args.root} is of this kind"
 
 
-def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of the newest run of an experiment, in their order.
+#: Former names, until their callers have moved.
+RunRecord = Run
 
-    Parameters
-    ----------
-    folder : Path
-        ``model_root/DATASET/EXPID``, which holds a folder with ``metrics.jsonl`` for each run.
 
-    Returns
-    -------
-    list of dict
-        One for each step, the metrics by their names; empty where there is no run. A run that went on after a kill may
-        have written one twice.
-    """
-    newest = max(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None:
-        return []
-    # A line without its end is still being written.
-    lines = [line for line in newest.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    evaluations = {evaluation["step"]: evaluation for evaluation in map(json.loads, lines)}
-    return [evaluations[step] for step in sorted(evaluations)]
+def state(run: Run) -> str:
+    """Return ``run.state``."""
+    return run.state

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 
 from fuxictr_mm import experiment
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.locks import try_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
@@ -53,7 +53,9 @@ def test_one_seed_one_result(tmp_path):
 
 def test_one_process_at_a_time_trains_an_experiment(tmp_path):
     """Two that write the same weights would each record what the other trained."""
-    lock = try_lock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
+    (tmp_path / "tiny_mm").mkdir()
+    lock = FileLock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
+    lock.acquire()
     with pytest.raises(ConfigError, match=r"DIN_tiny: another process trains it into .* now; wait for its end"):
         run("DIN_tiny", tmp_path, epochs=1)
     assert [path.name for path in (tmp_path / "tiny_mm").iterdir()] == ["DIN_tiny.lock"]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from fuxictr_mm import runs as environment
-from fuxictr_mm import runs as folder
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.metrics import evaluate_metrics
-from fuxictr_mm.runs import RunFolder, find_runs
+from fuxictr_mm.runs import RunPaths, find_runs
+from fuxictr_mm.training import callbacks
+from fuxictr_mm.training.callbacks import RunWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,15 +79,15 @@ from fuxictr_mm.training import loop
 
 settings = {{"model_root": sys.argv[1], "epochs": 2, "eval_steps": 20, "verbose": 0, "tensorboard": False}}
 params, model_class = experiment.read_params({config!r}, "DIN_tiny", overrides=settings)
-step = loop._Run.evaluate
+step = loop._Fitting.evaluate
 torch.set_num_threads(1)
 
 def evaluate(run, epoch, index):
     step(run, epoch, index)
     if run.model._total_steps == 80 and "--resume" not in sys.argv:
-        os.kill(os.getpid(), signal.SIGKILL)  # the line is written, the snapshot is not
+        os.kill(os.getpid(), signal.SIGKILL)  # the line is written, the checkpoint is not
 
-loop._Run.evaluate = evaluate
+loop._Fitting.evaluate = evaluate
 experiment.set_up_logging()
 experiment.run_experiment(params, model_class, resume="--resume" in sys.argv)
 """
@@ -122,27 +122,32 @@ def params_of(root, **settings):
     return {"model_root": str(root), "dataset_id": "d", "model_id": "X", "model": "M", "seed": 1, "gpu": -1, **settings}
 
 
+def open_run(params, resume=False):
+    paths = RunPaths(Path(params["model_root"]), params["dataset_id"], params["model_id"])
+    return RunWriter.open(paths, params, 0.0, resume)
+
+
 def test_only_an_unfinished_folder_of_the_same_configuration_is_gone_on_with(tmp_path):
     params = params_of(tmp_path, learning_rate=0.1, text="1e-3", width=None, path=Path("a"))
-    first = RunFolder.open(params, 0.0)
-    second = RunFolder.open(params, 0.0)
+    first = open_run(params)
+    second = open_run(params)
     assert first.path != second.path
-    assert RunFolder.open(params, 0.0, resume=True).path == second.path
-    assert RunFolder.open({**params, "learning_rate": 0.2}, 0.0, resume=True).path not in (first.path, second.path)
+    assert open_run(params, resume=True).path == second.path
+    assert open_run({**params, "learning_rate": 0.2}, resume=True).path not in (first.path, second.path)
     (second.path / "result.json").write_text("{}")
-    assert RunFolder.open(params, 0.0, resume=True).path == first.path
+    assert open_run(params, resume=True).path == first.path
     (first.path / "result.json").write_text("{}")
-    assert RunFolder.open(params, 0.0, resume=True).path not in (first.path, second.path)
+    assert open_run(params, resume=True).path not in (first.path, second.path)
 
 
 def test_runs_of_one_second_get_numbers(tmp_path, monkeypatch):
-    class Clock(folder.datetime):
+    class Clock(callbacks.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 2, 3, 4, 5, 6)
 
-    monkeypatch.setattr(folder, "datetime", Clock)
-    names = [RunFolder.open(params_of(tmp_path), 0.0).path.name for _ in range(11)]
+    monkeypatch.setattr(callbacks, "datetime", Clock)
+    names = [open_run(params_of(tmp_path)).path.name for _ in range(11)]
     assert names[:3] == ["20260203-040506-seed1", "20260203-040506-seed1-2", "20260203-040506-seed1-3"]
     assert [run.run for run in find_runs(tmp_path)] == names[::-1]
 
@@ -150,7 +155,7 @@ def test_runs_of_one_second_get_numbers(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "d").write_text("a file")
     with pytest.raises(ConfigError, match=r"d/X: cannot be written \(.*\); set model_root to a folder of yours"):
-        RunFolder.open(params_of(tmp_path), 0.0)
+        open_run(params_of(tmp_path))
 
 
 def test_a_full_disk_leaves_no_folder_and_ends_a_run(tmp_path, monkeypatch):
@@ -158,11 +163,11 @@ def test_a_full_disk_leaves_no_folder_and_ends_a_run(tmp_path, monkeypatch):
         raise UserError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_beside", full)
+        patch.setattr(callbacks, "write_beside", full)
         with pytest.raises(UserError, match="no room"):
-            RunFolder.open(params_of(tmp_path), 0.0)
+            open_run(params_of(tmp_path))
     assert find_runs(tmp_path) == []
-    record = RunFolder.open(params_of(tmp_path), 0.0)
+    record = open_run(params_of(tmp_path))
     record.begin(0)
     record.close()
 
@@ -185,7 +190,7 @@ def test_where_there_are_no_links_weights_are_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").write_bytes(b"weights")
-    folder._link(tmp_path / "a", tmp_path / "b")
+    callbacks._link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"weights"
     assert not (tmp_path / "a").samefile(tmp_path / "b")
 
@@ -193,21 +198,21 @@ def test_where_there_are_no_links_weights_are_copied(tmp_path, monkeypatch):
 def test_commit_of_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment.commit() == {"commit": None, "dirty": None}
-    if environment._git("init", "--quiet", ".") is None:
+    assert callbacks.commit() == {"commit": None, "dirty": None}
+    if callbacks._git("init", "--quiet", ".") is None:
         pytest.skip("no git")
     for arguments in (("config", "user.email", "a@b"), ("config", "user.name", "a")):
-        environment._git(*arguments)
+        callbacks._git(*arguments)
     (tmp_path / "a").write_text("1")
-    environment._git("add", "a")
-    environment._git("commit", "--quiet", "-m", "first")
-    found = environment.commit()
+    callbacks._git("add", "a")
+    callbacks._git("commit", "--quiet", "-m", "first")
+    found = callbacks.commit()
     assert len(found["commit"]) == 40
     assert found["dirty"] is False
     (tmp_path / "a").write_text("2")
-    assert environment.commit()["dirty"] is True
+    assert callbacks.commit()["dirty"] is True
     monkeypatch.setenv("PATH", "")
-    assert environment.commit() == {"commit": None, "dirty": None}
+    assert callbacks.commit() == {"commit": None, "dirty": None}
 
 
 def test_torchrun_makes_one_folder(tmp_path, monkeypatch):

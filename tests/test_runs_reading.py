@@ -81,7 +81,7 @@ def test_unfinished_and_ambiguous_names(copy):
         ("config.yaml", None, "config.yaml: no such file"),
         ("config.yaml", "a: [", "config.yaml, line 1"),
         ("environment.json", "{", "environment.json: not valid JSON"),
-        ("result.json", "[]", "result.json: is no JSON mapping"),
+        ("result.json", "[]", "result.json: holds a list, expected a JSON object"),
         ("result.json", "{}", ""),
         ("result.json", '{"valid": 3}', "result.json: valid is 3, expected metrics"),
         ("result.json", '{"valid": {}, "seconds": "x"}', "result.json: seconds is 'x'"),

@@ -1,27 +1,289 @@
-"""TensorBoard event files of a run."""
+"""What is told of a training run as it goes: the files in its folder, TensorBoard's event files."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from fuxictr_mm import __version__
+from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.files import dump_yaml, write_beside, write_json
+from fuxictr_mm.runs import (
+    CONFIG,
+    ENVIRONMENT,
+    LOG,
+    METRICS,
+    PREDICTIONS,
+    RESULT,
+    TENSORBOARD,
+    WEIGHTS,
+    RunPaths,
+    find_runs,
+    read_lines,
+)
+from fuxictr_mm.runtime import device_of
+from fuxictr_mm.training import distributed
+
+if TYPE_CHECKING:
+    from fuxictr_mm.training.loop import Scored
+
+
+class Callback(Protocol):
+    """Is told of the progress of a run and changes nothing of it; only the main process has callbacks."""
+
+    def begin(self, step: int) -> None:
+        """Begin after ``step`` steps, 0 for a new run; evaluations of later steps will come again."""
+
+    def add_training(self, step: int, values: Mapping[str, float]) -> None:
+        """Take a figure between two evaluations: ``loss``."""
+
+    def add_evaluation(
+        self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> None:
+        """Take an evaluation.
+
+        Parameters
+        ----------
+        epoch : int
+            The current epoch, from 1.
+        step : int
+            Steps done since the beginning.
+        training : mapping
+            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training alone.
+        metrics : mapping
+            The monitored metrics on the validation rows.
+        """
+
+    def close(self) -> None:
+        """Write out what is left, also where the run failed."""
+
+
+class RunWriter:
+    """Writes the folder of a run that trains; a ``Callback`` of the training loop.
+
+    Parameters
+    ----------
+    path : Path
+        The folder, from ``open``.
+    settings : mapping
+        All settings of the experiment, plain values.
+    started : float
+        When this process began with the run, by ``time.perf_counter()``.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], started: float) -> None:
+        self.path = path
+        self.settings = settings
+        self.log = path / LOG
+        self.tensorboard = path / TENSORBOARD
+        self._started = started
+        self._seconds_before = 0.0
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def open(cls, paths: RunPaths, settings: Mapping[str, Any], started: float, resume: bool = False) -> RunWriter:
+        """Make a folder for a run, or take the newest unfinished one of the same configuration.
+
+        Raises
+        ------
+        ConfigError
+            The folder cannot be written.
+        UserError
+            The disk is full.
+        """
+        if resume and (unfinished := _newest_unfinished(paths, settings)):
+            return cls(unfinished, settings, started)
+        started_at = datetime.now()
+        path = paths.new_run(settings["seed"], started_at)
+        try:
+            write_beside(path / CONFIG, lambda stream: stream.write(dump_yaml(plain(settings)).encode()))
+            write_json(path / ENVIRONMENT, environment(settings["gpu"], started_at))
+        except UserError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return cls(path, settings, started)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run; of a run that was killed, what followed its last evaluation does not count."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def begin(self, step: int) -> None:
+        """Begin after ``step`` steps: drop the evaluations beyond them, and a line that was cut off."""
+        path = self.path / METRICS
+        kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_beside(path, lambda stream: stream.write(text.encode()))
+        self._seconds_before = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def add_training(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing: metrics.jsonl holds evaluations."""
+
+    def add_evaluation(
+        self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> None:
+        """Append a line to metrics.jsonl, at once.
+
+        Raises
+        ------
+        UserError
+            The disk is full.
+        """
+        assert self._metrics is not None
+        line = {"epoch": epoch, "step": step, "seconds": round(self.seconds, 3), **training, **metrics}
+        try:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise UserError(f"{self.path / METRICS}: could not be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """End metrics.jsonl."""
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def finish(self, result: Mapping[str, Any], model: Any, scored: Scored) -> None:
+        """Write what a finished run leaves; result.json comes last.
+
+        Parameters
+        ----------
+        result : mapping
+            ``expid``, ``config_hash``, ``valid``, ``test`` and ``seconds``.
+        model : BaseModel
+            Its best weights are at ``model.checkpoint``.
+        scored : Scored
+            The validation rows.
+        """
+        rows = _write_predictions(self.path / PREDICTIONS, scored)
+        _link(Path(model.checkpoint), self.path / WEIGHTS)
+        content = {
+            **result,
+            "finished_at": datetime.now().isoformat(timespec="seconds"),
+            "run": self.path.name,
+            "model": self.settings["model"],
+            "dataset_id": self.settings["dataset_id"],
+            "seed": self.settings["seed"],
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "valid_rows": rows,
+            "description": self.settings.get("description"),
+        }
+        write_json(self.path / RESULT, content)
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as plain values, as ``config_hash`` sees them."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any]) -> Path | None:
+    wanted = config_hash(plain(settings))
+    runs = find_runs(paths.model_root, dataset=paths.dataset_id, expid=paths.expid)
+    unfinished = [run for run in runs if not (run.path / RESULT).exists() and run.config]
+    return next((run.path for run in unfinished if config_hash(run.config) == wanted), None)
+
+
+def _write_predictions(path: Path, scored: Scored) -> int:
+    """Write label, prediction and group of the validation rows; returns how many rows there are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    assert scored.label is not None
+    columns = {"label": scored.label.char(), "prediction": scored.prediction.float(), "group": scored.group}
+    arrays = {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(arrays), buffer)
+    write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
+    return len(arrays["label"])
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a hard link, so that weights take their space once; a copy where the disk has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as weights:
+            write_beside(target, lambda stream: shutil.copyfileobj(weights, stream))
+
+
+def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
+    """Return versions, device, commit of the working directory and command of this process.
+
+    Parameters
+    ----------
+    gpu : int
+        As in the configuration, -1 for the CPU.
+    started_at : datetime
+        When the run began.
+    """
+    import numpy
+    import torch
+
+    device = device_of(gpu)
+    return {
+        "fuxictr_mm": __version__,
+        "fuxictr": _version("fuxictr"),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        **commit(),
+        "command": sys.argv,
+        "started_at": started_at.isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """Return the git commit of the working directory, and whether files differ from it; None where there is no git."""
+    head = _git("rev-parse", "HEAD")
+    status = None if head is None else _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": head, "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, no repository, or one too large to look through in passing
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def is_installed() -> bool:
-    """Whether TensorBoard is there."""
+    """Whether TensorBoard is installed."""
     return importlib.util.find_spec("tensorboard") is not None
 
 
-class Events:
-    """Writes scalars for ``tensorboard --logdir``; an ``Observer`` of the loop.
+class TensorBoardLogger:
+    """Writes scalars for ``tensorboard --logdir``; a ``Callback`` of the training loop.
 
     Parameters
     ----------
     folder : Path
-        Of this run alone.
+        Folder of this run alone.
 
     Raises
     ------
@@ -36,7 +298,7 @@ class Events:
         self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Go on after ``step`` steps; what an earlier run wrote beyond them is hidden, for 0 deleted.
+        """Begin after ``step`` steps; what an earlier run wrote beyond them is hidden, for 0 deleted.
 
         Raises
         ------
@@ -74,33 +336,3 @@ class Events:
         """Write out what is left."""
         if self._writer is not None:
             self._writer.close()
-
-
-class Observer(Protocol):
-    """Is told how a run goes; changes nothing of it. Only the main process has observers."""
-
-    def begin(self, step: int) -> None:
-        """Go on after ``step`` steps, 0 for a new run; what was told of later ones will be told again."""
-
-    def add_training(self, step: int, values: Mapping[str, float]) -> None:
-        """Take what training looks like between two evaluations: ``loss``."""
-
-    def add_evaluation(
-        self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
-    ) -> None:
-        """Take an evaluation.
-
-        Parameters
-        ----------
-        epoch : int
-            The epoch that runs, from 1.
-        step : int
-            Steps done since the beginning.
-        training : mapping
-            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training alone.
-        metrics : mapping
-            The monitored metrics on the validation rows.
-        """
-
-    def close(self) -> None:
-        """Write out what is left, also where the run failed."""

@@ -1,4 +1,4 @@
-"""The files of a folder as the Hugging Face hub expects it, read and compared with what is here."""
+"""Weights on disk: atomic writes, reads that run no code, checks before a tensor is taken."""
 
 from __future__ import annotations
 
@@ -13,113 +13,166 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.config import nearest
+from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS, nearest
 from fuxictr_mm.errors import MissingFileError, UserError
-from fuxictr_mm.files import write_beside
-from fuxictr_mm.training.likely_keys import likely_causes
+from fuxictr_mm.files import load_yaml, read_json, write_beside
+from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
 
 if TYPE_CHECKING:
     from fuxictr.features import FeatureMap
 
-WEIGHTS, CONFIG, FEATURES, CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
+#: Settings that say where files lie on one machine, or change nothing of what a model computes.
+LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"})
 
 
-def weights_file(folder: Path) -> Path:
-    """Return the weights of a folder.
+def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a state dict; an older file stays until the new one is complete."""
+    write_beside(path, lambda stream: torch.save(dict(state), stream))
+
+
+def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Read weights into a model, all of them or none.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model. Its attribute ``settings``, where it has one, is compared with the configuration that was saved with
+        the weights if they do not fit.
+    path : path
+        A state dict by ``torch.save``, a ``.safetensors`` file, or a folder written by ``fuxictr-mm export-hub``, whose
+        features must be the model's.
 
     Raises
     ------
     MissingFileError
-        It has none; a pickled ``pytorch_model.bin`` is not taken in their place.
+        There is no such file.
+    UserError
+        It is no state dict, or its parameters are not the model's: missing, unexpected and mis-shaped ones are named,
+        and the settings that differ.
     """
-    path = folder / WEIGHTS
+    path = Path(path)
+    if path.is_dir():
+        path = hub_weights(path)
+    if path.name == HUB_WEIGHTS and (path.parent / HUB_FEATURES).is_file():
+        check_features(path.parent, getattr(model, "feature_map", None))
     if not path.is_file():
-        raise MissingFileError(f"{folder}: holds no {WEIGHTS}; expected a folder written by fuxictr-mm export-hub")
-    return path
+        raise _no_such_weights(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
+    if problems := _tensor_differences(state, model.state_dict()):
+        problems += _setting_differences(path, getattr(model, "settings", None))
+        raise UserError(
+            f"{path}: not the weights of this configuration: {'; '.join(problems)}; "
+            "use the configuration that they were trained with"
+        )
+    model.load_state_dict(state)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def hub_weights(folder: Path) -> Path:
+    """Return the weights in a folder written by ``fuxictr-mm export-hub``.
 
     Raises
     ------
-    MissingFileError, UserError
-        No such file; not a JSON object.
+    MissingFileError
+        There are none; a pickled ``pytorch_model.bin`` is not taken in their place.
     """
+    path = folder / HUB_WEIGHTS
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a folder written by fuxictr-mm export-hub")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
+        raise MissingFileError(f"{folder}: holds no {HUB_WEIGHTS}; expected a folder written by fuxictr-mm export-hub")
+    return path
 
 
-def describe_features(feature_map: FeatureMap) -> dict[str, Any]:
-    """Return a feature map as FuxiCTR writes it to ``feature_map.json``."""
-    return {
-        "dataset_id": feature_map.dataset_id,
-        "num_fields": feature_map.num_fields,
-        "total_features": feature_map.total_features,
-        "input_length": feature_map.input_length,
-        "labels": feature_map.labels,
-        "features": [{name: spec} for name, spec in feature_map.features.items()],
+def _no_such_weights(path: Path) -> MissingFileError:
+    others = sorted(p.name for p in path.parent.glob("*.model")) if path.parent.is_dir() else []
+    there = f" ({path.parent} holds: {', '.join(others)})" if others else ""
+    return MissingFileError(f"{path}: no such weights{nearest(path.name, others)}{there}; train the experiment first")
+
+
+def _tensor_differences(found: Mapping[Any, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return a phrase each for tensors that are missing, unexpected, or of another shape than the model's own."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} (the model has {tuple(own[name].shape)})"
+        for name in own
+        if name in found and found[name].shape != own[name].shape
+    ]
+    kinds = {
+        "missing": [name for name in own if name not in found],
+        "unexpected": [str(name) for name in found if name not in own],
+        "of another shape": shapes,
     }
+    return [f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names]
 
 
-def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
-    """Refuse weights of other features than a model's: in another order they would load and score nonsense.
+def _setting_differences(weights: Path, settings: Mapping[str, Any] | None) -> list[str]:
+    """Return a phrase about the settings that differ from those saved with the weights, if both are known."""
+    try:
+        saved = saved_settings(weights)
+    except UserError:
+        saved = None
+    if saved is None or settings is None:
+        return []
+    path, theirs = saved
+    found = setting_differences(theirs, settings, f"in {path}")
+    return [f"settings that differ: {_first_few(found, '; ')}" if found else f"no setting differs from {path}"]
+
+
+def saved_settings(weights: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the configuration that was saved with weights, and its file; None if there is none.
+
+    Parameters
+    ----------
+    weights : Path
+        Weights in the folder of a run, those of an experiment that a run has finished, or those in a folder written by
+        ``fuxictr-mm export-hub``.
 
     Raises
     ------
     UserError
-        A feature is missing, new, at another place, or of another type, size or encoder.
+        The file is damaged.
     """
-    path = folder / FEATURES
-    entries = read_json(path).get("features")
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and len(e) == 1 for e in entries):
-        raise UserError(f"{path}: its 'features' are no list of {{name: settings}}; export the folder anew")
-    if feature_map is None:
-        return
-    theirs = _read_by_layers({name: spec for entry in entries for name, spec in entry.items()})
-    ours = _read_by_layers(json.loads(json.dumps(feature_map.features)))
-    problems = [f"'{name}' is only in the folder" for name in theirs if name not in ours]
-    problems += [f"'{name}' is only here" for name in ours if name not in theirs]
-    for name in [n for n in theirs if n in ours]:
-        problems += [f"'{name}': {text}" for text in differences(theirs[name], ours[name])]
-    if not problems and list(theirs) != list(ours):
-        problems = [f"their order is {', '.join(theirs)}, here {', '.join(ours)}"]
-    if problems:
-        raise UserError(f"{path}: not the features of this experiment: {'; '.join(problems)}")
+    if weights.name == HUB_WEIGHTS and (weights.parent / HUB_FEATURES).is_file():
+        path = weights.parent / HUB_CONFIG
+        settings = read_json(path).get("parameters")
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: holds no parameters; export the folder again")
+        return path, settings
+    config = config_of_weights(weights)
+    return None if config is None else (config, load_yaml(config))
 
 
-def _read_by_layers(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the features that reach a layer, without what only says where they come from."""
-    told = {
-        name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb")}
-        for name, spec in features.items()
-        if isinstance(spec, dict)
-    }
-    return {name: spec for name, spec in told.items() if spec.get("type") != "meta"}
+def setting_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> list[str]:
+    """Return a phrase for each setting whose value differs; names and what holds on one machine only are left out.
+
+    Examples
+    --------
+    >>> setting_differences({"epochs": 3, "gpu": 0}, {"epochs": 5, "seed": 1}, "in the folder")
+    ['epochs is 3 in the folder, 5 here', 'seed is not set in the folder, 1 here']
+    """
+    sides = [_flatten({k: v for k, v in side.items() if k not in LOCAL_KEYS}) for side in (theirs, ours)]
+    texts = [{key: json.dumps(value, default=str) for key, value in side.items()} for side in sides]
+    keys = sorted({*texts[0], *texts[1]} - {"model_id", "dataset_id"})
+    pairs = {key: [text.get(key, "not set") for text in texts] for key in keys}
+    return [f"{key} is {a} {where}, {b} here" for key, (a, b) in pairs.items() if a != b]
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for every key whose value in a folder is another than here."""
-    none = object()
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with an entry for each setting of a feature instead of the list of features."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in ("feature_cols", "feature_specs") or not isinstance(value, list):
+            flat[key] = value
+            continue
+        for column in [column for column in value if isinstance(column, dict)]:
+            name = column.get("name")
+            for each in name if isinstance(name, list) else [name]:
+                flat |= {f"feature '{each}': {k}": v for k, v in column.items() if k != "name"}
+    return flat
 
-    def show(value: Any) -> str:
-        return "not set" if value is none else json.dumps(value, default=str)
 
-    keys = sorted({*theirs, *ours})
-    pairs = {k: (theirs.get(k, none), ours.get(k, none)) for k in keys}
-    return [f"{k} is {show(a)} in the folder, {show(b)} here" for k, (a, b) in pairs.items() if a != b]
-
-
-def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a state dict."""
-    write_beside(path, lambda stream: torch.save(dict(state), stream))
+def _first_few(phrases: list[str], separator: str = ", ", shown: int = 5) -> str:
+    more = f" and {len(phrases) - shown} more" if len(phrases) > shown else ""
+    return separator.join(phrases[:shown]) + more
 
 
 def read_tensors(path: Path) -> Any:
@@ -132,7 +185,7 @@ def read_tensors(path: Path) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # Of the pickle protocol, on the way to the error below.
+            # Of the pickle protocol, before the error below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -146,7 +199,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file; a tensor that another one shares its memory with is there under both names.
+    """Read a ``.safetensors`` file; a tensor that shares its memory with another is returned under both names.
 
     Raises
     ------
@@ -164,64 +217,49 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return {**state, **{name: state[kept] for name, kept in shared.items()}}
 
 
-def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Read weights into a model, all of them or nothing.
+def describe_features(feature_map: FeatureMap) -> dict[str, Any]:
+    """Return a feature map as FuxiCTR writes it to ``feature_map.json``."""
+    return {
+        "dataset_id": feature_map.dataset_id,
+        "num_fields": feature_map.num_fields,
+        "total_features": feature_map.total_features,
+        "input_length": feature_map.input_length,
+        "labels": feature_map.labels,
+        "features": [{name: spec} for name, spec in feature_map.features.items()],
+    }
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any model.
-    path : path
-        A state dict by ``torch.save``, a ``.safetensors`` file, or a folder that ``fuxictr-mm export-hub`` wrote; the
-        features of a folder must be the model's.
+
+def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
+    """Refuse weights of other features than a model's: in another order they would load and every score be wrong.
 
     Raises
     ------
-    MissingFileError
-        There is no such file.
     UserError
-        It is no state dict, or its parameters are not the model's: missing, unexpected and mis-shaped ones are named,
-        with the settings that probably differ.
+        A feature is missing, new, at another position, or of another type, size or encoder.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = weights_file(path)
-    if path.name == WEIGHTS and (path.parent / FEATURES).is_file():
-        check_features(path.parent, getattr(model, "feature_map", None))
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.model")) if path.parent.is_dir() else []
-        there = f" ({path.parent} holds: {', '.join(beside)})" if beside else ""
-        raise MissingFileError(
-            f"{path}: no such weights{nearest(path.name, beside)}{there}; train the experiment first"
-        )
-    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
-    own = model.state_dict()
-    problems = _differences("missing", [k for k in own if k not in state])
-    problems += _differences("unexpected", [str(k) for k in state if k not in own])
-    shapes = [
-        f"{k} {tuple(state[k].shape)} (the model has {tuple(own[k].shape)})"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems += _differences("of another shape", shapes)
+    path = folder / HUB_FEATURES
+    entries = read_json(path).get("features")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and len(e) == 1 for e in entries):
+        raise UserError(f"{path}: its 'features' are no list of {{name: settings}}; export the folder again")
+    if feature_map is None:
+        return
+    theirs = _layer_settings({name: spec for entry in entries for name, spec in entry.items()})
+    ours = _layer_settings(json.loads(json.dumps(feature_map.features)))
+    problems = [f"'{name}' is only in the folder" for name in theirs if name not in ours]
+    problems += [f"'{name}' is only here" for name in ours if name not in theirs]
+    for name in [n for n in theirs if n in ours]:
+        problems += [f"'{name}': {text}" for text in setting_differences(theirs[name], ours[name], "in the folder")]
+    if not problems and list(theirs) != list(ours):
+        problems = [f"their order is {', '.join(theirs)}, here {', '.join(ours)}"]
     if problems:
-        causes = likely_causes(_shapes(own), _shapes(state), getattr(model, "blueprint", None))
-        likely = f"likely: {', '.join(causes)}; " if causes else ""
-        raise UserError(
-            f"{path}: not the weights of this configuration: {'; '.join(problems)}; "
-            f"{likely}use the configuration that they were trained with"
-        )
-    model.load_state_dict(state)
+        raise UserError(f"{path}: not the features of this experiment: {'; '.join(problems)}")
 
 
-def _shapes(state: Mapping[Any, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {str(name): tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _differences(what: str, names: list[str], shown: int = 5) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return [f"{what}: {', '.join(names[:shown])}{more}"]
+def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the features that reach a layer, with those of their settings that decide what it computes."""
+    kept = {
+        name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb")}
+        for name, spec in features.items()
+        if isinstance(spec, dict)
+    }
+    return {name: spec for name, spec in kept.items() if spec.get("type") != "meta"}

@@ -1,6 +1,6 @@
-"""Training, evaluation and scoring of any FuxiCTR ``BaseModel``: ours, or one written for other code.
+"""Training, evaluation and scoring of any FuxiCTR ``BaseModel``, ours or a third party's.
 
-The meaning is FuxiCTR's: epochs, ``eval_steps``, the monitor, plateau decay, early stopping, best weights at the end.
+Epochs, ``eval_steps``, monitor, plateau decay, early stopping and best weights at the end are as in FuxiCTR.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.runtime import collect_signals, is_main
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.callbacks import Observer
-from fuxictr_mm.training.resume import Progress, Snapshots
+from fuxictr_mm.training.callbacks import Callback
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 
 logger = logging.getLogger(__name__)
 
-#: Steps between two looks at the loss; each look waits for the device.
+#: Steps between two reads of the loss; each one waits for the device.
 LOG_STEPS = 50
+#: What a monitored value must gain to be better, as in FuxiCTR.
 MIN_DELTA = 1e-6
 
 
@@ -37,9 +38,9 @@ def fit(
     epochs: int = 1,
     validation: Iterable[Any] | None = None,
     max_gradient_norm: float = 10.0,
-    snapshots: Snapshots | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
     resume: bool = False,
-    observers: Sequence[Observer] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, float]]:
     """Train a model and leave it with the best weights of this run.
 
@@ -55,12 +56,12 @@ def fit(
         Without one, the last weights are kept.
     max_gradient_norm : float
         Gradients are scaled down to this L2 norm.
-    snapshots : Snapshots, optional
-        Where to keep what is needed to go on after a kill. With it, Ctrl-C and SIGTERM end the run after the step.
+    checkpoint : TrainingCheckpoint, optional
+        Where to write what a killed run resumes from. With it, Ctrl-C and SIGTERM end the run after the current step.
     resume : bool
-        Go on from the snapshot, if there is one.
-    observers : sequence of Observer
-        Told of loss, metrics, learning rate and speed, on the main process.
+        Resume from the checkpoint, if there is one.
+    callbacks : sequence of Callback
+        Get loss, metrics, learning rate and speed, on the main process.
 
     Returns
     -------
@@ -72,31 +73,31 @@ def fit(
     UserError
         The loss or the monitored metric is not finite: nothing after that could be trusted.
     Interrupted
-        Ctrl-C or SIGTERM came; a snapshot has been written.
+        Ctrl-C or SIGTERM came; a training checkpoint has been written.
     """
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}, expected 1 or more")
-    run = _Run(model, train, epochs, validation, snapshots, observers if is_main() else ())
+    fitting = _Fitting(model, train, epochs, validation, checkpoint, callbacks if is_main() else ())
     model._max_gradient_norm = max_gradient_norm
     distributed.distribute(model)
-    signals: AbstractContextManager[list[int]] = nullcontext([]) if snapshots is None else collect_signals()
-    with run, signals as received:
-        run.begin(resume)
-        while run.progress.epoch < epochs and not model._stop_training:
-            run.train_epoch(received)
+    signals: AbstractContextManager[list[int]] = nullcontext([]) if checkpoint is None else collect_signals()
+    with fitting, signals as received:
+        fitting.begin(resume)
+        while fitting.progress.epoch < epochs and not model._stop_training:
+            fitting.train_epoch(received)
     if model._stop_training:
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
     if is_main():
-        if not run.progress.saved:
+        if not fitting.progress.saved:
             model.save_weights(model.checkpoint)
         logger.info(f"Best weights: {model.checkpoint}")
         model.load_weights(model.checkpoint)
     distributed.broadcast_state(model)
-    return run.progress.history
+    return fitting.progress.history
 
 
-class _Run:
-    """One call of ``fit``: the model, its loaders, and how far they are."""
+class _Fitting:
+    """One call of ``fit``: the model, its loaders, and their progress."""
 
     def __init__(
         self,
@@ -104,42 +105,42 @@ class _Run:
         train: Any,
         epochs: int,
         validation: Iterable[Any] | None,
-        snapshots: Snapshots | None,
-        observers: Sequence[Observer],
+        checkpoint: TrainingCheckpoint | None,
+        callbacks: Sequence[Callback],
     ) -> None:
         self.model = model
         self.train = train
         self.epochs = epochs
         self.validation = validation
-        self.snapshots = snapshots
-        self.observers = observers
+        self.checkpoint = checkpoint
+        self.callbacks = callbacks
         self.batches = len(train)
         self.eval_steps = model._eval_steps or len(train)
         self.progress = Progress()
         self.losses = _RunningLoss()
         self.speed = _Speed()
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> _Fitting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for observer in self.observers:
-            observer.close()
+        for callback in self.callbacks:
+            callback.close()
 
     def begin(self, resume: bool) -> None:
-        """Set the model's counters to the start, or to where the snapshot says."""
+        """Set the model's counters to the start, or to those of the training checkpoint."""
         model = self.model
-        # Some models step only every few batches; gradients of an earlier use must not leak in.
+        # Some models step only every few batches: gradients of an earlier use must not leak in.
         model.optimizer.zero_grad()
-        if self.snapshots is not None:
-            found = self.snapshots.load(model) if resume else None
+        if self.checkpoint is not None:
+            found = self.checkpoint.load(model) if resume else None
             if found is not None:
                 self.progress = found
                 self.train.start_at(found.epoch, found.row)
                 self.batches = found.batch + len(self.train.sizes(found.row))
                 logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {self.batches}")
             else:
-                self.snapshots.remove()
+                self.checkpoint.remove()
         progress = self.progress
         self.losses = _RunningLoss(progress.loss, progress.losses)
         model.valid_gen = self.validation
@@ -151,13 +152,13 @@ class _Run:
         model._epoch_index = progress.epoch
         model._stop_training = progress.worse >= model._early_stop_patience
         model._steps_per_epoch = self.batches
-        for observer in self.observers:
-            observer.begin(progress.step)
+        for callback in self.callbacks:
+            callback.begin(progress.step)
         self.speed = _Speed()
         logger.info(f"Training: {len(self.train)} batches per epoch, evaluation every {self.eval_steps}")
 
     def train_epoch(self, received: Sequence[int]) -> None:
-        """Train to the end of the epoch, evaluating where it is due; leave when a signal was received."""
+        """Train to the end of the epoch, evaluating where it is due; stop when a signal was received."""
         model, progress = self.model, self.progress
         epoch, first = progress.epoch, progress.batch
         model._epoch_index = epoch
@@ -176,18 +177,12 @@ class _Run:
                 if index % LOG_STEPS == LOG_STEPS - 1:
                     loss = self.losses.check(epoch, index)
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                    for observer in self.observers:
-                        observer.add_training(model._total_steps, {"loss": loss})
+                    for callback in self.callbacks:
+                        callback.add_training(model._total_steps, {"loss": loss})
                 evaluated = model._total_steps % self.eval_steps == 0
                 if evaluated:
                     self.evaluate(epoch, index)
-                if self.snapshots is not None:
-                    signal, due = distributed.largest(*received[:1] or [0], self.snapshots.due)
-                    if evaluated or signal or due:
-                        self.snapshot()
-                    if signal:
-                        where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
-                        raise Interrupted(f"stopped at {where}; the same command with --resume goes on", int(signal))
+                self.keep_state(epoch, index, evaluated, received)
                 if model._stop_training:
                     break
         self.losses.check(epoch, model._batch_index)
@@ -210,22 +205,28 @@ class _Run:
         training = {"loss": loss, "learning_rate": rate, "rows_per_second": self.speed.read()}
         metrics = evaluate(model, self.validation, model._monitor.get_metrics())
         progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
-        for observer in self.observers:
-            observer.add_evaluation(epoch + 1, model._total_steps, training, metrics)
+        for callback in self.callbacks:
+            callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
         progress.saved |= _keep_best(model, metrics)
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
         self.speed = _Speed()
 
-    def snapshot(self) -> None:
-        """Write down where the run stands."""
-        assert self.snapshots is not None
-        self.progress.loss, self.progress.losses = self.losses.read()
-        self.snapshots.save(self.model, self.progress)
+    def keep_state(self, epoch: int, index: int, evaluated: bool, received: Sequence[int]) -> None:
+        """Write the training checkpoint where it is due, and stop when a process has received a signal."""
+        if self.checkpoint is None:
+            return
+        signal, due = distributed.largest(*received[:1] or [0], self.checkpoint.due)
+        if evaluated or signal or due:
+            self.progress.loss, self.progress.losses = self.losses.read()
+            self.checkpoint.save(self.model, self.progress)
+        if signal:
+            where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
+            raise Interrupted(f"stopped at {where}; the same command with --resume continues", int(signal))
 
 
 class _RunningLoss:
-    """Mean loss, summed on the device and read only when asked for."""
+    """Mean loss, summed on the device and read only on demand."""
 
     def __init__(self, total: float = 0.0, steps: int = 0) -> None:
         self.total: Tensor | float = total
@@ -249,24 +250,24 @@ class _RunningLoss:
 
 
 class _Speed:
-    """Rows of this process since now."""
+    """Samples of this process per time since it was made."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.rows = 0
 
     def read(self) -> float:
-        """Return the rows of all processes per second."""
+        """Return the samples of all processes per second."""
         return distributed.total(self.rows) / (time.perf_counter() - self.started)
 
 
 def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
-    """Save better weights, decay and stop as FuxiCTR does; return whether weights were saved."""
+    """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved."""
     value = model._monitor.get_value(metrics)
     if not math.isfinite(value):
         raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")
     if type(model).checkpoint_and_earlystop is not BaseModel.checkpoint_and_earlystop:
-        # A model of another library that decides for itself, to lower its learning rate by another factor, say.
+        # A FuxiCTR model that decides for itself, to lower its learning rate by another factor for example.
         before = model._best_metric
         model.checkpoint_and_earlystop(metrics)
         return model._best_metric != before or not model._save_best_only
@@ -289,14 +290,14 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
 
 
 class Scored(NamedTuple):
-    """Rows of a loader with their predictions, in its order, of all processes, on the device.
+    """Samples of a loader with their predictions, in its order, of all processes, on the device.
 
     Parameters
     ----------
     prediction : Tensor
         ``(rows,)``
     label, group : Tensor or None
-        ``(rows,)``; None where not asked for, ``group`` also without a ``group_id``.
+        ``(rows,)``; None where not asked for, ``group`` also where there is no ``group_id``.
     """
 
     prediction: Tensor
@@ -306,7 +307,7 @@ class Scored(NamedTuple):
 
 @torch.no_grad()
 def score(model: BaseModel, loader: Iterable[Any], what: str = "evaluation", labels: bool = True) -> Scored:
-    """Score the rows of a loader; ``what`` names the progress bar."""
+    """Score the samples of a loader; ``what`` names the progress bar."""
     model.eval()
     predictions, truths, groups = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:

@@ -1,4 +1,4 @@
-"""Where a run stands, on disk, so that a killed one goes on and ends with the same weights."""
+"""The training checkpoint: the state of a run on disk, from which a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import read_tensors
 
+#: Of the file; raised where an older one cannot be resumed from.
 FORMAT = 2
 
 
 @dataclass
 class Progress:
-    """What the loop knows besides the model.
+    """State of the training loop besides the model.
 
     Parameters
     ----------
     epoch : int
-        Epoch that runs, from 0.
+        Current epoch, from 0.
     batch, row : int
-        Batches of it that are done, and the rows that all processes took in them.
+        Batches of it that are done, and the samples that all processes took in them.
     step : int
         Batches done since the beginning.
     best : float or None
@@ -56,20 +57,20 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Snapshots:
-    """The snapshot file of a run: weights, optimiser, generators and progress.
+class TrainingCheckpoint:
+    """The training checkpoint of an experiment: weights, optimizer, random generators and progress.
 
-    Written at each evaluation, every few minutes in between, and when the run is told to end. A run that is killed
-    goes on from the last one and repeats the same steps; on the CPU its weights are the same to the last bit.
+    Written at each evaluation, every few minutes in between, and when a signal ends the run. A run that is killed
+    resumes from the last one and repeats the same steps; on the CPU its weights are bitwise the same.
 
     Parameters
     ----------
     path : path
         The file, one per experiment.
     config_hash : str
-        Of the experiment; a snapshot of another configuration is refused.
+        Of the experiment; a checkpoint of another configuration is refused.
     every_seconds : float
-        Time between two snapshots amid an epoch.
+        Time between two writes within an epoch.
     """
 
     def __init__(self, path: str | os.PathLike[str], config_hash: str, every_seconds: float = 300.0) -> None:
@@ -80,11 +81,11 @@ class Snapshots:
 
     @property
     def due(self) -> bool:
-        """Whether the last snapshot is older than it should be."""
+        """Whether the last write was longer ago than ``every_seconds``."""
         return time.monotonic() - self._written >= self.every_seconds
 
     def save(self, model: BaseModel, progress: Progress) -> None:
-        """Write the state; the one before stays whole until the new one is. All processes call it together."""
+        """Write the state atomically. All processes call it together."""
         generators = distributed.gather_rows(torch.get_rng_state().unsqueeze(0))
         on_gpu = model.device.type == "cuda"
         gpu_state = torch.cuda.get_rng_state(model.device) if on_gpu else torch.zeros(0, dtype=torch.uint8)
@@ -105,12 +106,12 @@ class Snapshots:
         write_beside(self.path, lambda stream: torch.save(state, stream))
 
     def load(self, model: BaseModel) -> Progress | None:
-        """Put model, optimiser and generators where they were; None if there is no snapshot.
+        """Restore model, optimizer and random generators, and return the progress; None if there is no checkpoint.
 
         Raises
         ------
         UserError
-            The file is damaged, of another configuration, or not there for all processes.
+            The file is damaged, of another configuration, or not visible to all processes.
         """
         found = self.path.is_file()
         if distributed.total(found) not in (0, distributed.size()):
@@ -119,10 +120,12 @@ class Snapshots:
             return None
         state = read_tensors(self.path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise UserError(f"{self.path}: no snapshot of this version; delete it and start again without --resume")
+            raise UserError(
+                f"{self.path}: no training checkpoint of this version; delete it and start again without --resume"
+            )
         if state["config_hash"] != self.config_hash:
             raise UserError(
-                f"{self.path}: belongs to another configuration of this experiment; "
+                f"{self.path}: is a training checkpoint of another configuration of this experiment; "
                 "restore that configuration, or start again without --resume"
             )
         model.load_state_dict(state["model"])
@@ -130,7 +133,7 @@ class Snapshots:
         for name, parameter in model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        # Of more processes than there were, the new ones keep the state that they began with.
+        # Where there are more processes than before, the new ones keep their initial state.
         if distributed.rank() < len(state["generators"]):
             torch.set_rng_state(state["generators"][distributed.rank()].clone())
             gpu_state = state["gpu_generators"][distributed.rank()].clone()
@@ -139,7 +142,7 @@ class Snapshots:
         return _progress(state["progress"])
 
     def remove(self) -> None:
-        """Forget where the run stood."""
+        """Delete the file, if there is one."""
         if is_main():
             self.path.unlink(missing_ok=True)
 

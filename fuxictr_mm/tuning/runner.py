@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.files import write_beside
-from fuxictr_mm.locks import FileLock, try_lock
+from fuxictr_mm.files import InheritedLock, try_lock, write_beside
 from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.tuning import child
 
@@ -90,7 +89,7 @@ class Trial:
         Resolved parameters.
     record : Path
         Its result, once it has finished.
-    lock : FileLock, optional
+    lock : InheritedLock, optional
         Keeps other processes off its files.
     number : int
         Of the trial in its study.
@@ -99,7 +98,7 @@ class Trial:
     expid: str
     params: dict[str, Any]
     record: Path
-    lock: FileLock | None = None
+    lock: InheritedLock | None = None
     number: int = -1
 
     def result(self, skipped: bool = False) -> TrialResult | None:

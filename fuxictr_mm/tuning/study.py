@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import write_beside, write_entries
-from fuxictr_mm.locks import locked, try_lock
+from fuxictr_mm.files import try_lock, write_beside, write_entries
 from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, monitored, run_trials
 from fuxictr_mm.tuning.tuner_file import Drawing, Point, Tuner, check_points, number_of_points, read_tuner
@@ -260,7 +261,8 @@ class _StudyTrials:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with locked(self._locks / "study.lock"):
+        self._locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._locks / "study.lock"):
             yield
 
     def _place(self) -> str:

@@ -23,7 +23,7 @@ from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.resume import Snapshots
+from fuxictr_mm.training.resume import TrainingCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [
@@ -341,7 +341,7 @@ def prepare(folder, expid="DIN_MM_tiny", **settings):
     train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True)
     valid = experiment.make_loader(dataset.splits["valid"], model, params)
     assert isinstance(train, StreamingLoader)
-    return model, train, valid, Snapshots(folder / "run.snapshot", "hash", every_seconds=0)
+    return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
 
 class Killed(BaseException):
@@ -350,7 +350,7 @@ class Killed(BaseException):
 
 def test_the_same_weights_after_kills(tmp_path):
     model, train, valid, snapshots = prepare(tmp_path / "whole")
-    history = loop.fit(model, train, 2, valid, snapshots=snapshots)
+    history = loop.fit(model, train, 2, valid, checkpoint=snapshots)
     expected = model.state_dict()
     for step in (1, 11, 18):
         model, train, valid, snapshots = prepare(tmp_path / "killed")
@@ -364,11 +364,11 @@ def test_the_same_weights_after_kills(tmp_path):
 
         model.train_step = train_step
         with pytest.raises(Killed):
-            loop.fit(model, train, 2, valid, snapshots=snapshots, resume=True)
+            loop.fit(model, train, 2, valid, checkpoint=snapshots, resume=True)
         assert not reading_threads()
     torch.manual_seed(999)
     model, train, valid, snapshots = prepare(tmp_path / "killed")
-    assert loop.fit(model, train, 2, valid, snapshots=snapshots, resume=True) == history
+    assert loop.fit(model, train, 2, valid, checkpoint=snapshots, resume=True) == history
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
 
 

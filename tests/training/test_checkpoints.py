@@ -117,11 +117,41 @@ def test_a_pickle_named_safetensors_is_refused(tmp_path):
     assert "expected a file of safetensors" in refused(nn.Linear(2, 2), tmp_path / "a.safetensors")
 
 
-def test_the_likely_setting_is_named(build, tmp_path):
-    torch.save(build("QIN_tiny", num_layers=3)[0].state_dict(), tmp_path / "a.model")
-    assert (
-        "; likely: num_layers (2 here, 3 in the file; qnn.layer.2.linear.0.weight is only in the file); use the conf"
-    ) in refused(build("QIN_tiny")[0], tmp_path / "a.model")
+def model_with(settings, dim=2):
+    model = nn.Linear(2, dim)
+    model.settings = settings
+    return model
+
+
+def test_settings_that_differ_from_those_of_the_weights_are_named(tmp_path):
+    run = tmp_path / "X" / "20260102-030405-seed1"
+    run.mkdir(parents=True)
+    torch.save(nn.Linear(2, 3).state_dict(), run / "best.model")
+    columns = "[{name: a, vocab_size: 5}, {name: [b, c], pretrain_dim: 8}]"
+    (run / "config.yaml").write_text(f"{{model_id: X, hidden: [3], epochs: 1, gpu: 0, feature_cols: {columns}}}")
+    columns = [{"name": "a", "vocab_size": 6}, {"name": "c", "pretrain_dim": 8}]
+    model = model_with({"model_id": "Y", "hidden": [2], "epochs": 1, "gpu": -1, "feature_cols": columns})
+    os.link(run / "best.model", tmp_path / "X.model")
+    for path in (run / "best.model", tmp_path / "X.model"):
+        message = refused(model, path)
+        assert "weight (3, 2) (the model has (2, 2))" in message
+        for phrase in (
+            "hidden is [3] in",
+            "[2] here",
+            "feature 'a': vocab_size is 5 in",
+            "feature 'b': pretrain_dim is 8",
+        ):
+            assert phrase in message
+        for name in ("epochs", "gpu", "model_id", "feature 'c'"):
+            assert f"{name} is" not in message
+
+
+def test_where_no_setting_differs_that_is_said(tmp_path):
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "best.model")
+    (tmp_path / "config.yaml").write_text("{epochs: 1}")
+    assert "no setting differs from" in refused(model_with({"epochs": 1}), tmp_path / "best.model")
+    (tmp_path / "config.yaml").write_text("{epochs: [")
+    assert "setting" not in refused(model_with({"epochs": 1}), tmp_path / "best.model")
 
 
 def test_a_missing_file(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from fuxictr_mm import experiment
 from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.resume import Progress, Snapshots
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,12 +28,12 @@ def prepare(folder, expid="DIN_MM_tiny", **settings):
     model = experiment.build_model(model_class, dataset, params)
     train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True)
     valid = experiment.make_loader(dataset.splits["valid"], model, params)
-    return model, train, valid, Snapshots(folder / "run.snapshot", "hash", every_seconds=0)
+    return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
 
 def train(parts, resume=False):
     model, loader, valid, snapshots = parts
-    history = loop.fit(model, loader, 2, valid, snapshots=snapshots, resume=resume)
+    history = loop.fit(model, loader, 2, valid, checkpoint=snapshots, resume=resume)
     return model.state_dict(), history
 
 
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
         return inner(batch)
 
     parts[0].train_step = train_step
-    with pytest.raises(Interrupted, match=r"epoch 1, batch 5 of 16; the same command with --resume goes on") as stopped:
+    with pytest.raises(Interrupted, match=r"epoch 1, batch 5 of 16; the same command with --resume continues") as stopped:
         train(parts)
     assert stopped.value.exit_code == 143
     found, _ = train(prepare(tmp_path / "stopped"), resume=True)
@@ -115,7 +115,7 @@ def test_a_snapshot_of_another_configuration_is_refused(tmp_path):
     model, _, _, snapshots = prepare(tmp_path)
     snapshots.save(model, Progress())
     with pytest.raises(UserError, match="another configuration"):
-        Snapshots(snapshots.path, "other").load(model)
+        TrainingCheckpoint(snapshots.path, "other").load(model)
     snapshots.path.write_bytes(snapshots.path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         snapshots.load(model)

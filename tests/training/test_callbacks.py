@@ -19,7 +19,7 @@ def read(folder):
 
 
 def fit(build, tmp_path, epochs, steps_killed=None, resume=False):
-    from fuxictr_mm.training.resume import Snapshots
+    from fuxictr_mm.training.resume import TrainingCheckpoint
 
     model, dataset = build("DIN_MM_tiny", batch_size=1000, eval_steps=8)
     params = {"max_len": 20, "gpu": -1, "batch_size": 1000, "seed": 3}
@@ -34,8 +34,10 @@ def fit(build, tmp_path, epochs, steps_killed=None, resume=False):
             return step(batch)
 
         model.train_step = dying
-    snapshots = Snapshots(tmp_path / "run.snapshot", "hash")
-    return loop.fit(model, train, epochs, valid, 10.0, snapshots, resume, [events.Events(tmp_path / "events")])
+    snapshots = TrainingCheckpoint(tmp_path / "run.snapshot", "hash")
+    return loop.fit(
+        model, train, epochs, valid, 10.0, snapshots, resume, [events.TensorBoardLogger(tmp_path / "events")]
+    )
 
 
 def test_metrics_loss_and_speed_are_written(build, tmp_path):
@@ -61,4 +63,4 @@ def test_a_resumed_run_goes_on_in_the_same_curves(build, tmp_path):
 def test_without_the_package_the_option_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(events, "is_installed", lambda: False)
     with pytest.raises(ConfigError, match=r'pip install "fuxictr-mm\[tensorboard\]"'):
-        events.Events(tmp_path)
+        events.TensorBoardLogger(tmp_path)
