@@ -1,6 +1,6 @@
 """Bilinear interactions between fields.
 
-Shape letters: B rows, F fields, P = F (F - 1) / 2 pairs of fields, D width.
+Shape letters: B rows, F fields, P = F (F - 1) / 2 pairs of fields, D dim.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
 
 
 class BilinearInteraction(fuxictr_layers.BilinearInteraction):
-    r"""Product of every two fields, the first one mapped by a matrix.
+    r"""Product of every two fields, the first one multiplied by a matrix.
 
     Huang et al., "FiBiNET: Combining Feature Importance and Bilinear feature Interaction for Click-Through Rate
     Prediction", RecSys 2019, https://arxiv.org/abs/1905.09433
@@ -23,7 +23,7 @@ class BilinearInteraction(fuxictr_layers.BilinearInteraction):
     .. math:: p_{ij} = (x_i W) \odot x_j, \qquad i < j, \qquad W \in \{ W, W_i, W_{ij} \}
 
     FuxiCTR's parameter, its initial values and its order of pairs, (0, 1), (0, 2) .. (F - 2, F - 1), but each field is
-    mapped once, or at once for all its partners, in place of once for every pair.
+    multiplied once for all its partners instead of once for every pair.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Several interests of one history, found by dynamic routing.
 
-Shape letters: B rows, N history items of a batch, U distinct items, D width, K capsules.
+Shape letters: B rows, N history items of a batch, U distinct items, D dim, K capsules.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fuxictr_mm.jagged import Jagged, weighted_sum
 
 
-def squash(vectors: Tensor) -> Tensor:
-    r"""Shorten vectors ``(.., D)`` to a length below 1, :math:`\frac{|z|^2}{1 + |z|^2} \frac{z}{|z|}`; zero stays zero.
+def squash(capsules: Tensor) -> Tensor:
+    r"""Scale vectors ``(.., D)`` to a norm below 1, :math:`\frac{|z|^2}{1 + |z|^2} \frac{z}{|z|}`; zero stays zero.
 
     Sabour et al., "Dynamic Routing Between Capsules", NeurIPS 2017, https://arxiv.org/abs/1710.09829
 
@@ -21,8 +21,8 @@ def squash(vectors: Tensor) -> Tensor:
     >>> squash(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()
     [[0.0, 0.800000011920929], [0.0, 0.0]]
     """
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors * (norm / (1 + norm.square()))
+    norm = torch.linalg.vector_norm(capsules, dim=-1, keepdim=True)
+    return capsules * (norm / (1 + norm.square()))
 
 
 class InterestCapsules(nn.Module):
@@ -42,7 +42,7 @@ class InterestCapsules(nn.Module):
 
     Parameters
     ----------
-    width : int
+    dim : int
         D, of items and capsules.
     num_capsules : int
         K.
@@ -57,11 +57,11 @@ class InterestCapsules(nn.Module):
     (torch.Size([3, 3, 4]), [[True, True, False], [True, False, False], [True, False, False]])
     """
 
-    def __init__(self, width: int, num_capsules: int = 4, num_rounds: int = 3) -> None:
+    def __init__(self, dim: int, num_capsules: int = 4, num_rounds: int = 3) -> None:
         super().__init__()
         self.num_capsules = num_capsules
         self.num_rounds = num_rounds
-        self.item_map = nn.Linear(width, width, bias=False)
+        self.item_map = nn.Linear(dim, dim, bias=False)
 
     def forward(self, history: Jagged, initial: Tensor) -> tuple[Tensor, Tensor]:
         """Route the history.
@@ -80,21 +80,21 @@ class InterestCapsules(nn.Module):
         present : Tensor
             ``(B, K)`` bool, whether it has; the first capsule always is, and zero for an empty history.
         """
-        mapped = history.map(self.item_map)
+        projected = history.map(self.item_map)
         capsule = torch.arange(self.num_capsules, device=history.offsets.device)
         present = capsule < history.lengths.clamp(min=2).log2().floor().unsqueeze(1)
         logits_NK = initial.masked_fill(~present.index_select(0, history.rows), -torch.inf)
         with torch.no_grad():
             for _ in range(self.num_rounds - 1):
-                capsules = squash(weighted_sum(mapped, logits_NK.softmax(dim=1)))
-                logits_NK = logits_NK + self._agreement(mapped, capsules)
-        return squash(weighted_sum(mapped, logits_NK.softmax(dim=1))), present
+                capsules = squash(weighted_sum(projected, logits_NK.softmax(dim=1)))
+                logits_NK = logits_NK + self._agreement(projected, capsules)
+        return squash(weighted_sum(projected, logits_NK.softmax(dim=1))), present
 
     @staticmethod
-    def _agreement(mapped: Jagged, capsules_BKD: Tensor) -> Tensor:
-        values_ND = mapped.values
+    def _agreement(projected: Jagged, capsules_BKD: Tensor) -> Tensor:
+        values_ND = projected.values
         # One capsule at a time, so that no (N, K, D) tensor is made.
         products = [
-            (capsule_BD.index_select(0, mapped.rows) * values_ND).sum(dim=1) for capsule_BD in capsules_BKD.unbind(1)
+            (capsule_BD.index_select(0, projected.rows) * values_ND).sum(dim=1) for capsule_BD in capsules_BKD.unbind(1)
         ]
         return torch.stack(products, dim=1)

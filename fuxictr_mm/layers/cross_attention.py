@@ -1,6 +1,6 @@
 """Layers of attention whose query is the target item.
 
-Shape letters: B rows, N history items of a batch, U distinct items, D width, H heads.
+Shape letters: B rows, N history items of a batch, U distinct items, D dim, H heads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CrossAttentionLayer(nn.Module):
 
     Parameters
     ----------
-    width : int
+    dim : int
         D, of the query, the history and the output.
     num_heads : int
         H, a divisor of D.
@@ -43,12 +43,12 @@ class CrossAttentionLayer(nn.Module):
     torch.Size([2, 4])
     """
 
-    def __init__(self, width: int, num_heads: int = 4, *, hidden_dim: int = 64, dropout_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int = 4, *, hidden_dim: int = 64, dropout_rate: float = 0.0) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.attention = MultiHeadTargetAttention(width, width, num_heads, dropout_rate)
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.attention = MultiHeadTargetAttention(dim, dim, num_heads, dropout_rate)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, hidden_dim), nn.ReLU(), nn.Dropout(dropout_rate), nn.Linear(hidden_dim, width)
+            nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout_rate), nn.Linear(hidden_dim, dim)
         )
         self.dropout = nn.Dropout(dropout_rate)
 

@@ -1,6 +1,6 @@
 r"""Cross networks: explicit feature crosses of bounded degree.
 
-Shape letters: B rows, D width, E experts, R rank.
+Shape letters: B rows, D dim, E experts, R rank.
 
 ``CrossNet`` (Wang et al., ADKDD 2017, https://arxiv.org/abs/1708.05123),
 :math:`x_{l+1} = x_0 (w_l \cdot x_l) + b_l + x_l`, and ``CrossNetV2`` (Wang et al., WWW 2021,
@@ -27,8 +27,8 @@ class CrossNetMix(fuxictr_layers.CrossNetMix):
         x_{l+1} = x_0 \odot \Big( \sum_e g_e(x_l) \, U_{l,e} \tanh(C_{l,e} \tanh(V_{l,e}^\top x_l)) + b_l \Big) + x_l,
         \qquad g = \mathrm{softmax}(G x_l)
 
-    FuxiCTR's parameters and their initial values, all experts at once in place of a loop. FuxiCTR's returns ``(D,)``
-    for a batch of one and ``(B,)`` for a width of one; this returns ``(B, D)`` always.
+    FuxiCTR's parameters and their initial values, all experts at once instead of a loop. FuxiCTR's returns ``(D,)``
+    for a batch of one and ``(B,)`` for a dim of one; this returns ``(B, D)`` always.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class CrossNetMix(fuxictr_layers.CrossNetMix):
             gates_BE = torch.softmax(crossed @ gate_ED.t(), dim=-1)
             low_BER = torch.tanh(torch.einsum("bd,edr->ber", crossed, V_EDR))
             low_BER = torch.tanh(torch.einsum("ber,esr->bes", low_BER, C_ERR))
-            # The gates sum to one, so they may weigh the experts before the bias is added and while they are narrow.
+            # The gates sum to one, so the experts can be weighted before the bias is added, while their dim is still R.
             mixture_BD = torch.einsum("ber,edr->bd", low_BER * gates_BE.unsqueeze(-1), U_EDR)
             crossed = inputs * (mixture_BD + bias_D1.squeeze(-1)) + crossed
         return crossed

@@ -1,6 +1,6 @@
 """The attention of the Deep Interest Network.
 
-Shape letters: B rows, N history items of a batch, U distinct items, D width, A width of the first hidden layer.
+Shape letters: B rows, N history items of a batch, U distinct items, D dim, A dim of the first hidden layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DINAttention(nn.Module):
 
     .. math:: o_b = \sum_{n \in b} w_n s_n, \qquad w_n = \mathrm{MLP}([t_b, s_n, t_b - s_n, t_b \odot s_n])
 
-    The MLP runs on real items only, and its first layer is taken apart,
+    The MLP runs on real items only, and its first layer is split into terms,
 
     .. math:: W [t, s, t - s, t \odot s] = (W_t + W_d) t + (W_s - W_d) s + W_p (t \odot s),
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask on the CPU is drawn four entries at a time.
+    """Dropout whose mask on the CPU is sampled four entries at a time.
 
-    PyTorch draws one 32-bit number per entry, one after the other; in a small network that costs more than its matrix
+    PyTorch samples one 32-bit number per entry, one after the other; in a small network that costs more than its matrix
     products. Here each 64-bit number of the generator gives four masks of 16 bits, so that ``p`` is met to 1 / 65536;
     what is kept is scaled by exactly what is kept on average. Elsewhere PyTorch's own kernel runs.
 
@@ -45,18 +45,18 @@ def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     mask : Tensor
         Of the shape and type of ``x``: 1 where it is kept, else 0.
     scale : float
-        One over the share that is kept on average.
+        One over the expected fraction of entries that are kept.
     """
     lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     # Lanes are even over -32768 .. 32767; the lowest `dropped` of these values mean zero.
     dropped = min(max(round(p * 65536), 1), 65535)
-    # In the type of x: a product of two types would go through a slower kernel, here and on the way back.
+    # In the dtype of x: a product of two dtypes takes a slower kernel, here and in the backward pass.
     mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
     return mask, 65536 / (65536 - dropped)
 
 
 class _Scale(torch.autograd.Function):
-    """``x * scale`` with a random ``scale`` that is zero or one over the share kept."""
+    """``x * scale`` with a random ``scale`` that is zero or one over the fraction kept."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, p: float) -> Tensor:
@@ -72,7 +72,7 @@ class _Scale(torch.autograd.Function):
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Put this Dropout in the place of every ``nn.Dropout`` inside a module."""
+    """Replace every ``nn.Dropout`` inside a module by this Dropout."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:

@@ -1,6 +1,6 @@
 """Attention by collisions of hashes, for long histories.
 
-Shape letters: B rows, N history items of a batch, U distinct items, D width, G groups of hashes, T hashes of a group.
+Shape letters: B rows, N history items of a batch, U distinct items, D dim, G groups of hashes, T hashes of a group.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class HashAttention(nn.Module):
 
     With T rows in each :math:`R_g` an item counts with probability :math:`(1 - \angle(s_n, t_b) / \pi)^T`: an attention
     that costs G comparisons of integers per item. An item is hashed once per batch. The hyperplanes :math:`R_g` are
-    drawn once and kept in the state dict; nothing is learned here.
+    sampled once and kept in the state dict; nothing is learned here.
 
     Parameters
     ----------
-    width : int
+    dim : int
         D.
     num_groups : int
         G.
@@ -48,14 +48,14 @@ class HashAttention(nn.Module):
     hyperplanes: Tensor
     powers: Tensor
 
-    def __init__(self, width: int, num_groups: int = 16, hash_width: int = 3) -> None:
+    def __init__(self, dim: int, num_groups: int = 16, hash_width: int = 3) -> None:
         super().__init__()
-        self.register_buffer("hyperplanes", torch.randn(width, num_groups * hash_width))
+        self.register_buffer("hyperplanes", torch.randn(dim, num_groups * hash_width))
         self.register_buffer("powers", 2 ** torch.arange(hash_width), persistent=False)
 
     @torch.no_grad()
     def signatures(self, items: Tensor) -> Tensor:
-        """Return the hashes of items ``(.., D)`` as whole numbers, ``(.., G)`` int64."""
+        """Return the hashes of items ``(.., D)`` as integers, ``(.., G)`` int64."""
         sides = (items @ self.hyperplanes) > 0
         return (sides.unflatten(-1, (-1, self.powers.numel())) * self.powers).sum(dim=-1)
 

@@ -1,6 +1,6 @@
-"""Layers that multiply their input with a linear map of it.
+"""Layers that multiply their input by a linear projection of it.
 
-Shape letters: B rows, D width, R linear maps of a layer ("rows" in the paper's code).
+Shape letters: B rows, D dim, R linear projections of a layer ("rows" in the paper's code).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from fuxictr_mm.layers.dropout import keep_mask
 
 
 class QuadraticLayer(nn.Module):
-    r"""Every product of two inputs, by R linear maps whose products with the input are summed.
+    r"""Every product of two inputs, by R linear projections whose products with the input are summed.
 
     Li et al., "Quadratic Interest Network for Multimodal Click-Through Rate Prediction", WWW 2025 workshop EReL@MIR,
     https://arxiv.org/abs/2504.17699
 
     .. math:: y = \sum_{r=1}^{R} x \odot \mathrm{dropout}(W_r x + b_r)
 
-    Where nothing is dropped the maps are summed first, which is the same function for a product of a quarter the size
+    Without dropout the projections are summed first, which is the same function for a product of a quarter the size
     (with R = 4):
 
     .. math:: y = x \odot \Big(\Big(\sum_r W_r\Big) x + \sum_r b_r\Big)
 
-    The sum is taken anew in every forward pass, so it is never older than the weights.
+    The sum is computed in every forward pass, so it never belongs to older weights.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class QuadraticLayer(nn.Module):
     num_row : int
         R.
     net_dropout : float
-        On the outputs of the linear maps.
+        On the outputs of the linear projections.
 
     Examples
     --------
@@ -52,20 +52,20 @@ class QuadraticLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, D)`` to ``(B, D)``."""
-        maps, dropout = cast(tuple[nn.Linear, nn.Dropout], tuple(self.linear))
+        projections, dropout = cast(tuple[nn.Linear, nn.Dropout], tuple(self.linear))
         if self.training and dropout.p > 0:
-            mapped_BRD = maps(x).unflatten(1, (self.num_row, -1))
+            products_BRD = projections(x).unflatten(1, (self.num_row, -1))
             if x.device.type == "cpu" and dropout.p < 1:
-                return x * _DropThenSum.apply(mapped_BRD, dropout.p)
-            return x * dropout(mapped_BRD).sum(dim=1)
+                return x * _DropThenSum.apply(products_BRD, dropout.p)
+            return x * dropout(products_BRD).sum(dim=1)
         # One addition after the other: faster than a sum over a dimension.
-        weight_DD = reduce(torch.add, maps.weight.chunk(self.num_row))
-        bias_D = reduce(torch.add, maps.bias.chunk(self.num_row))
+        weight_DD = reduce(torch.add, projections.weight.chunk(self.num_row))
+        bias_D = reduce(torch.add, projections.bias.chunk(self.num_row))
         return x * F.linear(x, weight_DD, bias_D)
 
 
 class PReLU(nn.PReLU):
-    r"""``nn.PReLU`` with one slope, three times faster on the way back.
+    r"""``nn.PReLU`` with one slope, three times faster in the backward pass.
 
     He et al., "Delving Deep into Rectifiers", ICCV 2015, https://arxiv.org/abs/1502.01852
 
@@ -98,9 +98,9 @@ class QuadraticNetwork(nn.Module):
     num_layers : int
         How often.
     num_row : int
-        R, linear maps of a layer.
+        R, linear projections of a layer.
     net_dropout : float
-        On the linear maps of a layer, and again on its output.
+        On the linear projections of a layer, and again on its output.
     batch_norm : bool
         Whether there is a BN.
 

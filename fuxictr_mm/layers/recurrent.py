@@ -1,7 +1,7 @@
 """Recurrent layers over jagged rows.
 
-Shape letters: B rows, R rows that are not empty, N history items of a batch, T steps (the longest row), D width,
-E width of the state.
+Shape letters: B rows, R rows that are not empty, N history items of a batch, T steps (the longest row), D dim,
+E dim of the state.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fuxictr_mm.jagged import Jagged
 class Steps:
     """The order in which a recurrent layer reads jagged rows: step after step, in each step the longest row first.
 
-    A row that has ended stands last, so that the rows still running are the first ones and no step works on padding.
+    Rows are sorted by length, so that the rows still running are the first ones and no step works on padding.
 
     Parameters
     ----------
     order : Tensor
-        ``(N,)`` which entry stands at each place.
+        ``(N,)`` index of the entry at each position.
     sizes : Tensor
         ``(T,)`` rows that run in each step, on the CPU as ``PackedSequence`` wants it.
     rows : Tensor
@@ -103,14 +103,14 @@ class AUGRU(nn.Module):
             ``(R, E)``, the longest row first.
         """
         sizes = inputs.batch_sizes.tolist()
-        mapped_NE3 = self.input_map(inputs.data)
-        state = mapped_NE3.new_zeros(sizes[0], mapped_NE3.shape[1] // 3)
+        gates_NE3 = self.input_map(inputs.data)
+        state = gates_NE3.new_zeros(sizes[0], gates_NE3.shape[1] // 3)
         ended = []
-        for mapped, weight in zip(mapped_NE3.split(sizes), weights.data.unsqueeze(1).split(sizes), strict=True):
-            running = mapped.shape[0]
+        for gates, weight in zip(gates_NE3.split(sizes), weights.data.unsqueeze(1).split(sizes), strict=True):
+            running = gates.shape[0]
             ended.append(state[running:])
             state = state[:running]
-            update, reset, new = mapped.chunk(3, dim=1)
+            update, reset, new = gates.chunk(3, dim=1)
             update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
             update = weight * torch.sigmoid(update + update_state)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)

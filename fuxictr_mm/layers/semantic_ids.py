@@ -1,6 +1,6 @@
-"""Semantic ids: what a frozen vector says of an item, as ids that an embedding table can learn from.
+"""Semantic ids: a frozen embedding of an item as ids that an embedding table can learn from.
 
-Shape letters: I items, D width, C clusters, L levels, K neighbours, Q items asked for at once.
+Shape letters: I items, D dim, C clusters, L levels, K neighbours, Q items per chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def residual_codes(vectors: Tensor, *, num_levels: int, num_clusters: int, seed: int = 0) -> Tensor:
+def residual_codes(embeddings: Tensor, *, num_levels: int, num_clusters: int, seed: int = 0) -> Tensor:
     r"""Return the cluster of each item at every level of a residual quantiser.
 
     Juang and Gray, "Multiple stage vector quantization for speech coding", ICASSP 1982,
@@ -22,7 +22,7 @@ def residual_codes(vectors: Tensor, *, num_levels: int, num_clusters: int, seed:
 
     Parameters
     ----------
-    vectors : Tensor
+    embeddings : Tensor
         ``(I, D)``.
     num_levels, num_clusters : int
         L and C.
@@ -41,7 +41,10 @@ def residual_codes(vectors: Tensor, *, num_levels: int, num_clusters: int, seed:
     (True, False)
     """
     generator = torch.Generator().manual_seed(seed)
-    residuals, codes = F.normalize(vectors, dim=1), [torch.zeros(len(vectors), 0, dtype=torch.int64).to(vectors.device)]
+    residuals, codes = (
+        F.normalize(embeddings, dim=1),
+        [torch.zeros(len(embeddings), 0, dtype=torch.int64).to(embeddings.device)],
+    )
     for _ in range(num_levels):
         centers = k_means(residuals, num_clusters, generator)
         code = _nearest(residuals, centers)
@@ -50,12 +53,12 @@ def residual_codes(vectors: Tensor, *, num_levels: int, num_clusters: int, seed:
     return torch.cat(codes, dim=1)
 
 
-def cosine_neighbors(vectors: Tensor, num_neighbors: int, chunk: int = 1024) -> Tensor:
-    """Return the K items of the largest cosine with each item, itself the first, ``(I, K)`` int64 rows of ``vectors``.
+def cosine_neighbors(embeddings: Tensor, num_neighbors: int, chunk: int = 1024) -> Tensor:
+    """Return the K items of the largest cosine with each item, itself the first, as row indices ``(I, K)`` int64.
 
     Parameters
     ----------
-    vectors : Tensor
+    embeddings : Tensor
         ``(I, D)``.
     num_neighbors : int
         K.
@@ -67,7 +70,7 @@ def cosine_neighbors(vectors: Tensor, num_neighbors: int, chunk: int = 1024) -> 
     >>> cosine_neighbors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]]), 2).tolist()
     [[0, 2], [1, 2], [2, 0]]
     """
-    unit = F.normalize(vectors, dim=1)
+    unit = F.normalize(embeddings, dim=1)
     return torch.cat([(part @ unit.t()).topk(num_neighbors, dim=1).indices for part in unit.split(chunk)])
 
 

@@ -1,6 +1,6 @@
 """Squeeze and excitation over fields.
 
-Shape letters: B rows, F fields, D width, R reduced fields.
+Shape letters: B rows, F fields, D dim, R reduced fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An MLP of three parts that see the same input in different ways.
 
-Shape letters: B rows, F fields, D width of a field, P pairs of fields, E width of a part.
+Shape letters: B rows, F fields, D dim of a field, P pairs of fields, E dim of a part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ContrastiveProduct(nn.Module):
     .. math::
         M = X W X^\top, \qquad v_1 = A \, [M_{ij}]_{i \le j}, \qquad v_2 = B \, [M_{ij}]_{i \ge j}
 
-    W is not symmetric, so the upper and the lower triangle of M say something different of the same pairs.
+    W is not symmetric, so the upper and the lower triangle of M describe the same pairs differently.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class ContrastLayer(nn.Module):
     hidden_dim : int
         E.
     first : bool
-        Whether this is the first layer; the input of another is ``3 E`` wide.
+        Whether this is the first layer; the input dim of the others is ``3 E``.
     batch_norm : bool
         Batch norm of each part.
     dropout_rate : float
@@ -88,8 +88,8 @@ class ContrastLayer(nn.Module):
 
     def forward(self, parts: Tensor) -> Tensor:
         """Return the next parts ``(B, 3 E)``."""
-        mapped = self.linear(parts)
-        first, others = mapped.split([self.gate.out_features, 2 * self.gate.out_features], dim=1)
+        projected = self.linear(parts)
+        first, others = projected.split([self.gate.out_features, 2 * self.gate.out_features], dim=1)
         gate = torch.sigmoid(self.gate(first)) / self.gate_tau
         others = others * (1 + torch.cat([gate, gate], dim=1))
         if self.offset is not None:
@@ -106,7 +106,7 @@ def contrastive_loss(anchor: Tensor, first: Tensor, second: Tensor, temperature:
         -\frac{1}{B} \sum_b \log \left( \frac{\exp((e_b \cdot a_b + e_b \cdot b_b) / 2 \theta)}
         {\sum_j \exp(a_b \cdot b_j / \theta)} + 10^{-5} \right)
 
-    of vectors of length one.
+    of normalised vectors.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def contrastive_loss(anchor: Tensor, first: Tensor, second: Tensor, temperature:
     Returns
     -------
     Tensor
-        A scalar, lower where both views are near their anchor and far from other rows.
+        A scalar, lower where both views are similar to their anchor and dissimilar to other rows.
 
     Examples
     --------

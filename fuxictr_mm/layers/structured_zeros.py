@@ -1,4 +1,4 @@
-"""Which items of a history a sequence encoder sees, and which outputs stand in its fixed number of slots.
+"""Products of matrices whose zeros are known in advance, and the slots of a sequence encoder that make them.
 
 Shape letters: B rows, N history items, M tokens (items that are seen), K slots.
 """
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """Join neighbours that are adjacent and equally filled, and drop those without columns.
+    """Merge adjacent spans that are equally filled, and drop those without columns.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def merge_spans(spans: Iterable[Span]) -> list[Span]:
 
 
 def square_blocks(spans: Sequence[Span]) -> list[Block]:
-    """Return the blocks of a product whose outputs are wanted where its inputs are filled.
+    """Return the blocks of a product whose outputs are needed only where its inputs are filled.
 
     Together they cover every entry of the weight once. Each span adds its own outputs, from all columns filled so far,
     and its inputs, for the outputs before it.
@@ -62,7 +62,7 @@ def square_blocks(spans: Sequence[Span]) -> list[Block]:
     Parameters
     ----------
     spans : sequence of Span
-        Those filled most first; together they cover all columns.
+        Sorted by ``rows``, descending; together they cover all columns.
     """
     blocks: list[Block] = []
     seen: list[tuple[int, int]] = []
@@ -74,7 +74,7 @@ def square_blocks(spans: Sequence[Span]) -> list[Block]:
 
 
 def input_blocks(spans: Sequence[Span], num_outputs: int) -> list[Block]:
-    """Return the blocks of a product whose outputs are all wanted."""
+    """Return the blocks of a product whose outputs are all needed."""
     return [Block(span.rows, slice(0, num_outputs), slice(span.start, span.stop)) for span in spans]
 
 
@@ -89,7 +89,7 @@ def _join(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _BlockProduct(torch.autograd.Function):
-    """``x @ weight.t()``, block by block; sums and the weight's gradient in the type of the weight."""
+    """``x @ weight.t()``, block by block; sums and the weight's gradient in the dtype of the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -137,7 +137,7 @@ def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
 def block_linear(x: Tensor, linear: nn.Linear, blocks: Sequence[Block]) -> Tensor:
     r"""Return ``linear(x)`` where the blocks have outputs, and the bias alone where they have none.
 
-    The gradient of an input that no block reads is zero: it stands for a constant.
+    The gradient of an input that no block reads is zero.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class StaircaseCrossNetV2(CrossNetV2):
         inputs : Tensor
             ``(B, D)``.
         spans : sequence of Span, optional
-            Where rows are filled, those filled most first. Without it every column counts as filled.
+            Where rows are filled, sorted by ``rows``, descending. By default every column counts as filled.
 
         Returns
         -------
@@ -222,7 +222,7 @@ class SeenItems:
     items : Jagged
         ``(M,)`` item ids, one or more in every row.
     slots : Tensor
-        ``(B, K)`` which token stands in each slot, -1 for none.
+        ``(B, K)`` index of the token in each slot, -1 for none.
     filled : Tensor
         ``(B,)`` how many slots are filled, counted in the order of ``fill_order``.
     fill_order : sequence of int
@@ -234,27 +234,27 @@ class SeenItems:
     filled: Tensor
     fill_order: Sequence[int]
 
-    def spans(self, before: int, width: int, after: int) -> list[Span]:
-        """Return where rows sorted by ``filled`` are: ``before`` columns, K slots of ``width`` each, ``after`` columns.
+    def spans(self, before: int, dim: int, after: int) -> list[Span]:
+        """Return where rows sorted by ``filled`` are: ``before`` columns, K slots of ``dim`` each, ``after`` columns.
 
         Examples
         --------
         >>> history = Jagged(torch.tensor([7, 8, 9]), torch.tensor([0, 3, 3]))
-        >>> last_items(history, num_slots=2).spans(before=5, width=4, after=3)
+        >>> last_items(history, num_slots=2).spans(before=5, dim=4, after=3)
         [Span(start=0, stop=5, rows=2), Span(start=9, stop=16, rows=2), Span(start=5, stop=9, rows=1)]
         """
         num_rows, num_slots = self.slots.shape
-        end = before + num_slots * width
+        end = before + num_slots * dim
         counts = (self.filled.unsqueeze(1) > torch.arange(num_slots, device=self.filled.device)).sum(0).tolist()
         slots = [
-            Span(before + slot * width, before + (slot + 1) * width, rows)
+            Span(before + slot * dim, before + (slot + 1) * dim, rows)
             for slot, rows in zip(self.fill_order, counts, strict=True)
         ]
         return merge_spans([Span(0, before, num_rows), Span(end, end + after, num_rows), *slots])
 
 
 def last_items(history: Jagged, num_slots: int) -> SeenItems:
-    """Let every real item be seen, the last K in the slots, the newest in the last one.
+    """Attend to every real item; the last K fill the slots, the newest the last one.
 
     An empty history counts as one item of id 0, the padding.
 
@@ -281,10 +281,10 @@ def last_items(history: Jagged, num_slots: int) -> SeenItems:
 
 
 def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool) -> SeenItems:
-    """Let the padding be seen in place of the items: what a mask that is taken for its opposite does.
+    """Attend to the padding instead of the items, as an inverted mask does.
 
-    Of a history padded on the left to ``max_len``, the padding (id 0) is seen and fills the slots where it stands among
-    the last K. A history without padding is seen by its newest item alone, in the last slot.
+    Of a history left-padded to ``max_len``, the padding (id 0) is attended to and fills the slots where it is among the
+    last K. Of a history without padding, the newest item alone is attended to, in the last slot.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool)
         Length that histories are padded to.
     every : bool
         Every padding item as a token of its own: with dropout they differ. Without, all have one output, and one of
-        them stands for all.
+        them represents all.
 
     Examples
     --------

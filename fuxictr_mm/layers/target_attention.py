@@ -1,7 +1,7 @@
 """Attention of the target item to the history, with heads.
 
-Shape letters: B rows, N history items of a batch, U distinct items, D input width, A attention width, H heads,
-K = A / H width of a head.
+Shape letters: B rows, N history items of a batch, U distinct items, D input dim, A attention dim, H heads,
+K = A / H dim of a head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MultiHeadTargetAttention(nn.Module):
 
     :math:`W_v` is applied after the sum, once per row, and :math:`W_k` to distinct items only, which is the same since
     both are linear. With one head :math:`W_k` goes to the query instead, :math:`(W_k^\top W_q t_b) \cdot s_n`, so that
-    no item is mapped at all, unless a batch has fewer distinct items than rows. Parameters have the names and shapes of
+    no item is projected, unless a batch has fewer distinct items than rows. Parameters have the names and shapes of
     FuxiCTR's ``MultiHeadTargetAttention`` and either loads the other's state dict.
 
     Departures: an empty history gives zero (in FuxiCTR: the mean of the padding). The residual ``+ t`` that the
@@ -49,12 +49,12 @@ class MultiHeadTargetAttention(nn.Module):
     use_qkvo : bool
         Learn the four projections; without, each head attends within its own slice of the D inputs.
     sparse : bool
-        ReLU in place of the softmax.
+        ReLU instead of the softmax.
 
     Raises
     ------
     ValueError
-        If the attention width is not a multiple of ``num_heads``.
+        If the attention dim is not a multiple of ``num_heads``.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 r"""Transformer encoder over jagged rows.
 
 Shape letters: B rows, N tokens of all rows, U distinct items, L longest row of a bucket, R rows of a bucket,
-D item width, W = 2 D token width, H heads, K slots.
+D item dim, W = 2 D token dim, H heads, K slots.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fuxictr_mm.jagged import Jagged
 
 @dataclass(frozen=True)
 class Buckets:
-    """Rows of like length, each bucket padded to a rectangle of its own.
+    """Rows of similar length, each bucket padded to the length of its longest row.
 
     Parameters
     ----------
     tokens : list of Tensor
-        ``(R, L)`` each: which token stands where; any token where there is none.
+        ``(R, L)`` each: index of the token at each position; any token at padding.
     masks : list of Tensor
         ``(R, L)`` bool each, True for a token.
-    places : Tensor
-        ``(N,)`` where each token stands when the tokens of all buckets are put one after the other.
+    inverse : Tensor
+        ``(N,)`` position of each token in the concatenation of all buckets.
     """
 
     tokens: list[Tensor]
     masks: list[Tensor]
-    places: Tensor
+    inverse: Tensor
 
     @classmethod
     def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64)) -> Buckets:
@@ -41,7 +41,7 @@ class Buckets:
         Examples
         --------
         >>> buckets = Buckets.of(torch.tensor([0, 2, 9, 10]), limits=[4])
-        >>> [mask.shape for mask in buckets.masks], buckets.places.tolist()
+        >>> [mask.shape for mask in buckets.masks], buckets.inverse.tolist()
         ([torch.Size([2, 2]), torch.Size([1, 7])], [0, 1, 3, 4, 5, 6, 7, 8, 9, 2])
         """
         lengths = offsets.diff()
@@ -56,9 +56,9 @@ class Buckets:
             tokens.append(torch.where(mask, offsets[rows].unsqueeze(1) + positions, offsets[rows].unsqueeze(1)))
             masks.append(mask)
         order = torch.cat([token[mask] for token, mask in zip(tokens, masks, strict=True)])
-        places = torch.empty_like(order)
-        places[order] = torch.arange(order.numel(), device=order.device)
-        return cls(tokens, masks, places)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        return cls(tokens, masks, inverse)
 
 
 class JaggedTransformerLayer(nn.TransformerEncoderLayer):
@@ -74,22 +74,22 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
 
     Parameters
     ----------
-    width : int
+    dim : int
         W, a multiple of ``num_heads``.
     num_heads : int
         H.
     dim_feedforward : int
-        Width of the hidden layer.
+        Dim of the hidden layer.
     dropout : float
         On attention weights, both outputs and the hidden layer.
     """
 
-    def __init__(self, width: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(width, num_heads, dim_feedforward, dropout, batch_first=True)
+    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__(dim, num_heads, dim_feedforward, dropout, batch_first=True)
         self.attention_dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, buckets: Buckets, projected: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Let tokens of a row see each other.
+        """Apply the layer: the tokens of a row attend to each other.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         buckets : Buckets
             Their rows.
         projected : Tensor, optional
-            ``(N, 3 W)`` queries, keys and values side by side, where they are known already.
+            ``(N, 3 W)`` queries, keys and values side by side, if they are known already.
 
         Returns
         -------
@@ -111,7 +111,7 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
             self._attend(projected.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
             for token, mask in zip(buckets.tokens, buckets.masks, strict=True)
         ]
-        attended_NW = torch.cat(attended).index_select(0, buckets.places)
+        attended_NW = torch.cat(attended).index_select(0, buckets.inverse)
         tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended_NW)))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
@@ -171,13 +171,13 @@ class TargetTransformer(nn.Module):
         max_pool: bool = True,
     ) -> None:
         super().__init__()
-        width = 2 * item_dim
-        if width % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide the width of a token, {width} (twice the item's)")
-        layers = [JaggedTransformerLayer(width, num_heads, dim_feedforward, dropout) for _ in range(num_layers)]
+        dim = 2 * item_dim
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide the dim of a token, {dim} (twice the item's)")
+        layers = [JaggedTransformerLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)]
         # As torch.nn.TransformerEncoder names them.
         self.transformer_encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
-        self.out_linear = nn.Linear(width, width) if max_pool else None
+        self.out_linear = nn.Linear(dim, dim) if max_pool else None
 
     def forward(self, target: Tensor, history: Jagged, slots: Tensor) -> Tensor:
         """Encode the history.
@@ -189,12 +189,12 @@ class TargetTransformer(nn.Module):
         history : Jagged
             Entries of shape ``(.., D)``, one or more in every row.
         slots : Tensor
-            ``(B, K)`` which token's output stands in each slot, -1 for zeros.
+            ``(B, K)`` index of the token whose output fills each slot, -1 for zeros.
 
         Returns
         -------
         Tensor
-            ``(B, (K + 1) W)`` the slots, then the maximum through a linear map; ``(B, K W)`` without the maximum.
+            ``(B, (K + 1) W)`` the slots, then the projected maximum; ``(B, K W)`` without the maximum.
         """
         buckets = Buckets.of(history.offsets)
         layers: nn.ModuleList = self.transformer_encoder["layers"]  # type: ignore[assignment]

@@ -86,8 +86,8 @@ def test_names_and_shapes_are_those_of_pytorch():
     assert {k: v.shape for k, v in ours.items()} == {f"transformer_encoder.{k}": v.shape for k, v in theirs.items()}
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="num_heads=3 must divide the width of a token, 8"):
+def test_heads_must_divide_the_dim():
+    with pytest.raises(ValueError, match=r"num_heads=3 .* 8"):
         TargetTransformer(4, num_heads=3)
 
 
