@@ -239,4 +239,4 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: the top level is a {type(content).__name__}, expected a mapping of names to settings"
         )
-    return content
+    return {str(name): entry for name, entry in content.items()}  # an experiment may be named 2024
