@@ -401,17 +401,18 @@ class ExperimentConfig(ModelSettings):
         return config_hash(self.to_dict(), with_paths=paths)
 
 
+def _key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+    return {name: field.rebuild_annotation() for name, field in cls.model_fields.items() if name not in without}
+
+
 #: Keys of an entry of dataset_config.yaml with their types.
-DATASET_KEYS: dict[str, Any] = {
-    name: field.rebuild_annotation() for name, field in DatasetConfig.model_fields.items() if name != "description"
-}
+DATASET_KEYS = _key_types(DatasetConfig, "description")
 
 #: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
-EXPERIMENT_KEYS: dict[str, Any] = {
-    name: field.rebuild_annotation()
-    for name, field in ExperimentConfig.model_fields.items()
-    if name not in ("expid", "dataset", "model_settings")
-}
+EXPERIMENT_KEYS = _key_types(ExperimentConfig, "expid", "dataset", "model_settings")
+
+#: Keys of an entry of ``feature_cols`` or ``feature_specs`` with their types.
+FEATURE_KEYS = _key_types(FeatureSpec)
 
 #: Keys of an experiment that an entry of dataset_config.yaml may hold too.
 SHARED_KEYS = ("description", "resident", "buffer_rows")
@@ -616,10 +617,9 @@ def _hint(value: Any, annotation: Any) -> str:
         return f" ({value} is a string in YAML 1.2: write {meant})"
     if isinstance(value, str):
         try:
-            float(value)
+            return f" (a number in quotes is a string: write {float(value)!r} without quotes)"
         except ValueError:
             return ""
-        return " (a number in quotes is a string: leave the quotes out)"
     if not isinstance(value, bool | list | dict | None) and matches(str(value), annotation):
         return f" (write it in quotes: '{value}')"
     return ""
@@ -700,7 +700,7 @@ def _describe_range(annotation: Any, parts: Iterable[Any]) -> list[str]:
     words = []
     for part in parts:
         if isinstance(part, limits.Gt):
-            words.append(f"of {part.gt + 1} or more" if annotation is int else f"above {part.gt}")
+            words.append(f"of {typing.cast(int, part.gt) + 1} or more" if annotation is int else f"above {part.gt}")
         elif isinstance(part, limits.Ge):
             words.append(f"of {part.ge} or more")
         elif isinstance(part, limits.Lt):
@@ -744,11 +744,15 @@ def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any
     except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is no type
         if not _is_multimodal(model_class):
             return Any
-        reason = " ".join(str(error).split()[:20])
-        raise ConfigError(
-            f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "
-            f"({type(error).__name__}: {reason}); use built-in types, typing.Literal or pydantic's"
-        ) from error
+        raise ConfigError(_uncheckable(model_class, name, annotation, error)) from error
+
+
+def _uncheckable(model_class: type, name: str, annotation: Any, error: Exception) -> str:
+    reason = " ".join(str(error).split()[:20])
+    return (
+        f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "
+        f"({type(error).__name__}: {reason}); use built-in types, typing.Literal or those of pydantic"
+    )
 
 
 def _is_multimodal(model_class: type) -> bool:
@@ -773,10 +777,13 @@ def _check_signature(
                 problems[key] = sentence
             else:
                 doubts.append(sentence)
-        elif not matches(value, annotation := schema.get(key, Any)) or not matches(
-            value, annotation := _usual(key, value)
-        ):
-            problems[key] = where + _mismatch(key, value, annotation)
+        else:
+            for annotation in (schema.get(key, Any), _usual(key, value)):
+                try:
+                    if not matches(value, annotation):
+                        problems.setdefault(key, where + _mismatch(key, value, annotation))
+                except TypeError as error:  # a constraint that the type does not have
+                    problems[key] = _uncheckable(model_class, key, annotation, error)
     return problems, doubts
 
 
