@@ -28,6 +28,8 @@ setup(
         "numpy>=1.26",
         "pyarrow>=15",
         "PyYAML>=6",
+        "pydantic>=2.11",
+        "ruamel.yaml>=0.18",
         "tqdm>=4.60",
         "threadpoolctl>=3",
         "scikit-learn>=1.5",

@@ -1,124 +1,799 @@
-"""Check values that people typed: names, types, and texts that FuxiCTR would evaluate."""
+"""Configuration of experiments and datasets: every key of the YAML with its type, range, default and meaning.
+
+``ExperimentConfig.load`` reads ``model_config`` and ``dataset_config``, merges them and checks the result; everything
+that is wrong is reported in one message. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-from fuxictr_mm.errors import ConfigError, MissingFileError
+import annotated_types as limits
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import load_yaml
 
+#: An integer stays an integer, so that a configuration is written, and its fingerprint computed, as it was given.
+Number = int | float
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+#: A number is the weight of an L2 penalty; a string is one of ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
+Regularizer = float | str | None
 
+#: Probability of dropping a unit.
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-def check_at_least(model_id: str, least: float, **values: float | None) -> None:
-    """Refuse settings below a number; one that is None is left to its default.
-
-    Raises
-    ------
-    ConfigError
-        For the first one.
-    """
-    for key, value in values.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{model_id}: {key} is {value}, expected {least} or more")
+#: Output dims of the hidden layers of an MLP.
+HiddenUnits = Sequence[PositiveInt]
 
 
-def check_heads(model_id: str, num_heads: int, width: int, of: str) -> None:
-    """Refuse a number of heads that does not divide the width of what they attend to.
+_NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
 
-    Raises
-    ------
-    ConfigError
-        With the next smaller number that does.
-    """
-    if num_heads < 1 or width % num_heads:
-        fits = max(heads for heads in range(1, max(num_heads, 1) + 1) if width % heads == 0)
+
+class Settings(BaseModel):
+    """Base of all groups of settings: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FeatureSpec(Settings):
+    """What an entry of ``feature_specs`` may change of a feature."""
+
+    name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
+    active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
+    dtype: Literal["int", "float", "str"] | None = Field(None, description="Type of the stored values.")
+    type: Literal["meta", "categorical", "sequence", "numeric", "embedding"] | None = Field(
+        None,
+        description="Kind of feature; `meta` columns are read but not embedded, `embedding` is a frozen embedding.",
+    )
+    source: str = Field("", description="`item` for a column of the item files; otherwise one of the interactions.")
+    vocab_size: PositiveInt | None = Field(
+        None, description="Number of ids, padding included; inferred from the item files if missing."
+    )
+    max_len: PositiveInt | None = Field(None, description="Stored length of a sequence; inferred if missing.")
+    embedding_dim: PositiveInt | None = Field(
+        None, description="Dim of the embedding; the experiment's `embedding_dim` if missing."
+    )
+    pretrain_dim: PositiveInt | None = Field(None, description="Stored dim of a frozen embedding; inferred if missing.")
+    freeze_emb: bool = Field(True, description="False: the stored embeddings are trained as parameters.")
+    feature_encoder: str | list[str] | None = Field(
+        None,
+        description="Layers applied to the embedding, as calls: `layers.MaskedSumPooling()`. A sequence without one is "
+        "averaged.",
+    )
+    share_embedding: str | None = Field(None, description="Name of an earlier feature whose embedding table is used.")
+    padding_idx: int = Field(0, description="Id of the padding, whose embedding is zero.")
+    emb_output_dim: PositiveInt | None = Field(
+        None, description="Dim after `feature_encoder`, where the encoder changes it."
+    )
+    fill_na: str | Number | None = Field(None, description=_NO_EFFECT)
+    remap: bool | None = Field(None, description=_NO_EFFECT)
+    splitter: str | None = Field(None, description=_NO_EFFECT)
+    padding: Literal["pre", "post"] | None = Field(None, description=_NO_EFFECT)
+    min_categr_count: int | None = Field(None, description=_NO_EFFECT)
+
+    @field_validator("feature_encoder")
+    @classmethod
+    def _check_encoder(cls, encoder: str | list[str] | None) -> str | list[str] | None:
+        for text in [encoder] if isinstance(encoder, str) else encoder or []:
+            if text.lower() not in ("null", "none"):
+                check_call(text, "feature_encoder", (r"layers\.\w+", r"nn\.\w+"))
+        return encoder
+
+
+class FeatureConfig(FeatureSpec):
+    """One entry of ``feature_cols``."""
+
+    dtype: Literal["int", "float", "str"] = Field(description=FeatureSpec.model_fields["dtype"].description)
+    type: Literal["meta", "categorical", "sequence", "numeric", "embedding"] = Field(
+        description=FeatureSpec.model_fields["type"].description
+    )
+
+
+class LabelConfig(Settings):
+    """The label column."""
+
+    name: str = Field(description="Name of the column.")
+    dtype: Literal["int", "float"] = Field("float", description="Type of the stored values.")
+
+
+class DatasetConfig(Settings):
+    """Settings of a dataset in ``dataset_config.yaml``."""
+
+    description: str | None = Field(None, description="One line about the dataset, for `fuxictr-mm list datasets`.")
+    data_root: str | None = Field(
+        None, description="Folder that `--data_root` replaces in the paths below; environment variables are expanded."
+    )
+    data_format: Literal["parquet"] = Field("parquet", description="Format of the files.")
+    train_data: str | None = Field(
+        None, description="Interactions of the training split: a file, or a folder of files."
+    )
+    valid_data: str | None = Field(None, description="Interactions of the validation split.")
+    test_data: str | None = Field(None, description="Interactions of the test split; it may lack labels.")
+    item_info: Annotated[str | list[str], Field(min_length=1)] = Field(
+        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these."
+    )
+    rebuild_dataset: bool = Field(False, description="Must be False: ids are integers already.")
+    feature_cols: list[FeatureConfig] = Field(min_length=1, description="The features, see below.")
+    label_col: LabelConfig = Field(description="The label, see below.")
+    min_categr_count: int = Field(1, description=_NO_EFFECT)
+
+    @field_validator("label_col", mode="before")
+    @classmethod
+    def _check_label(cls, label: Any) -> Any:
+        if isinstance(label, list):
+            raise ConfigError(
+                "label_col: a list; this library trains on one label, give one mapping {name: label, dtype: float}"
+            )
+        return label
+
+    @field_validator("rebuild_dataset")
+    @classmethod
+    def _check_rebuild(cls, value: bool) -> bool:
+        if value:
+            raise ConfigError(
+                "rebuild_dataset: True; ids must be integers already (FuxiCTR's FeatureProcessor can make them), "
+                "set rebuild_dataset: False"
+            )
+        return value
+
+
+class ModelSettings(Settings):
+    """Settings that the constructor of every model takes, as FuxiCTR's ``BaseModel`` does."""
+
+    model_root: str = Field("./checkpoints/", description="Folder of checkpoints, logs and runs.")
+    task: Literal["binary_classification", "regression"] = Field(
+        "binary_classification",
+        description="Classification trains on logits with binary cross-entropy, regression with squared error.",
+    )
+    loss: str = Field("binary_crossentropy", description="The task's loss: `binary_crossentropy` or `mse_loss`.")
+    optimizer: str = Field("adam", description="Name of a class of `torch.optim`; `adam` is fused.")
+    learning_rate: Number = Field(1e-3, gt=0, lt=math.inf, description="Learning rate of the optimizer.")
+    embedding_dim: PositiveInt = Field(
+        64, description="Dim of every embedding without its own; a FuxiCTR model has its own default."
+    )
+    embedding_regularizer: Regularizer = Field(
+        None, description="Penalty on embeddings: a number is L2; or `l1(x)`, `l2(x)`, `l1_l2(x, y)`."
+    )
+    net_regularizer: Regularizer = Field(None, description="The same for all other parameters.")
+    metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
+    monitor: str | dict[str, Number] = Field(
+        "AUC",
+        description="Metric, or weighted sum of metrics such as `{AUC: 1, logloss: -1}`, that selects the best epoch.",
+    )
+    monitor_mode: Literal["max", "min"] = Field("max", description="Whether a larger or a smaller value is better.")
+    early_stop_patience: PositiveInt = Field(
+        2, description="Evaluations without improvement after which training stops."
+    )
+    eval_steps: PositiveInt | None = Field(None, description="Steps between evaluations; null: once per epoch.")
+    save_best_only: bool = Field(True, description="False: keep the newest weights instead of the best.")
+    reduce_lr_on_plateau: bool = Field(
+        True, description="Reduce the learning rate after an evaluation without improvement."
+    )
+    max_gradient_norm: Number = Field(
+        10.0, gt=0, description="Gradients are clipped to this norm; `.inf` turns clipping off."
+    )
+    accumulation_steps: PositiveInt = Field(1, description="Batches per update.")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products of a GPU in TF32."
+    )
+    verbose: int = Field(1, description="0 turns progress bars off.")
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], where: str) -> ModelSettings:
+        """Check those of a constructor's keywords that are settings of every model.
+
+        Raises
+        ------
+        ConfigError
+            A value of a wrong type or range.
+        """
+        settings, problems = _validate(cls, {k: v for k, v in params.items() if k in cls.model_fields})
+        if settings is None:
+            raise _error(where, problems)
+        return settings
+
+
+class ExperimentConfig(ModelSettings):
+    """Settings of an experiment: those of ``model_config.yaml``, with its dataset and the settings of its model."""
+
+    expid: str = Field(description="Experiment id, the name of the entry.")
+    dataset: DatasetConfig = Field(description="Settings of the dataset.")
+    model_settings: dict[str, Any] = Field({}, description="Settings of the model alone, see `check_model`.")
+
+    description: str | None = Field(
+        None, description="One line about the experiment, for `fuxictr-mm list experiments`."
+    )
+    model: str = Field(description="Name of the model, or `package.module:Class`.")
+    dataset_id: str = Field(description="Name of an entry of `dataset_config.yaml`.")
+    batch_size: PositiveInt = Field(2048, description="Examples per batch.")
+    epochs: PositiveInt = Field(10, description="Most passes over the training split.")
+    shuffle: bool = Field(True, description="Shuffle the training split before every epoch.")
+    seed: int = Field(2025, ge=0, lt=2**32, description="Seed of initialisation, shuffling and dropout.")
+    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
+    resident: bool | Literal["auto"] = Field(
+        "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
+    )
+    buffer_rows: PositiveInt = Field(1_000_000, description="Examples in the shuffle buffer of a streamed split.")
+    batch_view: Literal["jagged", "challenge", "flat"] | None = Field(
+        None, description="Batch format; null: the one of the model's class."
+    )
+    group_id: str | None = Field(None, description="Column that group metrics such as gAUC group by.")
+    use_features: Sequence[str] | None = Field(None, description="Names of the features to use; null: all active ones.")
+    feature_specs: Sequence[FeatureSpec] | None = Field(
+        None, description="Changes to the dataset's features for this experiment, by name."
+    )
+    gpu: int = Field(-1, description="Index of the GPU, -1 for the CPU; set by `--gpu`.")
+    keep_memory: bool = Field(True, description="Keep freed memory for later batches (CPU only).")
+    tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
+    record: bool = Field(True, description="Write the folder of the run.")
+    num_workers: int = Field(0, description=_NO_EFFECT)
+    pickle_feature_encoder: bool = Field(True, description=_NO_EFFECT)
+    debug_mode: bool = Field(False, description=_NO_EFFECT)
+    feature_config: Any = Field(None, description=_NO_EFFECT)
+
+    @field_validator("group_id", mode="before")
+    @classmethod
+    def _take_only_group(cls, columns: Any) -> Any:
+        """Take the column of a list of one; FuxiCTR's files may name several."""
+        if not isinstance(columns, list):
+            return columns
+        if len(columns) == 1:
+            return columns[0]
         raise ConfigError(
-            f"{model_id}: num_heads is {num_heads}, expected a divisor of {of} {width}; set num_heads: {fits}"
+            f"group_id is {columns}, but groups are taken from one column; name one (group_id: user_id), or add a "
+            "column that combines them"
         )
 
+    @field_validator("model_settings")
+    @classmethod
+    def _check_initializers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key in ("initializer", "embedding_initializer"):
+            if key in settings:
+                check_call(str(settings[key]), key, (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial"))
+        return settings
 
-def check_types(params: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> list[str]:
-    """Return a sentence for every unknown key and every value of a wrong type."""
-    problems = []
-    for key, value in params.items():
-        if key not in schema:
-            problems.append(f"{where}: unknown key '{key}'{nearest(key, schema)}")
-        elif not matches(value, schema[key]):
-            problems.append(f"{where}: {key} is {value!r}, expected {describe(schema[key])}{_number_hint(value)}")
-    return problems
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        expid: str,
+        data_root: str | os.PathLike[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        find_model: Callable[[str], type] | None = None,
+    ) -> ExperimentConfig:
+        """Read and check an experiment.
+
+        Parameters
+        ----------
+        folder : path
+            Holds ``model_config`` and ``dataset_config``, each a file ``.yaml`` or a folder of such files.
+        expid : str
+            Experiment id.
+        data_root : path, optional
+            Replaces the dataset's ``data_root`` in its paths.
+        overrides : mapping, optional
+            Values that take precedence over those of the files.
+        find_model : callable, optional
+            Returns the class of a model by its name; the model's own settings are then checked as well.
+
+        Returns
+        -------
+        ExperimentConfig
+            ``Base``, experiment and dataset merged, the later ones taking precedence. Paths are absolute or relative
+            to the working directory; relative ones that do not exist there are looked up from ``folder``.
+
+        Raises
+        ------
+        ConfigError, MissingFileError
+            No such file or entry; or all that is wrong with the settings, in one line.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
+        experiment = load_model_config(folder, expid)
+        dataset = load_dataset_config(folder, experiment["dataset_id"])
+        where = f"dataset {experiment['dataset_id']}"
+        known = {*DATASET_KEYS, *SHARED_KEYS}
+        problems = {f"dataset.{key}": f"{where}: {_unknown(key, known)}" for key in dataset if key not in known}
+        values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
+        for key in PATH_KEYS:
+            try:
+                values[key] = _resolve(values[key], folder, values.get("data_root"), data_root)
+            except KeyError:
+                pass  # no such split
+            except ConfigError as error:
+                problems[key] = f"{where}: {key}: {error}"
+        if data_root is not None:
+            values["data_root"] = str(data_root)
+        values.update(overrides or {})
+        values.pop("model_id", None)
+        config, found = cls._check(expid, values)
+        problems = {**found, **problems}
+        if find_model is not None and "model" not in problems:
+            try:
+                problems |= _check_signature(find_model(values["model"]), values, problems)[0]
+            except ConfigError as error:
+                problems["model"] = str(error)
+        if config is None or problems:
+            raise _error(f"{folder}: {expid}", problems)
+        return config
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Check the flat settings of an experiment, as ``to_dict`` returns them and a run's ``config.yaml`` holds them.
+
+        Raises
+        ------
+        ConfigError
+            All that is wrong with them, in one line.
+        """
+        expid = str(values.get("model_id", "experiment"))
+        config, problems = cls._check(expid, {k: v for k, v in values.items() if k != "model_id"})
+        if config is None:
+            raise _error(expid, problems)
+        return config
+
+    @classmethod
+    def _check(cls, expid: str, values: Mapping[str, Any]) -> tuple[ExperimentConfig | None, dict[str, str]]:
+        """Check flat settings, except those of the model alone."""
+        where = f"dataset {values.get('dataset_id')}: "
+        dataset, problems = _validate(DatasetConfig, {k: v for k, v in values.items() if k in DATASET_KEYS}, where)
+        rest = {
+            "expid": expid,
+            # Replaced below; the experiment is checked even if its dataset is wrong.
+            "dataset": dataset or DatasetConfig.model_construct(),
+            "model_settings": {k: v for k, v in values.items() if k not in DATASET_KEYS and k not in EXPERIMENT_KEYS},
+        }
+        config, more = _validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
+        problems |= more
+        return None if problems else config, problems
+
+    def check_model(self, model_class: type) -> list[str]:
+        """Check the settings against the annotated signature of a model.
+
+        Returns
+        -------
+        list of str
+            Keys that could not be checked, to warn of: a FuxiCTR model may read any key from its ``**kwargs``.
+
+        Raises
+        ------
+        ConfigError
+            A key that neither the library nor the model has, a value that does not fit its annotation, or an
+            annotation that cannot be checked; all in one line.
+        """
+        problems, doubts = _check_signature(model_class, self.to_dict(), {})
+        if problems:
+            raise _error(self.expid, problems)
+        return doubts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings flat and of plain types, as they were given, with the defaults that decide a result."""
+        own = self.model_dump(exclude_unset=True, exclude={"expid", "dataset", "model_settings"})
+        dataset = self.dataset.model_dump(exclude_unset=True)
+        return {**DEFAULTS, **own, **dataset, **self.model_settings, "model_id": self.expid}
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the keywords for the constructor of the model, flat, as FuxiCTR passes them."""
+        return {k: v for k, v in self.to_dict().items() if k != "model"}
+
+    def fingerprint(self, paths: bool = True) -> str:
+        """Return a hash of all that decides a result, which leaves out the device and what is printed.
+
+        Parameters
+        ----------
+        paths : bool
+            False: the same wherever the files are, and for every seed.
+        """
+        return config_hash(self.to_dict(), with_paths=paths)
 
 
-def _number_hint(value: Any) -> str:
+def _key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+    return {name: field.rebuild_annotation() for name, field in cls.model_fields.items() if name not in without}
+
+
+#: Keys of an entry of dataset_config.yaml with their types.
+DATASET_KEYS = _key_types(DatasetConfig, "description")
+
+#: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
+EXPERIMENT_KEYS = _key_types(ExperimentConfig, "expid", "dataset", "model_settings")
+
+#: Keys of an entry of ``feature_cols`` or ``feature_specs`` with their types.
+FEATURE_KEYS = _key_types(FeatureSpec)
+
+#: Keys of an experiment that an entry of dataset_config.yaml may hold too.
+SHARED_KEYS = ("description", "resident", "buffer_rows")
+
+#: What a configuration holds even if its file does not.
+DEFAULTS: dict[str, Any] = {
+    name: ExperimentConfig.model_fields[name].default
+    for name in (
+        "model_root", "task", "loss", "optimizer", "learning_rate", "metrics", "monitor", "monitor_mode", "batch_size",
+        "epochs", "shuffle", "seed", "max_len", "resident", "buffer_rows", "verbose", "group_id", "use_features",
+        "feature_specs",
+    )
+}  # fmt: skip
+
+PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
+
+#: Keys that decide no result.
+VOLATILE_KEYS = (
+    "gpu", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
+    "pickle_feature_encoder",
+)  # fmt: skip
+
+
+def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
+    """Return the fingerprint of flat settings, see ``ExperimentConfig.fingerprint``."""
+    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
+    kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_config(
+    folder: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Return the flat settings of an experiment, see ``ExperimentConfig.load``."""
+    return ExperimentConfig.load(folder, expid, data_root).to_dict()
+
+
+def list_experiments(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every experiment id of a folder with its own settings (``Base`` left out)."""
+    return _list_entries(folder, "model_config")
+
+
+def list_datasets(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every dataset id of a folder with its settings."""
+    return _list_entries(folder, "dataset_config")
+
+
+def load_model_config(folder: str | os.PathLike[str], expid: str) -> dict[str, Any]:
+    """Return the settings of one experiment, ``Base`` included, unchecked."""
+    files = _read_files(folder, "model_config")
+    base: dict[str, Any] = {}
+    for path, content in files.items():
+        if "Base" in content:
+            base.update(_entry(path, content, "Base"))
+    path, entry = _find_entry(files, expid, "experiment id")
+    values = {**base, **entry}
+    for key in ("model", "dataset_id"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(f"{path}: {expid}: {key} is {values.get(key)!r}, expected a name such as '{key}: X'")
+    return values
+
+
+def load_dataset_config(folder: str | os.PathLike[str], dataset_id: str) -> dict[str, Any]:
+    """Return the settings of one dataset, unchecked."""
+    return _find_entry(_read_files(folder, "dataset_config"), dataset_id, "dataset id")[1]
+
+
+def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[str, Any]]:
+    """Return the content of each file of one kind, either ``stem.yaml`` or all of a folder ``stem/``."""
+    folder = Path(folder)
+    single = folder / f"{stem}.yaml"
+    paths = [single] if single.is_file() else sorted((folder / stem).glob("*.yaml"))
+    if not paths:
+        raise MissingFileError(
+            f"{folder}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
+            "give the folder of your configuration with --config"
+        )
+    return {path: load_yaml(path) for path in paths}
+
+
+def _list_entries(folder: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
+    files = _read_files(folder, stem)
+    return {n: _entry(path, content, n) for path, content in files.items() for n in content if _is_id(n)}
+
+
+def _is_id(name: str) -> bool:
+    """Whether a name is neither ``Base`` nor that of settings for others to merge (``<<: *name``)."""
+    return name != "Base" and not name.startswith((".", "_"))
+
+
+def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    entry = content[name]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: '{name}' is {entry!r}, expected a mapping of settings")
+    return entry
+
+
+def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
+    holding = [path for path, content in files.items() if name in content]
+    if len(holding) > 1:
+        raise ConfigError(f"{' and '.join(map(str, holding))}: both hold the {kind} '{name}'; keep one of them")
+    if holding:
+        return holding[0], _entry(holding[0], files[holding[0]], name)
+    known = sorted(key for content in files.values() for key in content if _is_id(key))
+    where = ", ".join(map(str, files))
+    listing = ", ".join(known) or "none"
+    raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
+
+
+def _resolve(paths: Any, folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
+    """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there."""
+    if isinstance(paths, list):
+        return [_resolve(path, folder, root, new_root) for path in paths]
+    if not isinstance(paths, str) or not paths:
+        return paths
+    text = paths
+    if new_root is not None:
+        inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
+        relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
+        text = os.path.join(new_root, relative)
+    text = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)", text)
+    if unset:
+        raise ConfigError(
+            f"'{paths}' names the environment variable {unset[1]}, which is not set; "
+            "set it to the folder of the data, or give --data_root FOLDER"
+        )
+    if not os.path.isabs(text) and not _exists(Path(text)) and _exists(folder / text):
+        return str(folder / text)
+    return text
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or Path(f"{path}.parquet").exists()
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def _error(where: str, problems: Mapping[str, str]) -> ConfigError:
+    return ConfigError(f"{where}: " + "; ".join(problems.values()))
+
+
+def _validate(
+    cls: type[SettingsType], values: Mapping[str, Any], where: str = ""
+) -> tuple[SettingsType | None, dict[str, str]]:
+    """Return checked settings, or None and a sentence for each key that is wrong."""
+    try:
+        return cls.model_validate(values), {}
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for found in error.errors(include_url=False):
+            key, sentence = _describe_problem(cls, values, found["loc"], found, where)
+            problems.setdefault(key, sentence)
+        return None, problems
+
+
+def _describe_problem(
+    cls: type[Settings], values: Mapping[str, Any], loc: tuple[int | str, ...], found: Mapping[str, Any], where: str
+) -> tuple[str, str]:
+    """Return the key that pydantic's error is about and a sentence; ``loc`` leads into nested settings."""
+    key = str(loc[0])
+    if found["type"] == "extra_forbidden" and len(loc) == 1:
+        return key, f"{where}{_unknown(key, cls.model_fields)}"
+    if found["type"] == "missing" and len(loc) == 1:
+        return key, f"{where}{key} is missing"
+    value, annotation = values[key], cls.model_fields[key].rebuild_annotation()
+    nested = _nested_settings(annotation)
+    if nested is not None and len(loc) > 1:
+        if isinstance(loc[1], int):
+            entry = value[loc[1]]
+            if len(loc) == 2:
+                return key, f"{where}{key}: the entry {entry!r} is not {describe(nested)}"
+            name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
+        else:
+            entry, name, loc = value, key, loc[1:]
+        inner, sentence = _describe_problem(nested, entry, loc, found, f"{name}: ")
+        return f"{name}.{inner}", sentence
+    if found["type"] == "value_error":
+        return key, f"{where}{found['ctx']['error']}"
+    return key, f"{where}{_mismatch(key, value, annotation)}"
+
+
+def _nested_settings(annotation: Any) -> type[Settings] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return annotation
+    return next(filter(None, map(_nested_settings, typing.get_args(annotation))), None)
+
+
+def _unknown(key: object, known: Iterable[str]) -> str:
+    return f"unknown key '{key}'{nearest(key, known)}"
+
+
+def _mismatch(key: str, value: Any, annotation: Any) -> str:
+    return f"{key} is {value!r}, expected {describe(annotation)}{_hint(value, annotation)}"
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    """Explain a value that YAML reads differently from what was probably meant."""
+    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n") and matches(True, annotation):
+        meant = value.lower() in ("yes", "on", "y")
+        return f" ({value} is a string in YAML 1.2: write {meant})"
     if isinstance(value, str):
         try:
-            float(value)
+            return f" (a number in quotes is a string: write {float(value)!r} without quotes)"
         except ValueError:
             return ""
-        return " (a number in quotes is text: leave the quotes out)"
+    if not isinstance(value, bool | list | dict | None) and matches(str(value), annotation):
+        return f" (write it in quotes: '{value}')"
     return ""
 
 
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> list[str]:
+    """Return a sentence for every unknown key and every value that does not fit its annotation."""
+    problems = []
+    for key, value in values.items():
+        if key not in types:
+            problems.append(f"{where}: {_unknown(key, types)}")
+        elif not matches(value, types[key]):
+            problems.append(f"{where}: {_mismatch(key, value, types[key])}")
+    return problems
+
+
 def matches(value: Any, annotation: Any) -> bool:
-    """Whether a YAML value is of an annotated type; a whole number passes for a float, a list for a sequence."""
-    if annotation is Any or annotation is inspect.Parameter.empty:
+    """Whether a value of a YAML file fits an annotation: an integer also fits a float, a list any sequence."""
+    adapter = _adapter(annotation)
+    try:
+        adapter.validate_python(value)
         return True
-    if annotation is None or annotation is type(None):
-        return value is None
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is not None and not arguments:  # typing.List, typing.Dict
-        return isinstance(value, origin)
-    if origin in (Union, types.UnionType):
-        return any(matches(value, a) for a in arguments)
-    if origin is Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(matches(v, arguments[1]) for v in value.values())
-    if origin is not None and issubclass(origin, Sequence):
-        return isinstance(value, list | tuple) and all(matches(v, arguments[0]) for v in value)
-    if annotation is bool:
-        return isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation in (list, tuple, Sequence):
-        return isinstance(value, list | tuple)
-    return isinstance(value, annotation) if isinstance(annotation, type) else True
+    except ValidationError:
+        pass
+    try:  # JSON's rules: a list fits a tuple or a set
+        adapter.validate_json(json.dumps(value))
+        return True
+    except (ValidationError, TypeError, ValueError):
+        return False
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
 def describe(annotation: Any) -> str:
-    """Name an annotated type in plain words."""
+    """Name an annotated type and its range in plain words.
+
+    Examples
+    --------
+    >>> describe(float | None)
+    'a number or null'
+    >>> describe(Dropout)
+    'a number of 0 or more and below 1'
+    >>> describe(HiddenUnits)
+    'a list, each item an integer of 1 or more'
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is not None and not arguments:
-        return describe(origin)
+    if origin is Annotated:
+        return " ".join([describe(arguments[0]), *_describe_range(arguments[0], _limits(arguments[1:]))])
     if origin in (Union, types.UnionType):
+        if float in arguments:  # an integer is a number
+            arguments = tuple(a for a in arguments if a is not int)
         return " or ".join(describe(a) for a in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(repr(a) for a in arguments)
-    if origin is not None and issubclass(origin, Mapping):
-        return f"a mapping of names to {describe(arguments[1])}s"
-    if origin is not None and issubclass(origin, Sequence):
-        return f"a list of {describe(arguments[0])}s"
-    names = {int: "whole number", float: "number", str: "text", bool: "True or False", dict: "mapping", list: "list"}
+        listing = ", ".join(repr(a) for a in arguments)
+        return listing if len(arguments) == 1 else f"one of {listing}"
+    if origin is not None and arguments and issubclass(origin, Mapping):
+        return f"a mapping, each value {describe(arguments[1])}"
+    if origin is not None and arguments and issubclass(origin, Sequence):
+        return f"a list, each item {describe(arguments[0])}"
+    plain = origin or annotation
+    if inspect.isclass(plain) and issubclass(plain, FeatureSpec):
+        return "a mapping such as {name: likes_level, dtype: int, type: categorical}"
+    if inspect.isclass(plain) and issubclass(plain, Settings):
+        return "a mapping such as {name: label, dtype: float}"
+    names = {int: "an integer", float: "a number", str: "a string", bool: "True or False", dict: "a mapping"}
+    names |= {list: "a list", tuple: "a list", Sequence: "a list", type(None): "null"}
+    return names.get(plain, getattr(plain, "__name__", "a value"))
+
+
+def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
+    for part in metadata:
+        yield from part.metadata if isinstance(part, FieldInfo) else [part]
+
+
+def _describe_range(annotation: Any, parts: Iterable[Any]) -> list[str]:
+    words = []
+    for part in parts:
+        if isinstance(part, limits.Gt):
+            words.append(f"of {typing.cast(int, part.gt) + 1} or more" if annotation is int else f"above {part.gt}")
+        elif isinstance(part, limits.Ge):
+            words.append(f"of {part.ge} or more")
+        elif isinstance(part, limits.Lt):
+            words.append("and finite" if part.lt == math.inf else f"below {part.lt}")
+        elif isinstance(part, limits.Le):
+            words.append(f"up to {part.le}")
+        elif isinstance(part, limits.MinLen):
+            words.append("that is not empty")
+    return [" and ".join(words).replace("and and", "and")] if words else []
+
+
+def model_schema(model_class: type) -> dict[str, Any]:
+    """Return the settings that the constructors of a model name, with their annotated types.
+
+    Raises
+    ------
+    ConfigError
+        An annotation of a MultimodalModel cannot be checked.
+    """
+    schema: dict[str, Any] = {}
+    for cls in reversed(model_class.__mro__):
+        init = vars(cls).get("__init__")
+        if init is None or cls.__module__.startswith(("torch.", "builtins")):
+            continue
+        for name, parameter in inspect.signature(init).parameters.items():
+            if name in ("self", "feature_map") or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            schema[name] = _resolve_annotation(model_class, init, name, parameter.annotation)
+    return schema
+
+
+def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any) -> Any:
+    """Return a checkable annotation; Any for one of a FuxiCTR model that cannot be checked."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = types.SimpleNamespace(__annotations__={name: annotation})
+    try:
+        resolved = typing.get_type_hints(holder, init.__globals__, include_extras=True)[name]
+        _adapter(resolved)
+        return resolved
+    except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is no type
+        if not _is_multimodal(model_class):
+            return Any
+        raise ConfigError(_uncheckable(model_class, name, annotation, error)) from error
+
+
+def _uncheckable(model_class: type, name: str, annotation: Any, error: Exception) -> str:
+    reason = " ".join(str(error).split()[:20])
     return (
-        "null" if annotation in (None, type(None)) else names.get(annotation, getattr(annotation, "__name__", "value"))
+        f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "
+        f"({type(error).__name__}: {reason}); use built-in types, typing.Literal or those of pydantic"
     )
+
+
+def _is_multimodal(model_class: type) -> bool:
+    return any(cls.__name__ == "MultimodalModel" for cls in model_class.__mro__)
+
+
+def _check_signature(
+    model_class: type, values: Mapping[str, Any], known_problems: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return what is wrong with flat settings by the signature of a model, and which keys could not be checked."""
+    schema = model_schema(model_class)
+    known = {*schema, *EXPERIMENT_KEYS, *DATASET_KEYS, "model_id"}
+    problems: dict[str, str] = {}
+    doubts: list[str] = []
+    where = f"model {model_class.__name__}: "
+    for key, value in values.items():
+        if key in known_problems:
+            continue
+        if key not in known:
+            sentence = where + _unknown(key, known)
+            if _is_multimodal(model_class):
+                problems[key] = sentence
+            else:
+                doubts.append(sentence)
+        else:
+            for annotation in (schema.get(key, Any), _usual(key, value)):
+                try:
+                    if not matches(value, annotation):
+                        problems.setdefault(key, where + _mismatch(key, value, annotation))
+                except TypeError as error:  # a constraint that the type does not have
+                    problems[key] = _uncheckable(model_class, key, annotation, error)
+    return problems, doubts
+
+
+def _usual(key: str, value: Any) -> Any:
+    """Return the range that FuxiCTR's names of settings imply where a model does not annotate it."""
+    if key.endswith("dropout") and isinstance(value, int | float):
+        return Dropout
+    if key.endswith("hidden_units") and isinstance(value, list) and all(isinstance(dim, int) for dim in value):
+        return HiddenUnits
+    return Any
 
 
 def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
@@ -183,405 +858,29 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
             raise ConfigError(f"{where}: '{owner}.{name}' takes {len(inputs)} inputs, expected a layer of one tensor")
 
 
-Regularizer = float | str | None
-
-
-BatchView = Literal["jagged", "challenge", "flat"]
-
-
-#: Keys of an experiment that are not parameters of its model, with their types.
-EXPERIMENT_KEYS: dict[str, Any] = {
-    "description": str,
-    "model": str,
-    "dataset_id": str,
-    "model_root": str,
-    "batch_size": int,
-    "epochs": int,
-    "shuffle": bool,
-    "seed": int,
-    "max_len": int,
-    "resident": bool | Literal["auto"],
-    "buffer_rows": int,
-    "batch_view": BatchView | None,
-    "group_id": str | None,
-    "use_features": list[str] | None,
-    "feature_specs": list[dict] | None,
-    # Those that BaseModel of FuxiCTR takes as they are; a model of another library may read any of them.
-    "task": Literal["binary_classification", "regression"],
-    "loss": str,
-    "metrics": list[str],
-    "optimizer": str,
-    "learning_rate": float,
-    "embedding_dim": int,
-    "embedding_regularizer": Regularizer,
-    "net_regularizer": Regularizer,
-    "monitor": str | dict[str, float],
-    "monitor_mode": Literal["max", "min"],
-    "early_stop_patience": int,
-    "eval_steps": int | None,
-    "save_best_only": bool,
-    "reduce_lr_on_plateau": bool,
-    "max_gradient_norm": float,
-    "accumulation_steps": int,
-    "verbose": int,
-    "gpu": int,
-    "precision": Literal["fp32", "tf32", "bf16"],
-    "keep_memory": bool,
-    "tensorboard": bool,
-    "record": bool,
-    # Accepted because FuxiCTR's files carry them; they have no effect here.
-    "num_workers": int,
-    "pickle_feature_encoder": bool,
-    "debug_mode": bool,
-    "feature_config": Any,
-}
-
-
-#: Keys of a dataset.
-DATASET_KEYS: dict[str, Any] = {
-    "description": str,
-    "data_root": str,
-    "data_format": Literal["parquet"],
-    "train_data": str | None,
-    "valid_data": str | None,
-    "test_data": str | None,
-    "item_info": str | list[str],
-    "rebuild_dataset": bool,
-    "feature_cols": list[dict],
-    "label_col": dict,
-    "resident": bool | Literal["auto"],
-    "buffer_rows": int,
-    "min_categr_count": int,
-}
-
-
-#: Keys of one entry of ``feature_cols``.
-FEATURE_KEYS: dict[str, Any] = {
-    "name": str | list[str],
-    "active": bool,
-    "dtype": Literal["int", "float", "str"],
-    "type": Literal["meta", "categorical", "sequence", "numeric", "embedding"],
-    "source": str,
-    "vocab_size": int,
-    "max_len": int,
-    "embedding_dim": int,
-    "pretrain_dim": int,
-    "freeze_emb": bool,
-    "feature_encoder": str | list[str] | None,
-    "share_embedding": str,
-    "padding_idx": int,
-    "emb_output_dim": int,
-    # Instructions to FuxiCTR's preprocessing, which has happened before the files that are read here.
-    "fill_na": str | int | float,
-    "remap": bool,
-    "splitter": str,
-    "padding": Literal["pre", "post"],
-    "min_categr_count": int,
-}
-
-
-LABEL_KEYS: dict[str, Any] = {"name": str, "dtype": Literal["int", "float"]}
-
-
-DEFAULTS: dict[str, Any] = {
-    "model_root": "./checkpoints/",
-    "task": "binary_classification",
-    "loss": "binary_crossentropy",
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "metrics": ["AUC", "logloss"],
-    "monitor": "AUC",
-    "monitor_mode": "max",
-    "batch_size": 2048,
-    "epochs": 10,
-    "shuffle": True,
-    "seed": 2025,
-    "max_len": 100,
-    "resident": "auto",
-    "buffer_rows": 1_000_000,
-    "verbose": 1,
-    "group_id": None,
-    "use_features": None,
-    "feature_specs": None,
-}
-
-
-PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
-
-
-VOLATILE_KEYS = (
-    "gpu",
-    "keep_memory",
-    "tensorboard",
-    "record",
-    "verbose",
-    "num_workers",
-    "debug_mode",
-    "description",
-    "pickle_feature_encoder",
-)
-
-
-_INITIALIZERS = (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial")
-
-
-_ENCODERS = (r"layers\.\w+", r"nn\.\w+")
-
-
-def _config_files(config_dir: Path, stem: str) -> list[Path]:
-    single = config_dir / f"{stem}.yaml"
-    if single.is_file():
-        return [single]
-    files = sorted((config_dir / stem).glob("*.yaml"))
-    if not files:
-        raise MissingFileError(
-            f"{config_dir}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
-            "give the folder of your configuration with --config"
-        )
-    return files
-
-
-def list_experiments(config_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Return every experiment id of a folder with its own settings (``Base`` left out)."""
-    return _list_entries(config_dir, "model_config")
-
-
-def list_datasets(config_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Return every dataset id of a folder with its settings."""
-    return _list_entries(config_dir, "dataset_config")
-
-
-def _list_entries(config_dir: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for path in _config_files(Path(config_dir), stem):
-        content = load_yaml(path)
-        found.update({name: _entry(path, content, name) for name in content if _is_id(name)})
-    return found
-
-
-def _is_id(name: Any) -> bool:
-    """Whether a name is no ``Base``, nor starts with a dot or underscore to be merged by others (``<<: *name``)."""
-    return name != "Base" and not str(name).startswith((".", "_"))
-
-
-def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    entry = content[name]
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{path}: '{name}' is {entry!r}, expected a mapping of settings")
-    return entry
-
-
-def _find_entry(files: Sequence[Path], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
-    contents = {path: load_yaml(path) for path in files}
-    holding = [path for path, content in contents.items() if name in content]
-    if len(holding) > 1:
-        raise ConfigError(f"{' and '.join(map(str, holding))}: both hold the {kind} '{name}'; keep one of them")
-    if holding:
-        return holding[0], _entry(holding[0], contents[holding[0]], name)
-    known = [str(k) for content in contents.values() for k in content if _is_id(k)]
-    where = ", ".join(map(str, files))
-    listing = ", ".join(sorted(known)) or "none"
-    raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
-
-
-def load_model_config(config_dir: str | os.PathLike[str], expid: str) -> dict[str, Any]:
-    """Return the settings of one experiment, ``Base`` included, unchecked."""
-    files = _config_files(Path(config_dir), "model_config")
-    base: dict[str, Any] = {}
-    for path in files:
-        content = load_yaml(path)
-        if "Base" in content:
-            base.update(_entry(path, content, "Base"))
-    path, entry = _find_entry(files, expid, "experiment id")
-    params = {**base, **entry}
-    for key in ("model", "dataset_id"):
-        if not isinstance(params.get(key), str):
-            raise ConfigError(f"{path}: {expid}: {key} is {params.get(key)!r}, expected a name such as '{key}: X'")
-    return params
-
-
-def load_dataset_config(config_dir: str | os.PathLike[str], dataset_id: str) -> dict[str, Any]:
-    """Return the settings of one dataset, unchecked."""
-    return _find_entry(_config_files(Path(config_dir), "dataset_config"), dataset_id, "dataset id")[1]
-
-
-def load_config(
-    config_dir: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
-    """Return the parameters of an experiment: defaults, ``Base``, experiment, dataset; checked but for the model's own.
-
-    Parameters
-    ----------
-    config_dir : path
-        Folder with ``model_config`` and ``dataset_config``.
-    expid : str
-        Experiment id.
-    data_root : path, optional
-        Takes the place of the dataset's ``data_root`` in its file names.
-
-    Returns
-    -------
-    dict
-        File names are absolute or relative to the working directory; those relative ones that are not there are looked
-        for from ``config_dir``.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        All that is wrong with the keys, in one line.
-    """
-    folder = Path(config_dir)
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
-    model = load_model_config(folder, expid)
-    dataset = load_dataset_config(folder, model["dataset_id"])
-    problems = check_types(dataset, DATASET_KEYS, f"dataset {model['dataset_id']}")
-    problems += [p for column in _as_list(dataset.get("feature_cols")) for p in _feature_problems(column)]
-    label = dataset.get("label_col")
-    if isinstance(label, list):
-        problems.append(
-            "label_col: a list; this library trains on one label, give one mapping {name: label, dtype: float}"
-        )
-    elif isinstance(label, dict):
-        problems += check_types(label, LABEL_KEYS, "label_col")
-    if dataset.get("rebuild_dataset"):
-        problems.append(
-            "rebuild_dataset: True; ids must be integers already (FuxiCTR's FeatureProcessor can make them), "
-            "set rebuild_dataset: False"
-        )
-    for key in ("feature_cols", "label_col", "item_info"):
-        if not dataset.get(key):
-            problems.append(f"dataset {model['dataset_id']}: {key} is missing")
-    for key in ("initializer", "embedding_initializer"):
-        if key in model:
-            problems += _call_problems(model[key], key, _INITIALIZERS)
-    for column in _as_list(model.get("feature_specs")):
-        problems += _feature_problems(column, partial=True)
-    if problems:
-        raise ConfigError(f"{folder}: {expid}: " + "; ".join(problems))
-    if isinstance(model.get("group_id"), list):
-        model["group_id"] = _only_group(model["group_id"], expid)
-    dataset.pop("description", None)
-    params = {**DEFAULTS, **model, **dataset}
-    params["model_id"] = expid
-    for key in PATH_KEYS:
-        if params.get(key):
-            params[key] = _resolve(params[key], folder, params.get("data_root"), data_root)
-    if data_root is not None:
-        params["data_root"] = str(data_root)
-    return params
-
-
-def _only_group(columns: list[Any], expid: str) -> Any:
-    """Return the column of a list of one; FuxiCTR's files may name several."""
-    if len(columns) == 1:
-        return columns[0]
-    raise ConfigError(
-        f"{expid}: group_id is {columns}, but groups are taken from one column; name one (group_id: user_id), "
-        "or write what they are together as a column of its own"
-    )
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _feature_problems(column: Any, partial: bool = False) -> list[str]:
-    if not isinstance(column, dict):
-        return [f"feature_cols: the entry {column!r} is no mapping such as {{name: likes_level, type: categorical}}"]
-    where = f"feature '{column.get('name', '?')}'"
-    problems = check_types(column, FEATURE_KEYS, where)
-    required = ("name",) if partial else ("name", "dtype", "type")
-    problems += [f"{where}: {key} is missing" for key in required if key not in column]
-    for encoder in _as_list(column.get("feature_encoder")) or [column.get("feature_encoder")]:
-        if isinstance(encoder, str) and encoder.lower() not in ("null", "none"):
-            problems += _call_problems(encoder, f"{where}: feature_encoder", _ENCODERS)
-    return problems
-
-
-def _call_problems(text: Any, where: str, allowed: Sequence[str]) -> list[str]:
-    try:
-        check_call(str(text), where, allowed)
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
-def _resolve(paths: str | list[str], folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
-    if isinstance(paths, list):
-        return [_resolve(p, folder, root, new_root) for p in paths]
-    text = paths
-    if new_root is not None:
-        inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
-        relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
-        text = os.path.join(new_root, relative)
-    text = os.path.expanduser(os.path.expandvars(text))
-    unset = re.search(r"\$\{?(\w+)", text)
-    if unset:
-        raise ConfigError(
-            f"{folder}: '{paths}' names the environment variable {unset[1]}, which is not set; "
-            "set it to the folder of the data, or give --data_root FOLDER"
-        )
-    if not os.path.isabs(text) and not _present(Path(text)) and _present(folder / text):
-        return str(folder / text)
-    return text
-
-
-def _present(path: Path) -> bool:
-    return path.exists() or Path(f"{path}.parquet").exists()
-
-
-def model_schema(model_class: type) -> dict[str, Any]:
-    """Return the parameters that a model's constructors name, with their types: the signature is the schema."""
-    schema: dict[str, Any] = {}
-    for cls in reversed(model_class.__mro__):
-        init = vars(cls).get("__init__")
-        if init is None or cls.__module__.startswith(("torch.", "builtins")):
-            continue
-        try:
-            hints = typing.get_type_hints(init)
-        except (NameError, TypeError):
-            hints = {}
-        for name, parameter in inspect.signature(init).parameters.items():
-            if name not in ("self", "feature_map") and parameter.kind not in (
-                inspect.Parameter.VAR_KEYWORD,
-                inspect.Parameter.VAR_POSITIONAL,
-            ):
-                schema[name] = hints.get(name, Any)
-    return schema
-
-
-def check_model_params(model_class: type, params: Mapping[str, Any]) -> list[str]:
-    """Check an experiment's parameters against the model's signature.
-
-    Returns
-    -------
-    list of str
-        What could not be judged, to warn of: a model written for FuxiCTR may read any name out of its ``**kwargs``.
+def check_at_least(model_id: str, least: float, **values: float | None) -> None:
+    """Refuse settings below a number; one that is None is left to its default.
 
     Raises
     ------
     ConfigError
-        A key that neither the library nor the model knows, or a value of a wrong type, all in one line.
+        For the first one.
     """
-    schema = {**DATASET_KEYS, **EXPERIMENT_KEYS, "dataset_id": str, "model_id": str}
-    # FuxiCTR's own constructors annotate nothing; that must not undo what is known of a key.
-    schema.update({k: v for k, v in model_schema(model_class).items() if v is not Any or k not in schema})
-    ours = any(c.__name__ == "MultimodalModel" for c in model_class.__mro__)
-    problems: list[str] = []
-    doubts: list[str] = []
-    for sentence in check_types(params, schema, f"model {model_class.__name__}"):
-        (doubts if "unknown key" in sentence and not ours else problems).append(sentence)
-    if problems:
-        raise ConfigError(f"{params.get('model_id', 'experiment')}: " + "; ".join(problems))
-    return doubts
+    for key, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{model_id}: {key} is {value}, expected {least} or more")
 
 
-def config_hash(params: Mapping[str, Any], *, with_paths: bool = True) -> str:
-    """Return a hash of everything that decides a result (not the device, nor how much is printed).
+def check_heads(model_id: str, num_heads: int, width: int, of: str) -> None:
+    """Refuse a number of heads that does not divide the width of what they attend to.
 
-    Without paths it is the same wherever the files are, and for every seed.
+    Raises
+    ------
+    ConfigError
+        With the next smaller number that does.
     """
-    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
-    kept = {k: v for k, v in params.items() if k not in VOLATILE_KEYS and k not in paths}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    if num_heads < 1 or width % num_heads:
+        fits = max(heads for heads in range(1, max(num_heads, 1) + 1) if width % heads == 0)
+        raise ConfigError(
+            f"{model_id}: num_heads is {num_heads}, expected a divisor of {of} {width}; set num_heads: {fits}"
+        )

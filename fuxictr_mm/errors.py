@@ -1,5 +1,14 @@
 """The errors a user can act on: one line each, shown without a traceback and with exit code 2."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string."""
+    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
 
 class UserError(ValueError):
     """Something the user gave (data, configuration, flag) is wrong.

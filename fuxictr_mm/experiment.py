@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_params, is_foreign, make_safe
-from fuxictr_mm.config import check_model_params, config_hash, load_config
+from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
@@ -80,18 +81,18 @@ def read_params(
     ConfigError, MissingFileError
         Anything that is wrong with the configuration, before a data file is touched.
     """
-    params = load_config(config_dir, expid, data_root=data_root)
-    params.update(overrides or {})
-    params["gpu"] = local_gpu(gpu)
-    device_of(params["gpu"])
-    model_class = load_model_class(params["model"], None if model_zoo is None else Path(model_zoo))
+    zoo = None if model_zoo is None else Path(model_zoo)
+    overrides = {**(overrides or {}), "gpu": local_gpu(gpu)}
+    config = ExperimentConfig.load(config_dir, expid, data_root, overrides, partial(load_model_class, model_zoo=zoo))
+    device_of(config.gpu)
+    model_class = load_model_class(config.model, zoo)
     if not issubclass(model_class, torch.nn.Module):
-        raise ConfigError(f"model: {params['model']} is no model, expected a subclass of MultimodalModel or BaseModel")
-    for doubt in check_model_params(model_class, params):
+        raise ConfigError(f"model: {config.model} is no model, expected a subclass of MultimodalModel or BaseModel")
+    for doubt in config.check_model(model_class):
         logger.warning(f"{doubt}; perhaps nothing reads it")
+    params = config.to_dict()
     monitored = [params["monitor"]] if isinstance(params["monitor"], str) else list(params["monitor"])
     check_metrics([*params["metrics"], *monitored], params.get("group_id"))
-    _check_ranges(params)
     foreign = is_foreign(model_class)
     view = params.get("batch_view")
     if view is not None and (view == "jagged") == foreign:
@@ -99,31 +100,7 @@ def read_params(
         raise ConfigError(f"{expid}: batch_view is {view}, but {model_class.__name__} takes {takes}")
     if foreign:
         check_params(model_class, params)
-    for key in ("embedding_regularizer", "net_regularizer"):
-        if isinstance(params.get(key), int):
-            params[key] = float(params[key])  # FuxiCTR takes a whole number for no regularizer at all
     return params, model_class
-
-
-def _check_ranges(params: Mapping[str, Any]) -> None:
-    """Refuse numbers that a run would silently take for something else, or stop at much later."""
-    expid = params["model_id"]
-    whole = ("batch_size", "epochs", "max_len", "early_stop_patience", "accumulation_steps", "embedding_dim")
-    for key in (*whole, "eval_steps", "buffer_rows"):
-        value = params.get(key)
-        if value is not None and value < 1:
-            raise ConfigError(f"{expid}: {key} is {value}, expected 1 or more")
-    for key, value in params.items():
-        if key.endswith("hidden_units") and isinstance(value, list) and any(width < 1 for width in value):
-            raise ConfigError(f"{expid}: {key} is {value}, expected widths of 1 or more")
-        if key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
-            raise ConfigError(f"{expid}: {key} is {value}, expected 0 or more and below 1")
-    if not 0 < params["learning_rate"] < float("inf"):
-        raise ConfigError(f"{expid}: learning_rate is {params['learning_rate']}, expected a number above 0")
-    if not 0 <= params["seed"] < 2**32:
-        raise ConfigError(f"{expid}: seed is {params['seed']}, expected 0 to {2**32 - 1}")
-    if not params.get("max_gradient_norm", 10.0) > 0:
-        raise ConfigError(f"{expid}: max_gradient_norm is {params['max_gradient_norm']}, expected a number above 0")
 
 
 def log_path(params: Mapping[str, Any]) -> Path:

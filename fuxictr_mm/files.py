@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -11,8 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import yaml
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
@@ -151,62 +150,8 @@ def try_lock(path: Path) -> InheritedLock | None:
         return None
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes what `load_yaml` reads back: repeated values in full, texts that YAML 1.2 takes as numbers in quotes."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML that `load_yaml` reads back."""
-    return yaml.dump(dict(content), Dumper=_Dumper, allow_unicode=True)
-
-
-def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:
-    """Write a configuration file, whole or not at all, that says which tuner YAML it comes from."""
-    header = f"# Written by run_param_tuner.py from {origin.name}: change it there, not here.\n"
-    text = yaml.dump(dict(content), Dumper=_Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True)
-    write_beside(path, lambda stream: stream.write((header + text).encode()))
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``1e-3`` as a number, as YAML 1.2 does, and refuses a key given twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Looked at before merges ("<<: *name") put the keys of others into the mapping.
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if (key.tag, key.value) in seen:
-                problem = f"the key '{key.value}' is given twice; keep one of them"
-                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
-            seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
-
-
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
+    """Read a YAML 1.2 file whose top level is a mapping; its keys are taken as strings, such as the experiment id 2024.
 
     Raises
     ------
@@ -218,18 +163,23 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a YAML file")
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
+
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=_Loader)
+            content = _yaml().load(stream)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected YAML") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
+        if isinstance(error, DuplicateKeyError):
+            key = re.sub(r'found duplicate key "(.*?)" with value .*', r"\1", problem, flags=re.S)
+            problem = f"the key '{key}' is given twice; keep one of them"
         raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
-    except ValueError as error:
-        # A tag or a date that cannot be, such as 2025-02-30.
+    except ValueError as error:  # a date that does not exist, such as 2025-02-30
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
@@ -240,3 +190,41 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: the top level is a {type(content).__name__}, expected a mapping of names to settings"
         )
     return content
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Return YAML that ``load_yaml`` reads back, in the order of ``content``, repeated values in full."""
+    stream = io.StringIO()
+    _yaml().dump(dict(content), stream)
+    return stream.getvalue()
+
+
+def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:
+    """Write a configuration file that names the tuner YAML it comes from, by an atomic write."""
+    header = f"# Written by run_param_tuner.py from {origin.name}: change it there, not here.\n"
+    write_beside(path, lambda stream: stream.write((header + dump_yaml(content)).encode()))
+
+
+def _yaml() -> Any:
+    """Return a safe reader and writer of YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+    from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+    from ruamel.yaml.representer import SafeRepresenter
+
+    class Constructor(SafeConstructor):
+        def construct_document(self, node: Node) -> Any:
+            for key, _ in node.value if isinstance(node, MappingNode) else ():
+                if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    key.tag = "tag:yaml.org,2002:str"
+            return super().construct_document(node)
+
+    class Representer(SafeRepresenter):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Constructor, yaml.Representer = Constructor, Representer
+    yaml.default_flow_style, yaml.width = None, 120
+    yaml.sort_base_mapping_type_on_output = False
+    return yaml

@@ -1,22 +1,30 @@
-"""Configuration: FuxiCTR's files give FuxiCTR's parameters, and whatever is wrong is told in one line."""
+"""One description of every key: what loads, what is refused, and when two configurations are the same."""
 
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import fuxictr.utils
 import pytest
 import yaml
+from pydantic import Field
 
 from fuxictr_mm.config import (
-    check_model_params,
-    config_hash,
+    Dropout,
+    ExperimentConfig,
+    HiddenUnits,
+    check_call,
+    describe,
     list_datasets,
     list_experiments,
-    load_config,
-    model_schema,
+    matches,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import load_yaml
 from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.registry import load_model_class
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,10 +38,16 @@ _shared: &shared
     epochs: 6
 X_tiny:
     <<: *shared
+    description: an experiment
     model: X
     dataset_id: d
     epochs: 7
     learning_rate: 2.0e-3
+    monitor: {AUC: 1, logloss: -1}
+    max_gradient_norm: 5
+    feature_specs: [{name: likes_level, embedding_dim: 4}]
+    num_heads: 4
+    net_dropout: 0
 Y_tiny:
     model: Y
     data_root: ./overruled/
@@ -42,6 +56,7 @@ Y_tiny:
 
 DATASET = """
 d:
+    description: a dataset
     data_root: ./data/
     data_format: parquet
     train_data: ./data/d/train.parquet
@@ -54,6 +69,7 @@ d:
         - {name: [likes_level, views_level], active: True, dtype: int, type: categorical, vocab_size: 11}
         - {name: item_tags, active: True, dtype: int, type: sequence, max_len: 5, source: item}
     label_col: {name: label, dtype: float}
+    resident: False
 """
 
 # As the challenge's own tuner wrote it, whose `pretrain_dim` is left out and whose `item_info` is one file.
@@ -106,9 +122,18 @@ def change(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def refused(folder, expid="X_tiny"):
+def add(folder, *lines):
+    """Add settings to X_tiny."""
+    change(
+        folder / "model_config.yaml",
+        "    num_heads: 4\n",
+        "".join(f"    {line}\n" for line in ("num_heads: 4", *lines)),
+    )
+
+
+def refused(folder, expid="X_tiny", **options):
     with pytest.raises((ConfigError, MissingFileError)) as caught:
-        load_config(folder, expid)
+        ExperimentConfig.load(folder, expid, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -130,66 +155,76 @@ def test_the_same_parameters_as_fuxictr(folder, form, expid):
     if form == "folders":
         split(folder)
     theirs = fuxictr.utils.load_config(str(folder), expid)
-    ours = load_config(folder, expid)
+    del theirs["description"]  # theirs is the dataset's
+    ours = ExperimentConfig.load(folder, expid).to_dict()
     assert {k: ours[k] for k in theirs} == theirs
 
 
 def test_experiment_over_base_over_default(folder):
-    params = load_config(folder, "X_tiny")
-    assert (params["epochs"], params["seed"], params["batch_size"], params["max_len"]) == (7, 1, 16, 100)
-    assert load_config(folder, "Y_tiny")["epochs"] == 5
+    config = ExperimentConfig.load(folder, "X_tiny")
+    assert (config.epochs, config.seed, config.batch_size, config.max_len) == (7, 1, 16, 100)
+    assert (config.resident, config.description, config.dataset.label_col.name) == (False, "an experiment", "label")
+    assert config.model_settings == {"num_heads": 4, "net_dropout": 0}
+    assert ExperimentConfig.load(folder, "Y_tiny").epochs == 5
+    assert ExperimentConfig.load(folder, "X_tiny", overrides={"epochs": 3, "num_heads": 2}).epochs == 3
+
+
+def test_a_run_loads_from_its_own_dict(folder):
+    config = ExperimentConfig.load(folder, "X_tiny", overrides={"gpu": 0})
+    again = ExperimentConfig.from_dict(config.to_dict())
+    assert again == config
+    assert again.model_arguments() == {k: v for k, v in config.to_dict().items() if k != "model"}
+    with pytest.raises(ConfigError, match=r"X_tiny: .*item_info is missing.*epochs is 0"):
+        ExperimentConfig.from_dict({**{k: v for k, v in config.to_dict().items() if k != "item_info"}, "epochs": 0})
 
 
 def test_every_experiment_of_the_repository_loads():
     for expid, entry in list_experiments(ROOT).items():
-        assert load_config(ROOT, expid)["model"]
+        assert ExperimentConfig.load(ROOT, expid).model
         assert entry["description"]
     assert set(list_datasets(ROOT)) == {"tiny_mm", "tiny_noisy_mm", "MicroLens_1M_x1"}
 
 
 def test_the_challenges_own_files_load(folder):
-    from fuxictr_mm.registry import load_model_class
-
     (folder / "dataset_config.yaml").write_text(CHALLENGE)
     (folder / "model_config.yaml").write_text(CHALLENGE_MODEL)
-    params = load_config(folder, "DIN_default")
-    assert [c["name"] for c in params["feature_cols"]][-1] == "item_emb_d128"
-    assert check_model_params(load_model_class("DIN"), params) == []
+    config = ExperimentConfig.load(folder, "DIN_default", find_model=load_model_class)
+    assert config.dataset.feature_cols[-1].name == "item_emb_d128"
+    assert config.check_model(load_model_class("DIN")) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 1e-3),
-        ("1.e-3", 1e-3),
-        ("1E5", 1e5),
-        ("-.5", -0.5),
-        (".5e1", 5.0),
-        ("3", 3),
-        ("1_000", 1000),
-        ("'1e-3'", "1e-3"),
-        ("e-3", "e-3"),
-        ("1e", "1e"),
-        ("+", "+"),
-        ("1.2.3", "1.2.3"),
-        ("-.inf", -float("inf")),
-    ],
-)
-def test_numbers(tmp_path, text, value):
-    (tmp_path / "x.yaml").write_text(f"key: {text}\n")
-    read = load_yaml(tmp_path / "x.yaml")["key"]
-    assert read == value
-    assert type(read) is type(value)
+def test_fingerprints_of_finished_runs_stay(folder):
+    """Values that earlier releases wrote into the results of these two experiments."""
+    prints = [
+        ExperimentConfig.load(folder, expid).fingerprint(paths) for expid in ("X_tiny", "Y_tiny") for paths in (1, 0)
+    ]
+    assert [text[:16] for text in prints] == [
+        "2379fccb1a8690a5",
+        "de3dcaf0152bee78",
+        "358da8d3b0eb7b36",
+        "5a96fd342bd3b425",
+    ]
 
 
-def test_a_key_twice(folder):
-    change(folder / "model_config.yaml", "    learning_rate", "    epochs: 8\n    learning_rate")
-    assert "model_config.yaml, line 14, column 5: not valid YAML: the key 'epochs' is given twice" in refused(folder)
+def test_the_fingerprint_holds_what_decides_a_result(folder):
+    def of(paths=True, **overrides):
+        return ExperimentConfig.load(folder, "X_tiny", overrides=overrides).fingerprint(paths)
+
+    assert of(gpu=3, verbose=0, num_workers=9, description="x", embedding_regularizer=1) == of(
+        embedding_regularizer=1.0
+    )
+    changes = {"seed": 2, "learning_rate": 1e-4, "train_data": "x", "use_features": ["a", "b"], "num_heads": 2}
+    found = {of(**{key: value}) for key, value in changes.items()} | {of(), of(use_features=["b", "a"])}
+    assert len(found) == len(changes) + 2
+    assert of(paths=False, seed=2, train_data="x") == of(paths=False)
 
 
-def test_an_experiment_twice(folder):
-    change(folder / "model_config.yaml", "Y_tiny:", "X_tiny:")
-    assert "line 15, column 1: not valid YAML: the key 'X_tiny' is given twice" in refused(folder)
+@pytest.mark.parametrize("expid", ["2024", "1e3", "010", "true", "2025-01-01"])
+def test_ids_that_yaml_reads_as_something_else(folder, expid):
+    change(folder / "model_config.yaml", "Y_tiny:", f"{expid}:")
+    assert ExperimentConfig.load(folder, expid).expid == expid
+    assert list(list_experiments(folder)) == ["X_tiny", expid]
+    assert f"(there are: {', '.join(sorted(['X_tiny', expid]))})" in refused(folder, "Y")
 
 
 def test_an_experiment_in_two_files(folder):
@@ -198,47 +233,10 @@ def test_an_experiment_in_two_files(folder):
     assert "both hold the experiment id 'X_tiny'" in refused(folder)
 
 
-def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
-    # The anchor lies deeper than its user, so the merge happens before the anchored mapping is made.
-    text = "t: &t {k: 1, m: 2}\nx:\n    inner: &a\n        <<: *t\n        k: 3\ny:\n    <<: *a\n"
-    (tmp_path / "x.yaml").write_text(text)
-    content = load_yaml(tmp_path / "x.yaml")
-    assert content["y"] == content["x"]["inner"] == {"k": 3, "m": 2}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: [1, 2\nb: 3\n", "line 2, column 2: not valid YAML"),
-        ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML"),
-        ("a: {{b}}\n", "line 1, column 5: not valid YAML: found unhashable key"),
-        ("a: 2025-02-30\n", "not valid YAML: day"),
-        ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
-        ("a: \x01\n", "not valid YAML"),
-        ("- a\n", "the top level is a list"),
-    ],
-)
-def test_broken_yaml(tmp_path, text, message):
-    (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
-        load_yaml(tmp_path / "x.yaml")
-    assert message in str(caught.value)
-
-
-def test_a_file_that_is_no_text(tmp_path):
-    (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
-    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
-        load_yaml(tmp_path / "x.yaml")
-    (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_yaml(tmp_path / "empty.yaml") == {}
-
-
 def test_unknown_names_list_what_there_is(folder):
-    message = refused(folder, "X_tny")
-    assert "no experiment id 'X_tny'; did you mean 'X_tiny'? (there are: X_tiny, Y_tiny)" in message
+    assert "no experiment id 'X_tny'; did you mean 'X_tiny'? (there are: X_tiny, Y_tiny)" in refused(folder, "X_tny")
     change(folder / "model_config.yaml", "dataset_id: d", "dataset_id: dd")
-    assert "no dataset id 'dd'" in refused(folder)
-    assert "(there are: d)" in refused(folder)
+    assert "no dataset id 'dd'; did you mean 'd'? (there are: d)" in refused(folder)
 
 
 @pytest.mark.parametrize("entry", ["3", "null", "[1]"])
@@ -252,31 +250,33 @@ def test_an_entry_that_is_no_mapping(folder, entry):
     assert "'Base' is" in refused(folder)
 
 
-def test_missing_files(folder, tmp_path):
-    with pytest.raises(MissingFileError, match="no such folder"):
-        load_config(tmp_path / "nowhere", "X_tiny")
-    (folder / "dataset_config.yaml").unlink()
-    assert "holds neither dataset_config.yaml nor a folder dataset_config/" in refused(folder)
-
-
-def test_model_and_dataset_must_be_named(folder):
+def test_missing_files_and_names(folder, tmp_path):
+    assert "no such folder" in refused(tmp_path / "nowhere")
     change(folder / "model_config.yaml", "    model: Y\n", "")
     assert "Y_tiny: model is None" in refused(folder, "Y_tiny")
+    (folder / "dataset_config.yaml").unlink()
+    assert "holds neither dataset_config.yaml nor a folder dataset_config/" in refused(folder)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("data_format: parquet", "data_format: csv", "data_format is 'csv', expected one of 'parquet'"),
-        ("train_data:", "trian_data:", "unknown key 'trian_data'; did you mean 'train_data'?"),
-        ("vocab_size: 11", "vocab_size: '11'", "vocab_size is '11', expected whole number (a number in quotes"),
+        ("data_format: parquet", "data_format: csv", "dataset d: data_format is 'csv', expected 'parquet'"),
+        ("train_data:", "trian_data:", "dataset d: unknown key 'trian_data'; did you mean 'train_data'?"),
+        (
+            "vocab_size: 11",
+            "vocab_size: '11'",
+            "vocab_size is '11', expected an integer of 1 or more or null (a number",
+        ),
         ("vocab_size: 11", "vocabsize: 11", "unknown key 'vocabsize'; did you mean 'vocab_size'?"),
-        ("type: meta", "type: mta", "type is 'mta', expected one of"),
+        ("type: meta", "type: mta", "feature 'user_id': type is 'mta', expected one of 'meta'"),
+        ("active: True", "active: yes please", "active is 'yes please', expected True or False"),
         (", type: meta", "", "feature 'user_id': type is missing"),
         ("rebuild_dataset: False", "rebuild_dataset: True", "rebuild_dataset: True; ids must be integers already"),
         ("label_col: {name: label", "label_col: {nam: label", "label_col: unknown key 'nam'"),
         ("    label_col: {name: label, dtype: float}", "    label_col: [{name: label, dtype: float}]", "one label"),
         ("    item_info: ./data/d/item_info.parquet\n", "", "item_info is missing"),
+        ("item_info: ./data/d/item_info.parquet", "item_info: []", "item_info is [], expected"),
         ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", "the entry 'user_id'"),
     ],
 )
@@ -285,11 +285,94 @@ def test_wrong_dataset_keys(folder, old, new, message):
     assert message in refused(folder)
 
 
-def test_all_problems_at_once(folder):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: -1", "seed is -1, expected an integer of 0 or more and below 4294967296"),
+        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer of 1 or more"),
+        ("accumulation_steps: 1.0", "accumulation_steps is 1.0"),
+        ("eval_steps: True", "eval_steps is True"),
+        ("shuffle: 1", "shuffle is 1, expected True or False"),
+        ("shuffle: 'yes'", "write True"),
+        ("model_root: 2024", "write it in quotes: '2024'"),
+        ("embedding_regularizer: [1]", "embedding_regularizer is [1], expected a number or a string or null"),
+        ("group_id: [a, b]", "group_id is ['a', 'b']"),
+        ("feature_specs: [{name: a, tpe: meta}]", "feature 'a': unknown key 'tpe'; did you mean 'type'?"),
+        ("metrics: AUC", "metrics is 'AUC', expected a list, each item a string"),
+    ],
+)
+def test_wrong_experiment_keys(folder, line, message):
+    key = line.split(":")[0] + ":"
+    text = [
+        line for line in (folder / "model_config.yaml").read_text().splitlines() if not line.strip().startswith(key)
+    ]
+    (folder / "model_config.yaml").write_text("\n".join(text) + "\n")
+    add(folder, line)
+    assert message in refused(folder)
+
+
+class Ours(MultimodalModel):
+    def __init__(self, feature_map, *, depth: int = 1, net_dropout: Dropout = 0, units: tuple[int, ...] = (), **params):
+        pass
+
+
+class Foreign:
+    """As FuxiCTR's models are: nothing annotated, everything else in kwargs."""
+
+    def __init__(self, feature_map, learning_rate=1e-3, hidden_units=(1,), num_heads=1, net_dropout=0, **kwargs):
+        pass
+
+
+def test_all_problems_in_one_message(folder, monkeypatch):
+    monkeypatch.delenv("SOME_DATA", raising=False)
     change(folder / "dataset_config.yaml", "data_format: parquet", "data_format: csv")
+    change(folder / "dataset_config.yaml", "./data/d/train", "${SOME_DATA}/d/train")
     change(folder / "dataset_config.yaml", "type: meta", "type: mta")
-    assert "data_format" in refused(folder)
-    assert "'mta'" in refused(folder)
+    change(folder / "model_config.yaml", "epochs: 7", "epochs: '7'")
+    add(folder, "dept: 1", "units: [3, x]")
+    message = refused(folder, find_model=lambda name: Ours)
+    for part in (
+        "'csv'",
+        "variable SOME_DATA",
+        "'mta'",
+        "epochs is '7'",
+        "'dept'; did you mean 'depth'?",
+        "units is [3, 'x']",
+    ):
+        assert message.count(part) == 1
+
+
+def test_the_signature_is_the_schema(folder):
+    def check(model_class, **settings):
+        values = ExperimentConfig.load(folder, "X_tiny").to_dict() | settings
+        return ExperimentConfig.from_dict({k: v for k, v in values.items() if v is not None}).check_model(model_class)
+
+    assert check(Ours, depth=3, units=[1, 2], num_heads=None) == []
+    with pytest.raises(
+        ConfigError, match=r"net_dropout is 1.5, expected a number of 0 .*depth is True, expected an integer"
+    ):
+        check(Ours, depth=True, net_dropout=1.5, num_heads=None)
+    # Of a FuxiCTR model, what is not annotated is taken as it is, except for the ranges that its names imply.
+    assert len(check(Foreign, temperature=3, hidden_units="any")) == 1
+    with pytest.raises(ConfigError, match=r"net_dropout is 1.*hidden_units is \[0\]"):
+        check(Foreign, net_dropout=1, hidden_units=[0])
+
+
+class Unresolved(MultimodalModel):
+    def __init__(self, feature_map: "NotImported", *, depth: "Missing" = 1, **params):  # noqa: F821
+        pass
+
+
+class NoType(MultimodalModel):
+    def __init__(self, feature_map, *, depth: Annotated[int, Field(max_length=3)] = 1, **params):
+        pass
+
+
+@pytest.mark.parametrize("model_class", [Unresolved, NoType])
+def test_an_annotation_that_cannot_be_checked(folder, model_class):
+    message = refused(folder, find_model=lambda name: model_class, overrides={"depth": 2})
+    assert f"model {model_class.__name__}: the annotation" in message
+    assert "of depth cannot be checked" in message
 
 
 @pytest.mark.parametrize("where", ["feature_cols", "feature_specs", "initializer"])
@@ -299,12 +382,9 @@ def test_no_code_of_a_configuration_runs(folder, tmp_path, where):
     if where == "feature_cols":
         change(folder / "dataset_config.yaml", "max_len: 5,", f'max_len: 5, feature_encoder: "{code}",')
     elif where == "feature_specs":
-        spec = f'    feature_specs: [{{name: item_tags, feature_encoder: ["nn.Identity()", "{code}"]}}]\n'
-        change(folder / "model_config.yaml", "    learning_rate", spec + "    learning_rate")
+        change(folder / "model_config.yaml", "embedding_dim: 4", f'feature_encoder: ["nn.Identity()", "{code}"]')
     else:
-        change(
-            folder / "model_config.yaml", "    learning_rate", f'    embedding_initializer: "{code}"\n    learning_rate'
-        )
+        add(folder, f'embedding_initializer: "{code}"')
     assert "is not allowed; expected a call of a layer" in refused(folder)
     assert not ran.exists()
 
@@ -317,77 +397,136 @@ def test_paths_are_sought_here_then_beside_the_configuration(folder):
     here = Path("data/d/train.parquet")
     here.parent.mkdir(parents=True)
     here.touch()
-    params = load_config(folder, "X_tiny")
-    assert params["train_data"] == "./data/d/train.parquet"
-    assert Path(params["valid_data"]) == folder / "data/d/valid.parquet"
-    assert params["test_data"] == "./data/d/test.parquet"
+    data = ExperimentConfig.load(folder, "X_tiny").dataset
+    assert data.train_data == "./data/d/train.parquet"
+    assert Path(data.valid_data) == folder / "data/d/valid.parquet"
+    assert data.test_data == "./data/d/test.parquet"
 
 
-@pytest.mark.parametrize("path", [".", "./", "..", "/"])
-def test_a_folder_for_a_file_is_left_for_the_reader_to_judge(folder, path):
-    change(folder / "dataset_config.yaml", "./data/d/train.parquet", path)
-    assert Path(load_config(folder, "X_tiny")["train_data"]).is_dir()
-
-
-def test_data_root_moves_what_lies_inside(folder, tmp_path):
+def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     change(folder / "dataset_config.yaml", "./data/d/item_info.parquet", "[data/d/a.parquet, /elsewhere/b.parquet]")
-    params = load_config(folder, "X_tiny", data_root=tmp_path / "moved")
-    assert Path(params["train_data"]) == tmp_path / "moved/d/train.parquet"
-    assert params["item_info"] == [str(tmp_path / "moved/d/a.parquet"), "/elsewhere/b.parquet"]
-    assert params["data_root"] == str(tmp_path / "moved")
-
-
-def test_environment_variables(folder, monkeypatch, tmp_path):
-    text = (folder / "dataset_config.yaml").read_text().replace("./data/", "${SOME_DATA}/")
-    (folder / "dataset_config.yaml").write_text(text)
+    data = ExperimentConfig.load(folder, "X_tiny", tmp_path / "moved").dataset
+    assert Path(data.train_data) == tmp_path / "moved/d/train.parquet"
+    assert data.item_info == [str(tmp_path / "moved/d/a.parquet"), "/elsewhere/b.parquet"]
+    assert data.data_root == str(tmp_path / "moved")
+    change(folder / "dataset_config.yaml", "./data/", "${SOME_DATA}/")
     monkeypatch.delenv("SOME_DATA", raising=False)
-    message = refused(folder)
-    assert "environment variable SOME_DATA, which is not set" in message
-    assert "--data_root" in message
-    moved = load_config(folder, "X_tiny", data_root=tmp_path)
-    assert Path(moved["test_data"]) == tmp_path / "d/test.parquet"
+    assert "environment variable SOME_DATA, which is not set; set it to the folder of the data, or give" in refused(
+        folder
+    )
+    assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
     monkeypatch.setenv("SOME_DATA", "/some")
-    assert Path(load_config(folder, "X_tiny")["test_data"]) == Path("/some/d/test.parquet")
+    assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
 
 
-class Foreign:
-    """As FuxiCTR's models are: nothing annotated, everything else in kwargs."""
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (3, int, True),
+        (True, int, False),
+        (3.0, int, False),
+        (3, float, True),
+        (True, float, False),
+        ("1e-3", float, False),
+        (1, bool, False),
+        (None, float | None, True),
+        ("x", float | str | None, True),
+        ([1, 2], Sequence[int], True),
+        ((1, 2), Sequence[int], True),
+        ([1, 2], tuple[int, ...], True),
+        ([1, "2"], Sequence[int], False),
+        ("12", Sequence[str], False),
+        ({"AUC": 1}, dict[str, float], True),
+        ({"AUC": "1"}, dict[str, float], False),
+        ("v1", Literal["v1", "v2"], True),
+        (None, Literal["v1"] | None, True),
+        ([1, "a"], typing.List, True),  # noqa: UP006
+        ("a", typing.List, False),  # noqa: UP006
+        ([64, 0], HiddenUnits, False),
+        (1, Dropout, False),
+        (float("nan"), Dropout, False),
+        (object(), Any, True),
+    ],
+)
+def test_matches(value, annotation, fits):
+    assert matches(value, annotation) is fits
 
-    def __init__(self, feature_map, learning_rate=1e-3, hidden_units=(1,), **kwargs):
-        pass
+
+def test_describe():
+    assert describe(Sequence[int]) == "a list, each item an integer"
+    assert describe(dict[str, int | float]) == "a mapping, each value a number"
+    assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
+    assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number above 0 and up to 1 or null"
 
 
-class Ours(MultimodalModel):
-    def __init__(self, feature_map, *, width: int = 1, **params):
-        pass
+def test_the_module_is_light():
+    code = "import sys, fuxictr_mm.config; print({'torch', 'fuxictr', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
 
 
-def test_the_signature_is_the_schema(folder):
-    schema = model_schema(Ours)
-    assert schema["width"] is int
-    assert schema["learning_rate"] is float
-    params = load_config(folder, "X_tiny")
-    assert check_model_params(Ours, {**params, "width": 3}) == []
-    with pytest.raises(ConfigError) as caught:
-        check_model_params(Ours, {**params, "widht": 3, "learning_rate": "1e-3", "embedding_regularizer": [1]})
-    message = str(caught.value)
-    assert "unknown key 'widht'; did you mean 'width'?" in message
-    assert "learning_rate is '1e-3', expected number (a number in quotes is text" in message
-    assert "embedding_regularizer is [1], expected number or text or null" in message
+ENCODERS = (r"layers\.\w+", r"nn\.\w+")
+INITIALIZERS = (r"nn\.init\.\w+_", r"partial")
 
 
-def test_a_model_of_other_code_is_held_to_what_is_known(folder):
-    params = load_config(folder, "X_tiny")
-    assert len(check_model_params(Foreign, {**params, "temperature": 3, "hidden_units": "any"})) == 1
-    with pytest.raises(ConfigError, match="learning_rate is '1e-3'"):
-        check_model_params(Foreign, {**params, "learning_rate": "1e-3"})
+@pytest.mark.parametrize(
+    "text",
+    [
+        "layers.MaskedAveragePooling()",
+        "layers.SENet(5, excitation_activation='Sigmoid')",
+        "nn.Linear(8, 4, bias=False)",
+        " nn.Identity()".strip(),
+    ],
+)
+def test_calls_of_layers_pass(text):
+    check_call(text, "feature_encoder", ENCODERS)
 
 
-def test_hash_holds_what_decides_a_result(folder):
-    params = load_config(folder, "X_tiny")
-    same = dict(reversed({**params, "gpu": 3, "verbose": 0, "num_workers": 9, "description": "x"}.items()))
-    assert config_hash(same) == config_hash(params)
-    for key, value in {"seed": 2, "learning_rate": 1e-4, "train_data": "x", "use_features": ["a"]}.items():
-        assert config_hash({**params, key: value}) != config_hash(params)
-    ordered = [config_hash({**params, "use_features": names}) for names in (["a", "b"], ["b", "a"])]
-    assert ordered[0] != ordered[1]
+@pytest.mark.parametrize("text", ["partial(nn.init.normal_, std=1e-4)", "nn.init.zeros_"])
+def test_initializers_pass(text):
+    check_call(text, "initializer", INITIALIZERS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch {file}')",
+        "nn.Linear(__import__('os').system('touch {file}'), 2)",
+        "nn.Linear(2, bias=__import__('os').system('touch {file}'))",
+        "nn.Linear(*[open('{file}', 'w')])",
+        "nn.Linear(**dict(bias=open('{file}', 'w')))",
+        "nn.modules.linear.Linear(2, 2)",
+        "nn.Linear(2, 2).to(open('{file}', 'w'))",
+        "[open('{file}', 'w') for _ in (1,)]",
+        "(lambda: open('{file}', 'w'))()",
+        "nn.Linear(2, 2), open('{file}', 'w')",
+        "nn.Linear(2, 2) if open('{file}', 'w') else 1",
+        "nn.functional.relu(1)",
+        "nn.Parameter(1)",
+        "nn.init.zeros_(1)",
+        "nn.Linear({{[]: 1}})",
+        "nn.Linear(x := 2)",
+        "nn.Linear(f'{{open(1)}}')",
+        "nn.Linear",
+        "layers.MaskedAveragePoolng()",
+        "import os",
+        "a\x00b",
+        "",
+        "3",
+    ],
+)
+def test_everything_else_is_refused_and_nothing_runs(text, tmp_path):
+    file = tmp_path / "ran"
+    with pytest.raises(ConfigError, match=r"^feature 'x': feature_encoder: ") as caught:
+        check_call(text.format(file=file), "feature 'x': feature_encoder", ENCODERS)
+    assert not file.exists()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_nearest_layer_is_suggested():
+    with pytest.raises(
+        ConfigError, match=r"no layer 'layers.MaskedAveragePoolng'; did you mean 'MaskedAveragePooling'"
+    ):
+        check_call("layers.MaskedAveragePoolng()", "x", ENCODERS)
+    with pytest.raises(ConfigError, match=r"'nn.Identity' is the name of a layer, expected a call: nn.Identity\(\)"):
+        check_call("nn.Identity", "x", ENCODERS)

@@ -1,9 +1,9 @@
-"""Outputs are refused before any work where they could not or should not be written."""
+"""Outputs are refused before any work where they cannot be written, and YAML is read as YAML 1.2."""
 
 import pytest
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs
+from fuxictr_mm.files import check_outputs, dump_yaml, load_yaml
 
 
 @pytest.fixture
@@ -33,3 +33,82 @@ def test_two_outputs_of_one_name_folders_and_old_files(folder):
     with pytest.raises(ConfigError, match="cannot be written; choose another place"):
         check_outputs([folder / "there.json" / "below"], [], False)
     check_outputs([folder / "there.json", folder / "deep" / "new", None], [folder / "read.parquet"], True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1.e-3", 1e-3),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("010", 10),
+        ("yes", "yes"),
+        ("3", 3),
+        ("1_000", 1000),
+        ("'1e-3'", "1e-3"),
+        ("e-3", "e-3"),
+        ("1e", "1e"),
+        ("+", "+"),
+        ("1.2.3", "1.2.3"),
+        ("-.inf", -float("inf")),
+    ],
+)
+def test_numbers(tmp_path, text, value):
+    (tmp_path / "x.yaml").write_text(f"key: {text}\n")
+    read = load_yaml(tmp_path / "x.yaml")["key"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
+    # The anchor lies deeper than its user, so the merge happens before the anchored mapping is made.
+    text = "t: &t {k: 1, m: 2}\nx:\n    inner: &a\n        <<: *t\n        k: 3\ny:\n    <<: *a\n"
+    (tmp_path / "x.yaml").write_text(text)
+    content = load_yaml(tmp_path / "x.yaml")
+    assert content["y"] == content["x"]["inner"] == {"k": 3, "m": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2\nb: 3\n", "line 2, column 2: not valid YAML"),
+        ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML"),
+        ("a: {{b}}\n", "line 1, column 5: not valid YAML: found unhashable key"),
+        ("a: 2025-02-30\n", "not valid YAML: day"),
+        ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        ("a: \x01\n", "not valid YAML"),
+        (
+            "a:\n    b: 1\n    c: {b: 2}\n    b: {x: 1}\n",
+            "line 4, column 5: not valid YAML: the key 'b' is given twice",
+        ),
+        ("2: {b: 1}\n'2': {b: 2}\n", "line 2, column 1: not valid YAML: the key '2' is given twice"),
+        ("- a\n", "the top level is a list"),
+    ],
+)
+def test_broken_yaml(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
+        load_yaml(tmp_path / "x.yaml")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
+        load_yaml(tmp_path / "x.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_yaml(tmp_path / "empty.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-3", "1.e5", "010", "yes", "true", "2025-01-01", "1_0", "~", "é: #", 1e-5, 1e20, -0.0]
+)
+def test_what_is_written_reads_back(tmp_path, value):
+    shared = [value, 1]
+    content = {"b": {"x": shared, "y": shared, "z": {"deep": {"k": value}}}, "2024": value, "a": None}
+    (tmp_path / "x.yaml").write_text(dump_yaml(content), encoding="utf-8")
+    read = load_yaml(tmp_path / "x.yaml")
+    assert list(read.items()) == list(content.items())
+    assert type(read["2024"]) is type(value)
+    assert "&" not in dump_yaml(content)

@@ -109,7 +109,9 @@ class RunWriter:
         started_at = datetime.now()
         path = paths.new_run(settings["seed"], started_at)
         try:
-            write_beside(path / CONFIG, lambda stream: stream.write(dump_yaml(plain(settings)).encode()))
+            write_beside(
+                path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(plain(settings).items()))).encode())
+            )
             write_json(path / ENVIRONMENT, environment(settings["gpu"], started_at))
         except UserError:
             shutil.rmtree(path, ignore_errors=True)

@@ -131,7 +131,7 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
         steps = (high - low) / step
         if not math.isclose(steps, round(steps), rel_tol=1e-9) or round(steps) < 1:
             raise ConfigError(f"{where}: {high} is not reached from {low} by steps of {step}; change high or step")
-    takes_fractions = annotation is not Any and matches(0.5, annotation)
+    takes_fractions = annotation is not Any and (matches(0.5, annotation) or matches(1.5, annotation))
     numbers = [number for number in (low, high, step) if number is not None]
     whole = not takes_fractions and all(isinstance(number, int) for number in numbers)
     if step is not None and not whole and not matches(low + step, annotation):
