@@ -28,7 +28,7 @@ from fuxictr_mm.terminal import progress_bar
 if TYPE_CHECKING:
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.diagnosis.slices import Popularity
-    from fuxictr_mm.runs import RunRecord
+    from fuxictr_mm.runs import Run
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def find_trained(
     """
     from fuxictr_mm import experiment
     from fuxictr_mm.config import PATH_KEYS
-    from fuxictr_mm.runs import DIAGNOSIS, WEIGHTS
+    from fuxictr_mm.runs import DIAGNOSIS
 
     own = {} if test_data is None else {"test_data": test_data}
     where: dict[str, Any] = {"gpu": gpu, "data_root": data_root, "model_zoo": model_zoo}
@@ -187,7 +187,7 @@ def find_trained(
     if weights is not None:
         path, remedy = Path(weights), "give a file that run_expid.py wrote"
     elif found is not None:
-        path, remedy = found.path / WEIGHTS, "the weights of this run are gone; name others by --weights"
+        path, remedy = found.weights, "the weights of this run are gone; name others by --weights"
     else:
         path = newest
         remedy = f"{expid} is not trained; run python run_expid.py --expid {expid}, or name a file by --weights"
@@ -197,7 +197,7 @@ def find_trained(
     return Trained(params, model_class, path, None if found is None else found.run, output)
 
 
-def _find_run(params: Mapping[str, Any], name: str | None) -> RunRecord | None:
+def _find_run(params: Mapping[str, Any], name: str | None) -> Run | None:
     """Return the run of this name, or the newest finished one, None without any."""
     from fuxictr_mm.runs import find_runs, read_run, resolve_one
 

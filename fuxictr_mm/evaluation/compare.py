@@ -26,14 +26,14 @@ from fuxictr_mm.evaluation.significance import (
     fixed,
     holm,
 )
-from fuxictr_mm.runs import RunRecord, find_runs, resolve_one, state
+from fuxictr_mm.runs import Run, find_runs, resolve_one
 from fuxictr_mm.terminal import format_table, progress_bar
 
 #: Fewest users and bootstrap samples that make an interval.
 MIN_USERS, MIN_SAMPLES = 10, 100
 
 #: Called with the name of a group, a run of it that cannot be compared, and the reason.
-OnProblem = Callable[[str, RunRecord, UserError], None]
+OnProblem = Callable[[str, Run, UserError], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Comparison:
     ----------
     sides : list of Side
         In the order given; of more than two the best mean AUC first.
-    runs : list of list of RunRecord
+    runs : list of list of Run
         The runs of each side.
     pairs : list of Pair
         All pairs, those of the first side first.
@@ -87,7 +87,7 @@ class Comparison:
     """
 
     sides: list[Side]
-    runs: list[list[RunRecord]]
+    runs: list[list[Run]]
     pairs: list[Pair]
     rows: int
     positives: int
@@ -152,7 +152,7 @@ def compare(
     """
     known = find_runs(root)
     notes: list[str] = []
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[str, list[Run]] = {}
     owner: dict[Path, str] = {}
     for name in names:
         label = _label(name, names)
@@ -188,14 +188,14 @@ def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]
     return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
 
 
-def _newest_configuration(runs: Sequence[RunRecord], name: str, notes: list[str]) -> list[RunRecord]:
+def _newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> list[Run]:
     """Return the runs of the newest configuration, the newest of each seed, without broken ones."""
-    broken = [f"{name}, run {run.run}, is left out: {state(run)}" for run in runs if not run.is_usable]
+    broken = [f"{name}, run {run.run}, is left out: {run.state}" for run in runs if not run.is_usable]
     runs = [run for run in runs if run.is_usable]
     if not runs:
         raise DataError(f"{'; '.join(broken)}; train it again")
     notes += broken
-    kept: dict[int | None, RunRecord] = {}
+    kept: dict[int | None, Run] = {}
     for run in runs:
         if run.config_key == runs[0].config_key:
             kept.setdefault(run.seed, run)
@@ -214,19 +214,19 @@ class _Predictions(NamedTuple):
     """Predictions of one run for the n validation examples, each ``(n,)``."""
 
     name: str
-    run: RunRecord
+    run: Run
     label: np.ndarray
     prediction: np.ndarray
     group: np.ndarray | None
 
 
-def _raise(_: str, __: RunRecord, error: UserError) -> None:
+def _raise(_: str, __: Run, error: UserError) -> None:
     raise error
 
 
 def compare_groups(
-    groups: Mapping[str, Sequence[RunRecord]],
-    known: Sequence[RunRecord],
+    groups: Mapping[str, Sequence[Run]],
+    known: Sequence[Run],
     *,
     samples: int = 2000,
     seed: int = 0,
@@ -237,9 +237,9 @@ def compare_groups(
 
     Parameters
     ----------
-    groups : mapping of str to sequence of RunRecord
+    groups : mapping of str to sequence of Run
         Seeds of one configuration each, by the name for conclusions. More than two are sorted, the best first.
-    known : sequence of RunRecord
+    known : sequence of Run
         All runs: further seeds of a group's configuration count for the variance between seeds.
     samples, seed : int
         Bootstrap samples of users, and their seed.
@@ -263,7 +263,7 @@ def compare_groups(
     drawn = bootstrap_aucs(rankings, user, samples, seed, track)
     if drawn.shape[1] < samples // 2:
         raise DataError(f"only {drawn.shape[1]} of {samples} bootstrap samples hold both classes: too few examples")
-    compared: list[tuple[Side, list[RunRecord]]] = []
+    compared: list[tuple[Side, list[Run]]] = []
     for name in dict.fromkeys(entry.name for entry in kept):
         members = [i for i, entry in enumerate(kept) if entry.name == name]
         runs = [kept[i].run for i in members]
@@ -285,7 +285,7 @@ def compare_groups(
     )
 
 
-def _read(groups: Mapping[str, Sequence[RunRecord]], on_problem: OnProblem) -> list[_Predictions]:
+def _read(groups: Mapping[str, Sequence[Run]], on_problem: OnProblem) -> list[_Predictions]:
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
@@ -332,7 +332,7 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
     return user, []
 
 
-def _other_seeds(first: RunRecord, compared: Sequence[_Predictions], known: Sequence[RunRecord]) -> list[float]:
+def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[Run]) -> list[float]:
     """Return the AUC of further seeds of a run's configuration on the same examples."""
     taken = {entry.run.path.resolve() for entry in compared}
     seeds = {entry.run.seed for entry in compared if entry.run.config_key == first.config_key}
