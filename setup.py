@@ -42,7 +42,6 @@ setup(
         "encode": ["transformers>=4.45", "pillow>=10", "safetensors>=0.4"],
         "quantize": ["faiss-cpu>=1.9"],
         "quality": ["ftfy>=6.2", "py3langid>=0.4"],
-        "influence": ["captum>=0.7"],
         "tensorboard": ["tensorboard>=2.16"],
         "tuning": ["optuna>=5"],
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],

@@ -19,7 +19,7 @@ import numpy as np
 
 from fuxictr_mm.cli import run_main
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import Difference, RankedRows, Side, bootstrap_aucs, difference
+from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, difference
 from fuxictr_mm.runs import find_runs
 
 #: Runs of each side where sides have several.
@@ -43,7 +43,7 @@ def main() -> None:
     print("| --- " * 10 + "|")
     for expid in args.expid:
         scores, label, user = read_scores(args.root, expid)
-        ranked = [RankedRows(label, score) for score in scores]
+        ranked = [Ranking(label, score) for score in scores]
         samples = bootstrap_aucs(ranked, user, args.samples, 0)
         compare = comparer(ranked, samples, int(user.max()) + 1)
         deviation = np.std([run.auc for run in ranked], ddof=1)
@@ -54,8 +54,8 @@ def main() -> None:
         ]
         shares = [
             np.mean([d.rows_low > 0 or d.rows_high < 0 for d in groups]),
-            np.mean([d.is_shown() for d in groups]),
-            np.mean([d.is_shown() for d in pairs]),
+            np.mean([d.is_significant() for d in groups]),
+            np.mean([d.is_significant() for d in pairs]),
         ]
         planted = found_plants(scores, label, user, args.planted, args.plants) if args.plants else ("", "")
         print(
@@ -80,7 +80,7 @@ def read_scores(root: str, expid: str) -> tuple[list[np.ndarray], np.ndarray, np
     return [np.log(p / (1 - p)) for p in probability], label, user
 
 
-def comparer(ranked: Sequence[RankedRows], samples: np.ndarray, users: int) -> Callable[..., Difference]:
+def comparer(ranked: Sequence[Ranking], samples: np.ndarray, users: int) -> Callable[..., Difference]:
     """Return a function that compares runs by their numbers, with further seeds of either side if given."""
 
     def side(name: str, runs: Sequence[int], others: Sequence[int]) -> Side:
@@ -107,17 +107,17 @@ def found_plants(
         chosen = generator.sample(range(len(scores)), 2 * GROUP)
         worse = [scores[i] for i in chosen[GROUP:]]
         scale = _scale_of(lambda scale, worse=worse, error=error: _mean_auc(label, worse, scale * error), size)
-        ranked = [RankedRows(label, scores[i]) for i in chosen[:GROUP]]
-        ranked += [RankedRows(label, score + scale * error) for score in worse]
+        ranked = [Ranking(label, scores[i]) for i in chosen[:GROUP]]
+        ranked += [Ranking(label, score + scale * error) for score in worse]
         compare = comparer(ranked, bootstrap_aucs(ranked, user, 300, trial), int(user.max()) + 1)
         result = compare(range(GROUP), range(GROUP, 2 * GROUP))
-        found.append(result.is_shown() and result.value > 0)
+        found.append(result.is_significant() and result.value > 0)
         told.append(found[-1] or result.detectable > size)
     return f"{np.mean(found):.0%}", f"{np.mean(told):.0%}"
 
 
 def _mean_auc(label: np.ndarray, scores: Sequence[np.ndarray], error: np.ndarray) -> float:
-    return float(np.mean([RankedRows(label, score + error).auc for score in scores]))
+    return float(np.mean([Ranking(label, score + error).auc for score in scores]))
 
 
 def _scale_of(mean_auc: Callable[[float], float], size: float) -> float:

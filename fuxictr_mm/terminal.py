@@ -1,4 +1,4 @@
-"""A progress bar that counts items."""
+"""Text for terminals and reports: progress bars, tables, numbers, colours."""
 
 from __future__ import annotations
 
@@ -14,62 +14,59 @@ from tqdm import tqdm
 
 from fuxictr_mm.runtime import is_main
 
+#: ANSI codes of ``paint``.
+BOLD, RED = "1", "31"
+
+#: For a missing value, and for the sign of a number: a hyphen is too short beside digits.
+DASH, MINUS = "\u2013", "\u2212"
+
+#: Characters that XML or UTF-8 cannot hold, that break a line or reverse its direction, or that no font has.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ue000-\uf8ff\ufffe\uffff]")
+
 
 def progress_bar(batches: Iterable[Any], what: str, verbose: int = 1, done: int = 0, total: int | None = None) -> tqdm:
-    """Return a bar over ``batches``, of which ``done`` lie behind.
+    """Return a progress bar over ``batches``, ``done`` of which are finished already.
 
-    ``verbose=0``, no terminal, or a process that is not the main one: nothing is printed.
+    Nothing is printed with ``verbose=0``, without a terminal, or in a process other than the main one.
     """
     quiet = verbose == 0 or not sys.stderr.isatty() or not is_main()
     return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, initial=done, total=total)
 
 
 def item_bar(items: int, what: str, verbose: int, done: int = 0) -> tqdm:
-    """Return a bar of so many items, of which ``done`` lie behind, to be told of more by ``update``."""
+    """Return a progress bar over a number of items, advanced by ``update``; ``done`` are finished already."""
     bar = progress_bar([], what, verbose, done, items)
     bar.unit, bar.unit_scale = " items", True
     return bar
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Return columns two spaces apart; those named in ``right`` are aligned to the right.
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> str:
+    """Return a table with two spaces between columns; columns named in ``right`` are right-aligned, None is ``-``.
 
     Examples
     --------
-    >>> print(format_table(["run", "AUC"], [["a", "0.5"], ["other", "0.75"]], right=["AUC"]))
-    run     AUC
-    a       0.5
-    other  0.75
+    >>> print(format_table(["run", "AUC"], [["a", 0.5], ["other", None]], right=["AUC"]))
+    run    AUC
+    a      0.5
+    other    -
     """
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for line in (header, *rows):
-        cells = zip(header, line, widths, strict=True)
-        lines.append("  ".join(f"{c:>{w}}" if name in right else f"{c:<{w}}" for name, c, w in cells).rstrip())
-    return "\n".join(lines)
-
-
-#: What neither XML nor UTF-8 can hold, what would break a line or turn its direction, and what no font has.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ue000-\uf8ff\ufffe\uffff]")
-
-
-#: Shown where there is nothing.
-DASH = "\u2013"
-
-
-#: As typography has it; a hyphen is too short beside digits.
-MINUS = "\u2212"
+    lines = [list(header), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    columns = [f"{'>' if name in right else '<'}{width}" for name, width in zip(header, widths, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{column}}" for cell, column in zip(line, columns, strict=True)).rstrip() for line in lines
+    )
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number of a record, None for anything else."""
+    """Return a finite number as float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def decimal(value: Any, digits: int = 4) -> str:
-    """Return a number with so many digits, a dash for none.
+    """Return a number with ``digits`` decimals, a dash for anything else.
 
     Examples
     --------
@@ -81,22 +78,19 @@ def decimal(value: Any, digits: int = 4) -> str:
 
 
 def signed(value: Any, digits: int = 4) -> str:
-    """Return a number with its sign, a dash for none.
+    """Return a number with its sign and ``digits`` decimals, a dash for anything else.
 
     Examples
     --------
     >>> signed(0.0123), signed(-0.0123), signed(-0.00001)
     ('+0.0123', '−0.0123', '0.0000')
     """
-    found = number(value)
-    if found is None:
-        return DASH
-    found = round(found, digits)
-    return decimal(found, digits) if found == 0 else f"{found:+.{digits}f}".replace("-", MINUS)
+    text = decimal(value, digits)
+    return f"+{text}" if round(number(value) or 0, digits) > 0 else text
 
 
 def grouped(value: Any) -> str:
-    """Return a whole number with commas, a dash for none.
+    """Return a number as an integer with thousands separators, a dash for anything else.
 
     Examples
     --------
@@ -108,7 +102,7 @@ def grouped(value: Any) -> str:
 
 
 def printable(value: Any, width: int = 0) -> str:
-    """Return a text on one line without what cannot be written; with a width the middle of a longer one is left out.
+    """Return a text on one line, without unprintable characters; above ``width`` its middle is left out.
 
     Examples
     --------
@@ -123,7 +117,7 @@ def printable(value: Any, width: int = 0) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Join names as a sentence does.
+    """Join names with commas and "and"; above ``most`` the rest is counted.
 
     Examples
     --------
@@ -146,20 +140,8 @@ def plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-BOLD, RED = "1", "31"
-
-
 def paint(text: str, code: str, stream: TextIO) -> str:
-    """Return a text in a colour if the stream shows colours: on a terminal, without ``NO_COLOR`` (no-color.org).
-
-    Parameters
-    ----------
-    text : str
-        What is written.
-    code : str
-        ``BOLD`` or ``RED``.
-    stream : file
-        Where it is written to.
+    """Return a text in ``BOLD`` or ``RED`` if the stream is a terminal and ``NO_COLOR`` is not set (no-color.org).
 
     Examples
     --------
@@ -172,7 +154,7 @@ def paint(text: str, code: str, stream: TextIO) -> str:
 
 
 def fit_width(line: str, stream: TextIO) -> str:
-    """Cut a line to the width of the terminal; anywhere else it stays whole.
+    """Cut a line to the width of the terminal; on any other stream it stays whole.
 
     Examples
     --------

@@ -16,7 +16,7 @@ from fuxictr_mm import cli
 from fuxictr_mm.cli import COMMANDS, GROUPS, Parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "fuxictr.pytorch", "transformers", "faiss", "sklearn", "scipy", "captum", "matplotlib", "optuna")
+HEAVY = ("torch", "fuxictr.pytorch", "transformers", "faiss", "sklearn", "scipy", "matplotlib", "optuna")
 
 
 def told(capsys, *arguments):

@@ -1,14 +1,14 @@
-"""Attention: how far from uniform, what its weights and its heads are worth.
+"""Section on attention: how far its weights are from uniform, and the AUC drop without weights and without heads.
 
-Shape letters: B rows, H heads, P pairs of heads, A attention width.
+Shape letters: B examples, H heads, P pairs of heads, Q queries, L keys, N history items of a batch, A attention dim.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,128 +18,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from fuxictr_mm.diagnosis.scorer import Scorer, by_bucket
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, is_negligible
+from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, by_bucket
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
+from fuxictr_mm.layers.transformer import JaggedTransformerLayer
+from fuxictr_mm.terminal import format_table
 
-#: Entries of weights that are looked at together; bounds the memory of those of self-attention.
+#: Attention weights whose statistics are computed at once; bounds the memory for self-attention.
 CHUNK_ENTRIES = 1 << 22
 
+#: Bins of the histogram of entropy ratios, from 0 to 1.
+HISTOGRAM_BINS = 20
 
-class WeightStatistics(NamedTuple):
-    """Of each row, averaged over its queries; NaN where there is nothing to tell.
+#: Attention with an entropy ratio above this, and a negligible AUC drop with uniform weights, is uniform.
+UNIFORM_RATIO = 0.98
 
-    Parameters
-    ----------
-    lengths : Tensor
-        ``(B,)`` int64, keys of the row.
-    entropy_ratio : Tensor
-        ``(B, H)`` entropy against that of uniform weights; NaN for fewer than two keys or weights that are all zero.
-    largest : Tensor
-        ``(B, H)`` the largest share of one key; NaN as before.
-    silent : Tensor
-        ``(B, H)`` share of queries whose weights are all zero; NaN for a row without keys.
-    divergence : Tensor
-        ``(B, P)`` Jensen-Shannon divergence of each pair of heads in bits, 0 for equal weights and 1 for weights on
-        different keys; pairs in the order of ``torch.triu_indices(H, H, 1)``.
-    """
+#: A head whose output norm is below this fraction of the largest one's is inactive.
+INACTIVE_HEAD = 0.01
 
-    lengths: Tensor
-    entropy_ratio: Tensor
-    largest: Tensor
-    silent: Tensor
-    divergence: Tensor
+#: Heads whose weights diverge by less than this many bits attend to the same.
+ALIKE_BITS = 0.001
 
-
-def look_at(weights: Tensor, keys: Tensor, queries: Tensor) -> WeightStatistics:
-    r"""Describe the weights of a batch.
-
-    .. math::
-        p_n = \frac{|w_n|}{\sum_m |w_m|}, \qquad r = \frac{-\sum_n p_n \log p_n}{\log L}, \qquad
-        \mathrm{JS} = H\Big(\frac{p + q}{2}\Big) - \frac{H(p) + H(q)}{2}
-
-    Parameters
-    ----------
-    weights : Tensor
-        ``(B, H, Q, L)``; they need not sum to one, nor be positive.
-    keys : Tensor
-        ``(B, L)`` bool, which keys are real.
-    queries : Tensor
-        ``(B, Q)`` bool, which queries are real.
-
-    Examples
-    --------
-    >>> weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).view(1, 2, 1, 2)
-    >>> found = look_at(weights, torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool))
-    >>> found.entropy_ratio.tolist(), round(float(found.divergence), 4)
-    ([[1.0, 0.0]], 0.3113)
-    """
-    rows = max(1, CHUNK_ENTRIES // max(1, weights[0].numel())) if weights.shape[0] else 1
-    parts = [_look_at(*chunk) for chunk in zip(weights.split(rows), keys.split(rows), queries.split(rows), strict=True)]
-    return join(parts)
-
-
-def join(parts: list[WeightStatistics]) -> WeightStatistics:
-    """Put rows below each other."""
-    return WeightStatistics(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def _look_at(weights: Tensor, keys: Tensor, queries: Tensor) -> WeightStatistics:
-    sizes = weights.double().abs() * keys[:, None, None]
-    totals = sizes.sum(dim=-1)
-    real = queries[:, None].expand_as(totals) & (keys.sum(dim=1) > 0)[:, None, None]
-    speaks = real & (totals > 0)
-    shares = sizes / totals.where(speaks, torch.ones_like(totals)).unsqueeze(-1)
-    lengths = keys.sum(dim=1)
-    told = speaks & (lengths >= 2)[:, None, None]
-    entropy = _entropy(shares)
-    ratio = entropy / lengths.clamp(min=2).double().log()[:, None, None]
-    first, second = torch.triu_indices(weights.shape[1], weights.shape[1], 1)
-    divergence = [
-        _mean_over_rows(
-            (_entropy((shares[:, i] + shares[:, j]) / 2) - (entropy[:, i] + entropy[:, j]) / 2) / math.log(2),
-            told[:, i] & told[:, j],
-        )
-        for i, j in zip(first.tolist(), second.tolist(), strict=True)
-    ]
-    return WeightStatistics(
-        lengths.cpu(),
-        _mean_over_rows(ratio, told).cpu(),
-        _mean_over_rows(shares.amax(dim=-1) if shares.shape[-1] else totals, told).cpu(),
-        _mean_over_rows((totals == 0).double(), real).cpu(),
-        torch.stack(divergence, dim=1).cpu() if divergence else torch.zeros(len(lengths), 0, dtype=torch.float64),
-    )
-
-
-def _entropy(shares: Tensor) -> Tensor:
-    return -torch.special.xlogy(shares, shares).sum(dim=-1)
-
-
-def _mean_over_rows(values: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean over the last dimension of what is counted, NaN where nothing is."""
-    return (values * counted).sum(dim=-1) / counted.sum(dim=-1)
-
-
-def even(weights: Tensor, keys: Tensor) -> Tensor:
-    """Give every key of a row the mean of its weights ``(B, H, Q, L)``, so that their sum stays; padding gets none."""
-    lengths = keys.sum(dim=1).clamp(min=1)[:, None, None, None]
-    mean = (weights * keys[:, None, None]).sum(dim=-1, keepdim=True) / lengths
-    return mean * keys[:, None, None]
-
-
-#: Takes weights ``(B, H, Q, L)``, real keys ``(B, L)`` and real queries ``(B, Q)``; returns other weights, or None.
+#: Reads attention weights ``(B, H, Q, L)``, real keys ``(B, L)`` and queries ``(B, Q)``; returns new weights or None.
 OnWeights = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 
-class Probe(ABC):
-    """One attention module.
+class AttentionHooks(ABC):
+    """Hooks on one attention module.
 
     Parameters
     ----------
     name : str
-        Of the module inside the model.
+        Of the module in the model.
     module : nn.Module
         The module.
     """
@@ -150,15 +62,15 @@ class Probe(ABC):
         self.name = name
         self.module = module
         self.num_heads = 1
-        #: The linear map that joins the heads, None where the heads stand side by side in the module's output.
+        #: The linear layer that joins the heads, None where the module's output is the heads concatenated.
         self.projection: Any = None
 
     @abstractmethod
-    def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch; what it returns takes their place."""
+    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
+        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
 
     def on_heads(self, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Call ``change`` on the heads' outputs, side by side ``(.., A)``, before they are joined."""
+        """Call ``change`` on the concatenated outputs of the heads ``(.., A)``, and replace them by what it returns."""
         if self.projection is None:
             return self.module.register_forward_hook(lambda _, arguments, output: change(output))
 
@@ -168,62 +80,53 @@ class Probe(ABC):
 
         return self.projection.register_forward_pre_hook(before)
 
-    def contributions(self, heads: Tensor) -> Tensor:
-        """Return how long a vector each head adds to the module's output, ``(.., H)``, for outputs ``(.., A)``."""
+    @contextmanager
+    def on_weights(self, see: OnWeights) -> Iterator[None]:
+        """Apply ``hook_weights`` inside the block."""
+        with ExitStack() as stack:
+            for handle in self.hook_weights(see):
+                stack.enter_context(handle)
+            yield
+
+    def zeroed(self, heads: Sequence[int]) -> RemovableHandle:
+        """Return a context in which the outputs of these heads are zero."""
+
+        def change(outputs: Tensor) -> Tensor:
+            parts = enumerate(outputs.chunk(self.num_heads, dim=-1))
+            return torch.cat([torch.zeros_like(part) if head in heads else part for head, part in parts], dim=-1)
+
+        return self.on_heads(change)
+
+    def norms(self, heads: Tensor) -> Tensor:
+        """Return the norm of what each head adds to the output ``(.., H)``, from concatenated outputs ``(.., A)``."""
         parts = heads.detach().chunk(self.num_heads, dim=-1)
         if self.projection is not None:
             weights = self.projection.weight.detach().chunk(self.num_heads, dim=1)
             parts = tuple(F.linear(part, weight) for part, weight in zip(parts, weights, strict=True))
         return torch.stack([part.norm(dim=-1) for part in parts], dim=-1)
 
-    @contextmanager
-    def silenced(self, heads: Sequence[int]) -> Iterator[None]:
-        """Set the outputs of some heads to zero."""
 
-        def change(outputs: Tensor) -> Tensor:
-            parts = list(outputs.chunk(self.num_heads, dim=-1))
-            for head in heads:
-                parts[head] = torch.zeros_like(parts[head])
-            return torch.cat(parts, dim=-1)
-
-        handle = self.on_heads(change)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @contextmanager
-    def weighing(self, see: OnWeights) -> Iterator[None]:
-        """Call ``see`` on the weights of each batch inside the block."""
-        handles = self.on_weights(see)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-class _JaggedProbe(Probe):
-    """A module called with a target and a jagged history, one of whose modules has the ``(N, H)`` weights."""
+class _JaggedHooks(AttentionHooks):
+    """A module called with target and jagged history; a submodule takes or returns the weights ``(N, H)``."""
 
     @abstractmethod
-    def watched(self) -> tuple[nn.Module, bool]:
-        """Return the module that the weights pass through, and whether they are its input (or else its output)."""
+    def hooked(self) -> tuple[nn.Module, bool]:
+        """Return the submodule, and whether the weights are its input rather than its output."""
 
-    def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
+    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
+        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
         history: list[Jagged] = []
 
         def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             history[:] = [arguments[1]]
 
-        module, is_input = self.watched()
+        module, is_input = self.hooked()
 
         def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             weights_NH = arguments[0] if is_input else output
-            rows = history[0].with_values(self.normalized(history[0], weights_NH))
-            padded_BLH, keys = rows.to_padded(side="right")
-            queries = keys.new_ones(len(keys), 1)
-            changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, queries)
+            jagged = history[0].with_values(self.normalized(history[0], weights_NH))
+            padded_BLH, keys = jagged.to_padded(side="right")
+            changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
             return None if changed is None else changed.squeeze(2).transpose(1, 2)[keys].to(output.dtype)
 
         return [self.module.register_forward_pre_hook(remember), module.register_forward_hook(read)]
@@ -233,7 +136,7 @@ class _JaggedProbe(Probe):
         return weights_NH
 
 
-class TargetAttentionProbe(_JaggedProbe):
+class TargetAttentionHooks(_JaggedHooks):
     """``MultiHeadTargetAttention`` of this library; its weights pass through its dropout."""
 
     kind = "multi_head"
@@ -241,21 +144,21 @@ class TargetAttentionProbe(_JaggedProbe):
     def __init__(self, name: str, module: MultiHeadTargetAttention) -> None:
         super().__init__(name, module)
         self.num_heads = module.num_heads
-        # With one head the output map is folded into another product, and never called.
+        # With one head W_o is folded into another product, and never called.
         self.projection = module.W_o if module.use_qkvo and module.num_heads > 1 else None
 
-    def watched(self) -> tuple[nn.Module, bool]:
+    def hooked(self) -> tuple[nn.Module, bool]:
         """Return the dropout, which takes the weights."""
         return self.module.dropout, True
 
 
-class ActivationUnitProbe(_JaggedProbe):
+class ActivationUnitHooks(_JaggedHooks):
     """``DINAttention`` of this library; its weights come out of the last layer of its MLP."""
 
     kind = "activation_unit"
 
-    def watched(self) -> tuple[nn.Module, bool]:
-        """Return the last layer of the MLP, which gives the weights."""
+    def hooked(self) -> tuple[nn.Module, bool]:
+        """Return the last layer of the MLP, which returns the weights."""
         return self.module.attention_layer.mlp[-1], False
 
     def normalized(self, history: Jagged, weights_NH: Tensor) -> Tensor:
@@ -263,8 +166,8 @@ class ActivationUnitProbe(_JaggedProbe):
         return history.with_values(weights_NH).softmax().values if self.module.use_softmax else weights_NH
 
 
-class EncoderProbe(Probe):
-    """A transformer's layer over jagged rows; the weights of each bucket of rows pass through its dropout."""
+class EncoderHooks(AttentionHooks):
+    """A transformer layer over jagged rows; the weights of each bucket of rows pass through its dropout."""
 
     kind = "self_attention"
 
@@ -273,23 +176,22 @@ class EncoderProbe(Probe):
         self.num_heads = module.self_attn.num_heads
         self.projection = module.self_attn.out_proj
 
-    def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch; what it returns takes their place."""
+    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
+        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
         masks: list[Tensor] = []
 
         def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            buckets: Buckets = arguments[1]
-            masks[:] = buckets.masks
+            masks[:] = arguments[1].masks  # those of its buckets
 
         def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             mask = masks.pop(0)
             return see(arguments[0], mask, mask)
 
-        watched = self.module.attention_dropout
-        return [self.module.register_forward_pre_hook(remember), watched.register_forward_hook(read)]
+        dropout = self.module.attention_dropout
+        return [self.module.register_forward_pre_hook(remember), dropout.register_forward_hook(read)]
 
 
-class PaddedTargetAttentionProbe(Probe):
+class PaddedTargetAttentionHooks(AttentionHooks):
     """FuxiCTR's ``MultiHeadTargetAttention`` over padded histories."""
 
     kind = "multi_head"
@@ -299,8 +201,8 @@ class PaddedTargetAttentionProbe(Probe):
         self.num_heads = module.num_heads
         self.projection = module.W_o if module.use_qkvo else None
 
-    def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch; what it returns takes their place."""
+    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
+        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
 
         def read(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> Any:
             _, weights = output
@@ -312,23 +214,23 @@ class PaddedTargetAttentionProbe(Probe):
         return [self.module.dot_attention.register_forward_hook(read, with_kwargs=True)]
 
 
-class PaddedActivationUnitProbe(Probe):
+class PaddedActivationUnitHooks(AttentionHooks):
     """FuxiCTR's ``DIN_Attention`` over padded histories."""
 
     kind = "activation_unit"
 
-    def on_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch; what it returns takes their place."""
-        seen: list[Tensor] = []
+    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
+        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
+        masks: list[Tensor] = []
 
         def remember(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
             mask = named.get("mask", arguments[2] if len(arguments) > 2 else None)
             history = named.get("history_sequence", arguments[1] if len(arguments) > 1 else None)
             assert history is not None
-            seen[:] = [torch.ones(history.shape[:2], device=history.device) if mask is None else mask]
+            masks[:] = [torch.ones(history.shape[:2], device=history.device) if mask is None else mask]
 
         def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            keys = seen[0].bool()
+            keys = masks[0].bool()
             weights = output.view(keys.shape)
             if self.module.use_softmax:
                 weights = torch.softmax(weights.masked_fill(~keys, -1e9), dim=-1)
@@ -341,156 +243,348 @@ class PaddedActivationUnitProbe(Probe):
         ]
 
 
-def find_probes(model: nn.Module) -> list[Probe]:
-    """Return a probe for each attention module whose weights can be read, in the order of the model."""
-    kinds: dict[type, Callable[[str, Any], Probe]] = {
-        MultiHeadTargetAttention: TargetAttentionProbe,
-        DINAttention: ActivationUnitProbe,
-        JaggedTransformerLayer: EncoderProbe,
-        fuxictr_layers.MultiHeadTargetAttention: PaddedTargetAttentionProbe,
-        fuxictr_layers.DIN_Attention: PaddedActivationUnitProbe,
+def find_attention(model: nn.Module) -> list[AttentionHooks]:
+    """Return hooks for each attention module whose weights can be read, in the order of the model."""
+    kinds: dict[type, Callable[[str, Any], AttentionHooks]] = {
+        MultiHeadTargetAttention: TargetAttentionHooks,
+        DINAttention: ActivationUnitHooks,
+        JaggedTransformerLayer: EncoderHooks,
+        fuxictr_layers.MultiHeadTargetAttention: PaddedTargetAttentionHooks,
+        fuxictr_layers.DIN_Attention: PaddedActivationUnitHooks,
     }
     return [kinds[type(module)](name, module) for name, module in model.named_modules() if type(module) in kinds]
 
 
-#: Bins of the histogram of entropy ratios, from 0 to 1.
-HISTOGRAM_BINS = 20
+class WeightStatistics(NamedTuple):
+    """Statistics of attention weights by example, averaged over its queries; NaN where undefined.
+
+    Parameters
+    ----------
+    lengths : Tensor
+        ``(B,)`` int64, number of keys.
+    entropy_ratio : Tensor
+        ``(B, H)`` entropy over that of uniform weights; NaN for fewer than two keys or weights that are all zero.
+    largest : Tensor
+        ``(B, H)`` the largest normalized weight; NaN as before.
+    all_zero : Tensor
+        ``(B, H)`` fraction of queries whose weights are all zero; NaN without keys.
+    divergence : Tensor
+        ``(B, P)`` Jensen-Shannon divergence of each pair of heads in bits, 0 for equal weights and 1 for weights on
+        different keys; pairs in the order of ``torch.triu_indices(H, H, 1)``.
+    """
+
+    lengths: Tensor
+    entropy_ratio: Tensor
+    largest: Tensor
+    all_zero: Tensor
+    divergence: Tensor
 
 
-class Watched:
-    """What was seen of one attention module while the rows were scored."""
+def weight_statistics(weights: Tensor, keys: Tensor, queries: Tensor) -> WeightStatistics:
+    r"""Return the statistics of a batch of attention weights.
 
-    def __init__(self, probe: Probe) -> None:
-        self.probe = probe
-        self.parts: list[WeightStatistics] = []
-        self.norms: list[Tensor] = []
+    .. math::
+        p_n = \frac{|w_n|}{\sum_m |w_m|}, \qquad r = \frac{-\sum_n p_n \log p_n}{\log L}, \qquad
+        \mathrm{JS} = H\Big(\frac{p + q}{2}\Big) - \frac{H(p) + H(q)}{2}
+
+    Parameters
+    ----------
+    weights : Tensor
+        ``(B, H, Q, L)``; they need not sum to one, nor be positive.
+    keys : Tensor
+        ``(B, L)`` bool, True for real keys.
+    queries : Tensor
+        ``(B, Q)`` bool, True for real queries.
+
+    Examples
+    --------
+    >>> weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).view(1, 2, 1, 2)
+    >>> found = weight_statistics(weights, torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool))
+    >>> found.entropy_ratio.tolist(), round(float(found.divergence), 4)
+    ([[1.0, 0.0]], 0.3113)
+    """
+    size = max(1, CHUNK_ENTRIES // max(1, weights[0].numel())) if weights.shape[0] else 1
+    chunks = zip(weights.split(size), keys.split(size), queries.split(size), strict=True)
+    return concatenate([_weight_statistics(*chunk) for chunk in chunks])
+
+
+def concatenate(parts: Sequence[WeightStatistics]) -> WeightStatistics:
+    """Concatenate statistics over examples."""
+    return WeightStatistics(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _weight_statistics(weights: Tensor, keys: Tensor, queries: Tensor) -> WeightStatistics:
+    sizes = weights.double().abs() * keys[:, None, None]
+    totals = sizes.sum(dim=-1)
+    lengths = keys.sum(dim=1)
+    real = queries[:, None].expand_as(totals) & (lengths > 0)[:, None, None]
+    nonzero = real & (totals > 0)
+    p = sizes / totals.where(nonzero, 1.0).unsqueeze(-1)
+    defined = nonzero & (lengths >= 2)[:, None, None]
+    entropy = torch.special.entr(p).sum(dim=-1)
+    divergence = []
+    for i, j in _pairs(weights.shape[1]):
+        of_mean = torch.special.entr((p[:, i] + p[:, j]) / 2).sum(dim=-1)
+        bits = (of_mean - (entropy[:, i] + entropy[:, j]) / 2) / math.log(2)
+        divergence.append(_mean_over_queries(bits, defined[:, i] & defined[:, j]))
+    return WeightStatistics(
+        lengths.cpu(),
+        _mean_over_queries(entropy / lengths.clamp(min=2).double().log()[:, None, None], defined).cpu(),
+        _mean_over_queries(p.amax(dim=-1) if p.shape[-1] else totals, defined).cpu(),
+        _mean_over_queries((totals == 0).double(), real).cpu(),
+        torch.stack(divergence, dim=1).cpu() if divergence else torch.zeros(len(lengths), 0, dtype=torch.float64),
+    )
+
+
+def _mean_over_queries(values: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean over the last dimension where ``counted``, NaN without any."""
+    return (values * counted).sum(dim=-1) / counted.sum(dim=-1)
+
+
+def _pairs(num_heads: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(num_heads) for j in range(i + 1, num_heads)]
+
+
+def uniform(weights: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    """Return uniform weights of the same sum over the real keys ``(B, H, Q, L)``; padding gets 0."""
+    lengths = keys.sum(dim=1).clamp(min=1)[:, None, None, None]
+    mean = (weights * keys[:, None, None]).sum(dim=-1, keepdim=True) / lengths
+    return mean * keys[:, None, None]
+
+
+class RecordedAttention:
+    """Weights and head outputs of one attention module, recorded while examples are scored."""
+
+    def __init__(self, hooks: AttentionHooks) -> None:
+        self.hooks = hooks
+        self._statistics: list[WeightStatistics] = []
+        self._norms: list[Tensor] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Collect, inside the block, the weights and the outputs of the heads."""
+    def recording(self) -> Iterator[None]:
+        """Record inside the block."""
 
-        def see(weights: Tensor, keys: Tensor, queries: Tensor) -> None:
-            self.parts.append(look_at(weights.detach(), keys, queries))
+        def on_weights(weights: Tensor, keys: Tensor, queries: Tensor) -> None:
+            self._statistics.append(weight_statistics(weights.detach(), keys, queries))
 
-        def hear(heads: Tensor) -> None:
-            self.norms.append(self.probe.contributions(heads).flatten(0, -2).cpu())
+        def on_heads(heads: Tensor) -> None:
+            self._norms.append(self.hooks.norms(heads).flatten(0, -2).cpu())
 
-        handle = self.probe.on_heads(hear)
-        try:
-            with self.probe.weighing(see):
-                yield
-        finally:
-            handle.remove()
+        with self.hooks.on_heads(on_heads), self.hooks.on_weights(on_weights):
+            yield
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the module was not called."""
+        return not (self._statistics and self._norms)
 
     @property
     def statistics(self) -> WeightStatistics:
-        """Of all rows, in whatever order they came."""
-        return join(self.parts)
+        """Of all examples, in the order in which they were computed."""
+        return concatenate(self._statistics)
 
     @property
     def output_norms(self) -> np.ndarray:
-        """``(H,)`` mean length of what each head adds to the output."""
-        return torch.cat(self.norms).double().mean(dim=0).numpy()
+        """``(H,)`` mean norm of what each head adds to the output."""
+        return torch.cat(self._norms).double().mean(dim=0).numpy()
 
 
-def number_of_passes(probes: Sequence[Probe]) -> int:
-    """Return how often ``measure_evenly`` and ``measure_heads`` score the rows."""
-    return sum(2 + (2 * p.num_heads if p.num_heads > 1 else 0) for p in probes)
+def number_of_passes(found: Sequence[AttentionHooks]) -> int:
+    """Return how often ``measure`` scores the examples."""
+    return sum(2 + (2 * hooks.num_heads if hooks.num_heads > 1 else 0) for hooks in found)
 
 
-def describe_entropy(watched: Watched) -> dict[str, Any]:
-    """Return how near to uniform the weights are, over all rows with two history items or more, by length and head."""
-    seen = watched.statistics
-    lengths, ratio = seen.lengths.numpy(), seen.entropy_ratio.numpy()
-    told = ~np.isnan(ratio)
+def measure(scorer: Scorer, recorded: Sequence[RecordedAttention]) -> dict[str, Any]:
+    """Return the sections ``attention`` and ``heads``, as ``docs/diagnosis.md`` describes them; none without attention.
 
-    def of_head(head: int | slice) -> Callable[[np.ndarray], dict[str, Any]]:
-        return lambda rows: {"entropy_ratio": _mean(ratio[rows, head])}
+    Parameters
+    ----------
+    scorer : Scorer
+        After ``score_base``.
+    recorded : sequence of RecordedAttention
+        Recorded during ``score_base``.
+    """
+    recorded = [recording for recording in recorded if not recording.is_empty]
+    if not recorded:
+        return {}
+    attention = []
+    for recording in recorded:
+        with recording.hooks.on_weights(uniform):
+            drop = scorer.auc_drop(scorer.score())
+        entry = {**describe(recording), "uniform_auc_lost": drop.value, "uniform_noise": drop.noise}
+        attention.append(entry)
+    return {"attention": attention, "heads": [measure_heads(scorer, recording) for recording in recorded]}
 
-    per_head = [
-        {
-            "head": head,
-            "entropy_ratio": _mean(ratio[:, head]),
-            "largest_weight": _mean(seen.largest[:, head].numpy()),
-            "silent_share": _mean(seen.silent[:, head].numpy()),
-            "by_length": by_bucket(lengths, told[:, head], of_head(head)),
-        }
-        for head in range(ratio.shape[1])
-    ]
-    counts, edges = np.histogram(ratio[told].clip(0, 1), bins=HISTOGRAM_BINS, range=(0.0, 1.0))
+
+def describe(recording: RecordedAttention) -> dict[str, Any]:
+    """Return how uniform the weights are, over examples with two history items or more, by length and by head."""
+    found = recording.statistics
+    lengths, ratio = found.lengths.numpy(), found.entropy_ratio.numpy()
+    defined = ~np.isnan(ratio)
+
+    def by_length(head: int | slice, counted: np.ndarray) -> list[dict[str, Any]]:
+        return by_bucket(lengths, counted, lambda rows: {"entropy_ratio": _mean(ratio[rows, head])})
+
+    counts, edges = np.histogram(ratio[defined].clip(0, 1), bins=HISTOGRAM_BINS, range=(0.0, 1.0))
     return {
-        "name": watched.probe.name,
-        "kind": watched.probe.kind,
-        "num_heads": watched.probe.num_heads,
-        "rows": int(told.any(axis=1).sum()),
+        "name": recording.hooks.name,
+        "kind": recording.hooks.kind,
+        "num_heads": recording.hooks.num_heads,
+        "rows": int(defined.any(axis=1).sum()),
         "entropy_ratio": _mean(ratio),
-        "entropy_ratio_deviation": float(np.std(ratio[told])) if told.any() else None,
-        "silent_share": _mean(seen.silent.numpy()),
-        "by_length": by_bucket(lengths, told.any(axis=1), of_head(slice(None))),
+        "entropy_ratio_deviation": float(np.std(ratio[defined])) if defined.any() else None,
+        "silent_share": _mean(found.all_zero.numpy()),
+        "by_length": by_length(slice(None), defined.any(axis=1)),
         "histogram": [
             {"low": float(low), "high": float(high), "count": int(count)}
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ],
-        "per_head": per_head,
+        "per_head": [
+            {
+                "head": head,
+                "entropy_ratio": _mean(ratio[:, head]),
+                "largest_weight": _mean(found.largest[:, head].numpy()),
+                "silent_share": _mean(found.all_zero[:, head].numpy()),
+                "by_length": by_length(head, defined[:, head]),
+            }
+            for head in range(ratio.shape[1])
+        ],
     }
 
 
-def measure_evenly(scorer: Scorer, probe: Probe) -> dict[str, float]:
-    """Return the AUC that is lost when each history item gets the mean of its row's weights."""
+def measure_heads(scorer: Scorer, recording: RecordedAttention) -> dict[str, Any]:
+    """Return how the heads differ, and the AUC drop without each of them and with each alone."""
+    hooks, norms = recording.hooks, recording.output_norms
+    everything = range(hooks.num_heads)
 
-    def see(weights: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-        return even(weights, keys)
+    def without(heads: Sequence[int]) -> AUCDrop:
+        with hooks.zeroed(heads):
+            return scorer.auc_drop(scorer.score())
 
-    with probe.weighing(see):
-        cost = scorer.cost(scorer.score())
-    return {"uniform_auc_lost": cost.auc_lost, "uniform_noise": cost.noise}
-
-
-def measure_heads(scorer: Scorer, watched: Watched) -> dict[str, Any]:
-    """Return how unlike the heads are, and the AUC that is lost without each of them and with each alone."""
-    probe = watched.probe
-    everything = list(range(probe.num_heads))
-    norms = watched.output_norms
-    all_removed = _without(scorer, probe, everything)
+    all_removed = without(everything)
     heads = []
     for head in everything:
-        others = [h for h in everything if h != head]
-        removed = _without(scorer, probe, [head]) if others else all_removed
-        alone = _without(scorer, probe, others) if others else {"auc_lost": 0.0, "noise": 0.0}
+        others = [other for other in everything if other != head]
+        removed, alone = (without([head]), without(others)) if others else (all_removed, AUCDrop(0.0, 0.0))
         heads.append(
             {
                 "head": head,
                 "output_norm": float(norms[head]),
                 "output_share": float(norms[head] / norms.sum()) if norms.sum() > 0 else 0.0,
-                "removed_auc_lost": removed["auc_lost"],
-                "removed_noise": removed["noise"],
-                "alone_auc_lost": alone["auc_lost"],
-                "alone_noise": alone["noise"],
+                "removed_auc_lost": removed.value,
+                "removed_noise": removed.noise,
+                "alone_auc_lost": alone.value,
+                "alone_noise": alone.noise,
             }
         )
-    pairs = torch.triu_indices(probe.num_heads, probe.num_heads, 1).t().tolist()
-    divergence = watched.statistics.divergence.numpy()
+    divergence = recording.statistics.divergence.numpy()
     return {
-        "attention": probe.name,
-        "num_heads": probe.num_heads,
-        "all_removed_auc_lost": all_removed["auc_lost"],
-        "all_removed_noise": all_removed["noise"],
-        "divergence": _mean(divergence) if pairs else None,
+        "attention": hooks.name,
+        "num_heads": hooks.num_heads,
+        "all_removed_auc_lost": all_removed.value,
+        "all_removed_noise": all_removed.noise,
+        "divergence": _mean(divergence),
         "pairs": [
-            {"first": first, "second": second, "divergence": _mean(divergence[:, number])}
-            for number, (first, second) in enumerate(pairs)
+            {"first": first, "second": second, "divergence": _mean(divergence[:, pair])}
+            for pair, (first, second) in enumerate(_pairs(hooks.num_heads))
         ],
         "heads": heads,
     }
 
 
-def _without(scorer: Scorer, probe: Probe, heads: Sequence[int]) -> dict[str, float]:
-    with probe.silenced(heads):
-        cost = scorer.cost(scorer.score())
-    return {"auc_lost": cost.auc_lost, "noise": cost.noise}
-
-
 def _mean(values: np.ndarray) -> float | None:
-    """Return the mean of what is no NaN, None without any."""
-    told = values[~np.isnan(values)]
-    return float(told.mean()) if told.size else None
+    """Return the mean of values that are not NaN, None without any."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else None
+
+
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return the tables of attention modules and of heads."""
+    if "attention" not in result:
+        return []
+    modules = [
+        [
+            entry["name"],
+            entry["kind"],
+            _ratio(entry["entropy_ratio"]),
+            " ".join(f"{bucket['name']}: {_ratio(bucket['entropy_ratio'])}" for bucket in entry["by_length"]),
+            _drop(entry, "uniform"),
+        ]
+        for entry in result["attention"]
+    ]
+    heads: list[list[object]] = []
+    for entry in result["heads"]:
+        name = entry["attention"]
+        for head in entry["heads"]:
+            share = f"{head['output_share']:.1%}"
+            heads.append([f"{name} {head['head']}", share, _drop(head, "removed"), _drop(head, "alone")])
+        if entry["num_heads"] > 1:
+            heads.append([f"{name} all", "100.0%", _drop(entry, "all_removed"), None])
+    return [
+        format_table(["attention", "kind", "entropy / uniform", "by history length", "AUC drop if uniform"], modules),
+        format_table(["head", "of output", "AUC drop without it", "AUC drop with it alone"], heads),
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _drop(entry: Mapping[str, Any], change: str) -> str:
+    return f"{entry[f'{change}_auc_lost']:+.4f} ± {entry[f'{change}_noise']:.4f}"
+
+
+def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with attention modules and their heads."""
+    uniform_modules = set()
+    for entry in result.get("attention", []):
+        name, ratio, drop, noise = (entry[k] for k in ("name", "entropy_ratio", "uniform_auc_lost", "uniform_noise"))
+        if ratio is not None and ratio > UNIFORM_RATIO and is_negligible(drop, noise):
+            uniform_modules.add(name)
+            yield Finding(
+                PROBLEM,
+                "attention",
+                "uniform_attention",
+                name,
+                f"{name} attends uniformly: its weights have {ratio:.1%} of the entropy of uniform ones, and uniform "
+                f"weights cost {drop:.4f} AUC (noise {noise:.4f})",
+                "it does what a mean would do: train longer or with a higher learning rate, use fewer heads or a "
+                "larger attention_dim, or take interest: mean",
+            )
+    for entry in result.get("heads", []):
+        yield from _findings_of_heads(entry, is_uniform=entry["attention"] in uniform_modules)
+
+
+def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[Finding]:
+    name, largest = entry["attention"], max(head["output_norm"] for head in entry["heads"])
+    for head in entry["heads"]:
+        number, drop = head["head"], head["removed_auc_lost"]
+        if head["output_norm"] <= INACTIVE_HEAD * largest and is_negligible(drop, head["removed_noise"]):
+            output = "zero" if head["output_norm"] == 0 else f"{head['output_share']:.2%} of that of all heads"
+            yield Finding(
+                PROBLEM,
+                "heads",
+                "silent_head",
+                f"{name} head {number}",
+                f"head {number} of {name} is inactive: removing it costs {drop:.4f} AUC; its output is {output}",
+                "if it was not set to zero by hand, use fewer heads or less weight decay on the attention",
+            )
+    if entry["divergence"] is not None and entry["divergence"] < ALIKE_BITS and not is_uniform:
+        yield Finding(
+            NOTE,
+            "heads",
+            "heads_alike",
+            name,
+            f"the heads of {name} attend to the same: their weights differ by {entry['divergence']:.5f} of 1 bit",
+            "fewer heads, or one, may do as well",
+        )
+    if is_negligible(entry["all_removed_auc_lost"], entry["all_removed_noise"]):
+        yield Finding(
+            WARNING,
+            "heads",
+            "attention_does_nothing",
+            name,
+            f"{name} has no measurable effect: without its output the model loses {entry['all_removed_auc_lost']:.4f} "
+            f"AUC (noise {entry['all_removed_noise']:.4f})",
+            "see what permuting the history costs; another path from the history to the logit may do the work",
+        )

@@ -1,57 +1,99 @@
-"""Whether a predicted probability is met.
+"""Section on calibration: whether clicks are as frequent as predicted.
 
-Shape letters: R rows, K bins.
+Shape letters: R examples, K bins.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from fuxictr_mm.evaluation.significance import NORMAL_95
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, Finding
 
-#: Draws of labels from the predictions, to learn what the error would be if they were true.
-DRAWS = 200
+BINS = 15
+
+#: Samples of labels from the predictions, for the error of a calibrated model.
+SAMPLES = 200
+
+#: An expected calibration error above this, and above its noise, is a problem.
+CALIBRATION_ERROR = 0.05
+
+#: A slope this far from 1 means overconfident or underconfident predictions.
+SLOPE_TOLERANCE = 0.2
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share.
+def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: int = 0) -> dict[str, Any]:
+    """Return the reliability curve and its summary.
 
-    Wilson, Journal of the American Statistical Association 22, 1927, https://doi.org/10.1080/01621459.1927.10502953
+    Parameters
+    ----------
+    label, prediction : ndarray
+        ``(R,)``
+    bins : int
+        K, at most R.
+    seed : int
+        Of the samples of labels.
 
-    Examples
-    --------
-    >>> [round(bound, 3) for bound in wilson(5, 10)]
-    [0.237, 0.763]
+    Returns
+    -------
+    dict
+        ``curve``, a list with one entry per bin: ``rows``, ``mean_prediction``, ``rate`` with its Wilson interval
+        ``low`` to ``high``, and ``from``, ``to``, the range of predictions; ``expected_calibration_error``, and
+        ``noise``, its 95 % quantile if the predictions are the true probabilities; ``mean_prediction``, ``rate``;
+        ``intercept`` and ``slope`` of ``recalibrate``.
     """
-    z2 = NORMAL_95**2
-    share = successes / count
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = NORMAL_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return centre - half, centre + half
+    bins = min(bins, len(label))
+    bin_of = equal_bins(prediction, bins)
+    generator = np.random.default_rng(seed)
+    errors = [expected_error(generator.random(len(label)) < prediction, prediction, bin_of) for _ in range(SAMPLES)]
+    intercept, slope = recalibrate(label, prediction) or (None, None)
+    return {
+        "mean_prediction": float(prediction.mean()),
+        "rate": float(label.mean()),
+        "expected_calibration_error": expected_error(label, prediction, bin_of),
+        "noise": float(np.quantile(errors, 0.95)),
+        "intercept": intercept,
+        "slope": slope,
+        "curve": [_describe_bin(label[bin_of == k], prediction[bin_of == k]) for k in range(bins)],
+    }
+
+
+def _describe_bin(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(label.sum()), len(label)).proportion_ci(0.95, method="wilson")
+    return {
+        "rows": len(label),
+        "from": float(prediction.min()),
+        "to": float(prediction.max()),
+        "mean_prediction": float(prediction.mean()),
+        "rate": float(label.mean()),
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
 
 
 def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each row ``(R,)``: bins of equal count by rising prediction; of equals the first row first."""
-    place = np.empty(len(prediction), dtype=np.int64)
+    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction, ties in the order of rows."""
+    bin_of = np.empty(len(prediction), dtype=np.int64)
     for number, rows in enumerate(np.array_split(np.argsort(prediction, kind="stable"), bins)):
-        place[rows] = number
-    return place
+        bin_of[rows] = number
+    return bin_of
 
 
-def expected_error(label: np.ndarray, prediction: np.ndarray, place: np.ndarray) -> float:
+def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray) -> float:
     r"""Return the expected calibration error, :math:`\sum_k \frac{n_k}{R} |\bar y_k - \bar p_k|`.
 
     Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015,
-    https://ojs.aaai.org/index.php/AAAI/article/view/9602; bins of equal count rather than width.
+    https://ojs.aaai.org/index.php/AAAI/article/view/9602; with bins of equal count instead of equal size.
     """
-    return float(np.abs(np.bincount(place, weights=label - prediction)).sum() / len(label))
+    return float(np.abs(np.bincount(bin_of, weights=label - prediction)).sum() / len(label))
 
 
 def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float] | None:
-    r"""Fit :math:`\mathrm{logit}\, P(y) = a + b \, \mathrm{logit}\, p`; None where it has no finite solution.
+    r"""Fit :math:`\mathrm{logit}\, P(y) = a + b \, \mathrm{logit}\, p`; None without a finite solution.
 
     Cox: Two Further Applications of a Model for Binary Regression, Biometrika 45, 1958,
     https://doi.org/10.1093/biomet/45.3-4.562
@@ -59,12 +101,12 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
     Returns
     -------
     tuple of float
-        Intercept a, 0 if right on average, and slope b, 1 if right; below 1 the model is too sure of itself.
+        Intercept a, 0 for a calibrated mean, and slope b, 1 if calibrated; below 1 for overconfident predictions.
     """
     clipped = prediction.clip(1e-7, 1 - 1e-7)
     inputs = np.stack([np.ones(len(label)), np.log(clipped / (1 - clipped))], axis=1)
     solution = np.array([0.0, 1.0])
-    for _ in range(100):
+    for _ in range(100):  # Newton's method
         fitted = 1 / (1 + np.exp(-(inputs @ solution).clip(-500, 500)))
         hessian = (inputs * (fitted * (1 - fitted))[:, None]).T @ inputs
         if not np.isfinite(hessian).all() or np.linalg.cond(hessian) > 1e12:
@@ -76,52 +118,37 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
     return None
 
 
-def describe(label: np.ndarray, prediction: np.ndarray, bins: int = 15, seed: int = 0) -> dict[str, Any]:
-    """Return the reliability curve and what it amounts to.
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return one line."""
+    entry = result["calibration"]
+    slope = "" if entry["slope"] is None else f", slope {entry['slope']:.2f}, intercept {entry['intercept']:+.2f}"
+    return [
+        f"calibration: expected error {entry['expected_calibration_error']:.4f} (noise {entry['noise']:.4f}), mean "
+        f"prediction {entry['mean_prediction']:.4f}, rate {entry['rate']:.4f}{slope}"
+    ]
 
-    Parameters
-    ----------
-    label, prediction : ndarray
-        ``(R,)``.
-    bins : int
-        K, fewer where there are fewer rows.
-    seed : int
-        Of the draws of labels.
 
-    Returns
-    -------
-    dict
-        ``curve``, a list with one entry per bin: ``rows``, ``mean_prediction``, ``rate``, its interval ``low`` to
-        ``high``, and ``from``, ``to``, the predictions that it holds; ``expected_calibration_error``, and ``noise``,
-        what 95 % of such rows stay below if the predictions are the true probabilities; ``mean_prediction``, ``rate``;
-        ``intercept`` and ``slope`` of ``recalibrate``.
-    """
-    bins = min(bins, len(label))
-    place = equal_bins(prediction, bins)
-    curve = []
-    for number in range(bins):
-        rows = place == number
-        low, high = wilson(int(label[rows].sum()), int(rows.sum()))
-        curve.append(
-            {
-                "rows": int(rows.sum()),
-                "from": float(prediction[rows].min()),
-                "to": float(prediction[rows].max()),
-                "mean_prediction": float(prediction[rows].mean()),
-                "rate": float(label[rows].mean()),
-                "low": low,
-                "high": high,
-            }
+def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield whether predictions are miscalibrated, overconfident or underconfident."""
+    entry = result["calibration"]
+    error, noise, slope = entry["expected_calibration_error"], entry["noise"], entry["slope"]
+    if error > max(CALIBRATION_ERROR, noise):
+        yield Finding(
+            PROBLEM,
+            "calibration",
+            "miscalibrated",
+            "predictions",
+            f"the expected calibration error is {error:.3f} (noise {noise:.3f}): the mean prediction is "
+            f"{entry['mean_prediction']:.3f}, the click rate {entry['rate']:.3f}",
+            "ranking is not affected; before using them as probabilities, fit intercept and slope on held-out rows",
         )
-    random = np.random.default_rng(seed)
-    drawn = [expected_error(random.random(len(label)) < prediction, prediction, place) for _ in range(DRAWS)]
-    line = recalibrate(label, prediction)
-    return {
-        "mean_prediction": float(prediction.mean()),
-        "rate": float(label.mean()),
-        "expected_calibration_error": expected_error(label, prediction, place),
-        "noise": float(np.quantile(drawn, 0.95)),
-        "intercept": line[0] if line else None,
-        "slope": line[1] if line else None,
-        "curve": curve,
-    }
+    if slope is not None and abs(slope - 1) > SLOPE_TOLERANCE:
+        kind = "overconfident" if slope < 1 else "underconfident"
+        yield Finding(
+            NOTE,
+            "calibration",
+            kind,
+            "predictions",
+            f"the model is {kind}: logits fit the clicks best when multiplied by {slope:.2f}",
+            "more regularization or fewer epochs" if slope < 1 else "train longer, or with less regularization",
+        )

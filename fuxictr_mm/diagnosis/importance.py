@@ -1,4 +1,7 @@
-"""Which fields there are, and which of them belong together."""
+"""Section on fields: the AUC drop when fields are permuted, alone and in groups, and the weights that SENet gives them.
+
+Shape letters: I items, R examples, F fields.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,25 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
-from fuxictr_mm.diagnosis.scorer import Cost, Scorer, with_context, with_history
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, is_negligible
+from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, with_context, with_history
 from fuxictr_mm.evaluation.significance import NORMAL_95
+from fuxictr_mm.terminal import format_table
 
-#: Parts of a column's name, between underscores, that say what it was made of.
-TEXT = frozenset({"text", "txt", "title", "bert", "caption"})
+#: Parts of a column's name, between underscores, that tell its modality.
+MODALITIES = {
+    "text": frozenset({"text", "txt", "title", "bert", "caption"}),
+    "image": frozenset({"image", "img", "clip", "visual", "cover", "picture"}),
+}
 
+#: A modality whose AUC drop is this many times smaller than another's is dominated by it.
+IMBALANCE = 10.0
 
-IMAGE = frozenset({"image", "img", "clip", "visual", "cover", "picture"})
+#: SENet weights whose standard deviation over examples and fields is below this fraction of their mean are constant.
+CONSTANT_GATE = 0.01
+
+#: A field whose weight is below this fraction of the largest field's is excluded.
+CLOSED_GATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,13 +46,13 @@ class Group:
     Parameters
     ----------
     name : str
-        For reports.
+        Name in the results.
     kind : {"field", "modality", "vectors", "ids", "context", "history"}
         What it is.
     fields : tuple of str
         Context columns or item fields, never both; empty for the history.
     source : {"context", "item", "history"}
-        Where they stand.
+        What the fields belong to.
     """
 
     name: str
@@ -48,7 +62,7 @@ class Group:
 
 
 def modality_of(name: str, kind: str) -> str | None:
-    """Return ``text`` or ``image`` where the column's name says so, else a vector's own name, None for an id.
+    """Return ``text`` or ``image`` if the column's name tells, else the name of an embedding, None for an id.
 
     Examples
     --------
@@ -57,51 +71,42 @@ def modality_of(name: str, kind: str) -> str | None:
     >>> modality_of("item_emb_d128", "embedding"), modality_of("item_tags", "sequence")
     ('item_emb_d128', None)
     """
-    parts = name.lower().split("_")
-    for part in parts:
-        if part in TEXT:
-            return "text"
-        if part in IMAGE:
-            return "image"
+    for part in name.lower().split("_"):
+        for modality, words in MODALITIES.items():
+            if part in words:
+                return modality
     return name if kind == "embedding" else None
 
 
 def context_fields(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the context columns that a model reads."""
-    return [n for n, s in features.items() if _is_read(s) and s.get("source") != ITEM_SOURCE and n != ITEM_SEQ]
-
-
-def item_fields(features: Mapping[str, Mapping[str, Any]], stored: tuple[str, ...]) -> list[str]:
-    """Return the item fields that a model reads, out of those that are ``stored``."""
+    """Return the context columns among the features of a feature map."""
     return [
-        n
-        for n, s in features.items()
-        if _is_read(s) and s.get("source") == ITEM_SOURCE and (n == ITEM_ID or n in stored)
+        name
+        for name, spec in features.items()
+        if spec["type"] != "meta" and spec.get("source") != ITEM_SOURCE and name != ITEM_SEQ
     ]
 
 
-def vector_fields(features: Mapping[str, Mapping[str, Any]], stored: tuple[str, ...]) -> list[str]:
-    """Return the item fields that are vectors."""
-    return [n for n in item_fields(features, stored) if features[n]["type"] == "embedding"]
+def item_fields(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str]) -> list[str]:
+    """Return the item fields among the features of a feature map: ``item_id`` and ``stored`` columns of the items."""
+    return [
+        name
+        for name, spec in features.items()
+        if spec["type"] != "meta" and spec.get("source") == ITEM_SOURCE and name in (ITEM_ID, *stored)
+    ]
 
 
-def _is_read(spec: Mapping[str, Any]) -> bool:
-    return spec["type"] != "meta"
-
-
-def all_groups(features: Mapping[str, Mapping[str, Any]], stored: tuple[str, ...]) -> list[Group]:
-    """Return every field by itself, then modalities, all vectors, all ids, the whole context and the history.
+def all_groups(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str]) -> list[Group]:
+    """Return every field, then modalities, all modalities, all ids, the whole context and the history.
 
     Parameters
     ----------
     features : mapping
         Of the model's feature map.
-    stored : tuple of str
+    stored : sequence of str
         Columns of the item table.
     """
     context, items = context_fields(features), item_fields(features, stored)
-    groups = [Group(name, "field", (name,), "context") for name in context]
-    groups += [Group(name, "field", (name,), "item") for name in items]
     modalities: dict[str, list[str]] = {}
     ids = []
     for name in items:
@@ -110,6 +115,8 @@ def all_groups(features: Mapping[str, Mapping[str, Any]], stored: tuple[str, ...
             ids.append(name)
         else:
             modalities.setdefault(modality, []).append(name)
+    groups = [Group(name, "field", (name,), "context") for name in context]
+    groups += [Group(name, "field", (name,), "item") for name in items]
     groups += [Group(name, "modality", tuple(fields), "item") for name, fields in modalities.items()]
     if len(modalities) > 1:
         groups.append(Group("all modalities", "vectors", tuple(f for m in modalities.values() for f in m), "item"))
@@ -120,8 +127,8 @@ def all_groups(features: Mapping[str, Mapping[str, Any]], stored: tuple[str, ...
     return [*groups, Group("history", "history", (), "history")]
 
 
-def draw(items: ItemTable, seed: int) -> Tensor:
-    """Return which item each item takes its features from, ``(I,)``: a permutation of the known ones, padding fixed."""
+def permute_items(items: ItemTable, seed: int) -> Tensor:
+    """Return the item that each item takes its features from ``(I,)``: known items are permuted, others stay."""
     known = items.known.nonzero().squeeze(1)[1:].cpu()
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     permutation = torch.arange(items.num_items)
@@ -130,22 +137,22 @@ def draw(items: ItemTable, seed: int) -> Tensor:
 
 
 @contextmanager
-def swapped(model: Any, names: Sequence[str], permutation: Tensor) -> Iterator[Callable[[Any], Any] | None]:
-    """Let items show the named features of other items, wherever they stand: as target and in every history.
+def permuted_items(model: Any, names: Sequence[str], permutation: Tensor) -> Iterator[Callable[[Any], Any] | None]:
+    """Give items the named features of other items, as target and in every history.
 
     Parameters
     ----------
     model : BaseModel
-        Its feature map's items are meant.
+        The items of its feature map are meant.
     names : sequence of str
-        Item fields; those given together move together.
+        Item fields, permuted together.
     permutation : Tensor
-        ``(I,)`` of ``draw``.
+        ``(I,)`` of ``permute_items``.
 
     Yields
     ------
     callable or None
-        What is to be done to each batch as well, where a view holds ids of items beside the item fields.
+        To apply to each batch as well, for batch formats with item ids besides the item fields.
     """
     items = model.feature_map.items
     moved = set(names)
@@ -161,7 +168,7 @@ def swapped(model: Any, names: Sequence[str], permutation: Tensor) -> Iterator[C
             return batch
         return {**batch, ITEM_SEQ: permutation[batch[ITEM_SEQ]]}
 
-    # Vectors that train along are the model's own, and are asked for by id.
+    # Trainable embeddings are the model's own, looked up by id.
     trained = getattr(model, "item_vectors", {})
     handles = [
         trained[name].register_forward_pre_hook(lambda _, arguments: (permutation[arguments[0]],))
@@ -177,67 +184,62 @@ def swapped(model: Any, names: Sequence[str], permutation: Tensor) -> Iterator[C
             handle.remove()
 
 
-def permute_once(scorer: Scorer, group: Group, seed: int) -> Cost:
-    """Return what one permutation of a group costs.
+def permute_once(scorer: Scorer, group: Group, seed: int) -> AUCDrop:
+    """Return the AUC drop of one permutation of a group.
 
-    Context columns and histories are permuted among the rows, item fields among the items, so that an item keeps one
-    set of features as target and in every history. Fields of a group move together. A seed means one permutation, of
-    rows and of items, for all groups.
+    Context columns and histories are permuted among the examples, item fields among the items, so that an item has the
+    same features as target and in every history. A seed means one permutation of examples and of items for all groups.
     """
     if group.source == "item":
-        permutation = draw(scorer.model.feature_map.items, seed)
-        with swapped(scorer.model, group.fields, permutation) as change:
-            return scorer.cost(scorer.score(change=change))
+        permutation = permute_items(scorer.model.feature_map.items, seed)
+        with permuted_items(scorer.model, group.fields, permutation) as change:
+            return scorer.auc_drop(scorer.score(change=change))
     table = scorer.table
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).to(table.target.device)
-    if group.source == "history":
-        return scorer.cost(scorer.score(with_history(table, rows)))
-    return scorer.cost(scorer.score(with_context(table, list(group.fields), rows)))
+    changed = with_history(table, rows) if group.source == "history" else with_context(table, group.fields, rows)
+    return scorer.auc_drop(scorer.score(changed))
 
 
-def measure(scorer: Scorer, groups: Sequence[Group], repeats: int, seed: int) -> list[dict[str, Any]]:
+def number_of_passes(groups: Sequence[Group], repeats: int) -> int:
+    """Return how often ``measure`` scores the examples."""
+    return repeats * len({(group.source, group.fields) for group in groups})
+
+
+def measure(scorer: Scorer, groups: Sequence[Group], repeats: int, seed: int) -> dict[str, Any]:
     """Permute each group ``repeats`` times.
 
     Returns
     -------
-    list of dict
-        ``name``, ``kind``, ``source``, ``fields``; ``auc_lost``, the mean over the repeats; ``deviation`` of the
-        repeats; ``noise``, half of the 95 % interval of ``auc_lost``, from the repeats and from DeLong's variance of
-        the difference; ``lost``, of each repeat.
+    dict
+        ``fields`` and ``groups``, lists of ``name``, ``kind``, ``source``, ``fields``; ``auc_lost``, the mean AUC drop;
+        its ``deviation`` over repeats; ``noise``, the half width of its 95 % interval, from the repeats and from
+        DeLong's variance; ``lost``, the AUC drop of each repeat.
     """
     measured: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
-    entries = []
+    found: dict[str, list[dict[str, Any]]] = {"fields": [], "groups": []}
     for group in groups:
         key = (group.source, group.fields)
         if key not in measured:
-            costs = [permute_once(scorer, group, seed + repeat) for repeat in range(repeats)]
-            measured[key] = _summarize(costs)
-        entries.append(
-            {"name": group.name, "kind": group.kind, "source": group.source, "fields": list(group.fields)}
-            | measured[key]
-        )
-    return entries
+            measured[key] = _summarize([permute_once(scorer, group, seed + repeat) for repeat in range(repeats)])
+        entry = {"name": group.name, "kind": group.kind, "source": group.source, "fields": list(group.fields)}
+        found["fields" if group.kind == "field" else "groups"].append(entry | measured[key])
+    return found
 
 
-def number_of_passes(groups: Sequence[Group], repeats: int) -> int:
-    """Return how often ``measure`` scores the rows."""
-    return repeats * len({(group.source, group.fields) for group in groups})
-
-
-def _summarize(costs: Sequence[Cost]) -> dict[str, Any]:
-    lost = np.array([cost.auc_lost for cost in costs])
-    deviation = float(lost.std(ddof=1)) if len(lost) > 1 else 0.0
-    variance = float(np.mean([cost.variance for cost in costs])) + deviation**2 / len(lost)
+def _summarize(drops: Sequence[AUCDrop]) -> dict[str, Any]:
+    values = np.array([drop.value for drop in drops])
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    variance = float(np.mean([drop.variance for drop in drops])) + deviation**2 / len(values)
     return {
-        "auc_lost": float(lost.mean()),
+        "auc_lost": float(values.mean()),
         "deviation": deviation,
         "noise": NORMAL_95 * math.sqrt(variance),
-        "lost": lost.tolist(),
+        "lost": values.tolist(),
     }
 
 
-class WatchedSENet:
-    """The weights of one SENet while the rows are scored."""
+class RecordedSENet:
+    """The weights of one SENet, recorded while examples are scored."""
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name
@@ -245,29 +247,46 @@ class WatchedSENet:
         self.parts: list[Tensor] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Collect the weights inside the block."""
-        handle = self.module.excitation.register_forward_hook(
-            lambda _, arguments, output: self.parts.append(output.detach().double().cpu())
-        )
-        try:
+    def recording(self) -> Iterator[None]:
+        """Record inside the block."""
+
+        def record(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.parts.append(output.detach().double().cpu())
+
+        with self.module.excitation.register_forward_hook(record):
             yield
-        finally:
-            handle.remove()
-
-    @property
-    def weights(self) -> np.ndarray:
-        """``(R, F)``."""
-        return torch.cat(self.parts).numpy()
 
 
-def find_senets(model: nn.Module) -> list[WatchedSENet]:
+def find_senets(model: nn.Module) -> list[RecordedSENet]:
     """Return every SENet of a model, of this library or of FuxiCTR."""
-    return [WatchedSENet(name, m) for name, m in model.named_modules() if isinstance(m, SqueezeExcitation)]
+    return [RecordedSENet(name, m) for name, m in model.named_modules() if isinstance(m, SqueezeExcitation)]
+
+
+def describe_senets(senets: Sequence[RecordedSENet], context: list[str], items: list[str]) -> dict[str, Any]:
+    """Return the section ``senet``: statistics over examples of each field's weight; none without SENet."""
+    found = []
+    for senet in senets:
+        if not senet.parts:
+            continue
+        weights = torch.cat(senet.parts).numpy()
+        low, median, high = np.quantile(weights, [0.05, 0.5, 0.95], axis=0)
+        fields = [
+            {
+                "field": field,
+                "mean": float(weights[:, i].mean()),
+                "deviation": float(weights[:, i].std()),
+                "low": float(low[i]),
+                "median": float(median[i]),
+                "high": float(high[i]),
+            }
+            for i, field in enumerate(name_fields(weights.shape[1], context, items))
+        ]
+        found.append({"name": senet.name, "fields": fields})
+    return {"senet": found} if found else {}
 
 
 def name_fields(count: int, context: list[str], items: list[str]) -> list[str]:
-    """Name the F fields: context, target and history, or context and target, or by number.
+    """Name the F fields of a SENet: context, target and history, or context and target, else by number.
 
     Examples
     --------
@@ -280,20 +299,122 @@ def name_fields(count: int, context: list[str], items: list[str]) -> list[str]:
     return names if count == len(names) else [f"field.{number}" for number in range(count)]
 
 
-def describe(name: str, weights: np.ndarray, fields: list[str]) -> dict[str, Any]:
-    """Return mean, standard deviation and quantiles over rows of each field's weight ``(R, F)``."""
-    low, median, high = np.quantile(weights, [0.05, 0.5, 0.95], axis=0)
-    return {
-        "name": name,
-        "fields": [
-            {
-                "field": field,
-                "mean": float(weights[:, i].mean()),
-                "deviation": float(weights[:, i].std()),
-                "low": float(low[i]),
-                "median": float(median[i]),
-                "high": float(high[i]),
-            }
-            for i, field in enumerate(fields)
-        ],
-    }
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return a table for each SENet, and one of permuted fields and groups."""
+    found = [
+        format_table(
+            [f"{entry['name']}: field", "mean weight", "std"],
+            [[f["field"], f"{f['mean']:.3f}", f"{f['deviation']:.3f}"] for f in entry["fields"]],
+        )
+        for entry in result.get("senet", [])
+    ]
+    entries = [*result["importance"]["fields"], *result["importance"]["groups"]]
+    rows = [
+        [
+            e["name"],
+            e["kind"],
+            f"{e['auc_lost']:+.4f} ± {e['noise']:.4f}",
+            f"{e['deviation']:.4f}",
+            ", ".join(e["fields"]),
+        ]
+        for e in sorted(entries, key=lambda e: (e["kind"] == "field", -e["auc_lost"]))
+    ]
+    return [*found, format_table(["permuted", "kind", "AUC drop", "std", "fields"], rows)]
+
+
+def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with SENets, fields and groups."""
+    yield from _findings_of_senets(result.get("senet", []))
+    groups, fields = result["importance"]["groups"], result["importance"]["fields"]
+    covered: set[str] = set()
+    for group in groups:
+        if group["kind"] != "vectors" and is_negligible(group["auc_lost"], group["noise"]):
+            covered |= set(group["fields"])
+            yield _not_read(group) if is_not_read(group) else _no_effect(group)
+    useful = [g for g in groups if g["kind"] == "modality" and not is_negligible(g["auc_lost"], g["noise"])]
+    if useful:
+        yield from _imbalance(useful)
+    for field in fields:
+        if field["name"] not in covered and is_negligible(field["auc_lost"], field["noise"]):
+            yield _not_read(field) if is_not_read(field) else _no_effect(field)
+
+
+def _findings_of_senets(senets: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for entry in senets:
+        means = np.array([field["mean"] for field in entry["fields"]])
+        mean, largest = means.mean(), means.max()
+        deviations = np.array([field["deviation"] for field in entry["fields"]])
+        deviation = math.sqrt(np.mean(deviations**2 + (means - mean) ** 2))
+        if mean > 0 and deviation < CONSTANT_GATE * mean:
+            yield Finding(
+                WARNING,
+                "senet",
+                "senet_constant",
+                entry["name"],
+                f"{entry['name']} gives every field the same weight ({mean:.3f}, standard deviation {deviation:.4f})",
+                "it has no effect: train longer, or leave it out (senet: False)",
+            )
+        for field in entry["fields"]:
+            if field["high"] <= CLOSED_GATE * largest:
+                yield Finding(
+                    NOTE,
+                    "senet",
+                    "senet_closed",
+                    field["field"],
+                    f"{entry['name']} excludes {field['field']}: its mean weight is {field['mean']:.4f}, that of the "
+                    f"strongest field {largest:.3f}",
+                    "see the AUC drop when the field is permuted",
+                )
+
+
+def is_not_read(entry: Mapping[str, Any]) -> bool:
+    """Whether no permutation changed the order of any two examples: the AUC drop and its noise are exactly 0."""
+    return entry["auc_lost"] == 0 and entry["deviation"] == 0 and entry["noise"] == 0
+
+
+def _imbalance(modalities: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    weakest, strongest = (choose(modalities, key=lambda g: g["auc_lost"]) for choose in (min, max))
+    if strongest["auc_lost"] > IMBALANCE * weakest["auc_lost"]:
+        yield Finding(
+            WARNING,
+            "importance",
+            "modality_imbalance",
+            weakest["name"],
+            f"the {strongest['name']} dominates the {weakest['name']}: permuting it costs {strongest['auc_lost']:.4f} "
+            f"AUC against {weakest['auc_lost']:.4f}",
+            "reduce each modality separately (strategy V4) and scale them alike; train each alone to see what it is "
+            "worth",
+        )
+
+
+def _who(entry: Mapping[str, Any]) -> str:
+    """Return what an entry is, with its fields."""
+    names = {"modality": f"the modality {entry['name']}", "ids": "the ids of items", "context": "the context"}
+    who = {**names, "history": "the history"}.get(entry["kind"], entry["name"])
+    return f"{who} ({', '.join(entry['fields'])})" if entry["kind"] in names else who
+
+
+def _not_read(entry: Mapping[str, Any]) -> Finding:
+    return Finding(
+        NOTE,
+        "importance",
+        "not_read",
+        entry["name"],
+        f"the model does not read {_who(entry)}: permuting changes no prediction's rank",
+        "if it should, use a model that does; else leave it out",
+    )
+
+
+def _no_effect(entry: Mapping[str, Any]) -> Finding:
+    kind = entry["kind"]
+    severity = {"modality": PROBLEM, "field": NOTE}.get(kind, WARNING)
+    advice = "train without it and compare"
+    if kind == "modality":
+        advice = (
+            "its embeddings may be noise, those of other items, or dominated by another field: run "
+            "fuxictr-mm check-data, look at the neighbours of items, train without it"
+        )
+    text = f"no measurable effect of {_who(entry)}: permuting costs {entry['auc_lost']:.4f} AUC"
+    text += f" (noise {entry['noise']:.4f})"
+    code = f"{kind}_do_nothing" if kind == "ids" else f"{kind}_does_nothing"
+    return Finding(severity, "importance", code, entry["name"], text, advice)

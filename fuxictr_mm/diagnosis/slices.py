@@ -1,36 +1,42 @@
-"""AUC by how often an item was clicked in training, and by the length of the history.
+"""Sections on slices: AUC by how often an item was clicked in training, and by the length of the history.
 
-Shape letters: R rows, I items.
+Shape letters: R examples, I items.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.diagnosis.scorer import CLICKS, LENGTHS, by_bucket
+from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
+from fuxictr_mm.diagnosis.scorer import by_bucket
 from fuxictr_mm.evaluation.significance import auc_with_interval
+from fuxictr_mm.terminal import format_table
+
+#: Lower bounds of the buckets of clicks; the last bucket is open.
+CLICKS = (0, 1, 3, 6, 11, 21, 51, 101, 201, 501, 1001)
+
+#: What the buckets of each section count.
+COUNTED = {"popularity": "clicks in training", "history_length": "items of history"}
+
+#: A bucket whose whole interval is this far below the AUC of all examples is weak.
+WEAK_BUCKET = 0.02
 
 
 class Popularity(NamedTuple):
-    """What training rows say of each item.
-
-    Parameters
-    ----------
-    shown, clicked : ndarray
-        ``(I,)`` rows of training data that show the item, and those with a click.
-    """
+    """Training examples ``(I,)`` of each item, and those with a click."""
 
     shown: np.ndarray
     clicked: np.ndarray
 
 
 def count_items(path: str | os.PathLike[str], label: str, num_items: int) -> Popularity:
-    """Count the rows of a training file, a chunk at a time.
+    """Count the examples of a training file, a chunk at a time.
 
     Raises
     ------
@@ -48,38 +54,98 @@ def count_items(path: str | os.PathLike[str], label: str, num_items: int) -> Pop
     return Popularity(*counts)
 
 
-def describe_rows(label: np.ndarray, prediction: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    """Return ``positives``, ``rate``, ``mean_prediction`` and the AUC with its interval of some rows."""
-    return {
-        "positives": int(label[rows].sum()),
-        "rate": float(label[rows].mean()),
-        "mean_prediction": float(prediction[rows].mean()),
-        **auc_with_interval(label[rows], prediction[rows]),
-    }
+def measure(
+    label: np.ndarray,
+    prediction: np.ndarray,
+    lengths: np.ndarray,
+    target: np.ndarray,
+    popularity: Popularity | None,
+) -> dict[str, Any]:
+    """Return the sections ``history_length`` and, where it is known, ``popularity``: lists of buckets.
 
+    Of items without training examples the bucket comes first, with ``cold`` True; they are in no other.
 
-def by_history_length(label: np.ndarray, prediction: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
-    """Return what ``describe_rows`` says of each bucket of history lengths ``(R,)``."""
-    return by_bucket(
-        lengths, np.ones(len(label), dtype=bool), lambda rows: describe_rows(label, prediction, rows), LENGTHS
-    )
-
-
-def by_popularity(
-    label: np.ndarray, prediction: np.ndarray, target: np.ndarray, popularity: Popularity
-) -> list[dict[str, Any]]:
-    """Return what ``describe_rows`` says of each bucket of clicks of the target ``(R,)`` in training.
-
-    Items that no training row shows come first, with ``cold`` True; they are in no other bucket.
+    Parameters
+    ----------
+    label, prediction, lengths, target : ndarray
+        ``(R,)``; history lengths and item ids.
+    popularity : Popularity or None
+        Of the training file.
     """
 
     def describe(rows: np.ndarray) -> dict[str, Any]:
-        return describe_rows(label, prediction, rows)
+        return describe_rows(label[rows], prediction[rows])
 
-    cold = popularity.shown[target] == 0
-    entries = []
-    if cold.any():
+    result = {"history_length": by_bucket(lengths, np.ones(len(label), dtype=bool), describe)}
+    if popularity is not None:
+        cold = popularity.shown[target] == 0
         rows = np.flatnonzero(cold)
-        entries = [{"name": "never shown", "from": 0, "to": 0, "cold": True, "rows": len(rows), **describe(rows)}]
-    warm = by_bucket(popularity.clicked[target], ~cold, describe, CLICKS)
-    return entries + [{**entry, "cold": False} for entry in warm]
+        first = {"name": "never shown", "from": 0, "to": 0, "cold": True, "rows": len(rows)}
+        warm = by_bucket(popularity.clicked[target], ~cold, describe, CLICKS)
+        result["popularity"] = [first | describe(rows)] if cold.any() else []
+        result["popularity"] += [{**entry, "cold": False} for entry in warm]
+    return result
+
+
+def describe_rows(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    """Return ``positives``, ``rate``, ``mean_prediction`` and the AUC with its interval of some examples."""
+    return {
+        "positives": int(label.sum()),
+        "rate": float(label.mean()),
+        "mean_prediction": float(prediction.mean()),
+        **auc_with_interval(label, prediction),
+    }
+
+
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return a table of each section."""
+    found = []
+    for section, counted in COUNTED.items():
+        rows = [
+            [
+                entry["name"],
+                entry["rows"],
+                entry["positives"],
+                None if entry["auc"] is None else f"{entry['auc']:.4f}",
+                None if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}",
+            ]
+            for entry in result.get(section, [])
+        ]
+        if rows:
+            found.append(format_table([counted, "rows", "clicks", "AUC", "interval"], rows))
+    return found
+
+
+def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield weak buckets: cold items, and of the others in each section the weakest."""
+    overall = result["metrics"]["auc"]
+    for section, counted in COUNTED.items():
+        weak = [e for e in result.get(section, []) if e["auc"] is not None and e["high"] < overall - WEAK_BUCKET]
+        others = [entry for entry in weak if not entry.get("cold")]
+        for entry in weak:
+            if entry.get("cold"):
+                yield Finding(
+                    WARNING,
+                    section,
+                    "weak_on_cold_items",
+                    entry["name"],
+                    _weak(entry, "of items without training examples", overall),
+                    "their embeddings should carry them: see the AUC drop of each modality, and try embeddings without "
+                    "ids",
+                )
+        if others:
+            entry = min(others, key=lambda e: e["auc"])
+            more = f"; {len(others) - 1} more such groups" if len(others) > 1 else ""
+            yield Finding(
+                NOTE,
+                section,
+                f"weak_by_{section}",
+                entry["name"],
+                _weak(entry, f"with {entry['name']} {counted}", overall) + more,
+                "compare with another model on these rows: they may be hard for any",
+            )
+
+
+def _weak(entry: Mapping[str, Any], which: str, overall: float) -> str:
+    interval = f"{entry['low']:.3f} to {entry['high']:.3f}"
+    return f"AUC is {entry['auc']:.3f} ({interval}) on {entry['rows']} rows {which}, and {overall:.3f} on all rows"

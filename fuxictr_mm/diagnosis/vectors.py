@@ -1,12 +1,13 @@
-"""The items whose vectors point the same way as those of a few well-known items.
+"""Sections on item embeddings: their spectrum, what a reduction kept, and the nearest neighbours of well-known items.
 
-Shape letters: I items, K neighbours, D width.
+Shape letters: I items, D embedding dim, K neighbours.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +15,163 @@ import numpy as np
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.diagnosis.findings import WARNING, Finding
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.terminal import format_table
+
+logger = logging.getLogger(__name__)
 
 TITLE = "item_title"
 
+#: Components in the curve of kept variance; of more, this many are listed, evenly on a logarithmic scale.
+LISTED = 256
 
-def nearest_by_cosine(vectors: np.ndarray, item: int, known: np.ndarray, number: int) -> list[tuple[int, float]]:
-    """Return the items of highest cosine with one item, and the cosine; none if it has no vector.
+#: A larger fraction of items without an embedding is reported.
+MISSING_EMBEDDINGS = 0.05
+
+#: Embeddings of a smaller effective rank have collapsed.
+COLLAPSED_RANK = 2.0
+
+
+def measure(
+    columns: Mapping[str, np.ndarray], clicks: np.ndarray, known: np.ndarray, item_files: Sequence[str]
+) -> dict[str, Any]:
+    """Return the sections ``vectors`` and ``neighbours``, described in ``docs/diagnosis.md``; none without columns.
 
     Parameters
     ----------
-    vectors : ndarray
-        ``(I, D)`` by item id.
-    item : int
-        Id.
+    columns : mapping of str to ndarray
+        ``(I, D)`` by item id, row 0 is padding.
+    clicks : ndarray
+        ``(I,)``
     known : ndarray
-        ``(I,)`` bool, ids to choose from; those without a vector are left out.
-    number : int
-        K.
+        ``(I,)`` bool, items of the item files.
+    item_files : sequence of str
+        Paths of the item files, for titles and reducers.
     """
-    lengths = np.linalg.norm(vectors, axis=1).astype(np.float64)
-    if lengths[item] == 0:
-        return []
-    cosine = (vectors @ vectors[item]).astype(np.float64) / np.where(lengths > 0, lengths, 1) / lengths[item]
-    chosen = known & (lengths > 0)
-    chosen[item] = False
-    ids = np.flatnonzero(chosen)
-    order = np.lexsort((ids, -cosine[ids]))[:number]
-    return [(int(i), float(cosine[i])) for i in ids[order]]
+    if not columns:
+        return {}
+    described = [
+        {**describe(name, vectors[1:][known[1:]]), "reduction": find_reduction(name, item_files)}
+        for name, vectors in columns.items()
+    ]
+    return {"vectors": described, "neighbours": find_neighbours(columns, clicks, known, item_files)}
 
 
-def most_clicked(clicks: np.ndarray, known: np.ndarray, number: int) -> list[int]:
-    """Return the ids of the items ``(I,)`` with most clicks, the lower id first of equals."""
-    ids = np.flatnonzero(known)
-    return [int(i) for i in ids[np.lexsort((ids, -clicks[ids]))[:number]]]
+def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
+    """Return the statistics of the embeddings ``(I, D)`` of all known items, without padding."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    found = vectors[norms > 0]
+    norms = norms[norms > 0] if len(found) else np.zeros(1)
+    variances = spectrum(found) if len(found) else np.zeros(vectors.shape[1])
+    total = float(variances.sum())
+    kept = np.cumsum(variances) / total if total > 0 else np.zeros(len(variances))
+    components = np.arange(1, len(kept) + 1)
+    if len(kept) > LISTED:
+        components = np.unique(np.geomspace(1, len(kept), LISTED).round().astype(int))
+    return {
+        "column": column,
+        "width": vectors.shape[1],
+        "items": len(vectors),
+        "zero_share": float(1 - len(found) / len(vectors)) if len(vectors) else 0.0,
+        "norm_mean": float(norms.mean()),
+        "norm_deviation": float(norms.std()),
+        "norm_min": float(norms.min()),
+        "norm_max": float(norms.max()),
+        "variance": total,
+        "effective_rank": effective_rank(variances),
+        "participation_ratio": participation_ratio(variances),
+        "components_90": int(np.searchsorted(kept, 0.9) + 1) if total > 0 else 0,
+        "components_99": int(np.searchsorted(kept, 0.99) + 1) if total > 0 else 0,
+        "kept": [{"components": int(n), "kept": float(kept[n - 1])} for n in components],
+    }
 
 
-def read_titles(item_files: Sequence[str], ids: Iterable[int]) -> dict[int, str]:
-    """Return the titles of some items, from whichever item files have ``item_title``."""
-    wanted = np.array(sorted(set(ids)), dtype=np.int64)
-    titles: dict[int, str] = {}
-    for path in item_files:
-        try:
-            files = parquet.part_files(path)
-        except UserError:
-            continue  # a file that the experiment has no need of
-        for file in files:
-            if not {ITEM_ID, TITLE} <= set(parquet.open_parquet(file).schema_arrow.names):
-                continue
-            for row, batch in parquet.read_chunks(file, [ITEM_ID, TITLE]):
-                found = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
-                for place in np.flatnonzero(np.isin(found, wanted)):
-                    title = batch.column(TITLE)[int(place)].as_py()
-                    if title is not None:
-                        titles.setdefault(int(found[place]), str(title))
-    return titles
+def spectrum(vectors: np.ndarray) -> np.ndarray:
+    """Return the variances of the principal components of ``(I, D)``, the largest first, ``(D,)`` float64."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    return np.linalg.eigvalsh(centred.T @ centred / max(len(vectors), 1))[::-1].clip(min=0)
 
 
-def describe_neighbours(
+def effective_rank(variances: np.ndarray) -> float:
+    r"""Return :math:`\exp(-\sum_j q_j \log q_j)`, :math:`q_j` the fraction of variance of component j.
+
+    Roy and Vetterli: The Effective Rank, EUSIPCO 2007, https://ieeexplore.ieee.org/document/7098875
+
+    Examples
+    --------
+    >>> round(effective_rank(np.array([2.0, 2.0, 0.0])), 6), effective_rank(np.zeros(3))
+    (2.0, 0.0)
+    """
+    from scipy.stats import entropy
+
+    return float(np.exp(entropy(variances))) if variances.sum() > 0 else 0.0
+
+
+def participation_ratio(variances: np.ndarray) -> float:
+    r"""Return :math:`(\sum_j \lambda_j)^2 / \sum_j \lambda_j^2`, the number of components if all are equal.
+
+    Examples
+    --------
+    >>> participation_ratio(np.array([2.0, 2.0, 0.0]))
+    2.0
+    """
+    squares = float((variances**2).sum())
+    return float(variances.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | None:
+    """Return what ``fuxictr-mm embed reduce`` kept of the variance, None without a reducer next to the column's file.
+
+    Returns
+    -------
+    dict or None
+        ``file``, ``strategy``, ``width``, ``kept`` (fraction of all variance), ``kept_of`` (a list of ``modality`` and
+        ``kept``), and for a joint PCA ``made_of`` (a list of ``modality`` and ``share``).
+    """
+    holding = [
+        file
+        for path in item_files
+        for file in _part_files(path)
+        if column in parquet.open_parquet(file).schema_arrow.names
+    ]
+    # A column is read from the first file that has it.
+    path = holding[0].with_suffix(".reducer.safetensors") if holding else None
+    if path is None or not path.is_file():
+        return None
+    from fuxictr_mm.embeddings.reduce import Reducer, summarize
+
+    try:
+        reducer = Reducer.load(path)
+    except UserError as error:
+        logger.warning(f"{error}; what it kept is left out")
+        return None
+    for entry in summarize(reducer, "")["strategies"]:
+        if column.endswith(entry["column"]):
+            found = {"file": str(path), **{key: entry[key] for key in ("strategy", "width", "kept")}}
+            found["kept_of"] = [{"modality": m, "kept": kept} for m, kept in entry["kept_of"].items()]
+            if "made_of" in entry:
+                found["made_of"] = [{"modality": m, "share": share} for m, share in entry["made_of"].items()]
+            return found
+    return None
+
+
+def _part_files(path: str) -> list[Path]:
+    try:
+        return parquet.part_files(path)
+    except UserError:
+        return []  # a file that the experiment does not need
+
+
+def find_neighbours(
     columns: Mapping[str, np.ndarray],
     clicks: np.ndarray,
     known: np.ndarray,
     item_files: Sequence[str],
-    number_of_items: int = 5,
+    num_items: int = 5,
     number: int = 5,
 ) -> list[dict[str, Any]]:
-    """Return the neighbours of the most clicked items by every vector column.
+    """Return the K nearest neighbours of the most clicked items by each embedding column.
 
     Returns
     -------
@@ -87,11 +179,12 @@ def describe_neighbours(
         ``item_id``, ``title`` (None without one), ``clicks``, and ``columns``, a list of ``column`` and
         ``neighbours``: a list of ``item_id``, ``title`` and ``cosine``.
     """
-    known = known.copy()
-    known[0] = False
+    ids = np.flatnonzero(known)
+    ids = ids[ids > 0]
+    most_clicked = ids[np.lexsort((ids, -clicks[ids]))[:num_items]].tolist()
     found = {
-        item: {column: nearest_by_cosine(vectors, item, known, number) for column, vectors in columns.items()}
-        for item in most_clicked(clicks, known, number_of_items)
+        item: {column: nearest_by_cosine(vectors, item, ids, number) for column, vectors in columns.items()}
+        for item in most_clicked
     }
     mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | found.keys()
     titles = read_titles(item_files, mentioned)
@@ -112,115 +205,95 @@ def describe_neighbours(
     ]
 
 
-logger = logging.getLogger(__name__)
+def nearest_by_cosine(vectors: np.ndarray, item: int, ids: np.ndarray, number: int) -> list[tuple[int, float]]:
+    """Return the K items of highest cosine with an item, and the cosine; of equals the lower id first.
 
-
-#: Components are listed up to this number; beyond it the curve is thinned out.
-LISTED = 256
-
-
-def spectrum(vectors: np.ndarray) -> np.ndarray:
-    """Return the variances of the principal components of ``(I, D)``, the largest first, ``(D,)`` float64."""
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    return np.linalg.eigvalsh(centred.T @ centred / max(len(vectors), 1))[::-1].clip(min=0)
-
-
-def effective_rank(variances: np.ndarray) -> float:
-    r"""Return :math:`\exp(-\sum_j q_j \log q_j)`, :math:`q_j` the share of component j in the variance.
-
-    Roy and Vetterli: The Effective Rank, EUSIPCO 2007, https://ieeexplore.ieee.org/document/7098875
-
-    Examples
-    --------
-    >>> round(effective_rank(np.array([2.0, 2.0, 0.0])), 6), effective_rank(np.zeros(3))
-    (2.0, 0.0)
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(I, D)`` by item id.
+    item : int
+        Its id. There are no neighbours if its embedding is zero.
+    ids : ndarray
+        Ids to choose from; those with an embedding of zeros are left out.
+    number : int
+        K.
     """
-    total = variances.sum()
-    if total <= 0:
-        return 0.0
-    shares = variances[variances > 0] / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    norms = np.linalg.norm(vectors, axis=1).astype(np.float64)
+    if norms[item] == 0:
+        return []
+    cosine = (vectors @ vectors[item]).astype(np.float64) / np.where(norms > 0, norms, 1) / norms[item]
+    ids = ids[(norms[ids] > 0) & (ids != item)]
+    order = np.lexsort((ids, -cosine[ids]))[:number]
+    return [(int(i), float(cosine[i])) for i in ids[order]]
 
 
-def participation_ratio(variances: np.ndarray) -> float:
-    r"""Return :math:`(\sum_j \lambda_j)^2 / \sum_j \lambda_j^2`, as many as there are equal components.
-
-    Examples
-    --------
-    >>> participation_ratio(np.array([2.0, 2.0, 0.0]))
-    2.0
-    """
-    squares = float((variances**2).sum())
-    return float(variances.sum()) ** 2 / squares if squares > 0 else 0.0
-
-
-def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
-    """Return what is known of the vectors ``(I, D)`` of all known items, padding left out."""
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    has_vector = norms > 0
-    found, lengths = vectors[has_vector], norms[has_vector]
-    variances = spectrum(found) if len(found) else np.zeros(vectors.shape[1])
-    total = float(variances.sum())
-    kept = np.cumsum(variances) / total if total > 0 else np.zeros(len(variances))
-    listed = np.unique(np.geomspace(1, len(kept), LISTED).round().astype(int)) if len(kept) > LISTED else None
-    components = np.arange(1, len(kept) + 1) if listed is None else listed
-    return {
-        "column": column,
-        "width": vectors.shape[1],
-        "items": len(vectors),
-        "zero_share": float(1 - has_vector.mean()) if len(vectors) else 0.0,
-        "norm_mean": float(lengths.mean()) if len(found) else 0.0,
-        "norm_deviation": float(lengths.std()) if len(found) else 0.0,
-        "norm_min": float(lengths.min()) if len(found) else 0.0,
-        "norm_max": float(lengths.max()) if len(found) else 0.0,
-        "variance": total,
-        "effective_rank": effective_rank(variances),
-        "participation_ratio": participation_ratio(variances),
-        "components_90": int(np.searchsorted(kept, 0.9) + 1) if total > 0 else 0,
-        "components_99": int(np.searchsorted(kept, 0.99) + 1) if total > 0 else 0,
-        "kept": [{"components": int(n), "kept": float(kept[n - 1])} for n in components],
-    }
+def read_titles(item_files: Sequence[str], ids: Iterable[int]) -> dict[int, str]:
+    """Return the titles of some items, from the item files that have ``item_title``; the first title counts."""
+    wanted = np.array(sorted(ids), dtype=np.int64)
+    titles: dict[int, str] = {}
+    for file in (file for path in item_files for file in _part_files(path)):
+        if not {ITEM_ID, TITLE} <= set(parquet.open_parquet(file).schema_arrow.names):
+            continue
+        for row, batch in parquet.read_chunks(file, [ITEM_ID, TITLE]):
+            found = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
+            for index in np.flatnonzero(np.isin(found, wanted)):
+                title = batch.column(TITLE)[int(index)].as_py()
+                if title is not None:
+                    titles.setdefault(int(found[index]), str(title))
+    return titles
 
 
-def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | None:
-    """Return what the reduction that made a column kept, where its reducer lies beside the column's file.
-
-    Returns
-    -------
-    dict or None
-        ``file``, ``strategy``, ``width``, ``kept`` (share of all variance), ``kept_of`` (a list of ``modality`` and
-        ``kept``), and for a joint PCA ``made_of`` (a list of ``modality`` and ``share``).
-    """
-    for path in _files_with(column, item_files):
-        beside = path.with_suffix(".reducer.safetensors")
-        if not beside.is_file():
-            return None
-        from fuxictr_mm.embeddings.reduce import Reducer, summarize
-
-        try:
-            reducer = Reducer.load(beside)
-        except UserError as error:
-            logger.warning(f"{error}; what it kept is left out")
-            return None
-        for entry in summarize(reducer, "")["strategies"]:
-            if column.endswith(entry["column"]):
-                found = {"file": str(beside), "strategy": entry["strategy"], "width": entry["width"]}
-                found |= {"kept": entry["kept"]}
-                found["kept_of"] = [{"modality": m, "kept": share} for m, share in entry["kept_of"].items()]
-                if "made_of" in entry:
-                    found["made_of"] = [{"modality": m, "share": share} for m, share in entry["made_of"].items()]
-                return found
-        return None
-    return None
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return a table of the embeddings, and the neighbours of the two most clicked items."""
+    if "vectors" not in result:
+        return []
+    header = ["embedding", "dim", "effective rank", "participation", "for 90 %", "missing", "norm", "reduction kept"]
+    rows = [
+        [
+            entry["column"],
+            entry["width"],
+            f"{entry['effective_rank']:.1f}",
+            f"{entry['participation_ratio']:.1f}",
+            entry["components_90"],
+            f"{entry['zero_share']:.1%}",
+            f"{entry['norm_mean']:.3g}",
+            f"{entry['reduction']['kept']:.1%}" if entry["reduction"] else None,
+        ]
+        for entry in result["vectors"]
+    ]
+    lines = []
+    for item in result["neighbours"][:2]:
+        lines.append(f"nearest to {_title(item)}, {item['clicks']} clicks:")
+        for column in item["columns"]:
+            near = "; ".join(f"{_title(n)} ({n['cosine']:.2f})" for n in column["neighbours"][:3])
+            lines.append(f"  {column['column']}: {near or 'its embedding is zero'}")
+    return [format_table(header, rows), "\n".join(lines)]
 
 
-def _files_with(column: str, item_files: Sequence[str]) -> list[Path]:
-    """Return the item files that have a column, the one that is read first."""
-    found = []
-    for path in item_files:
-        try:
-            files = parquet.part_files(path)
-        except UserError:
-            continue  # a file that the experiment has no need of
-        found += [file for file in files if column in parquet.open_parquet(file).schema_arrow.names]
-    return found
+def _title(item: Mapping[str, Any]) -> str:
+    return f"{item['item_id']} {textwrap.shorten(item['title'], 40)!r}" if item["title"] else str(item["item_id"])
+
+
+def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield missing and collapsed embeddings."""
+    for entry in result.get("vectors", []):
+        column, rank = entry["column"], entry["effective_rank"]
+        if entry["zero_share"] > MISSING_EMBEDDINGS:
+            yield Finding(
+                WARNING,
+                "vectors",
+                "vectors_missing",
+                column,
+                f"{entry['zero_share']:.1%} of {entry['items']} items have no {column} (all zeros)",
+                "encode the missing titles or images; until then the model knows these items by their ids only",
+            )
+        if entry["width"] > COLLAPSED_RANK and 0 < rank < COLLAPSED_RANK:
+            yield Finding(
+                WARNING,
+                "vectors",
+                "vectors_collapsed",
+                column,
+                f"{column} varies in {rank:.1f} of {entry['width']} directions",
+                "the embeddings hardly distinguish items: encode them again, or scale them before the reduction",
+            )

@@ -1,17 +1,15 @@
-"""``fuxictr-mm compare``: which of two or more configurations is better, by more than chance."""
+"""``fuxictr-mm compare``: which of two or more configurations has the higher AUC, and whether significantly."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,225 +17,83 @@ from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.significance import (
     Difference,
-    RankedRows,
+    Ranking,
     Side,
     bootstrap_aucs,
+    conclude,
     delong_variance,
     difference,
     fixed,
     holm,
-    verdict,
 )
-from fuxictr_mm.runs import RunRecord, find_runs, resolve_one, state
-from fuxictr_mm.terminal import format_table
+from fuxictr_mm.runs import Run, find_runs, resolve_one
+from fuxictr_mm.terminal import format_table, progress_bar
 
-MIN_USERS = 10
+#: Fewest users and bootstrap samples that make an interval.
+MIN_USERS, MIN_SAMPLES = 10, 100
 
-
-#: Label, prediction, group or None of each row.
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+#: Called with the name of a group, a run of it that cannot be compared, and the reason.
+OnProblem = Callable[[str, Run, UserError], None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides and what was found of them.
+    """Two sides and their difference, first minus second.
 
     Parameters
     ----------
     first, second : Side
-        The difference is first less second.
+        The sides.
     found : Difference
-        From ``difference``.
+        Of ``difference``.
     corrected_p : float
-        Corrected for the number of pairs.
-    verdict : str
-        A sentence.
+        p-value, corrected for the number of pairs.
+    conclusion : str
+        One sentence.
     """
 
     first: Side
     second: Side
     found: Difference
     corrected_p: float
-    verdict: str
+    conclusion: str
 
     @property
     def better(self) -> str | None:
-        """Name of the better side, None where no difference is shown."""
-        if not self.found.is_shown(self.corrected_p):
+        """Name of the better side, None without a significant difference."""
+        if not self.found.is_significant(self.corrected_p):
             return None
         return self.first.name if self.found.value > 0 else self.second.name
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs and their differences.
+    """Groups of runs and their differences on the same validation examples.
 
     Parameters
     ----------
     sides : list of Side
-        Best mean AUC first where there are more than two, else as given.
-    records : list of list of RunRecord
+        In the order given; of more than two the best mean AUC first.
+    runs : list of list of Run
         The runs of each side.
     pairs : list of Pair
-        All pairs; those of the first side come first. Corrected for their number.
+        All pairs, those of the first side first.
     rows, positives, users : int
-        Of the validation rows.
+        Number of validation examples, clicks and users.
     samples : int
-        Draws that had both classes.
+        Bootstrap samples with both classes.
     notes : list of str
-        What was chosen, and what to keep in mind.
+        What was selected, and what limits the conclusions.
     """
 
     sides: list[Side]
-    records: list[list[RunRecord]]
+    runs: list[list[Run]]
     pairs: list[Pair]
     rows: int
     positives: int
     users: int
     samples: int
     notes: list[str] = field(default_factory=list)
-
-
-def compare_groups(
-    groups: Mapping[str, Sequence[RunRecord]],
-    known: Sequence[RunRecord],
-    *,
-    samples: int = 2000,
-    seed: int = 0,
-    track: Callable[[Iterable[int]], Any] = iter,
-    on_problem: Callable[[str, RunRecord, str], None] | None = None,
-) -> Comparison:
-    """Compare every two groups of runs on their validation rows.
-
-    Parameters
-    ----------
-    groups : mapping of str to sequence of RunRecord
-        Seeds of one configuration each, by a name for the sentences. More than two are put in order, the best first.
-    known : sequence of RunRecord
-        All runs there are: further seeds of a group's configuration count for how far seeds lie apart.
-    samples, seed : int
-        Draws of users, and their seed.
-    track : callable
-        Wraps the iterable of the chunks of draws, to show progress.
-    on_problem : callable, optional
-        Gets name, run and reason where a run has no predictions, or other rows than most; it is left out then, and so
-        is a group without a run. Without it the first problem is raised.
-
-    Raises
-    ------
-    UserError
-        Nothing can be compared, or, without ``on_problem``, a run cannot.
-    """
-    notes: list[str] = []
-    read: list[tuple[str, RunRecord, Rows]] = []
-    for name, record in [(name, record) for name, group in groups.items() for record in group]:
-        try:
-            read.append((name, record, record.predictions()))
-        except UserError as error:
-            if on_problem is None:
-                raise
-            on_problem(name, record, str(error))
-    if not read:
-        raise DataError("no run has predictions to compare")
-    digests = [_digest(rows) for _, _, rows in read]
-    _, chosen, (label, _, user_of_row) = read[digests.index(Counter(digests).most_common(1)[0][0])]
-    if label.min() == label.max():
-        raise DataError(f"{chosen.path}: all {len(label)} labels are {label[0]}; AUC needs both classes")
-    kept: dict[str, list[tuple[RunRecord, np.ndarray]]] = {}
-    for name, record, (own_label, prediction, own_group) in read:
-        what = _what_differs(label, own_label, user_of_row, own_group)
-        if not what:
-            kept.setdefault(name, []).append((record, prediction))
-        elif on_problem is None:
-            raise DataError(
-                f"{record.path} and {chosen.path} were validated on different rows: {what}; compare runs that "
-                "validated on one file"
-            )
-        else:
-            on_problem(name, record, f"validated on other rows than {chosen.run}: {what}")
-    user = _users(label, user_of_row, notes)
-    users = int(user.max()) + 1
-    ranked = [RankedRows(label, prediction) for group in kept.values() for _, prediction in group]
-    drawn = bootstrap_aucs(ranked, user, samples, seed, track)
-    if drawn.shape[1] < samples // 2:
-        raise DataError(f"only {drawn.shape[1]} of {samples} draws of users hold both classes: too few validation rows")
-    compared = [[record for record, _ in group] for group in kept.values()]
-    everyone = [record for group in compared for record in group]
-    sides, start = [], 0
-    for name, group in zip(kept, compared, strict=True):
-        part = slice(start, start + len(group))
-        others = _other_seeds(group, everyone, known, label)
-        sides.append(Side(name, group[0].config_key, ranked[part], drawn[part], others))
-        start += len(group)
-    if len(sides) > 2:
-        order = sorted(range(len(sides)), key=lambda i: -sides[i].mean)
-        sides, compared = [sides[i] for i in order], [compared[i] for i in order]
-    pairs = _compare_all(sides, users)
-    return Comparison(sides, compared, pairs, len(label), int(label.sum()), users, drawn.shape[1], notes)
-
-
-def _compare_all(sides: Sequence[Side], users: int) -> list[Pair]:
-    couples = list(itertools.combinations(sides, 2))
-    found = [difference(first, second, users) for first, second in couples]
-    corrected = holm([f.p_value for f in found])
-    pairs = []
-    for (first, second), one, p_value in zip(couples, found, corrected, strict=True):
-        sentence = verdict(first, second, one, p_value if len(couples) > 1 else None)
-        pairs.append(Pair(first, second, one, p_value, sentence))
-    return pairs
-
-
-def _digest(rows: Rows) -> str:
-    label, _, group = rows
-    of_group = "" if group is None else sha256(group.astype(str).tobytes()).hexdigest()
-    return sha256(label.astype(np.int8).tobytes()).hexdigest() + of_group
-
-
-def _what_differs(
-    label: np.ndarray, own_label: np.ndarray, group: np.ndarray | None, own_group: np.ndarray | None
-) -> str:
-    if len(own_label) != len(label):
-        return f"{len(own_label)} against {len(label)}"
-    if not np.array_equal(own_label, label):
-        return f"labels differ, first in row {int(np.argmax(own_label != label))}"
-    if own_group is not None and group is not None and not np.array_equal(own_group, group):
-        return f"groups differ, first in row {int(np.argmax(own_group != group))}"
-    return ""
-
-
-def _users(label: np.ndarray, group: np.ndarray | None, notes: list[str]) -> np.ndarray:
-    """Return the number of each row's user, from 0."""
-    if group is None:
-        notes.append("the runs have no group_id, so rows are resampled instead of users, as if no two were of one user")
-        return np.arange(len(label))
-    user = np.unique(group, return_inverse=True)[1]
-    if user.max() + 1 < MIN_USERS:
-        raise DataError(f"validation rows of {user.max() + 1} users; {MIN_USERS} or more are needed to resample them")
-    return user
-
-
-def _other_seeds(
-    group: Sequence[RunRecord], compared: Sequence[RunRecord], known: Sequence[RunRecord], label: np.ndarray
-) -> list[float]:
-    """Return the AUCs of further seeds of a side's configuration on the same rows."""
-    taken = {record.path.resolve() for record in compared}
-    seeds = {record.seed for record in compared if record.config_key == group[0].config_key}
-    aucs = []
-    for record in known:
-        fits = record.is_usable and record.config_key == group[0].config_key and record.seed not in seeds
-        if not fits or record.path.resolve() in taken:
-            continue
-        try:
-            own_label, prediction, _ = record.predictions()
-        except UserError:
-            continue  # missing, or not finite: not one of those that were asked for
-        if np.array_equal(own_label, label):
-            seeds.add(record.seed)
-            aucs.append(RankedRows(label, prediction).auc)
-    return aucs
-
-
-MIN_SAMPLES = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,9 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="experiment id, name of a run, or folder of either")
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
-    parser.add_argument("--split", choices=("valid",), default="valid", help="rows to compare on (valid)")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="draws of users (2000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (0)")
+    parser.add_argument("--split", choices=("valid",), default="valid", help="examples to compare on (valid)")
+    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (2000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)")
     add_output_options(parser)
 
 
@@ -276,31 +132,47 @@ def compare(
     seed: int = 0,
     quiet: bool = True,
 ) -> Comparison:
-    """Compare the runs that names stand for on their validation rows.
+    """Compare experiments, runs or folders of runs on their validation examples.
 
     Parameters
     ----------
     names : sequence of str or path
-        Two or more, as for ``resolve_one``.
+        Two or more, as for ``fuxictr_mm.runs.resolve_one``.
     root : path
         The ``model_root`` of the runs.
     samples, seed : int
-        Draws of users, and their seed.
+        Bootstrap samples of users, and their seed.
     quiet : bool
         No progress bar.
 
     Raises
     ------
     UserError
-        A name stands for no run, two sides share a run, or runs were validated on different rows.
+        A name has no run, two sides share a run, or runs were validated on different examples.
     """
     known = find_runs(root)
     notes: list[str] = []
-    labels = [_label(name, names) for name in names]
-    chosen = [_one_configuration(resolve_one(name, known, root), _label(name, names), notes) for name in names]
-    _check_distinct(chosen, labels)
-    groups = dict(zip(labels, chosen, strict=True))
-    found = compare_groups(groups, known, samples=samples, seed=seed, track=lambda chunks: _progress(chunks, quiet))
+    groups: dict[str, list[Run]] = {}
+    owner: dict[Path, str] = {}
+    for name in names:
+        label = _label(name, names)
+        group = _newest_configuration(resolve_one(name, known, root), label, notes)
+        for run in group:
+            path = run.path.resolve()
+            if path in owner:
+                raise ConfigError(
+                    f"the run {run.run} is on both sides, of {owner[path]} and of {label}; "
+                    "give two different experiments or runs"
+                )
+            owner[path] = label
+        groups[label] = group
+    found = compare_groups(
+        groups,
+        known,
+        samples=samples,
+        seed=seed,
+        track=lambda chunks: progress_bar(chunks, "bootstrap", verbose=0 if quiet else 1),
+    )
     notes += found.notes
     if len(found.pairs) > 1:
         notes.append(
@@ -310,23 +182,202 @@ def compare(
     return replace(found, notes=notes)
 
 
+def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]) -> str:
+    """Return the last part of a path, or all of it where another name has the same last part."""
+    short = Path(name).name
+    return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
+
+
+def _newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> list[Run]:
+    """Return the runs of the newest configuration, the newest of each seed, without broken ones."""
+    broken = [f"{name}, run {run.run}, is left out: {run.state}" for run in runs if not run.is_usable]
+    runs = [run for run in runs if run.is_usable]
+    if not runs:
+        raise DataError(f"{'; '.join(broken)}; train it again")
+    notes += broken
+    kept: dict[int | None, Run] = {}
+    for run in runs:
+        if run.config_key == runs[0].config_key:
+            kept.setdefault(run.seed, run)
+    configurations = len({run.config_key for run in runs})
+    if configurations > 1:
+        notes.append(
+            f"{name}: its {len(runs)} runs are of {configurations} configurations; {len(kept)} of the newest, begun "
+            f"at {runs[0].started_at}, {'is' if len(kept) == 1 else 'are'} compared"
+        )
+    elif len(kept) < len(runs):
+        notes.append(f"{name}: of runs with the same seed the newest is compared ({len(kept)} of {len(runs)} runs)")
+    return list(kept.values())
+
+
+class _Predictions(NamedTuple):
+    """Predictions of one run for the n validation examples, each ``(n,)``."""
+
+    name: str
+    run: Run
+    label: np.ndarray
+    prediction: np.ndarray
+    group: np.ndarray | None
+
+
+def _raise(_: str, __: Run, error: UserError) -> None:
+    raise error
+
+
+def compare_groups(
+    groups: Mapping[str, Sequence[Run]],
+    known: Sequence[Run],
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    on_problem: OnProblem = _raise,
+) -> Comparison:
+    """Compare every two groups of runs on their validation examples.
+
+    Parameters
+    ----------
+    groups : mapping of str to sequence of Run
+        Seeds of one configuration each, by the name for conclusions. More than two are sorted, the best first.
+    known : sequence of Run
+        All runs: further seeds of a group's configuration count for the variance between seeds.
+    samples, seed : int
+        Bootstrap samples of users, and their seed.
+    track : callable
+        Wraps the iterable of chunks of samples, for a progress bar.
+    on_problem : callable
+        Called for a run without predictions, or validated on other examples than most; the run is left out then, and
+        so is a group without runs. By default the error is raised.
+
+    Raises
+    ------
+    UserError
+        Nothing can be compared, or ``on_problem`` raises.
+    """
+    found = _read(groups, on_problem)
+    label, group_id = _most_common_examples(found)
+    kept = [entry for entry in found if _has_examples(entry, label, group_id, on_problem)]
+    user, notes = _users(group_id, len(label))
+    users = int(user.max()) + 1
+    rankings = [Ranking(label, entry.prediction) for entry in kept]
+    drawn = bootstrap_aucs(rankings, user, samples, seed, track)
+    if drawn.shape[1] < samples // 2:
+        raise DataError(f"only {drawn.shape[1]} of {samples} bootstrap samples hold both classes: too few examples")
+    compared: list[tuple[Side, list[Run]]] = []
+    for name in dict.fromkeys(entry.name for entry in kept):
+        members = [i for i, entry in enumerate(kept) if entry.name == name]
+        runs = [kept[i].run for i in members]
+        others = _other_seeds(runs[0], kept, known)
+        side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others)
+        compared.append((side, runs))
+    if len(compared) > 2:
+        compared.sort(key=lambda entry: -entry[0].mean)
+    sides = [side for side, _ in compared]
+    return Comparison(
+        sides=sides,
+        runs=[runs for _, runs in compared],
+        pairs=_compare_all(sides, users),
+        rows=len(label),
+        positives=int(label.sum()),
+        users=users,
+        samples=drawn.shape[1],
+        notes=notes,
+    )
+
+
+def _read(groups: Mapping[str, Sequence[Run]], on_problem: OnProblem) -> list[_Predictions]:
+    found = []
+    for name, run in [(name, run) for name, group in groups.items() for run in group]:
+        try:
+            found.append(_Predictions(name, run, *run.predictions()))
+        except UserError as error:
+            on_problem(name, run, error)
+    if not found:
+        raise DataError("no run has predictions to compare")
+    return found
+
+
+def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return label and group of the examples that most runs were validated on."""
+    keys = [(p.label.tobytes(), b"" if p.group is None else p.group.astype(str).tobytes()) for p in found]
+    most = found[keys.index(Counter(keys).most_common(1)[0][0])]
+    if most.label.min() == most.label.max():
+        raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
+    return most.label, most.group
+
+
+def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | None, on_problem: OnProblem) -> bool:
+    """Whether a run was validated on these examples; ``on_problem`` is called if not."""
+    if len(entry.label) != len(label):
+        reason = f"{len(entry.label)} against {len(label)}"
+    elif not np.array_equal(entry.label, label):
+        reason = f"labels differ, first in row {int(np.argmax(entry.label != label))}"
+    elif entry.group is not None and group is not None and not np.array_equal(entry.group, group):
+        reason = f"groups differ, first in row {int(np.argmax(entry.group != group))}"
+    else:
+        return True
+    message = f"{entry.run.path}: validated on other examples than the other runs: {reason}"
+    on_problem(entry.name, entry.run, DataError(f"{message}; compare runs that validated on one file"))
+    return False
+
+
+def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
+    """Return the user of each example ``(n,)``, numbered from 0, and a note where examples are taken for users."""
+    if group is None:
+        note = "the runs have no group_id, so examples are resampled instead of users, as if all were independent"
+        return np.arange(rows), [note]
+    user = np.unique(group, return_inverse=True)[1]
+    if user.max() + 1 < MIN_USERS:
+        raise DataError(f"validation examples of {user.max() + 1} users; the bootstrap needs {MIN_USERS} or more")
+    return user, []
+
+
+def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[Run]) -> list[float]:
+    """Return the AUC of further seeds of a run's configuration on the same examples."""
+    taken = {entry.run.path.resolve() for entry in compared}
+    seeds = {entry.run.seed for entry in compared if entry.run.config_key == first.config_key}
+    aucs = []
+    for run in known:
+        fits = run.is_usable and run.config_key == first.config_key and run.seed not in seeds
+        if not fits or run.path.resolve() in taken:
+            continue
+        try:
+            label, prediction, _ = run.predictions()
+        except UserError:
+            continue  # missing or not finite: not one of the runs that were asked for
+        if np.array_equal(label, compared[0].label):
+            seeds.add(run.seed)
+            aucs.append(Ranking(label, prediction).auc)
+    return aucs
+
+
+def _compare_all(sides: Sequence[Side], users: int) -> list[Pair]:
+    couples = list(itertools.combinations(sides, 2))
+    found = [difference(first, second, users) for first, second in couples]
+    corrected = holm([one.p_value for one in found])
+    return [
+        Pair(first, second, one, p_value, conclude(first, second, one, p_value if len(couples) > 1 else None))
+        for (first, second), one, p_value in zip(couples, found, corrected, strict=True)
+    ]
+
+
 def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison for JSON."""
     sides = []
-    for side, records in zip(comparison.sides, comparison.records, strict=True):
-        runs = [
+    for side, runs in zip(comparison.sides, comparison.runs, strict=True):
+        entries = [
             {
-                "run": record.run,
-                "expid": record.expid,
-                "seed": record.seed,
-                "path": str(record.path),
-                "auc": run.auc,
-                "delong_error": delong_variance([run]) ** 0.5,
+                "run": run.run,
+                "expid": run.expid,
+                "seed": run.seed,
+                "path": str(run.path),
+                "auc": ranking.auc,
+                "delong_error": delong_variance([ranking]) ** 0.5,
                 "bootstrap_error": float(sample.std(ddof=1)),
             }
-            for record, run, sample in zip(records, side.runs, side.samples, strict=True)
+            for run, ranking, sample in zip(runs, side.runs, side.samples, strict=True)
         ]
-        sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": runs})
+        sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": entries})
     pairs = [
         {
             "first": pair.first.name,
@@ -334,7 +385,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             **asdict(pair.found),
             "corrected_p": pair.corrected_p,
             "better": pair.better,
-            "verdict": pair.verdict,
+            "verdict": pair.conclusion,
         }
         for pair in comparison.pairs
     ]
@@ -343,84 +394,53 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_text(comparison: Comparison) -> str:
-    """Return a comparison for a terminal."""
+    """Return a comparison for a terminal: runs, differences from the first side, conclusions and notes."""
     of_users = "" if comparison.users == comparison.rows else f" of {comparison.users:,} users"
-    lines = [f"{comparison.rows:,} validation rows{of_users}, {comparison.positives:,} positive", ""]
-    rows = []
-    for side, records in zip(comparison.sides, comparison.records, strict=True):
-        if len(side.runs) > 1:
-            spread = f"seeds {side.aucs.std(ddof=1):.4f}"
+    against_first = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
+    return "\n".join(
+        [
+            f"{comparison.rows:,} validation examples{of_users}, {comparison.positives:,} positive",
+            "",
+            _runs_table(comparison),
+            "",
+            _differences_table(against_first),
+            "",
+            *(f"{pair.conclusion}." for pair in against_first),
+            *(f"Note: {note}." for note in comparison.notes),
+        ]
+    )
+
+
+def _runs_table(comparison: Comparison) -> str:
+    rows: list[list[object]] = []
+    for side, runs in zip(comparison.sides, comparison.runs, strict=True):
+        several = len(side.runs) > 1
+        if several:
+            spread = f"seeds     {side.aucs.std(ddof=1):.4f}"
             rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
-        for record, run in zip(records, side.runs, strict=True):
-            name = f"  {record.run}" if len(side.runs) > 1 else side.name
-            error = f"rows  {delong_variance([run]) ** 0.5:.4f}"
-            rows.append([name, "" if record.seed is None else str(record.seed), f"{run.auc:.4f}", error])
-    lines += [format_table(["run", "seed", "AUC", "deviation"], rows, right=["seed", "AUC"]), ""]
-    against_best = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
-    header = ["difference", "", "95 % interval", "for these weights", "DeLong p", "p"]
+        for run, ranking in zip(runs, side.runs, strict=True):
+            name, seed = f"  {run.run}" if several else side.name, "" if run.seed is None else run.seed
+            error = f"examples  {delong_variance([ranking]) ** 0.5:.4f}"
+            rows.append([name, seed, f"{ranking.auc:.4f}", error])
+    return format_table(["run", "seed", "AUC", "standard deviation"], rows, right=["seed", "AUC"])
+
+
+def _differences_table(pairs: Sequence[Pair]) -> str:
+    def interval(low: float, high: float) -> str:
+        return f"{fixed(low, '+')} to {fixed(high, '+')}"
+
+    def p_value(value: float) -> str:
+        return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
     rows = [
         [
             f"{pair.first.name} - {pair.second.name}",
             fixed(pair.found.value, "+"),
-            f"{fixed(pair.found.low, '+')} to {fixed(pair.found.high, '+')}" if pair.found.seeds else "seeds unknown",
-            f"{fixed(pair.found.rows_low, '+')} to {fixed(pair.found.rows_high, '+')}",
-            _format_p(pair.found.delong_p),
-            _format_p(pair.corrected_p) if pair.found.seeds else "",
+            interval(pair.found.low, pair.found.high) if pair.found.seeds else "seeds unknown",
+            interval(pair.found.rows_low, pair.found.rows_high),
+            p_value(pair.found.delong_p),
+            p_value(pair.corrected_p) if pair.found.seeds else "",
         ]
-        for pair in against_best
+        for pair in pairs
     ]
-    lines += [format_table(header, rows), ""]
-    lines += [f"{pair.verdict}." for pair in against_best]
-    lines += [f"Note: {note}." for note in comparison.notes]
-    return "\n".join(lines)
-
-
-def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]) -> str:
-    """Return the last part of a path, unless another name ends the same."""
-    short = Path(name).name
-    return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
-
-
-def _one_configuration(records: Sequence[RunRecord], name: str, notes: list[str]) -> list[RunRecord]:
-    """Return the runs of the newest configuration, the newest of each seed; broken ones are left out."""
-    broken = [f"{name}, run {record.run}, is left out: {state(record)}" for record in records if not record.is_usable]
-    records = [record for record in records if record.is_usable]
-    if not records:
-        raise DataError(f"{'; '.join(broken)}; train it again")
-    notes += broken
-    key = records[0].config_key
-    kept: dict[int | None, RunRecord] = {}
-    for record in (r for r in records if r.config_key == key):
-        kept.setdefault(record.seed, record)
-    configurations = len({record.config_key for record in records})
-    if configurations > 1:
-        notes.append(
-            f"{name}: its {len(records)} runs are of {configurations} configurations; {len(kept)} of the newest, begun "
-            f"at {records[0].started_at}, {'is' if len(kept) == 1 else 'are'} compared"
-        )
-    elif len(kept) < len(records):
-        notes.append(f"{name}: of runs with the same seed the newest is compared ({len(kept)} of {len(records)} runs)")
-    return list(kept.values())
-
-
-def _check_distinct(groups: Sequence[Sequence[RunRecord]], labels: Sequence[str]) -> None:
-    owner: dict[Path, str] = {}
-    for group, name in zip(groups, labels, strict=True):
-        for record in group:
-            path = record.path.resolve()
-            if path in owner:
-                raise ConfigError(
-                    f"the run {record.run} is on both sides, of {owner[path]} and of {name}; "
-                    "give two different experiments or runs"
-                )
-            owner[path] = name
-
-
-def _progress(chunks: Iterable[int], quiet: bool) -> Iterable[int]:
-    from tqdm import tqdm
-
-    return tqdm(chunks, desc="draws of users", leave=False, disable=quiet or not sys.stderr.isatty())
-
-
-def _format_p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+    return format_table(["difference", "", "95 % interval", "for these weights", "DeLong p", "p"], rows)

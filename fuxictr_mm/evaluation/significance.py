@@ -1,6 +1,6 @@
-"""The AUC of some rows with its interval, and of two rankings the variance of the difference.
+"""AUC with its uncertainty: DeLong's variance, a bootstrap over users, and the variance between seeds.
 
-Shape letters: R rows.
+Shape letters: n examples, P positives, N negatives, R runs of a configuration, U users, S bootstrap samples.
 """
 
 from __future__ import annotations
@@ -9,35 +9,40 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-#: Weights of rows that are held at once.
+#: Two-sided level of intervals and tests, and the power of ``Difference.detectable``.
+ALPHA, POWER = 0.05, 0.8
+
+#: 0.975 quantile of the standard normal distribution.
+NORMAL_95 = 1.959964
+
+#: Bootstrap weights in memory at once.
 CHUNK = 2**22
 
 
-class RankedRows:
-    """The validation rows as one run ranks them: sorted once, weighed as often as wanted.
+class Ranking:
+    """Examples ranked by the scores of one run: sorted once, for the AUC under any weights.
 
     Parameters
     ----------
     label : ndarray
-        ``(n,)``, 0 and 1, both there.
+        ``(n,)``, 0 and 1, both present.
     score : ndarray
         ``(n,)``
     """
 
     def __init__(self, label: np.ndarray, score: np.ndarray) -> None:
-        self.positive, self.negative = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
         self.score = score
-        # Rows in the order of their scores; ties fall between `low` and `high` of each positive.
-        self.negative = self.negative[np.argsort(score[self.negative], kind="stable")]
+        self.positive, negative = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
+        self.negative = negative[np.argsort(score[negative], kind="stable")]
+        # For each positive: negatives with a lower score, and those with a lower or equal one.
         self.low = np.searchsorted(score[self.negative], score[self.positive], "left")
         self.high = np.searchsorted(score[self.negative], score[self.positive], "right")
 
     def weighted_auc(self, weight: np.ndarray) -> np.ndarray:
-        """Return the AUC of rows with weights w.
+        """Return the AUC of weighted examples, for S sets of weights w.
 
         ::
 
@@ -46,12 +51,12 @@ class RankedRows:
         Parameters
         ----------
         weight : ndarray
-            ``(n, S)``, a column per sample.
+            ``(n, S)``
 
         Returns
         -------
         ndarray
-            ``(S,)``, NaN where one class has no weight.
+            ``(S,)``, NaN where a class has no weight.
         """
         below = np.zeros((len(self.negative) + 1, weight.shape[1]))
         np.cumsum(weight[self.negative], axis=0, out=below[1:])
@@ -62,30 +67,25 @@ class RankedRows:
 
     @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
-        """DeLong's structural components.
+        """DeLong's structural components V10 ``(P,)`` and V01 ``(N,)``; the mean of either is the AUC.
 
-        Returns
-        -------
-        ndarray, ndarray
-            ``(P,)``, for each positive the share of negatives below it, ties half; ``(N,)``, for each negative (in the
-            order of the rows) the share of positives above it. The mean of either is the AUC.
+        V10 is, for each positive, the fraction of negatives below it, V01, for each negative, the fraction of positives
+        above it; ties count half. Both are in the order of the examples.
         """
-        ranked = np.sort(self.score[self.positive])
-        negative = self.score[np.sort(self.negative)]
-        not_above = np.searchsorted(ranked, negative, "left") + np.searchsorted(ranked, negative, "right")
-        return (self.low + self.high) / 2 / len(self.negative), 1 - not_above / 2 / len(self.positive)
+        positive, negative = np.sort(self.score[self.positive]), self.score[np.sort(self.negative)]
+        not_above = np.searchsorted(positive, negative, "left") + np.searchsorted(positive, negative, "right")
+        return (self.low + self.high) / 2 / len(negative), 1 - not_above / 2 / len(positive)
 
     @property
     def auc(self) -> float:
-        """The AUC of the rows, each counted once."""
+        """AUC, each example counted once."""
         return float(self.components[0].mean())
 
 
-def delong_variance(runs: Sequence[RankedRows], others: Sequence[RankedRows] = ()) -> float:
-    """Return the variance of a mean AUC, or of the difference of two means, over draws of independent rows.
+def delong_variance(rankings: Sequence[Ranking], others: Sequence[Ranking] = ()) -> float:
+    """Return the variance of a mean AUC, or of the difference of two means, for independent examples.
 
-    With the components V10 of positives and V01 of negatives, averaged over the runs of a side, and the second side's
-    taken off::
+    With the components V10 and V01 averaged over the runs, those of ``others`` subtracted::
 
         variance = var(V10) / P + var(V01) / N
 
@@ -95,75 +95,27 @@ def delong_variance(runs: Sequence[RankedRows], others: Sequence[RankedRows] = (
 
     Parameters
     ----------
-    runs, others : sequence of RankedRows
-        Of the same rows.
+    rankings, others : sequence of Ranking
+        Of the same examples.
     """
     variance = 0.0
-    for side in (0, 1):
-        component = np.mean([run.components[side] for run in runs], axis=0)
+    for part in (0, 1):
+        component = np.mean([ranking.components[part] for ranking in rankings], axis=0)
         if others:
-            component = component - np.mean([run.components[side] for run in others], axis=0)
+            component = component - np.mean([ranking.components[part] for ranking in others], axis=0)
         variance += component.var(ddof=1) / len(component)
     return float(variance)
-
-
-def bootstrap_aucs(
-    runs: Sequence[RankedRows], user: np.ndarray, samples: int, seed: int, track: Any = iter
-) -> np.ndarray:
-    """Return the AUC of each run in resampled validation sets.
-
-    As many users are drawn, with replacement, as there are; each comes with all its rows. All runs see the same draws,
-    so that differences between them are paired. Draws without both classes are left out.
-
-    Parameters
-    ----------
-    runs : sequence of RankedRows
-        K runs on the same rows.
-    user : ndarray
-        ``(n,)``, from 0 to U - 1 without gaps.
-    samples : int
-        S draws.
-    seed : int
-        Of the draws.
-    track : callable
-        Wraps the iterable of the chunks of draws, to show progress.
-
-    Returns
-    -------
-    ndarray
-        ``(K, S or fewer)``
-    """
-    generator = np.random.default_rng(seed)
-    at_once = max(1, min(samples, CHUNK // len(user)))
-    found: list[np.ndarray] = []
-    starts: Iterable[int] = track(range(0, samples, at_once))
-    for start in starts:
-        weight = draw_users(int(user.max()) + 1, min(at_once, samples - start), generator)[user]
-        found.append(np.stack([run.weighted_auc(weight) for run in runs]))
-    aucs = np.concatenate(found, axis=1)
-    return aucs[:, ~np.isnan(aucs).any(axis=0)]
-
-
-def draw_users(users: int, samples: int, generator: np.random.Generator) -> np.ndarray:
-    """Return how often each user is drawn, ``(U, S)``; each column sums to U."""
-    drawn = generator.integers(users, size=(users, samples))
-    flat = np.bincount((drawn * samples + np.arange(samples)).ravel(), minlength=users * samples)
-    return flat.reshape(users, samples).astype(np.float64)
-
-
-#: Of the standard normal distribution: 95 % lie within this many standard deviations.
-NORMAL_95 = 1.959964
 
 
 def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
     """Return ``auc`` and its 95 % interval ``low`` to ``high`` by DeLong's variance.
 
-    All are None where there is one class only; with one row of a class the interval is all there is, 0 to 1.
+    All are None where there is one class only; with one example of a class the interval is 0 to 1.
 
     Parameters
     ----------
     label, score : ndarray
-        ``(R,)``; a label of 1 is a click.
+        ``(n,)``
 
     Examples
     --------
@@ -175,44 +127,77 @@ def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float |
     rarer = min(int((label == 1).sum()), int((label == 0).sum()))
     if rarer == 0:
         return {"auc": None, "low": None, "high": None}
-    ranked = RankedRows(label, score)
-    half = NORMAL_95 * math.sqrt(delong_variance([ranked])) if rarer > 1 else 1.0
-    return {"auc": ranked.auc, "low": max(ranked.auc - half, 0.0), "high": min(ranked.auc + half, 1.0)}
+    ranking = Ranking(label, score)
+    half = NORMAL_95 * math.sqrt(delong_variance([ranking])) if rarer > 1 else 1.0
+    return {"auc": ranking.auc, "low": max(ranking.auc - half, 0.0), "high": min(ranking.auc + half, 1.0)}
 
 
-def difference_variance(first: RankedRows, second: RankedRows) -> float:
-    """Return DeLong's variance of the difference of two AUC on the same rows; 0 for the same ranking."""
-    return delong_variance([first], [second])
+def bootstrap_aucs(
+    rankings: Sequence[Ranking],
+    user: np.ndarray,
+    samples: int,
+    seed: int,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> np.ndarray:
+    """Return the AUC of each run on bootstrap samples of the users.
+
+    A sample is U users drawn with replacement, each with all examples. All runs share the samples, so differences
+    between runs are paired. Samples with one class only are left out.
+
+    Parameters
+    ----------
+    rankings : sequence of Ranking
+        R runs, on the same examples.
+    user : ndarray
+        ``(n,)``, from 0 to U - 1 without gaps.
+    samples, seed : int
+        S, and the seed of the sampling.
+    track : callable
+        Wraps the iterable of chunks of samples, for a progress bar.
+
+    Returns
+    -------
+    ndarray
+        ``(R, S or fewer)``
+    """
+    generator = np.random.default_rng(seed)
+    at_once = max(1, min(samples, CHUNK // len(user)))
+    found = []
+    for start in track(range(0, samples, at_once)):
+        weight = sample_users(int(user.max()) + 1, min(at_once, samples - start), generator)[user]
+        found.append(np.stack([ranking.weighted_auc(weight) for ranking in rankings]))
+    aucs = np.concatenate(found, axis=1)
+    return aucs[:, ~np.isnan(aucs).any(axis=0)]
 
 
-#: Two-sided level of the intervals and tests, and the power that "can be seen" stands for.
-ALPHA = 0.05
-
-
-POWER = 0.8
+def sample_users(users: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+    """Return how often each user is in each bootstrap sample, ``(U, S)``; each column sums to U."""
+    drawn = generator.integers(users, size=(users, samples))
+    flat = np.bincount((drawn * samples + np.arange(samples)).ravel(), minlength=users * samples)
+    return flat.reshape(users, samples).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The runs of one configuration: one, or several seeds.
+    """One side of a comparison: the runs of a configuration.
 
     Parameters
     ----------
     name : str
-        For the sentences.
+        Name in conclusions.
     configuration : str
         Equal for sides that are seeds of one configuration.
-    runs : sequence of RankedRows
-        R runs on the same rows as every other side's.
+    runs : sequence of Ranking
+        R runs, on the same examples as those of every other side.
     samples : ndarray
-        ``(R, S)``, their AUCs in the resampled rows, from ``bootstrap_aucs`` with all runs of all sides.
+        ``(R, S)`` of ``bootstrap_aucs``, computed for all sides at once.
     other_seeds : sequence of float
-        AUCs on these rows of further runs of the configuration: they count for how far seeds lie apart.
+        AUC on these examples of further runs of the configuration: they count for the variance between seeds.
     """
 
     name: str
     configuration: str
-    runs: Sequence[RankedRows]
+    runs: Sequence[Ranking]
     samples: np.ndarray
     other_seeds: Sequence[float] = ()
 
@@ -223,21 +208,13 @@ class Side:
 
     @property
     def mean(self) -> float:
-        """Mean AUC."""
+        """Mean AUC of the runs."""
         return float(self.aucs.mean())
 
 
 @dataclass(frozen=True)
 class SeedDeviation:
-    """How far the AUCs of seeds of one configuration lie apart.
-
-    Parameters
-    ----------
-    value : float
-        Standard deviation, pooled.
-    degrees : int
-        Degrees of freedom: runs less configurations.
-    """
+    """Pooled standard deviation of the AUC between seeds of a configuration, and its degrees of freedom."""
 
     value: float
     degrees: int
@@ -245,28 +222,28 @@ class SeedDeviation:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference in mean AUC of two sides, first less second.
+    """Difference in mean AUC of two sides, first minus second.
 
     Parameters
     ----------
     value : float
         The difference.
     low, high : float
-        95 % interval of it for new rows and, where ``seeds`` is known, new seeds.
+        95 % interval for new examples and, where ``seeds`` is known, new seeds.
     p_value : float
-        Of a difference this large by rows and seeds alone.
+        Two-sided p-value, of examples and seeds.
     detectable : float
-        A true difference of this size would be shown with a chance of 80 %, were this the only pair.
+        Smallest true difference that would be significant with a power of 80 %, without correction for several tests.
     rows_low, rows_high : float
-        95 % percentile interval over resampled users, for these very weights.
+        95 % percentile interval of the bootstrap, for these weights only.
     rows_error, seeds_error : float
-        Standard errors: of resampled users, and of the seeds (0 where nothing is known of them).
+        Standard errors of the bootstrap and of the seeds (0 where nothing is known of them).
     rows_reach, seeds_reach : float
-        Half of the interval that each would make alone.
+        Half widths of the interval from either source alone.
     delong_p : float
-        DeLong's test, for these very weights, rows taken as independent.
+        p-value of DeLong's test, for these weights only and independent examples.
     seeds : SeedDeviation or None
-        None where nothing is known of seeds: the difference is one of these weights.
+        None where the variance between seeds is unknown.
     """
 
     value: float
@@ -283,44 +260,28 @@ class Difference:
     delong_p: float
     seeds: SeedDeviation | None
 
-    def is_shown(self, p_value: float | None = None) -> bool:
-        """Whether the sides differ; ``p_value`` may be one that was corrected for several tests."""
+    def is_significant(self, p_value: float | None = None) -> bool:
+        """Whether the sides differ, by ``p_value`` where it is given (corrected for several tests)."""
         return self.seeds is not None and (self.p_value if p_value is None else p_value) < ALPHA
 
 
-def pool(groups: Sequence[Sequence[float]]) -> SeedDeviation | None:
-    """Return the deviation between seeds within groups of AUCs, None where a group has one only.
-
-    Examples
-    --------
-    >>> pool([[0.70, 0.72], [0.65, 0.67]])
-    SeedDeviation(value=0.0141..., degrees=2)
-    """
-    if min(len(group) for group in groups) < 2:
-        return None
-    degrees = sum(len(group) - 1 for group in groups)
-    squares = sum(float(np.var(group)) * len(group) for group in groups)
-    return SeedDeviation(math.sqrt(squares / degrees), degrees)
-
-
 def difference(first: Side, second: Side, users: int) -> Difference:
-    r"""Compare two sides.
+    r"""Compare two sides on the same examples.
 
-    With the bootstrap's standard error over U users :math:`b` of the difference of means, and the deviation between
-    seeds :math:`s` with its degrees of freedom :math:`d`, pooled over the configurations::
+    With the bootstrap's standard error :math:`b` of the difference over U users, and the standard deviation between
+    seeds :math:`s` with :math:`d` degrees of freedom, pooled over the configurations::
 
-        e = s sqrt(1 / n_1 + 1 / n_2)
+        e = s sqrt(1 / R_1 + 1 / R_2)
         interval = difference +- sqrt((t(U - 1) b)^2 + (t(d) e)^2),     t: 0.975 quantile
 
-    (Howe, Journal of the American Statistical Association 1974, https://doi.org/10.1080/01621459.1974.10480197). It is
-    never narrower than Student's interval for the seeds alone: for two groups of seeds of one configuration, whose
-    difference the rows do not make, the test errs at most as often as it says. Satterthwaite's degrees of freedom for
-    the sum would err more often: where few seeds lie near each other by chance, they would take the error for known.
+    (Howe, Journal of the American Statistical Association 1974, https://doi.org/10.1080/01621459.1974.10480197). The
+    interval is never narrower than Student's for the seeds alone, so seeds of one configuration differ significantly in
+    at most 5 % of comparisons. Satterthwaite's degrees of freedom would exceed that for few seeds.
 
     Parameters
     ----------
     first, second : Side
-        On the same rows. A side whose configuration has one run only leaves the seeds unknown.
+        A side with a single run and no other seeds leaves ``seeds`` unknown.
     users : int
         U.
     """
@@ -341,14 +302,14 @@ def difference(first: Side, second: Side, users: int) -> Difference:
         return math.hypot(*reaches(tail))
 
     rows_reach, seeds_reach = reaches(ALPHA / 2)
-    width = math.hypot(rows_reach, seeds_reach)
+    half = math.hypot(rows_reach, seeds_reach)
     delong_error = math.sqrt(delong_variance(first.runs, second.runs))
     return Difference(
         value=value,
-        low=value - width,
-        high=value + width,
-        p_value=_solve(reach, abs(value)),
-        detectable=width + reach(1 - POWER),
+        low=value - half,
+        high=value + half,
+        p_value=_p_value(reach, abs(value)),
+        detectable=half + reach(1 - POWER),
         rows_low=rows_low,
         rows_high=rows_high,
         rows_error=rows_error,
@@ -360,6 +321,21 @@ def difference(first: Side, second: Side, users: int) -> Difference:
     )
 
 
+def pool(groups: Sequence[Sequence[float]]) -> SeedDeviation | None:
+    """Return the standard deviation within groups of AUCs, None where a group has a single one.
+
+    Examples
+    --------
+    >>> pool([[0.70, 0.72], [0.65, 0.67]])
+    SeedDeviation(value=0.0141..., degrees=2)
+    """
+    if min(len(group) for group in groups) < 2:
+        return None
+    degrees = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.var(group)) * len(group) for group in groups)
+    return SeedDeviation(math.sqrt(squares / degrees), degrees)
+
+
 def _seed_deviation(first: Side, second: Side) -> SeedDeviation | None:
     if first.configuration != second.configuration:
         return pool([[*side.aucs.tolist(), *side.other_seeds] for side in (first, second)])
@@ -368,8 +344,8 @@ def _seed_deviation(first: Side, second: Side) -> SeedDeviation | None:
     return pool([runs]) if len(runs) > 2 else None
 
 
-def _solve(reach: Callable[[float], float], value: float) -> float:
-    """Return the level at which an interval would just reach a value, 1e-12 at least."""
+def _p_value(reach: Callable[[float], float], value: float) -> float:
+    """Return the level at which the interval just reaches ``value``, at least 1e-12."""
     from scipy import optimize
 
     smallest = 1e-12
@@ -388,16 +364,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    corrected = [1.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(np.minimum(factors * np.take(p_values, order), 1.0))
+    return corrected.tolist()
 
 
 def fixed(value: float, sign: str = "") -> str:
-    """Return four decimals, with ``sign="+"`` a plus as well; zero has no sign of its own.
+    """Return four decimals, with ``sign="+"`` a plus as well; zero has no minus.
 
     Examples
     --------
@@ -407,8 +382,8 @@ def fixed(value: float, sign: str = "") -> str:
     return f"{round(value, 4) + 0.0:{sign}.4f}"
 
 
-def verdict(first: Side, second: Side, found: Difference, p_value: float | None = None) -> str:
-    """Say in one sentence which side is better, by how much, or what could not be seen.
+def conclude(first: Side, second: Side, found: Difference, p_value: float | None = None) -> str:
+    """Return one sentence: which side is better and by how much, or which difference would have been detectable.
 
     Parameters
     ----------
@@ -417,30 +392,28 @@ def verdict(first: Side, second: Side, found: Difference, p_value: float | None 
     found : Difference
         From ``difference``.
     p_value : float, optional
-        One that was corrected for several tests.
+        Corrected for several tests.
     """
     if found.value == 0 and found.rows_error == 0:
         return f"no difference: {first.name} and {second.name} predict the same"
-    same = ""
-    if first.configuration == second.configuration:
-        single = len(first.runs) == len(second.runs) == 1
-        same = " (two seeds of one configuration)" if single else " (seeds of one configuration on both sides)"
-    one, two, sign = (first, second, 1) if found.value >= 0 else (second, first, -1)
+    better, worse, sign = (first, second, 1) if found.value >= 0 else (second, first, -1)
     low, high = sorted((sign * found.low, sign * found.high))
-    figures = f"{abs(found.value):.4f} (95 % interval {fixed(low)} to {fixed(high)})"
-    if found.is_shown(p_value):
-        return f"{one.name} is better than {two.name} by {figures}{same}"
+    size = f"{abs(found.value):.4f} (95 % interval {fixed(low)} to {fixed(high)})"
+    single = len(first.runs) == len(second.runs) == 1
+    what = "two seeds of one configuration" if single else "seeds of one configuration on both sides"
+    same = f" ({what})" if first.configuration == second.configuration else ""
+    if found.is_significant(p_value):
+        return f"{better.name} is better than {worse.name} by {size}{same}"
     alone = "" if p_value is None else ", for this pair alone"
-    blind = f"differences below {found.detectable:.4f} cannot be seen (80 % power{alone})"
+    limit = f"differences below {found.detectable:.4f} are not detectable (80 % power{alone})"
     if found.seeds is None:
-        here = f"no difference shown: the weights of {one.name} rank these rows better than those of {two.name} by"
+        here = f"no significant difference: the weights of {better.name} rank these examples better than those of"
+        here += f" {worse.name} by {size}"
         lone = " and ".join(side.name for side in (first, second) if len(side.runs) + len(side.other_seeds) == 1)
         if low > 0:
-            return f"{here} {figures}, but other seeds of {lone} alone may change as much: run 3 of each{same}"
-        return f"{here} {figures}; with these rows {blind}, and nothing is known of other seeds of {lone}{same}"
-    limit = "rows" if found.rows_reach >= found.seeds_reach else "seeds"
+            return f"{here}, but other seeds of {lone} may differ as much: run at least 3 of each{same}"
+        return f"{here}; with these examples {limit}, and the variance between seeds of {lone} is unknown{same}"
+    source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
-    return (
-        f"no difference shown: {one.name} is ahead of {two.name} by {figures}{corrected}; "
-        f"with these {limit} {blind}{same}"
-    )
+    ahead = f"{better.name} is ahead of {worse.name} by {size}{corrected}"
+    return f"no significant difference: {ahead}; with these {source} {limit}{same}"

@@ -367,8 +367,8 @@ class Standings:
             if {pair.first.name, pair.second.name} == {first, second}:
                 found, sign = pair.found, 1 if pair.first.name == first else -1
                 low, high = sorted((sign * found.low, sign * found.high))
-                shown = found.is_shown(pair.corrected_p)
-                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.verdict)
+                shown = found.is_significant(pair.corrected_p)
+                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.conclusion)
         return None
 
 
@@ -395,7 +395,7 @@ def stand(
     if not experiments:
         return Standings(None, notes)
 
-    def leave_out(name: str, run: RunRecord, reason: str) -> None:
+    def leave_out(name: str, run: RunRecord, reason: UserError) -> None:
         notes.append(f"{name}, run {run.run}, is not compared: {reason}")
 
     groups = {experiment.name: experiment.runs for experiment in experiments}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_model(params, model_class, dataset, epochs=4):
@@ -50,31 +50,8 @@ def trained(settings, tiny_dataset):
 
 @pytest.fixture
 def faulty(trained):
-    """A copy of the trained model to break, with dataset and parameters."""
+    """Give a copy of the trained model to change, with dataset and parameters."""
     model, dataset, params = trained
     broken = copy.deepcopy(model)
     broken.items = broken.feature_map.items
     return broken, dataset, params
-
-
-@pytest.fixture(scope="session")
-def popularity():
-    """Clicks in the training file of tiny_mm."""
-    from fuxictr_mm.diagnosis.slices import count_items
-
-    return count_items(ROOT / "data" / "tiny_mm" / "train.parquet", "label", 1001)
-
-
-@pytest.fixture(scope="session")
-def healthy(trained, popularity):
-    """The diagnosis of the trained model."""
-    from fuxictr_mm.diagnosis.diagnose import diagnose
-
-    model, dataset, params = trained
-    return diagnose(model, params, dataset.splits["valid"], popularity)
-
-
-@pytest.fixture
-def codes():
-    """Give the pairs of code and subject of a diagnosis' findings."""
-    return lambda result: {(f["code"], f["subject"]) for f in result["findings"]}

@@ -1,7 +1,6 @@
-"""The command: what it groups, what it refuses, what it prints."""
+"""``fuxictr-mm compare``: which runs it selects, what it refuses, and the numbers it gives."""
 
 import json
-import re
 import shutil
 
 import numpy as np
@@ -13,17 +12,16 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.evaluation.compare import as_dict, compare
 from fuxictr_mm.runs import find_runs
 
-
-def show(capsys, *arguments):
-    main(["compare", *map(str, arguments)])
-    return capsys.readouterr().out
+NAMES = ("DIN_tiny", "DIN_MM_none_tiny")
 
 
 def refusal(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
         main(["compare", *map(str, arguments)])
     assert stopped.value.code == 2
-    return capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
 
 
 @pytest.fixture
@@ -33,66 +31,64 @@ def copy(runs_root, tmp_path):
     return tmp_path / "runs"
 
 
-def test_quiet_prints_nothing_and_json_all_the_same(runs_root, capsys):
-    arguments = ["DIN_tiny", "DIN_MM_none_tiny", "--root", runs_root, "--samples", 100, "--quiet"]
-    assert show(capsys, *arguments) == ""
-    assert json.loads(show(capsys, *arguments, "--json"))["users"] > 0
-
-
 def change_rows(run, **columns):
     table = pq.read_table(run.path / "valid_predictions.parquet")
     for name, change in columns.items():
         if change is None:
             table = table.drop_columns([name])
         else:
-            table = table.set_column(
-                table.column_names.index(name), name, pa.array(change(table[name].to_numpy().copy()))
-            )
+            values = pa.array(change(table[name].to_numpy().copy()))
+            table = table.set_column(table.column_names.index(name), name, values)
     pq.write_table(table, run.path / "valid_predictions.parquet")
 
 
+def compared(root, *names, samples=100):
+    return as_dict(compare(names or NAMES, root, samples=samples))
+
+
 def test_seeds_of_an_experiment_are_grouped(runs_root, capsys):
-    text = show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", runs_root, "--samples", 200)
-    users = len(np.unique(find_runs(runs_root)[0].predictions()[2]))
-    assert f"3,000 validation rows of {users:,} users, 1,330 positive" in text
-    assert "DIN_tiny, mean of 3" in text
-    assert "Note: DIN_tiny: of runs with the same seed the newest is compared (3 of 4 runs)." in text
-    assert re.search(r"no difference shown: .* other seeds of DIN_MM_none_tiny", text)
-    report = json.loads(show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", runs_root, "--samples", 200, "--json"))
-    assert report == as_dict(compare(["DIN_tiny", "DIN_MM_none_tiny"], runs_root, samples=200))
+    arguments = ["compare", *NAMES, "--root", str(runs_root), "--samples", "200"]
+    main([*arguments, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report == compared(runs_root, samples=200)
+    runs = find_runs(runs_root, expid="DIN_tiny")
+    assert (report["rows"], report["positives"]) == (3000, 1330)
+    assert report["users"] == len(np.unique(runs[0].predictions()[2]))
     by_seed = {run["seed"]: run["auc"] for run in report["sides"][0]["runs"]}
-    assert by_seed == pytest.approx({run.seed: run.valid["AUC"] for run in find_runs(runs_root, expid="DIN_tiny")})
+    assert by_seed == pytest.approx({run.seed: run.valid["AUC"] for run in runs})  # the newest of two runs of seed 3
+    assert "3 of 4 runs" in report["notes"][0]
     (pair,) = report["pairs"]
     mean = np.mean(list(by_seed.values())) - find_runs(runs_root, expid="DIN_MM_none_tiny")[0].valid["AUC"]
     assert pair["value"] == pytest.approx(mean)
-    assert pair["better"] is None
+    assert pair["better"] is None  # a single run tells nothing of seeds
+    main(arguments)
+    text = capsys.readouterr().out
+    assert all(run["run"] in text for run in report["sides"][0]["runs"])
+    assert all(part in text for part in (pair["verdict"], f"{pair['value']:+.4f}", *report["notes"]))
+    main([*arguments, "--quiet"])
+    assert capsys.readouterr().out == ""
 
 
-def test_single_seeds_are_judged_by_the_others(copy, capsys):
+def test_single_seeds_are_judged_by_the_others(copy):
     one, two = sorted(find_runs(copy, expid="DIN_tiny"), key=lambda run: run.seed)[:2]
-    arguments = (one.run, two.run, "--root", copy, "--samples", 200)
-    report = json.loads(show(capsys, *arguments, "--json"))
-    assert report["pairs"][0]["seeds"]["degrees"] == 2  # seed 3, once of its two runs, is the third
-    assert report["pairs"][0]["verdict"].endswith("(two seeds of one configuration)")
+    (pair,) = compared(copy, one.run, two.run)["pairs"]
+    assert pair["seeds"]["degrees"] == 2  # seed 3, once of its two runs, is the third
     for run in find_runs(copy, expid="DIN_tiny"):
         if run.seed == 3:
-            shutil.rmtree(run.path)
-    report = json.loads(show(capsys, *arguments, "--json"))
-    assert report["pairs"][0]["seeds"] is None
-    assert report["pairs"][0]["verdict"].startswith("no difference shown")
+            change_rows(run, prediction=lambda p: np.where(np.arange(len(p)) == 5, np.nan, p).astype("f"))
+    (pair,) = compared(copy, one.run, two.run)["pairs"]
+    assert (pair["seeds"], pair["better"]) == (None, None)
 
 
-def test_of_several_configurations_the_newest_is_taken(copy, train, capsys):
+def test_of_several_configurations_the_newest_is_compared(copy, train):
     train(copy, seed=4, learning_rate=0.001)
-    text = show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 200)
-    assert re.search(
-        r"Note: DIN_tiny: its 5 runs are of 2 configurations; 1 of the newest, begun at 20\S+, is compared", text
-    )
-    assert "mean of" not in text
+    report = compared(copy)
+    assert [run["seed"] for run in report["sides"][0]["runs"]] == [4]
+    assert "DIN_tiny: its 5 runs are of 2 configurations" in report["notes"][0]
 
 
-def test_more_than_two_are_compared_with_the_best(copy, capsys):
-    """Three planted ones: B is the truth, A is C shuffled in part."""
+def test_more_than_two_are_compared_with_the_best(copy):
+    """Three planted ones, from the labels with noise of different size."""
     generator = np.random.default_rng(0)
     root = copy / "tiny_mm"
     for name, noise in (("A", 2.0), ("B", 0.5), ("C", 1.0)):
@@ -105,94 +101,80 @@ def test_more_than_two_are_compared_with_the_best(copy, capsys):
                 change_rows(
                     run, prediction=lambda p, y=label, n=noise: (y + n * generator.normal(size=len(p))).astype("f")
                 )
-    text = show(capsys, "A", "B", "C", "--root", copy, "--samples", 200)
-    verdicts = [line for line in text.splitlines() if " is better than " in line]
-    assert [line.split(" by ")[0] for line in verdicts] == ["B is better than C", "B is better than A"]
-    assert "p is corrected for all 3 pairs (Holm)" in text
-    report = json.loads(show(capsys, "A", "B", "C", "--root", copy, "--samples", 200, "--json"))
+    report = compared(copy, "A", "B", "C")
     assert [side["name"] for side in report["sides"]] == ["B", "C", "A"]
+    assert [(pair["first"], pair["second"]) for pair in report["pairs"]] == [("B", "C"), ("B", "A"), ("C", "A")]
     for pair in report["pairs"]:
         assert pair["corrected_p"] >= pair["p_value"]
         assert pair["better"] == pair["first"]
 
 
-def test_rows_without_groups_are_resampled_themselves(copy, capsys):
+def test_examples_without_groups_are_resampled_themselves(copy):
     for run in find_runs(copy):
         change_rows(run, group=None)
-    text = show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 200)
-    assert "Note: the runs have no group_id, so rows are resampled instead of users" in text
-    assert "3,000 validation rows, 1,330 positive" in text
+    report = compared(copy)
+    assert report["users"] == report["rows"] == 3000
+    assert any("group_id" in note for note in report["notes"])
 
 
-def test_different_rows_are_refused(copy, capsys):
+@pytest.mark.parametrize(
+    ("columns", "found"), [({"label": "flip"}, "row 17"), ({"group": "flip"}, "row 17"), ({}, "99 against 3000")]
+)
+def test_different_examples_are_refused(columns, found, copy, capsys):
     def flip(values):
         values[17] = 1 - values[17]
         return values
 
-    other = find_runs(copy, expid="DIN_MM_none_tiny")[0]
-    names = ("DIN_tiny", "DIN_MM_none_tiny", "--root", copy)
-    original = (other.path / "valid_predictions.parquet").read_bytes()
-    for change, message in (
-        ({"label": flip}, "labels differ, first in row 17"),
-        ({"group": flip}, "groups differ, first in row 17"),
-    ):
-        (other.path / "valid_predictions.parquet").write_bytes(original)
-        change_rows(other, **change)
-        assert f"were validated on different rows: {message}; compare runs" in refusal(capsys, *names)
-    pq.write_table(
-        pq.read_table(other.path / "valid_predictions.parquet").slice(0, 99), other.path / "valid_predictions.parquet"
-    )
-    assert "were validated on different rows: 99 against 3000;" in refusal(capsys, *names)
+    (other,) = find_runs(copy, expid="DIN_MM_none_tiny")
+    path = other.path / "valid_predictions.parquet"
+    change_rows(other, **dict.fromkeys(columns, flip))
+    if not columns:
+        pq.write_table(pq.read_table(path).slice(0, 99), path)
+    error = refusal(capsys, *NAMES, "--root", copy)
+    assert str(other.path) in error
+    assert found in error
 
 
-def test_bad_arguments(runs_root, capsys):
-    root = ("--root", runs_root)
-    newest = find_runs(runs_root, expid="DIN_tiny")[0]
-    assert "'DIN_tiny' alone; give two or more" in refusal(capsys, "DIN_tiny", *root)
-    assert f"the run {newest.run} is on both sides, of DIN_tiny and of" in refusal(
-        capsys, "DIN_tiny", newest.run, *root
-    )
-    assert "did you mean 'DIN_tiny'?" in refusal(capsys, "DIN_tiny", "DIN_tinny", *root)
-    assert "--samples is 5, expected 100 or more" in refusal(capsys, "a", "b", "--samples", 5)
-    assert "--seed is -1, expected 0 or more" in refusal(capsys, "a", "b", "--seed", -1)
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["DIN_tiny"], "DIN_tiny"),
+        (["DIN_tiny", "NEWEST"], "both sides"),
+        (["DIN_tiny", "DIN_tiny"], "both sides"),
+        (["DIN_tiny", "DIN_tinny"], "did you mean 'DIN_tiny'"),
+        ([*NAMES, "--samples", "5"], "--samples is 5"),
+        ([*NAMES, "--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, found, runs_root, capsys):
+    newest = find_runs(runs_root, expid="DIN_tiny")[0].run
+    arguments = [newest if argument == "NEWEST" else argument for argument in arguments]
+    assert found in refusal(capsys, *arguments, "--root", runs_root)
 
 
 @pytest.mark.parametrize("content", [None, "a: [", "{}", "x: {1: 2, 1: 3}"])
-def test_a_lost_configuration_is_no_newer_one(content, copy, capsys):
-    """The newest run's configuration cannot be read: the others are compared, and a note says so."""
+def test_a_broken_run_is_left_out_with_a_note(content, copy):
+    """A configuration that cannot be read is not a newer one."""
     newest = find_runs(copy, expid="DIN_tiny")[0]
     (newest.path / "config.yaml").unlink()
     if content is not None:
         (newest.path / "config.yaml").write_text(content)
-    text = show(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 100)
-    assert "DIN_tiny, mean of 3" in text
-    assert f"Note: DIN_tiny, run {newest.run}, is left out: broken: config.yaml" in text
-    assert "configurations" not in text
+    report = compared(copy)
+    assert len(report["sides"][0]["runs"]) == 3
+    assert any(newest.run in note and "config.yaml" in note for note in report["notes"])
 
 
-def test_an_experiment_of_broken_runs_is_refused(copy, capsys):
-    (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
-    (run.path / "environment.json").write_text("[")
-    message = f"DIN_MM_none_tiny, run {run.run}, is left out: broken: environment.json: not valid JSON"
-    assert message in refusal(capsys, "DIN_tiny", "DIN_MM_none_tiny", "--root", copy)
-    assert f"{run.run}, is left out: broken" in refusal(capsys, "DIN_tiny", run.run, "--root", copy)
-
-
-def test_damaged_folders_are_a_message(copy, capsys):
-    names = ("DIN_tiny", "DIN_MM_none_tiny", "--root", copy, "--samples", 100)
-    for run in find_runs(copy):
-        (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text() + "x: {1: 2, b: 3}\n")
-    assert "DIN_tiny, mean of 3" in show(capsys, *names)
+def test_an_experiment_without_usable_runs_is_refused(copy, capsys):
     (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
     change_rows(run, prediction=lambda p: p.astype(str))
-    assert "predictions are object, expected numbers; train it again" in refusal(capsys, *names)
-    assert "a folder without runs" in refusal(capsys, "DIN_tiny", copy, "--root", copy)
+    assert str(run.path) in refusal(capsys, *NAMES, "--root", copy)
+    (run.path / "environment.json").write_text("[")
+    assert "environment.json" in refusal(capsys, *NAMES, "--root", copy)
+    assert run.run in refusal(capsys, "DIN_tiny", run.run, "--root", copy)
+    assert str(copy) in refusal(capsys, "DIN_tiny", copy, "--root", copy)
 
 
-def test_other_seeds_that_are_not_finite_do_not_count(copy, capsys):
-    one, two = sorted(find_runs(copy, expid="DIN_tiny"), key=lambda run: run.seed)[:2]
-    for run in find_runs(copy, expid="DIN_tiny"):
-        if run.seed == 3:
-            change_rows(run, prediction=lambda p: np.where(np.arange(len(p)) == 5, np.nan, p).astype("f"))
-    report = json.loads(show(capsys, one.run, two.run, "--root", copy, "--samples", 200, "--json"))
-    assert report["pairs"][0]["seeds"] is None
+def test_configurations_with_keys_that_cannot_be_sorted_are_compared(copy):
+    for run in find_runs(copy):
+        (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text() + "x: {1: 2, b: 3}\n")
+    assert len(compared(copy)["sides"][0]["runs"]) == 3

@@ -1,166 +1,251 @@
-"""The two claims: seeds of one configuration are not told apart, and a difference of 0.01 AUC is found or too small."""
+"""Weighted AUC, DeLong's variance and the bootstrap against plain re-computations; how often a comparison errs."""
 
-import re
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
+from fuxictr_mm.evaluation import significance
 from fuxictr_mm.evaluation.significance import (
-    RankedRows,
+    Ranking,
     Side,
+    auc_with_interval,
     bootstrap_aucs,
+    conclude,
     delong_variance,
     difference,
     fixed,
     holm,
     pool,
-    verdict,
+    sample_users,
 )
+
+#: Label, score with ties, and weight of each example.
+EXAMPLES = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), st.integers(0, 3)), min_size=2, max_size=12
+)
+BOTH_CLASSES = EXAMPLES.filter(lambda examples: len({label for label, _, _ in examples}) == 2)
+
+
+@settings(max_examples=80, deadline=None)
+@given(BOTH_CLASSES)
+def test_weights_are_repetitions(examples):
+    label, score, weight = (np.array(column) for column in zip(*examples, strict=True))
+    (found,) = Ranking(label, score).weighted_auc(weight[:, None].astype(float))
+    repeated = np.repeat(label, weight)
+    if len(set(repeated)) < 2:
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(roc_auc_score(repeated, np.repeat(score, weight)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(EXAMPLES, st.integers(0, 9))
+def test_delong_by_all_pairs(examples, seed):
+    """The paper's form: covariance matrices of the components, and the contrast (1, -1) of two AUCs."""
+    label, score, _ = (np.array(column) for column in zip(*examples, strict=True))
+    found = auc_with_interval(label, score)
+    positives, negatives = int(label.sum()), int((1 - label).sum())
+    if not positives or not negatives:
+        assert set(found.values()) == {None}
+        return
+    other = np.random.default_rng(seed).permutation(score)
+    won = [
+        (s[label == 1][:, None] > s[label == 0]) + 0.5 * (s[label == 1][:, None] == s[label == 0])
+        for s in (score, other)
+    ]
+    for axis, ours in ((1, 0), (0, 1)):
+        np.testing.assert_allclose(Ranking(label, score).components[ours], won[0].mean(axis=axis), atol=1e-12)
+    assert found["auc"] == pytest.approx(roc_auc_score(label, score))
+    if min(positives, negatives) < 2:
+        assert (found["low"], found["high"]) == (0, 1)
+        return
+    covariance = np.cov([w.mean(axis=1) for w in won]) / positives + np.cov([w.mean(axis=0) for w in won]) / negatives
+    pair = Ranking(label, score), Ranking(label, other)
+    assert delong_variance([pair[0]]) == pytest.approx(covariance[0, 0], abs=1e-15)
+    contrast = np.array([1, -1])
+    assert delong_variance([pair[0]], [pair[1]]) == pytest.approx(contrast @ covariance @ contrast, abs=1e-15)
+    assert delong_variance([pair[0]], [pair[0]]) == 0
+    half = 1.959964 * math.sqrt(covariance[0, 0])
+    assert found["low"] == pytest.approx(max(found["auc"] - half, 0))
+    assert found["high"] == pytest.approx(min(found["auc"] + half, 1))
+
+
+def test_delong_interval_covers_the_true_auc():
+    """Scores from two normal distributions, whose AUC is known; the variance is that of samples."""
+    generator, inside, aucs, variances = np.random.default_rng(0), 0, [], []
+    label = np.repeat([0.0, 1.0], 100)
+    truth = 0.5 * (1 + math.erf(1 / 2))  # for means one standard deviation apart
+    for _ in range(400):
+        score = generator.normal(label, 1)
+        found = auc_with_interval(label, score)
+        inside += found["low"] <= truth <= found["high"]
+        aucs.append(found["auc"])
+        variances.append(delong_variance([Ranking(label, score)]))
+    assert 0.92 < inside / 400 < 0.975
+    assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.15)
+
+
+def test_each_sample_has_as_many_users():
+    drawn = sample_users(7, 50, np.random.default_rng(0))
+    assert drawn.shape == (7, 50)
+    assert (drawn.sum(axis=0) == 7).all()
+    assert drawn.std() == pytest.approx(np.sqrt(6 / 7), rel=0.1)  # binomial, 7 trials of probability 1/7
+
+
+def test_bootstrap_repeats_the_examples_of_users(monkeypatch):
+    """The same users sampled, their examples repeated, scikit-learn's AUC; in chunks or at once."""
+    generator = np.random.default_rng(3)
+    user = np.unique(generator.integers(12, size=60), return_inverse=True)[1]
+    label, scores = generator.integers(2, size=60), np.round(generator.random((2, 60)), 1)
+    rankings = [Ranking(label, score) for score in scores]
+    times = sample_users(user.max() + 1, 20, np.random.default_rng(5))[user].astype(int)
+    expected = [
+        [roc_auc_score(np.repeat(label, column), np.repeat(score, column)) for column in times.T] for score in scores
+    ]
+    np.testing.assert_allclose(bootstrap_aucs(rankings, user, 20, seed=5), expected)
+    monkeypatch.setattr(significance, "CHUNK", 60 * 7)
+    in_chunks = bootstrap_aucs(rankings, user, 20, seed=5)
+    assert in_chunks.shape == (2, 20)
+    np.testing.assert_allclose(in_chunks[:, :7], bootstrap_aucs(rankings, user, 7, seed=5))
+
+
+def test_samples_of_one_class_are_left_out():
+    found = bootstrap_aucs([Ranking(np.array([1, 0, 0, 0]), np.arange(4.0))], np.arange(4), 200, seed=0)
+    assert 0 < found.shape[1] < 200
+    assert not np.isnan(found).any()
+
+
+def test_users_with_many_examples_widen_the_interval():
+    """Each user's examples are copies of one: they tell no more than one each."""
+    generator = np.random.default_rng(2)
+    label = generator.integers(2, size=100)
+    score = generator.normal(size=100) + label
+    once = bootstrap_aucs([Ranking(label, score)], np.arange(100), 500, seed=1)
+    copies = Ranking(np.repeat(label, 5), np.repeat(score, 5))
+    by_user = bootstrap_aucs([copies], np.repeat(np.arange(100), 5), 500, seed=1)
+    by_row = bootstrap_aucs([copies], np.arange(500), 500, seed=1)
+    np.testing.assert_allclose(by_user, once)
+    assert by_row.std() < 0.6 * by_user.std()
 
 
 def sides(world, scores, other_seeds=((), ()), configurations=("a", "b"), samples=200):
     """Make two sides of lists of scores."""
-    ranked = [[RankedRows(world.label, score) for score in side] for side in scores]
-    drawn = bootstrap_aucs([run for side in ranked for run in side], world.user, samples, seed=0)
-    drawn = np.split(drawn, [len(ranked[0])])
-    others = [[RankedRows(world.label, score).auc for score in side] for side in other_seeds]
-    return [Side(*values) for values in zip("AB", configurations, ranked, drawn, others, strict=True)]
+    rankings = [[Ranking(world.label, score) for score in side] for side in scores]
+    drawn = bootstrap_aucs([run for side in rankings for run in side], world.user, samples, seed=0)
+    drawn = np.split(drawn, [len(rankings[0])])
+    others = [[Ranking(world.label, score).auc for score in side] for side in other_seeds]
+    return [Side(*values) for values in zip("AB", configurations, rankings, drawn, others, strict=True)]
 
 
 def compare(world, *arguments, **options):
-    first, second = sides(world, *arguments, **options)
-    found = difference(first, second, world.user.max() + 1)
-    return found, verdict(first, second, found)
+    return difference(*sides(world, *arguments, **options), world.user.max() + 1)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])
-def test_seeds_of_one_configuration_are_not_told_apart(world, runs):
-    """As two experiments: nothing says that the configuration is one, and yet 9 times in 10 no difference is shown."""
-    sentences, naive = [], 0
+def test_seeds_of_one_configuration_do_not_differ(world, runs):
+    """Given as two configurations; the bootstrap alone errs more often, so seeds have to count."""
+    significant, naive = 0, 0
     for trial in range(40):
-        rows = world(trial, 1000, 400)
-        seed = rows.model(0.3)
-        found, sentence = compare(rows, [[seed() for _ in range(runs)] for _ in "AB"])
-        sentences.append(sentence)
+        examples = world(trial, 1000, 400)
+        seed = examples.model(0.3)
+        found = compare(examples, [[seed() for _ in range(runs)] for _ in "AB"])
+        significant += found.is_significant()
         naive += found.rows_low > 0 or found.rows_high < 0
-    assert sum(sentence.startswith("no difference") for sentence in sentences) >= 36
-    # What rows alone would say of 3 seeds against 3 is wrong more often: the reason why seeds are counted.
+    assert significant <= 4
     assert runs < 3 or naive > 0
 
 
-def test_single_runs_with_more_seeds_in_the_records(world):
-    shown = 0
+def test_single_runs_are_judged_by_other_seeds(world):
+    significant = 0
     for trial in range(40):
-        rows = world(trial, 1000, 400)
-        seed = rows.model(0.3)
+        examples = world(trial, 1000, 400)
+        seed = examples.model(0.3)
         others = [seed() for _ in range(4)]
-        shown += compare(rows, [[seed()], [seed()]], (others, others), ("a", "a"))[0].is_shown()
-    assert shown <= 4
+        significant += compare(examples, [[seed()], [seed()]], (others, others), ("a", "a")).is_significant()
+    assert significant <= 4
 
 
 @pytest.mark.parametrize(("rows", "users"), [(10_000, 4_000), (1_000, 400)])
-def test_a_planted_difference_is_found_or_the_rows_are_too_few(world, rows, users):
-    """Noise of 0.395 instead of 0.3 takes 0.004 off AUC, 0.48 takes 0.01 off."""
-    found_or_said = 0
+def test_a_planted_difference_is_significant_or_not_detectable(world, rows, users):
+    """Noise of 0.395 instead of 0.3 lowers the AUC by 0.004, noise of 0.48 by 0.01."""
+    right = 0
     for trial in range(20):
         drawn = world(trial, rows, users)
         better, worse = drawn.model(0.3), drawn.model(0.5)
-        found, sentence = compare(drawn, [[worse() for _ in range(3)], [better() for _ in range(3)]])
-        if found.is_shown():
-            assert sentence.startswith("B is better than A by 0.0")
-            found_or_said += 1
-        else:
-            blind = re.search(r"differences below (0\.\d+) cannot be seen \(80 % power\)", sentence)
-            found_or_said += float(blind[1]) > 0.01
-    assert found_or_said >= 18
+        found = compare(drawn, [[worse() for _ in range(3)], [better() for _ in range(3)]])
+        right += found.value < 0 if found.is_significant() else found.detectable > 0.01
+    assert right >= 18
 
 
 def test_the_interval_covers_the_true_difference(world):
-    """New rows and new seeds: the difference of two populations lies in 95 % of the intervals."""
+    """New examples and new seeds: the difference of two populations lies in 95 % of the intervals."""
     large = world(0, 200_000, 50_000)
     large.generator = np.random.default_rng(1)
-    truth = [RankedRows(large.label, large.model(noise)()).auc for noise in (0.3, 0.6)]
+    truth = [Ranking(large.label, large.model(noise)()).auc for noise in (0.3, 0.6)]
     covered = 0
     for trial in range(40):
-        rows = world(1000 + trial, 1000, 400)
-        one, two = rows.model(0.3), rows.model(0.6)
-        found, _ = compare(rows, [[one() for _ in range(3)], [two() for _ in range(3)]])
+        examples = world(1000 + trial, 1000, 400)
+        one, two = examples.model(0.3), examples.model(0.6)
+        found = compare(examples, [[one() for _ in range(3)], [two() for _ in range(3)]])
         covered += found.low <= truth[0] - truth[1] <= found.high
     assert covered >= 35
 
 
 def test_the_interval_by_hand(world):
-    rows = world(5, 500, 200)
-    one, two = rows.model(0.3), rows.model(0.6)
-    first, second = sides(rows, [[one() for _ in range(3)], [two() for _ in range(2)]])
+    examples = world(5, 500, 200)
+    one, two = examples.model(0.3), examples.model(0.6)
+    first, second = sides(examples, [[one() for _ in range(3)], [two() for _ in range(2)]])
     found = difference(first, second, 200)
     mean = first.samples.mean(axis=0) - second.samples.mean(axis=0)
     spread = np.sqrt(((first.aucs - first.mean) ** 2).sum() + ((second.aucs - second.mean) ** 2).sum()) / np.sqrt(3)
     of_rows = stats.t.ppf(0.975, 199) * mean.std(ddof=1)
     of_seeds = stats.t.ppf(0.975, 3) * spread * np.sqrt(1 / 3 + 1 / 2)
-    width = np.sqrt(of_rows**2 + of_seeds**2)
+    half = np.sqrt(of_rows**2 + of_seeds**2)
     assert found.value == pytest.approx(first.mean - second.mean)
-    assert (found.low, found.high) == pytest.approx((found.value - width, found.value + width))
+    assert (found.rows_reach, found.seeds_reach) == pytest.approx((of_rows, of_seeds))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
     assert (found.rows_low, found.rows_high) == pytest.approx(tuple(np.percentile(mean, [2.5, 97.5])))
-    assert found.detectable > width
+    assert found.detectable > half
     z = found.value / np.sqrt(delong_variance(first.runs, second.runs))
     assert found.delong_p == pytest.approx(2 * stats.norm.sf(abs(z)))
-    assert (found.p_value < 0.05) == (abs(found.value) > width)
+    assert (found.p_value < 0.05) == (abs(found.value) > half)
     # At the level of p, the interval would just reach the difference.
-    reach = np.hypot(
-        stats.t.isf(found.p_value / 2, 199) * found.rows_error, stats.t.isf(found.p_value / 2, 3) * found.seeds_error
-    )
+    tails = [stats.t.isf(found.p_value / 2, degrees) for degrees in (199, 3)]
+    reach = np.hypot(tails[0] * found.rows_error, tails[1] * found.seeds_error)
     assert reach == pytest.approx(abs(found.value))
 
 
-def test_sentences(world):
-    rows = world(6, 600, 250)
-    good, bad = rows.model(0.1), rows.model(3.0)
-    _, sentence = compare(rows, [[good() for _ in range(3)], [bad() for _ in range(3)]])
-    assert re.fullmatch(r"A is better than B by 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", sentence)
-    _, sentence = compare(rows, [[good()], [bad()]])
-    assert "no difference shown: the weights of A rank these rows better than those of B by 0." in sentence
-    assert sentence.endswith("but other seeds of A and B alone may change as much: run 3 of each")
-    _, sentence = compare(rows, [[good() for _ in range(3)], [bad()]])
-    assert sentence.endswith("but other seeds of B alone may change as much: run 3 of each")
-    _, sentence = compare(rows, [[good()], [good()]], configurations=("a", "a"))
-    assert sentence.endswith("(two seeds of one configuration)")
+def test_single_runs_are_never_significant_and_same_scores_have_no_difference(world):
+    examples = world(6, 600, 250)
+    good, bad = examples.model(0.1), examples.model(3.0)
+    assert compare(examples, [[good() for _ in range(3)], [bad() for _ in range(3)]]).is_significant()
+    alone = compare(examples, [[good()], [bad()]])
+    assert alone.low > 0
+    assert alone.seeds is None
+    assert not alone.is_significant()
     same = good()
-    assert compare(rows, [[same], [same]])[1] == "no difference: A and B predict the same"
+    equal = compare(examples, [[same], [same]])
+    assert (equal.value, equal.rows_error, equal.p_value, equal.delong_p) == (0, 0, 1, 1)
 
 
-def test_the_larger_part_of_the_interval_is_named(world):
-    """Few seeds weigh more than their error says: t of 4 degrees is 2.8, of 249 it is 2.0."""
-    rows = world(6, 600, 250)
-    first, second = sides(rows, [[rows.model(0.3)() for _ in range(3)] for _ in "AB"])
-    spread = float(np.sqrt((np.var(first.aucs) + np.var(second.aucs)) * 3 / 4))
-    drawn = first.samples.mean(axis=0) - second.samples.mean(axis=0)
-    wanted = spread * np.sqrt(2 / 3) * 1.2  # error of the rows, between the error of the seeds and its part
-    stretched = first.samples + ((wanted / drawn.std(ddof=1) - 1) * (drawn - drawn.mean()))[None]
-    found = difference(replace(first, samples=stretched), second, 250)
-    assert found.seeds_error < found.rows_error
-    assert found.seeds_reach > found.rows_reach
-    assert np.hypot(found.rows_reach, found.seeds_reach) == pytest.approx(found.high - found.value)
-    blank = replace(found, value=found.low - found.low, p_value=1.0)
-    assert "with these seeds differences below" in verdict(first, second, blank)
-    assert "(80 % power)" in verdict(first, second, blank)
-    assert "(80 % power, for this pair alone)" in verdict(first, second, blank, 1.0)
+def test_conclusions_name_the_better_side_and_the_detectable_difference(world):
+    examples = world(6, 600, 250)
+    pair = sides(examples, [[examples.model(noise)() for _ in range(3)] for noise in (3.0, 0.1)])
+    found = difference(*pair, 250)
+    assert conclude(*pair, found).startswith(f"B is better than A by {-found.value:.4f} ")
+    assert f"{found.detectable:.4f}" in conclude(*pair, found, p_value=1.0)
+    assert fixed(-0.00004) == "0.0000"
+    zero = replace(found, value=-0.0, low=-0.0, high=-0.0, p_value=1.0)
+    assert "-0.0000" not in conclude(*pair, zero)
 
 
-def test_zero_has_no_sign(world):
-    rows = world(6, 600, 250)
-    score = rows.model(0.3)()
-    found, _ = compare(rows, [[score, score], [score, score]])
-    assert fixed(-found.value) == fixed(-0.00004) == "0.0000"
-    sentence = verdict(*sides(rows, [[score], [score]]), replace(found, rows_error=1.0, low=-0.0, high=-0.0))
-    assert "-0.0000" not in sentence
-
-
-def test_a_few_runs_alone_say_nothing_of_seeds():
+def test_a_group_of_one_tells_nothing_of_seeds():
     assert pool([[0.7], [0.6, 0.7]]) is None
     assert pool([[0.7, 0.7], [0.6, 0.6]]).value == 0
 

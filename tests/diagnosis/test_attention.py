@@ -1,11 +1,15 @@
-"""What the hooks on attention modules read and change, against the modules themselves."""
+"""Hooks on attention modules, against the modules themselves; statistics of weights, against loops."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from fuxictr.pytorch import layers as fuxictr_layers
 
 from fuxictr_mm.data.loaders import gather
-from fuxictr_mm.diagnosis.attention import Watched, describe_entropy, even, find_probes, look_at
+from fuxictr_mm.diagnosis import attention
+from fuxictr_mm.diagnosis.attention import RecordedAttention, describe, find_attention, uniform, weight_statistics
 from fuxictr_mm.layers import DINAttention, Jagged, MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
@@ -26,17 +30,17 @@ def batch(lengths=(3, 0, 1, 5), width=8):
     return torch.randn(len(lengths), width, generator=generator), Jagged(stored, offsets, index)
 
 
-def probe_of(module):
-    (probe,) = find_probes(Holder(module.eval()))
-    assert probe.name == "inside.0"
-    return probe
+def hooks_of(module):
+    (hooks,) = find_attention(Holder(module.eval()))
+    assert hooks.name == "inside.0"
+    return hooks
 
 
-def watch(probe, *arguments, **named):
-    watched = Watched(probe)
-    with watched.watching():
-        output = probe.module(*arguments, **named)
-    return watched, output
+def record(hooks, *arguments, **named):
+    recorded = RecordedAttention(hooks)
+    with recorded.recording():
+        output = hooks.module(*arguments, **named)
+    return recorded, output
 
 
 OURS = {
@@ -55,7 +59,7 @@ def test_weights_are_those_of_the_module(kind):
     module = OURS[kind]()
     target, history = batch()
     plain = module.eval()(target, history)
-    watched, output = watch(probe_of(module), target, history)
+    recorded, output = record(hooks_of(module), target, history)
     assert torch.equal(output, plain)
     if isinstance(module, MultiHeadTargetAttention):
         weights = module(target, history, return_weights=True)[1]
@@ -65,10 +69,10 @@ def test_weights_are_those_of_the_module(kind):
         weights = history.with_values(module.attention_layer(rows))
         weights = weights.softmax() if module.use_softmax else weights
     padded, keys = weights.to_padded(side="right")
-    expected = look_at(padded.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(4, 1))
-    for ours, theirs in zip(watched.statistics, expected, strict=True):
+    expected = weight_statistics(padded.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(4, 1))
+    for ours, theirs in zip(recorded.statistics, expected, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=1e-6)
-    entry = describe_entropy(watched)
+    entry = describe(recorded)
     assert [b["name"] for b in entry["by_length"]] == ["3-5"]
     assert len(entry["per_head"]) == getattr(module, "num_heads", 1)
     assert not module._forward_hooks
@@ -76,39 +80,39 @@ def test_weights_are_those_of_the_module(kind):
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_heads_are_silenced_and_their_lengths_measured(kind):
+def test_heads_are_zeroed_and_their_norms_measured(kind):
     """The output is the sum of what the heads add, so each can be told apart by silencing the others."""
     torch.manual_seed(0)
     module = OURS[kind]()
     target, history = batch()
-    probe = probe_of(module)
+    hooks = hooks_of(module)
     whole = module(target, history)
-    heads = list(range(probe.num_heads))
+    heads = list(range(hooks.num_heads))
     alone = []
     for head in heads:
-        with probe.silenced([h for h in heads if h != head]):
+        with hooks.zeroed([h for h in heads if h != head]):
             alone.append(module(target, history))
     torch.testing.assert_close(sum(alone), whole)
-    with probe.silenced(heads):
+    with hooks.zeroed(heads):
         assert not module(target, history).any()
     expected = torch.stack([output.norm(dim=1).double().mean() for output in alone])
-    torch.testing.assert_close(torch.from_numpy(watch(probe, target, history)[0].output_norms), expected)
+    torch.testing.assert_close(torch.from_numpy(record(hooks, target, history)[0].output_norms), expected)
     torch.testing.assert_close(module(target, history), whole)
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_even_weights_make_a_mean(kind):
+def test_uniform_weights_make_a_mean(kind):
     torch.manual_seed(0)
     module = OURS[kind]()
     target, history = batch()
-    probe = probe_of(module)
-    with probe.weighing(lambda weights, keys, queries: even(weights, keys)):
+    hooks = hooks_of(module)
+    with hooks.on_weights(uniform):
         found = module(target, history)
-    watched = []
-    with probe.weighing(lambda weights, keys, queries: watched.append((weights, keys))):
+    recorded = []
+    with hooks.on_weights(lambda weights, keys, queries: recorded.append((weights, keys))):
         module(target, history)
-    ((weights, keys),) = watched
-    mean = even(weights, keys).squeeze(2).transpose(1, 2)[keys]
+    ((weights, keys),) = recorded
+    mean = uniform(weights, keys, None).squeeze(2).transpose(1, 2)[keys]
     expected = module._pool(history, mean) if isinstance(module, MultiHeadTargetAttention) else (
         history.with_values(mean * history.values).sum()
     )  # fmt: skip
@@ -121,11 +125,11 @@ def test_an_encoder_is_read_bucket_by_bucket():
     layer = JaggedTransformerLayer(8, 2, 16, 0.0).eval()
     _, tokens = batch((3, 1, 6, 2, 9))
     buckets = Buckets.of(tokens.offsets, limits=[2, 4])
-    probe = probe_of(layer)
-    watched, output = watch(probe, tokens.values, buckets)
+    hooks = hooks_of(layer)
+    recorded, output = record(hooks, tokens.values, buckets)
     torch.testing.assert_close(output, layer(tokens.values, buckets))
-    assert sorted(watched.statistics.lengths.tolist()) == [1, 2, 3, 6, 9]
-    for row, length in enumerate(watched.statistics.lengths.tolist()):
+    assert sorted(recorded.statistics.lengths.tolist()) == [1, 2, 3, 6, 9]
+    for row, length in enumerate(recorded.statistics.lengths.tolist()):
         if length == 1:
             continue
         members = tokens.values[tokens.rows == tokens.lengths.tolist().index(length)]
@@ -133,13 +137,13 @@ def test_an_encoder_is_read_bucket_by_bucket():
             layer.self_attn, *[members[None]] * 3, need_weights=True, average_attn_weights=False
         )[1][0]
         entropy = -(attended * attended.log()).sum(-1).mean(-1) / torch.tensor(length).log()
-        torch.testing.assert_close(watched.statistics.entropy_ratio[row], entropy.double(), rtol=1e-5, atol=1e-6)
-    with probe.silenced([0, 1]):
+        torch.testing.assert_close(recorded.statistics.entropy_ratio[row], entropy.double(), rtol=1e-5, atol=1e-6)
+    with hooks.zeroed([0, 1]):
         silent = layer(tokens.values, buckets)
     normed = layer.norm1(tokens.values + layer.self_attn.out_proj.bias)
     expected = layer.norm2(normed + layer.linear2(layer.linear1(normed).relu()))
     torch.testing.assert_close(silent, expected)
-    with probe.weighing(lambda weights, keys, queries: even(weights, keys)):
+    with hooks.on_weights(uniform):
         layer(tokens.values, buckets)
 
 
@@ -156,16 +160,16 @@ def test_layers_of_fuxictr_are_read_as_ours(kind):
     theirs.load_state_dict(ours.state_dict())
     target, history = batch((3, 2, 1, 5))
     padded, mask = history.to_padded(7)
-    probes = probe_of(ours), probe_of(theirs)
+    both = hooks_of(ours), hooks_of(theirs)
     calls = (target, history), (target, padded, mask.float())
-    (first, _), (second, _) = (watch(probe, *call) for probe, call in zip(probes, calls, strict=True))
+    (first, _), (second, _) = (record(hooks, *call) for hooks, call in zip(both, calls, strict=True))
     for a, b in zip(first.statistics, second.statistics, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.from_numpy(first.output_norms), torch.from_numpy(second.output_norms))
     changed = []
-    for probe, call in zip(probes, calls, strict=True):
-        with probe.weighing(lambda weights, keys, queries: even(weights, keys)):
-            changed.append(probe.module(*call))
+    for hooks, call in zip(both, calls, strict=True):
+        with hooks.on_weights(uniform):
+            changed.append(hooks.module(*call))
     torch.testing.assert_close(*changed)
 
 
@@ -180,10 +184,69 @@ def test_layers_of_fuxictr_are_read_as_ours(kind):
 )
 def test_models_of_the_zoo(build, expid, names):
     model, dataset = build(expid)
-    assert [probe.name for probe in find_probes(model)] == names
+    assert [hooks.name for hooks in find_attention(model)] == names
     table = dataset.splits["valid"]
-    watched = [Watched(probe) for probe in find_probes(model.eval())]
-    for each in watched:
-        with each.watching():
+    recorded = [RecordedAttention(hooks) for hooks in find_attention(model.eval())]
+    for each in recorded:
+        with each.recording():
             model(gather(table, torch.arange(20)))
         assert each.statistics.entropy_ratio.nanmean() <= 1 + 1e-6
+
+
+def test_entropy_and_divergence_by_loops():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(5, 3, 2, 6, generator=generator, dtype=torch.float64)
+    lengths = [6, 2, 1, 0, 4]
+    keys = torch.arange(6) < torch.tensor(lengths)[:, None]
+    queries = torch.tensor([[True, True], [True, False], [True, True], [True, True], [False, True]])
+    weights[4, 1] = 0.0  # a head that says nothing in one row
+    found = weight_statistics(weights, keys, queries)
+    assert found.lengths.tolist() == lengths
+
+    def entropy(p):
+        return -sum(x * math.log(x) for x in p if x > 0)
+
+    for row, length in enumerate(lengths):
+        shares = {}
+        for head in range(3):
+            for query in range(2):
+                size = weights[row, head, query, :length].abs()
+                if queries[row, query] and length >= 2 and size.sum() > 0:
+                    shares[head, query] = (size / size.sum()).tolist()
+            mine = [p for (h, _), p in shares.items() if h == head]
+            if not mine:
+                assert math.isnan(found.entropy_ratio[row, head])
+                continue
+            expected = np.mean([entropy(p) / math.log(length) for p in mine])
+            assert float(found.entropy_ratio[row, head]) == pytest.approx(expected)
+            assert float(found.largest[row, head]) == pytest.approx(np.mean([max(p) for p in mine]))
+        for pair, (i, j) in enumerate([(0, 1), (0, 2), (1, 2)]):
+            both = [q for q in range(2) if (i, q) in shares and (j, q) in shares]
+            found_bits = float(found.divergence[row, pair])
+            if not both:
+                assert math.isnan(found_bits)
+                continue
+            bits = [
+                (entropy([(a + b) / 2 for a, b in zip(shares[i, q], shares[j, q], strict=True)])
+                 - (entropy(shares[i, q]) + entropy(shares[j, q])) / 2) / math.log(2)
+                for q in both
+            ]  # fmt: skip
+            assert found_bits == pytest.approx(np.mean(bits), abs=1e-12)
+    assert found.all_zero[4].tolist() == [0, 1, 0]
+    assert math.isnan(found.all_zero[3, 0])
+
+
+def test_a_large_batch_is_computed_in_chunks(monkeypatch):
+    weights, keys = torch.rand(7, 2, 3, 3), torch.rand(7, 3) < 0.7
+    whole = weight_statistics(weights, keys, keys)
+    monkeypatch.setattr(attention, "CHUNK_ENTRIES", 40)
+    for ours, theirs in zip(weight_statistics(weights, keys, keys), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_uniform_weights_keep_their_sum():
+    weights, keys = torch.rand(4, 2, 1, 5), torch.tensor([[1, 1, 1, 0, 0], [1] * 5, [0] * 5, [1, 0, 0, 0, 0]]).bool()
+    flat = uniform(weights, keys, None)
+    torch.testing.assert_close(flat.sum(-1), (weights * keys[:, None, None]).sum(-1))
+    assert all(len(flat[row, head, 0, keys[row]].unique()) <= 1 for row in range(4) for head in range(2))
+    assert not flat[~keys[:, None, None].expand_as(flat)].any()

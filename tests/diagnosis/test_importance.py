@@ -1,4 +1,4 @@
-"""Permutations below the views: what a model sees, in its own view and in those of other libraries."""
+"""Permutations of item fields in every batch format, of context and histories; groups of fields and findings."""
 
 import copy
 from dataclasses import replace
@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from fuxictr_mm.data.batch import challenge_format, flat_format
-from fuxictr_mm.diagnosis.importance import all_groups, draw, modality_of, number_of_passes, permute_once, swapped
-from fuxictr_mm.diagnosis.scorer import Scorer, sample, with_context, with_history
+from fuxictr_mm.diagnosis.importance import (
+    all_groups,
+    modality_of,
+    name_fields,
+    number_of_passes,
+    permute_items,
+    permute_once,
+    permuted_items,
+)
+from fuxictr_mm.diagnosis.scorer import Scorer
 
 
 @pytest.fixture
@@ -20,22 +28,22 @@ def scorer(trained):
     return found
 
 
-def test_known_items_swap_among_each_other(trained):
+def test_known_items_are_permuted_among_each_other(trained):
     items = copy.deepcopy(trained[0].feature_map.items)
     items.known[[5, 900]] = False
-    permutation = draw(items, 3)
+    permutation = permute_items(items, 3)
     assert permutation[[0, 5, 900]].tolist() == [0, 5, 900]
     assert sorted(permutation.tolist()) == list(range(1001))
     assert (permutation == torch.arange(1001)).sum() < 15
-    assert torch.equal(permutation, draw(items, 3))
-    assert not torch.equal(permutation, draw(items, 4))
+    assert torch.equal(permutation, permute_items(items, 3))
+    assert not torch.equal(permutation, permute_items(items, 4))
 
 
-def test_swapped_vectors_equal_a_table_written_anew(scorer):
-    """Reading other rows of the item table is the same as a table whose rows have moved."""
+def test_permuted_embeddings_equal_a_permuted_table(scorer):
+    """Reading other rows of the item table equals a table with permuted rows."""
     model = scorer.model
-    permutation = draw(model.feature_map.items, 0)
-    with swapped(model, ["txt_emb_pca8", "item_tags"], permutation) as change:
+    permutation = permute_items(model.feature_map.items, 0)
+    with permuted_items(model, ["txt_emb_pca8", "item_tags"], permutation) as change:
         assert change is None
         found = scorer.score()
     items = model.feature_map.items
@@ -48,13 +56,12 @@ def test_swapped_vectors_equal_a_table_written_anew(scorer):
         for name, column in kept.items():
             setattr(items, f"column_{name}", column)
     np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(found, scorer.base)
-    np.testing.assert_array_equal(scorer.score(), scorer.base)
+    assert not np.array_equal(found, scorer.score())
 
 
-def test_swapped_ids_equal_an_embedding_table_written_anew(scorer, faulty):
-    permutation = draw(scorer.model.feature_map.items, 0)
-    with swapped(scorer.model, ["item_id"], permutation):
+def test_permuted_ids_equal_a_permuted_embedding_table(scorer, faulty):
+    permutation = permute_items(scorer.model.feature_map.items, 0)
+    with permuted_items(scorer.model, ["item_id"], permutation):
         found = scorer.score()
     model, dataset, params = faulty
     table = dict(model.embedding_layer.named_parameters())["embedding_layer.embedding_layers.item_id.weight"]
@@ -62,7 +69,7 @@ def test_swapped_ids_equal_an_embedding_table_written_anew(scorer, faulty):
     np.testing.assert_array_equal(found, Scorer(model, dataset.splits["valid"], params).score())
 
 
-def test_vectors_that_train_along_are_swapped(settings, tiny_dataset):
+def test_trainable_embeddings_are_permuted(settings, tiny_dataset):
     from fuxictr_mm.experiment import build_model
 
     params, model_class = settings("DIN_MM_tiny", feature_specs=[{"name": "txt_emb_pca8", "freeze_emb": False}])
@@ -70,8 +77,8 @@ def test_vectors_that_train_along_are_swapped(settings, tiny_dataset):
     model = build_model(model_class, dataset, params).eval()
     assert list(model.item_vectors) == ["txt_emb_pca8"]
     scorer = Scorer(model, dataset.splits["valid"].slice(0, 200), params)
-    before, permutation = scorer.score(), draw(model.feature_map.items, 0)
-    with swapped(model, ["txt_emb_pca8"], permutation):
+    before, permutation = scorer.score(), permute_items(model.feature_map.items, 0)
+    with permuted_items(model, ["txt_emb_pca8"], permutation):
         found = scorer.score()
     weight = model.item_vectors["txt_emb_pca8"].weight
     weight.data = weight.data[permutation]
@@ -79,14 +86,14 @@ def test_vectors_that_train_along_are_swapped(settings, tiny_dataset):
     assert not np.array_equal(found, before)
 
 
-def test_other_views_are_swapped_as_well(trained, make_batch):
+def test_other_batch_formats_are_permuted(trained, make_batch):
     model, dataset, _ = trained
     items, feature_map = model.feature_map.items, copy.copy(model.feature_map)
     feature_map.features = {**feature_map.features, "item_seq": {"type": "sequence", "source": ""}}
     batch = make_batch(dataset.splits["valid"], range(40))
-    permutation = draw(items, 0)
+    permutation = permute_items(items, 0)
     before, ids = flat_format(batch, feature_map, items, 20), batch.target.long()
-    with swapped(model, ["item_id", "img_emb_pca8"], permutation) as change:
+    with permuted_items(model, ["item_id", "img_emb_pca8"], permutation) as change:
         flat = change(flat_format(batch, feature_map, items, 20))
         _, rows, mask = change(challenge_format(batch, feature_map, items, 20))
     assert torch.equal(flat["item_id"].long(), permutation[ids])
@@ -104,31 +111,13 @@ def test_the_model_is_the_same_after_an_error(trained):
     items = trained[0].feature_map.items
 
     def fail():
-        with swapped(trained[0], ["item_id"], draw(items, 0)):
+        with permuted_items(trained[0], ["item_id"], permute_items(items, 0)):
             assert "rows" in vars(items)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert "rows" not in vars(items)
-
-
-def test_rows_swap_context_and_histories(trained):
-    table = trained[1].splits["valid"].slice(0, 50)
-    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    moved = with_context(table, ["likes_level"], order)
-    assert torch.equal(moved.context["likes_level"], table.context["likes_level"][order])
-    assert torch.equal(moved.context["views_level"], table.context["views_level"])
-    moved = with_history(table, order)
-    ours, theirs = (t.history_values.split(t.history_offsets.diff().tolist()) for t in (moved, table))
-    for row, other in enumerate(order.tolist()):
-        assert torch.equal(ours[row], theirs[other])
-    assert torch.equal(moved.target, table.target)
-    assert sample(table, 50, 0) is table
-    drawn = sample(table, 20, 1)
-    assert len(drawn) == 20
-    assert torch.equal(drawn.target, sample(table, 20, 1).target)
-    assert not torch.equal(drawn.target, sample(table, 20, 2).target)
 
 
 def test_a_seed_is_one_permutation(scorer):
@@ -170,9 +159,14 @@ def test_groups_of_fields():
 
 def test_history_of_a_model_that_ignores_it_costs_nothing(faulty):
     model, dataset, params = faulty
-    for parameter in (model.attention.W_o.weight,):
-        torch.nn.init.zeros_(parameter)
+    torch.nn.init.zeros_(model.attention.W_o.weight)
     scorer = Scorer(model, replace(dataset.splits["valid"], group=None), params)
     scorer.score_base()
     history = all_groups(model.feature_map.features, model.feature_map.items.names)[-1]
     assert permute_once(scorer, history, 0) == (0.0, 0.0)
+
+
+def test_fields_of_senet_are_named_where_their_number_tells():
+    assert name_fields(4, [], ["a", "b"]) == ["target.a", "target.b", "history.a", "history.b"]
+    assert name_fields(3, ["c"], ["a", "b"]) == ["context.c", "target.a", "target.b"]
+    assert name_fields(2, ["c"], ["a", "b"]) == ["field.0", "field.1"]

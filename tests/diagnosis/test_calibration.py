@@ -1,0 +1,69 @@
+"""The reliability curve and its error by their definitions, the slope against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from fuxictr_mm.diagnosis import calibration
+
+
+def examples(count=300, seed=0):
+    random = np.random.default_rng(seed)
+    prediction = random.random(count).round(2)  # with ties
+    return (random.random(count) < prediction).astype(np.float32), prediction
+
+
+def codes(label, prediction):
+    result = {"calibration": calibration.measure(label, prediction)}
+    return {finding.code for finding in calibration.findings(result)}
+
+
+def test_the_curve_by_brute_force():
+    label, prediction = examples(301)
+    found = calibration.measure(label, prediction, bins=10)
+    order = sorted(range(301), key=lambda row: (prediction[row], row))
+    edges = np.cumsum([0] + [len(part) for part in np.array_split(range(301), 10)])
+    error = 0.0
+    for entry, start, stop in zip(found["curve"], edges[:-1], edges[1:], strict=True):
+        members = order[start:stop]
+        mean, rate = prediction[members].mean(), label[members].mean()
+        assert (entry["rows"], entry["mean_prediction"]) == (len(members), pytest.approx(mean))
+        assert entry["rate"] == pytest.approx(rate)
+        # Wilson's bounds b solve |rate - b| = z sqrt(b (1 - b) / n).
+        for bound in (entry["low"], entry["high"]):
+            assert abs(rate - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / len(members)), abs=1e-6)
+        assert entry["low"] <= rate <= entry["high"]
+        error += len(members) / 301 * abs(mean - rate)
+    assert found["expected_calibration_error"] == pytest.approx(error)
+
+
+def test_true_probabilities_are_within_the_noise_and_squared_ones_are_not():
+    inside = 0
+    for seed in range(20):
+        label, prediction = examples(2000, seed)
+        found = calibration.measure(label, prediction)
+        inside += found["expected_calibration_error"] <= found["noise"]
+        found = calibration.measure(label, prediction**2)
+        assert found["expected_calibration_error"] > 2 * found["noise"]
+        assert "miscalibrated" in codes(label, prediction**2)
+    assert inside >= 17
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, set()), (2.0, {"overconfident"}), (0.5, {"underconfident"})])
+def test_the_slope_tells_how_confident_predictions_are(factor, expected):
+    label, prediction = examples(4000)
+    logit = factor * np.log(prediction.clip(0.01, 0.99) / (1 - prediction.clip(0.01, 0.99)))
+    assert codes(label, 1 / (1 + np.exp(-logit))) - {"miscalibrated"} == expected
+
+
+def test_recalibration_is_logistic_regression():
+    label, prediction = examples(2000)
+    prediction = prediction.clip(0.01, 0.99)
+    logit = 2 * np.log(prediction / (1 - prediction)) + 0.5
+    intercept, slope = calibration.recalibrate(label, 1 / (1 + np.exp(-logit)))
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logit[:, None], label)
+    assert intercept == pytest.approx(reference.intercept_[0], abs=1e-4)
+    assert slope == pytest.approx(reference.coef_[0, 0], abs=1e-4)
+    separable = np.array([0.0, 0, 1, 1])
+    assert calibration.recalibrate(separable, np.array([0.1, 0.2, 0.8, 0.9])) is None
+    assert calibration.recalibrate(separable, np.full(4, 0.5)) is None
