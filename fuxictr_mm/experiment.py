@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -220,8 +220,7 @@ class Experiment:
         MissingFileError, UserError
             No such weights, or they do not fit; anything that is wrong with the data.
         """
-        with LogFiles() as logs:
-            return self._predict(data, self.find_weights(weights), logs)
+        return self._predict(data, self.find_weights(weights), [self.paths.log])
 
     def find_weights(self, weights: StrPath | None = None) -> Path:
         """Return the file of weights, by default those of the newest run; a warning names settings that differ.
@@ -249,9 +248,9 @@ class Experiment:
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""
-        return self._predict(data, run.weights)
+        return self._predict(data, run.weights, [])
 
-    def _predict(self, data: Any, weights: Path, logs: LogFiles | None = None) -> np.ndarray:
+    def _predict(self, data: Any, weights: Path, logs: Sequence[Path]) -> np.ndarray:
         if data is None or isinstance(data, str | os.PathLike):
             return self._predict_file(self.config.dataset.test_data if data is None else os.fspath(data), weights, logs)
         with tempfile.TemporaryDirectory() as folder:
@@ -262,14 +261,13 @@ class Experiment:
             except UserError as error:
                 raise type(error)(str(error).replace(path, "data frame")) from error
 
-    def _predict_file(self, path: str | None, weights: Path, logs: LogFiles | None) -> np.ndarray:
-        with _only_one(self.config.expid), distributed.process_group(self.config.gpu):
+    def _predict_file(self, path: str | None, weights: Path, logs: Sequence[Path]) -> np.ndarray:
+        with _only_one(self.config.expid), distributed.process_group(self.config.gpu), LogFiles() as files:
             self.prepare_process()
             dataset = load_dataset({**self.config.to_dict(), "test_data": path}, {"test": False})
             model = self.build_model(dataset)
             model.load_weights(weights)
-            if logs is not None:
-                logs.open([self.paths.log], "a")
+            files.open(logs, "a")
             return loop.predict(model, self.make_loader(dataset.splits["test"], model)).numpy()
 
     def prepare_process(self) -> None:

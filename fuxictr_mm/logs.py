@@ -33,11 +33,16 @@ class LogFiles:
         self._root = logging.getLogger()
         self._package = logging.getLogger(_PACKAGE)
         self._added: list[logging.Handler] = []
+        self._filtered: list[logging.Handler] = []
 
     def __enter__(self) -> LogFiles:
-        self._level = self._package.level
-        if not self._package.isEnabledFor(logging.INFO):
+        self._level, self._shown = self._package.level, self._package.getEffectiveLevel()
+        if self._shown > logging.INFO:
+            # The files want more than the program's own handlers, which go on showing what they showed.
             self._package.setLevel(logging.INFO)
+            self._filtered = list(self._root.handlers)
+            for handler in self._filtered:
+                handler.addFilter(self._is_shown)
         if not self._root.handlers:  # a program that has not set up logging sees warnings, as without these handlers
             warnings = logging.StreamHandler()
             warnings.setLevel(logging.WARNING)
@@ -50,7 +55,12 @@ class LogFiles:
         for handler in self._added:
             self._root.removeHandler(handler)
             handler.close()
+        for handler in self._filtered:
+            handler.removeFilter(self._is_shown)
         self._package.setLevel(self._level)
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= self._shown
 
     def open(self, paths: Iterable[Path], mode: str) -> None:
         """Open the files, ``mode`` as of ``open``; called once the input is known to be good.

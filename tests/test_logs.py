@@ -1,5 +1,6 @@
 """What is logged of a run reaches its files, in a program that has set up logging and in one that has not."""
 
+import io
 import logging
 
 import pytest
@@ -30,6 +31,20 @@ def test_lines_before_and_after_opening_are_written_and_handlers_are_removed(tmp
         logs.open([tmp_path / "y.log"], "a")
         logger.info("again")
     assert len((tmp_path / "y.log").read_text().splitlines()) == len(lines) + 1
+
+
+def test_a_program_that_shows_warnings_only_goes_on_doing_so(tmp_path):
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    logging.getLogger().addHandler(handler)
+    with LogFiles() as logs:
+        logs.open([tmp_path / "x.log"], "w")
+        logger.info("for the file")
+        logger.warning("for both")
+    logging.getLogger().removeHandler(handler)
+    assert shown.getvalue() == "for both\n"
+    assert len((tmp_path / "x.log").read_text().splitlines()) == 2
+    assert not handler.filters
 
 
 def test_without_a_file_nothing_is_left(tmp_path):
