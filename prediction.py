@@ -1,6 +1,5 @@
 """Score the test file and write a submission: ``python prediction.py --expid DIN_MM_tiny``."""
 
-import os
 from pathlib import Path
 
 from fuxictr_mm.cli import Parser, add_debug, add_examples, run_main
@@ -26,30 +25,26 @@ def main() -> None:
         help="weights other than the experiment's own: "
         "a state dict, a .safetensors file, or a folder by fuxictr-mm export-hub",
     )
-    parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
     add_debug(parser)
     args = parser.parse_args()
 
-    from fuxictr_mm import experiment
     from fuxictr_mm.data.parquet import count_rows
-    from fuxictr_mm.hub import find_weights
+    from fuxictr_mm.experiment import Experiment, find_config
+    from fuxictr_mm.logs import set_up_logging
     from fuxictr_mm.runtime import is_main
     from fuxictr_mm.submission import write_submission
 
-    experiment.set_up_logging()
-    config = experiment.find_config(args.config, os.path.dirname(os.path.abspath(__file__)))
-    params, model_class = experiment.read_params(
-        config, args.expid, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo
-    )
-    scores = experiment.predict_test(params, model_class, find_weights(args.weights, params))
-    if not is_main():
-        return
-    written = write_submission(
-        args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=count_rows(params["test_data"])
-    )
-    print(f"{written}: {len(scores)} rows, column {args.task}")
+    set_up_logging()
+    config = find_config(args.config, Path(__file__).resolve().parent)
+    experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+    scores = experiment.predict(weights=args.weights)
+    if is_main():
+        rows = count_rows(experiment.config.dataset.test_data)
+        written = write_submission(args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=rows)
+        print(f"{written}: {len(scores)} rows, column {args.task}")
 
 
 if __name__ == "__main__":

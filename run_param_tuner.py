@@ -31,7 +31,7 @@ def main() -> None:
         metavar="N",
         help="a worker for each; -1 is the CPU, may be repeated",
     )
-    parser.add_argument("--data_root", type=Path, metavar="DIR", help="take the place of the dataset's data_root")
+    parser.add_argument("--data_root", type=Path, metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
     add_output_options(parser)
     parser.add_argument("--script", type=Path, default=Path(__file__).with_name("run_expid.py"), help=argparse.SUPPRESS)

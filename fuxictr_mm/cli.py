@@ -1,4 +1,4 @@
-"""``fuxictr-mm``: the commands beside run_expid.py, run_param_tuner.py and prediction.py."""
+"""The command line: the commands of ``fuxictr-mm``, its parser, errors, common options and completion."""
 
 from __future__ import annotations
 
@@ -19,9 +19,86 @@ from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.runtime import is_one_of_several, process_number
 from fuxictr_mm.terminal import BOLD, RED, paint
 
+#: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
+COMMANDS = {
+    "synth": ("fuxictr_mm.data.synthetic.spec", "make a synthetic dataset in the challenge's layout"),
+    "check-submission": ("fuxictr_mm.submission", "check a submission file"),
+    "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
+    "check-data": ("fuxictr_mm.check_data.check", "find data-quality issues in a dataset, write a cleaned copy"),
+    "influence": (
+        "fuxictr_mm.evaluation.influence",
+        "rank training rows by their effect on the validation loss",
+    ),
+    "diagnose": ("fuxictr_mm.diagnosis.diagnose", "find what a trained model uses, ignores and gets wrong"),
+    "export-hub": ("fuxictr_mm.hub", "write a trained experiment as a folder for the Hugging Face hub"),
+    "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
+    "compare": ("fuxictr_mm.evaluation.compare", "tell whether a difference between experiments is more than noise"),
+    "report": ("fuxictr_mm.report.page", "write one page about runs: what is best, by how much, and why"),
+    "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
+    "completion": ("fuxictr_mm.cli", "print a script that completes this command line by the Tab key"),
+}
+
+
+#: The groups of the help; a command in none of them comes last.
+GROUPS = {
+    "data and items": ("synth", "check-data", "embed"),
+    "experiments": ("list", "runs", "compare", "diagnose", "influence", "report"),
+    "files for others": ("check-submission", "export-hub"),
+    "this command line": ("completion",),
+}
+
+
+EXAMPLES = (
+    "fuxictr-mm list experiments",
+    "fuxictr-mm synth --preset tiny --out data/my_data",
+    "fuxictr-mm runs --best AUC",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``fuxictr-mm``."""
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+        complete(parser)
+    run_main(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    importlib.import_module(COMMANDS[parsed.command][0]).main_from_args(parsed)
+
+
+def make_parser() -> Parser:
+    """Return the parser of ``fuxictr-mm``; the module of a command is imported when its arguments are needed."""
+    width = max(map(len, COMMANDS))
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "others": tuple(name for name in COMMANDS if name not in grouped)}
+    lines = ["Multimodal click-through-rate prediction."]
+    for title, names in groups.items():
+        if not names:
+            continue
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {COMMANDS[name][1]}" for name in names if name in COMMANDS)]
+    lines += ["", "`fuxictr-mm COMMAND --help` describes one. To train, tune and score: python run_expid.py,"]
+    lines += ["run_param_tuner.py and prediction.py, each with --help."]
+    usage = "fuxictr-mm [-h] [--version] COMMAND ..."
+    parser = Parser(prog="fuxictr-mm", usage=usage, description="\n".join(lines))
+    add_examples(parser, *EXAMPLES)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS, prog="fuxictr-mm"
+    )
+    for name, (_, summary) in COMMANDS.items():
+        description = summary[0].upper() + summary[1:] + "."
+        commands.add_parser(name, help=summary, description=description, load=partial(_load, name))
+    return parser
+
+
+def _load(name: str, parser: argparse.ArgumentParser) -> None:
+    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+    add_debug(parser)
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose options may be added when they are first needed, so that help does not wait for imports.
+    """A parser that adds its options when they are first needed, so that help does not wait for imports.
 
     Parameters
     ----------
@@ -44,12 +121,12 @@ class Parser(argparse.ArgumentParser):
         self._commands: Any = None
 
     def add_subparsers(self, **options: Any) -> Any:
-        """Add commands; they are parsers of this class, too, if nothing else is asked for."""
+        """Add commands, which are parsers of this class by default."""
         self._commands = super().add_subparsers(**options)
         return self._commands
 
     def fill(self, words: Container[str] = ()) -> None:
-        """Add the arguments now, also those of the commands among ``words``."""
+        """Add the arguments now, and those of the commands among ``words``."""
         if self._load is not None:
             load, self._load = self._load, None
             load(self)
@@ -60,7 +137,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse; what is not known is an error of the command that it was given to."""
+        """Parse; an unknown option is an error of the command that it was given to."""
         self.fill()
         words = [self._spell(word) for word in (sys.argv[1:] if args is None else args)]
         parsed, unknown = super().parse_known_args(words, namespace)
@@ -73,7 +150,7 @@ class Parser(argparse.ArgumentParser):
         return parsed, unknown
 
     def _spell(self, word: str) -> str:
-        """Return an option as it is spelled here: ``--data-root`` is ``--data_root``, FuxiCTR's way, and back."""
+        """Return an option in the spelling of this parser: ``--data-root`` means ``--data_root``, and vice versa."""
         name, equals, value = word.partition("=")
         if not name.startswith("--") or name in self._option_string_actions:
             return word
@@ -108,44 +185,8 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-#: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
-COMMANDS = {
-    "synth": ("fuxictr_mm.data.synthetic.spec", "make a synthetic dataset in the challenge's layout"),
-    "check-submission": ("fuxictr_mm.submission", "check a submission file"),
-    "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the vectors and codes that models read"),
-    "check-data": ("fuxictr_mm.check_data.check", "find what harms in a dataset, write a cleaned copy"),
-    "influence": (
-        "fuxictr_mm.evaluation.influence",
-        "rank training rows by their effect on the validation loss",
-    ),
-    "diagnose": ("fuxictr_mm.diagnosis.diagnose", "find what a trained model uses, ignores and gets wrong"),
-    "export-hub": ("fuxictr_mm.hub", "write a trained experiment as a folder for the Hugging Face hub"),
-    "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
-    "compare": ("fuxictr_mm.evaluation.compare", "tell whether one experiment is better than another, or chance"),
-    "report": ("fuxictr_mm.report.page", "write one page about runs: what is best, by how much, and why"),
-    "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
-    "completion": ("fuxictr_mm.cli", "print a script that completes this command line by the Tab key"),
-}
-
-
-#: The order of the help; a command in none of them stands at the end.
-GROUPS = {
-    "data and items": ("synth", "check-data", "embed"),
-    "experiments": ("list", "runs", "compare", "diagnose", "influence", "report"),
-    "files for others": ("check-submission", "export-hub"),
-    "this command line": ("completion",),
-}
-
-
-EXAMPLES = (
-    "fuxictr-mm list experiments",
-    "fuxictr-mm synth --preset tiny --out data/my_data",
-    "fuxictr-mm runs --best AUC",
-)
-
-
 def run_main(main: Callable[[], object]) -> None:
-    """Run a command; an error of the user's becomes one line and exit code 2, with ``--debug`` a traceback as well."""
+    """Run a command; a ``UserError`` becomes one line and exit code 2, with ``--debug`` a traceback as well."""
     try:
         main()
     except UserError as error:
@@ -161,7 +202,7 @@ def run_main(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output went away (`... | head`); nothing is left to say, or to flush at exit.
+        # The reader of our output is gone (`... | head`); nothing is left to write, or to flush at exit.
         sys.stderr.close()
         sys.exit(141)
 
@@ -182,11 +223,11 @@ def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True, j
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON document, and nothing else")
     if quiet:
-        parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are told")
+        parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are shown")
 
 
 def show(args: argparse.Namespace, document: Any, summary: str) -> None:
-    """Print the document as JSON, or the summary for people, or nothing: as ``add_output_options`` was answered."""
+    """Print the document as JSON, or the summary, or nothing, by the options of ``add_output_options``."""
     if args.json:
         print(json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False))
     elif not getattr(args, "quiet", False):
@@ -200,48 +241,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def make_parser() -> Parser:
-    """Return the parser of ``fuxictr-mm``; the module of a command is imported when its arguments are needed."""
-    width = max(map(len, COMMANDS))
-    grouped = {name for names in GROUPS.values() for name in names}
-    groups = {**GROUPS, "others": tuple(name for name in COMMANDS if name not in grouped)}
-    lines = ["Multimodal click-through-rate prediction."]
-    for title, names in groups.items():
-        if not names:
-            continue
-        lines += ["", f"{title}:", *(f"  {name:{width}}  {COMMANDS[name][1]}" for name in names if name in COMMANDS)]
-    lines += ["", "`fuxictr-mm COMMAND --help` tells more of one. To train, tune and score: python run_expid.py,"]
-    lines += ["run_param_tuner.py and prediction.py, each with --help."]
-    usage = "fuxictr-mm [-h] [--version] COMMAND ..."
-    parser = Parser(prog="fuxictr-mm", usage=usage, description="\n".join(lines))
-    add_examples(parser, *EXAMPLES)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS, prog="fuxictr-mm"
-    )
-    for name, (_, summary) in COMMANDS.items():
-        description = summary[0].upper() + summary[1:] + "."
-        commands.add_parser(name, help=summary, description=description, load=partial(_load, name))
-    return parser
-
-
-def _load(name: str, parser: argparse.ArgumentParser) -> None:
-    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-    add_debug(parser)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``fuxictr-mm``."""
-    parser = make_parser()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
-        complete(parser)
-    run_main(lambda: _run(parser.parse_args(arguments)))
-
-
-def _run(parsed: argparse.Namespace) -> None:
-    importlib.import_module(COMMANDS[parsed.command][0]).main_from_args(parsed)
 
 
 #: Options (by ``dest``) whose values are names of the configuration.
@@ -276,13 +275,13 @@ def complete(parser: Parser) -> None:
     """Answer the shell, which has put the line so far into the environment, and exit."""
     import argcomplete
 
-    # Arguments that appear while it parses would not be seen.
+    # Arguments that are added while it parses would not be seen.
     parser.fill(os.environ.get("COMP_LINE", "").split())
     argcomplete.autocomplete(parser, default_completer=complete_value)  # type: ignore[arg-type]  # a function will do
 
 
 def complete_value(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """Return what may stand for the value of an option: names of the configuration, or files."""
+    """Return possible values of an option: names of the configuration, or files."""
     from argcomplete.completers import FilesCompleter
 
     from fuxictr_mm.config import list_datasets, list_experiments

@@ -1,4 +1,4 @@
-"""``fuxictr-mm export-hub``: a trained experiment as a folder in the form that the Hugging Face hub expects."""
+"""``fuxictr-mm export-hub``: a trained experiment as a folder for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.errors import MissingFileError, UserError
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import dump_yaml
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fuxictr_mm.experiment import Result
+    from fuxictr_mm.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
-    parser.add_argument("--data_root", metavar="DIR", help="take the place of the dataset's data_root")
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
@@ -44,70 +45,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
-    from fuxictr_mm import experiment
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.logs import set_up_logging
 
     if not args.quiet:
-        experiment.set_up_logging()
-    params, model_class = experiment.read_params(
-        args.config, args.expid, data_root=args.data_root, model_zoo=args.model_zoo
-    )
-    export(params, model_class, args.out, weights=args.weights, overwrite=args.overwrite)
+        set_up_logging()
+    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    export(experiment, args.out, weights=args.weights, overwrite=args.overwrite)
     files = sorted(os.listdir(args.out))
     show(args, {"folder": str(args.out), "expid": args.expid, "files": files}, f"{args.out}: {', '.join(files)}")
 
 
-def export(
-    params: dict[str, Any], model_class: type, out: Path, *, weights: Path | None = None, overwrite: bool = False
-) -> None:
+def export(experiment: Experiment, out: Path, *, weights: Path | None = None, overwrite: bool = False) -> None:
     """Write a trained experiment as a folder: weights, configuration, features and a model card.
 
     Parameters
     ----------
-    params, model_class
-        From ``experiment.read_params``.
+    experiment : Experiment
+        What was trained.
     out : path
-        The folder; it is there whole or not at all.
+        The folder; it is complete or not written at all.
     weights : path, optional
-        The experiment's checkpoint by default.
+        Those of the experiment's newest run by default.
     overwrite : bool
         Whether a folder that an earlier export wrote may be replaced.
 
     Raises
     ------
     MissingFileError, UserError
-        No such weights, or not those of this experiment; the folder is there already or cannot be written.
+        No such weights, or not those of this experiment; the folder exists already or cannot be written.
     """
-    from fuxictr_mm import experiment
     from fuxictr_mm.training.checkpoints import describe_features
 
-    _check_place(out, overwrite)
-    checkpoint = weights or experiment.log_path(params).with_suffix(".model")
-    if not checkpoint.exists():
-        raise MissingFileError(
-            f"{checkpoint}: no such weights; train first: python run_expid.py --expid {params['model_id']}"
-        )
-    dataset = experiment.load_dataset(params, {})
-    model = experiment.build_model(model_class, dataset, params)
+    _check_output(out, overwrite)
+    checkpoint = experiment.find_weights(weights)
+    dataset = experiment.load_dataset({})
+    model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
-    # The model's own feature map, if it keeps one: layers write their widths into it, and loading compares with it.
+    # The model's own feature map, if it keeps one: layers write their dims into it, and loading compares with it.
     feature_map = getattr(model, "feature_map", dataset.feature_map)
-    # What a record says is of the experiment's own weights.
-    record = None if weights else experiment.read_record(params, with_paths=False)
-    if record is None:
-        logger.warning(f"{checkpoint}: not of a finished run of this very configuration; the card has no metrics")
-    config = describe_experiment(params, model_class, record)
+    # A result is of the experiment's own weights.
+    result = None if weights else experiment.result(paths=False)
+    if result is None:
+        logger.warning(f"{checkpoint}: no metrics of these weights are known; the card has no metrics")
+    config = describe_experiment(experiment, result)
 
     def write(folder: Path) -> None:
         save_safetensors(model.state_dict(), folder / HUB_WEIGHTS)
         (folder / HUB_CONFIG).write_text(_json(config), encoding="utf-8")
         (folder / HUB_FEATURES).write_text(_json(describe_features(feature_map)), encoding="utf-8")
-        (folder / HUB_CARD).write_text(model_card(config, params.get("description")), encoding="utf-8")
+        (folder / HUB_CARD).write_text(model_card(config, experiment.config.description), encoding="utf-8")
 
     _write_folder(out, write)
 
 
-def describe_experiment(params: Mapping[str, Any], model_class: type, record: Result | None) -> dict[str, Any]:
-    """Return what ``config.json`` holds: model, versions, parameters, and the metrics of the run if there are any."""
+def describe_experiment(experiment: Experiment, result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what ``config.json`` holds: model, versions, settings, and the metrics of the run if there are any."""
     from importlib.metadata import version
 
     import torch
@@ -119,34 +112,19 @@ def describe_experiment(params: Mapping[str, Any], model_class: type, record: Re
         "library_version": __version__,
         "fuxictr_version": version("fuxictr"),
         "torch_version": torch.__version__,
-        "architectures": [model_class.__name__],
-        "experiment": params["model_id"],
-        "parameters": {k: v for k, v in params.items() if k not in LOCAL_KEYS},
-        "metrics": {} if record is None else {"valid": record.valid, "test": record.test},
+        "architectures": [experiment.model_class.__name__],
+        "experiment": experiment.config.expid,
+        "parameters": {k: v for k, v in experiment.config.to_dict().items() if k not in LOCAL_KEYS},
+        "metrics": {} if result is None else {"valid": result["valid"], "test": result["test"]},
     }
 
 
-def find_weights(weights: Path | None, params: Mapping[str, Any]) -> Path | None:
-    """Return the file of weights that a user named by a file or a folder, and log the settings that differ from theirs.
-
-    Raises
-    ------
-    MissingFileError, UserError
-        The folder is no export.
-    """
-    from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
-
-    if weights is None:
-        return None
-    path = hub_weights(weights) if weights.is_dir() else weights
-    if saved := saved_settings(path):
-        for difference in setting_differences(saved[1], params, "in the folder"):
-            logger.warning(f"{saved[0]}: {difference}")
-    return path
-
-
 def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict; a table that features share is stored once, its other names stand in the metadata."""
+    """Write a state dict; a table that features share is stored once, with its other names in the metadata.
+
+    ``safetensors.torch.save_model`` does the same, but stores a part or the transpose of another tensor as if it were
+    the whole: read back, it would be another tensor.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -160,7 +138,7 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
             aliases[name] = names[view]
             continue
         names[view] = name
-        # A part of another tensor's memory would be refused.
+        # safetensors refuses a part of another tensor's memory.
         whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         kept[name] = tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
     try:
@@ -172,8 +150,6 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 def model_card(config: Mapping[str, Any], description: str | None) -> str:
     """Return the README of the folder, its metrics in the front matter as the hub reads them."""
-    import yaml
-
     model, parameters = config["architectures"][0], config["parameters"]
     metrics = (config["metrics"] or {}).get("valid") or {}
     front: dict[str, Any] = {
@@ -190,7 +166,7 @@ def model_card(config: Mapping[str, Any], description: str | None) -> str:
     measured = "".join(f"| {name} | {value:.6f} |\n" for name, value in metrics.items())
     table = f"| metric | validation |\n| --- | --- |\n{measured}\n" if metrics else ""
     return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
+{dump_yaml(front)}---
 
 # {config["experiment"]}
 
@@ -208,11 +184,9 @@ python prediction.py --expid {config["experiment"]} --weights FOLDER
 or, in Python:
 
 ```python
-from pathlib import Path
-from fuxictr_mm import experiment
+import fuxictr_mm as fm
 
-params, model_class = experiment.read_params(".", "{config["experiment"]}")
-scores = experiment.predict_test(params, model_class, Path("FOLDER/{HUB_WEIGHTS}"))
+scores = fm.Experiment.load("{config["experiment"]}").predict("test.parquet", weights="FOLDER")
 ```
 """
 
@@ -221,18 +195,18 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Refuse a place where something else would be lost."""
+def _check_output(out: Path, overwrite: bool) -> None:
+    """Refuse a folder in which something else would be lost."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / HUB_CONFIG).is_file() or not (out / HUB_WEIGHTS).is_file():
-        raise UserError(f"{out}: is there already and no export of fuxictr-mm; give another folder")
+        raise UserError(f"{out}: exists already and is no export of fuxictr-mm; give another folder")
     if not overwrite:
         raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
 
 
-def _write_folder(out: Path, write: Any) -> None:
-    """Let ``write(folder)`` fill a folder beside, then put it in its place."""
+def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write(folder)`` fill a temporary folder, then rename it."""
     out = out.absolute()
     beside: Path | None = None
     try:

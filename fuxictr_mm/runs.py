@@ -212,8 +212,8 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The best weights."""
-        return self.path / WEIGHTS
+        """The best weights; of a run that has no folder (``record: False``), those of its experiment."""
+        return self.path / WEIGHTS if self.run else self.path.with_name(f"{self.path.name}.model")
 
     @property
     def description(self) -> str:
@@ -275,6 +275,31 @@ class Run:
         if problem := _problem_of_rows(label, prediction):
             raise DataError(f"{path}: {problem}; train it again")
         return label, prediction, group.astype(str) if group is not None and group.dtype.kind not in "iu" else group
+
+    def predict(self, data: Any = None, *, gpu: int = -1) -> np.ndarray:
+        """Return the predicted probabilities of the rows of a file or data frame, with the weights of this run.
+
+        Parameters
+        ----------
+        data : path or data frame, optional
+            A Parquet file, a folder of part files, or a pandas or Polars data frame, with the columns of the training
+            file except the label; the dataset's ``test_data`` by default.
+        gpu : int
+            Index of the GPU, -1 for the CPU.
+
+        Returns
+        -------
+        ndarray
+            ``(rows,)`` float32, in the order of the rows.
+
+        Raises
+        ------
+        UserError
+            The run has no weights, its model or item files are not there, or anything is wrong with the data.
+        """
+        from fuxictr_mm.experiment import Experiment
+
+        return Experiment.of_run(self, gpu=gpu).predict_of_run(self, data)
 
     def diagnosis(self) -> dict[str, Any] | None:
         """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""

@@ -46,27 +46,26 @@ def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
 @pytest.fixture
 def build(tiny_dataset, tmp_path) -> Callable[..., tuple[Any, Any]]:
     """Build the model of an experiment id with a seed; returns it and its dataset."""
-    from fuxictr_mm.experiment import build_model, read_params
+    from fuxictr_mm.experiment import Experiment
 
-    def make(expid: str, *, seed: int = 1, **overrides: Any) -> tuple[Any, Any]:
-        settings = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, **overrides}
-        params, model_class = read_params(ROOT, expid, model_zoo=ROOT / "model_zoo", overrides=settings)
-        dataset = tiny_dataset(params)
+    def make(expid: str, *, seed: int = 1, **settings: Any) -> tuple[Any, Any]:
+        settings = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, **settings}
+        experiment = Experiment.load(expid, ROOT, model_zoo=ROOT / "model_zoo", **settings)
+        dataset = tiny_dataset(experiment.config.to_dict())
         torch.manual_seed(seed)
-        return build_model(model_class, dataset, params), dataset
+        return experiment.build_model(dataset), dataset
 
     return make
 
 
 @pytest.fixture(scope="session")
 def train():
-    """Train an experiment into a folder; returns what ``run_experiment`` does."""
-    from fuxictr_mm import experiment
+    """Train an experiment into a folder; returns the run."""
+    from fuxictr_mm.experiment import Experiment
 
     def run(root, expid="DIN_tiny", resume=False, config=ROOT, **settings):
         settings = {"model_root": str(root), "verbose": 0, "epochs": 1, "tensorboard": False, **settings}
-        params, model_class = experiment.read_params(config, expid, overrides=settings)
-        return experiment.run_experiment(params, model_class, resume=resume)
+        return Experiment.load(expid, config, **settings).fit(resume=resume)
 
     return run
 

@@ -1,19 +1,21 @@
 """Experiments end to end on the repository's tiny_mm: what they learn, that they repeat, what drops in."""
 
 import json
+import re
 import shutil
 import textwrap
+import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
 
-from fuxictr_mm import experiment
-from fuxictr_mm.data.dataset import load_dataset
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
@@ -21,8 +23,8 @@ LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
 
 def run(expid, folder, config=ROOT, model_zoo=None, **settings):
     settings = {"model_root": str(folder), "verbose": 0, **settings}
-    params, model_class = experiment.read_params(config, expid, model_zoo=model_zoo, overrides=settings)
-    return experiment.run_experiment(params, model_class), params
+    experiment = Experiment.load(expid, config, model_zoo=model_zoo, **settings)
+    return experiment.fit(), experiment
 
 
 def test_both_modalities_beat_either_and_none(tmp_path):
@@ -39,16 +41,16 @@ def test_both_modalities_beat_either_and_none(tmp_path):
 
 
 def test_one_seed_one_result(tmp_path):
-    first, params = run("DIN_MM_tiny", tmp_path / "a", epochs=2)
+    first, experiment = run("DIN_MM_tiny", tmp_path / "a", epochs=2)
     second, _ = run("DIN_MM_tiny", tmp_path / "b", epochs=2)
     other, _ = run("DIN_MM_tiny", tmp_path / "c", epochs=2, seed=1)
     assert first.valid == second.valid
     assert first.valid != other.valid
     weights = [torch.load(tmp_path / f / "tiny_mm" / "DIN_MM_tiny.model", weights_only=True) for f in "ab"]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    record = json.loads(experiment.record_path(params).read_text())
-    assert record["valid"] == first.valid
-    assert record["config_hash"] == first.config_hash
+    result = json.loads(experiment.paths.result.read_text())
+    assert result["valid"] == first.valid
+    assert result["config_hash"] == experiment.config.fingerprint()
 
 
 def test_one_process_at_a_time_trains_an_experiment(tmp_path):
@@ -66,14 +68,12 @@ def test_one_process_at_a_time_trains_an_experiment(tmp_path):
 
 def test_scores_stand_in_the_order_of_the_test_file(tmp_path):
     """A shuffled copy of the test file gets the same scores, shuffled."""
-    _, params = run("DIN_MM_tiny", tmp_path, epochs=1)
-    _, model_class = experiment.read_params(ROOT, "DIN_MM_tiny")
-    scores = torch.from_numpy(experiment.predict_test(params, model_class))
-    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
-    table = pq.read_table(params["test_data"]).take(order.tolist())
+    _, experiment = run("DIN_MM_tiny", tmp_path, epochs=1)
+    scores = experiment.predict()
+    order = np.random.default_rng(0).permutation(len(scores))
+    table = pq.read_table(experiment.config.dataset.test_data).take(order)
     pq.write_table(table, tmp_path / "shuffled.parquet")
-    shuffled = experiment.predict_test({**params, "test_data": str(tmp_path / "shuffled.parquet")}, model_class)
-    torch.testing.assert_close(torch.from_numpy(shuffled), scores[order], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(experiment.predict(tmp_path / "shuffled.parquet"), scores[order], rtol=0, atol=1e-6)
 
 
 @pytest.fixture
@@ -111,10 +111,10 @@ def challenge(tmp_path, monkeypatch):
 @pytest.mark.parametrize("expid", ["DIN_MicroLens", "DIN_MM_MicroLens"])
 def test_the_challenges_own_dataset_entry_runs(challenge, expid):
     small = {"dnn_hidden_units": [16], "embedding_dim": 16, "batch_size": 2048, "epochs": 1}
-    result, params = run(expid, challenge, config=challenge, **small)
+    result, experiment = run(expid, challenge, config=challenge, **small)
     assert 0.5 < result.valid["AUC"] < 1
-    assert result.test is None
-    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    assert list(result.metrics) == ["valid"]
+    state = torch.load(experiment.paths.weights, weights_only=True)
     projection = "embedding_layer.embedding_layer.feature_encoders.item_emb_d128.weight"
     assert state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].shape == (91718, 16)
     # As in the published model, the vectors pass a linear map to embedding_dim; DIN_MM's fields are all 16 wide.
@@ -211,15 +211,92 @@ def test_models_written_for_other_code_run(source, view, floor, tmp_path):
 
 
 def test_training_leaves_no_trace_of_an_older_run(tmp_path):
-    """A record of a run that did not finish would pass for a result."""
-    _, params = run("DIN_tiny", tmp_path, epochs=1)
-    assert experiment.record_path(params).exists()
+    """The result of an earlier run would pass for that of one that did not finish."""
+    _, experiment = run("DIN_tiny", tmp_path, epochs=1)
+    assert experiment.paths.result.exists()
     with pytest.raises(Exception, match="learning_rate"):
         run("DIN_tiny", tmp_path, epochs=1, learning_rate=1e30)
-    assert not experiment.record_path(params).exists()
+    assert not experiment.paths.result.exists()
 
 
 def test_predictions_need_no_training_data(tmp_path):
-    _, params = run("DIN_tiny", tmp_path, epochs=1)
-    dataset = load_dataset({**params, "train_data": "nowhere", "valid_data": "nowhere"}, {"test": False})
+    _, experiment = run("DIN_tiny", tmp_path, epochs=1)
+    dataset = experiment.with_settings(train_data="nowhere", valid_data="nowhere").load_dataset({"test": False})
     assert list(dataset.splits) == ["test"]
+
+
+def test_a_second_experiment_of_this_process_is_refused(tmp_path):
+    """Both would take their random numbers from one generator."""
+    outcomes = {}
+    first = Experiment.load("DIN_tiny", ROOT, model_root=str(tmp_path), epochs=1, verbose=0)
+    build = first.build_model
+
+    def build_and_start_another(dataset):
+        outcomes["second"] = in_thread(lambda: run("DIN_MM_tiny", tmp_path, epochs=1))
+        return build(dataset)
+
+    first.build_model = build_and_start_another
+    assert first.fit().finished
+    assert isinstance(outcomes["second"], UserError)
+    assert "DIN_MM_tiny: another experiment trains or predicts in this process" in str(outcomes["second"])
+    assert in_thread(lambda: run("DIN_tiny", tmp_path / "after", epochs=1)) is None
+
+
+def in_thread(work):
+    """Return the error that work raises in another thread."""
+    outcome = []
+
+    def attempt():
+        try:
+            work()
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+def test_a_finished_run_cannot_be_trained_for_longer(tmp_path, caplog):
+    """Its training checkpoint is gone: from the start, it would replace the weights."""
+    first, experiment = run("DIN_tiny", tmp_path, epochs=1)
+    weights = experiment.paths.weights.read_bytes()
+    longer = experiment.with_settings(epochs=2)
+    with pytest.raises(UserError, match=r"has finished \(epochs is 1 in that run, 2 here\)"):
+        longer.fit(resume=True)
+    assert experiment.paths.weights.read_bytes() == weights
+    assert experiment.fit(resume=True) == first
+    other = experiment.with_settings(seed=7).fit(resume=True)
+    assert "has finished with other settings (seed is 20242025 in that run, 7 here)" in caplog.text
+    assert (other.seed, other.finished) == (7, True)
+
+
+def test_a_label_that_is_a_placeholder_is_no_label(tmp_path, caplog):
+    """The training must not end in a metric that cannot be computed."""
+    table = pq.read_table(LABELLED)
+    zeros = pa.array([0] * len(table), table.schema.field("label").type)
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", zeros), tmp_path / "zeros.parquet")
+    for resident in (True, False):
+        settings = {"test_data": str(tmp_path / "zeros.parquet"), "resident": resident, "epochs": 1}
+        result, experiment = run("DIN_tiny", tmp_path, **settings)
+        assert list(result.metrics) == ["valid"]
+        assert "zeros.parquet: the label is 0 in all 3000 rows" in caplog.text
+        caplog.clear()
+        assert len(experiment.predict()) == 3000
+    assert "WARNING" not in caplog.text
+
+
+def test_the_log_shows_the_settings_that_differ_from_the_defaults(tmp_path):
+    result, _ = run("DIN_tiny", tmp_path, epochs=1, batch_size=2048)
+    text = (result.path / "run.log").read_text()
+    (block,) = re.findall(r"settings that differ from the defaults:\n((?:  .*\n)+)", text)
+    shown = dict(line.split(maxsplit=1) for line in block.splitlines())
+    assert shown["model"] == "DIN"
+    assert shown["epochs"] == "1"
+    assert shown["dnn_hidden_units"] == "[64, 32]"
+    assert not {"batch_size", "optimizer", "feature_cols", "monitor"} & shown.keys()
+    assert len({len(re.match(r"  \S+ +", line)[0]) for line in block.splitlines()}) == 1
+    assert result.config["optimizer"] == "adam"
+    assert result.config["feature_cols"]

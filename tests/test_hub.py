@@ -1,4 +1,4 @@
-"""An experiment as a folder for the hub: whole or not there, read back to the same scores, differences named."""
+"""An experiment as a folder for the hub: complete or not there, read back to the same scores, differences named."""
 
 import json
 import shutil
@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
-from fuxictr_mm import experiment, hub
+from fuxictr_mm import hub, logs
 from fuxictr_mm.errors import MissingFileError, UserError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training.checkpoints import read_safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,55 +63,50 @@ def trained(tmp_path_factory):
     (folder / "model_config.yaml").write_text(yaml.safe_dump({"Shared_tiny": settings}))
     shutil.copy(ROOT / "dataset_config.yaml", folder)
     (folder / "data").symlink_to(ROOT / "data")
-    experiment.run_experiment(*read(folder))
+    read(folder).fit()
     return folder
 
 
-def read(folder, **overrides):
-    return experiment.read_params(folder, "Shared_tiny", model_zoo=folder, overrides=overrides)
+def read(folder, **settings):
+    return Experiment.load("Shared_tiny", folder, model_zoo=folder, **settings)
 
 
 @pytest.fixture
 def exported(trained, tmp_path):
     out = tmp_path / "out"
-    hub.export(*read(trained), out)
+    hub.export(read(trained), out)
     return out
 
 
 def test_a_folder_scores_as_its_experiment(trained, exported):
-    params, model_class = read(trained)
-    scores = experiment.predict_test(params, model_class)
-    record = experiment.log_path(params).with_suffix(".model")
-    moved = record.rename(record.with_suffix(".moved"))
+    experiment = read(trained)
+    scores = experiment.predict()
+    weights = experiment.paths.weights
+    moved = weights.rename(weights.with_suffix(".moved"))
     try:
-        np.testing.assert_array_equal(
-            experiment.predict_test(params, model_class, hub.find_weights(exported, params)), scores
-        )
+        np.testing.assert_array_equal(experiment.predict(weights=exported), scores)
     finally:
-        moved.rename(record)
-    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+        moved.rename(weights)
+    model = experiment.build_model(experiment.load_dataset({}))
     model.load_weights(exported)
-    assert all(torch.equal(v, torch.load(record, weights_only=True)[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, torch.load(weights, weights_only=True)[k]) for k, v in model.state_dict().items())
 
 
 def test_a_model_of_the_zoo_scores_as_its_export(tmp_path):
-    """Its layers write widths into a feature map of the model's own, which loading compares with."""
+    """Its layers write dims into a feature map of the model's own, which loading compares with."""
     settings = {"model_root": str(tmp_path), "epochs": 1, "verbose": 0, "record": False}
-    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
-    experiment.run_experiment(dict(params), model_class)
-    hub.export(params, model_class, tmp_path / "out")
-    scores = experiment.predict_test(params, model_class)
-    weights = hub.find_weights(tmp_path / "out", params)
-    np.testing.assert_array_equal(experiment.predict_test(params, model_class, weights), scores)
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, model_zoo=ROOT / "model_zoo", **settings)
+    experiment.fit()
+    hub.export(experiment, tmp_path / "out")
+    np.testing.assert_array_equal(experiment.predict(weights=tmp_path / "out"), experiment.predict())
 
 
 def test_what_the_folder_holds(trained, exported):
-    params, _ = read(trained)
     assert {p.name for p in exported.iterdir()} == {"model.safetensors", "config.json", "feature_map.json", "README.md"}
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["Shared"]
     assert config["parameters"]["embedding_dim"] == 4
-    assert config["metrics"]["valid"] == experiment.read_record(params).valid
+    assert config["metrics"]["valid"] == read(trained).result()["valid"]
     assert str(trained) not in "".join(p.read_text() for p in exported.glob("*.[jm]*") if p.suffix != ".safetensors")
     features = json.loads((exported / "feature_map.json").read_text())["features"]
     assert [next(iter(f)) for f in features][-1] == "item_seq"
@@ -121,28 +117,25 @@ def test_the_card_has_the_recorded_metrics_in_its_front_matter(trained, exported
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "fuxictr-mm"
     result = front["model-index"][0]["results"][0]
-    valid = experiment.read_record(read(trained)[0]).valid
+    valid = read(trained).result()["valid"]
     assert {m["type"]: m["value"] for m in result["metrics"]} == {"auc": valid["AUC"], "logloss": valid["logloss"]}
     assert "two names, one table" in card
     assert f"| AUC | {valid['AUC']:.6f} |" in card
 
 
-def test_without_a_record_there_are_no_metrics(trained, tmp_path, caplog):
-    params, model_class = read(trained, learning_rate=0.5)
-    hub.export(params, model_class, tmp_path / "out")
+def test_without_a_result_there_are_no_metrics(trained, tmp_path, caplog):
+    hub.export(read(trained, learning_rate=0.5), tmp_path / "out")
     assert "the card has no metrics" in caplog.text
     assert "metrics" not in yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])
 
 
 def test_the_data_may_have_moved_since(trained, tmp_path):
     shutil.copytree(ROOT / "data/tiny_mm", tmp_path / "moved/tiny_mm")
-    params, model_class = experiment.read_params(
-        trained, "Shared_tiny", model_zoo=trained, data_root=tmp_path / "moved"
-    )
-    assert experiment.read_record(params) is None
-    hub.export(params, model_class, tmp_path / "out")
+    experiment = read(trained, data_root=tmp_path / "moved")
+    assert experiment.result() is None
+    hub.export(experiment, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["metrics"]["valid"] == experiment.read_record(read(trained)[0]).valid
+    assert config["metrics"]["valid"] == read(trained).result()["valid"]
 
 
 def test_a_shared_table_is_stored_once_and_read_under_both_names(trained, exported):
@@ -152,8 +145,7 @@ def test_a_shared_table_is_stored_once_and_read_under_both_names(trained, export
     state = read_safetensors(path)
     assert torch.equal(state[f"{TABLES}.item_seq.weight"], state[f"{TABLES}.item_id.weight"])
     # As safetensors' own function understands it too.
-    params, model_class = read(trained)
-    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+    model = model_of(trained)
     load_model(model, path)
     assert torch.equal(model.state_dict()[f"{TABLES}.item_seq.weight"], state[f"{TABLES}.item_id.weight"])
 
@@ -170,20 +162,19 @@ def test_parts_of_one_memory_are_each_stored_whole(tmp_path):
 
 
 def test_differences_of_the_configuration_are_named(trained, exported, caplog):
-    params, _ = read(trained, learning_rate=0.5, hidden_units=[16], model_root="elsewhere", seed=7)
-    hub.find_weights(exported, params)
+    read(trained, learning_rate=0.5, hidden_units=[16], model_root="elsewhere", seed=7).find_weights(exported)
     assert "config.json: learning_rate is 0.001 in the folder, 0.5 here" in caplog.text
     assert "hidden_units is not set in the folder, [16] here" in caplog.text
     assert "seed is 2025 in the folder, 7 here" in caplog.text
     assert "model_root" not in caplog.text
     caplog.clear()
-    hub.find_weights(exported, read(trained)[0])
+    read(trained).find_weights(exported)
     assert not caplog.text
 
 
-def model_of(trained, **overrides):
-    params, model_class = read(trained, **overrides)
-    return experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+def model_of(trained, **settings):
+    experiment = read(trained, **settings)
+    return experiment.build_model(experiment.load_dataset({}))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +207,7 @@ def test_a_damaged_folder_is_one_line(trained, exported, content):
         model_of(trained).load_weights(exported)
     (exported / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.json"):
-        hub.find_weights(exported, read(trained)[0])
+        read(trained).find_weights(exported)
 
 
 def test_only_safetensors_are_taken_of_a_folder(trained, exported):
@@ -228,14 +219,14 @@ def test_only_safetensors_are_taken_of_a_folder(trained, exported):
 
 def test_nothing_is_overwritten_unasked(trained, exported, tmp_path):
     with pytest.raises(UserError, match="holds an export already; give another folder, or --overwrite"):
-        hub.export(*read(trained), exported)
+        hub.export(read(trained), exported)
     (exported / "old").touch()
-    hub.export(*read(trained), exported, overwrite=True)
+    hub.export(read(trained), exported, overwrite=True)
     assert not (exported / "old").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").touch()
-    with pytest.raises(UserError, match="is there already and no export"):
-        hub.export(*read(trained), tmp_path / "mine", overwrite=True)
+    with pytest.raises(UserError, match="exists already and is no export"):
+        hub.export(read(trained), tmp_path / "mine", overwrite=True)
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "out"}
 
 
@@ -249,7 +240,7 @@ def test_a_failed_export_leaves_what_was_there(trained, exported, tmp_path, monk
 
     monkeypatch.setattr(hub, "model_card", fail)
     with pytest.raises(UserError, match=r"could not be written \(No space left on device\)"):
-        hub.export(*read(trained), out, overwrite=overwrite)
+        hub.export(read(trained), out, overwrite=overwrite)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -259,23 +250,23 @@ def test_a_full_disk_is_told_by_the_folder(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(UserError, match=r"out: could not be written \(I/O error: No space left"):
-        hub.export(*read(trained), tmp_path / "out")
+        hub.export(read(trained), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_another_configuration_are_not_exported(trained, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="not the weights of this configuration"):
-        hub.export(*read(trained), tmp_path / "out", weights=tmp_path / "a.safetensors")
+        hub.export(read(trained), tmp_path / "out", weights=tmp_path / "a.safetensors")
     with pytest.raises(MissingFileError, match=r"no such weights; train first: python run_expid\.py"):
-        hub.export(*read(trained, model_root=str(tmp_path)), tmp_path / "out")
+        hub.export(read(trained, model_root=str(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command(trained, tmp_path, monkeypatch, capsys):
     from fuxictr_mm.cli import main
 
-    monkeypatch.setattr(experiment, "set_up_logging", lambda: None)
+    monkeypatch.setattr(logs, "set_up_logging", lambda: None)
     arguments = ["--expid", "Shared_tiny", "--config", str(trained), "--model_zoo", str(trained)]
     main(["export-hub", *arguments, "--out", str(tmp_path / "out")])
     expected = f"{tmp_path / 'out'}: README.md, config.json, feature_map.json, model.safetensors"

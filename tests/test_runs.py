@@ -25,24 +25,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_files_say_what_happened(train, tmp_path):
     pytest.importorskip("tensorboard")
-    result = train(tmp_path, epochs=2, eval_steps=20, early_stop_patience=9, seed=5, tensorboard=True)
+    returned = train(tmp_path, epochs=2, eval_steps=20, early_stop_patience=9, seed=5, tensorboard=True)
     (run,) = find_runs(tmp_path)
+    assert returned == run
+    result = json.loads((run.path / "result.json").read_text())
     assert (run.finished, run.problem, run.seed, run.model) == (True, "", 5, "DIN")
     assert run.path.parent == tmp_path / "tiny_mm" / "DIN_tiny"
     names = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "run.log", "best.model", "result.json"}
     assert {path.name for path in run.path.iterdir()} == names | {"valid_predictions.parquet"}
-    assert config_hash(load_yaml(run.path / "config.yaml")) == result.config_hash
-    assert run.valid == result.valid
+    assert config_hash(load_yaml(run.path / "config.yaml")) == result["config_hash"]
+    assert run.metrics == {"valid": result["valid"]}
     history = run.history()
     assert [line["step"] for line in history] == [20, 40, 60, 80, 100, 120]
-    assert max(line["AUC"] for line in history) == pytest.approx(result.valid["AUC"], abs=1e-12)
+    assert max(line["AUC"] for line in history) == pytest.approx(run.valid["AUC"], abs=1e-12)
     assert all(line["rows_per_second"] > 0 and 0 < line["learning_rate"] <= 0.002 for line in history)
     seconds = [line["seconds"] for line in history]
     assert seconds == sorted(seconds)
-    assert seconds[-1] <= run.seconds == result.seconds
+    assert seconds[-1] <= run.seconds == result["seconds"]
     label, prediction, group = run.predictions()
     assert (label.dtype, prediction.dtype, group.dtype) == (np.int8, np.float32, np.int64)
-    assert evaluate_metrics(label, prediction, ["AUC", "gAUC", "logloss"], group) == pytest.approx(result.valid)
+    assert evaluate_metrics(label, prediction, ["AUC", "gAUC", "logloss"], group) == pytest.approx(run.valid)
     best = tmp_path / "tiny_mm" / "DIN_tiny.model"
     assert best.samefile(run.path / "best.model")
     assert (run.path / "run.log").read_text() == (tmp_path / "tiny_mm" / "DIN_tiny.log").read_text()
@@ -67,18 +69,21 @@ def test_no_record_no_folder(train, tmp_path):
     assert sorted(path.name for path in (tmp_path / "tiny_mm").iterdir()) == [
         f"DIN_tiny.{e}" for e in ("json", "lock", "log", "model")
     ]
+    assert result.finished
+    assert result.weights == tmp_path / "tiny_mm" / "DIN_tiny.model"
+    assert config_hash(result.config) == json.loads((tmp_path / "tiny_mm" / "DIN_tiny.json").read_text())["config_hash"]
     recorded = train(tmp_path, tensorboard=False)
-    assert recorded.config_hash == result.config_hash
     assert recorded.valid == result.valid
 
 
 SCRIPT = """
 import os, signal, sys, torch
-from fuxictr_mm import experiment
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.logs import set_up_logging
 from fuxictr_mm.training import loop
 
 settings = {{"model_root": sys.argv[1], "epochs": 2, "eval_steps": 20, "verbose": 0, "tensorboard": False}}
-params, model_class = experiment.read_params({config!r}, "DIN_tiny", overrides=settings)
+experiment = Experiment.load("DIN_tiny", {config!r}, **settings)
 step = loop._Fitting.evaluate
 torch.set_num_threads(1)
 
@@ -88,8 +93,8 @@ def evaluate(run, epoch, index):
         os.kill(os.getpid(), signal.SIGKILL)  # the line is written, the checkpoint is not
 
 loop._Fitting.evaluate = evaluate
-experiment.set_up_logging()
-experiment.run_experiment(params, model_class, resume="--resume" in sys.argv)
+set_up_logging()
+experiment.fit(resume="--resume" in sys.argv)
 """
 
 

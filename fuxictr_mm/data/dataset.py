@@ -32,16 +32,17 @@ class Dataset:
     feature_map: FeatureMap
     items: ItemTable
     splits: dict[str, InteractionTable | InteractionFiles]
+    summaries: dict[str, Summary]
 
 
-def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Dataset:
+def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) -> Dataset:
     """Read and check a dataset.
 
     Parameters
     ----------
     params : mapping
         Checked parameters of an experiment.
-    splits : mapping of str to bool
+    needs_labels : mapping of str to bool
         Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels.
 
     Raises
@@ -57,7 +58,7 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
     if params.get("group_id") and params["group_id"] not in names:
         # FuxiCTR's models look up every column of a batch in the feature map.
         features.append(Feature(params["group_id"], "meta"))
-    for split in splits:
+    for split in needs_labels:
         if not params.get(f"{split}_data"):
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
     items = ItemTable.from_parquet(params["item_info"], features)
@@ -72,10 +73,10 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
             needs_label=needs_label,
             binary_label=params.get("task", "binary_classification") == "binary_classification",
         )
-        for split, needs_label in splits.items()
+        for split, needs_label in needs_labels.items()
     }
     resident = choose_in_memory(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
-    tables = {split: _read(files[split], split in resident) for split in splits}
+    tables = {split: _read(files[split], split in resident) for split in needs_labels}
     dims = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
     features = complete(features, dims, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))
     feature_map = build_feature_map(features, params)
@@ -84,7 +85,8 @@ def load_dataset(params: Mapping[str, Any], splits: Mapping[str, bool]) -> Datas
         where = "in memory" if split in resident else "streamed"
         logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
-    return Dataset(features, feature_map, items, {split: table for split, (table, _) in tables.items()})
+    splits = {split: table for split, (table, _) in tables.items()}
+    return Dataset(features, feature_map, items, splits, {split: summary for split, (_, summary) in tables.items()})
 
 
 def _vocabulary_sizes(

@@ -161,11 +161,14 @@ class Summary:
         Number of items of all histories, without padding.
     largest : dict of str to int
         Largest id of every categorical context column.
+    labels : set of float
+        The smallest and the largest label; empty for a file without labels.
     """
 
     num_rows: int
     num_history_items: int
     largest: dict[str, int]
+    labels: frozenset[float] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,4 +304,4 @@ class InteractionFiles:
                 f"{self.path}: {self.label} is {labels.pop():g} in all {rows} rows, expected both 0 and 1; "
                 "nothing can be learned or ranked"
             )
-        return Summary(rows, items, largest)
+        return Summary(rows, items, largest, frozenset(labels))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fuxictr_mm import experiment
 from fuxictr_mm.data.loaders import InMemoryLoader
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.distributed import replace_batch_norm
 
@@ -36,10 +36,10 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute):
     """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
     torch.Tensor.float = torch.Tensor.double
     overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size}
-    params, model_class = experiment.read_params(ROOT, expid, overrides=overrides)
-    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    experiment = Experiment.load(expid, ROOT, **overrides)
+    dataset = experiment.load_dataset({"train": True, "valid": True})
     torch.manual_seed(1)
-    model = experiment.build_model(model_class, dataset, params).double()
+    model = experiment.build_model(dataset).double()
     for module in (model.items, dataset.items):
         module.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -178,12 +178,12 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     assert run().returncode == 0
     expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
     record.unlink()
-    snapshot = record.with_suffix(".snapshot")
-    assert not snapshot.exists()
+    checkpoint = record.with_suffix(".snapshot")
+    assert not checkpoint.exists()
 
     (folder / "die").write_text("kill")
     assert run().returncode != 0
-    kept = snapshot.read_bytes()
+    kept = checkpoint.read_bytes()
     resumed = run("--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at epoch 1, batch 16 of 32" in resumed.stderr
@@ -192,18 +192,17 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     assert json.loads(record.read_text())["valid"] == metrics
 
     record.unlink()
-    snapshot.write_bytes(kept)
+    checkpoint.write_bytes(kept)
     alone = run("--resume", processes=1)
     assert "Resumed at epoch 1, batch 16 of 47" in alone.stderr  # 8,192 of 16,000 rows are done
     assert abs(json.loads(record.read_text())["valid"]["AUC"] - metrics["AUC"]) < 0.05
 
     # What one process measures with the weights of two is what the two measured.
-    params, model_class = experiment.read_params(folder, "DIN_MM_tiny", model_zoo=folder / "model_zoo")
-    params["model_root"] = str(folder / "checkpoints")
-    dataset = experiment.load_dataset(params, {"valid": True})
-    model = experiment.build_model(model_class, dataset, params)
+    experiment = Experiment.load("DIN_MM_tiny", folder, model_zoo=folder / "model_zoo")
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset)
     model.load_state_dict(expected)
-    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    valid = experiment.make_loader(dataset.splits["valid"], model)
     assert loop.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuxictr_mm import experiment
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runtime import keep_freed_memory, set_precision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +38,8 @@ def test_freed_memory_is_kept_or_the_library_is_another():
 def test_bf16_learns_as_well(tmp_path, expid):
     def auc(precision):
         overrides = {"precision": precision, "epochs": 6, "model_root": str(tmp_path), "verbose": 0}
-        params, model_class = experiment.read_params(ROOT, expid, overrides=overrides)
-        result = experiment.run_experiment(params, model_class)
-        state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+        result = Experiment.load(expid, ROOT, **overrides).fit()
+        state = torch.load(result.weights, weights_only=True)
         assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
         return result.valid["AUC"]
 

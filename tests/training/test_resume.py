@@ -1,4 +1,4 @@
-"""A run that was killed at any moment goes on and ends as if nothing had happened."""
+"""A run that was killed at any moment resumes and ends as if it had not been."""
 
 import os
 import random
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuxictr_mm import experiment
 from fuxictr_mm.errors import Interrupted, UserError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 
@@ -20,20 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(folder, expid="DIN_MM_tiny", **settings):
-    """Return model, training and validation loader and snapshots of an experiment that lives in `folder`."""
+    """Return model, training and validation loader and training checkpoint of an experiment in `folder`."""
     overrides = {"model_root": str(folder), "verbose": 0, "epochs": 2, "net_dropout": 0.2, "batch_size": 1000}
-    params, model_class = experiment.read_params(ROOT, expid, overrides={**overrides, **settings})
-    torch.manual_seed(params["seed"])
-    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
-    model = experiment.build_model(model_class, dataset, params)
-    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True)
-    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    experiment = Experiment.load(expid, ROOT, **{**overrides, **settings})
+    torch.manual_seed(experiment.config.seed)
+    dataset = experiment.load_dataset({"train": True, "valid": True})
+    model = experiment.build_model(dataset)
+    train = experiment.make_loader(dataset.splits["train"], model, shuffle=True)
+    valid = experiment.make_loader(dataset.splits["valid"], model)
     return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
 
 def train(parts, resume=False):
-    model, loader, valid, snapshots = parts
-    history = loop.fit(model, loader, 2, valid, checkpoint=snapshots, resume=resume)
+    model, loader, valid, checkpoint = parts
+    history = loop.fit(model, loader, 2, valid, checkpoint=checkpoint, resume=resume)
     return model.state_dict(), history
 
 
@@ -103,7 +103,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_without_resume_a_run_begins_anew(tmp_path):
+def test_without_resume_a_run_starts_again(tmp_path):
     parts = prepare(tmp_path / "killed")
     kill_at_step(parts[0], 3)
     with pytest.raises(Killed):
@@ -113,27 +113,27 @@ def test_without_resume_a_run_begins_anew(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_snapshot_of_another_configuration_is_refused(tmp_path):
-    model, _, _, snapshots = prepare(tmp_path)
-    snapshots.save(model, Progress())
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    model, _, _, checkpoint = prepare(tmp_path)
+    checkpoint.save(model, Progress())
     with pytest.raises(UserError, match="another configuration"):
-        TrainingCheckpoint(snapshots.path, "other").load(model)
-    snapshots.path.write_bytes(snapshots.path.read_bytes()[:1000])
+        TrainingCheckpoint(checkpoint.path, "other").load(model)
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
-        snapshots.load(model)
+        checkpoint.load(model)
 
 
-def test_a_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
-    model, _, _, snapshots = prepare(tmp_path)
-    snapshots.save(model, Progress(step=7))
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model, _, _, checkpoint = prepare(tmp_path)
+    checkpoint.save(model, Progress(step=7))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        snapshots.save(model, Progress(step=8))
-    found = snapshots.load(model)
+        checkpoint.save(model, Progress(step=8))
+    found = checkpoint.load(model)
     assert found is not None
     assert found.step == 7
     assert [p.name for p in tmp_path.iterdir()] == ["run.snapshot"]
