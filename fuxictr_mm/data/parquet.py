@@ -237,7 +237,7 @@ def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> n
 def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     """Return the group of each row, ``(R,)`` int64; texts are hashed, with the same result in every process."""
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        from pandas.util import hash_array
+        from pandas.util import hash_array  # type: ignore[import-untyped]
 
         return hash_array(array.fill_null("").to_numpy(zero_copy_only=False)).view(np.int64)
     return scalars(array, where, row)

@@ -1,1 +1,1 @@
-"""One HTML page about the runs there are: what is best, by how much, why, and what it cost."""
+"""An HTML page about runs: which experiment is best, by how much, why, and at what cost."""

@@ -1,4 +1,4 @@
-"""Groups runs to experiments: the seeds of one configuration on one dataset."""
+"""Experiments of the report: runs grouped by configuration, their differences, and how they compare."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Experiment:
         """Return the mean of a metric over the runs, None where no run has it."""
         return average(self.values(metric, split))
 
-    def deviation(self, metric: str, split: str = "valid") -> float | None:
+    def standard_deviation(self, metric: str, split: str = "valid") -> float | None:
         """Return the standard deviation of a metric over the runs, None for fewer than two."""
         values = self.values(metric, split)
         return statistics.stdev(values) if len(values) > 1 else None
@@ -85,15 +85,15 @@ class Gathered:
 def gather(records: Sequence[RunRecord], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
     """Group runs by dataset and experiment.
 
-    Of an experiment the newest configuration is kept, and of runs with the same seed the newest; runs of an earlier
-    configuration are kept where they were named.
+    The newest configuration of an experiment is kept, and the newest of several runs with one seed. Runs of an older
+    configuration are kept if they are named.
 
     Parameters
     ----------
     records : sequence of RunRecord
         Newest first.
     named : iterable of str or path
-        Names and folders of runs that were asked for.
+        Names and folders of the requested runs.
     """
     asked = {os.path.basename(os.path.normpath(name)) for name in named}
     datasets: dict[str, list[RunRecord]] = {}
@@ -109,7 +109,7 @@ def _of_dataset(dataset_id: str, records: Sequence[RunRecord], asked: set[str]) 
         if record.is_usable and any(number(v) is not None for v in record.valid.values()):
             usable.setdefault(record.expid, []).append(record)
         else:
-            why = "no metric of it can be read" if record.is_usable else state(record)
+            why = "none of its metrics can be read" if record.is_usable else state(record)
             notes.append(f"{record.expid}, run {record.run}, is left out: {why}")
     experiments: list[Experiment] = []
     for expid, runs in sorted(usable.items()):
@@ -122,12 +122,12 @@ def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes
     for run in runs:
         configurations.setdefault(run.config_key, []).append(run)
     found: list[Experiment] = []
-    for place, group in enumerate(configurations.values()):
-        kept = [run for run in group if run.run in asked] if place else group
+    for index, group in enumerate(configurations.values()):
+        kept = [run for run in group if run.run in asked] if index else group
         if len(kept) < len(group):
             notes.append(
-                f"{expid}: {plural(len(group) - len(kept), 'run')} of an earlier configuration left out, newest "
-                f"{group[0].run}; name a run to have it on the page"
+                f"{expid}: {plural(len(group) - len(kept), 'run')} of an older configuration are left out, newest "
+                f"{group[0].run}; name a run to include it"
             )
         if not kept:
             continue
@@ -135,14 +135,14 @@ def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes
         for run in kept:
             by_seed.setdefault(run.seed, run)
         if len(by_seed) < len(kept):
-            notes.append(f"{expid}: of runs with the same seed the newest counts ({len(by_seed)} of {len(kept)} runs)")
+            notes.append(f"{expid}: the newest run of each seed is used ({len(by_seed)} of {len(kept)} runs)")
         name = expid if not found else f"{expid} ({kept[0].run})"
         found.append(Experiment(name, list(by_seed.values())))
     return found
 
 
 def history(run: RunRecord) -> list[dict[str, Any]]:
-    """Return the evaluations of a run that have a step; none where the file is damaged."""
+    """Return the evaluations of a run that have a step; an empty list if the file is damaged."""
     try:
         return [line for line in run.history() if number(line.get("step")) is not None]
     except (UserError, OSError):
@@ -154,7 +154,7 @@ def average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-#: Of the environment: when and by whom is no difference.
+#: Keys of the environment that are not compared.
 OF_THE_MOMENT = ("command", "started_at")
 
 
@@ -169,9 +169,9 @@ class Change:
     text : str
         What it changes to, as ``True → False``, or for lists what is left out and what is added.
     size : int
-        How much it changes: 1, or for lists the number of entries.
+        Size of the change: 1, or the number of entries for lists.
     gone : tuple of str
-        Entries that a list loses, where it only loses some.
+        Entries removed from a list, if nothing is added to it.
     """
 
     key: str
@@ -182,7 +182,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Experiments of one model beside the one that the others differ from least.
+    """Experiments of one model, compared with the one that the others differ from least.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class Ablation:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name; entries of a list of mappings go by their ``name``.
+    """Return settings by dotted name; entries of a list of mappings are named by their ``name``.
 
     Examples
     --------
@@ -223,7 +223,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """Return what makes the configuration, without names and seed."""
+    """Return the settings of the configuration, without names and seed."""
     config = with_text_keys(experiment.newest.config)
     return flatten({k: v for k, v in config.items() if k not in (*NAMING_KEYS, "description")})
 
@@ -244,8 +244,8 @@ def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
         if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
             gone = [printable(v) for v in before if v not in after]
             new = [printable(v) for v in after if v not in before]
-            told = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
-            found.append(Change(key, told, len(gone) + len(new), () if new else tuple(gone)))
+            text = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
+            found.append(Change(key, text, len(gone) + len(new), () if new else tuple(gone)))
         else:
             sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
             found.append(Change(key, " → ".join(sides), 1))
@@ -255,7 +255,7 @@ def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
 def ablations(experiments: Sequence[Experiment]) -> list[Ablation]:
     """Return, for each model with several experiments, the base and what the others change.
 
-    The base is the experiment from which the others differ in the fewest settings, of equals that of the shortest name.
+    The base is the experiment from which the others differ in the fewest settings; ties go to the shortest name.
     """
     models: dict[str, list[Experiment]] = {}
     for experiment in experiments:
@@ -284,9 +284,9 @@ def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
 
 
 def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """Return what all runs share of their environments, and what differs by experiment.
+    """Return the part of the environment that all runs have in common, and the part that differs by experiment.
 
-    Where the seeds of an experiment differ among themselves, all their values are given.
+    If the runs of an experiment differ among themselves, all their values are listed.
     """
     columns: list[dict[str, Any]] = []
     for experiment in experiments:
@@ -303,7 +303,7 @@ def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str
 
 
 def shown(value: Any) -> str:
-    """Return a setting as YAML would show it."""
+    """Return a setting as YAML text."""
     if value is None or isinstance(value, str | bool):
         return printable("null" if value is None else value, 160)
     return printable(json.dumps(value, default=str, ensure_ascii=False), 160)
@@ -311,18 +311,18 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Against:
-    """One experiment against another.
+    """The difference between two experiments.
 
     Parameters
     ----------
     value, low, high : float
         Difference in mean AUC, first less second, and its 95 % interval.
     shown : bool
-        Whether it is more than chance, corrected for the number of pairs.
+        Whether it is significant, corrected for the number of pairs.
     seeds_known : bool
-        Whether there are seeds enough to know how far they lie apart; without nothing is shown.
+        Whether there are enough seeds to estimate their spread; without, no difference is significant.
     sentence : str
-        The verdict.
+        The conclusion of ``fuxictr-mm compare``.
     """
 
     value: float
@@ -334,15 +334,15 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Standings:
-    """The experiments of a dataset whose predictions could be compared.
+class Comparisons:
+    """Comparison of the experiments of a dataset.
 
     Parameters
     ----------
     comparison : Comparison or None
-        None where there is nothing to compare.
+        None if there is nothing to compare.
     notes : list of str
-        Who is missing, and what to keep in mind.
+        Which experiments are missing, and what limits the conclusions.
     """
 
     comparison: Comparison | None
@@ -350,19 +350,19 @@ class Standings:
 
     @property
     def sides(self) -> dict[str, Side]:
-        """By name of the experiment, best mean AUC first."""
+        """Sides by name of the experiment, best mean AUC first."""
         sides = [] if self.comparison is None else self.comparison.sides
         return {side.name: side for side in sorted(sides, key=lambda side: -side.mean)}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its very weights."""
+        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its present weights."""
         if name not in self.sides:
             return None
         low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
         return float(low), float(high)
 
     def against(self, first: str, second: str) -> Against | None:
-        """Return the difference of two experiments, None where it is not known."""
+        """Return the difference of two experiments; None if they were not compared."""
         for pair in [] if self.comparison is None else self.comparison.pairs:
             if {pair.first.name, pair.second.name} == {first, second}:
                 found, sign = pair.found, 1 if pair.first.name == first else -1
@@ -372,28 +372,28 @@ class Standings:
         return None
 
 
-def stand(
+def compare_experiments(
     experiments: Sequence[Experiment],
     known: Sequence[RunRecord],
     samples: int = 2000,
     track: Callable[[Iterable[int]], Any] = iter,
-) -> Standings:
-    """Compare every two experiments on their validation rows.
+) -> Comparisons:
+    """Compare all pairs of experiments on their validation rows.
 
     Parameters
     ----------
     experiments : sequence of Experiment
         Of one dataset.
     known : sequence of RunRecord
-        All runs there are, also those that are not on the page: they may be further seeds.
+        All runs, also those that are not on the page: they may be further seeds.
     samples : int
-        Draws of users, as ``fuxictr-mm compare`` makes them.
+        Bootstrap samples of users, as in ``fuxictr-mm compare``.
     track : callable
-        Wraps the iterable of the chunks of draws, to show progress.
+        Wraps the iterable of chunks of bootstrap samples, to show progress.
     """
     notes: list[str] = []
     if not experiments:
-        return Standings(None, notes)
+        return Comparisons(None, notes)
 
     def leave_out(name: str, run: RunRecord, reason: UserError) -> None:
         notes.append(f"{name}, run {run.run}, is not compared: {reason}")
@@ -402,5 +402,5 @@ def stand(
     try:
         found = compare_groups(groups, known, samples=samples, track=track, on_problem=leave_out)
     except UserError as error:
-        return Standings(None, [*notes, f"no intervals and verdicts: {error}"])
-    return Standings(found, [*notes, *found.notes])
+        return Comparisons(None, [*notes, f"no intervals and no comparison: {error}"])
+    return Comparisons(found, [*notes, *found.notes])

@@ -1,4 +1,4 @@
-"""Kinds of pictures: dots with whiskers, and lines."""
+"""Plots of the report as SVG: intervals, learning curves, diagnosis, speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from fuxictr_mm.report.experiments import Experiment, Standings, average, history
+from fuxictr_mm.report.experiments import Comparisons, Experiment, average, history
 from fuxictr_mm.runs import FALLING, RunRecord
 from fuxictr_mm.terminal import decimal, grouped, listed, number, plural, printable, signed
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, ACCENT, PALE = "#010101", "#020202", "#030303", "#040404", "#050505"
 
 
-#: Told apart also by those who see few colours (after Okabe and Ito, https://jfly.uni-koeln.de/color/).
+#: Distinguishable with colour blindness (after Okabe and Ito, https://jfly.uni-koeln.de/color/).
 SERIES = ("#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b")
 
 
-#: Colour of the drawing, CSS variable of the page.
+#: CSS variable of the page for each colour of a plot.
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -39,16 +39,15 @@ VARIABLES = {
 }
 
 
-#: Begins each id of a drawing until the page numbers it; ``printable`` takes it out of texts.
+#: Prefix of each id in an SVG until the page numbers it; ``printable`` removes it from texts.
 MARK = "\ue000"
 
 
-#: Inches that a letter of a name takes, about: its font is the reader's. Matplotlib's own layout is slow and knows no
-#: better.
+#: Approximate size of a letter in inches; the font is the reader's, so Matplotlib's slow layout knows no better.
 LETTER = 0.083
 
 
-#: Inches, of 72 units of the drawing each.
+#: Size in inches; one inch is 72 units of the SVG.
 WIDTH = 4.8
 
 
@@ -84,15 +83,15 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawing and what it shows.
+class Plot:
+    """A plot with title and caption.
 
     Parameters
     ----------
     title : str
         A few words.
     caption : str
-        What is seen, in sentences with figures: the text alternative, shown to all.
+        What it shows, in sentences with numbers; also its text alternative.
     drawing : str
         SVG in which each ``id`` begins with ``MARK``.
     """
@@ -102,20 +101,20 @@ class Picture:
     drawing: str
 
     def svg(self, number: int) -> Markup:
-        """Return the drawing with ids of its own; the caption's id is ``c`` and the number."""
+        """Return the SVG with unique ids; the caption's id is ``c`` and the number."""
         from markupsafe import Markup
 
         described = f'<svg aria-describedby="c{number}"'
         return Markup(self.drawing.replace(MARK, f"p{number}-").replace("<svg", described, 1))
 
 
-def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]) -> Picture:
-    """Draw a picture.
+def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]) -> Plot:
+    """Render a plot.
 
     Parameters
     ----------
     title, caption : str
-        As in ``Picture``.
+        As in ``Plot``.
     height : float
         Inches.
     paint : callable
@@ -126,17 +125,17 @@ def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Widths are guessed in a font that lacks letters of some names; the page's font has them.
+        # Matplotlib measures text in a font without some letters; the page's font has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(WIDTH, height))
         paint(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    return Picture(title, caption, _for_page(buffer.getvalue(), title))
+    return Plot(title, caption, _for_page(buffer.getvalue(), title))
 
 
 def _for_page(svg: bytes, label: str) -> str:
-    """Return an SVG element without namespaces, fixed size, fonts and colours of its own."""
+    """Return an SVG element without namespaces, and without its own size, fonts and colours."""
     root = ElementTree.fromstring(svg)
     for child in [c for c in root if c.tag.endswith("}metadata") or c.find("{*}style") is not None]:
         root.remove(child)
@@ -176,13 +175,13 @@ def _style(name: str, value: str) -> str:
     return f"var({VARIABLES[value]})" if value in VARIABLES else value
 
 
-#: Characters of a name beside a picture.
+#: Longest name at the axis of a plot, in characters.
 NAME_WIDTH = 26
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A row of a picture.
+    """A row of a plot.
 
     Parameters
     ----------
@@ -208,13 +207,13 @@ class Dot:
 
 def dots(
     title: str, caption: str, rows: Sequence[Dot], label: str, *, reference: float | None = None, bars: bool = False
-) -> Picture:
+) -> Plot:
     """Draw a row for each value, the first at the top.
 
     Parameters
     ----------
     title, caption : str
-        As in ``Picture``.
+        As in ``Plot``.
     rows : sequence of Dot
         One or more.
     label : str
@@ -232,13 +231,13 @@ def dots(
         _place(figure, left, 0.5, 0.04)
         if reference is not None:
             axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if bars:
-                axes.barh(place, row.value, height=0.56, color=row.colour, alpha=0.3, linewidth=0)
+                axes.barh(index, row.value, height=0.56, color=row.colour, alpha=0.3, linewidth=0)
             if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [place, place], color=row.colour, solid_capstyle="butt", linewidth=1.8)
-            axes.plot(row.others, [place] * len(row.others), "o", mfc="none", mec=row.colour, mew=0.9, ms=4.5)
-            axes.plot(row.value, place, "o", color=row.colour, ms=6.5)
+                axes.plot([row.low, row.high], [index, index], color=row.colour, solid_capstyle="butt", linewidth=1.8)
+            axes.plot(row.others, [index] * len(row.others), "o", mfc="none", mec=row.colour, mew=0.9, ms=4.5)
+            axes.plot(row.value, index, "o", color=row.colour, ms=6.5)
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.tick_params(axis="y", length=0)
@@ -254,7 +253,7 @@ def dots(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a picture.
+    """A line of a plot.
 
     Parameters
     ----------
@@ -265,7 +264,7 @@ class Line:
     colour : str
         Of the line.
     dashed : bool
-        Not drawn through.
+        Whether it is dashed.
     low, high : sequence of float
         Whiskers at its points, or empty.
     dots : bool
@@ -296,7 +295,7 @@ class Panel:
     label : str
         Of the upright axis.
     names : sequence of str
-        Of the places 0, 1, ... of the other axis, or empty.
+        Tick labels 0, 1, ... of the other axis, or empty.
     limits : (float, float), optional
         Of the upright axis.
     """
@@ -307,19 +306,19 @@ class Panel:
     limits: tuple[float, float] | None = None
 
 
-def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, square: bool = False) -> Picture:
+def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, square: bool = False) -> Plot:
     """Draw panels one above the other on one horizontal axis.
 
     Parameters
     ----------
     title, caption : str
-        As in ``Picture``.
+        As in ``Plot``.
     panels : sequence of Panel
         One or more.
     label : str
         Of the horizontal axis.
     square : bool
-        Both axes from 0 to 1 or as far as lines go, of one scale.
+        Both axes have the same scale.
     """
 
     def paint(figure: Any) -> None:
@@ -380,7 +379,7 @@ def limits(values: Sequence[float]) -> tuple[float, float] | None:
     if len(kept) < 2:
         return None
     # One run that went wild would flatten the others: where the outer 2 % take more room than all others, they leave
-    # the picture.
+    # the plot.
     cut = len(kept) // 50
     low, high = kept[cut], kept[-1 - cut]
     low = kept[0] if low - kept[0] <= high - low else low
@@ -389,36 +388,36 @@ def limits(values: Sequence[float]) -> tuple[float, float] | None:
     return low - air, high + air
 
 
-#: Rows in one picture; of more the first are drawn.
+#: Rows in one plot; further rows are left out.
 MOST_DIAGNOSIS_ROWS = 24
 
 
-def picture_diagnosis(diagnosis: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
-    """Return a picture for each section, and the sections that cannot be read."""
-    pictures: list[Picture] = []
+def plot_diagnosis(diagnosis: Mapping[str, Any]) -> tuple[list[Plot], list[str]]:
+    """Return a plot for each section, and the sections that cannot be read."""
+    plots: list[Plot] = []
     notes: list[str] = []
     for section, build in SECTIONS.items():
         if not diagnosis.get(section):
             continue
         try:
-            pictures += build(diagnosis[section], diagnosis)
-        # The file is another program's, perhaps of another version: what is missing there is told on the page.
+            plots += build(diagnosis[section], diagnosis)
+        # The file may be of another version; what cannot be read is noted on the page.
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             notes.append(f"section {section} cannot be read ({type(error).__name__}: {error})")
-    return pictures, notes
+    return plots, notes
 
 
-def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
+def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     for part, title in (
-        ("groups", "Worth of modalities and the rest"),
-        ("fields", "Worth of each field"),
+        ("groups", "Importance of feature groups"),
+        ("fields", "Importance of fields"),
     ):
         entries = sorted(section.get(part, []), key=lambda e: -e["auc_lost"])[:MOST_DIAGNOSIS_ROWS]
         if not entries:
             continue
         rows = [
             Dot(
-                f"{e['name']} (vectors)" if e.get("kind") == "vectors" else e["name"],
+                f"{e['name']} (embeddings)" if e.get("kind") == "vectors" else e["name"],
                 e["auc_lost"],
                 e["auc_lost"] - e["noise"],
                 e["auc_lost"] + e["noise"],
@@ -431,10 +430,10 @@ def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
             f"Permuting {top['name']} costs most: {decimal(top['auc_lost'])} AUC (±\u00a0{decimal(top['noise'])}). "
         )
         caption += f"No more than noise: {listed(idle)}." if idle else "All cost more than noise."
-        yield dots(title, caption, rows, "AUC lost when permuted, ± 95 % noise", reference=0.0, bars=True)
+        yield dots(title, caption, rows, "AUC drop when permuted, ± 95 % noise", reference=0.0, bars=True)
 
 
-def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
+def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     panel_lines, told, names = [], [], []
     for entry in section:
         for bucket in entry["by_length"]:
@@ -451,20 +450,20 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
         by_length = [f"{decimal(b['entropy_ratio'], 3)} for {b['name']}" for b in (first, last)]
         told.append(
             f"{entry['name']}: {decimal(entry['entropy_ratio'], 3)} over all rows, {' and '.join(by_length)} items of "
-            f"history; with even weights the AUC loses {decimal(entry['uniform_auc_lost'])} "
+            f"history; with uniform weights the AUC drops by {decimal(entry['uniform_auc_lost'])} "
             f"(±\u00a0{decimal(entry['uniform_noise'])})."
         )
     if panel_lines:
         even = Line([0.0, float(max(len(names) - 1, 1))], [1.0, 1.0], "uniform", MUTED, dashed=True, dots=False)
         yield lines(
             "Attention entropy by length of history",
-            f"Entropy of the weights as a share of uniform weights'. {' '.join(told)} At 1 attention picks nothing.",
+            f"Entropy of the weights relative to uniform weights. {' '.join(told)} At 1, attention does not select.",
             [Panel([even, *panel_lines], "entropy / uniform", names)],
             "items of history",
         )
 
 
-def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
+def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     for entry in section:
         heads = entry["heads"]
         rows = [
@@ -482,27 +481,29 @@ def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
         top = max(heads, key=lambda h: h["removed_auc_lost"])
         idle = [str(h["head"]) for h in heads if h["removed_auc_lost"] <= h["removed_noise"]]
         caption = (
-            f"Of {plural(len(heads), 'head')} of {entry['attention']}, head {top['head']} is worth most: without it "
-            f"the AUC loses {decimal(top['removed_auc_lost'])}; without all {decimal(entry['all_removed_auc_lost'])}. "
+            f"Of {plural(len(heads), 'head')} of {entry['attention']}, head {top['head']} contributes most: without it "
+            f"the AUC drops by {decimal(top['removed_auc_lost'])}, without all heads by "
+            f"{decimal(entry['all_removed_auc_lost'])}. "
         )
-        caption += f"Not missed: head {listed(idle)}." if idle else "Each is missed by more than noise."
-        label = "AUC lost without the head, ± 95 % noise"
+        caption += f"Inactive: head {listed(idle)}." if idle else "Each contributes more than noise."
+        label = "AUC drop without the head, ± 95 % noise"
         yield dots(f"Heads of {entry['attention']}", caption, rows, label, reference=0.0, bars=True)
 
 
-def _senet(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
+def _senet(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     for entry in section:
         fields = sorted(entry["fields"], key=lambda f: -f["mean"])
         rows = [Dot(f["field"], f["mean"], f["low"], f["high"], SERIES[3]) for f in fields[:MOST_DIAGNOSIS_ROWS]]
         if rows:
             caption = (
-                f"{fields[0]['field']} is weighed most, {decimal(fields[0]['mean'], 3)} on average, "
-                f"{fields[-1]['field']} least, {decimal(fields[-1]['mean'], 3)}. Whiskers: 5 % to 95 % of the rows."
+                f"{fields[0]['field']} has the largest weight, {decimal(fields[0]['mean'], 3)} on average, "
+                f"{fields[-1]['field']} the smallest, {decimal(fields[-1]['mean'], 3)}. "
+                "Whiskers: 5 % to 95 % of the rows."
             )
             yield dots(f"Field weights of {entry['name']}", caption, rows, "weight")
 
 
-def _calibration(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
+def _calibration(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     curve = section["curve"]
     x, y = [b["mean_prediction"] for b in curve], [b["rate"] for b in curve]
     if not curve:
@@ -511,17 +512,17 @@ def _calibration(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
     ideal = Line([0.0, top], [0.0, top], "as predicted", MUTED, dashed=True, dots=False)
     observed = Line(x, y, "observed", SERIES[0], low=[b["low"] for b in curve], high=[b["high"] for b in curve])
     error, noise = section["expected_calibration_error"], section["noise"]
-    met = "which true probabilities may give as well" if error <= noise else "more than true probabilities would give"
+    met = "within the noise of true probabilities" if error <= noise else "more than the noise of true probabilities"
     slope = "" if number(section.get("slope")) is None else f" Slope of the logits {decimal(section['slope'], 2)}."
     caption = (
-        f"Expected calibration error {decimal(error)}, {met} (95 % of draws stay below {decimal(noise)}). Mean "
+        f"Expected calibration error {decimal(error)}, {met} (95 % quantile of the noise: {decimal(noise)}). Mean "
         f"prediction {decimal(section['mean_prediction'], 3)}, rate of clicks {decimal(section['rate'], 3)}.{slope}"
     )
     yield lines("Reliability", caption, [Panel([ideal, observed], "rate of clicks")], "mean prediction", square=True)
 
 
-def _slices(title: str, what: str) -> Callable[[Any, Mapping[str, Any]], Iterator[Picture]]:
-    def build(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Picture]:
+def _slices(title: str, what: str) -> Callable[[Any, Mapping[str, Any]], Iterator[Plot]]:
+    def build(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
         known = [e for e in section if number(e["auc"]) is not None]
         if not known:
             return
@@ -541,21 +542,21 @@ def _slices(title: str, what: str) -> Callable[[Any, Mapping[str, Any]], Iterato
     return build
 
 
-def _vectors(section: Any, _: Mapping[str, Any]) -> Iterator[Picture]:
-    drawn, told = [], []
+def _vectors(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
+    curves, told = [], []
     for entry, colour in zip(section, SERIES, strict=False):
-        share = [point["components"] / entry["width"] for point in entry["kept"]]
-        drawn.append(Line(share, [p["kept"] for p in entry["kept"]], entry["column"], colour, dots=entry["width"] < 32))
+        x, y = [p["components"] / entry["width"] for p in entry["kept"]], [p["kept"] for p in entry["kept"]]
+        curves.append(Line(x, y, entry["column"], colour, dots=entry["width"] < 32))
         reduction = entry.get("reduction")
         kept = f", its reduction kept {reduction['kept']:.1%}" if reduction else ""
         told.append(
             f"{entry['column']}: {entry['components_90']} of {entry['width']} directions hold 90 % of the variance, "
             f"effective rank {decimal(entry['effective_rank'], 1)}{kept}."
         )
-    if drawn:
+    if curves:
         ninety = Line([0.0, 1.0], [0.9, 0.9], "", MUTED, dashed=True, dots=False)
-        panel = Panel([ninety, *drawn], "share of variance")
-        yield lines("Spectrum of the vectors", " ".join(told), [panel], "share of directions, largest first")
+        panel = Panel([ninety, *curves], "fraction of variance")
+        yield lines("Spectrum of the embeddings", " ".join(told), [panel], "fraction of directions, largest first")
 
 
 def _first_number(name: str) -> int:
@@ -563,8 +564,8 @@ def _first_number(name: str) -> int:
     return int(digits[0]) if digits else 0
 
 
-#: Section of the file, what draws it.
-SECTIONS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Picture]]] = {
+#: Section of diagnosis.json, and the function that plots it.
+SECTIONS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Plot]]] = {
     "importance": _importance,
     "attention": _attention,
     "heads": _heads,
@@ -584,7 +585,7 @@ def findings_of(diagnosis: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def neighbours_of(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a few items with their nearest ones by each vector, as texts."""
+    """Return a few items with their nearest neighbours by each embedding, as texts."""
     found: list[dict[str, Any]] = []
     sections: Any = diagnosis.get("neighbours")
     for item in sections if isinstance(sections, list) else []:
@@ -619,23 +620,23 @@ def _item(item: Mapping[str, Any]) -> str:
     return f"{item['item_id']} {title}" if title else str(item["item_id"])
 
 
-#: Experiments in one picture; more are in the table alone.
+#: Experiments in one plot; the table has all of them.
 MOST_ROWS = 30
 
 
-#: Points of a curve that are marked; more are a line.
+#: Largest number of points of a curve that are marked.
 MOST_DOTS = 20
 
 
-#: Seeds drawn of one experiment, each in a colour of its own.
+#: Seeds per plot of learning curves, each in its own colour.
 MOST_SEEDS = len(SERIES)
 
 
-def picture_intervals(standings: Standings, order: Sequence[Experiment]) -> Picture | None:
-    """Draw each experiment's AUC with the interval over resampled users."""
+def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
+    """Plot each experiment's AUC with its interval over resampled users."""
     rows: list[Dot] = []
-    for experiment in [e for e in order if e.name in standings.sides][:MOST_ROWS]:
-        side, interval = standings.sides[experiment.name], standings.interval(experiment.name)
+    for experiment in [e for e in order if e.name in comparisons.sides][:MOST_ROWS]:
+        side, interval = comparisons.sides[experiment.name], comparisons.interval(experiment.name)
         low, high = interval if interval else (None, None)
         seeds = side.aucs.tolist() if len(side.runs) > 1 else []
         rows.append(Dot(experiment.name, side.mean, low, high, INK if rows else ACCENT, seeds))
@@ -647,19 +648,19 @@ def picture_intervals(standings: Standings, order: Sequence[Experiment]) -> Pict
         last = rows[-1]
         told.append(f"{last.name} last with {decimal(last.value)} ({decimal(last.low)} to {decimal(last.high)})")
     caption = (
-        f"{listed(told)}. Whiskers: 95 % interval over resampled users for these very weights"
+        f"{listed(told)}. Whiskers: 95 % interval over resampled users, for these weights"
         f"{'; rings: single seeds' if any(row.others for row in rows) else ''}. All experiments share the rows, so "
-        "whiskers may overlap where a difference is shown: see the differences."
+        "whiskers may overlap although a difference is significant: see the differences."
     )
     return dots("Validation AUC", caption, rows, "AUC on the validation rows")
 
 
-def picture_differences(standings: Standings, order: Sequence[Experiment]) -> Picture | None:
-    """Draw each experiment's difference to the best with its interval."""
-    named = [e.name for e in order if e.name in standings.sides]
+def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
+    """Plot each experiment's difference to the best with its interval."""
+    named = [e.name for e in order if e.name in comparisons.sides]
     rows, shown, alone = [], [], False
     for name in named[1 : MOST_ROWS + 1]:
-        against = standings.against(name, named[0])
+        against = comparisons.against(name, named[0])
         if against is not None:
             rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
             alone = alone or not against.seeds_known
@@ -668,21 +669,21 @@ def picture_differences(standings: Standings, order: Sequence[Experiment]) -> Pi
     if not rows:
         return None
     lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)
-    told = f"Shown to be worse: {listed(shown)}" if shown else "None is shown to be worse"
+    told = f"Significantly worse: {listed(shown)}" if shown else "None is significantly worse"
     caption = (
         f"Against {named[0]}: {lost}. {told}. Whiskers: 95 % interval of the difference, over users and, where there "
-        "are several, seeds; one that crosses the dashed line at 0 may be chance."
+        "are several, seeds; one that crosses the dashed line at 0 may be noise."
     )
-    caption += " Where there is one seed, others may change as much: run 3 of each." if alone else ""
+    caption += " With one seed per experiment, other seeds may differ as much: run three of each." if alone else ""
     return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
 
 
-def picture_curves(experiments: Sequence[Experiment], metric: str) -> list[Picture]:
-    """Draw, for each experiment, the training loss and the validation metric of its seeds before those of all."""
+def plot_curves(experiments: Sequence[Experiment], metric: str) -> list[Plot]:
+    """Plot training loss and validation metric of each experiment's seeds, the others in the background."""
     curves = {e.name: [(run, history(run)) for run in e.runs] for e in experiments}
     everything = [entries for runs in curves.values() for _, entries in runs]
     scales = {key: limits([y for entries in everything for y in _points(entries, key)[1]]) for key in ("loss", metric)}
-    pictures = []
+    plots = []
     for experiment in experiments:
         runs = [(run, entries) for run, entries in curves[experiment.name] if _points(entries, metric)[0]]
         runs.sort(key=lambda pair: (pair[0].seed is None, pair[0].seed or 0))
@@ -698,12 +699,12 @@ def picture_curves(experiments: Sequence[Experiment], metric: str) -> list[Pictu
             ]
             panels.append(Panel([line for line in (*behind, *own) if line.x], label, limits=scales[key]))
         panels = [panel for panel in panels if panel.lines]
-        pictures.append(lines(experiment.name, _tell_curves(runs, metric, bool(others)), panels, "training step"))
-    return pictures
+        plots.append(lines(experiment.name, _tell_curves(runs, metric, bool(others)), panels, "training step"))
+    return plots
 
 
 def _behind(others: Sequence[Sequence[Mapping[str, Any]]], key: str) -> Line:
-    """Return the curves of other experiments as one line with gaps, which takes less room on the page."""
+    """Return the curves of other experiments as one line with gaps, which keeps the page small."""
     x: list[float] = []
     y: list[float] = []
     for entries in others:
@@ -741,7 +742,7 @@ def _tell_curves(runs: Sequence[tuple[RunRecord, list[dict[str, Any]]]], metric:
         where = f"step {best['step']:.0f}" if epoch is None else f"epoch {epoch:.0f} of {_epochs(entries)}"
         told.append(f"Seed {run.seed}: best {metric} {decimal(best[metric])} at {where}{loss}.")
     if len(runs) > MOST_SEEDS:
-        told.append(f"{plural(len(runs) - MOST_SEEDS, 'more seed')} not drawn.")
+        told.append(f"{plural(len(runs) - MOST_SEEDS, 'more seed')} not shown.")
     return " ".join(told) + " The ring marks the best." + (" Pale: the other experiments." if others else "")
 
 
@@ -764,12 +765,12 @@ def seconds_per_epoch(run: RunRecord) -> float | None:
 
 
 def speed_of(experiment: Experiment) -> list[float]:
-    """Return the speed of each run that tells it."""
+    """Return the speed of each run that has one."""
     return [speed for run in experiment.runs if (speed := rows_per_second(run)) is not None]
 
 
-def picture_speed(experiments: Sequence[Experiment]) -> Picture | None:
-    """Draw rows per second of each experiment, a ring for each run."""
+def plot_speed(experiments: Sequence[Experiment]) -> Plot | None:
+    """Plot rows per second of each experiment, with a ring for each run."""
     rows = []
     for experiment in experiments[:MOST_ROWS]:
         speeds = speed_of(experiment)
@@ -780,7 +781,7 @@ def picture_speed(experiments: Sequence[Experiment]) -> Picture | None:
         return None
     rows.sort(key=lambda row: -row.value)
     fast, slow = rows[0], rows[-1]
-    caption = f"{fast.name} trains at {grouped(fast.value)} rows a second"
+    caption = f"{fast.name} trains at {grouped(fast.value)} rows per second"
     caption += f", {slow.name} at {grouped(slow.value)}." if len(rows) > 1 else "."
     if any(row.others for row in rows):
         caption += " Rings: single runs."

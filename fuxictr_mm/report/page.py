@@ -1,4 +1,4 @@
-"""``fuxictr-mm report``: one page about the runs there are."""
+"""``fuxictr-mm report``: an HTML page about runs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ from fuxictr_mm.config import nearest
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.report import experiments as settings
-from fuxictr_mm.report import figures as diagnosis_pictures
-from fuxictr_mm.report import figures as run_pictures
+from fuxictr_mm.report import figures
 from fuxictr_mm.report.experiments import (
     Ablation,
     Against,
     Change,
+    Comparisons,
     Experiment,
     Gathered,
-    Standings,
     average,
     changes,
+    compare_experiments,
     gather,
     settings_of,
-    stand,
 )
-from fuxictr_mm.report.figures import Picture, speed_of
+from fuxictr_mm.report.figures import Plot, speed_of
 from fuxictr_mm.runs import FALLING, RUN_NAME, RunRecord, find_runs, resolve
 from fuxictr_mm.terminal import decimal, listed, number, plural, printable
 
-#: Metric that experiments are ordered by where they have it.
+#: Metric that experiments are ordered by, if they have it.
 FIRST = "AUC"
 
 
@@ -55,11 +54,11 @@ class Row:
     interval : (float, float) or None
         95 % interval of its AUC.
     against : Against or None
-        Its difference to the best; None of the best, and where it is not known.
+        Its difference to the best; None for the best and if it is unknown.
     speed : float or None
         Mean training rows per second.
     best : bool
-        Whether it leads.
+        Whether it is the best.
     """
 
     experiment: Experiment
@@ -69,14 +68,14 @@ class Row:
     best: bool
 
     @property
-    def verdict(self) -> str:
-        """In a word."""
-        return "best" if self.best else verdict_of(self.against)
+    def conclusion(self) -> str:
+        """The conclusion in a few words."""
+        return "best" if self.best else conclusion_of(self.against)
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why the best is good, in a sentence.
+    """A reason why the best experiment is good, in one sentence.
 
     Parameters
     ----------
@@ -90,42 +89,42 @@ class Reason:
     section: str
 
 
-def verdict_of(against: Against | None) -> str:
-    """Return a verdict in a word or two."""
+def conclusion_of(against: Against | None) -> str:
+    """Return the conclusion about a difference in a few words."""
     if against is None:
         return "not compared"
     if against.shown:
         return "worse" if against.value < 0 else "better"
-    return "no difference shown" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
+    return "no significant difference" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
 
 
 def metrics_of(experiments: Sequence[Experiment], split: str = "valid") -> list[str]:
-    """Return the metrics that any experiment has, AUC first."""
+    """Return the metrics of any experiment, AUC first."""
     names = dict.fromkeys(name for e in experiments for run in e.runs for name in getattr(run, split))
     known = [name for name in names if any(e.values(name, split) for e in experiments)]
     return sorted(known, key=lambda name: name != FIRST)
 
 
-def leaderboard(experiments: Sequence[Experiment], standings: Standings) -> list[Row]:
-    """Return a row for each experiment, best first; without a first metric last."""
+def leaderboard(experiments: Sequence[Experiment], comparisons: Comparisons) -> list[Row]:
+    """Return a row for each experiment, best first; those without the first metric last."""
     metrics = metrics_of(experiments)
     sign = -1 if metrics and metrics[0] in FALLING else 1
 
-    def place(experiment: Experiment) -> tuple[bool, float, str]:
+    def sort_key(experiment: Experiment) -> tuple[bool, float, str]:
         mean = experiment.mean(metrics[0]) if metrics else None
         return mean is None, 0.0 if mean is None else -sign * mean, experiment.name
 
-    order = sorted(experiments, key=place)
+    order = sorted(experiments, key=sort_key)
     rows = []
-    for place_of, experiment in enumerate(order):
-        against = standings.against(experiment.name, order[0].name) if place_of else None
+    for rank, experiment in enumerate(order):
+        against = comparisons.against(experiment.name, order[0].name) if rank else None
         speed = average(speed_of(experiment))
-        rows.append(Row(experiment, standings.interval(experiment.name), against, speed, place_of == 0))
+        rows.append(Row(experiment, comparisons.interval(experiment.name), against, speed, rank == 0))
     return rows
 
 
 def lead(rows: Sequence[Row]) -> list[str]:
-    """Say which experiment is best, and by how much over the next."""
+    """Return sentences on which experiment is best, and by how much it is ahead of the next."""
     metrics = metrics_of([row.experiment for row in rows])
     if not rows or not metrics:
         return ["No finished run yet."]
@@ -134,20 +133,20 @@ def lead(rows: Sequence[Row]) -> list[str]:
     of = f" (mean of {plural(seeds, 'seed')})" if seeds > 1 else ""
     ends = " to ".join(decimal(end) for end in first.interval or ())
     within = f", 95 % interval {ends}" if ends else ""
-    told = [
+    sentences = [
         f"{first.experiment.name} has the {'lowest' if metrics[0] in FALLING else 'highest'} validation {metrics[0]}: "
         f"{decimal(first.experiment.mean(metrics[0]))}{of}{within}."
     ]
     if len(rows) == 1:
-        return [*told, "There is no other experiment to compare it with."]
+        return [*sentences, "There is no other experiment to compare it with."]
     second = rows[1]
     if second.against is None:
-        return [*told, f"{second.experiment.name} follows; the two could not be compared."]
-    return [*told, f"Against the next, {second.experiment.name}: {second.against.sentence}."]
+        return [*sentences, f"{second.experiment.name} follows; the two could not be compared."]
+    return [*sentences, f"Compared with the next, {second.experiment.name}: {second.against.sentence}."]
 
 
-def needed(rows: Sequence[Row], ablations: Sequence[Ablation], standings: Standings) -> Reason | None:
-    """Say what the best loses most by, among the experiments of its model that are shown to be worse."""
+def needed(rows: Sequence[Row], ablations: Sequence[Ablation], comparisons: Comparisons) -> Reason | None:
+    """Return the change that costs the best experiment most, among significantly worse experiments of its model."""
     if not rows:
         return None
     best = rows[0].experiment
@@ -156,13 +155,13 @@ def needed(rows: Sequence[Row], ablations: Sequence[Ablation], standings: Standi
         (against.value, other)
         for group in relatives
         for other in group
-        if other is not best and (against := standings.against(other.name, best.name)) and against.shown
+        if other is not best and (against := comparisons.against(other.name, best.name)) and against.shown
     ]
     if not lost or min(lost, key=lambda pair: pair[0])[0] >= 0:
         return None
     value, other = min(lost, key=lambda pair: pair[0])
-    told = _changed(changes(settings_of(best), settings_of(other)))
-    return Reason(f"{told} ({other.name}) it loses {decimal(-value, 3)}", "ablation")
+    changed = _changed(changes(settings_of(best), settings_of(other)))
+    return Reason(f"{changed} ({other.name}) it loses {decimal(-value, 3)}", "ablation")
 
 
 def _changed(found: Sequence[Change]) -> str:
@@ -174,7 +173,7 @@ def _changed(found: Sequence[Change]) -> str:
 
 
 def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
-    """Say what costs an experiment most when permuted, None where its diagnosis does not show it."""
+    """Return what costs an experiment most when permuted; None if its diagnosis does not say."""
     importance = diagnosis.get("importance")
     entries = importance.get("groups") if isinstance(importance, Mapping) else None
     known = [
@@ -192,11 +191,11 @@ def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-#: Experiments whose learning curves are drawn, the best first.
+#: Number of experiments with learning curves, the best first.
 MOST_CURVES = 24
 
 
-#: Experiments whose diagnosis has pictures, the best first; of the others there are the findings.
+#: Number of experiments whose diagnosis has plots, the best first; the others have findings only.
 MOST_DIAGNOSED = 6
 
 
@@ -209,29 +208,29 @@ class Diagnosed:
     reason: Reason | None
     findings: list[dict[str, str]]
     counted: str
-    pictures: list[Picture]
+    plots: list[Plot]
     neighbours: list[dict[str, Any]]
     absent: dict[str, str]
 
 
 @dataclass(frozen=True)
 class DatasetSection:
-    """Everything the page says of one dataset."""
+    """Content of the page for one dataset."""
 
     dataset_id: str
     anchor: str
     rows: list[Row]
-    standings: Standings
+    comparisons: Comparisons
     notes: list[str]
     lead: list[str]
     reasons: list[Reason]
     metrics: list[str]
     test_metrics: list[str]
-    overview: list[Picture]
-    curves: list[Picture]
+    overview: list[Plot]
+    curves: list[Plot]
     diagnosed: list[Diagnosed]
     ablations: list[settings.Ablation]
-    speed: Picture | None
+    speed: Plot | None
     speed_rows: list[dict[str, Any]]
     differences: list[tuple[str, list[str]]]
     shared: list[tuple[str, str]]
@@ -239,53 +238,53 @@ class DatasetSection:
 
     @property
     def sentences(self) -> list[str]:
-        """What the page says first: which is best, and why."""
+        """The first sentences: which experiment is best, and why."""
         return [*self.lead, *(f"{reason.text}." for reason in self.reasons)]
 
 
 def describe(
     gathered: Gathered, number: int, known: Sequence[RunRecord], track: Callable[[Iterable[int]], Any] = iter
 ) -> DatasetSection:
-    """Compute and draw what the page says of a dataset.
+    """Compute the content of the page for one dataset.
 
     Parameters
     ----------
     gathered : Gathered
         Its experiments.
     number : int
-        Of the dataset on the page.
+        Index of the dataset on the page.
     known : sequence of RunRecord
-        All runs there are: further seeds count for the verdicts.
+        All runs; further seeds of a configuration are used for the conclusions.
     track : callable
-        Wraps the draws of users, to show progress.
+        Wraps the chunks of bootstrap samples, to show progress.
     """
-    standings = stand(gathered.experiments, known, track=track)
-    rows = leaderboard(gathered.experiments, standings)
+    comparisons = compare_experiments(gathered.experiments, known, track=track)
+    rows = leaderboard(gathered.experiments, comparisons)
     order = [row.experiment for row in rows]
-    notes = [*gathered.notes, *standings.notes]
+    notes = [*gathered.notes, *comparisons.notes]
     metrics = metrics_of(order)
-    overview = [run_pictures.picture_intervals(standings, order), run_pictures.picture_differences(standings, order)]
+    overview = [figures.plot_intervals(comparisons, order), figures.plot_differences(comparisons, order)]
     if len(order) > MOST_CURVES:
         notes.append(f"learning curves of the first {MOST_CURVES} experiments only")
     shared, environments = settings.environments(order)
     ablations = settings.ablations(order)
     diagnosed = _diagnosed(order, notes)
-    reasons = [needed(rows, ablations, standings), *(d.reason for d in diagnosed if d.name == order[0].name)]
+    reasons = [needed(rows, ablations, comparisons), *(d.reason for d in diagnosed if d.name == order[0].name)]
     return DatasetSection(
         dataset_id=gathered.dataset_id,
         anchor=f"d{number}",
         rows=rows,
-        standings=standings,
+        comparisons=comparisons,
         notes=notes,
         lead=lead(rows),
         reasons=[reason for reason in reasons if reason is not None],
         metrics=metrics,
         test_metrics=metrics_of(order, "test"),
-        overview=[picture for picture in overview if picture is not None],
-        curves=run_pictures.picture_curves(order[:MOST_CURVES], metrics[0]) if metrics else [],
+        overview=[plot for plot in overview if plot is not None],
+        curves=figures.plot_curves(order[:MOST_CURVES], metrics[0]) if metrics else [],
         diagnosed=diagnosed,
         ablations=ablations,
-        speed=run_pictures.picture_speed(order),
+        speed=figures.plot_speed(order),
         speed_rows=[_speed(experiment, run) for experiment in order for run in experiment.runs],
         differences=settings.differing([settings.settings_of(experiment) for experiment in order]),
         shared=shared,
@@ -294,7 +293,7 @@ def describe(
 
 
 def render(sections: Sequence[DatasetSection], title: str) -> str:
-    """Return the page.
+    """Return the HTML page.
 
     Raises
     ------
@@ -314,7 +313,7 @@ def render(sections: Sequence[DatasetSection], title: str) -> str:
         lstrip_blocks=True,
     )
     names = ("decimal", "signed", "grouped", "printable", "plural", "listed")
-    environment.filters |= {name: getattr(text, name) for name in names} | {"verdict": verdict_of}
+    environment.filters |= {name: getattr(text, name) for name in names} | {"conclusion": conclusion_of}
     environment.filters["breakable"] = lambda name: escape(text.printable(name)).replace("_", Markup("_<wbr>"))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
@@ -330,7 +329,7 @@ def render(sections: Sequence[DatasetSection], title: str) -> str:
 
 
 def missing(error: ImportError) -> UserError:
-    """Say what to install."""
+    """Return an error that names the package to install."""
     return ConfigError(f'report needs {error.name}, which is not installed: pip install "fuxictr-mm[report]"')
 
 
@@ -345,11 +344,11 @@ def _diagnosed(order: Sequence[Experiment], notes: list[str]) -> list[Diagnosed]
                 continue
             if diagnosis is None:
                 continue
-            pictures: list[Picture] = []
+            plots: list[Plot] = []
             if len(found) < MOST_DIAGNOSED:
-                pictures, problems = diagnosis_pictures.picture_diagnosis(diagnosis)
+                plots, problems = figures.plot_diagnosis(diagnosis)
                 notes += [f"{experiment.name}, diagnosis of run {run.run}: {problem}" for problem in problems]
-            findings = diagnosis_pictures.findings_of(diagnosis)
+            findings = figures.findings_of(diagnosis)
             absent = diagnosis.get("absent")
             found.append(
                 Diagnosed(
@@ -357,9 +356,9 @@ def _diagnosed(order: Sequence[Experiment], notes: list[str]) -> list[Diagnosed]
                     run=run.run,
                     reason=costliest(experiment.name, diagnosis),
                     findings=findings,
-                    counted=diagnosis_pictures.severities(findings),
-                    pictures=pictures,
-                    neighbours=diagnosis_pictures.neighbours_of(diagnosis),
+                    counted=figures.severities(findings),
+                    plots=plots,
+                    neighbours=figures.neighbours_of(diagnosis),
                     absent={str(k): str(v) for k, v in absent.items()} if isinstance(absent, dict) else {},
                 )
             )
@@ -372,8 +371,8 @@ def _speed(experiment: Experiment, run: Any) -> dict[str, Any]:
         "name": experiment.name,
         "run": run.run,
         "device": str(run.environment.get("device", text.decimal(None))),
-        "rows_per_second": run_pictures.rows_per_second(run),
-        "seconds_per_epoch": run_pictures.seconds_per_epoch(run),
+        "rows_per_second": figures.rows_per_second(run),
+        "seconds_per_epoch": figures.seconds_per_epoch(run),
         "seconds": text.number(run.seconds),
     }
 
@@ -399,15 +398,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Write the page, print its path and what is best."""
+    """Write the page, print its path and the best experiment."""
     check_outputs([args.out], [], overwrite=True)
     check_replaceable(args.out)
     sections = report(args.names, args.root, args.out, dataset=args.dataset, title=args.title, quiet=args.quiet)
-    told = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
+    lines = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
     notes = sum(len(section.notes) for section in sections)
     at_end = f" ({plural(notes, 'note')} at its end)" if notes else ""
-    told.append(f"page: {Path(args.out).resolve()}{at_end}")
-    show(args, as_dict(sections, args.out), "\n".join(told))
+    lines.append(f"page: {Path(args.out).resolve()}{at_end}")
+    show(args, as_dict(sections, args.out), "\n".join(lines))
 
 
 def report(
@@ -419,7 +418,7 @@ def report(
     title: str | None = None,
     quiet: bool = True,
 ) -> list[DatasetSection]:
-    """Write the page about some runs, or all.
+    """Write the page about some runs, or about all.
 
     Parameters
     ----------
@@ -439,7 +438,7 @@ def report(
     Raises
     ------
     MissingFileError
-        There is no such run, or none is finished.
+        No such run, or no finished one.
     ConfigError
         Jinja2 or Matplotlib is not installed.
     """
@@ -465,7 +464,7 @@ def report(
 
 
 def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what the page says of the leaderboards, for JSON."""
+    """Return the leaderboards as a JSON document."""
     datasets = []
     for section in sections:
         experiments = [
@@ -479,7 +478,7 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
                 "difference": None
                 if row.against is None
                 else {name: getattr(row.against, name) for name in ("value", "low", "high", "shown", "sentence")},
-                "verdict": row.verdict,
+                "verdict": row.conclusion,
             }
             for row in section.rows
         ]
@@ -495,12 +494,12 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
 
 
 def check_replaceable(out: str | os.PathLike[str]) -> None:
-    """Refuse to write over anything but a page, or nothing.
+    """Refuse to overwrite anything but an HTML page.
 
     Raises
     ------
     ConfigError
-        There is another file.
+        The file exists and is not an HTML page.
     """
     path = Path(out)
     if not path.exists() or not path.stat().st_size:
@@ -508,7 +507,7 @@ def check_replaceable(out: str | os.PathLike[str]) -> None:
     with path.open("rb") as stream:
         start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start.startswith((b"<!doctype html", b"<html")):
-        raise ConfigError(f"{out}: exists and is no HTML page; choose another name, such as report.html")
+        raise ConfigError(f"{out}: exists and is not an HTML page; choose another name, such as report.html")
 
 
 def _records(everything: Sequence[RunRecord], root: str | os.PathLike[str], dataset: str | None) -> list[RunRecord]:
@@ -528,4 +527,4 @@ def _records(everything: Sequence[RunRecord], root: str | os.PathLike[str], data
 def _progress(chunks: Any, quiet: bool) -> Iterable[int]:
     from tqdm import tqdm
 
-    return tqdm(chunks, desc="draws of users", leave=False, disable=quiet or not sys.stderr.isatty())
+    return tqdm(chunks, desc="bootstrap samples", leave=False, disable=quiet or not sys.stderr.isatty())

@@ -87,7 +87,7 @@ def test_theme_is_chosen_and_kept(page: Path, browser: Any) -> None:
 
 
 def test_texts_are_told_from_the_background(page: Path, browser: Any) -> None:
-    """Contrast by the Web Content Accessibility Guidelines, AA: 4.5 for texts, 3 for lines of pictures."""
+    """Contrast by the Web Content Accessibility Guidelines, AA: 4.5 for texts, 3 for lines of plots."""
     for dark in (False, True):
         browser.open(page, dark=dark)
         browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
