@@ -261,8 +261,9 @@ class TextEncoder:
         self._set_padding()
         self._model.to(self._device)
         self._one_length = False
-        alone = np.concatenate([self._forward([text]) for text in _PROBES])
-        together = self._forward(list(_PROBES))
+        with _loading("the text model", model):
+            alone = np.concatenate([self._forward([text]) for text in _PROBES])
+            together = self._forward(list(_PROBES))
         tolerance = (2e-2 if precision == "bf16" else 1e-3) * float(np.abs(alone).max())
         self._one_length = not np.allclose(alone, together, rtol=0, atol=tolerance)
         self.dim = alone.shape[1]
@@ -525,7 +526,8 @@ class ImageEncoder:
             # torchvision's processors round otherwise: embeddings do not depend on whether it is installed.
             self._processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil")
         self._network = network.to(self._device)
-        self.dim = self.encode_batch([self._prepare(Image.new("RGB", (32, 32)))]).shape[1]
+        with _loading("the model", model):
+            self.dim = self._forward([self._prepare(Image.new("RGB", (32, 32)))]).shape[1]
         self.settings = {
             "model": folder_digest(folder),
             "pooling": pooling,
@@ -552,7 +554,7 @@ class ImageEncoder:
             embeddings = np.zeros((len(prepared), self.dim), dtype=np.float32)
             if len(bad) < len(prepared):
                 usable = [image for image in prepared if not isinstance(image, BrokenImage)]
-                embeddings[[row for row in range(len(prepared)) if row not in bad]] = self.encode_batch(usable)
+                embeddings[[row for row in range(len(prepared)) if row not in bad]] = self._forward(usable)
             parts.append(embeddings)
             broken.update({rows + row: reason for row, reason in bad.items()})
             rows += len(prepared)
@@ -584,8 +586,7 @@ class ImageEncoder:
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             return BrokenImage(f"cannot be resized ({first_line(error)})")
 
-    def encode_batch(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Return embeddings ``(B, D)`` of images that the processor has prepared."""
+    def _forward(self, prepared: Sequence[Any]) -> np.ndarray:
         import torch
 
         inputs = {key: torch.cat([image[key] for image in prepared]).to(self._device) for key in prepared[0]}
