@@ -126,7 +126,7 @@ def folder_digest(folder: Path) -> str:
     for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern)}):
         digest.update(str(file.relative_to(folder)).encode() + b"\0")
         with file.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):  # noqa: B023 - read before the next file is opened
+            for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
 
@@ -253,10 +253,11 @@ class TextEncoder:
         self._device, self._precision, self._batch_size = device_of(gpu), precision, batch_size
         folder = find_model(model, revision)
         self._model = self._load(model, folder)
+        self._transformer: Any = self._model[0]
         own_pooling = (folder / "modules.json").is_file()
         self.pooling = self._set_pooling(model, pooling or (None if own_pooling else "mean"), pooling is not None)
         self.normalize = self._set_normalize(normalize)
-        self.prompt = self._model.prompts.get(self._model.default_prompt_name or "", "")
+        self.prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
         self.max_tokens = self._set_max_tokens(model, folder, max_tokens)
         self._set_padding()
         self._model.to(self._device)
@@ -308,7 +309,7 @@ class TextEncoder:
                 raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
             return None
         if pooling is not None:
-            layer.pooling_mode = "lasttoken" if pooling == "last" else pooling  # type: ignore[assignment]
+            layer.pooling_mode = "lasttoken" if pooling == "last" else pooling
         modes = layer.pooling_mode if isinstance(layer.pooling_mode, tuple) else (layer.pooling_mode,)
         return "+".join(modes).replace("lasttoken", "last")
 
@@ -322,7 +323,7 @@ class TextEncoder:
         return bool(own) if normalize is None else normalize
 
     def _set_max_tokens(self, model: str, folder: Path, asked: int | None) -> int:
-        tokenizer, transformer = self._model.tokenizer, self._model[0]
+        tokenizer, transformer = self._model.tokenizer, self._transformer
         own = min(tokenizer.model_max_length, 10**6)  # of a sentence encoder, the length that it was trained with
         file, limit = folder / "tokenizer_config.json", own
         if file.is_file():
@@ -376,8 +377,8 @@ class TextEncoder:
             tokens = self._model.tokenizer([self.prompt + text for text in texts], truncation=True)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])
         order = np.argsort(-lengths, kind="stable")
-        borders = np.flatnonzero(np.diff(lengths[order])) + 1 if self._one_length else []
-        for rows in np.split(order, borders):
+        # Groups of one length where padding would change the result.
+        for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if self._one_length else [order]:
             for start in range(0, len(rows), self._batch_size):
                 yield rows[start : start + self._batch_size]
 
