@@ -31,6 +31,9 @@ from fuxictr_mm.files import atomic_path, write_beside
 #: Items of a chunk: 8,192 embeddings of 1,024 float32 numbers are 32 MB.
 CHUNK_ROWS = 8192
 
+#: Items that Arrow decodes at a time; its buffers take several times what it hands out.
+READ_ROWS = 1024
+
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument ``sources`` of a stage that reads embeddings; see ``Source.parse``."""
@@ -98,7 +101,7 @@ class Source:
             if pa.types.is_fixed_size_list(kind):
                 return kind.list_size
         for file in files:
-            for _, _, lengths, _ in _read_lists(file, self.column, max_rows=256):
+            for _, _, lengths, _ in _read_lists(file, self.column):
                 if lengths.any():
                     return int(lengths[lengths > 0][0])
         raise DataError(f"{self.where}: no embeddings, expected one per item")
@@ -109,11 +112,9 @@ class Source:
         return f"{self.path}: {self.column}"
 
 
-def _read_lists(
-    file: Path, column: str, max_rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield ids, their entries end to end, their lengths, and whether there is a list; the padding is left out."""
-    for row, batch in parquet.read_chunks(file, [ITEM_ID, column], max_rows=max_rows):
+    for row, batch in parquet.read_chunks(file, [ITEM_ID, column], max_rows=READ_ROWS):
         ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
         if (ids == 0).any():
             batch = batch.filter(pa.array(ids != 0))
@@ -167,14 +168,14 @@ def read_vectors(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple
     """
     # Before the first chunk is handed out: a caller that has begun to write need not undo anything.
     read_ids(source)
-    return _rechunk(_decoded(source, min(chunk_rows, CHUNK_ROWS)), chunk_rows)
-
-
-def _decoded(source: Source, max_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     dim = source.width
+    return _rechunk(_decoded(source, dim), dim, chunk_rows)
+
+
+def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for file in parquet.part_files(source.path):
         where = f"{file}: {source.column}"
-        for ids, flat, lengths, present in _read_lists(file, source.column, max_rows):
+        for ids, flat, lengths, present in _read_lists(file, source.column):
             wrong = np.flatnonzero(present & (lengths != dim))
             if wrong.size:
                 raise DataError(
@@ -194,18 +195,23 @@ def _decoded(source: Source, max_rows: int) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def _rechunk(
-    chunks: Iterator[tuple[np.ndarray, np.ndarray]], chunk_rows: int
+    chunks: Iterator[tuple[np.ndarray, np.ndarray]], dim: int, chunk_rows: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    rest: tuple[np.ndarray, np.ndarray] | None = None
+    filled = 0
     for ids, embeddings in chunks:
-        if rest is not None and len(rest[0]):
-            ids, embeddings = np.concatenate([rest[0], ids]), np.concatenate([rest[1], embeddings])
-        last = len(ids) - len(ids) % chunk_rows
-        for start in range(0, last, chunk_rows):
-            yield ids[start : start + chunk_rows], embeddings[start : start + chunk_rows]
-        rest = ids[last:], embeddings[last:]
-    if rest is not None and len(rest[0]):
-        yield rest
+        start = 0
+        while start < len(ids):
+            if filled == 0:
+                held = np.empty(chunk_rows, dtype=np.int64), np.empty((chunk_rows, dim), dtype=np.float32)
+            taken = min(chunk_rows - filled, len(ids) - start)
+            for whole, part in zip(held, (ids, embeddings), strict=True):
+                whole[filled : filled + taken] = part[start : start + taken]
+            filled, start = filled + taken, start + taken
+            if filled == chunk_rows:
+                yield held
+                filled = 0
+    if filled:
+        yield held[0][:filled], held[1][:filled]
 
 
 class JoinedVectors:

@@ -43,7 +43,7 @@ JOINT, APART = "joint", "apart"
 SAVED = SavedFormat("reducer", "reduce")
 
 #: Most bytes of float64 embeddings, of all modalities together, that are held at a time.
-CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 25
 
 #: A component with less than this share of the largest variance is rounding, and is set to zero.
 NO_VARIANCE = 1e-12
@@ -839,7 +839,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply", metavar="FILE", help="reduce by a saved reducer instead of fitting one")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")
     parser.add_argument("--h5", metavar="PREFIX", help="write PREFIX_v1.h5, ... for FuxiCTR's pretrained_emb as well")
-    parser.add_argument("--memory", type=float, metavar="GB", help="embeddings held at a time (default, most: 0.067)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="embeddings held at a time (default, most: 0.033)")
     add_output(parser)
 
 
