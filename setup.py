@@ -39,7 +39,7 @@ setup(
         "argcomplete>=3.5",
     ],
     extras_require={
-        "encode": ["transformers>=4.45", "pillow>=10", "safetensors>=0.4"],
+        "encode": ["sentence-transformers>=6", "transformers>=5", "pillow>=10"],
         "quantize": ["faiss-cpu>=1.9"],
         "quality": ["ftfy>=6.2", "py3langid>=0.4"],
         "tensorboard": ["tensorboard>=2.16"],

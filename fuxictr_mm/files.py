@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
@@ -9,41 +10,55 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
 
-def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of one.
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file in the folder of ``path``; it replaces ``path`` if the block ends without an exception.
 
     Raises
     ------
     UserError
-        The folder cannot be written or the disk is full; the old file is as it was.
+        The folder cannot be written or the disk is full; the old file is unchanged.
     """
     path = Path(path)
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 2**20:
-            reason = "No space left on device"
-        raise UserError(f"{path}: could not be written ({reason}); what stood there before is unchanged") from error
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: could not be written ({reason}); the old file is unchanged") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one; raises as ``atomic_path``."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        try:
+            write(stream)
+        except RuntimeError as error:
+            # torch reports a full disk as a RuntimeError of its zip writer.
+            full = shutil.disk_usage(temporary.parent).free < 2**20
+            reason = os.strerror(errno.ENOSPC) if full else next(iter(str(error).splitlines()), "RuntimeError")
+            raise OSError(errno.ENOSPC if full else 0, reason) from error
 
 
 def check_outputs(

@@ -89,7 +89,8 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         The file is not Parquet or is damaged.
     """
     try:
-        return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES)
+        # Buffering ahead, the default of newer pyarrow, would hold every row group that was read.
+        return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None

@@ -1,10 +1,12 @@
-"""What options may be, known without torch."""
+"""Pretrained text and image encoders, from a folder or from the Hugging Face hub.
+
+Shape letters: N texts or images, B items of a batch, T tokens or patches, D dim.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import io
 import json
 import logging
@@ -12,31 +14,390 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.runtime import device_of
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
-    from torch import nn
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor, nn
 
-#: From one vector per token to one per item; ``last`` is the last token that is no padding, as decoders are trained.
+#: How token states become one embedding; ``last`` is the last token that is not padding, as decoders are trained.
 POOLINGS = ("cls", "mean", "max", "last")
 
-
-#: Of the arithmetic; vectors are float32.
+#: Of the arithmetic; embeddings are float32 in either case.
 PRECISIONS = ("fp32", "bf16")
 
-
-#: Larger files are no pictures of items; not read, so that no member of an archive can fill the memory.
+#: Larger files are not decoded, so that no member of an archive can fill the memory.
 MAX_IMAGE_BYTES = 64 << 20
+
+#: Texts are cut here where neither the model nor ``max_tokens`` sets a lower limit.
+MAX_TOKENS = 512
+
+#: Files of a hub repository that are fetched, and the copies in other formats that are not.
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+
+#: One of these holds a tokenizer's vocabulary.
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+_PROBES = ("a", "two texts of different lengths in one batch: the shorter one is padded")
+
+
+def require_extra(*modules: str) -> None:
+    """Raise ConfigError where a library of the extra ``[encode]`` is not installed."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise ConfigError(f'encoding needs {module}, which is missing: pip install "fuxictr-mm[encode]"') from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that may have many, or its class where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def model_stem(name: str) -> str:
+    """Return the last part of a folder or hub id, as a part of a column's name.
+
+    Examples
+    --------
+    >>> model_stem("sentence-transformers/all-MiniLM-L6-v2")
+    'all_MiniLM_L6_v2'
+    """
+    folder = Path(name).expanduser()
+    return re.sub(r"\W", "_", folder.resolve().name if folder.is_dir() else name.rpartition("/")[2])
+
+
+def find_model(name: str, revision: str | None = None) -> Path:
+    """Return the folder of a model; a hub id is downloaded into the cache, or found there.
+
+    Raises
+    ------
+    MissingFileError
+        No such folder, and the hub cannot be reached or has no such model.
+    DataError
+        The weights are missing, or there only as a pickle.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MissingFileError(f"{folder}: holds no config.json, expected a folder of save_pretrained")
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        folder = _download(name, revision)
+    else:
+        raise MissingFileError(f"model '{name}': no such folder, and no id of the Hugging Face hub (OWNER/NAME)")
+    pickled = [f for f in sorted(folder.rglob("pytorch_model*.bin")) if not any(f.parent.glob("*.safetensors"))]
+    if pickled or not any(folder.rglob("*.safetensors")):
+        found = f"only {pickled[0].name}, which is a pickle and is not loaded" if pickled else "no weights"
+        raise DataError(
+            f"{pickled[0].parent if pickled else folder}: holds {found}; expected model.safetensors (written by "
+            "save_pretrained, or found on the hub under --revision refs/pr/NUMBER of a conversion)"
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    require_extra("huggingface_hub")
+    import huggingface_hub
+
+    files: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_COPIES}
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **files))
+    except (OSError, ValueError) as error:
+        raise MissingFileError(
+            f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be had "
+            f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
+            "model.safetensors, or fill the cache where there is a network (hf download "
+            f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
+        ) from None
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of a model's files: configuration, prompts, tokenizer, processor, weights."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern)}):
+        digest.update(str(file.relative_to(folder)).encode() + b"\0")
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' bars and logs off the terminal: what matters of them becomes an error of ours."""
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    hf_logging.disable_progress_bar()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(part: str, model: str) -> Iterator[None]:
+    """Turn whatever a library raises for a folder into one line: it does not hold what it should."""
+    try:
+        with _quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise DataError(f"model '{model}': {part} cannot be loaded ({first_line(error)})") from error
+
+
+def _missing_weights(network: nn.Module) -> list[str]:
+    """Return the names of the parameters that the file does not have: transformers initializes them at random."""
+    state = network.state_dict(keep_vars=True)
+    return [name for name, value in state.items() if not getattr(value, "_is_hf_initialized", False)]
+
+
+def _refuse_missing(missing: Sequence[str], model: str) -> None:
+    if missing:
+        raise DataError(
+            f"model '{model}': its file does not have {len(missing)} parameters, first '{missing[0]}', which would be "
+            "random; expected a file that fits its config.json"
+        )
+
+
+def _check_options(pooling: str | None, poolings: Sequence[str], precision: str, batch_size: int) -> None:
+    if pooling is not None and pooling not in poolings:
+        raise ConfigError(f"pooling '{pooling}', expected one of {', '.join(poolings)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size}, expected 1 or more")
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class TextEncoder:
+    """A pretrained model that gives an embedding per text, by sentence-transformers.
+
+    A sentence encoder (a folder with ``modules.json``) gives what its files say: default prompt, pooling, projections,
+    normalization. A model with ``get_text_features`` (CLIP, SigLIP) gives its projected features. Any other gives the
+    mean of its tokens. The embedding of a text does not depend on the other texts of its batch: padding is on the
+    right, and where a model looks at it all the same, a batch holds texts of one length only.
+
+    Parameters
+    ----------
+    model : str
+        A folder with safetensors, or an id of the Hugging Face hub.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    pooling : str, optional
+        ``cls``, ``mean``, ``max`` or ``last``, instead of the model's own.
+    normalize : bool, optional
+        Scale embeddings to length 1, or do not, instead of the model's own.
+    max_tokens : int, optional
+        Cut texts to so many tokens, special ones included.
+    batch_size : int
+        Texts per batch.
+    precision : str
+        ``fp32`` or ``bf16`` (autocast; embeddings are float32 in either case).
+    gpu : int
+        Index of a GPU; -1 is the CPU.
+
+    Attributes
+    ----------
+    dim : int
+        D.
+    prompt : str
+        What the model's files put before every text.
+    settings : dict of str to str
+        Files, options and libraries that the embeddings depend on.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        An option that the model cannot honour; a folder that does not hold such a model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        max_tokens: int | None = None,
+        batch_size: int = 64,
+        precision: str = "fp32",
+        gpu: int = -1,
+    ) -> None:
+        require_extra("transformers", "sentence_transformers")
+        from fuxictr_mm.runtime import device_of
+
+        _check_options(pooling, POOLINGS, precision, batch_size)
+        self._device, self._precision, self._batch_size = device_of(gpu), precision, batch_size
+        folder = find_model(model, revision)
+        self._model = self._load(model, folder)
+        self._transformer: Any = self._model[0]
+        own_pooling = (folder / "modules.json").is_file()
+        self.pooling = self._set_pooling(model, pooling or (None if own_pooling else "mean"), pooling is not None)
+        self.normalize = self._set_normalize(normalize)
+        self.prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
+        self.max_tokens = self._set_max_tokens(model, folder, max_tokens)
+        self._set_padding()
+        self._model.to(self._device)
+        self._one_length = False
+        with _loading("the text model", model):
+            alone = np.concatenate([self._forward([text]) for text in _PROBES])
+            together = self._forward(list(_PROBES))
+        tolerance = (2e-2 if precision == "bf16" else 1e-3) * float(np.abs(alone).max())
+        self._one_length = not np.allclose(alone, together, rtol=0, atol=tolerance)
+        self.dim = alone.shape[1]
+        self.settings = {
+            "model": folder_digest(folder),
+            "pooling": self.pooling,
+            "max_tokens": self.max_tokens,
+            "normalize": self.normalize,
+            **_run_settings(batch_size, precision, self._device, "torch", "transformers", "sentence_transformers"),
+        }
+
+    @staticmethod
+    def _load(model: str, folder: Path) -> SentenceTransformer:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Transformer
+
+        # Without a vocabulary, transformers hands out a tokenizer to which every word is unknown.
+        if not any(file for pattern in VOCABULARIES for file in folder.rglob(pattern)):
+            raise DataError(f"model '{model}': no tokenizer in {folder}, expected one of {', '.join(VOCABULARIES)}")
+        weights = {"use_safetensors": True, "dtype": torch.float32}
+        with _loading("the text model", model):
+            found = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=weights)
+        transformer: Any = found[0]
+        if not isinstance(transformer, Transformer) or "text" not in transformer.modality_config:
+            raise ConfigError(f"model '{model}' has no text tower, expected a text model or one like CLIP")
+        projects = transformer.module_output_name == "sentence_embedding"
+        # Only token states are pooled: a pooler that the file does not have is never asked.
+        _refuse_missing([n for n in _missing_weights(transformer.model) if projects or "pooler" not in n], model)
+        if transformer.config.is_encoder_decoder and hasattr(transformer.model, "get_encoder"):
+            transformer.model = transformer.model.get_encoder()
+        if not (folder / "modules.json").is_file():
+            transformer.modality_config.pop("message", None)  # a title is a text, not a message of a chat
+        return found.eval()
+
+    def _set_pooling(self, model: str, pooling: str | None, asked: bool) -> str | None:
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        layer = next((module for module in self._model if isinstance(module, Pooling)), None)
+        if layer is None:
+            if asked:
+                raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
+            return None
+        if pooling is not None:
+            layer.pooling_mode = "lasttoken" if pooling == "last" else pooling
+        modes = layer.pooling_mode if isinstance(layer.pooling_mode, tuple) else (layer.pooling_mode,)
+        return "+".join(modes).replace("lasttoken", "last")
+
+    def _set_normalize(self, normalize: bool | None) -> bool:
+        from sentence_transformers.sentence_transformer.modules import Normalize
+
+        own = [number for number, module in enumerate(self._model) if isinstance(module, Normalize)]
+        if normalize is False:
+            for number in reversed(own):
+                del self._model[number]
+        return bool(own) if normalize is None else normalize
+
+    def _set_max_tokens(self, model: str, folder: Path, asked: int | None) -> int:
+        tokenizer, transformer = self._model.tokenizer, self._transformer
+        own = min(tokenizer.model_max_length, 10**6)  # of a sentence encoder, the length that it was trained with
+        file, limit = folder / "tokenizer_config.json", own
+        if file.is_file():
+            limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length", own)
+        positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None)
+        most = min(n for n in (limit, positions, 10**6) if isinstance(n, int) and n > 0)
+        if asked is not None and not 3 <= asked <= most:
+            raise ConfigError(f"max_tokens {asked}, expected 3 to {most}, what model '{model}' can take")
+        if transformer.config.model_type.startswith("siglip"):
+            # It has learned from texts padded to one length, without a mask, and pools the last position.
+            if asked not in (None, most):
+                raise ConfigError(f"max_tokens {asked}: model '{model}' takes {most} always; leave --max-tokens out")
+            transformer.processing_kwargs = {"text": {"padding": "max_length", "return_attention_mask": False}}
+            asked = most
+        elif "attention_mask" not in tokenizer.model_input_names:
+            tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+        default = own if (folder / "modules.json").is_file() else MAX_TOKENS
+        tokenizer.model_max_length = asked or min(most, default)
+        return tokenizer.model_max_length
+
+    def _set_padding(self) -> None:
+        tokenizer = self._model.tokenizer
+        # GPT-2 and BERT count positions from the left, padding included; with a mask, no model needs it on the left.
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:  # under the mask, any token will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+
+    def encode(self, texts: Sequence[str], advance: Callable[[int], object] = lambda items: None) -> np.ndarray:
+        """Return embeddings ``(N, D)`` float32.
+
+        Texts are taken in the order of their lengths, so that little is padded.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            N texts.
+        advance : callable
+            Called with the number of texts of each finished batch.
+        """
+        embeddings = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for rows in self._batches(texts):
+            embeddings[rows] = self._forward([texts[row] for row in rows])
+            advance(len(rows))
+        return embeddings
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield the rows of each batch, longest texts first."""
+        if not texts:
+            return
+        with _quiet():
+            tokens = self._model.tokenizer([self.prompt + text for text in texts], truncation=True)["input_ids"]
+        lengths = np.array([len(ids) for ids in tokens])
+        order = np.argsort(-lengths, kind="stable")
+        # Groups of one length where padding would change the result.
+        for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if self._one_length else [order]:
+            for start in range(0, len(rows), self._batch_size):
+                yield rows[start : start + self._batch_size]
+
+    def _forward(self, texts: list[str]) -> np.ndarray:
+        with _quiet(), _autocast(self._device, self._precision):
+            found = self._model.encode(
+                texts, batch_size=len(texts), normalize_embeddings=self.normalize, show_progress_bar=False
+            )
+        return found.astype(np.float32)
+
+
+def _run_settings(batch_size: int, precision: str, device: torch.device, *libraries: str) -> dict[str, Any]:
+    versions = [f"{name} {importlib.import_module(name).__version__}" for name in libraries]
+    return {
+        "batch_size": batch_size,
+        "precision": precision,
+        "device": device.type,
+        "libraries": ", ".join(versions),
+    }
 
 
 @dataclass(frozen=True)
@@ -53,7 +414,7 @@ class BrokenImage:
 
 
 def decode_image(data: bytes) -> Image | BrokenImage:
-    """Return an RGB image, turned as its EXIF entry says, the first frame of several.
+    """Return an RGB image of 8 bits, turned as its EXIF entry says, the first frame of several.
 
     More pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) are refused by the header, before they are decoded.
     """
@@ -66,277 +427,31 @@ def decode_image(data: bytes) -> Image | BrokenImage:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
                 return BrokenImage(f"{image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        return BrokenImage("no JPEG, PNG or WebP image" if data else "empty file")
     except Exception as error:
-        if isinstance(error, UnidentifiedImageError):
-            return BrokenImage("no JPEG, PNG or WebP image" if data else "empty file")
-        return BrokenImage(f"cannot be decoded ({next(iter(str(error).splitlines()), type(error).__name__)})")
+        return BrokenImage(f"cannot be decoded ({first_line(error)})")
 
 
-def pool_tokens(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    r"""Pool the tokens of each row; padding takes no part.
+def to_rgb(image: Image) -> Image | BrokenImage:
+    """Return an image as RGB of 8 bits; ``Image.convert`` alone makes a white page of 16 bits.
 
-    With :math:`m_t` 1 for a token and 0 for padding,
-
-    * cls: :math:`h_1`
-    * mean: :math:`\sum_t m_t h_t / \sum_t m_t`
-    * max: :math:`\max_{t : m_t = 1} h_t`
-    * last: :math:`h_{\max\{t : m_t = 1\}}`
-
-    Parameters
-    ----------
-    hidden : Tensor
-        ``(B, T, D)``, the last hidden state.
-    mask : Tensor
-        ``(B, T)``, 1 for a token, 0 for padding.
-    pooling : str
-        One of ``POOLINGS``.
-
-    Returns
-    -------
-    Tensor
-        ``(B, D)``, float32.
-
-    Examples
-    --------
-    >>> from fuxictr_mm.embeddings.encoders import POOLINGS
-    >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
-    >>> [float(pool_tokens(hidden, torch.tensor([[1, 1, 0]]), pooling)) for pooling in POOLINGS]
-    [1.0, 2.0, 3.0, 3.0]
+    An image of another mode than RGB, greys of 16 bits (also as 32-bit integers, as older Pillow gives them) and what
+    Pillow converts is a ``BrokenImage``: the range of floating-point pixels, for one, is not known.
     """
-    hidden = hidden.float()
-    real = mask.bool().unsqueeze(-1)
-    if pooling == "mean":
-        return hidden.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)
-    if pooling == "max":
-        return hidden.masked_fill(~real, -torch.inf).amax(1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    # Of padding on the left, the first real token is the classification token.
-    wanted = torch.where(mask.bool(), places if pooling == "last" else -places, -mask.shape[1]).argmax(1)
-    return hidden[torch.arange(len(hidden), device=mask.device), wanted]
+    from PIL import Image
 
-
-def check_precision(precision: str, batch_size: int) -> None:
-    """Raise ConfigError for a precision that is not known or a batch of nothing."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}, expected 1 or more")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return a context in which matrix products are taken in bfloat16, for ``bf16``."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-#: What is read of a model's repository beside its weights.
-SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*_Dense/*.safetensors"]
-
-
-#: One of these holds a tokenizer's vocabulary.
-VOCABULARIES = ["tokenizer.json", "vocab.txt", "vocab.json", "*.model"]
-
-
-def require_extra(*modules: str) -> None:
-    """Raise where the libraries of the extra ``[encode]`` are not installed.
-
-    Raises
-    ------
-    ConfigError
-        One is missing; the message tells what to install.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise ConfigError(f'encoding needs {module}, which is missing: pip install "fuxictr-mm[encode]"') from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that may have many, or its kind where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def model_stem(name: str) -> str:
-    """Return the last part of a folder or hub id, as a part of a column's name.
-
-    Examples
-    --------
-    >>> model_stem("sentence-transformers/all-MiniLM-L6-v2")
-    'all_MiniLM_L6_v2'
-    """
-    folder = Path(name).expanduser()
-    return re.sub(r"\W", "_", folder.resolve().name if folder.is_dir() else name.rpartition("/")[2])
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library's bars and reports off the terminal: what matters of them becomes an error of ours."""
-    from transformers.utils import logging as their_logging
-
-    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
-    their_logging.set_verbosity(logging.CRITICAL)
-    their_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        their_logging.set_verbosity(level)
-        if bars:
-            their_logging.enable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Where a model lies.
-
-    Parameters
-    ----------
-    name : str
-        A folder, or an id of the hub such as ``google/siglip-base-patch16-224``.
-    folder : Path
-        Its configuration, tokenizer and processor files; of a hub id, in the cache.
-    revision : str or None
-        Branch, tag or commit of a hub id.
-    """
-
-    name: str
-    folder: Path
-    revision: str | None = None
-
-    @classmethod
-    def find(cls, name: str, revision: str | None = None) -> Pretrained:
-        """Find a folder, or fetch the small files of a hub id.
-
-        Raises
-        ------
-        MissingFileError
-            No such folder, and the hub cannot be reached or has no such model.
-        """
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise MissingFileError(f"{folder}: holds no config.json, expected a folder of save_pretrained")
-            return cls(str(folder), folder)
-        if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-            raise MissingFileError(f"model '{name}': no such folder, and no id of the Hugging Face hub (OWNER/NAME)")
-        require_extra("huggingface_hub")
-        import huggingface_hub
-
-        try:
-            found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES)
-        except (OSError, ValueError) as error:
-            raise MissingFileError(
-                f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be had "
-                f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
-                "model.safetensors, or fill the cache where there is a network (hf download "
-                f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
-            ) from None
-        return cls(name, Path(found), revision)
-
-    def load_model(self) -> tuple[nn.Module, list[str]]:
-        """Return the model in float32, in evaluation mode, and the names of the parameters that its file lacks.
-
-        Raises
-        ------
-        DataError
-            No safetensors, an unknown architecture, a model that wants code of its own, or damaged weights.
-        """
-        from transformers import AutoModel
-
-        if self.name == str(self.folder):
-            self._require_safetensors()
-        model, report = self._load(
-            AutoModel, "the model", self.name, use_safetensors=True, revision=self.revision, output_loading_info=True
-        )
-        if report.get("mismatched_keys"):
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
-            raise DataError(f"model '{self.name}': weights of another shape than config.json says: {names[0]}")
-        # Newer releases keep the file's own type; half precision is a matter of --precision alone.
-        return model.float().eval(), sorted(report["missing_keys"])
-
-    def load_tokenizer(self) -> Any:
-        """Return the tokenizer; raises DataError where there is none."""
-        from transformers import AutoTokenizer
-
-        # Without a vocabulary, newer releases hand out a tokenizer to which every word is unknown.
-        if not any(file for pattern in VOCABULARIES for file in self.folder.glob(pattern)):
-            raise DataError(
-                f"model '{self.name}': no tokenizer in {self.folder}, expected one of {', '.join(VOCABULARIES)}"
-            )
-        return self._load(AutoTokenizer, "the tokenizer", str(self.folder))
-
-    def load_image_processor(self) -> Any:
-        """Return the image processor, the one that works on PIL images; raises DataError where there is none."""
-        import transformers
-        from transformers import AutoImageProcessor
-
-        # One way of resizing whatever is installed: torchvision's rounds otherwise than PIL's.
-        major = int(transformers.__version__.partition(".")[0])
-        backend: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
-        return self._load(AutoImageProcessor, "the image processor", str(self.folder), **backend)
-
-    def _require_safetensors(self) -> None:
-        if any(self.folder.glob("*.safetensors")):
-            return
-        pickled = sorted(file.name for suffix in ("bin", "pt", "ckpt") for file in self.folder.glob(f"*.{suffix}"))
-        said = f"only {pickled[0]}, which is a pickle and is not loaded" if pickled else "no weights"
-        raise DataError(
-            f"{self.folder}: holds {said}; expected model.safetensors (written by save_pretrained, or found on the hub "
-            "under --revision refs/pr/NUMBER of a conversion)"
-        )
-
-    def _load(self, auto_class: Any, what: str, name: str, **options: Any) -> Any:
-        # Whatever a third party's loader raises means the same to the user: this folder does not hold what it should.
-        try:
-            with quiet_transformers():
-                return auto_class.from_pretrained(name, trust_remote_code=False, **options)
-        except Exception as error:
-            raise DataError(f"model '{self.name}': {what} cannot be loaded ({first_line(error)})") from error
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of all parameters and buffers, by which a changed model is told."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def files_digest(folder: Path) -> str:
-    """Return a digest of the small files of a model: configuration, tokenizer, processor."""
-    digest = hashlib.sha256()
-    for pattern in SMALL_FILES:
-        for file in sorted(folder.glob(pattern)) + sorted(folder.glob(f"[0-9]_*/{pattern}")):
-            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def features_of(output: Any) -> Tensor:
-    """Return ``(B, D)``: the tensor itself, or ``pooler_output`` where a newer release wraps it."""
-    return output if isinstance(output, Tensor) else output.pooler_output
-
-
-def refuse_missing(names: Sequence[str], model: str) -> None:
-    """Raise where weights would be random.
-
-    Raises
-    ------
-    DataError
-        The model's file lacks parameters that the vectors depend on.
-    """
-    if names:
-        raise DataError(
-            f"model '{model}': its weights lack {len(names)} parameters, first '{names[0]}', which would be random; "
-            "expected a file that fits its config.json"
-        )
-
-
-def token_sequence(hidden: Tensor) -> Tensor:
-    """Return ``(B, T, D)``; the places of a feature map ``(B, D, height, width)`` count as tokens."""
-    return hidden if hidden.dim() == 3 else hidden.flatten(2).transpose(1, 2)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image)
+        if grey.min(initial=0) < 0 or grey.max(initial=0) >= 1 << 16:
+            return BrokenImage(f"mode {image.mode} with values of more than 16 bits")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))  # the upper byte, as Pillow takes it of colours
+    elif image.mode == "F":
+        return BrokenImage("mode F, floating-point pixels of unknown range")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 #: An image, its file's bytes, or why there is none.
@@ -344,41 +459,33 @@ ImageLike = Any
 
 
 class ImageEncoder:
-    """A pretrained model that gives a vector per image.
+    """A pretrained model that gives an embedding per image.
 
-    A model with ``get_image_features`` (CLIP, SigLIP) gives what its image tower projects; any other its pooled output
+    A model with ``get_image_features`` (CLIP, SigLIP) gives its projected features; any other its pooled output
     (ViT, ResNet), or the classification token where its file has no weights for a pooler.
 
     Parameters
     ----------
-    model : str
-        A folder with safetensors, or an id of the Hugging Face hub.
-    revision : str, optional
-        Branch, tag or commit of a hub id.
+    model, revision, batch_size, precision, gpu
+        As for ``TextEncoder``.
     pooling : str, optional
         ``cls``, ``mean`` or ``max`` over the last hidden state, instead of the pooled output.
     normalize : bool
-        Bring vectors to length 1.
-    batch_size : int
-        Images at once.
-    precision : str
-        ``fp32`` or ``bf16`` (autocast; vectors are float32 in either case).
-    gpu : int
-        Index of a GPU; -1 is the CPU.
+        Scale embeddings to length 1.
     workers : int
         Threads that decode and resize the next batch meanwhile.
 
     Attributes
     ----------
-    width : int
+    dim : int
         D.
-    digest : str
-        Tells this model, processor and these options from others.
+    settings : dict of str to str
+        Files, options and libraries that the embeddings depend on.
 
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        An option that the model cannot honour; a folder that holds no such model.
+        An option that the model cannot honour; a folder that does not hold such a model.
     """
 
     def __init__(
@@ -394,387 +501,112 @@ class ImageEncoder:
         workers: int = 4,
     ) -> None:
         require_extra("transformers", "PIL")
+        import torch
         from PIL import Image
+        from transformers import AutoImageProcessor, AutoModel
 
-        check_precision(precision, batch_size)
+        from fuxictr_mm.runtime import device_of
+
+        _check_options(pooling, ("cls", "mean", "max"), precision, batch_size)
         if workers < 1:
             raise ConfigError(f"workers {workers}, expected 1 or more")
-        if pooling is not None and pooling not in ("cls", "mean", "max"):
-            raise ConfigError(f"pooling '{pooling}', expected one of cls, mean, max for images")
-        self.device, self.precision, self.batch_size = device_of(gpu), precision, batch_size
-        self.normalize, self._workers = normalize, workers
-        found = Pretrained.find(model, revision)
-        network, missing = found.load_model()
-        self.name = found.name
-        self._tower: Callable[..., Any] | None = getattr(network, "get_image_features", None)
-        if self._tower is not None and pooling is not None:
-            raise ConfigError(f"model '{model}': its image tower projects to a vector itself; leave --pooling out")
-        if self._tower is None and getattr(network, "main_input_name", "") != "pixel_values":
+        self._device, self._precision, self._batch_size, self._workers = device_of(gpu), precision, batch_size, workers
+        self.normalize = normalize
+        folder = find_model(model, revision)
+        with _loading("the model", model):
+            network: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32).eval()
+        self._projects = hasattr(network, "get_image_features")
+        if self._projects and pooling is not None:
+            raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
+        if not self._projects and getattr(network, "main_input_name", "") != "pixel_values":
             raise ConfigError(f"model '{model}' takes no images, expected a vision model or one like CLIP")
-        if self._tower is None and pooling is None and any("pooler" in name for name in missing):
-            pooling = "cls"
-        refuse_missing([name for name in missing if self._tower is not None or "pooler" not in name], model)
-        self.pooling = pooling
-        self._processor = found.load_image_processor()
-        self._network = network.to(self.device)
-        self.digest = f"{weights_digest(network)} {files_digest(found.folder)}"
-        self.width = next(iter(self._vectors([Image.new("RGB", (32, 32))])))[0].shape[1]
+        missing = _missing_weights(network)
+        _refuse_missing([name for name in missing if self._projects or "pooler" not in name], model)
+        self.pooling = pooling = pooling or ("cls" if missing else None)
+        with _loading("the image processor", model):
+            # torchvision's processors round otherwise: embeddings do not depend on whether it is installed.
+            self._processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil")
+        self._network = network.to(self._device)
+        with _loading("the model", model):
+            self.dim = self._forward([self._prepare(Image.new("RGB", (32, 32)))]).shape[1]
+        self.settings = {
+            "model": folder_digest(folder),
+            "pooling": pooling,
+            "normalize": normalize,
+            **_run_settings(batch_size, precision, self._device, "torch", "transformers"),
+        }
 
     def encode(
-        self, images: Iterable[ImageLike], advance: Callable[[int], object] | None = None
+        self, images: Iterable[ImageLike], advance: Callable[[int], object] = lambda items: None
     ) -> tuple[np.ndarray, dict[int, str]]:
-        """Return vectors ``(N, D)`` float32, and for each image that cannot be used its place and why.
+        """Return embeddings ``(N, D)`` float32, and the reason of each image that cannot be used by its row.
 
         Parameters
         ----------
         images : iterable
-            N times a PIL image, the bytes of an image file, or a ``BrokenImage`` (a zero vector). Only two batches of
-            them are held at once.
-        advance : callable, optional
+            N times a PIL image, the bytes of an image file, or a ``BrokenImage`` (a zero embedding). Only two batches
+            of them are held at once.
+        advance : callable
             Called with the number of images of each finished batch.
         """
-        parts, broken, start = [np.zeros((0, self.width), dtype=np.float32)], {}, 0
-        for vectors, reasons in self._vectors(images):
-            parts.append(vectors)
-            broken.update({start + place: reason for place, reason in reasons.items()})
-            start += len(vectors)
-            if advance is not None:
-                advance(len(vectors))
+        parts, broken, rows = [np.zeros((0, self.dim), dtype=np.float32)], {}, 0
+        for prepared in self._prepared_batches(images):
+            bad = {row: image.reason for row, image in enumerate(prepared) if isinstance(image, BrokenImage)}
+            embeddings = np.zeros((len(prepared), self.dim), dtype=np.float32)
+            if len(bad) < len(prepared):
+                usable = [image for image in prepared if not isinstance(image, BrokenImage)]
+                embeddings[[row for row in range(len(prepared)) if row not in bad]] = self._forward(usable)
+            parts.append(embeddings)
+            broken.update({rows + row: reason for row, reason in bad.items()})
+            rows += len(prepared)
+            advance(len(prepared))
         return np.concatenate(parts), broken
 
-    def _vectors(self, images: Iterable[ImageLike]) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    def _prepared_batches(self, images: Iterable[ImageLike]) -> Iterator[list[dict[str, Tensor] | BrokenImage]]:
+        """Yield batches, while threads prepare the next one."""
         with ThreadPoolExecutor(self._workers) as pool:
-            waiting: list[Future[Any]] = []
-            for futures in self._submitted(images, pool):
-                if waiting:
-                    yield self._encode_batch([future.result() for future in waiting])
-                waiting = futures
-            if waiting:
-                yield self._encode_batch([future.result() for future in waiting])
-
-    def _submitted(self, images: Iterable[ImageLike], pool: ThreadPoolExecutor) -> Iterator[list[Future[Any]]]:
-        futures: list[Future[Any]] = []
-        for image in images:
-            futures.append(pool.submit(self._prepare, image))
-            if len(futures) == self.batch_size:
-                yield futures
-                futures = []
-        if futures:
-            yield futures
+            current: list[Future[Any]] = []
+            following: list[Future[Any]] = []
+            for image in images:
+                if len(following) == self._batch_size:
+                    if current:
+                        yield [future.result() for future in current]
+                    current, following = following, []
+                following.append(pool.submit(self._prepare, image))
+            for futures in (current, following):
+                if futures:
+                    yield [future.result() for future in futures]
 
     def _prepare(self, image: ImageLike) -> dict[str, Tensor] | BrokenImage:
-        if isinstance(image, bytes):
-            image = decode_image(image)
+        image = decode_image(image) if isinstance(image, bytes) else image
         if isinstance(image, BrokenImage):
             return image
         try:
-            # Of an image one pixel high, transformers 4 takes the wrong axis for the colours.
+            # Of an image one pixel high, the axis of the colours would be guessed.
             return dict(self._processor(images=image, return_tensors="pt", input_data_format="channels_last"))
         except (ValueError, OverflowError, ZeroDivisionError) as error:
-            return BrokenImage(f"cannot be resized ({error})")
+            return BrokenImage(f"cannot be resized ({first_line(error)})")
 
-    @torch.inference_mode()
-    def _encode_batch(self, prepared: list[dict[str, Tensor] | BrokenImage]) -> tuple[np.ndarray, dict[int, str]]:
-        reasons = {place: image.reason for place, image in enumerate(prepared) if isinstance(image, BrokenImage)}
-        usable = [image for image in prepared if not isinstance(image, BrokenImage)]
-        if not usable:
-            return np.zeros((len(prepared), self.width), dtype=np.float32), reasons
-        inputs = {key: torch.cat([image[key] for image in usable]).to(self.device) for key in usable[0]}
-        found = self._forward(inputs).cpu().numpy()
-        vectors = np.zeros((len(prepared), found.shape[1]), dtype=np.float32)
-        vectors[[place for place in range(len(prepared)) if place not in reasons]] = found
-        return vectors, reasons
+    def _forward(self, prepared: Sequence[Any]) -> np.ndarray:
+        import torch
 
-    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        with autocast(self.device, self.precision):
-            output = self._tower(**inputs) if self._tower is not None else self._network(**inputs)
-        if self._tower is not None:
-            vectors = features_of(output)
-        elif self.pooling is None and getattr(output, "pooler_output", None) is not None:
-            vectors = output.pooler_output.flatten(1)
-        else:
-            hidden = token_sequence(output.last_hidden_state)
-            everything = torch.ones(hidden.shape[:2], device=hidden.device)
-            vectors = pool_tokens(hidden, everything, self.pooling or "mean")
-        vectors = vectors.float()
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+        inputs = {key: torch.cat([image[key] for image in prepared]).to(self._device) for key in prepared[0]}
+        with torch.inference_mode():
+            with _autocast(self._device, self._precision):
+                output = self._network.get_image_features(**inputs) if self._projects else self._network(**inputs)
+            embeddings = self._pool(output).float()
+            if self.normalize:
+                embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+        return embeddings.cpu().numpy()
 
-
-#: Keys of a pooling configuration that say the mode by a flag each.
-_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
-
-
-#: Activations of projections.
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid)
-}
-
-
-@dataclass(frozen=True)
-class SentenceModules:
-    """What follows the transformer.
-
-    Parameters
-    ----------
-    pooling : str or None
-        One of ``POOLINGS``; None where the folder does not say.
-    dense : sequence of Module
-        Projections after pooling, in their order.
-    normalize : bool
-        Whether vectors are brought to length 1 at the end.
-    max_tokens : int or None
-        Longest text in tokens.
-    lower_case : bool
-        Whether texts are put into lower case first.
-    """
-
-    pooling: str | None = None
-    dense: nn.Sequential = field(default_factory=nn.Sequential)
-    normalize: bool = False
-    max_tokens: int | None = None
-    lower_case: bool = False
-
-
-def read_sentence_modules(folder: Path, pooling: str | None = None) -> SentenceModules:
-    """Read ``modules.json`` and what it names; a folder without it says nothing.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the model.
-    pooling : str, optional
-        Taken instead of what the folder says.
-
-    Raises
-    ------
-    DataError
-        A module or a pooling that is not known here: to leave it out would give other vectors than the model's.
-    """
-    file = folder / "modules.json"
-    if not file.is_file():
-        return SentenceModules(pooling)
-    normalize, dense = False, nn.Sequential()
-    for module in _read(file):
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        path = folder / str(module.get("path", ""))
-        if kind == "Pooling":
-            pooling = pooling or _pooling(path / "config.json")
-        elif kind == "Dense":
-            dense.append(_dense(path))
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise DataError(
-                f"{file}: module '{kind}' is not known here, expected Transformer, Pooling, Dense and Normalize; "
-                "use another model, or remove modules.json and give --pooling"
-            )
-    settings: dict[str, Any] = {}
-    if (folder / "sentence_bert_config.json").is_file():
-        settings = _read(folder / "sentence_bert_config.json")
-    return SentenceModules(
-        pooling, dense.eval(), normalize, settings.get("max_seq_length"), bool(settings.get("do_lower_case", False))
-    )
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({first_line(error)})") from None
-
-
-def _pooling(file: Path) -> str:
-    settings = _read(file)
-    named = settings.get("pooling_mode")
-    if named is not None:
-        modes = [named] if isinstance(named, str) else list(named)
-        modes = [{"lasttoken": "last"}.get(mode, mode) for mode in modes]
-    else:
-        modes = [_FLAGS.get(k, k) for k, v in settings.items() if k.startswith("pooling_mode_") and v is True]
-    if len(modes) != 1 or modes[0] not in _FLAGS.values():
-        raise DataError(f"{file}: pooling {modes}, expected one of cls, mean, max and lasttoken; give --pooling")
-    return modes[0]
-
-
-def _dense(path: Path) -> nn.Module:
-    from safetensors.torch import load_file
-
-    settings = _read(path / "config.json")
-    activation = str(settings.get("activation_function", "Identity")).rpartition(".")[2]
-    if activation not in _ACTIVATIONS:
-        raise DataError(f"{path / 'config.json'}: activation '{activation}', expected one of {', '.join(_ACTIVATIONS)}")
-    linear = nn.Linear(settings["in_features"], settings["out_features"], bias=settings.get("bias", True))
-    try:
-        weights = load_file(path / "model.safetensors")
-        with torch.no_grad():
-            linear.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in weights.items()})
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{path}: model.safetensors of this projection cannot be loaded ({first_line(error)})"
-        ) from None
-    return nn.Sequential(linear, _ACTIVATIONS[activation]())
-
-
-#: Texts are cut here where neither the model nor ``max_tokens`` says less.
-MOST_TOKENS = 512
-
-
-class TextEncoder:
-    """A pretrained model that gives a vector per text.
-
-    A model with ``get_text_features`` (CLIP, SigLIP) gives what its text tower projects. Any other is pooled: as its
-    ``modules.json`` says if it is a sentence encoder, else by the mean of its tokens.
-
-    Parameters
-    ----------
-    model : str
-        A folder with safetensors, or an id of the Hugging Face hub.
-    revision : str, optional
-        Branch, tag or commit of a hub id.
-    pooling : str, optional
-        ``cls``, ``mean``, ``max`` or ``last``, instead of the model's own.
-    normalize : bool, optional
-        Bring vectors to length 1, or not, instead of what the model says.
-    max_tokens : int, optional
-        Cut texts to so many tokens, special ones included.
-    batch_size : int
-        Texts at once.
-    precision : str
-        ``fp32`` or ``bf16`` (autocast; vectors are float32 in either case).
-    gpu : int
-        Index of a GPU; -1 is the CPU.
-
-    Attributes
-    ----------
-    width : int
-        D.
-    digest : str
-        Tells this model, tokenizer and these options from others.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        An option that the model cannot honour; a folder that holds no such model.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        pooling: str | None = None,
-        normalize: bool | None = None,
-        max_tokens: int | None = None,
-        batch_size: int = 64,
-        precision: str = "fp32",
-        gpu: int = -1,
-    ) -> None:
-        require_extra("transformers")
-        check_precision(precision, batch_size)
-        self.device, self.precision, self.batch_size = device_of(gpu), precision, batch_size
-        if pooling is not None and pooling not in POOLINGS:
-            raise ConfigError(f"pooling '{pooling}', expected one of {', '.join(POOLINGS)}")
-        found = Pretrained.find(model, revision)
-        modules = read_sentence_modules(found.folder, pooling)
-        network, missing = found.load_model()
-        self.name = found.name
-        self._tokenizer = found.load_tokenizer()
-        configuration: Any = network.config
-        self._tower: Callable[..., Any] | None = getattr(network, "get_text_features", None)
-        # A tokenizer may give more than the tower takes, such as token types.
-        self._tower_inputs = {"input_ids", "attention_mask"}
-        if self._tower is not None:
-            self._tower_inputs |= set(inspect.signature(self._tower).parameters)
-        if self._tower is not None and pooling is not None:
-            raise ConfigError(f"model '{model}': its text tower projects to a vector itself; leave --pooling out")
-        if self._tower is None and hasattr(network, "get_image_features"):
-            raise ConfigError(f"model '{model}' has no text tower, expected a text model or one like CLIP")
-        if configuration.is_encoder_decoder:
-            get_encoder: Any = network.get_encoder
-            network = get_encoder()
-        # Only the last hidden state is pooled: a pooler that the file lacks is never asked.
-        refuse_missing([name for name in missing if self._tower is not None or "pooler" not in name], model)
-        self._network = network.to(self.device)
-        self._dense = modules.dense.to(self.device)
-        self.pooling = None if self._tower is not None else modules.pooling or "mean"
-        self.normalize = modules.normalize if normalize is None else normalize
-        self._lower_case = modules.lower_case
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._configuration = getattr(configuration, "text_config", configuration)
-        # SigLIP has learned from texts padded to one length, without a mask, and pools the last place.
-        self._fixed_length = configuration.model_type.startswith("siglip")
-        self.max_tokens = self._longest(max_tokens, modules.max_tokens)
-        self.digest = f"{weights_digest(network)} {weights_digest(self._dense)} {files_digest(found.folder)}"
-        self.width = self.encode(["text"]).shape[1]
-
-    def _longest(self, asked: int | None, of_modules: int | None) -> int:
-        limits = [self._tokenizer.model_max_length, getattr(self._configuration, "max_position_embeddings", None)]
-        most = min(limit for limit in [*limits, 10**6] if isinstance(limit, int) and limit > 0)
-        if asked is not None and not 3 <= asked <= most:
-            raise ConfigError(f"max_tokens {asked}, expected 3 to {most}, what model '{self.name}' can take")
-        if self._fixed_length:
-            if asked not in (None, most):
-                raise ConfigError(
-                    f"max_tokens {asked}: model '{self.name}' takes {most} always; leave --max-tokens out"
-                )
-            return most
-        return asked or min(most, of_modules or MOST_TOKENS)
-
-    def encode(self, texts: Sequence[str], advance: Callable[[int], object] | None = None) -> np.ndarray:
-        """Return vectors ``(N, D)`` float32.
-
-        Texts are taken in the order of their lengths, so that little is padded.
-
-        Parameters
-        ----------
-        texts : sequence of str
-            N texts.
-        advance : callable, optional
-            Called with the number of texts of each finished batch.
-        """
-        if not texts:
-            return np.zeros((0, self.width), dtype=np.float32)
-        prepared = [text.lower() for text in texts] if self._lower_case else list(texts)
-        tokens = self._tokenizer(prepared, truncation=True, max_length=self.max_tokens, padding=False)
-        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-        vectors: np.ndarray | None = None
-        order = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            batch = {key: [values[place] for place in places] for key, values in tokens.items()}
-            found = self._encode_batch(batch).cpu().numpy()
-            if vectors is None:
-                vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
-            vectors[places] = found
-            if advance is not None:
-                advance(len(places))
-        assert vectors is not None
-        return vectors
-
-    @torch.inference_mode()
-    def _encode_batch(self, batch: dict[str, Any]) -> Tensor:
-        padding = {"padding": "max_length", "max_length": self.max_tokens} if self._fixed_length else {"padding": True}
-        with quiet_transformers():  # transformers 4 warns that tokenizing and padding are two steps here
-            inputs = dict(self._tokenizer.pad(batch, return_tensors="pt", **padding))
-        mask = inputs["attention_mask"].to(self.device)
-        if self._fixed_length:
-            del inputs["attention_mask"]
-        if self._tower is not None:
-            inputs = {key: value for key, value in inputs.items() if key in self._tower_inputs}
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        with autocast(self.device, self.precision):
-            if self._tower is not None:
-                vectors = features_of(self._tower(**inputs))
-            else:
-                hidden = self._network(**inputs).last_hidden_state
-        if self._tower is None:
-            assert self.pooling is not None
-            vectors = self._dense(pool_tokens(hidden, mask, self.pooling))
-        vectors = vectors.float()
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+    def _pool(self, output: Any) -> Tensor:
+        if self._projects:
+            return getattr(output, "pooler_output", output)
+        if self.pooling is None and getattr(output, "pooler_output", None) is not None:
+            return output.pooler_output.flatten(1)
+        hidden = output.last_hidden_state.float()
+        if hidden.dim() == 4:  # (B, D, height, width) of a convolutional network
+            hidden = hidden.flatten(2).transpose(1, 2)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        return hidden.amax(1) if self.pooling == "max" else hidden.sum(1) / hidden.shape[1]

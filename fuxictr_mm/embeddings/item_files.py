@@ -1,4 +1,7 @@
-"""Item files that the stages write: a row per item, the padding first, whole or not there."""
+"""Item files: reading and joining embeddings in chunks, writing Parquet atomically, saving what was fitted on them.
+
+Shape letters: I items, n items of a chunk, D dim.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,38 @@ import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fuxictr_mm.config import nearest
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import atomic_path, write_beside
 
-#: Items of a chunk: 8 Ki vectors of 1,024 floats are 32 MB.
+#: Items of a chunk: 8,192 embeddings of 1,024 float32 numbers are 32 MB.
 CHUNK_ROWS = 8192
+
+#: Items that Arrow decodes at a time; its buffers take several times what it hands out.
+READ_ROWS = 1024
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the positional argument ``sources`` of a stage that reads vectors; see ``Source.parse``."""
+    """Add the positional argument ``sources`` of a stage that reads embeddings; see ``Source.parse``."""
     parser.add_argument(
-        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the vectors' file and column"
+        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the embeddings' file, column"
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A column of vectors, and the name of the modality that it describes.
+    """A column of embeddings, and the name of the modality that it describes.
 
     Parameters
     ----------
@@ -48,7 +53,7 @@ class Source:
     path : Path
         A Parquet file, the same without ``.parquet``, or a folder of part files.
     column : str
-        A list of numbers per item.
+        A list of numbers per item; null or zeros for an item without an embedding.
     """
 
     name: str
@@ -86,26 +91,38 @@ class Source:
 
     @property
     def width(self) -> int:
-        """D, from the file's schema or else its first vector."""
-        for file in parquet.part_files(self.path):
+        """D, from the file's schema or else its first embedding."""
+        files = parquet.part_files(self.path)
+        for file in files:
             schema = parquet.open_parquet(file).schema_arrow
             parquet.require_columns(file, schema.names, [ITEM_ID, self.column])
             kind = schema.field(self.column).type
+            kind = getattr(kind, "storage_type", kind)
             if pa.types.is_fixed_size_list(kind):
                 return kind.list_size
-        for _, vectors in read_vectors(self, chunk_rows=1):
-            return vectors.shape[1]
-        raise DataError(f"{self.where}: no vectors, expected one per item")
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the files, from their footers; a padding row counts."""
-        return parquet.count_rows(self.path)
+        for file in files:
+            for _, _, lengths, _ in _read_lists(file, self.column):
+                if lengths.any():
+                    return int(lengths[lengths > 0][0])
+        raise DataError(f"{self.where}: no embeddings, expected one per item")
 
     @property
     def where(self) -> str:
         """File and column, for messages."""
         return f"{self.path}: {self.column}"
+
+
+def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield ids, their entries end to end, their lengths, and whether there is a list; the padding is left out."""
+    for row, batch in parquet.read_chunks(file, [ITEM_ID, column], max_rows=READ_ROWS):
+        ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
+        if (ids == 0).any():
+            batch = batch.filter(pa.array(ids != 0))
+            ids = ids[ids != 0]
+        if ids.size:
+            array = batch.column(column)
+            flat, offsets = parquet.lists(array, f"{file}: {column}", row)
+            yield ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
 
 
 def read_ids(source: Source) -> np.ndarray:
@@ -116,14 +133,14 @@ def read_ids(source: Source) -> np.ndarray:
     DataError, MissingFileError
         A negative id, an id twice, or no items.
     """
-    parts = []
+    parts = [np.zeros(0, dtype=np.int64)]
     for file in parquet.part_files(source.path):
         where = f"{file}: {ITEM_ID}"
         for row, batch in parquet.read_chunks(file, [ITEM_ID]):
             ids = parquet.scalars(batch.column(0), where, row)
             parquet.check_ids(ids, None, where, row)
             parts.append(ids[ids != 0])
-    ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    ids = np.concatenate(parts)
     if ids.size == 0:
         raise DataError(f"{source.path}: no items, expected one row per item")
     require_unique(ids, str(source.path))
@@ -131,122 +148,82 @@ def read_ids(source: Source) -> np.ndarray:
 
 
 def require_unique(ids: np.ndarray, where: str) -> None:
-    """Raise a DataError where an id stands twice."""
+    """Raise a DataError for an id that occurs twice."""
     ascending = np.sort(ids)
     twice = ascending[1:][ascending[1:] == ascending[:-1]]
     if twice.size:
-        raise DataError(f"{where}: {ITEM_ID} {twice[0]} stands more than once, expected once")
+        raise DataError(f"{where}: {ITEM_ID} {twice[0]} occurs more than once, expected once")
 
 
 def read_vectors(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids ``(n,)`` int64 and vectors ``(n, D)`` float32 in the order of the file; row 0, the padding, is skipped.
+    """Yield ids ``(n,)`` int64 and embeddings ``(n, D)`` float32 in the order of the file.
 
-    Every chunk but the last has ``chunk_rows`` items. Beside the ids (8 bytes an item), memory is bounded by the chunk.
+    Row 0, the padding, is skipped. A null is a zero embedding. Every chunk but the last has ``chunk_rows`` items.
+    Memory is the ids (8 bytes an item) and one chunk.
 
     Raises
     ------
     DataError, MissingFileError
-        A missing column; an id twice or negative; a vector of another width than the first, or not finite.
+        A missing column; an id twice or negative; an embedding of another dim than the first, or not finite.
     """
-    # Before the first vector is handed out: a caller that has begun to write need not take anything back.
+    # Before the first chunk is handed out: a caller that has begun to write need not undo anything.
     read_ids(source)
-    return _rechunk(_decoded(source), chunk_rows)
+    dim = source.width
+    return _rechunk(_decoded(source, dim), dim, chunk_rows)
 
 
-def _decoded(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    width: int | None = None
+def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for file in parquet.part_files(source.path):
         where = f"{file}: {source.column}"
-        for row, whole_batch in _batches(file, [ITEM_ID, source.column]):
-            for start in range(0, whole_batch.num_rows, CHUNK_ROWS):
-                batch = whole_batch.slice(start, CHUNK_ROWS)
-                all_ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row + start)
-                if (all_ids == 0).any():
-                    batch = batch.filter(pa.array(all_ids != 0))
-                ids = all_ids[all_ids != 0]
-                flat, offsets = parquet.lists(batch.column(source.column), where, row + start)
-                lengths = np.diff(offsets)
-                if width is None and lengths.size:
-                    width = int(lengths[0])
-                vectors = _rectangle(flat, lengths, width or 0, ids, where)
-                if ids.size:
-                    yield ids, vectors
-
-
-def _batches(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Read few row groups at a time: wide vectors make large batches."""
-    for section in parquet.split_row_groups(file, parquet.open_parquet(file).metadata, CHUNK_ROWS):
-        yield from parquet.read_chunks(file, columns, section)
-
-
-def _rectangle(flat: np.ndarray, lengths: np.ndarray, width: int, ids: np.ndarray, where: str) -> np.ndarray:
-    bad = np.flatnonzero((lengths != width) | (lengths == 0))
-    if bad.size:
-        expected = f"{width} as of the vectors before it" if width else "at least 1"
-        raise DataError(
-            f"{where}: {ITEM_ID} {ids[bad[0]]} has a vector of width {lengths[bad[0]]}, expected {expected}; "
-            "write zeros where a vector is missing"
-        )
-    with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
-        vectors = flat.astype(np.float32).reshape(len(lengths), -1)
-    if not np.isfinite(vectors).all():
-        item, place = np.argwhere(~np.isfinite(vectors))[0]
-        raise DataError(
-            f"{where}: {ITEM_ID} {ids[item]} holds {vectors[item, place]} at position {place}, "
-            "expected finite numbers; write zeros where a vector is missing"
-        )
-    return vectors
+        for ids, flat, lengths, present in _read_lists(file, source.column):
+            wrong = np.flatnonzero(present & (lengths != dim))
+            if wrong.size:
+                raise DataError(
+                    f"{where}: {ITEM_ID} {ids[wrong[0]]} has an embedding of dim {lengths[wrong[0]]}, expected {dim} "
+                    "as of the first one; write null or zeros where an embedding is missing"
+                )
+            embeddings = np.zeros((len(ids), dim), dtype=np.float32)
+            with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
+                embeddings[present] = flat.reshape(-1, dim)
+            if not np.isfinite(embeddings).all():
+                item, position = np.argwhere(~np.isfinite(embeddings))[0]
+                raise DataError(
+                    f"{where}: {ITEM_ID} {ids[item]} holds {embeddings[item, position]} at position {position}, "
+                    "expected finite numbers; write null or zeros where an embedding is missing"
+                )
+            yield ids, embeddings
 
 
 def _rechunk(
-    chunks: Iterator[tuple[np.ndarray, np.ndarray]], chunk_rows: int
+    chunks: Iterator[tuple[np.ndarray, np.ndarray]], dim: int, chunk_rows: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    held: list[tuple[np.ndarray, np.ndarray]] = []
-    rows = 0
-    for chunk in chunks:
-        held.append(chunk)
-        rows += len(chunk[0])
-        if rows >= chunk_rows:
-            ids, vectors = _concatenate(held)
-            last = rows - rows % chunk_rows
-            for start in range(0, last, chunk_rows):
-                yield ids[start : start + chunk_rows], vectors[start : start + chunk_rows]
-            held, rows = [(ids[last:].copy(), vectors[last:].copy())], rows - last
-    if rows:
-        yield _concatenate(held)
-
-
-def _concatenate(chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    if len(chunks) == 1:
-        return chunks[0]
-    filled = [chunk for chunk in chunks if len(chunk[0])]
-    return np.concatenate([ids for ids, _ in filled]), np.concatenate([vectors for _, vectors in filled])
-
-
-def load_vectors(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Return all ids ``(I,)`` int64, ascending, and their vectors ``(I, D)`` float32; raises as ``read_vectors``."""
-    ids = np.sort(read_ids(source))
-    vectors: np.ndarray | None = None
-    for some_ids, some in _decoded(source):
-        if vectors is None:
-            vectors = np.empty((len(ids), some.shape[1]), dtype=np.float32)
-        vectors[np.searchsorted(ids, some_ids)] = some
-    assert vectors is not None  # read_ids refuses a file without items
-    return ids, vectors
+    filled = 0
+    for ids, embeddings in chunks:
+        start = 0
+        while start < len(ids):
+            if filled == 0:
+                held = np.empty(chunk_rows, dtype=np.int64), np.empty((chunk_rows, dim), dtype=np.float32)
+            taken = min(chunk_rows - filled, len(ids) - start)
+            for whole, part in zip(held, (ids, embeddings), strict=True):
+                whole[filled : filled + taken] = part[start : start + taken]
+            filled, start = filled + taken, start + taken
+            if filled == chunk_rows:
+                yield held
+                filled = 0
+    if filled:
+        yield held[0][:filled], held[1][:filled]
 
 
 class JoinedVectors:
-    """Several sources, joined on ``item_id``; an item that a source lacks has a zero vector there.
+    """Several sources joined on ``item_id``; an item that a source does not have has a zero embedding there.
 
-    Sources that hold the same items in the same order, such as two columns of one file, are streamed side by side.
-    Others are brought into ascending order of ids in temporary files first. In memory are the ids and one chunk.
+    Sources that hold the same items in the same order, such as two columns of one file, are read side by side. Others
+    are first sorted by id into temporary files. In memory are the ids and one chunk.
 
     Parameters
     ----------
     sources : sequence of Source
-        At least one, names distinct.
-    folder : str or path, optional
-        Where temporary files go; the system's folder for them by default.
+        At least one, with distinct names.
 
     Attributes
     ----------
@@ -258,66 +235,43 @@ class JoinedVectors:
     Raises
     ------
     ConfigError
-        A name twice, or none.
+        A name twice, or no source.
     """
 
-    def __init__(self, sources: Sequence[Source], folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         names = [source.name for source in sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice:
-            said = f"the name '{twice[0]}' stands twice" if twice else "no source of vectors"
-            raise ConfigError(f"{said}; expected one NAME=FILE:COLUMN for each modality, names distinct")
+            found = f"the name '{twice[0]}' occurs twice" if twice else "no source of embeddings"
+            raise ConfigError(f"{found}; expected one NAME=FILE:COLUMN for each modality, with distinct names")
         self.sources = tuple(sources)
         self.widths = {source.name: source.width for source in sources}
-        self._folder = folder
-        self._sorted: tempfile.TemporaryDirectory[str] | None = None
         orders = [read_ids(source) for source in sources]
         self._side_by_side = all(np.array_equal(order, orders[0]) for order in orders)
         self.ids = orders[0] if self._side_by_side else np.unique(np.concatenate(orders))
+        self._folder = Path()
 
     def __enter__(self) -> JoinedVectors:
+        self._stack = ExitStack()
         if not self._side_by_side:
-            self._sorted = tempfile.TemporaryDirectory(prefix="fuxictr_mm_", dir=self._folder)
-            try:
-                for number, source in enumerate(self.sources):
-                    self._sort(source, self._file(number))
-            except BaseException:
-                self._sorted.cleanup()
-                raise
+            with ExitStack() as stack:  # closed at once where sorting fails
+                self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuxictr_mm_")))
+                for source in self.sources:
+                    self._sort(source)
+                self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._sorted is not None:
-            self._sorted.cleanup()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    def chunks(
-        self, chunk_rows: int = CHUNK_ROWS, names: Sequence[str] | None = None
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yield ids ``(n,)`` and ``{name: vectors (n, D) float32}``, of all sources or of those named.
+    def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Yield ids ``(n,)`` and ``{name: embeddings (n, D) float32}``; may be called any number of times."""
+        read = read_vectors if self._side_by_side else self._read_sorted
+        for parts in zip(*(read(source, chunk_rows) for source in self.sources), strict=True):
+            yield parts[0][0], {s.name: found for s, (_, found) in zip(self.sources, parts, strict=True)}
 
-        May be called any number of times.
-        """
-        streams = {
-            source.name: self._read(number, chunk_rows)
-            for number, source in enumerate(self.sources)
-            if names is None or source.name in names
-        }
-        for parts in zip(*streams.values(), strict=True):
-            yield parts[0][0], {name: vectors for name, (_, vectors) in zip(streams, parts, strict=True)}
-
-    def _read(self, number: int, chunk_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if self._side_by_side:
-            return read_vectors(self.sources[number], chunk_rows)
-        return self._read_sorted(number, chunk_rows)
-
-    def _file(self, number: int) -> Path:
-        assert self._sorted is not None, "JoinedVectors is used in a with statement"
-        return Path(self._sorted.name) / f"{number}.float32"
-
-    def _sort(self, source: Source, file: Path) -> None:
-        shape = (len(self.ids), self.widths[source.name])
+    def _sort(self, source: Source) -> None:
+        file, shape = self._folder / source.name, (len(self.ids), self.widths[source.name])
         try:
             with file.open("wb") as stream:
                 # Zeros in fact, not a hole: a full disk is found here, where it is an error, not a signal.
@@ -325,25 +279,25 @@ class JoinedVectors:
                     stream.write(bytes(4 * shape[1] * min(CHUNK_ROWS, shape[0] - start)))
         except OSError as error:
             raise UserError(
-                f"{file.parent}: no room for {4 * shape[0] * shape[1] / 1e9:.1f} GB of sorted vectors "
+                f"{self._folder}: no room for {4 * shape[0] * shape[1] / 1e9:.1f} GB of sorted embeddings "
                 f"({error.strerror}); set TMPDIR to a folder with room"
             ) from None
-        for ids, vectors in read_vectors(source):
-            # Mapped anew for each chunk: pages that were written do not add up in our memory.
-            place = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
-            place[np.searchsorted(self.ids, ids)] = vectors
-            del place
+        for ids, embeddings in read_vectors(source):
+            # Mapped once per chunk: pages that were written do not add up in our memory.
+            mapped = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+            mapped[np.searchsorted(self.ids, ids)] = embeddings
+            del mapped
 
-    def _read_sorted(self, number: int, chunk_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        width = self.widths[self.sources[number].name]
-        with self._file(number).open("rb") as stream:
+    def _read_sorted(self, source: Source, chunk_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        dim = self.widths[source.name]
+        with (self._folder / source.name).open("rb") as stream:
             for start in range(0, len(self.ids), chunk_rows):
                 ids = self.ids[start : start + chunk_rows]
-                yield ids, np.fromfile(stream, dtype=np.float32, count=len(ids) * width).reshape(-1, width)
+                yield ids, np.fromfile(stream, dtype=np.float32, count=len(ids) * dim).reshape(-1, dim)
 
 
 def vector_type(width: int) -> pa.DataType:
-    """Return the column type of float vectors."""
+    """Return the column type of embeddings."""
     return pa.list_(pa.float32(), width)
 
 
@@ -353,7 +307,7 @@ def code_type(width: int) -> pa.DataType:
 
 
 class ItemFileWriter:
-    """Write an item file chunk by chunk; it appears under its name when it is whole.
+    """Write an item file chunk by chunk and atomically.
 
     Row 0, the padding, is written first: zeros, empty texts, False.
 
@@ -375,6 +329,7 @@ class ItemFileWriter:
 
     Examples
     --------
+    >>> import pyarrow.parquet as pq
     >>> path = Path(tempfile.mkdtemp()) / "items.parquet"
     >>> with ItemFileWriter(path, {"vector": vector_type(2), "title": pa.string()}) as writer:
     ...     writer.write([7, 3], {"vector": np.array([[1.0, 2.0], [3.0, 4.0]]), "title": ["a", "b"]})
@@ -391,23 +346,24 @@ class ItemFileWriter:
         if self.path.exists() and not overwrite:
             raise ConfigError(f"{self.path}: exists already; add --overwrite or choose another name")
         self.schema = pa.schema([(ITEM_ID, pa.int64()), *schema.items()])
-        self._temporary = Path()
-        self._writer: pq.ParquetWriter | None = None
-        self._held: list[pa.Table] = []
-        self._ids: list[np.ndarray] = []
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        padding = [pa.array([_nothing(field.type)], field.type) for field in self.schema]
+        self._held = [pa.Table.from_arrays(padding, schema=self.schema)]
+        self._ids: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        with atomic_path(self.path) as temporary, open_writer(temporary, self.schema) as self._writer:
+            yield
+            require_unique(np.concatenate(self._ids), str(self.path))
+            self._flush()
 
     def __enter__(self) -> ItemFileWriter:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            os.close(handle)
-            self._temporary = Path(temporary)
-            self._writer = open_writer(self._temporary, self.schema)
-        except OSError as error:
-            self._discard()
-            raise self._refused(error) from None
-        self._held = [pa.Table.from_arrays([_padding(field.type) for field in self.schema], schema=self.schema)]
+        self._context = self._open()
+        self._context.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
 
     def write(self, ids: Sequence[int] | np.ndarray, columns: Mapping[str, Any]) -> None:
         """Append items.
@@ -433,51 +389,9 @@ class ItemFileWriter:
             self._flush()
 
     def _flush(self) -> None:
-        assert self._writer is not None, "ItemFileWriter is used in a with statement"
-        try:
-            self._writer.write_table(pa.concat_tables(self._held), row_group_size=CHUNK_ROWS)
-        except OSError as error:
-            raise self._refused(error) from None
-        self._held = []
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
-
-    def _finish(self) -> None:
-        assert self._writer is not None
-        require_unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._ids]), str(self.path))
         if self._held:
-            self._flush()
-        try:
-            self._writer.close()
-            with self._temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            self._temporary.chmod(0o644)
-            self._temporary.replace(self.path)
-        except OSError as failed:
-            raise self._refused(failed) from None
-
-    def _discard(self) -> None:
-        """Remove what was written and not renamed."""
-        if self._writer is not None and self._writer.is_open:
-            try:
-                self._writer.close()
-            except OSError as error:
-                raise self._refused(error) from None
-            finally:
-                self._temporary.unlink(missing_ok=True)
-        elif self._temporary.name:
-            self._temporary.unlink(missing_ok=True)
-
-    def _refused(self, error: OSError) -> UserError:
-        reason = error.strerror or str(error).splitlines()[0]
-        return UserError(f"{self.path}: could not be written ({reason}); what stood there before is unchanged")
+            self._writer.write_table(pa.concat_tables(self._held), row_group_size=CHUNK_ROWS)
+        self._held = []
 
 
 def _to_arrow(values: Any, field: pa.Field, rows: int) -> pa.Array:
@@ -493,105 +407,15 @@ def _to_arrow(values: Any, field: pa.Field, rows: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
 
 
-def _padding(kind: pa.DataType) -> pa.Array:
-    """Return one row of nothing."""
+def _nothing(kind: pa.DataType) -> Any:
+    """Return the value of the padding row."""
     if pa.types.is_fixed_size_list(kind):
-        nothing: Any = [0] * kind.list_size
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        nothing = []
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        nothing = ""
-    else:
-        nothing = False if pa.types.is_boolean(kind) else 0
-    return pa.array([nothing], kind)
-
-
-class PretrainedEmbFile:
-    """Write ``key`` ``(I,)`` int64 and ``value`` ``(I, K)`` float32, chunk by chunk; the padding has no row.
-
-    The file appears under its name when it is whole.
-
-    Parameters
-    ----------
-    path : str or path
-        A name that ends in ``.h5``, by which FuxiCTR knows the format.
-    num_items : int
-        I.
-    width : int
-        K.
-    overwrite : bool
-        Replace a file that is there.
-
-    Raises
-    ------
-    ConfigError
-        The file is there.
-    UserError
-        It cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], num_items: int, width: int, overwrite: bool = False) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not overwrite:
-            raise ConfigError(f"{self.path}: exists already; add --overwrite or choose another name")
-        self._shape = (num_items, width)
-        self._row = 0
-        self._temporary = Path()
-        self._file: Any = None
-
-    def __enter__(self) -> PretrainedEmbFile:
-        import h5py
-
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            os.close(handle)
-            self._temporary = Path(temporary)
-            self._file = h5py.File(self._temporary, "w")
-            self._file.create_dataset("key", shape=self._shape[:1], dtype=np.int64)
-            self._file.create_dataset("value", shape=self._shape, dtype=np.float32)
-        except OSError as error:
-            self._discard()
-            raise self._refused(error) from None
-        return self
-
-    def write(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Append items: ids ``(n,)`` and vectors ``(n, K)``."""
-        rows = slice(self._row, self._row + len(ids))
-        try:
-            self._file["key"][rows] = ids
-            self._file["value"][rows] = vectors
-        except OSError as error:
-            raise self._refused(error) from None
-        self._row = rows.stop
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                assert self._row == self._shape[0], f"{self._row} items written, expected {self._shape[0]}"
-                self._file.close()
-                with self._temporary.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                self._temporary.chmod(0o644)
-                self._temporary.replace(self.path)
-        except OSError as failed:
-            raise self._refused(failed) from None
-        finally:
-            self._discard()
-
-    def _discard(self) -> None:
-        try:
-            if self._file is not None:
-                self._file.close()
-        finally:
-            if self._temporary.name:
-                self._temporary.unlink(missing_ok=True)
-
-    def _refused(self, error: OSError) -> UserError:
-        reason = error.strerror or str(error).splitlines()[0]
-        return UserError(f"{self.path}: could not be written ({reason}); what stood there before is unchanged")
+        return [0] * kind.list_size
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return []
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ""
+    return False if pa.types.is_boolean(kind) else 0
 
 
 Built = TypeVar("Built")
@@ -599,14 +423,14 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class SavedFormat:
-    """One kind of file.
+    """A kind of safetensors file: named arrays, and as JSON in the metadata what they mean.
 
     Parameters
     ----------
     what : str
         What it holds, such as ``"reducer"``.
     stage : str
-        Which ``fuxictr-mm embed STAGE`` writes it.
+        The ``fuxictr-mm embed STAGE`` that writes it.
     version : int
         Of the layout of its content.
     """
@@ -617,22 +441,16 @@ class SavedFormat:
 
     @property
     def key(self) -> str:
-        """Where the content stands in the metadata."""
+        """Key of the content in the metadata."""
         return f"fuxictr_mm.{self.what}"
 
     def save(self, path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Write arrays, and what they mean as JSON.
-
-        Raises
-        ------
-        UserError
-            The file cannot be written.
-        """
+        """Write a file atomically; raises UserError where it cannot be written."""
         from safetensors.numpy import save
 
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         text = json.dumps({"format": self.version, **content})
-        data = save(whole, metadata={self.key: text, "sha256": checksum(text, whole)})
+        data = save(contiguous, metadata={self.key: text, "sha256": checksum(text, contiguous)})
         write_beside(path, lambda stream: stream.write(data))
 
     def load(
@@ -651,38 +469,35 @@ class SavedFormat:
 
         path = Path(path)
         if not path.is_file():
-            beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+            present = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
             raise MissingFileError(
-                f"{path}: no such file{nearest(path.name, beside)}; expected a {self.what} that "
+                f"{path}: no such file{nearest(path.name, present)}; expected a {self.what} that "
                 f"`fuxictr-mm embed {self.stage}` wrote"
             )
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError, TypeError, struct.error) as error:
-            raise self._damaged(path, str(error)) from None
-        if self.key not in metadata:
-            raise DataError(f"{path}: is no {self.what}; expected a file that `fuxictr-mm embed {self.stage}` wrote")
-        if metadata.get("sha256") != checksum(metadata[self.key], arrays):
-            raise self._damaged(path, "its checksum is not that of its contents")
-        try:
+            if self.key not in metadata:
+                raise DataError(f"{path}: is no {self.what}; expected a file of `fuxictr-mm embed {self.stage}`")
+            if metadata.get("sha256") != checksum(metadata[self.key], arrays):
+                raise ValueError("its checksum is not that of its contents")
             content = json.loads(metadata[self.key])
             if content["format"] != self.version:
                 raise DataError(
-                    f"{path}: has the format {content['format']}, expected {self.version}; make the {self.what} anew"
+                    f"{path}: has the format {content['format']}, expected {self.version}; make the {self.what} again"
                 )
             return build(content, arrays)
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            raise self._damaged(path, said) from None
-
-    def _damaged(self, path: Path, reason: str) -> DataError:
-        return DataError(
-            f"{path}: is damaged as a {self.what} ({' '.join(reason.split())}); copy it again, or make it anew"
-        )
+        except (
+            *(SafetensorError, OSError, struct.error, ValueError, TypeError),
+            *(KeyError, AttributeError, IndexError, RuntimeError),
+        ) as error:
+            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"{path}: is damaged as a {self.what} ({' '.join(reason.split())}); copy it or make it again"
+            ) from None
 
 
 def checksum(text: str, arrays: Mapping[str, np.ndarray]) -> str:

@@ -24,7 +24,7 @@ from fuxictr_mm.embeddings.align import (
     start_matrix,
     write_aligned,
 )
-from fuxictr_mm.embeddings.item_files import Source, load_vectors
+from fuxictr_mm.embeddings.item_files import Source, read_vectors
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
@@ -68,7 +68,8 @@ def quick(folder):
 
 
 def vectors_of(path, column=ALIGNED):
-    return load_vectors(Source("aligned", path, column))
+    ids, vectors = map(np.concatenate, zip(*read_vectors(Source("aligned", path, column)), strict=True))
+    return ids[np.argsort(ids)], vectors[np.argsort(ids)]
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -8,14 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fuxictr_mm.embeddings import reduce as reducer_fit
-from fuxictr_mm.embeddings.item_files import JoinedVectors, Source, checksum, load_vectors
-from fuxictr_mm.embeddings.reduce import Reducer, format_report, reduce_vectors, summarize, yaml_lines
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.embeddings.item_files import JoinedVectors, Source, read_vectors
+from fuxictr_mm.embeddings.reduce import Moments, Reducer, format_report, reduce_vectors, summarize, yaml_lines
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 
 TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
+
+
+def read(path, column):
+    """Return {id: embedding}."""
+    chunks = read_vectors(Source("e", path, column))
+    return {i: row for ids, rows in chunks for i, row in zip(ids.tolist(), rows, strict=True)}
 
 
 def write(path, rows, ids=None):
@@ -78,15 +86,81 @@ def definition(vectors, names, width, scale, whiten):
     return reduced / (values[:width] / np.sqrt(whole.sum() - 1)) if whiten else reduced
 
 
+def by_svd(vectors, deviations=None):
+    """Components by the definition: the singular vectors of what is centred."""
+    centred = (vectors - vectors.mean(axis=0)) / (1 if deviations is None else deviations)
+    _, values, components = np.linalg.svd(centred, full_matrices=False)
+    most = min(len(vectors) - 1, vectors.shape[1])
+    components, variances = components[:most], values[:most] ** 2 / (len(vectors) - 1)
+    return components * np.sign(components[range(most), np.abs(components).argmax(axis=1)])[:, None], variances
+
+
+def in_chunks(vectors, size):
+    moments = Moments(vectors.shape[1])
+    for start in range(0, len(vectors), size):
+        moments.update(vectors[start : start + size])
+    return moments
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+@pytest.mark.parametrize("standard", [False, True])
+@pytest.mark.parametrize(("items", "width"), [(200, 12), (8, 12)])
+def test_components_equal_the_definition_whatever_the_chunks(items, width, standard, mean):
+    vectors = np.random.default_rng(1).normal(size=(items, width)) * np.geomspace(3, 0.1, width) + mean
+    deviations = vectors.std(axis=0, ddof=1) if standard else None
+    components, variances = by_svd(vectors, deviations)
+    for size in (1, 7, items):
+        pca = in_chunks(vectors, size).components(deviations)
+        np.testing.assert_allclose(pca.variances, variances, rtol=1e-8)
+        np.testing.assert_allclose(pca.components, components, atol=1e-6)
+        np.testing.assert_allclose(pca.mean, vectors.mean(axis=0), rtol=1e-12, atol=1e-12)
+        assert pca.total == pytest.approx(variances.sum())
+        assert pca.count == items
+
+
+def test_directions_without_variance_are_zero():
+    random = np.random.default_rng(2)
+    pca = in_chunks(random.normal(size=(50, 3)) @ random.normal(size=(3, 6)) + 5, 9).components()
+    assert pca.rank == 3
+    assert not pca.components[3:].any()
+    assert not pca.variances[3:].any()
+    assert pca.width_for(1.0) == 3
+
+
+def test_width_for_a_share():
+    # Columns of variance 6, 3 and 1: orthogonal and centred by construction.
+    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    pca = in_chunks(signs * np.sqrt(np.array([6, 3, 1]) * 3 / 4), 4).components()
+    np.testing.assert_allclose(pca.variances, [6, 3, 1])
+    assert [pca.width_for(share) for share in (0.1, 0.6, 0.61, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 3]
+    np.testing.assert_allclose(pca.keep(2).components, np.eye(3)[:2], atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.sampled_from([0.0, 1e6]))
+def test_moments_do_not_depend_on_the_chunks(sizes, mean):
+    sizes = [2, *sizes]
+    vectors = np.random.default_rng(sum(sizes)).normal(size=(sum(sizes), 4)) + mean
+    split, merged, start = Moments(4), Moments(2), 0
+    for size in sizes:
+        part = Moments(4)
+        part.update(vectors[start : start + size])
+        split.update(vectors[start : start + size])
+        merged.merge_columns(part, slice(1, 3))
+        start += size
+    np.testing.assert_allclose(split.covariance, np.cov(vectors.T), atol=1e-8)
+    np.testing.assert_allclose(merged.covariance, np.cov(vectors[:, 1:3].T), atol=1e-8)
+
+
 @pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("scale", ["none", "l2", "standard"])
-def test_strategies_equal_their_definition_in_memory_and_in_chunks(sources, scale, whiten, monkeypatch):
-    monkeypatch.setattr(reducer_fit, "CHUNK_BYTES", 1)
+def test_strategies_equal_their_definition_whatever_the_chunks(sources, scale, whiten, monkeypatch):
     results = {}
-    for memory in (0, 1e9):
-        reducer, _, vectors = fit(sources, dim=5, scaling=scale, whiten=whiten, memory=memory)
-        results[memory] = reducer.transform(vectors)
-    assert list(results[0]) == ["text", "image", "sound", "joint", "apart"]
+    for rows in (50, 1000):
+        monkeypatch.setattr(reducer_fit, "_rows_of", lambda *_, rows=rows: rows)
+        reducer, _, vectors = fit(sources, dim=5, scaling=scale, whiten=whiten)
+        results[rows] = reducer.transform(vectors)
+    assert list(results[50]) == ["text", "image", "sound", "joint", "apart"]
     names = ["text", "image", "sound"]
     expected = {name: definition(vectors, [name], 5, scale, whiten) for name in names}
     expected["joint"] = definition(vectors, names, 5, scale, whiten)
@@ -97,20 +171,8 @@ def test_strategies_equal_their_definition_in_memory_and_in_chunks(sources, scal
         parts = [p * np.sqrt(common / variance) for p, variance in zip(parts, variances, strict=True)]
     expected["apart"] = np.concatenate(parts, axis=1)
     for name, rows in expected.items():
-        np.testing.assert_allclose(results[0][name], rows, atol=1e-5 * np.abs(rows).max(), err_msg=name)
-        np.testing.assert_allclose(results[0][name], results[1e9][name], atol=1e-5, err_msg=name)
-
-
-def test_in_memory_is_by_scikit_learn_and_in_chunks_is_not(sources, monkeypatch):
-    import sklearn.decomposition
-
-    def refuse(*_, **__):
-        raise AssertionError("scikit-learn")
-
-    monkeypatch.setattr(sklearn.decomposition, "PCA", refuse)
-    fit(sources, dim=3, memory=0)
-    with pytest.raises(AssertionError, match="scikit-learn"):
-        fit(sources, dim=3, memory=1e9)
+        np.testing.assert_allclose(results[50][name], rows, atol=1e-5 * np.abs(rows).max(), err_msg=name)
+        np.testing.assert_allclose(results[50][name], results[1000][name], atol=1e-6, err_msg=name)
 
 
 def test_zero_vectors_stay_zero_and_change_nothing(tmp_path):
@@ -161,32 +223,31 @@ def test_dim_is_shared_out_and_names_follow_the_count(sources):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "value"),
     [
-        ({"dim": 0}, "dim is 0, expected at least 1"),
-        ({"dim": 1}, "dim is 1, expected at least 3: one for each modality of apart"),
-        ({"dim": 8}, "sound takes 8 components of 'sound', which has no more than 7"),
-        ({"variance": 1.5}, "variance is 1.5, expected a share above 0"),
+        ({"dim": 0}, "dim is 0"),
+        ({"dim": 1}, "dim is 1, expected at least 3"),
+        ({"dim": 8}, "8 components of 'sound'.* 7"),
+        ({"variance": 1.5}, "1.5"),
         ({"dim": 3, "variance": 0.5}, "both dim and variance"),
-        ({"scaling": "standrad"}, "scaling is 'standrad'; did you mean 'standard'"),
-        ({"strategies": ["jiont"]}, "strategy 'jiont' is unknown; did you mean 'joint'"),
+        ({"scaling": "standrad"}, "did you mean 'standard'"),
+        ({"strategies": ["jiont"]}, "did you mean 'joint'"),
     ],
 )
-def test_wrong_settings_are_one_line(sources, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        fit(sources, **settings)
+def test_wrong_settings_are_one_line(sources, options, value):
+    with pytest.raises(ConfigError, match=value):
+        fit(sources, **options)
 
 
 def test_vectors_that_cannot_be_reduced_are_named(tmp_path):
     same = write(tmp_path / "same.parquet", np.ones((5, 3)))
     nothing = write(tmp_path / "nothing.parquet", np.eye(1, 3).repeat(1, 0))
     joint = write(tmp_path / "joint.parquet", np.eye(3))
-    for memory in (0, 1e9):
-        with pytest.raises(DataError, match="modality 'same': the vectors of all 5 items are the same"):
-            fit([same], dim=2, memory=memory)
-        with pytest.raises(DataError, match="modality 'nothing': 1 items have a vector that is not zero"):
-            fit([nothing], dim=2, memory=memory)
-    with pytest.raises(ConfigError, match="a modality is named 'joint'"):
+    with pytest.raises(DataError, match="'same'"):
+        fit([same], dim=2)
+    with pytest.raises(DataError, match="'nothing': 1 items"):
+        fit([nothing], dim=2)
+    with pytest.raises(ConfigError, match="'joint'"):
         fit([joint, same], dim=2)
 
 
@@ -206,19 +267,17 @@ def test_items_without_a_common_vector_have_no_joint_pca(tmp_path):
     random = np.random.default_rng(1)
     a = write(tmp_path / "a.parquet", random.normal(size=(6, 3)), np.arange(1, 7))
     b = write(tmp_path / "b.parquet", random.normal(size=(6, 3)), np.arange(7, 13))
-    for memory in (0, 1e9):
-        with pytest.raises(DataError, match="all modalities: 0 items have a vector"):
-            fit([a, b], dim=2, memory=memory)
-        assert fit([a, b], dim=2, memory=memory, strategies=["v4"])[0].strategies[0].width == 2
+    with pytest.raises(DataError, match="all modalities: 0 items"):
+        fit([a, b], dim=2)
+    assert fit([a, b], dim=2, strategies=["v4"])[0].strategies[0].width == 2
 
 
-@pytest.mark.parametrize("memory", [0, 1e9])
-def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path, memory):
+def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path):
     reports = {}
     for ratio in (1, 100):
         rows = planted(800, scales=(1.0, np.sqrt(ratio)))
         pair = [write(tmp_path / f"{n}{ratio}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
-        reducer, _, vectors = fit(pair, dim=6, memory=memory)
+        reducer, _, vectors = fit(pair, dim=6)
         reports[ratio] = summarize(reducer, "item_emb")
         # By the definition: what the projection on the joint components leaves of each modality.
         joint = reports[ratio]["strategies"][2]
@@ -236,12 +295,11 @@ def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path, memory):
     assert unequal[0] < 0.03
     assert reports[1]["warnings"] == []
     (sentence,) = reports[100]["warnings"]
-    assert sentence.startswith("image100 drowns text100 in v3: its components are 9")
-    assert "use v4, or scale the vectors (standard or l2)" in sentence
+    assert all(word in sentence for word in ("image100", "text100", "v3", "v4"))
     assert f"warning: {sentence}" in format_report(reports[100])
 
 
-def test_scaling_ends_the_drowning(tmp_path):
+def test_scaling_ends_the_domination(tmp_path):
     rows = planted(400, scales=(1.0, 10.0))
     pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
     warned = {scale: bool(summarize(fit(pair, dim=6, scaling=scale)[0], "x")["warnings"]) for scale in ("none", "l2")}
@@ -262,48 +320,29 @@ def test_a_saved_reducer_gives_the_same(sources, tmp_path):
 def test_a_mismatch_with_the_reducer_is_one_line(sources):
     reducer, _, vectors = fit(sources, dim=4)
     vectors = dict(vectors)
-    with pytest.raises(ConfigError, match="modality 'image' has vectors of width 11, expected 12"):
+    with pytest.raises(ConfigError, match=r"'image' .* 11, expected 12"):
         reducer.transform({**vectors, "image": vectors["image"][:, 1:]})
-    with pytest.raises(ConfigError, match="modality 'imge' is unknown to the reducer; did you mean 'image'"):
+    with pytest.raises(ConfigError, match="did you mean 'image'"):
         reducer.transform({**vectors, "imge": vectors["image"]})
     vectors.pop("sound")
-    with pytest.raises(ConfigError, match="modality 'sound' lacks; the reducer was fitted on: text, image, sound"):
+    with pytest.raises(ConfigError, match=r"'sound' .*text, image, sound"):
         reducer.transform(vectors)
 
 
-def test_a_damaged_reducer_is_one_line(sources, tmp_path):
+def test_a_reducer_that_does_not_fit_together_is_one_line(sources, tmp_path):
     path = tmp_path / "r.safetensors"
-    fit(sources, dim=4)[0].save(path)
-    data, arrays = path.read_bytes(), load_file(path)
-    with pytest.raises(MissingFileError, match="no such file"):
-        Reducer.load(tmp_path / "none")
-    for broken in (b"", data[:100], data[:-50], b"x" * 200):
-        path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"r\.safetensors: is damaged"):
-            Reducer.load(path)
-    save_file(arrays, path)
-    with pytest.raises(DataError, match="is no reducer"):
-        Reducer.load(path)
-    start = 8 + int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8:start])["__metadata__"]
-    content = json.loads(metadata["fuxictr_mm.reducer"])
-    changes = [
-        ({"format": 9}, {}, "has the format 9, expected 1"),
-        ({"scaling": "odd"}, {}, "settings are missing"),
-        ({"strategies": [{"name": "v1", "kind": "single", "widths": {"text": 99}}]}, {}, "needs components"),
-        ({"modalities": None}, {}, "is damaged"),
-        ({}, {"0.mean": np.zeros(3)}, "the arrays of 'text' are of wrong shapes"),
-        ({}, {"1.components": arrays["1.components"] * np.nan}, "the arrays of 'image' are not finite"),
-        ({}, {"2.deviations": np.zeros(7)}, "the deviations of 'sound'"),
+    reducer = fit(sources, dim=4)[0]
+    text = reducer.modalities[0]
+    broken = [
+        {"strategies": (dataclasses.replace(reducer.strategies[0], widths={"text": 99}),)},
+        {"modalities": (dataclasses.replace(text, pca=dataclasses.replace(text.pca, mean=np.zeros(3))),)},
+        {"modalities": (dataclasses.replace(text, deviations=np.zeros(9)), *reducer.modalities[1:])},
     ]
-    for new_content, new_arrays, message in changes:
-        text, changed = json.dumps({**content, **new_content}), {**arrays, **new_arrays}
-        save_file(changed, path, metadata={"fuxictr_mm.reducer": text, "sha256": checksum(text, changed)})
-        with pytest.raises(DataError, match=message):
+    for changes in broken:
+        dataclasses.replace(reducer, **changes).save(path)
+        with pytest.raises(DataError, match=r"r\.safetensors: is damaged") as caught:
             Reducer.load(path)
-        save_file(changed, path, metadata={"fuxictr_mm.reducer": text, "sha256": metadata["sha256"]})
-        with pytest.raises(DataError, match="its checksum is not that of its contents"):
-            Reducer.load(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_files_for_items_new_items_and_fuxictr(sources, tmp_path, monkeypatch):
@@ -319,19 +358,20 @@ def test_files_for_items_new_items_and_fuxictr(sources, tmp_path, monkeypatch):
     with JoinedVectors(sources) as joined:
         ids, vectors = next(joined.chunks(10**6))
     for name, rows in reducer.transform(vectors).items():
-        written = dict(zip(*load_vectors(Source("e", out, f"e_d4_{name}")), strict=True))
+        written = read(out, f"e_d4_{name}")
         np.testing.assert_allclose([written[i] for i in ids], rows, atol=1e-6)
         with h5py.File(tmp_path / "h5" / f"e_{name}.h5") as file:
             assert set(file) == {"key", "value"}
             assert file["key"][:].tolist() == ids.tolist()
+            np.testing.assert_allclose(file["value"][:], rows, atol=1e-6)
     assert yaml_lines(report).splitlines()[3] == (
         "- {name: e_d4_joint, active: False, dtype: float, type: embedding, source: item, pretrain_dim: 4}"
     )
     again = tmp_path / "new.parquet"
     reduce_vectors(sources[::-1], again, apply=out.with_suffix(".reducer.safetensors"), prefix="e_d4")
     for name in names:
-        for one, other in zip(*(load_vectors(Source("e", p, f"e_d4_{name}")) for p in (out, again)), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-6)
+        one, other = read(out, f"e_d4_{name}"), read(again, f"e_d4_{name}")
+        np.testing.assert_allclose([one[i] for i in sorted(one)], [other[i] for i in sorted(one)], atol=1e-6)
     assert not (tmp_path / "new.reducer.safetensors").exists()
 
     vocab = {"item_id": {"__PAD__": 0, **{str(i): n for n, i in enumerate(ids.tolist(), 1)}}, "other": {}}
@@ -354,7 +394,7 @@ def test_nothing_is_overwritten_or_left_half_written(sources, tmp_path, monkeypa
         reduce_vectors(sources, sources[0].path, dim=4, overwrite=True)
     out.parent.mkdir()
     (out.parent / "e_joint.h5").write_text("old")
-    with pytest.raises(ConfigError, match=r"e_joint\.h5: exists already; add --overwrite"):
+    with pytest.raises(ConfigError, match=r"e_joint\.h5: .*--overwrite"):
         reduce_vectors(sources, out, dim=4, h5=out.parent / "e")
     with monkeypatch.context() as patched:
         patched.setattr(Reducer, "transform", lambda *_: (_ for _ in ()).throw(UserError("stop")))
@@ -372,7 +412,7 @@ def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
         pair = [write(tmp_path / f"{n}{items}.parquet", rows) for n in ("a", "b")]
         tracemalloc.start()
         with JoinedVectors(pair) as joined:
-            reducer_fit.fit_reducer(joined, dim=8, memory=0)
+            reducer_fit.fit_reducer(joined, dim=8)
         peaks[items] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     more_vectors = (32768 - 4096) * 2 * 64 * 4
@@ -390,7 +430,8 @@ def test_tiny_mm_is_reduced_as_its_own_columns_are(tmp_path):
     order = np.argsort(ids)
     reduced = {name: rows[order] for name, rows in reducer.transform(vectors).items()}
     for name, column in (("v1", "v1"), ("v2", "v2"), ("v3", "v3"), ("v4", "e4")):
-        own = load_vectors(Source("e", TINY / "item_emb.parquet", f"item_emb_d16_{column}"))[1]
+        found = read(TINY / "item_emb.parquet", f"item_emb_d16_{column}")
+        own = np.array([found[i] for i in sorted(found)])
         ours = reduced[name]
         if name == "v4":
             # The generator's parts are of mean variance 1; ours keep the scale that they have together.

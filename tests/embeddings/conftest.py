@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-pytest.importorskip("PIL")
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "the", "big", "red", "fox", "runs", "over", "lazy", "dog", "heat", "toy", "story"]
@@ -49,8 +46,10 @@ def save_bpe(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[[str], str]:
-    """Give the folder of a tiny model: bert, clip, siglip, vit or resnet."""
-    import transformers as hf
+    """Give the folder of a tiny model: bert, gpt2, fnet, clip, siglip, vit or resnet."""
+    hf = pytest.importorskip("transformers")
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("PIL")
 
     root = tmp_path_factory.mktemp("models")
     block = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -60,6 +59,14 @@ def tiny(tmp_path_factory) -> Callable[[str], str]:
 
     def bert(folder: Path) -> Any:
         return hf.BertModel(hf.BertConfig(vocab_size=save_wordpiece(folder), max_position_embeddings=32, **block))
+
+    def gpt2(folder: Path) -> Any:
+        size = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+        return hf.GPT2Model(hf.GPT2Config(vocab_size=save_wordpiece(folder), bos_token_id=3, eos_token_id=3, **size))
+
+    def fnet(folder: Path) -> Any:
+        size = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "max_position_embeddings": 32}
+        return hf.FNetModel(hf.FNetConfig(vocab_size=save_wordpiece(folder), **size))
 
     def clip(folder: Path) -> Any:
         vocabulary = save_bpe(folder)
@@ -82,7 +89,7 @@ def tiny(tmp_path_factory) -> Callable[[str], str]:
         hf.ConvNextImageProcessor(**size).save_pretrained(folder)
         return hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1]))
 
-    make = {"bert": bert, "clip": clip, "siglip": siglip, "vit": vit, "resnet": resnet}
+    make = {f.__name__: f for f in (bert, gpt2, fnet, clip, siglip, vit, resnet)}
 
     def give(name: str) -> str:
         folder = root / name

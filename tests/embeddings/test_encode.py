@@ -1,0 +1,530 @@
+"""From files to files: inputs, columns, flags, reports, and runs that are killed."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.cli import main
+from fuxictr_mm.embeddings import encode as module
+from fuxictr_mm.embeddings.encode import ChunkStore, ImageFiles, ItemTexts, encode_images, encode_texts, parse_template
+from fuxictr_mm.embeddings.encoders import BrokenImage, ImageEncoder, TextEncoder
+from fuxictr_mm.errors import ConfigError, DataError, Interrupted, MissingFileError
+
+TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
+IDS = [30, 4, 7, 0, 12, 5, 1, 9, 22, 3]
+
+
+@pytest.fixture
+def items(tmp_path) -> Path:
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": IDS, "item_title": TITLES}), path)
+    return path
+
+
+@pytest.fixture
+def posters(tmp_path, picture) -> Path:
+    folder = tmp_path / "posters"
+    folder.mkdir()
+    for item in (4, 30, 12, 9, 77):
+        (folder / f"{item}.jpg").write_bytes(picture(item, "JPEG"))
+    (folder / "22.png").write_bytes(b"broken")
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def vectors_of(path: Path, column: str) -> np.ndarray:
+    return np.array(pq.read_table(path)[column].to_pylist(), dtype=np.float32)
+
+
+def test_titles_become_a_column_in_order_of_ids(tiny, items, tmp_path):
+    out = tmp_path / "out.parquet"
+    report = encode_texts(items, out, model=tiny("bert"), chunk_rows=4, batch_size=2, report=tmp_path / "r.json")
+    table = pq.read_table(out)
+    assert table.column_names == ["item_id", "txt_emb_bert", "txt_missing"]
+    ids = table["item_id"].to_pylist()
+    assert ids == sorted(IDS)
+    assert table.schema.field("txt_emb_bert").type == pa.list_(pa.float32(), 16)
+    assert [i for i, missing in zip(ids, table["txt_missing"].to_pylist(), strict=True) if missing] == [5, 7]
+    encoder = TextEncoder(tiny("bert"))
+    for item, vector in zip(ids, vectors_of(out, "txt_emb_bert"), strict=True):
+        title = TITLES[IDS.index(item)]
+        expected = np.zeros(16) if item in (0, 5, 7) else encoder.encode([title])[0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert report.missing == {5: "no text", 7: "no text"}
+    assert json.loads((tmp_path / "r.json").read_text())["missing"] == {"5": "no text", "7": "no text"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.parquet", "out.parquet", "r.json"]
+
+
+def test_images_become_a_column_with_a_flag(tiny, items, posters, tmp_path, picture, capsys):
+    out, report = tmp_path / "out.parquet", tmp_path / "report.json"
+    main(
+        f"embed encode --images {posters} --items {items} --model {tiny('clip')} --out {out} --column img_emb_X "
+        f"--report {report} --chunk-rows 2 --batch-size 2".split()
+    )
+    table = pq.read_table(out)
+    flags = dict(zip(table["item_id"].to_pylist(), table["img_missing"].to_pylist(), strict=True))
+    assert flags == {item: item not in (0, 4, 30, 12, 9) for item in sorted(IDS)}
+    vectors = dict(zip(flags, vectors_of(out, "img_emb_X"), strict=True))
+    expected, _ = ImageEncoder(tiny("clip")).encode([picture(item, "JPEG") for item in (4, 30)])
+    np.testing.assert_allclose([vectors[4], vectors[30]], expected, atol=1e-5)
+    assert not any(vectors[item].any() for item, missing in flags.items() if missing)
+    told = json.loads(report.read_text())
+    assert sorted(told["missing"]) == ["1", "22", "3", "5", "7"]
+    assert (told["width"], told["items"], len(told["skipped"])) == (12, 9, 2)
+    said = capsys.readouterr().out
+    assert "9 items, img_emb_X" in said
+    assert "1, 3, 5 and 7" in said
+
+
+def test_a_folder_and_its_archives_give_the_same(tiny, posters, tmp_path):
+    with zipfile.ZipFile(tmp_path / "posters.zip", "w") as archive:
+        for file in sorted(posters.iterdir(), reverse=True):
+            archive.write(file, f"posters\\{file.name}")  # as Windows packs it
+    shutil.make_archive(str(tmp_path / "posters"), "gztar", posters)
+    found = []
+    for source in (posters, tmp_path / "posters.zip", tmp_path / "posters.tar.gz"):
+        out = tmp_path / "out.parquet"
+        encode_images(source, out, model=tiny("vit"), column="v", chunk_rows=4, overwrite=True, verbose=0)
+        assert pq.read_table(out)["item_id"].to_pylist() == [0, 4, 9, 12, 22, 30, 77]
+        found.append(vectors_of(out, "v"))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+
+
+def test_json_is_one_document_and_quiet_prints_nothing(tiny, items, tmp_path, capsys):
+    command = f"embed encode --texts {items} --model {tiny('bert')} --column v --overwrite --out {tmp_path / 'o'}"
+    capsys.readouterr()  # of saving the tiny model
+    main([*command.split(), "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["missing"] == {"5": "no text", "7": "no text"}
+    main([*command.split(), "--quiet"])
+    quiet = capsys.readouterr()
+    assert (said.err, quiet.out, quiet.err) == ("", "", "")
+
+
+class Stop(Exception):
+    """In place of a kill."""
+
+
+def stop_after(monkeypatch, chunks: int, error: type[BaseException] = Stop) -> None:
+    """Let an encoding end after so many chunks."""
+    save = ChunkStore.save
+
+    def stopping(self, number, vectors, broken) -> None:
+        if len(self.finished) == chunks:
+            raise error
+        save(self, number, vectors, broken)
+
+    monkeypatch.setattr(ChunkStore, "save", stopping)
+
+
+def record_texts(monkeypatch) -> list[str]:
+    """Return a list that fills with the texts that are encoded."""
+    seen: list[str] = []
+    encode = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: (seen.extend(texts), encode(self, texts, *a))[1])
+    return seen
+
+
+def test_finished_chunks_are_not_encoded_again(tiny, items, tmp_path, monkeypatch, capsys):
+    options = {"model": tiny("bert"), "column": "v", "chunk_rows": 2, "batch_size": 2}
+    encode_texts(items, tmp_path / "whole.parquet", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt)
+        with pytest.raises(Interrupted, match="3 of 5 chunks") as caught:
+            encode_texts(items, tmp_path / "out.parquet", **options)
+    assert caught.value.exit_code == 130
+    assert not (tmp_path / "out.parquet").exists()
+    seen = record_texts(monkeypatch)
+    encode_texts(items, tmp_path / "out.parquet", **options)
+    assert seen == ["dog", "fox", "story"]
+    assert "6 of 9 items" in capsys.readouterr().err
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["file", "rename", "report", "chunks", "half of the chunks"])
+def test_a_run_stopped_after_the_last_chunk_ends_without_encoding_again(tiny, items, tmp_path, monkeypatch, place):
+    out, report = tmp_path / "out.parquet", tmp_path / "report.json"
+    options = {"model": tiny("bert"), "column": "v", "chunk_rows": 2, "batch_size": 2, "verbose": 0}
+    encode_texts(items, tmp_path / "whole.parquet", report=tmp_path / "whole.json", **options)
+    write_beside = module.write_beside
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    def stop_at_report(path, write):
+        return stop() if path == report else write_beside(path, write)
+
+    with monkeypatch.context() as patch:
+        where, name, instead = {
+            "file": (module.ItemFileWriter, "__enter__", stop),
+            "rename": (module.ItemFileWriter, "_flush", stop),
+            "report": (module, "write_beside", stop_at_report),
+            "chunks": (ChunkStore, "remove", stop),
+            "half of the chunks": (shutil, "rmtree", stop),
+        }[place]
+        patch.setattr(where, name, instead)
+        with pytest.raises(Stop):
+            encode_texts(items, out, report=report, **options)
+    if place == "half of the chunks":  # all is written: what is left is out of the way
+        assert not out.with_name("out.parquet.chunks").exists()
+        encode_texts(items, out, report=report, overwrite=True, **options)
+    else:
+        (tmp_path / "other.json").write_text("mine")
+        with pytest.raises(ConfigError, match=r"other\.json"):
+            encode_texts(items, out, report=tmp_path / "other.json", **options)
+        with monkeypatch.context() as patch:
+            seen = record_texts(patch)
+            encode_texts(items, out, report=report, **options)
+        assert seen == []
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    told, whole = (json.loads(file.read_text()) for file in (report, tmp_path / "whole.json"))
+    assert told["missing"] == whole["missing"]
+    assert not [file for file in tmp_path.iterdir() if "chunks" in file.name]
+    with pytest.raises(ConfigError, match="--overwrite"):  # now it is a file like any other
+        encode_texts(items, out, report=report, **options)
+
+
+def test_chunks_of_other_options_are_refused_or_discarded(tiny, items, tmp_path, monkeypatch):
+    options = {"model": tiny("bert"), "chunk_rows": 4, "batch_size": 4, "verbose": 0, "column": "v"}
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stop):
+            encode_texts(items, out, **options)
+    for change, said in (
+        ({"batch_size": 5}, r"batch_size \(4 there, 5 now\).*--restart"),
+        ({"pooling": "cls"}, r"pooling \(mean there, cls now\)"),
+        ({"precision": "bf16"}, r"precision \(fp32 there, bf16 now\)"),
+        ({"model": tiny("clip")}, "another model"),
+        ({"template": "{item_title}!"}, "another input, template"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            encode_texts(items, out, **{**options, **change})
+    pq.write_table(pa.table({"item_id": IDS, "item_title": ["other", *TITLES[1:]]}), items)
+    with pytest.raises(ConfigError, match="another input;"):
+        encode_texts(items, out, **options)
+    encode_texts(items, out, **options, restart=True)
+    fresh = tmp_path / "fresh.parquet"
+    encode_texts(items, fresh, **options)
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_a_killed_run_resumes_and_ends_bit_for_bit_the_same(tiny, tmp_path, picture):
+    folder = tmp_path / "posters"
+    folder.mkdir()
+    for item in range(1, 25):
+        (folder / f"{item}.png").write_bytes(picture(item) if item % 7 else b"broken")
+    slowly = textwrap.dedent(f"""
+        import time
+        from fuxictr_mm.embeddings.encode import encode_images
+        from fuxictr_mm.embeddings.encoders import ImageEncoder
+        encode = ImageEncoder.encode
+        ImageEncoder.encode = lambda self, *a: (time.sleep(0.3), encode(self, *a))[1]
+        encode_images({str(folder)!r}, {str(tmp_path / "out.parquet")!r}, model={tiny("vit")!r}, chunk_rows=3)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", slowly], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    chunks = tmp_path / "out.parquet.chunks"
+    while process.poll() is None and len(list(chunks.glob("*.npy"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out.parquet").exists()
+    assert 2 <= len(list(chunks.glob("*.npy"))) < 8
+    options = {"model": tiny("vit"), "chunk_rows": 3}
+    report = encode_images(folder, tmp_path / "out.parquet", **options)
+    whole = encode_images(folder, tmp_path / "whole.parquet", **options)
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert report.missing == whole.missing
+    assert sorted(report.missing) == [7, 14, 21]
+    assert not chunks.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("--texts {items} --out {out} --items x", "--items"),
+        ("--images {items} --out {out} --template x", "--template"),
+        ("--texts {items} --out {out} --template x", "template 'x'"),
+        ("--texts {items} --out {out} --column item_id", "column 'item_id'"),
+        ("--texts {items} --out {items}", "items.parquet"),
+        ("--texts {items} --out {items} --overwrite", "items.parquet"),
+        ("--texts {items} --out {out} --report {out}", "out.parquet"),
+        ("--texts {items} --out {out} --chunk-rows 0", "chunk_rows 0"),
+        ("--texts {items}.gone --out {out}", "items.parquet.gone"),
+        ("--images {items}.gone --out {out}", "items.parquet.gone"),
+        ("--images {items} --out {out}", "items.parquet"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tiny, items, tmp_path, capsys, flags, value):
+    model = tiny("bert")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["embed", "encode", "--model", model, *flags.format(items=items, out=tmp_path / "out.parquet").split()])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert value in said
+    assert said.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["items.parquet"]
+
+
+def test_nothing_to_encode_is_an_error(tiny, items, posters, tmp_path):
+    pq.write_table(pa.table({"item_id": [1, 2], "item_title": ["", None]}), items)
+    with pytest.raises(DataError, match="2 items"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
+    with pytest.raises(DataError, match="2 items"):
+        encode_images(posters, tmp_path / "out.parquet", model=tiny("clip"), items=items)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path):
+    (tmp_path / "out.parquet.chunks").mkdir()
+    (tmp_path / "out.parquet.chunks/mine").write_text("x")
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=r"out\.parquet\.chunks"):
+            encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"), restart=restart)
+    assert (tmp_path / "out.parquet.chunks/mine").read_text() == "x"
+
+
+def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
+    encode = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: encode(self, texts, *a) * np.nan)
+    with pytest.raises(DataError, match="item 30"):
+        encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
+
+
+def test_a_hub_id_is_found_in_the_cache_without_a_network(tiny, items, tmp_path):
+    repository = tmp_path / "cache/models--someone--tiny-bert"
+    (repository / "refs").mkdir(parents=True)
+    (tmp_path / "cache/version.txt").write_text("1")
+    (repository / "refs/main").write_text("a" * 40)
+    shutil.copytree(tiny("bert"), repository / "snapshots" / ("a" * 40))
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = "from fuxictr_mm.cli import main; main()"
+    flags = f"embed encode --texts {items} --model someone/tiny-bert --out {tmp_path / 'out.parquet'}".split()
+    done = subprocess.run([sys.executable, "-c", command, *flags], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = tmp_path / "local.parquet"
+    encode_texts(items, expected, model=tiny("bert"), column="v")
+    assert np.array_equal(vectors_of(tmp_path / "out.parquet", "txt_emb_tiny_bert"), vectors_of(expected, "v"))
+
+
+FILES = {"7.jpg": b"seven", "sub/3.PNG": b"three", "12.webp": b"", "readme.txt": b"x", "0.jpg": b"0", "a9.jpg": b"9"}
+
+
+def make_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def make_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def make_tar(path: Path, files: dict[str, bytes]) -> Path:
+    form = {"gz": "w:gz", "z2": "w:bz2", "xz": "w:xz"}.get(path.name[-2:], "w")
+    with tarfile.open(path, form) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+MAKERS = [
+    ("folder", make_folder),
+    ("a.zip", make_zip),
+    *((name, make_tar) for name in ("a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz")),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+def test_every_kind_holds_the_same(tmp_path, name, make):
+    with ImageFiles(make(tmp_path / name, FILES)) as images:
+        content = dict(zip(images.ids.tolist(), images.read(0, 10), strict=True))
+        assert content == {7: b"seven", 3: b"three", 12: b""}
+        assert sorted(images.others) == ["0.jpg", "a9.jpg", "readme.txt"]
+        before = images.digest()
+        images.keep(np.array([3, 12, 99]))
+        assert sorted(images.ids.tolist()) == [3, 12]
+        assert images.digest() != before
+        assert len(list(images.read(1, 2))) == 1
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+def test_two_images_of_an_item_are_refused_and_backslashes_are_slashes(tmp_path, name, make):
+    with ImageFiles(
+        make(tmp_path / "one" / name if make is make_folder else tmp_path / name, {"a\\1.jpg": b"1"})
+    ) as one:
+        assert one.ids.tolist() == [1]
+        assert list(one.read(0, 1)) == [b"1"]
+    path = make(tmp_path / name, {"a\\1.jpg": b"", "sub/1.png": b""})
+    with pytest.raises(DataError, match=r"item 1 .*sub/1\.png"):
+        ImageFiles(path)
+
+
+@pytest.mark.parametrize("bad", ["../1.jpg", "/etc/1.jpg", "a/../../1.jpg", "C:\\1.jpg", "a\\..\\1.jpg"])
+@pytest.mark.parametrize(("name", "make"), MAKERS[1:3])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name, make, bad):
+    path = make(tmp_path / name, {"2.jpg": b"", bad: b""})
+    with pytest.raises(DataError, match=r"1\.jpg"):
+        ImageFiles(path)
+
+
+def test_links_and_devices_in_a_tar_are_left_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("1.jpg"))
+        for number, kind in enumerate([tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE], start=2):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    with ImageFiles(tmp_path / "a.tar") as images:
+        assert images.ids.tolist() == [1]
+        assert len(images.others) == 3
+
+
+def test_a_damaged_member_is_one_broken_image(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.jpg", b"first content")
+        archive.writestr("2.jpg", b"second content")
+    path.write_bytes(path.read_bytes().replace(b"first content", b"wrong content"))
+    with ImageFiles(path) as images:
+        first, second = images.read(0, 2)
+    assert isinstance(first, BrokenImage)
+    assert "CRC" in first.reason
+    assert second == b"second content"
+
+
+def test_large_files_and_links_to_nothing_are_broken_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 5)
+    make_folder(tmp_path, {"1.jpg": b"123456", "2.jpg": b"12345"})
+    (tmp_path / "3.jpg").symlink_to(tmp_path / "nothing")
+    with ImageFiles(tmp_path) as images:
+        large, fine, gone = images.read(0, 3)
+    assert fine == b"12345"
+    assert isinstance(large, BrokenImage)
+    assert isinstance(gone, BrokenImage)
+
+
+def test_a_header_of_a_tar_cannot_fill_the_memory(tmp_path):
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as stream:
+        stream.write(header.tobuf())
+        stream.write(bytes(1 << 20))
+    with pytest.raises(DataError, match=str(1 << 30)):
+        ImageFiles(tmp_path / "a.tar.gz")
+
+
+def test_a_changed_file_changes_the_digest(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"1.jpg": b"one"})
+    before = ImageFiles(path).digest()
+    assert ImageFiles(make_zip(path, {"1.jpg": b"one"})).digest() == before
+    assert ImageFiles(make_zip(path, {"1.jpg": b"two"})).digest() != before
+
+
+def test_what_is_no_archive_of_images_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match="nothing"):
+        ImageFiles(tmp_path / "nothing")
+    for name in ("a.zip", "a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(b"no archive at all")
+        with pytest.raises(DataError, match=name):
+            ImageFiles(tmp_path / name)
+    for name in ("b.tar.gz", "b.tar.bz2", "b.tar.xz"):
+        files = {f"{i}.jpg": np.random.default_rng(i).bytes(999) for i in range(1, 9)}
+        cut = make_tar(tmp_path / name, files)
+        cut.write_bytes(cut.read_bytes()[:4000])
+        with pytest.raises(DataError, match=name):
+            ImageFiles(cut)
+    (tmp_path / "1.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1\.jpg"):
+        ImageFiles(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match=r"x\.jpg"):
+        ImageFiles(make_folder(tmp_path / "empty", {"x.jpg": b""}))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(**columns) -> str:
+        pq.write_table(pa.table(columns), tmp_path / "texts.parquet", row_group_size=2)
+        return str(tmp_path / "texts.parquet")
+
+    return make
+
+
+def test_chunks_of_texts_do_not_depend_on_row_groups(write):
+    texts = ItemTexts(write(item_id=[5, 0, 3, 9, 8], title=["five", "padding", None, "  ", "eight"]), "{title}")
+    assert texts.ids.tolist() == [5, 3, 9, 8]
+    assert list(texts.chunks(3)) == [["five", None, None], ["eight"]]
+    assert list(texts.chunks(2)) == [["five", None], [None, "eight"]]
+
+
+def test_columns_are_joined_by_a_template(write):
+    path = write(
+        item_id=[1, 2, 3],
+        title=["Heat", "", None],
+        tags=[["a", None, "b"], ["c"], None],
+        year=pa.array([1995, None, None]),
+        score=[7.0, float("nan"), None],
+        half=[0.5, 2.5, None],
+        none=pa.nulls(3),
+    )
+    texts = next(ItemTexts(path, "{title} ({year}): {tags}{none}").chunks(9))
+    assert texts == ["Heat (1995): a, b", "(): c", None]
+    assert next(ItemTexts(path, "{score}").chunks(9)) == ["7", None, None]
+    assert next(ItemTexts(path, "{half}").chunks(9)) == ["0.5", "2.5", None]
+
+
+def test_the_digest_is_of_ids_texts_and_their_borders(write):
+    digests = [
+        ItemTexts(write(item_id=ids, title=titles), "{title}").digest
+        for ids, titles in (([1, 2], ["ab", "c"]), ([1, 2], ["a", "bc"]), ([1, 3], ["ab", "c"]), ([1, 2], ["ab", None]))
+    ]
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("template", ["plain", "{}", "{0.x}", "{a!r}", "{a:>5}", "{a[0]}", "{", "a}"])
+def test_templates_are_names_in_braces_only(write, template):
+    with pytest.raises((ConfigError, DataError)):
+        ItemTexts(write(item_id=[1], a=["x"]), template)
+
+
+def test_braces_may_be_doubled():
+    assert parse_template("{{a}} {b}") == [("{", None), ("a}", None), (" ", "b")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "value"),
+    [
+        ({"item_id": [1, 1], "title": ["a", "b"]}, "item_id 1 "),
+        ({"item_id": [-1], "title": ["a"]}, "id -1"),
+        ({"item_id": [0], "title": [""]}, "no items"),
+        ({"item_id": [1], "title": [[0.5]]}, "title: holds list"),
+        ({"item_id": [1], "title": [b"x"]}, "title: holds binary"),
+        ({"item_id": [1], "titel": ["a"]}, "'title'; did you mean 'titel'"),
+    ],
+)
+def test_files_that_hold_no_texts_are_refused(write, columns, value):
+    with pytest.raises(DataError, match=value):
+        ItemTexts(write(**columns), "{title}")
