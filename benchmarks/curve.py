@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.dataset import parameters
+from benchmarks.dataset import experiment_of, parameters
 from benchmarks.equality import CHANGES
 from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import gather
-from fuxictr_mm.experiment import build_model
-from fuxictr_mm.registry import load_model_class
 
 #: Half the distance between two float32 numbers, relative.
 ROUNDING = 2.0**-24
@@ -49,7 +47,7 @@ def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int,
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
     dataset = load_dataset(params, {"train": True})
-    ours = build_model(load_model_class(name), dataset, params)
+    ours = experiment_of(params).build_model(dataset)
     references: list[PaddedModel] = []
     for number in range(1 + touched):
         reference = REFERENCES[name](dataset.feature_map, params)

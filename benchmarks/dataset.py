@@ -9,8 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.synthetic.spec import PRESETS, generate
 from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.registry import load_model_class
 
 MODELS: dict[str, dict[str, Any]] = {
     "DIN": {"attention_hidden_units": [512, 256], "attention_hidden_activations": "ReLU", "attention_dropout": 0.1},
@@ -65,15 +68,16 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
         raise MissingFileError(f"{info}: no such file; make the folder with: fuxictr-mm synth --preset microlens-1m")
     schema = pq.read_schema(info)
     vector = next(name for name in schema.names if name.startswith("item_emb_d"))
+    dim = schema.field(vector).type.list_size
     num_items = pq.ParquetFile(info).metadata.num_rows
     columns: list[dict[str, Any]] = [
-        {"name": "user_id", "type": "meta"},
-        {"name": "item_seq", "type": "meta"},
-        {"name": "likes_level", "type": "categorical", "vocab_size": 11},
-        {"name": "views_level", "type": "categorical", "vocab_size": 11},
-        {"name": "item_id", "type": "categorical", "source": "item", "vocab_size": num_items},
-        {"name": "item_tags", "type": "sequence", "source": "item", "max_len": 5, "vocab_size": 11_740},
-        {"name": vector, "type": "embedding", "source": "item", "embedding_dim": schema.field(vector).type.list_size},
+        {"name": "user_id", "dtype": "int", "type": "meta"},
+        {"name": "item_seq", "dtype": "int", "type": "meta"},
+        {"name": "likes_level", "dtype": "int", "type": "categorical", "vocab_size": 11},
+        {"name": "views_level", "dtype": "int", "type": "categorical", "vocab_size": 11},
+        {"name": "item_id", "dtype": "int", "type": "categorical", "source": "item", "vocab_size": num_items},
+        {"name": "item_tags", "dtype": "int", "type": "sequence", "source": "item", "max_len": 5, "vocab_size": 11_740},
+        {"name": vector, "dtype": "float", "type": "embedding", "source": "item", "embedding_dim": dim},
     ]
     return {
         "model": model,
@@ -105,3 +109,8 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
         **MODELS[model],
         **changes,
     }
+
+
+def experiment_of(params: dict[str, Any]) -> Experiment:
+    """Return the experiment of such parameters."""
+    return Experiment(ExperimentConfig.from_dict(params), load_model_class(params["model"]))

@@ -21,7 +21,7 @@ from benchmarks.strategy_files import Settings, StrategyFiles, find_source
 from fuxictr_mm.cli import add_debug, run_main
 from fuxictr_mm.config import list_datasets, list_experiments, load_config, nearest
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.experiment import read_params, run_experiment
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_beside
 
 #: Strategy, what the model reads beside ids and tags.
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
         results = []
         for seed in range(1, args.seeds + 1):
-            changes |= {"seed": seed, "model_id": f"{expid}_{strategy}_seed{seed}"}
-            params, model = read_params(args.config, expid, gpu=args.gpu, data_root=args.data_root, overrides=changes)
-            results.append(run_experiment(params, model, resume=True))
+            experiment = Experiment.load(expid, args.config, gpu=args.gpu, data_root=args.data_root, **changes)
+            named = experiment.with_settings(seed=seed, model_id=f"{expid}_{strategy}_seed{seed}")
+            results.append(named.fit(resume=True))
         rows.append(
             {
                 "strategy": strategy,

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.dataset import parameters
+from benchmarks.dataset import experiment_of, parameters
 from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import gather
-from fuxictr_mm.experiment import build_model
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.registry import load_model_class
 
 #: Gradients below this share of the whole gradient's norm are rounding noise: a bias before batch norm has none at all.
 NOISE = 1e-6
@@ -59,7 +57,7 @@ def equality(
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
     dataset = load_dataset(params, {"train": True})
-    ours: MultimodalModel = build_model(load_model_class(name), dataset, params)
+    ours: MultimodalModel = experiment_of(params).build_model(dataset)
     reference = REFERENCES[name](dataset.feature_map, params)
     for model in (ours, reference):
         _to_double(model)

@@ -67,16 +67,15 @@ def default_experiments(config: str) -> list[str]:
 
 def measure(args: argparse.Namespace, expid: str, overrides: dict[str, Any]) -> tuple[int, int, float]:
     """Return parameters, those of embeddings, and training samples per CPU second of one experiment."""
-    from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.experiment import build_model, make_loader, read_params
+    from fuxictr_mm.experiment import Experiment
 
-    params, model_class = read_params(args.config, expid, data_root=args.data_root, overrides=overrides)
-    dataset = load_dataset(params, {"train": True})
-    torch.manual_seed(params["seed"])
-    model = build_model(model_class, dataset, params)
+    experiment = Experiment.load(expid, args.config, data_root=args.data_root, **overrides)
+    dataset = experiment.load_dataset({"train": True})
+    torch.manual_seed(experiment.config.seed)
+    model = experiment.build_model(dataset)
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     embeddings = sum(p.numel() for p in model.embedding_layer.parameters() if p.requires_grad)
-    batches = full_batches(make_loader(dataset.splits["train"], model, params, shuffle=True), args.batch_size)
+    batches = full_batches(experiment.make_loader(dataset.splits["train"], model, shuffle=True), args.batch_size)
     model.train()
     model.train_step(next(batches))
     speeds = []

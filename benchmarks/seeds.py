@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--data_root", metavar="DIR")
     args = parser.parse_args()
 
-    from fuxictr_mm.experiment import read_params, run_experiment
+    from fuxictr_mm.experiment import Experiment
 
     logging.basicConfig(level=logging.WARNING)
     header = "| experiment | what it has | valid AUC | test AUC | test gAUC | seconds a run |"
@@ -35,16 +35,14 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as root:
                 overrides = {"seed": seed, "model_root": root, "metrics": ["AUC", "gAUC"], "tensorboard": False}
                 overrides |= {} if args.precision is None else {"precision": args.precision}
-                params, model_class = read_params(
-                    args.config, expid, gpu=args.gpu, data_root=args.data_root, overrides=overrides
-                )
-                results.append(run_experiment(params, model_class))
+                experiment = Experiment.load(expid, args.config, gpu=args.gpu, data_root=args.data_root, **overrides)
+                results.append(experiment.fit())
         valid = [r.valid["AUC"] for r in results]
         test = [r.test["AUC"] for r in results if r.test]
         groups = [r.test["gAUC"] for r in results if r.test]
         cells = [_mean_and_deviation(values) for values in (valid, test, groups)]
         seconds = statistics.mean(r.seconds for r in results)
-        print(f"| {expid} | {params.get('description', '')} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+        print(f"| {expid} | {experiment.config.description or ''} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
 def _mean_and_deviation(values: list[float]) -> str:

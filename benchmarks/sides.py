@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.dataset import experiment_of
 from benchmarks.reference import REFERENCES, padded_loader
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.experiment import build_model, make_loader
 from fuxictr_mm.model import MultimodalModel, distinct_items
-from fuxictr_mm.registry import load_model_class
 
 
 @dataclass
@@ -61,11 +60,12 @@ def make_sides(
     A side that ``precisions`` does not name is not made.
     """
     device = "cpu" if params["gpu"] < 0 else "cuda"
+    experiment = experiment_of(params)
     shuffle = what != "scoring"
     if "ours" in precisions:
         torch.manual_seed(params["seed"])
-        model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
-        loader = make_loader(dataset.splits["train"], model, params, shuffle=shuffle)
+        model: MultimodalModel = experiment.build_model(dataset)
+        loader = experiment.make_loader(dataset.splits["train"], model, shuffle=shuffle)
         _set_precision(model, precisions["ours"], device)
         step, finish = {"train": _train_ours, "scoring": _score_ours, "loader": _take}[what](model)
         yield Side("ours", _endless(loader), step, finish, precisions["ours"])
@@ -83,11 +83,12 @@ def make_sides(
 def make_scaled_sides(dataset: Dataset, params: dict[str, Any], precision: str) -> Iterator[Side]:
     """Yield training on all rows, and on the first tenth of them: a step should cost the same."""
     torch.manual_seed(params["seed"])
-    model: MultimodalModel = build_model(load_model_class(params["model"]), dataset, params)
+    experiment = experiment_of(params)
+    model: MultimodalModel = experiment.build_model(dataset)
     _set_precision(model, precision, "cpu" if params["gpu"] < 0 else "cuda")
     table = dataset.splits["train"]
     for name, rows in (("a tenth", len(table) // 10), ("all rows", len(table))):
-        loader = make_loader(table.slice(0, rows), model, params, shuffle=True, training=True)
+        loader = experiment.make_loader(table.slice(0, rows), model, shuffle=True, training=True)
         yield Side(name, _endless(loader), *_train_ours(model), precision)
 
 

@@ -472,7 +472,8 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
         ``RunPaths.runs``.
     """
     newest = max(folder.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    return [] if newest is None else read_lines(newest)
+    lines = [] if newest is None else read_lines(newest)
+    return list({line["step"]: line for line in lines}.values())  # one that was killed may have written a step twice
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

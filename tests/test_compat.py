@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuxictr_mm import experiment
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,7 @@ class Plain(BaseModel):
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that reads the parameters of an experiment of a model file, with the settings given."""
+    """Return a function that loads the experiment of a model file, with the settings given."""
     (tmp_path / "model_config.yaml").write_text(
         "Plain_tiny: {model: Plain, dataset_id: tiny_mm, epochs: 1, embedding_dim: 4, max_len: 20, batch_size: 1000,"
         " use_features: [likes_level, item_id, item_tags]}"
@@ -132,8 +132,8 @@ def start(tmp_path):
     def read(model=MODEL, **settings):
         (tmp_path / "Plain.py").write_text(model)
         sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
-        overrides = {"model_root": str(tmp_path), "verbose": 0, **settings}
-        return experiment.read_params(tmp_path, "Plain_tiny", model_zoo=tmp_path, overrides=overrides)
+        settings = {"model_root": str(tmp_path), "verbose": 0, **settings}
+        return Experiment.load("Plain_tiny", tmp_path, model_zoo=tmp_path, **settings)
 
     return read
 
@@ -168,9 +168,8 @@ def test_a_whole_number_regularizes(start):
     """FuxiCTR takes 1 for no regularizer at all."""
 
     def norm(value):
-        params, model_class = start(embedding_regularizer=value, epochs=2)
-        experiment.run_experiment(params, model_class)
-        state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+        run = start(embedding_regularizer=value, epochs=2).fit()
+        state = torch.load(run.weights, weights_only=True)
         return state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].norm()
 
     assert norm(1) == norm(1.0)
@@ -178,11 +177,10 @@ def test_a_whole_number_regularizes(start):
 
 
 def train_and_score(start, model, **settings):
-    params, model_class = start(model, **settings)
-    result = experiment.run_experiment(params, model_class)
-    scores = experiment.predict_test(params, model_class)
+    run = start(model, **settings).fit()
+    scores = run.predict()
     assert 0 <= scores.min() < scores.max() <= 1
-    return result, params
+    return run
 
 
 ALL = ["likes_level", "item_id", "item_tags", "item_emb_d16"]
@@ -200,9 +198,9 @@ HISTORY = {
     ],
 )
 def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, message):
-    params, model_class = start(model, use_features=ALL, **settings)
+    experiment = start(model, use_features=ALL, **settings)
     with pytest.raises(ConfigError, match=f"Plain_tiny: Plain.forward cannot take a batch of {message}") as caught:
-        experiment.run_experiment(params, model_class)
+        experiment.fit()
     assert "\n" not in str(caught.value)
 
 
@@ -210,31 +208,27 @@ def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, me
 def test_a_file_written_for_the_challenge_runs(start, accumulation_steps):
     """The feature that the model adds is no column of the item files."""
     settings = {"use_features": ALL, "group_id": "user_id", "metrics": ["AUC", "gAUC"]}
-    result, _ = train_and_score(
+    result = train_and_score(
         start, CHALLENGE, batch_view="challenge", accumulation_steps=accumulation_steps, **settings
     )
     assert set(result.valid) == {"AUC", "gAUC"}
 
 
 def test_a_file_with_a_sequence_runs(start):
-    _, params = train_and_score(start, SEQUENCE, din_target_field="item_id", din_sequence_field="item_seq", **HISTORY)
-    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    run = train_and_score(start, SEQUENCE, din_target_field="item_id", din_sequence_field="item_seq", **HISTORY)
+    state = torch.load(run.weights, weights_only=True)
     assert torch.equal(
         state["embedding_layer.embedding_layers.item_seq.weight"],
         state["embedding_layer.embedding_layers.item_id.weight"],
     )
 
 
-def test_the_setting_that_differs_from_that_of_weights_is_named(start, tmp_path):
-    params, model_class = start()
-    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
-    model.save_weights(tmp_path / "own.model")
-    params, model_class = start(embedding_dim=8)
-    model = experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
-    with pytest.raises(
-        UserError, match=r"likely: embedding_dim .8 here, 4 in the file; .* x 8 here, .* x 4 in the file"
-    ):
-        model.load_weights(tmp_path / "own.model")
+def test_the_setting_that_differs_from_that_of_weights_is_named(start):
+    weights = start().fit().weights
+    experiment = start(embedding_dim=8)
+    model = experiment.build_model(experiment.load_dataset({}))
+    with pytest.raises(UserError, match=r"settings that differ: embedding_dim is 4 in .*config.yaml, 8 here"):
+        model.load_weights(weights)
 
 
 def test_a_group_id_of_one_column_in_a_list_is_taken_and_of_several_explained(start, tmp_path):
@@ -242,7 +236,7 @@ def test_a_group_id_of_one_column_in_a_list_is_taken_and_of_several_explained(st
     path = tmp_path / "model_config.yaml"
     one = path.read_text().replace("epochs: 1", "epochs: 1, group_id: [user_id], metrics: [AUC, gAUC]")
     path.write_text(one)
-    assert start()[0]["group_id"] == "user_id"
+    assert start().config.group_id == "user_id"
     path.write_text(one.replace("[user_id]", "[user_id, likes_level]"))
     with pytest.raises(ConfigError, match=r"group_id is \['user_id', 'likes_level'\], but .* one .group_id: user_id"):
         start()
@@ -258,19 +252,19 @@ LINEAR = (
 
 def test_a_linear_term_weighs_stored_vectors(start):
     """FuxiCTR's own stops at the first batch: it stacks numbers and whole vectors."""
-    _, params = train_and_score(start, LINEAR, use_features=ALL)
-    state = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    run = train_and_score(start, LINEAR, use_features=ALL)
+    state = torch.load(run.weights, weights_only=True)
     assert state["linear.embedding_layer.embedding_layer.feature_encoders.item_emb_d16.weight"].shape == (1, 16)
 
 
 def test_the_weights_of_stored_vectors_train_at_the_models_rate_and_add_their_product(start):
-    params, model_class = start(LINEAR, use_features=ALL, learning_rate=0.125)
-    dataset = experiment.load_dataset(params, {"train": True})
-    model = experiment.build_model(model_class, dataset, params)
+    experiment = start(LINEAR, use_features=ALL, learning_rate=0.125)
+    dataset = experiment.load_dataset({"train": True})
+    model = experiment.build_model(dataset)
     weights = model.linear.embedding_layer.embedding_layer.feature_encoders["item_emb_d16"].weight
     group = next(g for g in model.optimizer.param_groups if any(p is weights for p in g["params"]))
     assert group["lr"] == 0.125
-    batch = next(iter(experiment.make_loader(dataset.splits["train"], model, params)))
+    batch = next(iter(experiment.make_loader(dataset.splits["train"], model)))
     inputs = model.get_inputs(batch)
     before = model.linear(inputs)
     moved = batch["item_emb_d16"] @ weights.T
@@ -280,7 +274,7 @@ def test_the_weights_of_stored_vectors_train_at_the_models_rate_and_add_their_pr
 
 
 def test_older_names_of_arguments_and_losses_are_taken(start):
-    plain, _ = train_and_score(start, MODEL)
+    plain = train_and_score(start, MODEL)
     older = (
         MODEL.replace("flatten_emb=True", "dynamic_emb_dim=True")
         + """
@@ -288,13 +282,13 @@ def test_older_names_of_arguments_and_losses_are_taken(start):
         return self.loss_fn(self.forward(inputs)["y_pred"], self.get_labels(inputs), reduction="mean")
 """
     )
-    assert train_and_score(start, older)[0].valid == plain.valid
-    assert train_and_score(start, older, embedding_regularizer=1.0)[0].valid != plain.valid
+    assert train_and_score(start, older).valid == plain.valid
+    assert train_and_score(start, older, embedding_regularizer=1.0).valid != plain.valid
 
 
 def test_what_a_file_redefines_in_vain_is_said(start, caplog):
-    params, model_class = start(MODEL + "\n    def evaluate_metrics(self, *args):\n        return {}\n")
-    experiment.build_model(model_class, experiment.load_dataset(params, {}), params)
+    experiment = start(MODEL + "\n    def evaluate_metrics(self, *args):\n        return {}\n")
+    experiment.build_model(experiment.load_dataset({}))
     assert "Plain redefines evaluate_metrics, which is not called" in caplog.text
 
 
@@ -305,9 +299,8 @@ class Bomb:
 
 def test_weights_are_read_without_running_anything(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    params, model_class = start()
-    dataset = experiment.load_dataset(params, {"test": False})
-    model = experiment.build_model(model_class, dataset, params)
+    experiment = start()
+    model = experiment.build_model(experiment.load_dataset({"test": False}))
     (tmp_path / "bomb.model").write_bytes(pickle.dumps({"x": Bomb()}))
     with pytest.raises(UserError, match=r"bomb\.model"):
         model.load_weights(tmp_path / "bomb.model")
@@ -344,15 +337,15 @@ def test_a_model_that_decides_about_its_checkpoints_itself_does(start, caplog):
             self.lr_decay(factor=0.5)
         self._stop_training = len(self.seen) == 3
 """
-    params, model_class = start(MODEL + deciding, epochs=9)
-    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    experiment = start(MODEL + deciding, epochs=9)
+    dataset = experiment.load_dataset({"train": True, "valid": True})
     torch.manual_seed(0)
-    model = experiment.build_model(model_class, dataset, params)
-    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True, training=True)
-    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    model = experiment.build_model(dataset)
+    train = experiment.make_loader(dataset.splits["train"], model, shuffle=True, training=True)
+    valid = experiment.make_loader(dataset.splits["valid"], model)
     history = loop.fit(model, train, 9, valid)
     assert [entry["AUC"] for entry in history] == model.seen
     assert len(model.seen) == 3
     assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
-    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(params["learning_rate"] / 4)
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(experiment.config.learning_rate / 4)
     assert "redefines" not in caplog.text

@@ -14,7 +14,7 @@ import numpy as np
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.evaluation.compare import Comparison, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
-from fuxictr_mm.runs import NAMING_KEYS, RunRecord, state, with_text_keys
+from fuxictr_mm.runs import NAMING_KEYS, Run, with_text_keys
 from fuxictr_mm.terminal import DASH, MINUS, number, plural, printable
 
 
@@ -26,15 +26,15 @@ class Experiment:
     ----------
     name : str
         The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
-    runs : list of RunRecord
+    runs : list of Run
         Finished, the newest first, one for each seed.
     """
 
     name: str
-    runs: list[RunRecord]
+    runs: list[Run]
 
     @property
-    def newest(self) -> RunRecord:
+    def newest(self) -> Run:
         """The newest run, which speaks for the configuration."""
         return self.runs[0]
 
@@ -82,7 +82,7 @@ class Gathered:
     notes: list[str]
 
 
-def gather(records: Sequence[RunRecord], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
+def gather(records: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
     """Group runs by dataset and experiment.
 
     The newest configuration of an experiment is kept, and the newest of several runs with one seed. Runs of an older
@@ -90,26 +90,26 @@ def gather(records: Sequence[RunRecord], named: Iterable[str | os.PathLike[str]]
 
     Parameters
     ----------
-    records : sequence of RunRecord
+    records : sequence of Run
         Newest first.
     named : iterable of str or path
         Names and folders of the requested runs.
     """
     asked = {os.path.basename(os.path.normpath(name)) for name in named}
-    datasets: dict[str, list[RunRecord]] = {}
+    datasets: dict[str, list[Run]] = {}
     for record in records:
         datasets.setdefault(record.dataset_id, []).append(record)
     return [_of_dataset(name, runs, asked) for name, runs in sorted(datasets.items())]
 
 
-def _of_dataset(dataset_id: str, records: Sequence[RunRecord], asked: set[str]) -> Gathered:
+def _of_dataset(dataset_id: str, records: Sequence[Run], asked: set[str]) -> Gathered:
     notes: list[str] = []
-    usable: dict[str, list[RunRecord]] = {}
+    usable: dict[str, list[Run]] = {}
     for record in records:
         if record.is_usable and any(number(v) is not None for v in record.valid.values()):
             usable.setdefault(record.expid, []).append(record)
         else:
-            why = "none of its metrics can be read" if record.is_usable else state(record)
+            why = "none of its metrics can be read" if record.is_usable else record.state
             notes.append(f"{record.expid}, run {record.run}, is left out: {why}")
     experiments: list[Experiment] = []
     for expid, runs in sorted(usable.items()):
@@ -117,8 +117,8 @@ def _of_dataset(dataset_id: str, records: Sequence[RunRecord], asked: set[str]) 
     return Gathered(dataset_id, experiments, notes)
 
 
-def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes: list[str]) -> list[Experiment]:
-    configurations: dict[str, list[RunRecord]] = {}
+def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list[str]) -> list[Experiment]:
+    configurations: dict[str, list[Run]] = {}
     for run in runs:
         configurations.setdefault(run.config_key, []).append(run)
     found: list[Experiment] = []
@@ -131,7 +131,7 @@ def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes
             )
         if not kept:
             continue
-        by_seed: dict[int | None, RunRecord] = {}
+        by_seed: dict[int | None, Run] = {}
         for run in kept:
             by_seed.setdefault(run.seed, run)
         if len(by_seed) < len(kept):
@@ -141,7 +141,7 @@ def _of_experiment(expid: str, runs: Sequence[RunRecord], asked: set[str], notes
     return found
 
 
-def history(run: RunRecord) -> list[dict[str, Any]]:
+def history(run: Run) -> list[dict[str, Any]]:
     """Return the evaluations of a run that have a step; an empty list if the file is damaged."""
     try:
         return [line for line in run.history() if number(line.get("step")) is not None]
@@ -374,7 +374,7 @@ class Comparisons:
 
 def compare_experiments(
     experiments: Sequence[Experiment],
-    known: Sequence[RunRecord],
+    known: Sequence[Run],
     samples: int = 2000,
     track: Callable[[Iterable[int]], Any] = iter,
 ) -> Comparisons:
@@ -384,7 +384,7 @@ def compare_experiments(
     ----------
     experiments : sequence of Experiment
         Of one dataset.
-    known : sequence of RunRecord
+    known : sequence of Run
         All runs, also those that are not on the page: they may be further seeds.
     samples : int
         Bootstrap samples of users, as in ``fuxictr-mm compare``.
@@ -395,7 +395,7 @@ def compare_experiments(
     if not experiments:
         return Comparisons(None, notes)
 
-    def leave_out(name: str, run: RunRecord, reason: UserError) -> None:
+    def leave_out(name: str, run: Run, reason: UserError) -> None:
         notes.append(f"{name}, run {run.run}, is not compared: {reason}")
 
     groups = {experiment.name: experiment.runs for experiment in experiments}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from fuxictr_mm.report.experiments import Comparisons, Experiment, average, history
-from fuxictr_mm.runs import FALLING, RunRecord
+from fuxictr_mm.runs import FALLING, Run
 from fuxictr_mm.terminal import decimal, grouped, listed, number, plural, printable, signed
 
 if TYPE_CHECKING:
@@ -732,7 +732,7 @@ def _best(entries: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any
     return choose(having, key=lambda e: e[metric]) if having else None
 
 
-def _tell_curves(runs: Sequence[tuple[RunRecord, list[dict[str, Any]]]], metric: str, others: bool) -> str:
+def _tell_curves(runs: Sequence[tuple[Run, list[dict[str, Any]]]], metric: str, others: bool) -> str:
     told = []
     for run, entries in runs[:MOST_SEEDS]:
         best, losses = _best(entries, metric), _points(entries, "loss")[1]
@@ -751,13 +751,13 @@ def _epochs(entries: Sequence[Mapping[str, Any]]) -> str:
     return f"{max(known):.0f}" if known else "?"
 
 
-def rows_per_second(run: RunRecord) -> float | None:
+def rows_per_second(run: Run) -> float | None:
     """Return the median speed over the evaluations of a run."""
     known = [v for e in history(run) if (v := number(e.get("rows_per_second"))) is not None]
     return statistics.median(known) if known else None
 
 
-def seconds_per_epoch(run: RunRecord) -> float | None:
+def seconds_per_epoch(run: Run) -> float | None:
     """Return the wall time of a run until its last evaluation by the epochs until then."""
     ends = [(number(e.get("seconds")), number(e.get("epoch"))) for e in history(run)]
     known = [(seconds, epoch) for seconds, epoch in ends if seconds is not None and epoch]

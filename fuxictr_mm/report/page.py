@@ -36,7 +36,7 @@ from fuxictr_mm.report.experiments import (
     settings_of,
 )
 from fuxictr_mm.report.figures import Plot, speed_of
-from fuxictr_mm.runs import FALLING, RUN_NAME, RunRecord, find_runs, resolve
+from fuxictr_mm.runs import FALLING, RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import decimal, listed, number, plural, printable
 
 #: Metric that experiments are ordered by, if they have it.
@@ -243,7 +243,7 @@ class DatasetSection:
 
 
 def describe(
-    gathered: Gathered, number: int, known: Sequence[RunRecord], track: Callable[[Iterable[int]], Any] = iter
+    gathered: Gathered, number: int, known: Sequence[Run], track: Callable[[Iterable[int]], Any] = iter
 ) -> DatasetSection:
     """Compute the content of the page for one dataset.
 
@@ -253,7 +253,7 @@ def describe(
         Its experiments.
     number : int
         Index of the dataset on the page.
-    known : sequence of RunRecord
+    known : sequence of Run
         All runs; further seeds of a configuration are used for the conclusions.
     track : callable
         Wraps the chunks of bootstrap samples, to show progress.
@@ -510,7 +510,7 @@ def check_replaceable(out: str | os.PathLike[str]) -> None:
         raise ConfigError(f"{out}: exists and is not an HTML page; choose another name, such as report.html")
 
 
-def _records(everything: Sequence[RunRecord], root: str | os.PathLike[str], dataset: str | None) -> list[RunRecord]:
+def _records(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
     if not everything:
         raise MissingFileError(
             f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"

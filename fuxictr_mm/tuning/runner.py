@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.files import InheritedLock, try_lock, write_beside
+from fuxictr_mm.files import InheritedLock, read_json, try_lock, write_beside
+from fuxictr_mm.runs import RunPaths
 from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.tuning import child
 
@@ -87,8 +88,8 @@ class Trial:
         Experiment id.
     params : dict
         Resolved parameters.
-    record : Path
-        Its result, once it has finished.
+    paths : RunPaths, optional
+        Where its files lie; None where it is not known yet.
     lock : InheritedLock, optional
         Keeps other processes off its files.
     number : int
@@ -97,17 +98,17 @@ class Trial:
 
     expid: str
     params: dict[str, Any]
-    record: Path
+    paths: RunPaths | None = None
     lock: InheritedLock | None = None
     number: int = -1
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result that is on disk, None if there is none of these very parameters."""
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            record = {} if self.paths is None else read_json(self.paths.result)
+        except UserError:
             return None  # not finished, or not by us: run it
-        if not isinstance(record, dict) or record.get("config_hash") != config_hash(self.params):
+        if record.get("config_hash") != config_hash(self.params):
             return None
         return TrialResult(
             self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
@@ -208,8 +209,8 @@ class _Grid:
     """The experiments of a configuration folder."""
 
     def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
-        # Here, because it brings FuxiCTR along, which enumerating and tabling do without.
-        from fuxictr_mm.experiment import read_params, record_path
+        # Here, because it imports FuxiCTR, which enumerating and tabling do without.
+        from fuxictr_mm.experiment import Experiment
 
         names = list(list_experiments(config_dir))
         kept = [name for name in names if tag is None or tag in name]
@@ -218,8 +219,8 @@ class _Grid:
             raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
         trials = []
         for name in kept:
-            params = read_params(config_dir, name, data_root=data_root, model_zoo=model_zoo)[0]
-            trials.append(Trial(name, params, record_path(params)))
+            experiment = Experiment.load(name, config_dir, data_root=data_root, model_zoo=model_zoo)
+            trials.append(Trial(name, experiment.config.to_dict(), experiment.paths))
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
@@ -329,7 +330,8 @@ class _Child:
         """Return what to say of the process that has ended, if it left no result."""
         code = self.process.returncode
         if code == 0:
-            return f"no result of this configuration in {self.trial.record}"
+            assert self.trial.paths is not None
+            return f"no result of this configuration in {self.trial.paths.result}"
         return _last_line(self.log) or f"exit code {code} without output"
 
 

@@ -154,7 +154,7 @@ def run_study(
 
 def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
     """Refuse, before anything is written, a value of the space that a trial would end at."""
-    from fuxictr_mm.experiment import read_params
+    from fuxictr_mm.experiment import Experiment
 
     if (tuner.folder / "model_config.yaml").exists():
         raise ConfigError(
@@ -165,7 +165,7 @@ def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None
             expid = f"{tuner.name}_{tuner.search}_check{row}"
             _write_experiment(Path(folder), tuner, expid, point)
             try:
-                read_params(folder, expid, data_root=data_root, model_zoo=model_zoo)
+                Experiment.load(expid, folder, data_root=data_root, model_zoo=model_zoo)
             except UserError as error:
                 raise type(error)(str(error).replace(folder, str(tuner.path))) from error
 
@@ -402,7 +402,7 @@ class _StudyTrials:
 
     def _prepare(self, number: int, lock: Any) -> Trial | None:
         """Write the experiment of a trial; None if that already ends it."""
-        from fuxictr_mm.experiment import read_params, record_path
+        from fuxictr_mm.experiment import Experiment
 
         found = self._trial(number)
         point = found.user_attrs["point"]
@@ -413,12 +413,13 @@ class _StudyTrials:
             self._note(number, "expid", expid)
         self._watches[number] = _Watch(len(found.intermediate_values), time.monotonic())
         self._ran.add(number)
-        trial = Trial(expid, {}, Path(), lock, number)
+        trial = Trial(expid, {}, None, lock, number)
         error = ""
         try:
             _write_experiment(self._folder, self._tuner, expid, point)
-            params = read_params(self._folder, expid, data_root=self._data_root, model_zoo=self._model_zoo)[0]
-            trial = Trial(expid, params, record_path(params), lock, number)
+            where = {"data_root": self._data_root, "model_zoo": self._model_zoo}
+            experiment = Experiment.load(expid, self._folder, **where)
+            trial = Trial(expid, experiment.config.to_dict(), experiment.paths, lock, number)
             if trial.result() is None and not self._should_prune(number):
                 return trial
         except UserError as failure:
@@ -449,7 +450,8 @@ class _StudyTrials:
 
     def _report(self, trial: Trial, watch: _Watch) -> None:
         """Hand on evaluations that are new, up to one that the trial should end at."""
-        for evaluation in read_evaluations(trial.record.with_suffix(""))[watch.reported :]:
+        assert trial.paths is not None
+        for evaluation in read_evaluations(trial.paths.runs)[watch.reported :]:
             watch.reported += 1
             value = monitored(trial.params, evaluation)
             self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
@@ -480,7 +482,8 @@ class _StudyTrials:
                 return
             error = f"the monitored metric is {value}"
         elif watch.pruned:
-            evaluations = read_evaluations(trial.record.with_suffix(""))[: watch.reported]
+            assert trial.paths is not None
+            evaluations = read_evaluations(trial.paths.runs)[: watch.reported]
             if evaluations:
                 valid = {name: evaluations[-1][name] for name in trial.params["metrics"] if name in evaluations[-1]}
                 self._note(number, "result", {"valid": valid, "seconds": evaluations[-1]["seconds"]})

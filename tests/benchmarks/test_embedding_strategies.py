@@ -14,7 +14,7 @@ from benchmarks.embedding_strategies import STRATEGIES
 from benchmarks.strategy_files import find_source
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.experiment import read_params, run_experiment
+from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 DERIVED = ROOT / "data" / "tiny_mm_derived"
@@ -158,14 +158,14 @@ def test_apart_beats_joint_where_one_modality_is_louder(seed, tmp_path):
     auc = {}
     for expid in ("DIN_MM_V3_tiny", "DIN_MM_V4_tiny"):
         settings = {"seed": seed, "epochs": 2, "model_root": str(tmp_path), "verbose": 0}
-        auc[expid] = run_experiment(*read_params(ROOT, expid, overrides=settings)).valid["AUC"]
+        auc[expid] = Experiment.load(expid, ROOT, **settings).fit().valid["AUC"]
     assert auc["DIN_MM_V4_tiny"] > auc["DIN_MM_V3_tiny"] + 0.02
 
 
 @pytest.mark.parametrize("expid", ["DIN_MM_RQ_tiny", "DIN_MM_PQ_tiny", "DIN_MM_VQ_tiny", "DIN_MM_aligned_tiny"])
 def test_experiments_on_the_derived_files(expid, tmp_path):
     settings = {"epochs": 1, "model_root": str(tmp_path), "verbose": 0}
-    assert run_experiment(*read_params(ROOT, expid, overrides=settings)).valid["AUC"] > 0.6
+    assert Experiment.load(expid, ROOT, **settings).fit().valid["AUC"] > 0.6
 
 
 def test_derived_files_fit_the_items():

@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm import experiment
 from fuxictr_mm.data import parquet, streaming
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader, Shard
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
 
@@ -329,17 +329,17 @@ def test_a_view_is_applied(tmp_path):
 
 
 def prepare(folder, expid="DIN_MM_tiny", **settings):
-    """Return model, loaders and snapshots of an experiment whose training rows are streamed."""
+    """Return model, loaders and training checkpoint of an experiment whose training rows are streamed."""
     overrides = {"model_root": str(folder), "verbose": 0, "batch_size": 500, "net_dropout": 0.2}
     overrides |= {"resident": False, "buffer_rows": 2000}
-    params, model_class = experiment.read_params(ROOT, expid, overrides={**overrides, **settings})
-    torch.manual_seed(params["seed"])
-    dataset = experiment.load_dataset(params, {"train": True, "valid": True})
+    experiment = Experiment.load(expid, ROOT, **{**overrides, **settings})
+    torch.manual_seed(experiment.config.seed)
+    dataset = experiment.load_dataset({"train": True, "valid": True})
     assert isinstance(dataset.splits["train"], InteractionFiles)
     assert isinstance(dataset.splits["valid"], InteractionTable)
-    model = experiment.build_model(model_class, dataset, params)
-    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True)
-    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    model = experiment.build_model(dataset)
+    train = experiment.make_loader(dataset.splits["train"], model, shuffle=True)
+    valid = experiment.make_loader(dataset.splits["valid"], model)
     assert isinstance(train, StreamingLoader)
     return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
@@ -349,11 +349,11 @@ class Killed(BaseException):
 
 
 def test_the_same_weights_after_kills(tmp_path):
-    model, train, valid, snapshots = prepare(tmp_path / "whole")
-    history = loop.fit(model, train, 2, valid, checkpoint=snapshots)
+    model, train, valid, checkpoint = prepare(tmp_path / "whole")
+    history = loop.fit(model, train, 2, valid, checkpoint=checkpoint)
     expected = model.state_dict()
     for step in (1, 11, 18):
-        model, train, valid, snapshots = prepare(tmp_path / "killed")
+        model, train, valid, checkpoint = prepare(tmp_path / "killed")
         inner, steps = model.train_step, itertools.count(1)
 
         def train_step(batch, inner=inner, steps=steps, step=step):
@@ -364,36 +364,36 @@ def test_the_same_weights_after_kills(tmp_path):
 
         model.train_step = train_step
         with pytest.raises(Killed):
-            loop.fit(model, train, 2, valid, checkpoint=snapshots, resume=True)
+            loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=True)
         assert not reading_threads()
     torch.manual_seed(999)
-    model, train, valid, snapshots = prepare(tmp_path / "killed")
-    assert loop.fit(model, train, 2, valid, checkpoint=snapshots, resume=True) == history
+    model, train, valid, checkpoint = prepare(tmp_path / "killed")
+    assert loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=True) == history
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
 
 
 def run(folder, **settings):
     settings = {"model_root": str(folder), "verbose": 0, "epochs": 3, **settings}
-    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", overrides=settings)
-    return experiment.run_experiment(params, model_class), params, model_class
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
+    return experiment.fit(), experiment
 
 
 def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
-    resident, _, _ = run(tmp_path / "resident", resident=True)
-    streamed, _, _ = run(tmp_path / "streamed", resident=False, buffer_rows=3000)
+    resident, _ = run(tmp_path / "resident", resident=True)
+    streamed, _ = run(tmp_path / "streamed", resident=False, buffer_rows=3000)
     assert streamed.valid["AUC"] == pytest.approx(resident.valid["AUC"], abs=0.02)
     assert streamed.valid["AUC"] != resident.valid["AUC"]
     assert resident.valid["AUC"] > 0.65
 
 
 def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, monkeypatch, caplog):
-    _, params, model_class = run(tmp_path, epochs=1)
-    scores = experiment.predict_test(params, model_class)
+    _, experiment = run(tmp_path, epochs=1)
+    scores = experiment.predict()
     monkeypatch.setattr("fuxictr_mm.data.memory.free_memory", lambda device: 1000)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 300)
     with caplog.at_level(logging.INFO):
-        np.testing.assert_array_equal(experiment.predict_test(params, model_class), scores)
-        result, _, _ = run(tmp_path / "small", epochs=1)
+        np.testing.assert_array_equal(experiment.predict(), scores)
+        result, _ = run(tmp_path / "small", epochs=1)
     assert caplog.text.count(": streamed") >= 3
     assert 0.5 < result.valid["AUC"] < 1
 
@@ -402,8 +402,8 @@ def test_a_training_checkpoint_belongs_to_a_streamed_run_or_to_one_in_memory(tmp
     """What fits may change between two runs of resident: auto, and the order of the rows with it."""
     hashes = []
 
-    def stop(model, train, epochs, valid, norm, snapshots, *_):
-        hashes.append(snapshots.config_hash)
+    def stop(model, train, epochs, valid, norm, checkpoint, *_):
+        hashes.append(checkpoint.config_hash)
         raise Killed
 
     monkeypatch.setattr(loop, "fit", stop)

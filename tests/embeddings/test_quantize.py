@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from fuxictr_mm import experiment
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.codebooks import load_codebooks
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, quantize, yaml_lines
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny_mm"
@@ -295,20 +295,19 @@ def test_models_read_codes_and_neighbors(tmp_path):
             "item_info": [str(tmp_path / item_file), str(TINY / "item_info.parquet")],
             **{f"{split}_data": str(TINY / f"{split}.parquet") for split in ("train", "valid", "test")},
         }
-        return experiment.read_params(tmp_path, "none", model_zoo=ROOT / "model_zoo", overrides=settings)
+        return Experiment.load("none", tmp_path, model_zoo=ROOT / "model_zoo", **settings)
 
     runs = {
         "none": setup("pq.parquet"),
         "codes": setup("pq.parquet", *columns[:2]),
         "others": setup("others.parquet", *columns[:2]),
     }
-    auc = {name: experiment.run_experiment(*run).valid["AUC"] for name, run in runs.items()}
+    auc = {name: run.fit().valid["AUC"] for name, run in runs.items()}
     assert auc["codes"] > auc["none"] + 0.06
     assert auc["codes"] > auc["others"] + 0.06
 
-    params, model_class = setup("vq.parquet", *columns[2:])
-    loaded = experiment.load_dataset(params, {"valid": True})
-    model = experiment.build_model(model_class, loaded, params)
+    experiment = setup("vq.parquet", *columns[2:])
+    model = experiment.build_model(experiment.load_dataset({"valid": True}))
     layers = model.embedding_layer.embedding_layer.embedding_layers
     assert layers["neighbors_vq_text"] is layers["neighbors_vq_image"] is layers["item_id"]
     assert layers["codes_vq_text"] is not layers["codes_vq_image"]

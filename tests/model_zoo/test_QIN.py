@@ -9,8 +9,8 @@ from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import nn
 from torch.nn import functional as F
 
-from fuxictr_mm import experiment
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,5 +224,4 @@ def test_settings_out_of_range(build, settings, message):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learns_the_planted_taste(tmp_path, precision):
     settings = {"model_root": str(tmp_path), "verbose": 0, "precision": precision, "epochs": 6}
-    params, model_class = experiment.read_params(ROOT, "QIN_tiny", overrides=settings)
-    assert experiment.run_experiment(params, model_class).valid["AUC"] > 0.65
+    assert Experiment.load("QIN_tiny", ROOT, **settings).fit().valid["AUC"] > 0.65

@@ -72,7 +72,7 @@ SPACE = "width: {low: 1, high: 60}\nlearning_rate: {low: 1.e-4, high: 1.e-2, log
 def quick(folder, monkeypatch):
     (folder / "fake_run.py").write_text(SCRIPT)
     monkeypatch.setattr(study, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(tuning.run, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(tuning.runner, "POLL_SECONDS", 0.05)
 
 
 def tuner_file(folder, space=SPACE, name="hunt.yaml", **keys):
