@@ -151,7 +151,7 @@ class DatasetConfig(Settings):
 
 
 class ModelSettings(Settings):
-    """Settings that the constructor of every model takes, as FuxiCTR's ``BaseModel`` does."""
+    """Settings that the constructor of every ``MultimodalModel`` takes, most of them FuxiCTR's."""
 
     model_root: str = Field("./checkpoints/", description="Folder of checkpoints, logs and runs.")
     task: Literal["binary_classification", "regression"] = Field(
@@ -164,6 +164,7 @@ class ModelSettings(Settings):
     embedding_dim: PositiveInt = Field(
         64, description="Dim of every embedding without its own; a FuxiCTR model has its own default."
     )
+    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
     embedding_regularizer: Regularizer = Field(
         None, description="Penalty on embeddings: a number is L2; or `l1(x)`, `l2(x)`, `l1_l2(x, y)`."
     )
@@ -222,7 +223,6 @@ class ExperimentConfig(ModelSettings):
     epochs: PositiveInt = Field(10, description="Most passes over the training split.")
     shuffle: bool = Field(True, description="Shuffle the training split before every epoch.")
     seed: int = Field(2025, ge=0, lt=2**32, description="Seed of initialisation, shuffling and dropout.")
-    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
     resident: bool | Literal["auto"] = Field(
         "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
     )
@@ -354,7 +354,7 @@ class ExperimentConfig(ModelSettings):
         rest = {
             "expid": expid,
             # Replaced below; the experiment is checked even if its dataset is wrong.
-            "dataset": dataset or DatasetConfig.model_construct(),
+            "dataset": dataset or DatasetConfig.model_construct(),  # type: ignore[call-arg]
             "model_settings": {k: v for k, v in values.items() if k not in DATASET_KEYS and k not in EXPERIMENT_KEYS},
         }
         config, more = _validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
@@ -856,31 +856,3 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
         ]
         if len(inputs) > 1:
             raise ConfigError(f"{where}: '{owner}.{name}' takes {len(inputs)} inputs, expected a layer of one tensor")
-
-
-def check_at_least(model_id: str, least: float, **values: float | None) -> None:
-    """Refuse settings below a number; one that is None is left to its default.
-
-    Raises
-    ------
-    ConfigError
-        For the first one.
-    """
-    for key, value in values.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{model_id}: {key} is {value}, expected {least} or more")
-
-
-def check_heads(model_id: str, num_heads: int, width: int, of: str) -> None:
-    """Refuse a number of heads that does not divide the width of what they attend to.
-
-    Raises
-    ------
-    ConfigError
-        With the next smaller number that does.
-    """
-    if num_heads < 1 or width % num_heads:
-        fits = max(heads for heads in range(1, max(num_heads, 1) + 1) if width % heads == 0)
-        raise ConfigError(
-            f"{model_id}: num_heads is {num_heads}, expected a divisor of {of} {width}; set num_heads: {fits}"
-        )

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import FeatureEmbedding
 from fuxictr.pytorch.models import BaseModel
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Regularizer
+from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
@@ -70,51 +71,25 @@ class MultimodalModel(BaseModel):
         Experiment id; names the checkpoint.
     gpu : int
         Index of the GPU, -1 for the CPU.
-    task : {"binary_classification", "regression"}
-        Classification trains on logits by binary cross-entropy, regression by squared error.
-    loss : str
-        The task's loss by FuxiCTR's name, ``binary_crossentropy`` or ``mse_loss``; another is refused.
     loss_from : {"logits", "probability"}
         FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32;
         ``"probability"`` reproduces that.
-    learning_rate : float
-        Of the optimiser.
-    optimizer : str
-        Name of a class of ``torch.optim``; ``adam`` is fused.
-    embedding_dim : int
-        Width of every field that does not name its own.
-    embedding_regularizer, net_regularizer : float or str, optional
-        As in FuxiCTR: a number is L2; ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
-    metrics : sequence of str
-        Reported on validation and test data.
-    monitor : str or dict
-        Metric, or weighted sum of metrics, that chooses the best epoch.
-    monitor_mode : {"max", "min"}
-        Which way is better.
-    early_stop_patience : int
-        Evaluations without a better value before training ends.
-    eval_steps : int, optional
-        Steps between evaluations; one epoch by default.
-    save_best_only : bool
-        False keeps the newest weights rather than the best.
-    reduce_lr_on_plateau : bool
-        Lower the learning rate after an evaluation that is no better.
     factor : float
-        What it is then multiplied by.
-    accumulation_steps : int
-        Batches per update.
-    precision : {"fp32", "tf32", "bf16"}
-        ``bf16`` computes the logits under autocast, loss and update in float32; for ``tf32`` see
-        ``fuxictr_mm.runtime``.
+        What the learning rate is multiplied by on a plateau.
     compile : bool
-        Let ``torch.compile`` make kernels of the logits; ``docs/performance.md`` says what it brings.
-    verbose : int
-        0 turns progress bars off.
-    model_root : str
-        Folder of checkpoints.
+        Compile the logits with ``torch.compile``; ``docs/performance.md`` has its speed.
+    **params
+        Those of ``fuxictr_mm.config.ModelSettings``, with their defaults; others are ignored.
+
+    Raises
+    ------
+    ConfigError
+        A setting of a wrong type or range, a loss that is not of the task, or a dataset without features of items.
     """
 
     batch_view: str = "jagged"
+    #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
+    same_dims: bool = False
 
     def __init__(
         self,
@@ -122,62 +97,48 @@ class MultimodalModel(BaseModel):
         *,
         model_id: str = "MultimodalModel",
         gpu: int = -1,
-        task: Literal["binary_classification", "regression"] = "binary_classification",
-        loss: str = "binary_crossentropy",
         loss_from: Literal["logits", "probability"] = "logits",
-        learning_rate: float = 1e-3,
-        optimizer: str = "adam",
-        embedding_dim: int = 64,
-        embedding_regularizer: Regularizer = None,
-        net_regularizer: Regularizer = None,
-        metrics: Sequence[str] = ("AUC", "logloss"),
-        monitor: str | dict[str, float] = "AUC",
-        monitor_mode: Literal["max", "min"] = "max",
-        early_stop_patience: int = 2,
-        eval_steps: int | None = None,
-        save_best_only: bool = True,
-        reduce_lr_on_plateau: bool = True,
-        factor: float = 0.1,
-        accumulation_steps: int = 1,
-        precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+        factor: Annotated[float, Field(gt=0, le=1)] = 0.1,
         compile: bool = False,
-        verbose: int = 0,
-        model_root: str = "./checkpoints/",
         **params: Any,
     ) -> None:
         device_of(gpu)
-        if loss not in LOSSES[task]:
-            raise ConfigError(f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}")
+        settings = ModelSettings.of(params, model_id)
+        task = settings.task
+        if settings.loss not in LOSSES[task]:
+            raise ConfigError(
+                f"{model_id}: task: {task} does not train on loss: {settings.loss}; write loss: {LOSSES[task][0]}"
+            )
+        if self.same_dims:
+            feature_map = unify_dims(feature_map, settings.embedding_dim)
         super().__init__(
             feature_map,
             model_id=model_id,
             task=task,
             gpu=gpu,
-            monitor=monitor,
-            save_best_only=save_best_only,
-            monitor_mode=monitor_mode,
-            early_stop_patience=early_stop_patience,
-            eval_steps=eval_steps,
-            embedding_regularizer=embedding_regularizer,
-            net_regularizer=net_regularizer,
-            reduce_lr_on_plateau=reduce_lr_on_plateau,
-            verbose=verbose,
-            model_root=model_root,
-            metrics=list(metrics),
+            monitor=settings.monitor,
+            save_best_only=settings.save_best_only,
+            monitor_mode=settings.monitor_mode,
+            early_stop_patience=settings.early_stop_patience,
+            eval_steps=settings.eval_steps,
+            embedding_regularizer=settings.embedding_regularizer,
+            net_regularizer=settings.net_regularizer,
+            reduce_lr_on_plateau=settings.reduce_lr_on_plateau,
+            verbose=settings.verbose,
+            model_root=settings.model_root,
+            metrics=list(settings.metrics),
         )
-        if not 0 < factor <= 1:
-            raise ConfigError(f"{model_id}: factor is {factor}, expected a number above 0 and up to 1, such as 0.5")
         self.task = task
         self.loss_from = loss_from
         self.factor = factor
-        self.learning_rate = learning_rate
-        self.optimizer_name = optimizer
-        self.embedding_dim = embedding_dim
-        self.accumulation_steps = accumulation_steps
-        self.precision = precision
+        self.learning_rate = settings.learning_rate
+        self.optimizer_name = settings.optimizer
+        self.embedding_dim = settings.embedding_dim
+        self.max_len = settings.max_len
+        self.accumulation_steps = settings.accumulation_steps
+        self.precision = settings.precision
         self.compiled_logits = torch.compile(self.logits, dynamic=True) if compile else None
-        # Where a step is taken outside of fit.
-        self._max_gradient_norm = 10.0
+        self._max_gradient_norm = settings.max_gradient_norm
         self._batch_index, self._steps_per_epoch = 0, 1
         self.items: ItemTable = feature_map.items
         specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
@@ -186,7 +147,7 @@ class MultimodalModel(BaseModel):
         if not self.item_fields:
             raise ConfigError(f"{model_id}: no feature with source: item; a target and its history need at least one")
         try:
-            self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+            self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
         # Vectors that train along start from the stored ones and are then the model's own.
@@ -213,6 +174,20 @@ class MultimodalModel(BaseModel):
     def item_dim(self) -> int:
         """D, the width of all fields of an item together."""
         return sum(self.field_dims[n] for n in self.item_fields)
+
+    def check_heads(self, num_heads: int, dim: int, name: str) -> None:
+        """Refuse a number of attention heads that does not divide a dim.
+
+        Raises
+        ------
+        ConfigError
+            With the next smaller number that does.
+        """
+        if dim % num_heads:
+            fits = max(heads for heads in range(1, num_heads) if dim % heads == 0)
+            raise ConfigError(
+                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of {name} {dim}; set num_heads: {fits}"
+            )
 
     def build(self) -> None:
         """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
@@ -327,7 +302,7 @@ class MultimodalModel(BaseModel):
         data_generator: Iterable[Any],
         epochs: int = 1,
         validation_data: Iterable[Any] | None = None,
-        max_gradient_norm: float = 10.0,
+        max_gradient_norm: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Train, keep the best weights, load them at the end; see ``fuxictr_mm.training.loop.fit``."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import Buckets, Jagged, JaggedTransformerLayer
 from fuxictr_mm.model import MultimodalModel
@@ -42,8 +42,6 @@ class BST(MultimodalModel):
         Width inside their feed-forward networks; that of a token by default.
     position_dim : int, optional
         Width of p; ``embedding_dim`` by default.
-    max_len : int
-        Distances told apart.
     num_outputs : int
         K, outputs kept, the target's and those of the newest items; missing ones are zero.
     transformer_dropout : float
@@ -64,29 +62,24 @@ class BST(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 1,
-        num_heads: int = 8,
-        feedforward_dim: int | None = None,
-        position_dim: int | None = None,
-        max_len: int = 100,
-        num_outputs: int = 20,
-        transformer_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        num_layers: PositiveInt = 1,
+        num_heads: PositiveInt = 8,
+        feedforward_dim: PositiveInt | None = None,
+        position_dim: PositiveInt | None = None,
+        num_outputs: PositiveInt = 20,
+        transformer_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
         dnn_activations: str = "LeakyReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, position_dim=position_dim, max_len=max_len)
         position_dim = position_dim or self.embedding_dim
         width = self.item_dim + position_dim
-        check_at_least(
-            self.model_id, 1, num_layers=num_layers, num_outputs=num_outputs, feedforward_dim=feedforward_dim
-        )
-        check_heads(self.model_id, num_heads, width, f"a token's width (item {self.item_dim}, position {position_dim})")
+        self.check_heads(num_heads, width, f"a token's width (item {self.item_dim}, position {position_dim})")
         self.num_outputs = num_outputs
-        self.position_embedding = nn.Embedding(max_len + 1, position_dim)
+        self.position_embedding = nn.Embedding(self.max_len + 1, position_dim)
         self.encoder = nn.ModuleList(
             JaggedTransformerLayer(width, num_heads, feedforward_dim or width, transformer_dropout)
             for _ in range(num_layers)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import check_at_least
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import AUGRU, Jagged
 from fuxictr_mm.layers.recurrent import Steps
@@ -57,15 +58,14 @@ class DIEN(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        auxiliary_weight: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (200, 80),
+        auxiliary_weight: NonNegativeFloat = 0.0,
+        dnn_hidden_units: HiddenUnits = (200, 80),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 0, auxiliary_weight=auxiliary_weight)
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_loss: Tensor | None = None
         self.extractor = nn.GRU(self.item_dim, self.item_dim)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor
 
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import DINAttention
 from fuxictr_mm.model import MultimodalModel
@@ -56,14 +56,14 @@ class DIN(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        dnn_hidden_units: Sequence[int] = (512, 128, 64),
+        dnn_hidden_units: HiddenUnits = (512, 128, 64),
         dnn_activations: str = "ReLU",
-        attention_hidden_units: Sequence[int] = (64,),
+        attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "Dice",
         attention_output_activation: str | None = None,
-        attention_dropout: float = 0.0,
+        attention_dropout: Dropout = 0.0,
         din_use_softmax: bool = False,
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import CrossAttentionLayer, DINAttention
 from fuxictr_mm.model import MultimodalModel
@@ -63,22 +63,21 @@ class DIN_CrossAttention(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        feedforward_dim: int | None = None,
-        attention_hidden_units: Sequence[int] = (64,),
+        num_layers: PositiveInt = 2,
+        num_heads: PositiveInt = 4,
+        feedforward_dim: PositiveInt | None = None,
+        attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256, 64, 16),
+        attention_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256, 64, 16),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
         width = self.item_dim
-        check_at_least(self.model_id, 1, num_layers=num_layers, feedforward_dim=feedforward_dim)
-        check_heads(self.model_id, num_heads, width, "the item width")
+        self.check_heads(num_heads, width, "the item width")
         self.attention_layers = DINAttention(
             width,
             attention_hidden_units,

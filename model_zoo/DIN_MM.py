@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_dims
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
@@ -45,8 +44,6 @@ class DIN_MM(MultimodalModel):
     ----------
     feature_map : FeatureMap
         Features and items.
-    embedding_dim : int
-        Width of every field.
     interest : {"multi_head", "din", "mean"}
         How the history becomes one vector: multi-head target attention, DIN's activation unit, or its mean.
     num_heads : int
@@ -83,35 +80,34 @@ class DIN_MM(MultimodalModel):
         Those of MultimodalModel.
     """
 
+    same_dims = True
+
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        embedding_dim: int = 64,
         interest: Literal["multi_head", "din", "mean"] = "multi_head",
-        num_heads: int = 4,
-        attention_dim: int | None = None,
-        attention_dropout: float = 0.0,
-        attention_hidden_units: Sequence[int] = (64,),
+        num_heads: PositiveInt = 4,
+        attention_dim: PositiveInt | None = None,
+        attention_dropout: Dropout = 0.0,
+        attention_hidden_units: HiddenUnits = (64,),
         sparse_attention: bool = False,
         senet: bool = True,
-        senet_reduction: int = 3,
+        senet_reduction: PositiveInt = 3,
         senet_activation: Literal["ReLU", "Sigmoid"] = "Sigmoid",
         cross: Literal["v1", "v2", "mix"] | None = None,
-        num_cross_layers: int = 2,
+        num_cross_layers: PositiveInt = 2,
         bilinear: Literal["field_all", "field_each", "field_interaction"] | None = None,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = True,
         **params: Any,
     ) -> None:
-        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
-        least_one = {"senet_reduction": senet_reduction, "num_cross_layers": num_cross_layers}
-        check_at_least(self.model_id, 1, num_heads=num_heads, attention_dim=attention_dim, **least_one)
+        super().__init__(feature_map, **params)
         width = attention_dim or self.item_dim
         if interest == "multi_head":
-            check_heads(self.model_id, num_heads, width, "attention_dim")
+            self.check_heads(num_heads, width, "attention_dim")
         self.attention: nn.Module | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(
@@ -120,15 +116,15 @@ class DIN_MM(MultimodalModel):
         elif interest == "din":
             self.attention = DINAttention(self.item_dim, attention_hidden_units, dropout_rate=attention_dropout)
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
-        flat_dim = num_fields * embedding_dim
+        flat_dim = num_fields * self.embedding_dim
         self.senet = SENet(num_fields, senet_reduction, senet_activation) if senet else nn.Identity()
         self.cross: nn.Module = nn.Identity()
         if cross == "mix":
             self.cross = CrossNetMix(flat_dim, num_cross_layers)
         elif cross is not None:
             self.cross = {"v1": CrossNet, "v2": CrossNetV2}[cross](flat_dim, num_cross_layers)
-        self.bilinear = BilinearInteraction(num_fields, embedding_dim, bilinear) if bilinear else None
-        pairs_dim = num_fields * (num_fields - 1) // 2 * embedding_dim if bilinear else 0
+        self.bilinear = BilinearInteraction(num_fields, self.embedding_dim, bilinear) if bilinear else None
+        pairs_dim = num_fields * (num_fields - 1) // 2 * self.embedding_dim if bilinear else 0
         self.dnn = MLP_Block(
             input_dim=flat_dim + pairs_dim,
             output_dim=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import DINAttention, Jagged
 from fuxictr_mm.model import MultimodalModel
@@ -54,12 +54,12 @@ class LateFusion(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        attention_hidden_units: Sequence[int] = (64,),
+        attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (512, 256),
+        attention_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (512, 256),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:

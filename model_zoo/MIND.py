@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import InterestCapsules
 from fuxictr_mm.model import MultimodalModel
 
@@ -62,22 +61,17 @@ class MIND(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_capsules: int = 4,
-        num_rounds: int = 3,
-        routing_deviation: float = 1.0,
-        attention_power: float = 2.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        num_capsules: PositiveInt = 4,
+        num_rounds: PositiveInt = 3,
+        routing_deviation: PositiveFloat = 1.0,
+        attention_power: Annotated[float, Field(ge=1)] = 2.0,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(
-            self.model_id, 1, num_capsules=num_capsules, num_rounds=num_rounds, attention_power=attention_power
-        )
-        if routing_deviation <= 0:  # all capsules would be the same
-            raise ConfigError(f"{self.model_id}: routing_deviation is {routing_deviation}, expected a number above 0")
         self.attention_power = attention_power
         self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_items, num_capsules))
         self.capsules = InterestCapsules(self.item_dim, num_capsules, num_rounds)

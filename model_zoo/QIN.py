@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import check_at_least
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import MultiHeadTargetAttention, QuadraticNetwork
 from fuxictr_mm.model import MultimodalModel
@@ -53,14 +54,13 @@ class QIN(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 3,
-        num_row: int = 2,
-        net_dropout: float = 0.0,
+        num_layers: PositiveInt = 3,
+        num_row: PositiveInt = 2,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, num_layers=num_layers, num_row=num_row)
         self.attention_layers = MultiHeadTargetAttention(self.item_dim, 2 * self.item_dim, sparse=True)
         self.qnn = QuadraticNetwork(
             self.context_dim + 2 * self.item_dim,

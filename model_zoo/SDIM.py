@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention
@@ -62,27 +62,25 @@ class SDIM(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_hashes: int = 48,
-        hash_width: int = 3,
-        short_len: int = 16,
-        num_heads: int = 1,
-        attention_dim: int | None = None,
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        num_hashes: PositiveInt = 48,
+        hash_width: Annotated[int, Field(ge=1, le=63)] = 3,
+        short_len: NonNegativeInt = 16,
+        num_heads: PositiveInt = 1,
+        attention_dim: PositiveInt | None = None,
+        attention_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
         dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, attention_dim=attention_dim)
         width = attention_dim or self.item_dim
-        if not 1 <= hash_width <= 63 or num_hashes < 1 or num_hashes % hash_width:
+        if num_hashes % hash_width:
             raise ConfigError(
-                f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width} (1 to 63)"
+                f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width}"
             )
-        check_at_least(self.model_id, 0, short_len=short_len)
-        check_heads(self.model_id, num_heads, width, "attention_dim")
+        self.check_heads(num_heads, width, "attention_dim")
         self.short_len = short_len
         self.long_attention = HashAttention(self.item_dim, num_hashes // hash_width, hash_width)
         self.short_attention = MultiHeadTargetAttention(self.item_dim, width, num_heads, attention_dropout)

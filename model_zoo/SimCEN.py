@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_dims
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import ContrastiveProduct, ContrastLayer, MultiHeadTargetAttention, contrastive_loss
 from fuxictr_mm.model import MultimodalModel
 
@@ -39,8 +38,6 @@ class SimCEN(MultimodalModel):
     ----------
     feature_map : FeatureMap
         Features and items.
-    embedding_dim : int
-        Width of every field.
     num_heads : int
         Heads of the attention to the history; must divide the width of an item.
     attention_dropout : float
@@ -63,35 +60,32 @@ class SimCEN(MultimodalModel):
         Those of MultimodalModel.
     """
 
+    same_dims = True
+
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        embedding_dim: int = 64,
-        num_heads: int = 4,
-        attention_dropout: float = 0.0,
-        num_layers: int = 3,
-        hidden_dim: int = 256,
-        contrast_weight: float = 0.2,
-        contrast_temperature: float = 0.2,
-        through_dropout: float = 0.1,
-        net_dropout: float = 0.0,
+        num_heads: PositiveInt = 4,
+        attention_dropout: Dropout = 0.0,
+        num_layers: PositiveInt = 3,
+        hidden_dim: PositiveInt = 256,
+        contrast_weight: NonNegativeFloat = 0.2,
+        contrast_temperature: PositiveFloat = 0.2,
+        through_dropout: Dropout = 0.1,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
-        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
+        super().__init__(feature_map, **params)
         width = self.item_dim
-        check_heads(self.model_id, num_heads, width, "the item width")
-        check_at_least(self.model_id, 1, num_layers=num_layers, hidden_dim=hidden_dim)
-        check_at_least(self.model_id, 0, contrast_weight=contrast_weight)
-        if contrast_temperature <= 0:
-            raise ConfigError(f"{self.model_id}: contrast_temperature is {contrast_temperature}, expected above 0")
+        self.check_heads(num_heads, width, "the item width")
         self.contrast_weight, self.contrast_temperature = contrast_weight, contrast_temperature
         self.contrast: Tensor | None = None
         self.attention = MultiHeadTargetAttention(width, width, num_heads, attention_dropout)
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
-        self.product = ContrastiveProduct(num_fields, embedding_dim)
-        widths = [3 * num_fields * embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
+        self.product = ContrastiveProduct(num_fields, self.embedding_dim)
+        widths = [3 * num_fields * self.embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
         self.layers = nn.Sequential(
             *(ContrastLayer(w, hidden_dim, first=i == 0, batch_norm=batch_norm, dropout_rate=net_dropout)
               for i, w in enumerate(widths))

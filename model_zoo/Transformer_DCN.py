@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
@@ -45,9 +46,7 @@ class Transformer_DCN(MultimodalModel):
     feature_map : FeatureMap
         Features and items.
     history_mask : {"corrected", "published"}
-        Whether items are attended to, or the padding.
-    max_len : int
-        Length that the published code pads histories to; the corrected mask needs none.
+        Whether items are attended to, or the padding (to ``max_len``).
     num_heads : int
         Heads of the encoder.
     transformer_layers : int
@@ -81,29 +80,27 @@ class Transformer_DCN(MultimodalModel):
         feature_map: FeatureMap,
         *,
         history_mask: Literal["corrected", "published"] = "corrected",
-        max_len: int = 100,
-        num_heads: int = 1,
-        transformer_layers: int = 2,
-        dim_feedforward: int = 256,
-        transformer_dropout: float = 0.2,
-        first_k_cols: int = 16,
+        num_heads: PositiveInt = 1,
+        transformer_layers: PositiveInt = 2,
+        dim_feedforward: PositiveInt = 256,
+        transformer_dropout: Dropout = 0.2,
+        first_k_cols: NonNegativeInt = 16,
         concat_max_pool: bool = True,
-        dcn_cross_layers: int = 3,
-        dcn_hidden_units: Sequence[int] = (1024, 512, 256),
-        mlp_hidden_units: Sequence[int] = (64, 32),
+        dcn_cross_layers: NonNegativeInt = 3,
+        dcn_hidden_units: Annotated[HiddenUnits, Field(min_length=1)] = (1024, 512, 256),
+        mlp_hidden_units: HiddenUnits = (64, 32),
         hidden_activations: str = "ReLU",
-        net_dropout: float = 0.2,
+        net_dropout: Dropout = 0.2,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if history_mask == "published" and max_len < first_k_cols:
-            raise ConfigError(f"{self.model_id}: max_len {max_len} is below first_k_cols {first_k_cols}; raise max_len")
-        check_at_least(self.model_id, 1, transformer_layers=transformer_layers, dim_feedforward=dim_feedforward)
-        check_at_least(self.model_id, 0, first_k_cols=first_k_cols, dcn_cross_layers=dcn_cross_layers)
-        check_heads(self.model_id, num_heads, 2 * self.item_dim, "the width of item and target together")
-        check_at_least(self.model_id, 1, **{"the number of dcn_hidden_units": len(dcn_hidden_units)})
-        self.history_mask, self.max_len, self.num_slots = history_mask, max_len, first_k_cols
+        if history_mask == "published" and self.max_len < first_k_cols:
+            raise ConfigError(
+                f"{self.model_id}: max_len {self.max_len} is below first_k_cols {first_k_cols}; raise max_len"
+            )
+        self.check_heads(num_heads, 2 * self.item_dim, "the width of item and target together")
+        self.history_mask, self.num_slots = history_mask, first_k_cols
         self.pad_apart = transformer_dropout > 0  # dropout makes one padding item differ from another
         self.transformer_encoder = TargetTransformer(
             self.item_dim,

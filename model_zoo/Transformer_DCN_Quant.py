@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import nearest
+from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.layers.semantic_ids import cosine_neighbors, residual_codes
 from fuxictr_mm.registry import load_model_class
 
@@ -59,9 +60,9 @@ class Transformer_DCN_Quant(Transformer_DCN):
         feature_map: FeatureMap,
         *,
         quantized_feature: str | None = None,
-        codebook_num: int = 3,
-        num_clusters: int = 5,
-        top_k: int = 3,
+        codebook_num: NonNegativeInt = 3,
+        num_clusters: PositiveInt = 5,
+        top_k: NonNegativeInt = 3,
         quantizer_seed: int = 20242025,
         **params: Any,
     ) -> None:
@@ -75,7 +76,7 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"expected one of the vectors of items ({', '.join(vectors) or 'there are none'})"
             )
         known = feature_map.items.known.nonzero().squeeze(1)
-        if min(codebook_num, top_k) < 0 or codebook_num + top_k == 0 or not 0 < num_clusters <= len(known) >= top_k:
+        if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
             raise ConfigError(
                 f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
                 f"{len(known)} items, with at least one level or neighbour"
@@ -90,8 +91,8 @@ class Transformer_DCN_Quant(Transformer_DCN):
             ids = ids.to(known.device)
             ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
-        replaced = _replace_vector(feature_map, vector, ids, vocab_size, params["embedding_dim"])
-        super().__init__(replaced, **params)
+        dim = ModelSettings.of(params, model_id).embedding_dim
+        super().__init__(_replace_vector(feature_map, vector, ids, vocab_size, dim), **params)
 
 
 def _replace_vector(feature_map: FeatureMap, vector: str, ids: Tensor, vocab_size: int, width: int) -> FeatureMap:
