@@ -15,7 +15,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -42,10 +42,27 @@ HiddenUnits = Sequence[PositiveInt]
 _NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
 
 
+SettingsType = TypeVar("SettingsType", bound="Settings")
+
+
 class Settings(BaseModel):
     """Base of all groups of settings: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def read(cls: type[SettingsType], values: Mapping[str, Any], where: str) -> SettingsType:
+        """Check settings.
+
+        Raises
+        ------
+        ConfigError
+            All that is wrong with them, in one line that begins with ``where``.
+        """
+        settings, problems = _validate(cls, values)
+        if settings is None:
+            raise _error(where, problems)
+        return settings
 
 
 class FeatureSpec(Settings):
@@ -201,10 +218,7 @@ class ModelSettings(Settings):
         ConfigError
             A value of a wrong type or range.
         """
-        settings, problems = _validate(cls, {k: v for k, v in params.items() if k in cls.model_fields})
-        if settings is None:
-            raise _error(where, problems)
-        return settings
+        return cls.read({k: v for k, v in params.items() if k in cls.model_fields}, where)
 
 
 class ExperimentConfig(ModelSettings):
@@ -401,18 +415,19 @@ class ExperimentConfig(ModelSettings):
         return config_hash(self.to_dict(), with_paths=paths)
 
 
-def _key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+def key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+    """Return the annotated type of every key."""
     return {name: field.rebuild_annotation() for name, field in cls.model_fields.items() if name not in without}
 
 
 #: Keys of an entry of dataset_config.yaml with their types.
-DATASET_KEYS = _key_types(DatasetConfig, "description")
+DATASET_KEYS = key_types(DatasetConfig, "description")
 
 #: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
-EXPERIMENT_KEYS = _key_types(ExperimentConfig, "expid", "dataset", "model_settings")
+EXPERIMENT_KEYS = key_types(ExperimentConfig, "expid", "dataset", "model_settings")
 
 #: Keys of an entry of ``feature_cols`` or ``feature_specs`` with their types.
-FEATURE_KEYS = _key_types(FeatureSpec)
+FEATURE_KEYS = key_types(FeatureSpec)
 
 #: Keys of an experiment that an entry of dataset_config.yaml may hold too.
 SHARED_KEYS = ("description", "resident", "buffer_rows")
@@ -549,9 +564,6 @@ def _exists(path: Path) -> bool:
     return path.exists() or Path(f"{path}.parquet").exists()
 
 
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
 def _error(where: str, problems: Mapping[str, str]) -> ConfigError:
     return ConfigError(f"{where}: " + "; ".join(problems.values()))
 
@@ -585,7 +597,7 @@ def _describe_problem(
         if isinstance(loc[1], int):
             entry = value[loc[1]]
             if len(loc) == 2:
-                return key, f"{where}{key}: the entry {entry!r} is not {describe(nested)}"
+                return key, f"{where}{key}: the entry {entry!r} is no {describe(nested)[2:]}"
             name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
         else:
             entry, name, loc = value, key, loc[1:]
@@ -625,17 +637,6 @@ def _hint(value: Any, annotation: Any) -> str:
     return ""
 
 
-def check_types(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> list[str]:
-    """Return a sentence for every unknown key and every value that does not fit its annotation."""
-    problems = []
-    for key, value in values.items():
-        if key not in types:
-            problems.append(f"{where}: {_unknown(key, types)}")
-        elif not matches(value, types[key]):
-            problems.append(f"{where}: {_mismatch(key, value, types[key])}")
-    return problems
-
-
 def matches(value: Any, annotation: Any) -> bool:
     """Whether a value of a YAML file fits an annotation: an integer also fits a float, a list any sequence."""
     adapter = _adapter(annotation)
@@ -655,7 +656,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
-def describe(annotation: Any) -> str:
+def describe(annotation: Any, plural: bool = False) -> str:
     """Name an annotated type and its range in plain words.
 
     Examples
@@ -663,53 +664,52 @@ def describe(annotation: Any) -> str:
     >>> describe(float | None)
     'a number or null'
     >>> describe(Dropout)
-    'a number of 0 or more and below 1'
+    'a number >= 0 and < 1'
     >>> describe(HiddenUnits)
-    'a list, each item an integer of 1 or more'
+    'a list of integers >= 1'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return " ".join([describe(arguments[0]), *_describe_range(arguments[0], _limits(arguments[1:]))])
+        return describe(arguments[0], plural) + _describe_range(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
         if float in arguments:  # an integer is a number
             arguments = tuple(a for a in arguments if a is not int)
-        return " or ".join(describe(a) for a in arguments)
+        return " or ".join(describe(a, plural) for a in arguments)
     if origin is Literal:
         listing = ", ".join(repr(a) for a in arguments)
         return listing if len(arguments) == 1 else f"one of {listing}"
-    if origin is not None and arguments and issubclass(origin, Mapping):
-        return f"a mapping, each value {describe(arguments[1])}"
-    if origin is not None and arguments and issubclass(origin, Sequence):
-        return f"a list, each item {describe(arguments[0])}"
-    plain = origin or annotation
-    if inspect.isclass(plain) and issubclass(plain, FeatureSpec):
-        return "a mapping such as {name: likes_level, dtype: int, type: categorical}"
-    if inspect.isclass(plain) and issubclass(plain, Settings):
-        return "a mapping such as {name: label, dtype: float}"
-    names = {int: "an integer", float: "a number", str: "a string", bool: "True or False", dict: "a mapping"}
-    names |= {list: "a list", tuple: "a list", Sequence: "a list", type(None): "null"}
-    return names.get(plain, getattr(plain, "__name__", "a value"))
+    kind = origin or annotation
+    if not inspect.isclass(kind):
+        return "anything" if kind is Any else "a value"
+    if issubclass(kind, Settings):
+        example = "{name: label, dtype: float}" if kind is LabelConfig else "{name: user_id, dtype: int, type: meta}"
+        return f"mappings such as {example}" if plural else f"a mapping such as {example}"
+    known = {bool: "True or False", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
+    if kind in known:
+        return known[kind].split(" ", 1)[1] + "s" if plural and kind in (int, float, str) else known[kind]
+    name, inner = kind.__name__, ""
+    if issubclass(kind, Mapping):
+        name, inner = "mapping", f" of names to {describe(arguments[1], True)}" if arguments else ""
+    elif issubclass(kind, Collection):
+        name, inner = "list", f" of {describe(arguments[0], True)}" if arguments else ""
+    return f"{name}s{inner}" if plural else f"a {name}{inner}"
 
 
-def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
-    for part in metadata:
-        yield from part.metadata if isinstance(part, FieldInfo) else [part]
-
-
-def _describe_range(annotation: Any, parts: Iterable[Any]) -> list[str]:
-    words = []
+def _describe_range(annotation: Any, metadata: Iterable[Any]) -> str:
+    parts = [p for given in metadata for p in (given.metadata if isinstance(given, FieldInfo) else [given])]
+    words, suffix = [], ""
     for part in parts:
         if isinstance(part, limits.Gt):
-            words.append(f"of {typing.cast(int, part.gt) + 1} or more" if annotation is int else f"above {part.gt}")
+            words.append(f">= {typing.cast(int, part.gt) + 1}" if annotation is int else f"> {part.gt}")
         elif isinstance(part, limits.Ge):
-            words.append(f"of {part.ge} or more")
+            words.append(f">= {part.ge}")
         elif isinstance(part, limits.Lt):
-            words.append("and finite" if part.lt == math.inf else f"below {part.lt}")
+            words.append("finite" if part.lt == math.inf else f"< {part.lt}")
         elif isinstance(part, limits.Le):
-            words.append(f"up to {part.le}")
+            words.append(f"<= {part.le}")
         elif isinstance(part, limits.MinLen):
-            words.append("that is not empty")
-    return [" and ".join(words).replace("and and", "and")] if words else []
+            suffix = ", not empty"
+    return (" " + " and ".join(words) if words else "") + suffix
 
 
 def model_schema(model_class: type) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def test_missing_files_and_names(folder, tmp_path):
         (
             "vocab_size: 11",
             "vocab_size: '11'",
-            "vocab_size is '11', expected an integer of 1 or more or null (a number",
+            "vocab_size is '11', expected an integer >= 1 or null (a number",
         ),
         ("vocab_size: 11", "vocabsize: 11", "unknown key 'vocabsize'; did you mean 'vocab_size'?"),
         ("type: meta", "type: mta", "feature 'user_id': type is 'mta', expected one of 'meta'"),
@@ -288,8 +288,8 @@ def test_wrong_dataset_keys(folder, old, new, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("seed: -1", "seed is -1, expected an integer of 0 or more and below 4294967296"),
-        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer of 1 or more"),
+        ("seed: -1", "seed is -1, expected an integer >= 0 and < 4294967296"),
+        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer >= 1"),
         ("accumulation_steps: 1.0", "accumulation_steps is 1.0"),
         ("eval_steps: True", "eval_steps is True"),
         ("shuffle: 1", "shuffle is 1, expected True or False"),
@@ -298,7 +298,7 @@ def test_wrong_dataset_keys(folder, old, new, message):
         ("embedding_regularizer: [1]", "embedding_regularizer is [1], expected a number or a string or null"),
         ("group_id: [a, b]", "group_id is ['a', 'b']"),
         ("feature_specs: [{name: a, tpe: meta}]", "feature 'a': unknown key 'tpe'; did you mean 'type'?"),
-        ("metrics: AUC", "metrics is 'AUC', expected a list, each item a string"),
+        ("metrics: AUC", "metrics is 'AUC', expected a list of strings"),
     ],
 )
 def test_wrong_experiment_keys(folder, line, message):
@@ -349,7 +349,7 @@ def test_the_signature_is_the_schema(folder):
 
     assert check(Ours, depth=3, units=[1, 2], num_heads=None) == []
     with pytest.raises(
-        ConfigError, match=r"net_dropout is 1.5, expected a number of 0 .*depth is True, expected an integer"
+        ConfigError, match=r"net_dropout is 1.5, expected a number >= 0 .*depth is True, expected an integer"
     ):
         check(Ours, depth=True, net_dropout=1.5, num_heads=None)
     # Of a FuxiCTR model, what is not annotated is taken as it is, except for the ranges that its names imply.
@@ -453,10 +453,10 @@ def test_matches(value, annotation, fits):
 
 
 def test_describe():
-    assert describe(Sequence[int]) == "a list, each item an integer"
-    assert describe(dict[str, int | float]) == "a mapping, each value a number"
+    assert describe(Sequence[int]) == "a list of integers"
+    assert describe(dict[str, int | float]) == "a mapping of names to numbers"
     assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
-    assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number above 0 and up to 1 or null"
+    assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number > 0 and <= 1 or null"
 
 
 def test_the_module_is_light():

@@ -211,9 +211,9 @@ def test_learning_rate_decay(build):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_layers": 0}, "num_layers is 0, expected 1 or more"),
-        ({"num_row": 0}, "num_row is 0, expected 1 or more"),
-        ({"factor": 5.0}, "factor is 5.0, expected a number above 0 and up to 1, such as 0.5"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"num_row": 0}, "num_row is 0"),
+        ({"factor": 5.0}, "factor is 5.0"),
     ],
 )
 def test_settings_out_of_range(build, settings, message):

@@ -69,9 +69,9 @@ def test_the_contrast_is_part_of_training_only(pair):
     ("settings", "message"),
     [
         ({"num_heads": 5}, "num_heads is 5, expected a divisor of the item width 64"),
-        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0, expected above 0"),
-        ({"num_layers": 0}, "num_layers is 0, expected 1 or more"),
-        ({"contrast_weight": -1.0}, "contrast_weight is -1.0, expected 0 or more"),
+        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"contrast_weight": -1.0}, "contrast_weight is -1.0"),
     ],
 )
 def test_settings_out_of_range(build, settings, message):
