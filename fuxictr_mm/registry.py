@@ -10,8 +10,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
