@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fuxictr_mm.checking import Settings, describe, model_schema
 from fuxictr_mm.config import (
     EXPERIMENT_KEYS,
     DatasetConfig,
@@ -15,9 +16,6 @@ from fuxictr_mm.config import (
     FeatureConfig,
     LabelConfig,
     ModelSettings,
-    Settings,
-    describe,
-    model_schema,
 )
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class

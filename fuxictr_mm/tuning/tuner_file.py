@@ -18,21 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from fuxictr_mm.checking import Settings, describe, matches, model_schema
 from fuxictr_mm.config import (
     DATASET_KEYS,
     DEFAULTS,
     EXPERIMENT_KEYS,
     PATH_KEYS,
     Number,
-    Settings,
-    describe,
     load_dataset_config,
     load_model_config,
-    matches,
-    model_schema,
-    nearest,
 )
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.runner import FOLLOWED_KEYS

@@ -40,7 +40,7 @@ def reader(tmp_path, monkeypatch):
 
 def check_keys(values, types, where):
     """Check that every key is known and every value of its type."""
-    from fuxictr_mm.config import matches
+    from fuxictr_mm.checking import matches
 
     for key, value in values.items():
         assert key in types, f"{where}: unknown key {key}"
