@@ -1,12 +1,12 @@
 """The base class of the model zoo.
 
-Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context width, D item
-width.
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import ModelSettings
+from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, unify_dims
@@ -46,11 +46,11 @@ class Embedded:
     Parameters
     ----------
     context : Tensor
-        ``(B, C)`` context fields side by side, ``C = 0`` without any.
+        ``(B, C)`` concatenated context fields; ``C = 0`` without context.
     target : Tensor
-        ``(B, D)`` the shown item's fields side by side.
+        ``(B, D)`` concatenated fields of the target item.
     history : Jagged
-        ``(N, D)`` the same of each history item, stored once per distinct item.
+        ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
     """
 
     context: Tensor
@@ -59,7 +59,7 @@ class Embedded:
 
 
 class MultimodalModel(BaseModel):
-    """A FuxiCTR ``BaseModel`` over jagged histories and items with frozen vectors.
+    """A FuxiCTR ``BaseModel`` over jagged histories and items with frozen embeddings.
 
     A model builds its layers in ``__init__``, calls ``build()`` last, and defines ``logits(batch)``.
 
@@ -150,7 +150,7 @@ class MultimodalModel(BaseModel):
             self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
-        # Vectors that train along start from the stored ones and are then the model's own.
+        # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
              for n in self.item_fields if not specs[n].get("freeze_emb", True)}
@@ -158,21 +158,21 @@ class MultimodalModel(BaseModel):
 
     @property
     def field_dims(self) -> dict[str, int]:
-        """Width of every field, in the feature map's order."""
-        widths = {}
+        """Dim of every field, in the feature map's order."""
+        dims = {}
         for name in self.context_fields + self.item_fields:
             spec = self.feature_map.features[name]
-            widths[name] = spec.get("emb_output_dim", spec.get("embedding_dim", self.embedding_dim))
-        return widths
+            dims[name] = spec.get("emb_output_dim", spec.get("embedding_dim", self.embedding_dim))
+        return dims
 
     @property
     def context_dim(self) -> int:
-        """C, the width of all context fields together."""
+        """C, the dim of all context fields together."""
         return sum(self.field_dims[n] for n in self.context_fields)
 
     @property
     def item_dim(self) -> int:
-        """D, the width of all fields of an item together."""
+        """D, the dim of all fields of an item together."""
         return sum(self.field_dims[n] for n in self.item_fields)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
@@ -190,7 +190,7 @@ class MultimodalModel(BaseModel):
             )
 
     def build(self) -> None:
-        """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
+        """Initialise the layers, move to the device, create the optimizer. The last line of a model's ``__init__``."""
         self.reset_parameters()
         replace_dropout(self)
         self.model_to_device()
@@ -198,28 +198,28 @@ class MultimodalModel(BaseModel):
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; a model defines this."""
-        raise TypeError(f"{type(self).__name__} defines no logits(batch)")
+        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; every model defines this method."""
+        raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
     def embed(self, batch: Batch) -> Embedded:
         """Embed a batch, each distinct item once."""
         distinct, target, history = distinct_items(batch, self.items.num_items)
-        vectors = self.embed_items(distinct)
+        embeddings = self.embed_items(distinct)
         return Embedded(
             self.embed_context(batch),
-            vectors.index_select(0, target),
-            Jagged(vectors, batch.history.offsets, history),
+            embeddings.index_select(0, target),
+            Jagged(embeddings, batch.history.offsets, history),
         )
 
     def embed_items(self, ids: Tensor) -> Tensor:
-        """Return the fields of items ``ids`` ``(U,)`` side by side, ``(U, D)``."""
+        """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
         inputs.update({n: table(ids) for n, table in self.item_vectors.items()})
         return self.embedding_layer({n: inputs[n] for n in self.item_fields}, flatten_emb=True)
 
     def embed_context(self, batch: Batch) -> Tensor:
-        """Return the context fields side by side, ``(B, C)``."""
+        """Return the concatenated context fields ``(B, C)``."""
         if not self.context_fields:
             return torch.zeros(len(batch), 0, device=batch.target.device)
         return self.embedding_layer({n: batch.context[n] for n in self.context_fields}, flatten_emb=True)
@@ -235,10 +235,16 @@ class MultimodalModel(BaseModel):
         """
         if self.precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
-                logit = self._compute_logits(batch).reshape(-1, 1)
+                logit = self._compute_logits(batch)
             logit = logit.float()
         else:
-            logit = self._compute_logits(batch).reshape(-1, 1)
+            logit = self._compute_logits(batch)
+        if logit.shape not in ((len(batch), 1), (len(batch),)):
+            raise ConfigError(
+                f"{_source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
+                f"{len(batch)} rows, expected ({len(batch)}, 1)"
+            )
+        logit = logit.reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:
@@ -287,10 +293,10 @@ class MultimodalModel(BaseModel):
         """
         loss = self.add_loss(self.forward(batch), self.get_labels(batch))
         done = self._batch_index % self.accumulation_steps
-        # The last update of an epoch may be of fewer batches.
-        together = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
-        (loss / together).backward()
-        if done + 1 == together:
+        # The last update of an epoch may accumulate fewer batches.
+        count = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
+        (loss / count).backward()
+        if done + 1 == count:
             self.penalty.add_gradients()
             clip_gradients(self.parameters(), self._max_gradient_norm)
             self.optimizer.step()
@@ -317,7 +323,7 @@ class MultimodalModel(BaseModel):
         return loop.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
-        """Write the state dict; an older file stays whole until the new one is."""
+        """Write the state dict atomically."""
         save_state_dict(self.state_dict(), checkpoint)
 
     def load_weights(self, checkpoint: str | os.PathLike[str]) -> None:
@@ -329,6 +335,72 @@ class MultimodalModel(BaseModel):
             No such file; not a file of weights; parameters missing, unexpected or of other shapes.
         """
         load_state_dict(self, checkpoint)
+
+
+class DNNModel(MultimodalModel):
+    """A MultimodalModel that ends in a DNN, which it builds with ``make_dnn``.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features, with the ItemTable as its attribute ``items``.
+    dnn_hidden_units : sequence of int
+        Dims of the DNN's hidden layers.
+    dnn_activations : str
+        Activation of the hidden layers.
+    net_dropout : float
+        Dropout after each hidden layer.
+    batch_norm : bool
+        Batch norm before each activation.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: Dropout = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        self._dnn_settings = {
+            "hidden_units": list(dnn_hidden_units),
+            "hidden_activations": dnn_activations,
+            "dropout_rates": net_dropout,
+            "batch_norm": batch_norm,
+        }
+
+    def make_dnn(self, input_dim: int) -> MLP_Block:
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, 1)``."""
+        return MLP_Block(input_dim=input_dim, output_dim=1, **self._dnn_settings)
+
+
+def check_is_built(model: nn.Module) -> None:
+    """Refuse a MultimodalModel that its author did not finish.
+
+    Raises
+    ------
+    ConfigError
+        ``logits`` is not defined, or ``build()`` was not called.
+    """
+    cls = type(model)
+    if not isinstance(model, MultimodalModel):
+        return
+    if cls.logits is MultimodalModel.logits:
+        raise ConfigError(f"{_source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
+    if not hasattr(model, "penalty"):
+        raise ConfigError(
+            f"{_source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
+        )
+
+
+def _source_of(cls: type) -> str:
+    """Return the file of a class, for errors."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,19 +418,19 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
     distinct : Tensor
         ``(U,)`` ids, ascending.
     target : Tensor
-        ``(B,)`` where each target stands among them.
+        ``(B,)`` index of each target among them.
     history : Tensor
-        ``(N,)`` where each history item stands among them.
+        ``(N,)`` index of each history item among them.
     """
     history, target = batch.history.values.long(), batch.target.long()
-    # A pass over a table of flags costs less than sorting the ids, as torch.unique would.
+    # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does.
     seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
     seen[history] = True
     seen[target] = True
     distinct = seen.nonzero().squeeze(1)
-    place = torch.zeros(num_items, dtype=torch.int64, device=target.device)
-    place[distinct] = torch.arange(distinct.numel(), device=target.device)
-    return distinct, place.index_select(0, target), place.index_select(0, history)
+    index = torch.zeros(num_items, dtype=torch.int64, device=target.device)
+    index[distinct] = torch.arange(distinct.numel(), device=target.device)
+    return distinct, index.index_select(0, target), index.index_select(0, history)
 
 
-__all__ = ["ITEM_ID", "Embedded", "MultimodalModel", "distinct_items"]
+__all__ = ["ITEM_ID", "DNNModel", "Embedded", "MultimodalModel", "distinct_items"]

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -22,10 +21,10 @@ from fuxictr_mm.layers import (
     MultiHeadTargetAttention,
     SENet,
 )
-from fuxictr_mm.model import Embedded, MultimodalModel
+from fuxictr_mm.model import DNNModel, Embedded
 
 
-class DIN_MM(MultimodalModel):
+class DIN_MM(DNNModel):
     r"""Feature Fusion Revisited. Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961.
 
     .. math::
@@ -34,50 +33,44 @@ class DIN_MM(MultimodalModel):
 
         \hat y = \sigma(\mathrm{DNN}([\mathrm{Cross}(f), \mathrm{Bilinear}(f)]))
 
-    Every field, be it an id, the tags or a frozen vector through a linear map, has the width ``embedding_dim``, so that
-    context c, target t and interest h (split into the item's fields again) can be weighed and crossed field by field.
+    Every field (ids, tags, frozen embeddings through a linear projection) has the dim ``embedding_dim``, so that
+    context c, target t and interest h (split into the item's fields again) can be weighted and crossed field by field.
 
-    Departures: the paper leaves open how the interest enters SENet, and where cross network and bilinear interactions
-    stand; here they follow SENet side by side and both feed the DNN.
+    Departures: the paper leaves open how the interest enters SENet, and where the cross network and the bilinear
+    interactions are; here both take the output of SENet, and both feed the DNN.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
     interest : {"multi_head", "din", "mean"}
-        How the history becomes one vector: multi-head target attention, DIN's activation unit, or its mean.
+        How the history is pooled: multi-head target attention, DIN's activation unit, or its mean.
     num_heads : int
         Heads; must divide ``attention_dim``.
     attention_dim : int, optional
-        Width of queries, keys and values together; the item's width by default.
+        Dim of queries, keys and values together; the item's dim by default.
     attention_dropout : float
         Dropout on attention weights (inside the MLP for ``interest: din``).
     attention_hidden_units : sequence of int
-        Widths of DIN's activation unit.
+        Dims of the hidden layers of DIN's activation unit.
     sparse_attention : bool
         ReLU scores instead of softmax.
     senet : bool
-        Whether fields are weighed.
+        Whether fields are weighted by SENet.
     senet_reduction : int
         Fields per unit of SENet's bottleneck.
     senet_activation : {"ReLU", "Sigmoid"}
-        What makes the weights positive.
+        Activation of the weights.
     cross : {None, "v1", "v2", "mix"}
         Cross network: DCN, DCN V2, DCN V2 with a mixture of low-rank experts.
     num_cross_layers : int
         Its depth.
     bilinear : {None, "field_all", "field_each", "field_interaction"}
         Bilinear interactions of all pairs of fields: one matrix for all, one per field, one per pair.
-    dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
     batch_norm : bool
-        Its batch norm.
+        Batch norm in the DNN.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     same_dims = True
@@ -98,20 +91,17 @@ class DIN_MM(MultimodalModel):
         cross: Literal["v1", "v2", "mix"] | None = None,
         num_cross_layers: PositiveInt = 2,
         bilinear: Literal["field_all", "field_each", "field_interaction"] | None = None,
-        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
-        dnn_activations: str = "ReLU",
-        net_dropout: Dropout = 0.0,
         batch_norm: bool = True,
         **params: Any,
     ) -> None:
-        super().__init__(feature_map, **params)
-        width = attention_dim or self.item_dim
+        super().__init__(feature_map, batch_norm=batch_norm, **params)
+        dim = attention_dim or self.item_dim
         if interest == "multi_head":
-            self.check_heads(num_heads, width, "attention_dim")
+            self.check_heads(num_heads, dim, "attention_dim")
         self.attention: nn.Module | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(
-                self.item_dim, width, num_heads, attention_dropout, sparse=sparse_attention
+                self.item_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
             )
         elif interest == "din":
             self.attention = DINAttention(self.item_dim, attention_hidden_units, dropout_rate=attention_dropout)
@@ -125,18 +115,11 @@ class DIN_MM(MultimodalModel):
             self.cross = {"v1": CrossNet, "v2": CrossNetV2}[cross](flat_dim, num_cross_layers)
         self.bilinear = BilinearInteraction(num_fields, self.embedding_dim, bilinear) if bilinear else None
         pairs_dim = num_fields * (num_fields - 1) // 2 * self.embedding_dim if bilinear else 0
-        self.dnn = MLP_Block(
-            input_dim=flat_dim + pairs_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = self.make_dnn(flat_dim + pairs_dim)
         self.build()
 
     def pool(self, e: Embedded) -> Tensor:
-        """Return the interest ``(B, D)`` that the history shows in the target."""
+        """Return the pooled history ``(B, D)``."""
         return mean_pooling(e.history) if self.attention is None else self.attention(e.target, e.history)
 
     def logits(self, batch: Batch) -> Tensor:

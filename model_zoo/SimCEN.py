@@ -1,4 +1,4 @@
-"""SimCEN, one MLP of three parts that contrast with each other."""
+"""SimCEN: an MLP of three parts with a contrastive loss."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class SimCEN(MultimodalModel):
         \hat y = \sigma(w \cdot [e, a + \mathrm{D}(e), b + \mathrm{D}(e)] + w_0), \qquad
         \mathcal{L} = \mathrm{BCE}(\hat y, y) + \alpha \, \mathrm{contrast}(e, a + \mathrm{D}(e), b + \mathrm{D}(e))
 
-    with the fields of context c, target t and interest h, all of one width, two views v of the products of all pairs of
+    with the fields of context c, target t and interest h, all of one dim, two views v of the products of all pairs of
     fields, and dropout D. The layers follow the published code, https://github.com/salmon1802/SimCEN.
 
     Departures: the paper has no history; h is what multi-head target attention takes from it, split into the item's
-    fields. One dropout and one batch norm setting hold for the three parts; all layers are equally wide, as their
-    residuals demand. The contrast is taken in training only; evaluation never needs it.
+    fields. One dropout and one batch norm setting hold for the three parts; all layers have the same dim, as their
+    residuals demand. The contrast is computed in training only.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
     num_heads : int
-        Heads of the attention to the history; must divide the width of an item.
+        Heads of the attention to the history; must divide the dim of an item.
     attention_dropout : float
         Dropout on its weights.
     num_layers : int
         Layers of the MLP.
     hidden_dim : int
-        Width of one part of a layer; the published ``hidden_units`` count all three.
+        Dim of one part of a layer; the published ``hidden_units`` count all three.
     contrast_weight : float
         Alpha, the weight of the contrast in the loss.
     contrast_temperature : float
@@ -78,11 +78,11 @@ class SimCEN(MultimodalModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        width = self.item_dim
-        self.check_heads(num_heads, width, "the item width")
+        dim = self.item_dim
+        self.check_heads(num_heads, dim, "the item dim")
         self.contrast_weight, self.contrast_temperature = contrast_weight, contrast_temperature
         self.contrast: Tensor | None = None
-        self.attention = MultiHeadTargetAttention(width, width, num_heads, attention_dropout)
+        self.attention = MultiHeadTargetAttention(dim, dim, num_heads, attention_dropout)
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
         self.product = ContrastiveProduct(num_fields, self.embedding_dim)
         widths = [3 * num_fields * self.embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
@@ -106,7 +106,7 @@ class SimCEN(MultimodalModel):
         return self.fc(torch.cat([anchor, first, second], dim=-1))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
-        """Return the loss of the batch scored last, with the contrast while training."""
+        """Return the loss of the last scored batch, in training with the contrast."""
         loss = super().add_loss(return_dict, y_true)
         contrast, self.contrast = self.contrast, None  # kept, it would hold the graph of the batch
         return loss if contrast is None else loss + self.contrast_weight * contrast
