@@ -44,5 +44,5 @@ def test_order_counts(order_counts):
 
 
 def test_heads_that_do_not_divide(build):
-    with pytest.raises(ConfigError, match=r"num_heads is 7, expected a divisor of a token's width"):
+    with pytest.raises(ConfigError, match=r"num_heads is 7, expected a divisor of a token's dim"):
         build("BST_tiny", num_heads=7)

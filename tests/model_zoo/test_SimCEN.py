@@ -66,5 +66,5 @@ def test_the_contrast_is_part_of_training_only(pair):
 
 
 def test_heads_that_do_not_divide(build):
-    with pytest.raises(ConfigError, match="num_heads is 5, expected a divisor of the item width 64"):
+    with pytest.raises(ConfigError, match="num_heads is 5, expected a divisor of the item dim 64"):
         build("SimCEN_tiny", num_heads=5)
