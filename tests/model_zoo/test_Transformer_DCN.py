@@ -230,7 +230,7 @@ def test_bad_settings_are_refused(build):
         build("Transformer_DCN_tiny", history_mask="published", max_len=3)
     with pytest.raises(ConfigError, match=r"dcn_hidden_units is \[\]"):
         build("Transformer_DCN_tiny", dcn_hidden_units=[])
-    with pytest.raises(ConfigError, match=r"num_heads is 5, expected a divisor of the width of item and target .* 96"):
+    with pytest.raises(ConfigError, match=r"num_heads is 5, expected a divisor of the dim of item and target .* 96"):
         build("Transformer_DCN_tiny", num_heads=5)
     with pytest.raises(ConfigError, match="history_mask is 'right', expected one of 'corrected', 'published'"):
         build("Transformer_DCN_tiny", history_mask="right")
