@@ -18,8 +18,7 @@ from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError, UserError, nearest
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict

@@ -36,7 +36,8 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.logs import LogFiles, set_up_logging  # noqa: F401  # former place
 from fuxictr_mm.metrics import check_metrics
-from fuxictr_mm.registry import load_model_class
+from fuxictr_mm.model import check_is_built
+from fuxictr_mm.registry import describe_error, load_model_class
 from fuxictr_mm.runs import Run, RunPaths, find_runs, read_run, unwritable
 from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.training import distributed, loop
@@ -298,11 +299,10 @@ class Experiment:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a model file raises, the user set it off
-            reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"{config.expid}: {model_class.__name__} cannot be made of these settings ({reason}); "
-                "--debug shows where"
+                f"{config.expid}: {model_class.__name__} cannot be built with these settings ({describe_error(error)})"
             ) from error
+        check_is_built(model)
         if config.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
         if is_foreign(model_class):

@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuxictr_mm.config import nearest
 from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.errors import DataError, MissingFileError, nearest
 
 #: Feature types that hold one number per row.
 SCALAR_TYPES = ("categorical", "numeric")

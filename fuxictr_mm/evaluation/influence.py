@@ -464,7 +464,7 @@ def train_keeping_checkpoints(
     train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
     valid = experiment.make_loader(dataset.splits["valid"], model, params)
     keeper = _CheckpointKeeper(model, valid, folder)
-    history = loop.fit(model, train, params["epochs"], keeper, params.get("max_gradient_norm", 10.0))
+    history = loop.fit(model, train, params["epochs"], keeper, params.get("max_gradient_norm"))
     if model._save_best_only:
         # Steps after the best weights have no part in the model.
         values = [model._monitor.get_value(entry) for entry in history]

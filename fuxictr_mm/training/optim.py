@@ -10,8 +10,8 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from torch import Tensor, nn
 
-from fuxictr_mm.config import Regularizer, nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.config import Regularizer
+from fuxictr_mm.errors import ConfigError, nearest
 
 #: The base class, one that needs the loss as a function, one for sparse gradients only.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
