@@ -1,71 +1,239 @@
-r"""Differences between splits: labels, context, history lengths, popularity of the targets.
+r"""Checks of interactions: ids, labels, histories, equal examples, and how the splits differ.
 
-The population stability index of two histograms, with half a row added to each of K bins, p and q being shares:
+The population stability index (PSI) of two histograms, with half an example added to each of K bins, p and q being
+fractions:
 
 .. math::
     \mathrm{PSI} = \sum_k (p_k - q_k) \ln(p_k / q_k)
 
-Above 0.25 (for labels 0.1), and unlikely by chance (chi-squared, below 1 in 1000), it is a finding.
+Above 0.25 (for labels 0.1), and unlikely to be noise (chi-squared test, below 1 in 1000), it is a finding.
+
+Shape letters: B examples of a split, N history entries.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import Report
-from fuxictr_mm.check_data.items import (
-    Tally,
-    check_context,
+from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Measure, Report, check
+from fuxictr_mm.check_data.items import MOST_CATEGORIES, ContextColumn
+from fuxictr_mm.check_data.layout import (
+    COLUMN_TYPE,
+    EMPTY_FILE,
+    LABEL,
+    SPLITS,
+    USER_ID,
+    ItemFile,
+    Layout,
+    as_id,
+    check_types,
     has_columns,
-    ids_of,
-    is_list_of,
     is_number,
-    numbers,
+    is_number_list,
     read_chunks,
     read_schema,
-    split_lists,
+    to_series,
 )
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
+#: A PSI above it is a finding, if the histograms would differ as much less often than ``UNLIKELY``.
+PSI_MOST, PSI_LABEL, UNLIKELY = 0.25, 0.1, 1e-3
+#: Fraction of cold targets that is too much, and difference between valid and test that is.
+COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
+#: Bins of a histogram of lengths or counts.
+BINS = 10
 
-def mix(values: np.ndarray) -> np.ndarray:
-    """Return a well-spread uint64 for each integer (the finalizer of SplitMix64; Steele et al., OOPSLA 2014)."""
-    key = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
-
-
-def pair_keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return a key for each ordered pair of integers."""
-    return mix(mix(left) + right.astype(np.uint64))
+CONTRADICTORY = pl.col("first_0").is_not_null() & pl.col("first_1").is_not_null()
 
 
-def history_keys(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return a key for each list ``values[ends[b] : ends[b + 1]]``, ``(B,)``; the order counts."""
-    place = np.arange(len(values)) - np.repeat(ends[:-1], np.diff(ends))
-    total = np.concatenate(([np.uint64(0)], np.cumsum(pair_keys(place, values), dtype=np.uint64)))
-    return mix(total[ends[1:]] - total[ends[:-1]])
+class KnownItems:
+    """Which items there are, and which of them interactions show, in a table by id.
+
+    Parameters
+    ----------
+    ids : ndarray of int64
+        Ids of the item files, sorted, without padding. Without any nothing is known, and nothing unknown.
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+        # As long as the largest id; pages that no id is in take no memory.
+        self._known = np.zeros(int(ids.max(initial=0)) + 1, dtype=bool)
+        self._shown = np.zeros(len(self._known), dtype=bool)
+        self._known[ids] = True
+
+    def mark(self, ids: pl.Series) -> pl.Series:
+        """Mark ids as shown and return which of them are items; null is none."""
+        positions = ids.fill_null(0).clip(0, len(self._known)).to_numpy()
+        positions = np.where(positions < len(self._known), positions, 0)
+        self._shown[positions] = True
+        if not self.ids.size:
+            return (ids > 0).fill_null(False)
+        return pl.Series(self._known[positions])
+
+    def never_shown(self) -> np.ndarray:
+        """Return the ids that no interaction showed."""
+        return self.ids[~self._shown[self.ids]]
 
 
-USER_ID, LABEL = "user_id", "label"
+@dataclass(frozen=True)
+class Chunk:
+    """Some examples of a split.
+
+    Parameters
+    ----------
+    file : str
+        Name of the file.
+    rows : polars.DataFrame
+        The columns of the file, and ``row`` (number in the file), ``id`` (of the user), ``target``, ``known`` (whether the
+        target is an item), ``click`` (0 or 1), ``history`` (ids without padding), ``length`` and ``span`` (positions from
+        the first to the last of them); null where a value is none.
+    entries : polars.DataFrame
+        ``row``, ``id``, ``target``, ``value`` (as in the file), ``item`` and ``known`` of every entry of the histories that
+        is not padding.
+    later : polars.DataFrame
+        ``id`` and ``item`` of the clicks of later splits.
+    """
+
+    file: str
+    rows: pl.DataFrame
+    entries: pl.DataFrame
+    later: pl.DataFrame
+    id_name = USER_ID
+
+    def faults(self, column: str, condition: pl.Expr) -> Iterator[Fault]:
+        """Yield the examples where a condition holds, if the file has the column."""
+        if column in self.rows.columns:
+            yield Fault(column, self.rows.filter(condition).select("row", "id", value=column))
+
+    def entry_faults(self, condition: pl.Expr, value: str = "item") -> Iterator[Fault]:
+        """Yield the history entries where a condition holds."""
+        yield Fault(ITEM_SEQ, self.entries.filter(condition).select("row", "id", value=value))
+
+    @classmethod
+    def of(cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, later: pl.DataFrame) -> Chunk:
+        """Decode a record batch whose first row is ``row``."""
+        rows = pl.DataFrame([to_series(column).alias(name) for name, column in zip(batch.schema.names, batch.columns, strict=True)])
+        none = pl.lit(None, dtype=pl.Int64)
+        rows = rows.with_row_index("row", row).with_columns(
+            id=as_id(USER_ID) if USER_ID in rows.columns else none,
+            target=as_id(ITEM_ID),
+            click=as_id(LABEL) if LABEL in rows.columns else none,
+        )
+        rows = rows.with_columns(
+            known=items.mark(rows["target"]), click=pl.when(pl.col("click") <= 1).then("click").cast(pl.Int8)
+        )
+        lists = rows.select("row", value=ITEM_SEQ if ITEM_SEQ in rows.columns else pl.lit(None, dtype=pl.List(pl.Int64)))
+        entries = (
+            lists.filter(pl.col("value").list.len() > 0)
+            .explode("value")
+            .with_row_index("position")
+            .filter(pl.col("value").ne_missing(0))
+            .with_columns(item=as_id("value"))
+        )
+        entries = entries.with_columns(known=items.mark(entries["item"]))
+        histories = entries.group_by("row").agg(
+            history=pl.col("item"), length=pl.len(), span=pl.col("position").max() - pl.col("position").min() + 1
+        )
+        rows = rows.join(histories, on="row", how="left").sort("row")
+        if ITEM_SEQ in rows.columns:
+            rows = rows.with_columns(pl.col("length", "span").fill_null(0))
+        positions = entries["row"] - row
+        entries = entries.with_columns(rows["id"].gather(positions), rows["target"].gather(positions))
+        return cls(file, rows, entries, later)
 
 
-#: Label of a row that has none.
-NO_LABEL = -1
+@check(Chunk, "bad-user-id", ERROR, "null, negative or fractional user ids", "integers from 0", Action.DROP_ROW)
+def bad_user_id(chunk: Chunk) -> Iterator[Fault]:
+    """User ids that are none."""
+    yield from chunk.faults(USER_ID, pl.col("id").is_null())
 
 
-#: Categories that are told apart per context column; more make it a numeric column, which has no drift by category.
-MOST_CATEGORIES = 1000
+@check(Chunk, "bad-label", ERROR, "labels that are neither 0 nor 1", "0 or 1", Action.DROP_ROW)
+def bad_label(chunk: Chunk) -> Iterator[Fault]:
+    """Labels that are none."""
+    yield from chunk.faults(LABEL, pl.col("click").is_null())
 
 
-@dataclass
+@check(Chunk, "unknown-target", ERROR, "targets that no item file has", "ids of the item files", Action.DROP_ROW)
+def unknown_target(chunk: Chunk) -> Iterator[Fault]:
+    """Targets that are no item; padding and null are none."""
+    yield from chunk.faults(ITEM_ID, ~pl.col("known"))
+
+
+@check(
+    Chunk, "unknown-history", ERROR, "history ids that no item file has", "ids of the item files", Action.DROP_ENTRY
+)
+def unknown_history(chunk: Chunk) -> Iterator[Fault]:
+    """History entries that are neither item nor padding."""
+    yield from chunk.entry_faults(~pl.col("known"), "value")
+
+
+@check(
+    Chunk,
+    "null-history",
+    WARNING,
+    "histories that are null",
+    "a list, empty or of padding",
+    Action.SET_ZERO,
+    "set to padding",
+)
+def null_history(chunk: Chunk) -> Iterator[Fault]:
+    """Histories that are null."""
+    yield from chunk.faults(ITEM_SEQ, pl.col(ITEM_SEQ).is_null() if ITEM_SEQ in chunk.rows.columns else pl.lit(False))
+
+
+@check(
+    Chunk,
+    "inner-padding",
+    WARNING,
+    "padding between real ids of a history",
+    "padding at one end",
+    Action.DROP_ENTRY,
+    "the ids are moved together",
+)
+def inner_padding(chunk: Chunk) -> Iterator[Fault]:
+    """Histories that span more positions than they have ids."""
+    rows = chunk.rows.filter(pl.col("span") != pl.col("length"))
+    texts = [str([v for v in history if v is not None]) for history in rows["history"].to_list()]
+    yield Fault(ITEM_SEQ, rows.select("row", "id", value=pl.Series(texts, dtype=pl.String)))
+
+
+@check(
+    Chunk,
+    "target-in-history",
+    WARNING,
+    "targets that are in their own history",
+    "a history before the click",
+    Action.DROP_ENTRY,
+)
+def target_in_history(chunk: Chunk) -> Iterator[Fault]:
+    """History entries that are the target."""
+    yield from chunk.entry_faults(pl.col("item") == pl.col("target"))
+
+
+@check(
+    Chunk,
+    "future-click",
+    WARNING,
+    "clicks of a later split in the user's history",
+    "histories older than the clicks",
+    Action.DROP_ENTRY,
+)
+def future_click(chunk: Chunk) -> Iterator[Fault]:
+    """History entries that the same user clicks in a later split."""
+    entries = chunk.entries.join(chunk.later, on=["id", "item"], how="semi").sort("row", maintain_order=True)
+    yield Fault(ITEM_SEQ, entries.select("row", "id", value="item"))
+
+
+@dataclass(frozen=True)
 class Split:
     """What is kept of a split.
 
@@ -73,98 +241,99 @@ class Split:
     ----------
     path : Path
         Its file.
-    users, targets : ndarray of int64, (B,)
-        Ids; -1 where they are none.
-    labels : ndarray of int8, (B,)
-        0, 1, or -1 where there is none.
-    history_keys : ndarray of uint64, (B,)
-        Equal where user and history are.
-    row_keys : ndarray of uint64, (B,)
-        Equal where everything but the label is.
-    lengths : ndarray of int64
-        Number of rows by history length.
-    context : dict of str to Counter
-        Number of rows by category, per context column.
-    has_label : bool
-        Whether the file has labels.
+    rows : polars.DataFrame
+        ``row``, ``id``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and history
+        are) and ``row_key`` (equal where everything but the label is), ``(B,)``.
+    repeats : polars.DataFrame
+        ``row``, ``id`` and the first repeated item (``value``) of histories with one.
+    context : dict of str to ContextColumn
+        Its context columns.
     """
 
     path: Path
-    users: np.ndarray
-    targets: np.ndarray
-    labels: np.ndarray
-    history_keys: np.ndarray
-    row_keys: np.ndarray
-    lengths: np.ndarray
-    context: dict[str, Counter[int]]
-    has_label: bool
+    rows: pl.DataFrame
+    repeats: pl.DataFrame
+    context: dict[str, ContextColumn]
+    id_name = USER_ID
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.path.name
 
     @property
     def name(self) -> str:
-        """File name."""
-        return self.path.name
+        """Name of the split."""
+        return self.path.stem
 
-    def clicks(self) -> np.ndarray:
-        """Return the rows that are clicks; all rows where there are no labels, as it cannot be told."""
-        sound = (self.users >= 0) & (self.targets > 0)
-        return np.flatnonzero(sound & (self.labels == 1) if self.has_label else sound)
+    @property
+    def has_label(self) -> bool:
+        """Whether an example has a label."""
+        return self.rows["click"].count() > 0
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there is a column of histories."""
+        return self.rows["length"].null_count() == 0
+
+    @cached_property
+    def target_counts(self) -> pl.DataFrame:
+        """``target`` and ``n``, the number of examples that show it."""
+        return self.rows.group_by("target").agg(n=pl.len().cast(pl.Float64))
+
+    @cached_property
+    def history_counts(self) -> pl.DataFrame:
+        """``history_key`` and ``n``, the number of examples with it."""
+        return self.rows.group_by("history_key").agg(n=pl.len().cast(pl.Float64))
+
+    @cached_property
+    def equal_rows(self) -> pl.DataFrame:
+        """Examples that equal another, with the ``first`` of them, and the first with label 0 and with label 1."""
+        row, label = pl.col("row"), pl.col("click")
+        return self.rows.filter(self.rows["row_key"].is_duplicated()).with_columns(
+            first=row.min().over("row_key"),
+            first_0=row.filter(label == 0).min().over("row_key"),
+            first_1=row.filter(label == 1).min().over("row_key"),
+        )
+
+    def expected_pairs(self, differing: bool) -> float:
+        """Return how many pairs of equal examples to expect, with different labels or with the same.
+
+        Were items met independently: the pairs with the same user and history, times the probability of the same item.
+        """
+        n = self.history_counts["n"]
+        pairs = float((n * (n - 1) / 2).sum()) * _meeting(self, self)
+        rate = float(self.rows["click"].cast(pl.Float64).mean() or 0)  # type: ignore[arg-type]  # of floats, a float
+        differ = 2 * rate * (1 - rate)
+        return pairs * (differ if differing else 1 - differ)
+
+    def clicks(self) -> pl.DataFrame:
+        """Return ``id`` and ``item`` of the clicks; of all examples where nothing tells which are."""
+        clicked = pl.col("click") == 1 if self.has_label else pl.lit(True)
+        rows = self.rows.filter(clicked & (pl.col("target") > 0) & pl.col("id").is_not_null())
+        return rows.select("id", item="target").unique()
+
+    def popularity_of(self, other: Split) -> np.ndarray:
+        """Return how many examples of this split show each target of another, ``(B,)``."""
+        counts = other.rows.select("target").join(self.target_counts, on="target", how="left")
+        return counts["n"].fill_null(0).cast(pl.Int64).to_numpy()
 
 
-@dataclass(frozen=True)
-class Later:
-    """Clicks of later splits: users, sorted, and keys of pairs of user and item, sorted."""
-
-    users: np.ndarray
-    pairs: np.ndarray
-
-    @classmethod
-    def of(cls, splits: list[Split]) -> Later:
-        """Gather the clicks of splits."""
-        empty = np.empty(0, np.int64)
-        users = np.concatenate([s.users[s.clicks()] for s in splits] or [empty])
-        items = np.concatenate([s.targets[s.clicks()] for s in splits] or [empty])
-        return cls(np.unique(users), np.unique(pair_keys(users, items)))
-
-
-@dataclass
-class _Gathered:
-    users: list[np.ndarray] = field(default_factory=list)
-    targets: list[np.ndarray] = field(default_factory=list)
-    labels: list[np.ndarray] = field(default_factory=list)
-    history_keys: list[np.ndarray] = field(default_factory=list)
-    row_keys: list[np.ndarray] = field(default_factory=list)
-
-
-class Seen:
-    """Which items interactions show, among the ``known`` ids, sorted."""
-
-    def __init__(self, known: np.ndarray) -> None:
-        self.known = known
-        self.shown = np.zeros(len(known), dtype=bool)
-
-    def mark(self, ids: np.ndarray) -> np.ndarray:
-        """Mark ids as shown and return which of them are known."""
-        if not self.known.size:
-            return np.zeros(len(ids), dtype=bool)
-        place = np.minimum(np.searchsorted(self.known, ids), len(self.known) - 1)
-        found = self.known[place] == ids
-        self.shown[place[found]] = True
-        return found
-
-
-def read_split(name: str, path: Path, seen: Seen, later: Later, report: Report, verbose: int = 0) -> Split | None:
-    """Check a split and return what the checks across splits need; None where a column it cannot do without lacks.
+def read_split(
+    path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int = 0
+) -> Split | None:
+    """Check a split and return what the checks across splits need; None where there is no column of targets.
 
     Parameters
     ----------
-    name : {"train", "valid", "test"}
-        Labels may lack in test only.
     path : Path
-        Its file.
-    seen : Seen
+        Its file. A test split may have no labels.
+    items : KnownItems
         The items there are; those shown are marked.
-    later : Later
-        Clicks of later splits.
+    later : sequence of Split
+        The later splits.
+    layout : Layout
+        Takes the columns that no check looks at.
     report : Report
         Takes the findings.
     verbose : int
@@ -176,199 +345,196 @@ def read_split(name: str, path: Path, seen: Seen, later: Later, report: Report, 
         The file is damaged.
     """
     schema = read_schema(path)
-    wanted = [USER_ID, ITEM_ID, ITEM_SEQ] + ([LABEL] if name != "test" or LABEL in schema.names else [])
+    wanted = [USER_ID, ITEM_ID, ITEM_SEQ] + ([LABEL] if path.stem != "test" or LABEL in schema.names else [])
     has_columns(path, schema, wanted, report)
-    usable = [c for c in wanted if c in schema.names and _has_type(path, schema, c, report)]
-    context = [f.name for f in schema if f.name not in wanted and is_number(f.type)]
+    usable = [name for name in wanted if name in schema.names and _has_type(path, schema, name, report)]
+    layout.not_checked += check_types(path, schema, wanted, report)
     if ITEM_ID not in usable:
         return None
-    tallies = {c: Tally(pa.types.is_floating(schema.field(c).type), MOST_CATEGORIES) for c in context}
-    reader = _SplitReader(path, LABEL in usable, seen, later, report, tallies)
-    for row, columns in read_chunks(path, usable + context, verbose=verbose):
-        reader.take(row, columns)
-    split = reader.finish()
-    for column, tally in reader.tallies.items():
-        check_context(path, column, tally, split.users, report)
-    if not len(split.targets):
-        report.add("empty-file", path.name)
-    classes = np.unique(split.labels[split.labels >= 0])
-    if len(classes) == 1:
-        report.add(
-            "one-class", path.name, LABEL, found=f"all {int((split.labels >= 0).sum()):,} labels are {classes[0]}"
-        )
+    context = [f for f in schema if f.name not in wanted and is_number(f.type)]
+    clicks = pl.concat([s.clicks() for s in later] or [pl.DataFrame(schema={"id": pl.Int64, "item": pl.Int64})])
+    parts, repeats = [], []
+    for row, batch in read_chunks(path, usable + [f.name for f in context], verbose=verbose):
+        chunk = Chunk.of(path.name, row, batch, items, clicks)
+        report.examine(chunk)
+        parts.append(_keep(chunk, [f.name for f in context]))
+        if report.wants("repeated-history"):
+            repeats.append(_find_repeats(chunk))
+    rows = pl.concat(parts) if parts else pl.DataFrame()
+    if rows.is_empty():
+        report.add(EMPTY_FILE, path.name, Fault())
+        return None
+    split = Split(
+        path,
+        rows,
+        pl.concat(repeats) if repeats else pl.DataFrame(),
+        {f.name: ContextColumn(path, f, rows["id"]) for f in context},
+    )
+    report.examine(split)
+    for column in split.context.values():
+        report.examine(column)
     return split
 
 
 def _has_type(path: Path, schema: pa.Schema, name: str, report: Report) -> bool:
     kind = schema.field(name).type
-    good = is_list_of(kind, floating=False) if name == ITEM_SEQ else is_number(kind)
+    good, expected = (is_number_list(kind), "lists of integers") if name == ITEM_SEQ else (is_number(kind), "numbers")
     if not good:
-        expected = "lists of whole numbers" if name == ITEM_SEQ else "numbers"
-        report.add("column-type", path.name, name, found=f"holds {kind}", expected=expected)
+        report.add(COLUMN_TYPE, path.name, Fault(name, found=f"holds {kind}", expected=expected))
     return good
 
 
-class _SplitReader:
-    def __init__(
-        self, path: Path, has_label: bool, seen: Seen, later: Later, report: Report, tallies: dict[str, Tally]
-    ) -> None:
-        self.path, self.has_label, self.seen, self.later, self.report = path, has_label, seen, later, report
-        self.gathered = _Gathered()
-        self.lengths: np.ndarray = np.zeros(1, dtype=np.int64)
-        self.tallies = tallies
-        self.repeating: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def take(self, row: int, columns: dict[str, pa.Array]) -> None:
-        """Check a chunk whose first row is ``row``."""
-        count = len(columns[ITEM_ID])
-        users = self._ids(columns.get(USER_ID), USER_ID, "bad-user-id", row, count, None)
-        targets = self._targets(columns[ITEM_ID], row, users)
-        labels = self._labels(columns.get(LABEL), row, users, count)
-        keys = pair_keys(users, self._history(columns.get(ITEM_SEQ), row, users, targets))
-        row_keys = pair_keys(keys.view(np.int64), targets)
-        for name, tally in self.tallies.items():
-            row_keys = pair_keys(row_keys.view(np.int64), self._context(columns[name], name, row, users, tally))
-        kept = (users, targets, labels, keys, row_keys)
-        for part, values in zip(vars(self.gathered).values(), kept, strict=True):
-            part.append(values)
-
-    def finish(self) -> Split:
-        """Join the chunks."""
-
-        def joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
-            return np.concatenate(parts) if parts else np.empty(0, kind)
-
-        gathered = self.gathered
-        if self.repeating:
-            rows, ids, items = (np.concatenate(parts) for parts in zip(*self.repeating, strict=True))
-            share = len(rows) / max(int(self.lengths[1:].sum()), 1)
-            found = f"an item more than once, in {share:.1%} of the histories that are not empty"
-            self.report.add(
-                "repeated-history", self.path.name, ITEM_SEQ, rows, ids, items, found=found, id_name=USER_ID
-            )
-        return Split(
-            self.path,
-            users=joined(gathered.users, np.int64),
-            targets=joined(gathered.targets, np.int64),
-            labels=joined(gathered.labels, np.int8),
-            history_keys=joined(gathered.history_keys, np.uint64),
-            row_keys=joined(gathered.row_keys, np.uint64),
-            lengths=self.lengths,
-            context={name: tally.categories() for name, tally in self.tallies.items()},
-            has_label=self.has_label,
-        )
-
-    def _add(
-        self, check: str, column: str, row: int, bad: np.ndarray, users: np.ndarray, values: np.ndarray | list
-    ) -> None:
-        self.report.add(check, self.path.name, column, row + bad, users[bad], values, id_name=USER_ID)
-
-    def _ids(
-        self, array: pa.Array | None, column: str, check: str, row: int, count: int, users: np.ndarray | None
-    ) -> np.ndarray:
-        if array is None:
-            return np.full(count, -1, dtype=np.int64)
-        ids, good = ids_of(array)
-        bad = np.flatnonzero(~good)
-        if bad.size:
-            self._add(check, column, row, bad, ids if users is None else users, array.take(pa.array(bad)).to_pylist())
-        return ids
-
-    def _targets(self, array: pa.Array, row: int, users: np.ndarray) -> np.ndarray:
-        targets, good = ids_of(array)
-        known = self.seen.mark(targets) & good
-        bad = np.flatnonzero(~known)
-        # Without item files nothing is known, and nothing unknown; padding and nulls are wrong all the same.
-        if not self.seen.known.size:
-            bad = np.flatnonzero(~good | (targets == 0))
-        if bad.size:
-            self._add("unknown-target", ITEM_ID, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        return targets
-
-    def _labels(self, array: pa.Array | None, row: int, users: np.ndarray, count: int) -> np.ndarray:
-        if array is None:
-            return np.full(count, NO_LABEL, dtype=np.int8)
-        values = numbers(array)
-        good = (values == 0) | (values == 1)
-        bad = np.flatnonzero(~good)
-        if bad.size:
-            self._add("bad-label", LABEL, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        return np.where(good, values, NO_LABEL).astype(np.int8)
-
-    def _context(self, array: pa.Array, name: str, row: int, users: np.ndarray, tally: Tally) -> np.ndarray:
-        values = numbers(array)
-        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-        if bad.size:
-            self._add("bad-context", name, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        tally.add(values)
-        return np.nan_to_num(values, nan=-1.0).view(np.int64)
-
-    def _history(self, array: pa.Array | None, row: int, users: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Check the histories of a chunk; return their keys ``(R,)``."""
-        if array is None:
-            return np.zeros(len(users), dtype=np.int64)
-        if array.null_count and self.report.wants("null-history"):
-            bad = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-            self._add("null-history", ITEM_SEQ, row, bad, users, [None] * len(bad))
-        entries, offsets = split_lists(array)
-        values, good = ids_of(entries)
-        kept = np.flatnonzero(values)  # -1 stays: it is no padding
-        ends = np.searchsorted(kept, offsets)
-        lengths = np.diff(ends)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        items = values[kept]
-        self._count_lengths(lengths)
-
-        known = self.seen.mark(items)
-        bad = np.flatnonzero(~known if self.seen.known.size else ~good[kept])
-        if bad.size:
-            found = entries.take(pa.array(kept[bad])).to_pylist()
-            self._add_entries("unknown-history", row, owner[bad], users, np.asarray(found, dtype=object))
-        bad = np.flatnonzero(items == targets[owner])
-        self._add_entries("target-in-history", row, owner[bad], users, items[bad])
-        if self.later.users.size and self.report.wants("future-click"):
-            known_user = np.isin(users, self.later.users)
-            some = np.flatnonzero(known_user[owner])
-            keys = pair_keys(users[owner[some]], items[some])
-            place = np.minimum(np.searchsorted(self.later.pairs, keys), len(self.later.pairs) - 1)
-            bad = some[self.later.pairs[place] == keys]
-            self._add_entries("future-click", row, owner[bad], users, items[bad])
-        if self.report.wants("repeated-history"):
-            self._gather_repeats(row, owner, items, users)
-        filled = np.flatnonzero(lengths)
-        first, last = kept[ends[filled]], kept[ends[filled + 1] - 1]
-        bad = filled[last - first + 1 != lengths[filled]]
-        if bad.size:
-            texts = [str([v for v in value if v]) for value in array.take(pa.array(bad)).to_pylist()]
-            self._add("inner-padding", ITEM_SEQ, row, bad, users, texts)
-        return history_keys(items, ends).view(np.int64)
-
-    def _gather_repeats(self, row: int, owner: np.ndarray, items: np.ndarray, users: np.ndarray) -> None:
-        keys = pair_keys(owner, items)
-        ascending = np.sort(keys)
-        twice = ascending[1:][ascending[1:] == ascending[:-1]]
-        if not twice.size:
-            return
-        places = np.flatnonzero(np.isin(keys, twice) & (items > 0))
-        rows, first = np.unique(owner[places], return_index=True)
-        self.repeating.append((row + rows, users[rows], items[places[first]]))
-
-    def _add_entries(self, check: str, row: int, owner: np.ndarray, users: np.ndarray, values: np.ndarray) -> None:
-        self.report.add(check, self.path.name, ITEM_SEQ, row + owner, users[owner], values, id_name=USER_ID)
-
-    def _count_lengths(self, lengths: np.ndarray) -> None:
-        more = np.bincount(lengths)
-        self.lengths = np.pad(self.lengths, (0, max(len(more) - len(self.lengths), 0)))
-        self.lengths[: len(more)] += more
+def _keep(chunk: Chunk, context: Sequence[str]) -> pl.DataFrame:
+    history = pl.col("history").list.eval(pl.element().fill_null(-1)).hash()
+    rows = chunk.rows.with_columns(history_key=pl.struct("id", history.alias("history")).hash())
+    rows = rows.with_columns(row_key=pl.struct("history_key", "target", *context).hash())
+    return rows.select("row", "id", "target", "click", "length", "history_key", "row_key")
 
 
-PSI_MOST, PSI_LABEL, UNLIKELY = 0.25, 0.1, 1e-3
+def _find_repeats(chunk: Chunk) -> pl.DataFrame:
+    repeating = chunk.rows.filter(pl.col("history").list.n_unique() < pl.col("length")).select("row")
+    entries = chunk.entries.join(repeating, on="row", how="semi").filter(pl.col("item") > 0)
+    entries = entries.filter(pl.struct("row", "item").is_duplicated()).unique("row", keep="first").sort("row")
+    return entries.select("row", "id", value="item")
 
 
-COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
+@check(Split, "one-class", ERROR, "all labels are the same", "both 0 and 1")
+def one_class(split: Split) -> Iterator[Fault]:
+    """Labels of one class, with which nothing can be learned or ranked."""
+    labels = split.rows["click"].drop_nulls()
+    if labels.n_unique() == 1:
+        yield Fault(LABEL, found=f"all {len(labels):,} labels are {labels[0]}")
 
 
-BINS = 10
+@check(Split, "repeated-history", INFO, "an item more than once in a history", "every item once, or a rewatch")
+def repeated_history(split: Split) -> Iterator[Fault]:
+    """Histories that show an item more than once."""
+    fraction = split.repeats.height / max(int((split.rows["length"] > 0).sum()), 1)
+    found = f"an item more than once, in {fraction:.1%} of the histories that are not empty"
+    yield Fault(ITEM_SEQ, split.repeats, found=found)
+
+
+def _meeting(split: Split, other: Split) -> float:
+    """Return the probability that an example of each shows the same item."""
+    both = split.target_counts.join(other.target_counts, on="target", suffix="_other")
+    return float((both["n"] * both["n_other"]).sum()) / max(split.rows.height * other.rows.height, 1)
+
+
+def _severity(found: float, expected: float) -> str:
+    from scipy.stats import poisson
+
+    # Half more than expected, and a little: items are not met quite independently.
+    return WARNING if poisson.sf(found - 1, 1.5 * expected + 0.05) < UNLIKELY else INFO
+
+
+@check(
+    Split,
+    "contradictory-row",
+    WARNING,
+    "equal rows with both labels",
+    "one label per row",
+    Action.DROP_ROW,
+    "all of them are dropped (never from test)",
+)
+def contradictory_row(split: Split) -> Iterator[Fault]:
+    """Examples that equal one with the other label."""
+    rows = split.equal_rows.filter(CONTRADICTORY & pl.col("click").is_not_null())
+    labels = rows.group_by("row_key").agg(ones=pl.col("click").cast(pl.Int64).sum(), n=pl.len().cast(pl.Int64))
+    found = (labels["ones"] * (labels["n"] - labels["ones"])).sum()
+    expected = split.expected_pairs(differing=True)
+    other = pl.when(pl.col("click") == 1).then("first_0").otherwise("first_1")
+    text = "equals row {} (item {}, label {} and {})"
+    value = pl.format(text, other, pl.col("target").fill_null(-1), "click", 1 - pl.col("click"))
+    yield Fault(
+        LABEL,
+        rows.select("row", "id", value=value),
+        severity=_severity(found, expected),
+        expected=f"at most some {expected:.1f} pairs by coincidence",
+    )
+
+
+@check(
+    Split,
+    "duplicate-row",
+    WARNING,
+    "rows equal to an earlier one",
+    "every row once",
+    Action.DROP_ROW,
+    "the later row is dropped (never from test)",
+)
+def duplicate_row(split: Split) -> Iterator[Fault]:
+    """Examples that equal an earlier one, the label included."""
+    rows = split.equal_rows.filter(~CONTRADICTORY)
+    sizes = rows.group_by("row_key").agg(n=pl.len().cast(pl.Int64))["n"]
+    expected = split.expected_pairs(differing=False)
+    value = pl.format("equals row {} (item {})", "first", pl.col("target").fill_null(-1))
+    yield Fault(
+        ITEM_ID,
+        rows.filter(pl.col("row") != pl.col("first")).select("row", "id", value=value),
+        severity=_severity((sizes * (sizes - 1) / 2).sum(), expected),
+        expected=f"at most some {expected:.1f} pairs by coincidence",
+    )
+
+
+@dataclass(frozen=True)
+class SplitPair:
+    """Two splits, the earlier one first."""
+
+    earlier: Split
+    later: Split
+    id_name = USER_ID
+
+    @property
+    def file(self) -> str:
+        """Name of the earlier file."""
+        return self.earlier.file
+
+
+@check(
+    SplitPair,
+    "shared-row",
+    WARNING,
+    "rows that are in a later split as well",
+    "disjoint splits",
+    Action.DROP_ROW,
+    "dropped from the earlier split",
+)
+def shared_row(pair: SplitPair) -> Iterator[Fault]:
+    """Examples that equal one of a later split, but for the label."""
+    first = pair.later.rows.group_by("row_key").agg(other=pl.col("row").min())
+    rows = pair.earlier.rows.join(first, on="row_key").sort("row")
+    both = pair.earlier.history_counts.join(pair.later.history_counts, on="history_key", suffix="_later")
+    expected = float((both["n"] * both["n_later"]).sum()) * _meeting(pair.earlier, pair.later)
+    text = f"equals row {{}} of {pair.later.file} (item {{}})"
+    yield Fault(
+        ITEM_ID,
+        rows.select("row", "id", value=pl.format(text, "other", pl.col("target").fill_null(-1))),
+        severity=_severity(rows.height, expected),
+        expected=f"at most some {expected:.1f} rows shared with {pair.later.file} by coincidence",
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A split and the earliest one, from which it should not differ much."""
+
+    reference: Split
+    split: Split
+    id_name = USER_ID
+
+    @property
+    def file(self) -> str:
+        """Name of the file that is judged."""
+        return self.split.file
+
+    def judge(
+        self, column: str, histograms: Sequence[np.ndarray], text: str, most: float = PSI_MOST
+    ) -> Iterator[Fault | Measure]:
+        """Yield the PSI of a column's histograms ``(K,)`` of both, and a fault where it is large."""
+        psi = population_stability(*histograms)
+        yield Measure(("psi", f"{self.reference.name}-{self.split.name}", column), round(psi, 4))
+        if psi > most and is_unlikely(*histograms):
+            yield Fault(column, found=f"{text} (PSI {psi:.3f})")
 
 
 def population_stability(reference: np.ndarray, other: np.ndarray) -> float:
@@ -379,8 +545,9 @@ def population_stability(reference: np.ndarray, other: np.ndarray) -> float:
     >>> population_stability(np.array([10, 10]), np.array([20, 20]))
     0.0
     """
-    p, q = ((h + 0.5) / (h + 0.5).sum() for h in (reference, other))
-    return float(((p - q) * np.log(p / q)).sum())
+    from scipy.stats import entropy
+
+    return float(entropy(reference + 0.5, other + 0.5) + entropy(other + 0.5, reference + 0.5))
 
 
 def is_unlikely(reference: np.ndarray, other: np.ndarray) -> bool:
@@ -393,206 +560,147 @@ def is_unlikely(reference: np.ndarray, other: np.ndarray) -> bool:
     return float(chi2_contingency(table).pvalue) < UNLIKELY
 
 
-def check_drift(splits: Mapping[str, Split], report: Report) -> None:
-    """Compare valid and test with train, and test with valid where there is no train; ratios go to the measures."""
-    names = list(splits)
-    for name in names[1:]:
-        _compare(splits[names[0]], splits[name], report)
-    if "train" in splits and len(names) > 1:
-        _check_cold(splits["train"], [splits[n] for n in names[1:]], report)
+def histograms(reference: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+    """Return histograms of two samples of integers; the bins hold a tenth of the first each, about."""
+    edges = np.unique(np.quantile(reference, np.arange(1, BINS) / BINS, method="inverted_cdf"))
+    edges = edges[edges < max(reference.max(), other.max())]
+    return [np.bincount(np.digitize(v, edges, right=True), minlength=len(edges) + 1) for v in (reference, other)]
 
 
-def _compare(reference: Split, split: Split, report: Report) -> None:
-    pair = f"{reference.path.stem}-{split.path.stem}"
-    label = [np.bincount(s.labels[s.labels >= 0], minlength=2) for s in (reference, split)]
-    if reference.has_label and split.has_label:
-        rates = [h[1] / max(h.sum(), 1) for h in label]
-        text = f"the share of positives is {rates[1]:.3f}, in {reference.name} {rates[0]:.3f}"
-        _judge("label-drift", LABEL, label, text, split, pair, report, PSI_LABEL)
-    for column in reference.context.keys() & split.context.keys():
-        counts = reference.context[column], split.context[column]
-        if max(map(len, counts)) > MOST_CATEGORIES:
+@check(Comparison, "label-drift", WARNING, "another fraction of positives than in train", f"PSI of at most {PSI_LABEL}")
+def label_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """A fraction of positives that changes."""
+    both = pair.reference, pair.split
+    if all(s.has_label for s in both):
+        counts = [np.bincount(s.rows["click"].drop_nulls().to_numpy(), minlength=2) for s in both]
+        then, now = (n[1] / n.sum() for n in counts)
+        text = f"the fraction of positives is {now:.3f}, in {pair.reference.file} {then:.3f}"
+        yield from pair.judge(LABEL, counts, text, PSI_LABEL)
+
+
+@check(Comparison, "context-drift", WARNING, "another distribution of categories", f"PSI of at most {PSI_MOST}")
+def context_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Categories of a context column whose frequencies change."""
+    for name in pair.reference.context:
+        if name not in pair.split.context:
             continue
-        values = sorted(counts[0].keys() | counts[1].keys())
-        histograms = [np.array([c[v] for v in values], dtype=np.int64) for c in counts]
-        if values:
-            shares = [h / max(h.sum(), 1) for h in histograms]
-            most = int(np.abs(shares[0] - shares[1]).argmax())
-            text = (
-                f"{values[most]:g} in {shares[1][most]:.1%} of the rows, in {shares[0][most]:.1%} of {reference.name}"
-            )
-            _judge("context-drift", column, histograms, text, split, pair, report)
-    width = max(len(reference.lengths), len(split.lengths))
-    lengths = [np.pad(s.lengths, (0, width - len(s.lengths))) for s in (reference, split)]
-    if all(h.sum() for h in lengths):
-        means = [float(h @ np.arange(width)) / h.sum() for h in lengths]
-        text = f"{means[1]:.1f} items on average, in {reference.name} {means[0]:.1f}"
-        _judge("history-drift", ITEM_SEQ, _merge(lengths), text, split, pair, report)
-    if reference.path.stem == "train":
-        shown = [_popularity(reference, s) for s in (reference, split)]
-        shown = [s[s > 0] for s in shown]  # cold targets are judged by themselves
-        if all(len(s) for s in shown):
-            medians = [np.median(s) for s in shown]
-            text = (
-                f"a median of {medians[1]:g} training rows per target that has any, in {reference.name} {medians[0]:g}"
-            )
-            histograms = _merge([np.bincount(s, minlength=max(map(np.max, shown)) + 1) for s in shown])
-            _judge("popularity-drift", ITEM_ID, histograms, text, split, pair, report)
+        tallies = pair.reference.context[name].tally, pair.split.context[name].tally
+        if not all(tally.is_complete for tally in tallies):
+            continue
+        then, now = (tally.values for tally in tallies)
+        both = then.join(now, on="value", how="full", coalesce=True, suffix="_now").fill_null(0).sort("value")
+        if both.is_empty():
+            continue
+        counts = [both[column].to_numpy().astype(np.int64) for column in ("n", "n_now")]
+        before, after = (n / max(n.sum(), 1) for n in counts)
+        most = int(np.abs(before - after).argmax())
+        text = f"{both['value'][most]:g} in {after[most]:.1%} of the rows, in {before[most]:.1%} of {pair.reference.file}"
+        yield from pair.judge(name, counts, text)
 
 
-def _judge(
-    check: str,
-    column: str,
-    histograms: list[np.ndarray],
-    text: str,
-    split: Split,
-    pair: str,
-    report: Report,
-    most: float = PSI_MOST,
-) -> None:
-    if not report.wants(check):
+@check(Comparison, "history-drift", WARNING, "another distribution of history lengths", f"PSI of at most {PSI_MOST}")
+def history_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Histories that become longer or shorter."""
+    if pair.reference.has_history and pair.split.has_history:
+        then, now = (s.rows["length"].to_numpy() for s in (pair.reference, pair.split))
+        text = f"{now.mean():.1f} items on average, in {pair.reference.file} {then.mean():.1f}"
+        yield from pair.judge(ITEM_SEQ, histograms(then, now), text)
+
+
+@check(Comparison, "popularity-drift", WARNING, "another popularity of the targets", f"PSI of at most {PSI_MOST}")
+def popularity_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Targets that are more or less popular than those of training; cold ones are judged by themselves."""
+    if pair.reference.name != "train":
         return
-    psi = population_stability(*histograms)
-    report.measures.setdefault("psi", {}).setdefault(pair, {})[column] = round(psi, 4)
-    if psi > most and is_unlikely(*histograms):
-        report.add(check, split.name, column, found=f"{text} (PSI {psi:.3f})")
-
-
-def _merge(histograms: list[np.ndarray]) -> list[np.ndarray]:
-    """Merge bins into ten of about equal size in the first histogram."""
-    total = np.cumsum(histograms[0])
-    edges = np.unique(np.searchsorted(total, total[-1] * np.arange(1, BINS) / BINS)) + 1
-    starts = np.concatenate(([0], edges[edges < len(total)]))
-    return [np.add.reduceat(h, starts) for h in histograms]
-
-
-def _popularity(train: Split, split: Split) -> np.ndarray:
-    """Return how many training rows show each target of a split."""
-    items, counts = np.unique(train.targets, return_counts=True)
-    if not items.size:
-        return np.zeros(len(split.targets), dtype=np.int64)
-    place = np.minimum(np.searchsorted(items, split.targets), len(items) - 1)
-    return np.where(items[place] == split.targets, counts[place], 0)
-
-
-def _check_cold(train: Split, splits: list[Split], report: Report) -> None:
-    if not report.wants("cold-targets"):
-        return
-    shares = {s.path.stem: float((_popularity(train, s) == 0).mean()) for s in splits if len(s.targets)}
-    report.measures["cold_share"] = {name: round(share, 4) for name, share in shares.items()}
-    for split in splits:
-        share = shares.get(split.path.stem, 0.0)
-        if share > COLD_MOST:
-            report.add("cold-targets", split.name, ITEM_ID, found=f"{share:.1%} of the targets are in no row of train")
-    if len(shares) == 2 and abs(shares["valid"] - shares["test"]) > COLD_DIFFERENCE:
-        text = f"{shares['test']:.1%} of the targets are in no row of train, in valid {shares['valid']:.1%}"
-        report.add("cold-targets", "test.parquet", ITEM_ID, found=text)
-
-
-UNLIKELY_REPEATS = 1e-3
-
-
-def check_repeats(splits: Mapping[str, Split], report: Report) -> None:
-    """Look for equal rows in each split and in each two of them (earlier first)."""
-    names = list(splits)
-    for name in names:
-        if report.wants("contradictory-row", "duplicate-row"):
-            _check_within(splits[name], report)
-    for place, name in enumerate(names):
-        for other in names[place + 1 :]:
-            if report.wants("shared-row"):
-                _check_across(splits[name], splits[other], report)
-
-
-def _check_within(split: Split, report: Report) -> None:
-    keys, first, place, counts = np.unique(split.row_keys, return_index=True, return_inverse=True, return_counts=True)
-    if len(keys) == len(place):
-        return
-    same = np.unique(split.history_keys, return_counts=True)[1].astype(np.float64)
-    expected = float((same * (same - 1) / 2).sum()) * _meeting(split, split)
-    zeros, ones = (np.bincount(place, split.labels == value) for value in (0, 1))
-    share = ones.sum() / max(zeros.sum() + ones.sum(), 1)
-    differing = 2 * share * (1 - share)
-    contradictory = (zeros > 0) & (ones > 0)
-    earlier = first[place]
-    repeated = counts[place] > 1
-    pairs = counts * (counts - 1) / 2
-    other_label = np.where(split.labels == 1, _first(split, place, 0), _first(split, place, 1))
-    for check, column, rows, partners, found, chance in (
-        (
-            "contradictory-row",
-            LABEL,
-            np.flatnonzero(contradictory[place]),
-            other_label,
-            (zeros * ones).sum(),
-            expected * differing,
-        ),
-        (
-            "duplicate-row",
-            ITEM_ID,
-            np.flatnonzero(repeated & ~contradictory[place] & (earlier != np.arange(len(place)))),
-            earlier,
-            pairs[~contradictory].sum(),
-            expected * (1 - differing),
-        ),
-    ):
-        both = zip(split.labels[rows], split.labels[partners[rows]], strict=True)
-        labels = [f", label {here} and {there}" if check == "contradictory-row" else "" for here, there in both]
-        report.add(
-            check,
-            split.name,
-            column,
-            rows,
-            split.users[rows],
-            [f"equals row {partners[r]} (item {split.targets[r]}{t})" for r, t in zip(rows, labels, strict=True)],
-            severity=_severity(float(found), chance),
-            expected=f"at most some {chance:.1f} pairs by chance",
-            id_name=USER_ID,
+    then, now = (counts[counts > 0] for counts in map(pair.reference.popularity_of, (pair.reference, pair.split)))
+    if then.size and now.size:
+        text = (
+            f"a median of {np.median(now):g} training rows per target that has any, "
+            f"in {pair.reference.file} {np.median(then):g}"
         )
+        yield from pair.judge(ITEM_ID, histograms(then, now), text)
 
 
-def _first(split: Split, place: np.ndarray, label: int) -> np.ndarray:
-    """Return for each row the first equal one with a label, -1 without any; ``place`` says which rows are equal."""
-    rows = np.flatnonzero(split.labels == label)[::-1]
-    first = np.full(int(place.max(initial=0)) + 1, -1)
-    first[place[rows]] = rows
-    return first[place]
+@dataclass(frozen=True)
+class Interactions:
+    """All splits that could be read.
+
+    Parameters
+    ----------
+    splits : mapping of str to Split
+        In the order of time.
+    items : list of ItemFile
+        The item files; none where a split could not be read, which may show items.
+    shown : KnownItems
+        Which items the splits show.
+    """
+
+    splits: Mapping[str, Split]
+    items: Sequence[ItemFile]
+    shown: KnownItems
+    file = ""
+    id_name = ITEM_ID
+
+    @cached_property
+    def cold_fractions(self) -> dict[str, float]:
+        """Fraction of targets without a training row, by split after train; empty without train."""
+        if "train" not in self.splits:
+            return {}
+        train, *others = self.splits.values()
+        return {split.name: float((train.popularity_of(split) == 0).mean()) for split in others}
+
+    @property
+    def without_history(self) -> dict[str, float]:
+        """Fraction of examples whose history has no id, by split."""
+        lengths = {name: split.rows["length"] for name, split in self.splits.items() if split.has_history}
+        return {name: int((n == 0).sum()) / len(n) for name, n in lengths.items()}
 
 
-def _check_across(split: Split, later: Split, report: Report) -> None:
-    rows = np.flatnonzero(np.isin(split.row_keys, later.row_keys))
-    if not rows.size:
-        return
-    keys, counts = np.unique(split.history_keys, return_counts=True)
-    later_keys, later_counts = np.unique(later.history_keys, return_counts=True)
-    _, here, there = np.intersect1d(keys, later_keys, assume_unique=True, return_indices=True)
-    expected = float(counts[here].astype(np.float64) @ later_counts[there]) * _meeting(split, later)
-    order = np.argsort(later.row_keys, kind="stable")
-    place = order[np.searchsorted(later.row_keys[order], split.row_keys[rows])]
-    report.add(
-        "shared-row",
-        split.name,
-        ITEM_ID,
-        rows,
-        split.users[rows],
-        [f"equals row {p} of {later.name} (item {split.targets[r]})" for r, p in zip(rows, place, strict=True)],
-        severity=_severity(len(rows), expected),
-        expected=f"at most some {expected:.1f} rows shared with {later.name} by chance",
-        id_name=USER_ID,
-    )
+@check(Interactions, "unused-item", INFO, "items that no interaction shows", "items that are shown or in a history")
+def unused_item(interactions: Interactions) -> Iterator[Fault]:
+    """Items that are neither target nor in a history, in the first item file."""
+    for item in interactions.items[:1]:
+        rows = np.flatnonzero(np.isin(item.ids, interactions.shown.never_shown()))
+        yield Fault(ITEM_ID, item.rows(rows, item.ids[rows]), file=item.file)
 
 
-def _meeting(split: Split, other: Split) -> float:
-    """Return the chance that a row of each shows the same item."""
-    items, counts = np.unique(split.targets, return_counts=True)
-    other_items, other_counts = np.unique(other.targets, return_counts=True)
-    _, here, there = np.intersect1d(items, other_items, assume_unique=True, return_indices=True)
-    pairs = float(counts[here].astype(np.float64) @ other_counts[there])
-    return pairs / max(len(split.targets) * len(other.targets), 1)
+@check(
+    Interactions,
+    "cold-targets",
+    WARNING,
+    "targets without a training row",
+    f"a fraction of at most {COLD_MOST}, as large in test",
+)
+def cold_targets(interactions: Interactions) -> Iterator[Fault]:
+    """Targets that no training row shows, where they are many, or more or fewer in test than in valid."""
+    fractions = interactions.cold_fractions
+    for name, fraction in fractions.items():
+        if fraction > COLD_MOST:
+            found = f"{fraction:.1%} of the targets are in no row of train"
+            yield Fault(ITEM_ID, found=found, file=f"{name}.parquet")
+    if len(fractions) == 2 and abs(fractions["valid"] - fractions["test"]) > COLD_DIFFERENCE:
+        found = f"{fractions['test']:.1%} of the targets are in no row of train, in valid {fractions['valid']:.1%}"
+        yield Fault(ITEM_ID, found=found, file="test.parquet")
 
 
-def _severity(found: float, expected: float) -> str:
-    from scipy.stats import poisson
-
-    # Half more than expected, and a little: items are not met quite independently.
-    return "warning" if poisson.sf(found - 1, 1.5 * expected + 0.05) < UNLIKELY_REPEATS else "info"
+def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> Interactions:
+    """Check all splits, each by itself and against the others."""
+    known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
+    splits: dict[str, Split] = {}
+    # Later splits first: a click of theirs must not be in an earlier history.
+    for name in reversed(layout.splits):
+        path = layout.splits[name]
+        with report.reading(path):
+            split = read_split(path, known, list(splits.values()), layout, report, verbose)
+            if split is not None:
+                splits[name] = split
+    splits = {name: splits[name] for name in SPLITS if name in splits}
+    ordered = list(splits.values())
+    for index, split in enumerate(ordered):
+        for later in ordered[index + 1 :]:
+            report.examine(SplitPair(split, later))
+    for split in ordered[1:]:
+        report.examine(Comparison(ordered[0], split))
+    interactions = Interactions(splits, layout.items if len(splits) == len(layout.splits) else [], known)
+    report.examine(interactions)
+    return interactions
