@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,16 @@ from fuxictr_mm.check_data.checks import CHECKS, INFO, UNREADABLE, Action, Findi
 from fuxictr_mm.check_data.layout import (
     Layout,
     as_text,
+    common_length,
     is_binary,
+    is_extension,
     is_list,
     is_text,
     read_chunks,
     read_schema,
-    split_lists,
 )
 from fuxictr_mm.check_data.titles import fix_title
+from fuxictr_mm.data.parquet import open_parquet
 from fuxictr_mm.errors import ConfigError, UserError
 
 #: A row group is written when it has so many rows or bytes.
@@ -41,48 +43,15 @@ GROUP_ROWS, GROUP_BYTES = 100_000, 128 << 20
 Change = Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
-class Done:
-    """What was done about one finding.
-
-    Parameters
-    ----------
-    check, file, column : str
-        The finding.
-    count : int
-        Rows it names.
-    done : str
-        What was done about them.
-    """
-
-    check: str
-    file: str
-    column: str
-    count: int
-    done: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields, for JSON."""
-        return asdict(self)
-
-
 @dataclass
 class Plan:
-    """What to do with one file.
-
-    Parameters
-    ----------
-    drop : set of int
-        Rows to drop.
-    change : dict
-        Per column and row, the changes of its value, in order.
-    """
+    """What to do with one file: rows to drop, and per column and row the changes of its value, in order."""
 
     drop: set[int] = field(default_factory=set)
     change: dict[str, dict[int, list[Change]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[Done]:
+def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Write a cleaned copy of a checked folder.
 
     Parameters
@@ -96,8 +65,8 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
 
     Returns
     -------
-    list of Done
-        What was done, a line per finding that is no info.
+    list of dict
+        ``check``, ``file``, ``column`` and ``count`` of every finding that is no info, and what was ``done`` about it.
 
     Raises
     ------
@@ -113,7 +82,7 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     for finding in report.findings():
         if finding.severity != INFO:
             by_file[finding.file].append(finding)
-    done = []
+    actions = []
     temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +93,9 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
             unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
                 _write(path, Path(temporary) / path.name, make_plan(path, findings, keep_rows, report))
-            done += [Done(f.check, f.file, f.column, f.count, _say(f, keep_rows, unreadable)) for f in findings]
+            for f in findings:
+                action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
+                actions.append({**action, "done": _say(f, keep_rows, unreadable)})
         os.chmod(temporary, 0o755)
         if target.is_dir():
             target.rmdir()
@@ -134,7 +105,7 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     finally:
         if temporary is not None and os.path.exists(temporary):
             shutil.rmtree(temporary)
-    return done
+    return actions
 
 
 def _say(finding: Finding, keep_rows: bool, unreadable: bool) -> str:
@@ -151,29 +122,32 @@ def make_plan(path: Path, findings: Iterable[Finding], keep_rows: bool, report: 
     plan = Plan()
     for finding in findings:
         action = CHECKS[finding.check].action
+        if action in (Action.NOTHING, Action.SKIP_FILE) or finding.rows.is_empty():
+            continue
         rows = finding.rows["row"].to_list()
         if action is Action.DROP_ROW:
             plan.drop.update(() if keep_rows else rows)
-        elif action is not Action.NOTHING:
-            changes = _changes(path, finding, report)
-            for row, change in zip(rows, changes, strict=True):
-                plan.change[finding.column][row].append(change)
+            continue
+        for row, change in zip(rows, _changes(path, finding, report), strict=True):
+            plan.change[finding.column][row].append(change)
     return plan
 
 
 def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     """Return what is to be done with each row of a finding."""
     action = CHECKS[finding.check].action
-    count = finding.rows.height
+    change: Change
     if action is Action.DROP_ENTRY:
         return [partial(_without, dropped=value) for value in finding.rows["value"].to_list()]
     if action is Action.SET_ZERO:
-        dim = _common_length(path, finding.column)
-        return [partial(_zero, dim=dim)] * count
-    if action is Action.RESCALE:
-        norm = report.measures["median_norm"][f"{finding.file}: {finding.column}"]
-        return [partial(_scaled, norm=norm)] * count
-    return [partial(fix_title, checks=report.checks)] * count
+        in_lists = is_list(read_schema(path).field(finding.column).type)
+        zero = [0] * common_length(path, finding.column) if in_lists else 0
+        change = lambda _: zero  # noqa: E731
+    elif action is Action.RESCALE:
+        change = partial(_scaled, norm=report.measures["median_norm"][f"{finding.file}: {finding.column}"])
+    else:
+        change = partial(fix_title, checks=report.checks)
+    return [change] * finding.rows.height
 
 
 def _without(old: Any, dropped: Any) -> Any:
@@ -186,34 +160,16 @@ def _without(old: Any, dropped: Any) -> Any:
     return kept + padding if pads_right else padding + kept
 
 
-def _zero(old: Any, dim: int | None) -> Any:
-    return 0 if dim is None else [0] * dim
-
-
 def _scaled(old: list[float], norm: float) -> list[float]:
     values = np.asarray(old, dtype=np.float64)
     return (values * (norm / np.linalg.norm(values))).tolist()
-
-
-def _common_length(path: Path, column: str) -> int | None:
-    """Return the length of most lists of a column, or None where it holds no lists."""
-    kind = read_schema(path).field(column).type
-    if not is_list(kind):
-        return None
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size
-    counts: Counter[int] = Counter()
-    for _, batch in read_chunks(path, [column]):
-        counts.update(np.diff(split_lists(batch.column(0))[1]).tolist())
-    del counts[0]
-    return counts.most_common(1)[0][0] if counts else None
 
 
 def _write(path: Path, target: Path, plan: Plan) -> None:
     if not plan.change and not plan.drop:
         shutil.copyfile(path, target)
         return
-    schema = read_schema(path)
+    schema = open_parquet(path).schema_arrow
     pending: list[pa.RecordBatch] = []
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for batch in _cleaned(path, schema, plan):
@@ -226,13 +182,14 @@ def _write(path: Path, target: Path, plan: Plan) -> None:
 def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBatch]:
     dropped = np.array(sorted(plan.drop), dtype=np.int64)
     for start, batch in read_chunks(path, schema.names):
-        columns = [
-            _changed(array, start, plan.change[name]) if name in plan.change else array
-            for name, array in zip(schema.names, batch.columns, strict=True)
-        ]
+        columns = []
+        for column, array in zip(schema, batch.columns, strict=True):
+            changed = _changed(array, start, plan.change[column.name]) if column.name in plan.change else array
+            is_stored = is_extension(column.type)
+            columns.append(pa.ExtensionArray.from_storage(column.type, changed) if is_stored else changed)
         rows = np.setdiff1d(np.arange(start, start + len(batch)), dropped, assume_unique=True) - start
-        changed = pa.RecordBatch.from_arrays(columns, schema=schema)
-        yield changed if len(rows) == len(batch) else changed.take(pa.array(rows))
+        cleaned = pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield cleaned if len(rows) == len(batch) else cleaned.take(pa.array(rows))
 
 
 def _flush(writer: pq.ParquetWriter, pending: list[pa.RecordBatch], schema: pa.Schema) -> None:
@@ -258,8 +215,9 @@ def _changed(array: pa.Array, start: int, changes: Mapping[int, Sequence[Change]
     return pa.concat_arrays([array, pa.array(new, type=array.type)]).take(pa.array(order))
 
 
-def format_done(actions: Sequence[Done]) -> str:
+def format_actions(actions: Sequence[Mapping[str, Any]]) -> str:
     """Return what was done as text, a line each."""
     return "\n".join(
-        f"{a.check:<22}{a.count:>9,}  {a.file}{': ' + a.column if a.column else ''}: {a.done}" for a in actions
+        f"{a['check']:<22}{a['count']:>9,}  {a['file']}{': ' + a['column'] if a['column'] else ''}: {a['done']}"
+        for a in actions
     )

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, check
-from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, is_list, read_chunks, to_series
+from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, check
+from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, Layout, is_list, read_chunks, to_series
 from fuxictr_mm.data.parquet import MAX_IDS
 from fuxictr_mm.data.schema import ITEM_ID
 
@@ -22,100 +22,60 @@ GAP, LEAST_BELOW = 10, 20
 #: With more distinct values than that, a context column is a measure: it has no outliers and no categories.
 MOST_CATEGORIES = 1000
 
-FRACTIONS = "fractions in a column of integers"
-NEGATIVE = "a few negative numbers, which a categorical column cannot hold"
 
-
-@check(
-    ItemFile,
-    "duplicate-item",
-    ERROR,
-    "items that have a row already",
-    "one row per item",
-    Action.DROP_ROW,
-    "later rows are dropped",
-)
+@check(ItemFile, ERROR, "one row per item", Action.DROP_ROW, "later rows are dropped")
 def duplicate_item(item: ItemFile) -> Iterator[Fault]:
-    """Rows whose item id an earlier row has."""
+    """Items that have a row already."""
     ids = pl.Series(item.ids)
-    yield Fault(ITEM_ID, item.rows((~ids.is_first_distinct() & (ids >= 0)).arg_true().to_numpy()))
+    yield item.fault(ITEM_ID, (~ids.is_first_distinct() & (ids >= 0)).arg_true().to_numpy())
 
 
-@check(ItemFile, "partial-item", WARNING, "items of other files without a row here", "a row for every item")
+@check(ItemFile, WARNING, "a row for every item")
 def partial_item(item: ItemFile) -> Iterator[Fault]:
-    """Ids of other item files that this one does not have."""
-    missing = np.setdiff1d(item.known, item.ids)
-    yield Fault(ITEM_ID, pl.DataFrame({"id": missing}).select(row=pl.lit(None), id="id", value=pl.lit(None)))
+    """Items of other files without a row here."""
+    missing = pl.DataFrame({ITEM_ID: np.setdiff1d(item.known, item.ids)})
+    yield Fault(item.path.name, ITEM_ID, missing.select(pl.lit(None).alias("row"), ITEM_ID, value=pl.lit(None)))
 
 
-@check(
-    ItemFile,
-    "far-item-id",
-    WARNING,
-    "item ids far beyond the others: tables reach to the largest",
-    "ids numbered without large gaps",
-)
+@check(ItemFile, WARNING, "ids numbered without large gaps")
 def far_item_id(item: ItemFile) -> Iterator[Fault]:
-    """Ids that are outliers."""
+    """Item ids far beyond the others: tables reach to the largest."""
     first = first_outlier(*np.unique(item.ids[item.ids > 0], return_counts=True))
     if first is not None:
-        rows = np.flatnonzero(item.ids >= first)
-        yield Fault(ITEM_ID, item.rows(rows, item.ids[rows]))
+        yield item.fault(ITEM_ID, np.flatnonzero(item.ids >= first))
 
 
-@check(
-    ItemFile,
-    "padding-row",
-    ERROR,
-    "row of item 0 that is not all zero",
-    "zeros: id 0 is padding",
-    Action.SET_ZERO,
-    "set to zero",
-)
+@check(ItemFile, ERROR, "zeros: id 0 is padding", Action.SET_ZERO, "set to zero")
 def padding_row(item: ItemFile) -> Iterator[Fault]:
-    """Numbers of the padding item that are not zero."""
+    """Row of item 0 that is not all zero."""
     names = item.numbers + item.embeddings
     padding = np.flatnonzero(item.ids == 0)
-    if not names or not padding.size:
-        return
-    for start, batch in read_chunks(item.path, names):
+    for start, batch in read_chunks(item.path, names) if names and padding.size else ():
         if start > padding[-1]:
             return
         for row in padding[(padding >= start) & (padding < start + len(batch))]:
             for name in names:
                 value = batch.column(name)[int(row - start)].as_py()
                 if np.any(value):
-                    yield Fault(name, item.rows(np.array([row]), [value]))
+                    yield item.fault(name, np.array([row]), [value])
 
 
 @dataclass
 class Tally:
-    """What a column of numbers holds, counted chunk by chunk.
+    """What a column of numbers holds, counted chunk by chunk."""
 
-    Parameters
-    ----------
-    floating : bool
-        Whether it holds floating-point numbers.
-    most : int
-        Distinct integers to count; a column with more has no outliers and no categories.
-
-    Attributes
-    ----------
-    count, finite, fractions, negative : int
-        Of numbers; ``fractions`` and ``negative`` are among the finite ones.
-    lowest : float
-        Smallest finite number.
-    values : polars.DataFrame
-        ``value`` (a distinct integer, as a float) and ``n``, how often it occurs.
-    """
-
+    #: Whether it holds floating-point numbers.
     floating: bool
+    #: Distinct integers to count; a column with more has no outliers and no categories.
     most: int
     count: int = 0
+    #: The fractions and the negative ones are among the finite numbers, and so are the bounds.
     finite: int = 0
     fractions: int = 0
     negative: int = 0
     lowest: float = np.inf
+    highest: float = -np.inf
+    #: ``value`` (a distinct integer, as a float) and ``n``, how often it occurs.
     values: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"value": pl.Float64, "n": pl.UInt32}))
 
     def add(self, numbers: pl.Series) -> None:
@@ -126,7 +86,8 @@ class Tally:
         self.finite += len(finite)
         self.fractions += len(finite) - len(integers)
         self.negative += int((finite < 0).sum())
-        self.lowest = min([self.lowest, *finite.sort().head(1)])
+        self.lowest = min([self.lowest, *finite.bottom_k(1)])
+        self.highest = max([self.highest, *finite.top_k(1)])
         if self.is_complete:
             more = integers.alias("value").value_counts(name="n")
             self.values = pl.concat([self.values, more]).group_by("value").agg(pl.col("n").sum())
@@ -150,8 +111,8 @@ class Tally:
         """Return the smallest outlier among the integers from ``least`` on."""
         if not self.holds_integers or not self.is_complete:
             return None
-        judged = self.values.filter(pl.col("value") >= least).sort("value")
-        return first_outlier(judged["value"].to_numpy(), judged["n"].to_numpy())
+        values = self.values.filter(pl.col("value") >= least).sort("value")
+        return first_outlier(values["value"].to_numpy(), values["n"].to_numpy())
 
 
 def first_outlier(values: np.ndarray, counts: np.ndarray) -> float | None:
@@ -183,17 +144,7 @@ def first_outlier(values: np.ndarray, counts: np.ndarray) -> float | None:
 
 @dataclass
 class NumberColumn:
-    """A column of numbers, or of lists of ids.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    column : pyarrow.Field
-        The column.
-    ids : polars.Series of Int64
-        Of the item or user of every row.
-    """
+    """A column of numbers, or of lists of ids, in a file; ``ids`` are those of the item or user of every row."""
 
     path: Path
     column: pa.Field
@@ -204,20 +155,16 @@ class NumberColumn:
     most: ClassVar[int] = MAX_IDS
 
     @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.path.name
-
-    @property
     def in_lists(self) -> bool:
         """Whether it holds lists of ids."""
         return is_list(self.column.type)
 
     def chunks(self) -> Iterator[pl.DataFrame]:
-        """Yield ``row``, ``id``, ``value`` and ``number`` (a float) of every number, chunk by chunk."""
+        """Yield ``row``, the id, ``value`` and ``number`` (a float) of every number, chunk by chunk."""
         for row, batch in read_chunks(self.path, [self.column.name]):
             values = to_series(batch.column(0))
-            chunk = pl.DataFrame({"id": self.ids.slice(row, len(values)), "value": values}).with_row_index("row", row)
+            ids = self.ids.slice(row, len(values))
+            chunk = pl.DataFrame({self.id_name: ids, "value": values}).with_row_index("row", row)
             if self.in_lists:
                 chunk = chunk.filter(pl.col("value").list.len() > 0).explode("value")
             yield chunk.with_columns(number=pl.col("value").cast(pl.Float64))
@@ -234,7 +181,32 @@ class NumberColumn:
     def faults(self, condition: pl.Expr, **texts: str) -> Iterator[Fault]:
         """Yield the numbers where a condition holds."""
         for chunk in self.chunks():
-            yield Fault(self.column.name, chunk.filter(condition), **texts)
+            rows = chunk.filter(condition).select("row", self.id_name, "value")
+            yield Fault(self.path.name, self.column.name, rows, **texts)
+
+    def bad_numbers(self) -> Iterator[Fault]:
+        """Yield the numbers that no model can read; milder, those that only a numeric feature can be."""
+        tally, number = self.tally, pl.col("number")
+        finite = number.is_finite().fill_null(False)
+        bad = ~(finite & number.is_between(0, MAX_IDS - 1)) if self.in_lists else ~finite
+        if tally.finite < tally.count or (self.in_lists and (tally.negative or tally.highest >= MAX_IDS)):
+            yield from self.faults(bad)
+        if not tally.holds_integers:
+            return
+        if tally.negative and not self.in_lists and not tally.is_signed:
+            found = "a few negative numbers, which a categorical column cannot hold"
+            yield from self.faults(finite & (number < 0), found=found, severity=WARNING)
+        if tally.fractions:
+            found = "fractions in a column of integers"
+            yield from self.faults(~bad & (number != number.floor()), found=found, severity=WARNING)
+
+    def outliers(self) -> Iterator[Fault]:
+        """Yield the integers far beyond the others; an id that is too large to be any is a fault of another kind."""
+        first = self.tally.first_outlier(1 if self.in_lists else 0)  # 0 is padding in a list
+        if first is not None:
+            number = pl.col("number")
+            last = MAX_IDS - 1 if self.in_lists else float(np.finfo(np.float64).max)
+            yield from self.faults(number.is_between(first, last) & (number == number.floor()))
 
 
 class ItemColumn(NumberColumn):
@@ -243,7 +215,7 @@ class ItemColumn(NumberColumn):
     id_name = ITEM_ID
 
     def chunks(self) -> Iterator[pl.DataFrame]:  # noqa: D102
-        return (chunk.filter(pl.col("id").ne_missing(0)) for chunk in super().chunks())
+        return (chunk.filter(pl.col(ITEM_ID) != 0) for chunk in super().chunks())
 
 
 class ContextColumn(NumberColumn):
@@ -253,66 +225,36 @@ class ContextColumn(NumberColumn):
     most = MOST_CATEGORIES
 
 
-@check(
-    ItemColumn,
-    "bad-item-value",
-    ERROR,
-    "null or infinite numbers, or no ids: negative or above 2^31 - 1",
-    "integers from 0",
-    Action.DROP_ENTRY,
-    "removed from a list, else set to 0",
-)
-@check(
-    ContextColumn,
-    "bad-context",
-    ERROR,
-    "null or infinite context values",
-    "finite numbers, from 0 in a categorical column",
-    Action.DROP_ROW,
-)
-def bad_numbers(column: NumberColumn) -> Iterator[Fault]:
-    """Numbers that no model can read; milder, those that only a numeric feature can be."""
-    tally, number = column.tally, pl.col("number")
-    finite = number.is_finite().fill_null(False)
-    bad, has_bad = ~finite, tally.finite < tally.count
-    if column.in_lists:
-        highest = tally.values["value"].max()
-        bad |= ~number.is_between(0, MAX_IDS - 1)
-        has_bad |= tally.negative > 0 or (isinstance(highest, float) and highest >= MAX_IDS)
-    if has_bad:
-        yield from column.faults(bad)
-    if not tally.holds_integers:
-        return
-    if tally.negative and not column.in_lists and not tally.is_signed:
-        yield from column.faults(finite & (number < 0), found=NEGATIVE, severity=WARNING)
-    if tally.fractions:
-        yield from column.faults(~bad & (number != number.floor()), found=FRACTIONS, severity=WARNING)
+@check(ItemColumn, ERROR, "integers from 0", Action.DROP_ENTRY, "removed from a list, else set to 0")
+def bad_item_value(column: ItemColumn) -> Iterator[Fault]:
+    """Null or infinite numbers, or negative or too large ids."""
+    return column.bad_numbers()
 
 
 @check(
-    ItemColumn,
-    "item-value-outlier",
-    WARNING,
-    "numbers far beyond the others of the column",
-    "numbers in the range of the others",
-    Action.DROP_ENTRY,
-    "removed from a list, else set to 0",
+    ItemColumn, WARNING, "numbers in the range of the others", Action.DROP_ENTRY, "removed from a list, else set to 0"
 )
-@check(
-    ContextColumn,
-    "context-outlier",
-    WARNING,
-    "context values far beyond the others",
-    "values in the range of the others",
-    Action.DROP_ROW,
-)
-def outliers(column: NumberColumn) -> Iterator[Fault]:
-    """Integers far beyond the others; in lists, ids too large to be any are faults of another kind."""
-    first = column.tally.first_outlier(1 if column.in_lists else 0)  # 0 is padding in a list
-    if first is None:
-        return
-    number = pl.col("number")
-    last = MAX_IDS - 1 if column.in_lists else np.inf
-    yield from column.faults(
-        number.is_finite() & (number >= first) & (number <= last) & (number == number.floor())
-    )
+def item_value_outlier(column: ItemColumn) -> Iterator[Fault]:
+    """Numbers far beyond the others of the column."""
+    return column.outliers()
+
+
+@check(ContextColumn, ERROR, "finite numbers, from 0 in a categorical column", Action.DROP_ROW)
+def bad_context(column: ContextColumn) -> Iterator[Fault]:
+    """Null or infinite context values."""
+    return column.bad_numbers()
+
+
+@check(ContextColumn, WARNING, "values in the range of the others", Action.DROP_ROW)
+def context_outlier(column: ContextColumn) -> Iterator[Fault]:
+    """Context values far beyond the others."""
+    return column.outliers()
+
+
+def check_items(layout: Layout, report: Report) -> None:
+    """Check the ids of all item files, and their numbers."""
+    for item in layout.items:
+        with report.reading(item.path):
+            report.examine(item)
+            for name in item.numbers if report.wants(ItemColumn) else ():
+                report.examine(ItemColumn(item.path, item.schema.field(name), pl.Series(item.ids)))

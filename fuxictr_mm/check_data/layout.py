@@ -1,8 +1,10 @@
-"""The files of a dataset folder: which there are, which types their columns have, and how they are read in chunks."""
+"""The files of a dataset folder: which there are, what their columns hold, and how they are read in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,111 +21,71 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.terminal import progress_bar
 
-#: Numbers in a chunk: bounds its memory to some 32 MB, whatever the length of its lists.
-CHUNK_VALUES = 4 << 20
-#: Rows in a chunk.
-CHUNK_ROWS = 1 << 16
+#: Numbers and rows in a chunk: they bound its memory to some 8 MB, whatever the length of its lists.
+CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16
 
 #: In the order of time: a later split must not show in an earlier one.
 SPLITS = ("train", "valid", "test")
 ITEM_FILES = ("item_info", "item_feature", "item_emb")
-USER_ID, LABEL = "user_id", "label"
-TITLE = "item_title"
+USER_ID, LABEL, TITLE = "user_id", "label", "item_title"
 
-#: A column whose numbers are integers but for this fraction holds integers; negative numbers are rare below it.
+#: Fraction of the numbers of a column that are exceptions: fractions among integers, outliers, negative ones among ids.
 RARE = 0.01
 
 MISSING_COLUMN = declare("missing-column", ERROR, "no such column", "the columns of the challenge's layout")
-COLUMN_TYPE = declare("column-type", ERROR, "a column of a type that no model can read", "numbers, or lists of numbers")
+COLUMN_TYPE = declare("column-type", ERROR, "a column of a type that models cannot read", "numbers, or lists of them")
 EMPTY_FILE = declare("empty-file", ERROR, "no rows", "at least one row")
 BAD_ITEM_ID = declare(
-    "bad-item-id",
-    ERROR,
-    "null, negative, fractional or too large item ids",
-    "integers from 0 to 2^31 - 1",
-    Action.DROP_ROW,
+    "bad-item-id", ERROR, "null, negative, fractional or too large item ids", "integers below 2^31", Action.DROP_ROW
 )
 
 
 @dataclass
 class ItemFile:
-    """An item file that can be read.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    schema : pyarrow.Schema
-        Its columns.
-    ids : ndarray of int64, (I,)
-        ``item_id`` of each row, -1 where it is none.
-    id_lists : list of str
-        Columns of lists of ids, such as tags.
-    known : ndarray of int64
-        Ids of all item files, sorted, without padding.
-    """
+    """An item file that can be read."""
 
     path: Path
     schema: pa.Schema
+    #: ``item_id`` of each row, ``(I,)`` int64, -1 where it is none.
     ids: np.ndarray
+    #: Columns of lists of ids, such as tags.
     id_lists: list[str]
+    #: Ids of all item files, sorted, without padding.
     known: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    id_name = ITEM_ID
-
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.path.name
 
     @property
     def numbers(self) -> list[str]:
-        """Columns of integers or other numbers, and of lists of ids."""
-        scalars = [
-            f.name
-            for f in self.schema
-            if is_number(f.type) and f.name != ITEM_ID and not pa.types.is_boolean(f.type)
-        ]
-        return scalars + self.id_lists
+        """Columns of numbers, and of lists of ids."""
+        numbers = [f.name for f in self.schema if is_number(f.type) and not pa.types.is_boolean(f.type)]
+        return [name for name in numbers + self.id_lists if name != ITEM_ID]
 
     @property
     def embeddings(self) -> list[str]:
         """Columns of lists of numbers that are no ids."""
         return [f.name for f in self.schema if is_number_list(f.type) and f.name not in self.id_lists]
 
-    def rows(self, rows: np.ndarray, values: Sequence[object] | np.ndarray | None = None) -> pl.DataFrame:
-        """Return the rows of a fault ``(R,)`` with their ids and values."""
-        ids = self.ids[rows]
-        frame = pl.DataFrame({"row": rows, "id": ids}, schema={"row": pl.Int64, "id": pl.Int64})
-        return frame.with_columns(
-            pl.when(pl.col("id") >= 0).then("id").alias("id"),
-            value=pl.lit(None) if values is None else pl.Series(values, strict=False),
-        )
+    def fault(
+        self, column: str, rows: np.ndarray, values: Sequence[object] | np.ndarray | None = None, **texts: str
+    ) -> Fault:
+        """Return rows ``(R,)`` of a column as a fault."""
+        frame = pl.DataFrame({"row": rows, ITEM_ID: self.ids[rows]})
+        value = pl.lit(None) if values is None else pl.Series(values, strict=False)
+        return Fault(self.path.name, column, frame.with_columns(value=value), **texts)
 
 
 @dataclass
 class Layout:
-    """The files of a folder.
+    """The files of a folder: splits by name, and item files, of which ``items`` are those that can be read."""
 
-    Parameters
-    ----------
-    splits : dict of str to Path
-        The splits that are there.
-    items : list of ItemFile
-        The item files that can be read.
-    item_paths : list of Path
-        All item files.
-    not_checked : list of str
-        Files that are neither, and columns (``file: column (type)``) that no check looks at.
-    """
-
-    splits: dict[str, Path] = field(default_factory=dict)
-    items: list[ItemFile] = field(default_factory=list)
+    splits: dict[str, Path]
     item_paths: list[Path] = field(default_factory=list)
+    items: list[ItemFile] = field(default_factory=list)
+    #: Files that are neither, and columns (``file: column (type)``) that no check looks at.
     not_checked: list[str] = field(default_factory=list)
 
 
-def find_layout(folder: Path, report: Report, title_column: str | None = None) -> Layout:
-    """Find the files of a folder and read the ids of its item files.
+def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
+    """Find the files of a folder, read the ids of its item files, and check the types of their columns.
 
     Raises
     ------
@@ -132,9 +94,8 @@ def find_layout(folder: Path, report: Report, title_column: str | None = None) -
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected one with train.parquet and item files")
-    layout = Layout()
     paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
-    layout.splits = {name: paths.pop(name) for name in SPLITS if name in paths}
+    layout = Layout({name: paths.pop(name) for name in SPLITS if name in paths})
     for name, path in paths.items():
         if name in ITEM_FILES or _is_item_file(path):
             layout.item_paths.append(path)
@@ -148,7 +109,7 @@ def find_layout(folder: Path, report: Report, title_column: str | None = None) -
             item = _read_item_file(path, report)
             if item is not None:
                 layout.items.append(item)
-                layout.not_checked += check_types(path, item.schema, {ITEM_ID, title_column or TITLE}, report)
+                layout.not_checked += check_types(path, item.schema, {ITEM_ID, title_column}, report)
     known = np.unique(np.concatenate([item.ids for item in layout.items] or [np.empty(0, np.int64)]))
     for item in layout.items:
         item.known = known[known > 0]
@@ -165,119 +126,89 @@ def _is_item_file(path: Path) -> bool:
 
 def _read_item_file(path: Path, report: Report) -> ItemFile | None:
     schema = read_schema(path)
-    if not has_columns(path, schema, [ITEM_ID], report):
+    if not require(path, schema, {ITEM_ID: "integers"}, report):
         return None
-    if not is_number(schema.field(ITEM_ID).type):
-        fault = Fault(ITEM_ID, found=f"holds {schema.field(ITEM_ID).type}", expected="integers")
-        report.add(COLUMN_TYPE, path.name, fault)
-        return None
-    parts = []
+    parts = [np.empty(0, np.int64)]
     for row, batch in read_chunks(path, [ITEM_ID]):
         ids = pl.DataFrame({"value": to_series(batch.column(0))}).with_row_index("row", row)
-        ids = ids.with_columns(id=as_id("value")).with_columns(id=pl.when(pl.col("id") < MAX_IDS).then("id"))
-        report.add(BAD_ITEM_ID, path.name, Fault(ITEM_ID, ids.filter(pl.col("id").is_null())))
-        parts.append(ids["id"].fill_null(-1).to_numpy())
-    if not parts:
-        report.add(EMPTY_FILE, path.name, Fault())
+        ids = ids.select("row", pl.when(as_id("value") < MAX_IDS).then(as_id("value")).alias(ITEM_ID), "value")
+        report.add(BAD_ITEM_ID, Fault(path.name, ITEM_ID, ids.filter(pl.col(ITEM_ID).is_null())))
+        parts.append(ids[ITEM_ID].fill_null(-1).to_numpy())
+    if len(parts) == 1:
+        report.add(EMPTY_FILE, Fault(path.name))
     id_lists = [f.name for f in schema if is_number_list(f.type) and _holds_ids(path, f)]
-    return ItemFile(path, schema, np.concatenate(parts or [np.empty(0, np.int64)]), id_lists)
+    return ItemFile(path, schema, np.concatenate(parts), id_lists)
 
 
-def _holds_ids(path: Path, field: pa.Field) -> bool:
-    """Whether a column of lists holds ids, by its first chunk: nearly all integers, not all 0 or 1, hardly any below -1."""
-    array = first_chunk(path, field.name)
+def _holds_ids(path: Path, column: pa.Field) -> bool:
+    """Whether lists hold ids, by their first chunk: nearly all are integers, not all 0 or 1, hardly any below -1."""
+    array = first_chunk(path, column.name)
     if array is None:
         return False
     values = split_lists(array)[0].to_numpy(zero_copy_only=False).astype(np.float64)  # nulls are NaN
     values = values[np.isfinite(values)]
     if values.size and (values < -1).mean() > RARE:
         return False
-    if pa.types.is_integer(field.type.value_type):
+    if pa.types.is_integer(column.type.value_type):
         return True
     return bool(values.size and (values == np.floor(values)).mean() >= 1 - RARE and np.abs(values).max() > 1)
 
 
-def has_columns(path: Path, schema: pa.Schema, wanted: Sequence[str], report: Report) -> bool:
-    """Whether all columns are there; those that are not are reported."""
-    missing = [name for name in wanted if name not in schema.names]
-    for name in missing:
-        fault = Fault(name, found=f"no such column (columns: {', '.join(schema.names)})")
-        report.add(MISSING_COLUMN, path.name, fault)
-    return not missing
+def require(path: Path, schema: pa.Schema, wanted: dict[str, str], report: Report) -> list[str]:
+    """Return the columns among ``wanted`` (with what they should hold) that can be read; report the others."""
+    usable = []
+    for name, expected in wanted.items():
+        if name not in schema.names:
+            text = f"no such column (columns: {', '.join(schema.names)})"
+            report.add(MISSING_COLUMN, Fault(path.name, name, found=text))
+            continue
+        kind = schema.field(name).type
+        if is_number_list(kind) or pa.types.is_null(kind) if name == ITEM_SEQ else is_number(kind):
+            usable.append(name)
+        else:
+            report.add(COLUMN_TYPE, Fault(path.name, name, found=f"holds {kind}", expected=expected))
+    return usable
 
 
 def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: Report) -> list[str]:
-    """Report the columns that no model can read, and return those that no check looks at.
+    """Report columns that models cannot read; return those (``file: column (type)``) that no check looks at.
 
-    Numbers in another form (text, bytes, decimals) are an error: they are meant to be read. Text in a split and lists of
-    anything else are a warning. The text of items, times and other types may well be there for something else.
-
-    Parameters
-    ----------
-    path, schema
-        The file.
-    known : collection of str
-        Columns that are checked by their names.
-    report : Report
-        Takes the findings.
-
-    Returns
-    -------
-    list of str
-        ``file: column (type)``.
+    Numbers in another form (text, bytes, decimals) are an error: they are meant to be read. Text in a split and lists
+    of anything else are a warning. Text of items, times and other types may well be there for something else.
+    Columns that are ``known`` are checked by their names.
     """
     not_checked = []
     in_split = path.stem in SPLITS
     for column in schema:
-        if column.name in known or is_number(column.type) or (is_number_list(column.type) and not in_split):
+        kind, text = column.type, is_text(column.type)
+        if column.name in known or is_number(kind) or (is_number_list(kind) and not in_split):
             continue
-        form = "" if models_read(column.type) else _hidden_numbers(first_chunk(path, column.name))
-        suspicious = is_list(column.type) or pa.types.is_null(column.type) or (in_split and is_text(column.type))
+        form = "" if is_number_list(kind) else _hidden_numbers(first_chunk(path, column.name))
         if form:
-            mild = is_text(column.type) and not in_split  # a year or an article number, perhaps of a title
-            fault = Fault(column.name, found=f"holds {form}", severity=WARNING if mild else ERROR)
-            report.add(COLUMN_TYPE, path.name, fault)
-        elif suspicious and not models_read(column.type):
-            report.add(COLUMN_TYPE, path.name, Fault(column.name, found=f"holds {column.type}", severity=WARNING))
+            # Text of an item may be a year or an article number, for its title.
+            severity = WARNING if text and not in_split else ERROR
+            report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {form}", severity=severity))
+        elif (text and in_split) or pa.types.is_null(kind) or (is_list(kind) and not is_number_list(kind)):
+            report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {kind}", severity=WARNING))
         else:
-            not_checked.append(f"{path.name}: {column.name} ({column.type})")
+            not_checked.append(f"{path.name}: {column.name} ({kind})")
     return not_checked
 
 
-def models_read(kind: pa.DataType) -> bool:
-    """Whether training can read a column of this type: asks the functions that it reads columns with."""
-    for read in (parquet.scalars, parquet.lists):
-        try:
-            read(pa.nulls(0, kind), "", 0)
-        except (DataError, pa.ArrowException):
-            continue
-        return True
-    return False
-
-
 def _hidden_numbers(array: pa.Array | None) -> str:
-    """Say in which form an array that no model can read holds numbers; empty where it holds none."""
+    """Say in which form an array that models cannot read holds numbers; empty where it holds none."""
     if array is None:
         return ""
-    if isinstance(array.type, pa.BaseExtensionType):
-        return f"numbers as {array.type}" if models_read(array.type.storage_type) else ""
-    prefix, sample = "", array
-    if is_list(array.type):
-        prefix, sample = "lists of ", split_lists(array)[0]
-    if pa.types.is_dictionary(sample.type):
-        sample = sample.dictionary_decode()
-    sample, kind = sample.drop_null(), sample.type
-    if pa.types.is_decimal(kind) or is_number(kind):
-        return f"{prefix}numbers as {array.type}"
-    if is_binary(kind):
-        return f"{prefix}numbers as bytes" if _are_embeddings(sample) else ""
-    if is_text(kind) and len(sample):
-        try:
-            sample.cast(pa.float64())
-        except pa.ArrowInvalid:
-            return ""
-        return f"{prefix}numbers as text"
-    return ""
+    sample = split_lists(array)[0] if is_list(array.type) else array
+    sample = (sample.dictionary_decode() if pa.types.is_dictionary(sample.type) else sample).drop_null()
+    if pa.types.is_decimal(sample.type) or is_number(sample.type):
+        return f"numbers as {array.type}"
+    if is_binary(sample.type):
+        return "embeddings as bytes" if _are_embeddings(sample) else ""
+    try:
+        return f"numbers as {array.type}" if is_text(sample.type) and len(sample.cast(pa.float64())) else ""
+    except pa.ArrowInvalid:
+        return ""
 
 
 def _are_embeddings(array: pa.Array) -> bool:
@@ -286,15 +217,13 @@ def _are_embeddings(array: pa.Array) -> bool:
     if len(array) < 2 or len(lengths) > 1 or lengths[0] < 16:
         return False
     data = b"".join(array.slice(0, 1000).to_pylist())
-
-    def are_small(form: str) -> bool:
-        return len(data) % np.dtype(form).itemsize == 0 and bool((np.abs(np.frombuffer(data, form)) < 1e4).all())
-
-    return lengths[0] > 64 or any(map(are_small, ("<f2", "<f4", "<f8")))  # up to 64 bytes it may be a hash
+    forms = [form for form in ("<f2", "<f4", "<f8") if len(data) % np.dtype(form).itemsize == 0]
+    # Up to 64 bytes it may be a hash.
+    return lengths[0] > 64 or any((np.abs(np.frombuffer(data, form)) < 1e4).all() for form in forms)
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Return the columns of a file.
+    """Return the columns of a file; extension types, such as Arrow's tensors, are their storage.
 
     Raises
     ------
@@ -305,7 +234,7 @@ def read_schema(path: Path) -> pa.Schema:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: several columns are named {', '.join(twice)}, expected one of each name")
-    return schema
+    return pa.schema([f.with_type(f.type.storage_type) if is_extension(f.type) else f for f in schema])
 
 
 def read_chunks(
@@ -320,22 +249,21 @@ def read_chunks(
     """
     row = 0
     try:
-        file = open_parquet(path)
-        size = int(np.clip(CHUNK_VALUES / max(values_per_row(file.metadata, columns), 1), 256, CHUNK_ROWS))
-        batches = file.iter_batches(batch_size=size, columns=list(columns))
-        total = -(-file.metadata.num_rows // size)
-        for batch in progress_bar(batches, what or path.name, verbose=verbose, total=total):
+        metadata = open_parquet(path).metadata
+        size = int(np.clip(CHUNK_VALUES / max(values_per_row(metadata, columns), 1), 256, CHUNK_ROWS))
+        chunks = parquet.read_chunks(path, columns, max_rows=size)
+        total = -(-metadata.num_rows // size)
+        for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
             yield row, batch.select(list(columns))
-            row += batch.num_rows
     except DataError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, ValueError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{path}: damaged after row {row} ({reason})") from None
 
 
 def first_chunk(path: Path, column: str) -> pa.Array | None:
-    """Return the first rows of a column; None where there are none, or they are damaged, which its own check reports."""
+    """Return the first rows of a column; None where there are none. Damage is reported by the check of the column."""
     try:
         return next((batch.column(0) for _, batch in read_chunks(path, [column])), None)
     except DataError:
@@ -344,28 +272,37 @@ def first_chunk(path: Path, column: str) -> pa.Array | None:
 
 def values_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> float:
     """Return how many numbers a row of these columns has, in the row group where it has most."""
-    wanted, most = set(columns), 0.0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+    most = 0.0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         chunks = (group.column(c) for c in range(group.num_columns))
-        values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in wanted)
+        values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
         most = max(most, values / max(group.num_rows, 1))
     return most
 
 
+@functools.cache
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds one number per row."""
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    """Whether models read a column of this type as one number per row."""
+    return _is_accepted(functools.partial(parquet.scalars, floating=True), kind)
+
+
+@functools.cache
+def is_number_list(kind: pa.DataType) -> bool:
+    """Whether models read a column of this type as lists of numbers."""
+    return is_list(kind) and _is_accepted(parquet.lists, kind)
+
+
+def _is_accepted(read: Callable[[pa.Array, str, int], object], kind: pa.DataType) -> bool:
+    try:
+        read(pa.nulls(0, kind), "", 0)  # what training reads columns with, so that both agree
+    except DataError:
+        return False
+    return True
 
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column holds lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def is_number_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists of numbers."""
-    return is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -377,6 +314,11 @@ def is_text(kind: pa.DataType) -> bool:
 def is_binary(kind: pa.DataType) -> bool:
     """Whether a column holds bytes."""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def is_extension(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's extension types."""
+    return isinstance(kind, pa.BaseExtensionType)
 
 
 def to_series(array: pa.Array) -> pl.Series:
@@ -397,8 +339,7 @@ def as_id(column: str) -> pl.Expr:
 
 def as_text(array: pa.Array) -> list[str]:
     """Return one text per row; bytes that are no UTF-8 become U+FFFD, null becomes empty."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     raw = array.cast(pa.large_binary()).to_pylist()
     return ["" if b is None else b.decode("utf-8", errors="replace") for b in raw]
 
@@ -409,3 +350,15 @@ def split_lists(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
         array = array.cast(pa.list_(array.type.value_type))
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     return array.flatten(), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def common_length(path: Path, column: str) -> int:
+    """Return the length of most lists of a column, the empty ones left out; 0 where all are empty."""
+    kind = read_schema(path).field(column).type
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size
+    counts: Counter[int] = Counter()
+    for _, batch in read_chunks(path, [column]):
+        counts.update(np.diff(split_lists(batch.column(0))[1]).tolist())
+    del counts[0]
+    return counts.most_common(1)[0][0] if counts else 0

@@ -1,7 +1,7 @@
 r"""Checks of titles, and how each title is fixed.
 
-A title has the first of these faults that holds, in the order of this file: empty, wrong encoding, JSON or code fence, a
-model's own sentence, HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a
+A title has the first of these faults that holds, in the order of this file: empty, wrong encoding, JSON or code fence,
+a model's own sentence, HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a
 row), a character lost. Only titles with none of these are checked for their language, and conservatively:
 
 - another script: at least two letters and 30 % of all letters are of no script of the expected language;
@@ -17,26 +17,16 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from fuxictr_mm.check_data.checks import (
-    CHECKS,
-    INFO,
-    WARNING,
-    Action,
-    Fault,
-    Measure,
-    Report,
-    check,
-    functions_of,
-)
-from fuxictr_mm.check_data.layout import COLUMN_TYPE, TITLE, ItemFile, Layout, as_text, is_binary, is_text, read_chunks
+from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
+from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_binary, is_text, read_chunks
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import UserError
 
 PLACEHOLDERS = frozenset(
     [
@@ -110,19 +100,9 @@ MOST_SHARING = 10
 #: A language is told from at least so many letters and words; the probabilities of the expected one and of another.
 LEAST_LETTERS, LEAST_WORDS, EXPECTED_MOST, OTHER_LEAST = 15, 4, 1e-3, 0.5
 
-#: The fixed title where a title has the fault, else None; without a fix, the title itself.
-TitleCheck = Callable[[str], str | None]
-
-
-def title_check(
-    name: str, found: str, expected: str, done: str = ""
-) -> Callable[[TitleCheck], TitleCheck]:
-    """Register a check of a single title; ``done`` says how it is fixed, if it can be."""
-    return check(str, name, WARNING, found, expected, Action.FIX_TITLE if done else Action.NOTHING, done)
-
 
 class TitleFault(NamedTuple):
-    """The fault of a title, and the fixed title (the same where there is no fix)."""
+    """The check that a title fails, and the fixed title (the same where there is no fix)."""
 
     check: str
     fixed: str
@@ -130,6 +110,8 @@ class TitleFault(NamedTuple):
 
 def find_fault(title: str, checks: Container[str] | None = None) -> TitleFault | None:
     """Return the first fault of a title among some checks (all by default), or None.
+
+    The checks of a single title are functions that return the fixed title where it has the fault.
 
     Examples
     --------
@@ -161,9 +143,9 @@ def fix_title(title: str, checks: Container[str] | None = None) -> str:
     return title
 
 
-@title_check("empty-title", "empty titles or placeholders", "a title", "placeholders become empty")
+@check(str, WARNING, "a title", Action.FIX_TITLE, "placeholders become empty")
 def empty_title(title: str) -> str | None:
-    """Nothing, a placeholder, or punctuation alone."""
+    """Empty titles or placeholders."""
     folded = title.strip().casefold()
     return "" if folded in PLACEHOLDERS or not any(map(_is_visible, folded)) else None
 
@@ -174,9 +156,9 @@ def _is_visible(character: str) -> bool:
     return category[0] in "LMN" or category == "So"
 
 
-@title_check("mojibake", "text decoded by the wrong encoding", "readable text", "decoded by ftfy")
+@check(str, WARNING, "readable text", Action.FIX_TITLE, "decoded by ftfy")
 def mojibake(title: str) -> str | None:
-    """Text that ftfy would decode in another way, without loss."""
+    """Text decoded by the wrong encoding."""
     decoded = _decoded(title)
     return decoded if decoded != title and "\ufffd" not in decoded else None
 
@@ -192,11 +174,9 @@ def _decoded(title: str) -> str:
     return ftfy.fix_encoding(title)
 
 
-@title_check(
-    "json-title", "JSON or code fences left by a translating model", "the bare title", "the text inside is kept"
-)
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the text inside is kept")
 def json_title(title: str) -> str | None:
-    """JSON, complete or broken, or a code fence."""
+    """JSON or code fences left by a translating model."""
     fence = _FENCE.match(title)
     inside = fence[1] if fence else title
     return _text_inside(inside) if fence or _is_json(inside) else None
@@ -231,14 +211,9 @@ def _text_inside(text: str) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-@title_check(
-    "assistant-title",
-    "sentences of a translating model",
-    "the bare title",
-    "the lead-in is cut off, a refusal emptied",
-)
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the lead-in is cut off, a refusal emptied")
 def assistant_title(title: str) -> str | None:
-    """A refusal, or a sentence that introduces the title."""
+    """Sentences of a translating model."""
     if _REFUSAL.match(title):
         return ""
     lead_in = _LEAD_IN.match(title)
@@ -249,18 +224,16 @@ def _rewritten(title: str, new: str) -> str | None:
     return " ".join(new.split()) if new != title else None
 
 
-@title_check(
-    "markup-title", "HTML tags or entities", "the bare title", "tags are removed, entities become characters"
-)
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "tags are removed, entities become characters")
 def markup_title(title: str) -> str | None:
     """HTML tags or entities."""
     bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", title))
     return _rewritten(title, _ENTITY.sub(lambda entity: html.unescape(entity[0]), bare))
 
 
-@title_check("escape-title", "backslash escapes such as \\n or \\u00e9", "the characters meant", "decoded")
+@check(str, WARNING, "the characters meant", Action.FIX_TITLE, "decoded")
 def escape_title(title: str) -> str | None:
-    """Backslash escapes, unless a file is named."""
+    r"""Backslash escapes such as \n or \u00e9."""
     return None if _DRIVE.search(title) else _rewritten(title, _ESCAPE.sub(_unescaped, title))
 
 
@@ -275,105 +248,82 @@ def _unescaped(escapes: re.Match[str]) -> str:
     return text if units and all(map(str.isprintable, text)) else " "
 
 
-@title_check("url-title", "web addresses", "the bare title", "the address is removed")
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the address is removed")
 def url_title(title: str) -> str | None:
-    """A web address."""
+    """Web addresses."""
     return _rewritten(title, _ADDRESS.sub(" ", title))
 
 
-@title_check("repeated-word-title", "one word over and over", "a title", "equal words that follow each other become one")
+@check(str, WARNING, "a title", Action.FIX_TITLE, "equal words that follow each other become one")
 def repeated_word_title(title: str) -> str | None:
-    """One word six times in a row."""
+    """One word over and over."""
     return _rewritten(title, _REPEATS.sub(r"\1", title))
 
 
-@title_check("lost-character", "characters that a wrong decoding lost (U+FFFD)", "readable text")
+@check(str, WARNING, "readable text")
 def lost_character(title: str) -> str | None:
-    """A replacement character, which cannot be fixed."""
+    """Characters that a wrong decoding lost (U+FFFD)."""
     return title if "\ufffd" in _decoded(title) else None
 
 
 @dataclass(frozen=True)
 class Titles:
-    """Titles of an item file in which nothing else is wrong.
-
-    Parameters
-    ----------
-    file, column : str
-        Where they are.
-    rows : polars.DataFrame
-        ``row``, ``id`` (of the item) and ``title``.
-    language : str, optional
-        Code of the expected language, such as ``"en"``; that of the majority by default.
-    similar : collection of int
-        Items whose embedding is equal, or nearly so, to another's.
-    """
+    """Titles of an item file without another fault."""
 
     file: str
     column: str
+    #: ``row``, ``item_id`` and ``value``, the title.
     rows: pl.DataFrame
+    #: Code of the expected language, such as ``"en"``; that of the majority by default.
     language: str | None = None
+    #: Items whose embedding is equal, or nearly so, to another's.
     similar: Collection[int] = ()
-    id_name = ITEM_ID
 
 
 def check_titles(
-    layout: Layout,
-    report: Report,
-    title_column: str | None = None,
-    language: str | None = None,
-    similar: Collection[int] = (),
+    layout: Layout, report: Report, column: str, language: str | None = None, similar: Collection[int] = ()
 ) -> None:
-    """Check the titles of all item files; the parameters are those of ``check_folder`` and ``Titles``.
+    """Check the titles of all item files that have the column; the parameters are those of ``Titles``.
 
     Raises
     ------
-    ConfigError
-        The title column was named, and no item file has it.
     UserError
         A library is missing, or it does not know the language.
     """
-    name = title_column or TITLE
-    items = [item for item in layout.items if name in item.schema.names]
-    if title_column and not items:
-        raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
-    for item in items:
-        kind = item.schema.field(name).type
+    for item in layout.items if report.wants(str, Titles) else ():
+        if column not in item.schema.names:
+            continue
+        kind = item.schema.field(column).type
         if not (is_text(kind) or is_binary(kind)):
-            report.add(COLUMN_TYPE, item.file, Fault(name, found=f"holds {kind}", expected="text"))
+            report.add(COLUMN_TYPE, Fault(item.path.name, column, found=f"holds {kind}", expected="text"))
             continue
         with report.reading(item.path):
-            rows = _without_faults(item, name, report)
-            report.examine(Titles(item.file, name, rows, language, similar))
+            rows = _report_single(item, column, report)
+            report.examine(Titles(item.path.name, column, rows, language, similar))
 
 
-def _without_faults(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
-    """Report the faults of single titles and return the others; the padding item is left out."""
-    found: dict[str, list[tuple[int, int | None, str]]] = defaultdict(list)
-    others: list[tuple[int, int | None, str]] = []
+def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
+    """Report the faults of single titles and return the titles without; the padding item is left out."""
+    found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for start, batch in read_chunks(item.path, [column]):
         for row, title in enumerate(as_text(batch.column(0)), start):
-            key = int(item.ids[row])
-            if key == 0:
-                continue
-            fault = find_fault(title, report.checks)
-            if fault:
-                found[fault.check].append((row, key if key > 0 else None, title))
-            elif title.strip():
-                others.append((row, key if key > 0 else None, title))
-    schema = {"row": pl.Int64, "id": pl.Int64, "value": pl.String}
-    for name, rows in found.items():
-        report.add(CHECKS[name], item.file, Fault(column, pl.DataFrame(rows, schema, orient="row")))
-    return pl.DataFrame(others, schema, orient="row").rename({"value": "title"})
+            if item.ids[row] != 0:
+                fault = find_fault(title, report.checks)
+                if fault or title.strip():
+                    found[fault.check if fault else ""].append((row, int(item.ids[row]), title))
+    schema = {"row": pl.Int64, ITEM_ID: pl.Int64, "value": pl.String}
+    frames = {name: pl.DataFrame(rows, schema, orient="row") for name, rows in found.items()}
+    others = frames.pop("", pl.DataFrame(schema=schema))
+    for name, frame in frames.items():
+        report.add(CHECKS[name], Fault(item.path.name, column, frame))
+    return others
 
 
-@check(
-    Titles, "foreign-title", WARNING, "titles in another language", "the language of the majority (or --language)"
-)
+@check(Titles, WARNING, "the language of the majority (or --language)")
 def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
-    """Titles in another script, or clearly in another language."""
+    """Titles in another language."""
     identifier = _identifier()
-    texts = titles.rows["title"].to_list()
+    texts = titles.rows["value"].to_list()
     best = [identifier.classify(text)[0] if _is_long(text) else None for text in texts]
     language = titles.language
     if language is None:
@@ -383,10 +333,13 @@ def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
     elif language not in identifier.labels:
         raise UserError(f"--language: '{language}' is no language code that py3langid knows, such as en or zh")
     scripts = _SCRIPTS.get(language, ("LATIN",))
-    foreign = [_other_script(text, scripts) or _other_language(text, code, language) for text, code in zip(texts, best, strict=True)]
-    rows = titles.rows.with_columns(foreign=pl.Series(foreign, dtype=pl.String)).drop_nulls("foreign")
-    value = pl.format("{} ({})", "title", "foreign")
-    yield Fault(titles.column, rows.select("row", "id", value=value), expected=f"titles in '{language}'")
+    foreign = [
+        _other_script(text, scripts) or _other_language(text, code, language)
+        for text, code in zip(texts, best, strict=True)
+    ]
+    values = [f"{text} ({other})" if other else None for text, other in zip(texts, foreign, strict=True)]
+    rows = titles.rows.with_columns(value=pl.Series(values, dtype=pl.String)).drop_nulls("value")
+    yield Fault(titles.file, titles.column, rows, expected=f"titles in '{language}'")
 
 
 @functools.lru_cache(maxsize=1)
@@ -424,29 +377,31 @@ def _other_script(title: str, expected: Sequence[str]) -> str | None:
     return max(others, key=others.__getitem__).lower() + " letters"
 
 
-@check(Titles, "duplicate-title", WARNING, "items that share a title", "a title per item")
+@check(Titles, WARNING, "a title per item")
 def duplicate_title(titles: Titles) -> Iterator[Fault]:
-    """Titles of several items; milder where nothing says that this is wrong, as two items may well share one."""
+    """Items that share a title."""
     rows = titles.rows.with_columns(
-        key=pl.Series([normalized(title) for title in titles.rows["title"]], dtype=pl.String),
-        similar=pl.Series([key in titles.similar for key in titles.rows["id"]], dtype=pl.Boolean),
+        key=pl.Series([normalized(title) for title in titles.rows["value"]], dtype=pl.String),
+        similar=pl.Series([key in titles.similar for key in titles.rows[ITEM_ID]], dtype=pl.Boolean),
     )
+    rows = rows.filter(pl.col(ITEM_ID).n_unique().over("key") > 1)
+    # Two items may well share a title. Another spelling, similar embeddings or a crowd say that something is wrong.
     groups = rows.group_by("key", maintain_order=True).agg(
-        pl.col("row", "id", "title"),
-        items=pl.col("id").n_unique(),
-        # Another spelling, similar embeddings or a crowd.
-        suspicious=(pl.col("title").n_unique() > 1) | (pl.col("similar").sum() > 1) | (pl.len() >= MOST_SHARING),
-        shared=pl.col("id").head(10).cast(pl.String).str.join(", "),
+        pl.col("row", ITEM_ID, "value"),
+        suspicious=(pl.col("value").n_unique() > 1) | (pl.col("similar").sum() > 1) | (pl.len() >= MOST_SHARING),
+        items=pl.col(ITEM_ID).head(10),
     )
-    shared = groups.filter(pl.col("items") > 1).explode("row", "id", "title")
-    for suspicious in (True, False):
-        some = shared.filter(pl.col("suspicious") == suspicious)
-        yield Fault(
-            titles.column,
-            some.select("row", "id", value=pl.format("{} (items {})", "title", "shared")),
-            severity=WARNING if suspicious else INFO,
-            found="" if suspicious else "items that share a title, and nothing else",
-        )
+    texts = [
+        [f"{title} (items {', '.join(map(str, items))})" for title in group]
+        for group, items in groups.select("value", "items").iter_rows()
+    ]
+    groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))
+    for suspicious, severity, found in (
+        (True, WARNING, ""),
+        (False, INFO, "items that share a title, and nothing else"),
+    ):
+        shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value")
+        yield Fault(titles.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found)
 
 
 def normalized(title: str) -> str:

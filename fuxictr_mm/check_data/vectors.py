@@ -1,9 +1,9 @@
 r"""Checks of embeddings: broken, outlying and duplicate ones, and images that their text does not explain.
 
 For the last, text and image embeddings are reduced by PCA to x and y of at most 64 components (of the intact embeddings
-only), and a ridge regression W of y on x is fitted on four fifths of the items and applied to the fifth, five times. With
-r = y - W x, s the robust standard deviation of each component of r (from the median absolute deviation, MAD), and the
-part of the image that PCA leaves out as one more component, an item's distance is
+only), and a ridge regression W of y on x is fitted on four fifths of the items and applied to the fifth, five times.
+With r = y - W x, s the robust standard deviation of each component of r (from the median absolute deviation, MAD), and
+the part of the image that PCA leaves out as one more component, an item's distance is
 
 .. math::
     d_i = \sqrt{\operatorname{mean}_j (r_{ij} / s_j)^2}, \qquad z_i = (\log d_i - m) / (1.4826 \operatorname{mad})
@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, check
-from fuxictr_mm.check_data.layout import ItemFile, Layout, is_list, read_chunks, split_lists, values_per_row
+from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, Report, check
+from fuxictr_mm.check_data.layout import ItemFile, Layout, common_length, read_chunks, split_lists, values_per_row
 from fuxictr_mm.data.parquet import open_parquet
 from fuxictr_mm.errors import ConfigError
 
@@ -44,66 +45,70 @@ _TEXT = re.compile(r"te?xt|title|bert|sentence", re.IGNORECASE)
 _IMAGE = re.compile(r"ima?ge?|clip|poster|cover|photo|picture", re.IGNORECASE)
 
 
-@dataclass
 class EmbeddingColumn:
-    """What one pass over a column of embeddings gathers.
+    """A column of embeddings, read once; ``verbose=0`` shows no progress.
 
-    Parameters
-    ----------
-    item : ItemFile
-        The file.
-    name : str
-        The column.
-    dim : int
-        D, the dimension of most rows; 0 where no row has a number.
-    lengths : ndarray of int64, (I,)
-        Numbers of each row.
-    norms : ndarray, (I,)
-        Euclidean norm; 0 where the embedding is broken.
-    hashes : ndarray of uint64, (I,)
-        Equal where embeddings are.
-    projected : ndarray of float32, (I, P)
-        Projections of the embeddings scaled to norm 1.
-    nonfinite : list of tuple
-        Row, and what is wrong there.
-    lowest, highest : ndarray, (D,)
-        Bounds of each number of the embeddings that are not zero.
+    Raises
+    ------
+    DataError
+        The file is damaged.
     """
 
-    item: ItemFile
-    name: str
-    dim: int
-    lengths: np.ndarray
-    norms: np.ndarray
-    hashes: np.ndarray
-    projected: np.ndarray
-    nonfinite: list[tuple[int, str]] = field(default_factory=list)
-    lowest: np.ndarray = field(default_factory=lambda: np.empty(0))
-    highest: np.ndarray = field(default_factory=lambda: np.empty(0))
+    def __init__(self, item: ItemFile, name: str, verbose: int = 0) -> None:
+        self.item, self.name, count = item, name, len(item.ids)
+        #: Which rows are not padding, ``(I,)``.
+        self.is_real = item.ids != 0
+        #: Dimension of most rows; 0 where no row has a number.
+        self.dim = common_length(item.path, name)
+        #: Numbers of each row, -1 where it is null; Euclidean norm, 0 where the embedding is broken, ``(I,)``.
+        self.lengths, self.norms = np.zeros(count, np.int64), np.zeros(count)
+        #: Equal where embeddings are, ``(I,)``; projections of the embeddings scaled to norm 1, ``(I, P)``.
+        self.hashes = np.zeros(count, np.uint64)
+        self.projected = np.zeros((count, min(PROJECTIONS, self.dim)), np.float32)
+        #: What is wrong in rows with NaN or infinity.
+        self.nonfinite: dict[int, str] = {}
+        #: Bounds of each number of the embeddings that are not zero, ``(D,)``.
+        self.lowest, self.highest = np.full(self.dim, np.inf), np.full(self.dim, -np.inf)
+        rng = np.random.default_rng(0)
+        directions = np.linalg.qr(rng.standard_normal((self.dim, self.projected.shape[1])))[0].astype(np.float32)
+        odd = rng.integers(0, 2**63, self.dim, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        for row, batch in read_chunks(item.path, [name], f"{item.path.name}: {name}", verbose):
+            self._add(row, batch.column(0), directions, odd)
 
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.item.file
-
-    @property
-    def id_name(self) -> str:
-        """Rows belong to items."""
-        return self.item.id_name
-
-    @cached_property
-    def is_real(self) -> np.ndarray:
-        """Which rows are not padding, ``(I,)``."""
-        return self.item.ids != 0
+    def _add(self, row: int, array: pa.Array, directions: np.ndarray, odd: np.ndarray) -> None:
+        rows = slice(row, row + len(array))
+        vectors, lengths = to_matrix(array, self.dim)
+        self.lengths[rows] = np.where(array.is_null().to_numpy(zero_copy_only=False), -1, lengths)
+        finite = np.isfinite(vectors)
+        for broken in np.flatnonzero(~finite.all(axis=1) & self.is_real[rows]):
+            index = int(finite[broken].argmin())
+            self.nonfinite[row + int(broken)] = f"{vectors[broken, index]} at index {index}"
+        if not finite.all():
+            vectors = np.where(finite.all(axis=1)[:, None], vectors, np.float32(0))
+        is_large = np.abs(vectors).max(initial=0) > 1e15  # the square may not be finite
+        norms = np.linalg.norm(vectors.astype(np.float64) if is_large else vectors, axis=1)
+        self.norms[rows] = norms
+        used = vectors[(norms > 0) & self.is_real[rows]]
+        self.lowest = np.minimum(self.lowest, used.min(axis=0, initial=np.inf))
+        self.highest = np.maximum(self.highest, used.max(axis=0, initial=-np.inf))
+        # Adding zero turns -0.0 into 0.0, which is equal but has other bits.
+        self.hashes[rows] = (vectors + np.float32(0)).view(np.uint32).astype(np.uint64) @ odd
+        unit = vectors / np.where(norms > 0, norms, 1)[:, None].astype(np.float64)
+        self.projected[rows] = unit.astype(np.float32) @ directions
 
     def fault(self, rows: np.ndarray, values: Sequence[object] | np.ndarray | None = None, **texts: str) -> Fault:
         """Return rows of the column as a fault."""
-        return Fault(self.name, self.item.rows(rows, values), **texts)
+        return self.item.fault(self.name, rows, values, **texts)
+
+    @property
+    def is_used(self) -> np.ndarray:
+        """Which embeddings are neither broken, zero nor padding, ``(I,)``."""
+        return (self.norms > 0) & self.is_real
 
     @cached_property
     def median_norm(self) -> float:
-        """Median norm of the embeddings that are not zero; NaN for fewer than three."""
-        norms = self.norms[(self.norms > 0) & self.is_real]
+        """Median norm; NaN for fewer than three."""
+        norms = self.norms[self.is_used]
         return float(np.exp(np.median(np.log(norms)))) if len(norms) >= 3 else np.nan
 
     @cached_property
@@ -111,7 +116,7 @@ class EmbeddingColumn:
         """Rows whose norm is far from the median."""
         from scipy.stats import median_abs_deviation
 
-        rows = np.flatnonzero((self.norms > 0) & self.is_real)
+        rows = np.flatnonzero(self.is_used)
         if np.isnan(self.median_norm):
             return rows[:0]
         logs = np.log(self.norms[rows] / self.median_norm)
@@ -120,8 +125,8 @@ class EmbeddingColumn:
 
     @cached_property
     def is_intact(self) -> np.ndarray:
-        """Which embeddings are complete, finite, not zero, of a usual norm, and not padding, ``(I,)``."""
-        intact = (self.norms > 0) & self.is_real
+        """Which embeddings are used, and no outliers, ``(I,)``."""
+        intact = self.is_used
         intact[self.outliers] = False
         return intact
 
@@ -142,7 +147,8 @@ class EmbeddingColumn:
         for start in range(0, len(candidates), PAIRS_PER_PASS):
             pairs = candidates[start : start + PAIRS_PER_PASS]
             needed, positions = np.unique(pairs, return_inverse=True)
-            unit = _unit_rows(self, needed)
+            unit = np.concatenate([vectors for (vectors,) in _read_rows([self], needed)])
+            unit /= np.linalg.norm(unit, axis=1, keepdims=True)
             left, right = positions.reshape(-1, 2).T
             distance = np.linalg.norm(unit[right] - unit[left], axis=1).astype(np.float64)
             near = pl.DataFrame({"earlier": pairs[:, 0], "row": pairs[:, 1], "distance": distance})
@@ -155,60 +161,8 @@ class EmbeddingColumn:
         return set(self.item.ids[np.concatenate([r.to_numpy() for r in rows])].tolist())
 
 
-def read_embeddings(item: ItemFile, name: str, verbose: int = 0) -> EmbeddingColumn:
-    """Read a column of embeddings.
-
-    Raises
-    ------
-    DataError
-        The file is damaged.
-    """
-    dim, count = _common_dim(item, name), len(item.ids)
-    projected = np.zeros((count, min(PROJECTIONS, dim)), dtype=np.float32)
-    column = EmbeddingColumn(
-        item, name, dim, np.zeros(count, np.int64), np.zeros(count), np.zeros(count, np.uint64), projected
-    )
-    column.lowest, column.highest = np.full(dim, np.inf), np.full(dim, -np.inf)
-    rng = np.random.default_rng(0)
-    directions = np.linalg.qr(rng.standard_normal((dim, projected.shape[1])))[0].astype(np.float32)
-    odd = rng.integers(0, 2**63, dim, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    for row, batch in read_chunks(item.path, [name], f"{item.file}: {name}", verbose):
-        rows = slice(row, row + len(batch))
-        vectors, column.lengths[rows] = to_matrix(batch.column(0), dim)
-        finite = np.isfinite(vectors).all(axis=1)
-        for broken in np.flatnonzero(~finite & column.is_real[rows]):
-            index = int((~np.isfinite(vectors[broken])).argmax())
-            column.nonfinite.append((row + int(broken), f"{vectors[broken, index]} at index {index}"))
-        if not finite.all():
-            vectors = np.where(finite[:, None], vectors, np.float32(0))
-        norms = np.linalg.norm(vectors.astype(np.float64) if _is_large(vectors) else vectors, axis=1)
-        column.norms[rows] = norms
-        used = (norms > 0) & column.is_real[rows]
-        if used.any():
-            column.lowest = np.minimum(column.lowest, vectors[used].min(axis=0))
-            column.highest = np.maximum(column.highest, vectors[used].max(axis=0))
-        # Adding zero turns -0.0 into 0.0, which is equal but has other bits.
-        column.hashes[rows] = (vectors + np.float32(0)).view(np.uint32).astype(np.uint64) @ odd
-        unit = vectors / np.where(norms > 0, norms, 1)[:, None].astype(np.float64)
-        column.projected[rows] = unit.astype(np.float32) @ directions
-    return column
-
-
-def _common_dim(item: ItemFile, name: str) -> int:
-    kind = item.schema.field(name).type
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size
-    counts = np.zeros(1, dtype=np.int64)
-    for _, batch in read_chunks(item.path, [name]):
-        more = np.bincount(np.diff(split_lists(batch.column(0))[1]))
-        counts = np.pad(counts, (0, max(len(more) - len(counts), 0)))
-        counts[: len(more)] += more
-    counts[0] = 0  # empty rows have no dimension
-    return int(counts.argmax())
-
-
 def to_matrix(array: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return embeddings ``(R, D)`` float32, zero where the dimension is another, and the dimension of each row ``(R,)``."""
+    """Return embeddings ``(R, D)`` float32, zero where the dimension is another, and how many numbers a row has."""
     flat, offsets = split_lists(array)
     with np.errstate(over="ignore"):  # too large for float32: infinite, and reported
         values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
@@ -219,10 +173,6 @@ def to_matrix(array: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.zeros((len(fits), dim), dtype=np.float32)
     rows[fits] = values[(offsets[:-1][fits, None] + np.arange(dim)).ravel()].reshape(-1, dim)
     return rows, lengths
-
-
-def _is_large(vectors: np.ndarray) -> bool:
-    return bool(np.abs(vectors).max(initial=0) > 1e15)
 
 
 def _near_candidates(column: EmbeddingColumn) -> np.ndarray:
@@ -241,151 +191,90 @@ def _near_candidates(column: EmbeddingColumn) -> np.ndarray:
     return pairs[column.item.ids[pairs[:, 0]] != column.item.ids[pairs[:, 1]]]
 
 
-def _unit_rows(column: EmbeddingColumn, rows: np.ndarray) -> np.ndarray:
-    """Return the embeddings of sorted ``rows``, scaled to norm 1, ``(rows, D)``."""
-    parts = [vectors for _, (vectors,) in _read_rows(column.item, [column.name], [column.dim], rows)]
-    vectors = np.concatenate(parts)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def _read_rows(
-    item: ItemFile, names: Sequence[str], dims: Sequence[int], rows: np.ndarray, what: str = "", verbose: int = 0
-) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Yield the embeddings of sorted ``rows`` in some columns, each ``(R, D)``, a chunk at a time."""
-    for start, batch in read_chunks(item.path, names, what, verbose):
+    columns: Sequence[EmbeddingColumn], rows: np.ndarray, what: str = "", verbose: int = 0
+) -> Iterator[list[np.ndarray]]:
+    """Yield the embeddings of sorted ``rows`` in some columns of a file, each ``(R, D)``, a chunk at a time."""
+    for start, batch in read_chunks(columns[0].item.path, [c.name for c in columns], what, verbose):
         here = rows[(rows >= start) & (rows < start + len(batch))] - start
         if here.size:
-            chunk = batch.take(pa.array(here))
-            yield start, [to_matrix(column, dim)[0] for column, dim in zip(chunk.columns, dims, strict=True)]
+            chunk = batch if here.size == len(batch) else batch.take(pa.array(here))
+            yield [to_matrix(array, c.dim)[0] for array, c in zip(chunk.columns, columns, strict=True)]
 
 
-@check(
-    EmbeddingColumn,
-    "vector-width",
-    ERROR,
-    "embeddings of another dimension",
-    "one dimension per column",
-    Action.SET_ZERO,
-)
+@check(EmbeddingColumn, ERROR, "one dimension per column", Action.SET_ZERO)
 def vector_width(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings whose dimension is not that of the others."""
+    """Embeddings of another dimension."""
     if not column.dim and len(column.item.ids):
-        yield Fault(column.name, found="no embedding has a number", expected="embeddings")
+        yield Fault(column.item.path.name, column.name, found="no embedding has a number", expected="embeddings")
         return
-    rows = np.flatnonzero((column.lengths != column.dim) & column.is_real)
+    rows = np.flatnonzero((column.lengths != column.dim) & (column.lengths >= 0) & column.is_real)
     yield column.fault(rows, column.lengths[rows], expected=f"{column.dim} numbers")
 
 
-@check(
-    EmbeddingColumn,
-    "nonfinite-vector",
-    ERROR,
-    "NaN, infinite or null numbers in embeddings",
-    "finite numbers",
-    Action.SET_ZERO,
-)
+@check(EmbeddingColumn, ERROR, "finite numbers", Action.SET_ZERO)
 def nonfinite_vector(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings with a number that is none."""
-    rows = np.array([row for row, _ in column.nonfinite], dtype=np.int64)
-    yield column.fault(rows, [text for _, text in column.nonfinite])
+    """Embeddings with NaN, infinite or null numbers."""
+    yield column.fault(np.array(list(column.nonfinite), dtype=np.int64), list(column.nonfinite.values()))
 
 
-@check(EmbeddingColumn, "zero-vector", WARNING, "embeddings of zeros", "an embedding per item")
+@check(EmbeddingColumn, WARNING, "an embedding per item")
 def zero_vector(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings of zeros, which say nothing of an item."""
+    """Embeddings of zeros."""
+    yield column.fault(np.flatnonzero((column.lengths < 0) & column.is_real), found="embeddings that are null")
     zero = (column.norms == 0) & (column.lengths == column.dim) & column.is_real
-    zero[[row for row, _ in column.nonfinite]] = False
+    zero[list(column.nonfinite)] = False
     if column.dim:
         yield column.fault(np.flatnonzero(zero))
 
 
-@check(
-    EmbeddingColumn,
-    "norm-outlier",
-    WARNING,
-    "embeddings much longer or shorter than the others",
-    "norms near the median",
-    Action.RESCALE,
-)
+@check(EmbeddingColumn, WARNING, "norms near the median", Action.RESCALE)
 def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
-    """Embeddings whose norm is far from the median."""
+    """Embeddings much longer or shorter than the others."""
     if column.outliers.size:
-        yield Measure(("median_norm", f"{column.file}: {column.name}"), column.median_norm)
-    expected = f"a norm near the median {column.median_norm:.4g}"
-    yield column.fault(column.outliers, column.norms[column.outliers], expected=expected)
+        yield Measure(("median_norm", f"{column.item.path.name}: {column.name}"), column.median_norm)
+        expected = f"a norm near the median {column.median_norm:.4g}"
+        yield column.fault(column.outliers, column.norms[column.outliers], expected=expected)
 
 
-@check(
-    EmbeddingColumn, "constant-column", WARNING, "a number that is the same in all embeddings", "numbers that vary"
-)
+@check(EmbeddingColumn, WARNING, "numbers that vary")
 def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Dimensions in which all embeddings are the same."""
-    count = int(((column.norms > 0) & column.is_real).sum())
+    """A number that is the same in all embeddings."""
+    count = int(column.is_used.sum())
     for index in np.flatnonzero((column.lowest == column.highest) & (count > 1)):
         found = f"the number at index {index} is {column.lowest[index]:g} in all {count} embeddings"
-        yield Fault(f"{column.name}[{index}]", found=found)
+        yield Fault(column.item.path.name, f"{column.name}[{index}]", found=found)
 
 
-@check(
-    EmbeddingColumn,
-    "duplicate-vector",
-    WARNING,
-    "embeddings equal to an earlier one",
-    "an embedding of its own per item",
-)
+@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
 def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings equal to that of another item."""
+    """Embeddings equal to an earlier one."""
     rows, earlier = column.equal_pairs["row"].to_numpy(), column.equal_pairs["earlier"].to_numpy()
     yield column.fault(rows, [f"equals row {e}, item_id {column.item.ids[e]}" for e in earlier])
 
 
-@check(
-    EmbeddingColumn,
-    "near-duplicate-vector",
-    WARNING,
-    "embeddings within 1 % of another's direction",
-    "an embedding of its own per item",
-)
+@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
 def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings nearly equal to that of another item."""
-    earlier, rows, distance = (column.near_pairs[name].to_numpy() for name in ("earlier", "row", "distance"))
+    """Embeddings within 1 % of another's direction."""
+    pairs = column.near_pairs
     texts = [
-        f"within {d:.2g} of row {e}, item_id {column.item.ids[e]}" for d, e in zip(distance, earlier, strict=True)
+        f"within {d:.2g} of row {e}, item_id {column.item.ids[e]}"
+        for e, d in pairs.select("earlier", "distance").iter_rows()
     ]
-    yield column.fault(rows, texts)
+    yield column.fault(pairs["row"].to_numpy(), texts)
 
 
 @dataclass(frozen=True)
 class Modalities:
-    """Text and image embeddings of one file.
-
-    Parameters
-    ----------
-    text, image : EmbeddingColumn
-        The columns.
-    verbose : int
-        0 shows no progress.
-    """
+    """Text and image embeddings of one file; ``verbose=0`` shows no progress."""
 
     text: EmbeddingColumn
     image: EmbeddingColumn
     verbose: int = 0
 
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.text.file
-
-    @property
-    def id_name(self) -> str:
-        """Rows belong to items."""
-        return self.text.id_name
-
     def read(self, rows: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Yield text and image embeddings of sorted rows, a chunk at a time."""
-        names, dims = (self.text.name, self.image.name), (self.text.dim, self.image.dim)
-        chunks = _read_rows(self.text.item, names, dims, rows, "text and image", self.verbose)
-        return (vectors for _, vectors in chunks)
+        """Yield the embeddings of sorted rows, chunk by chunk."""
+        return _read_rows([self.text, self.image], rows, "text and image", self.verbose)
 
 
 def find_modalities(
@@ -416,15 +305,9 @@ def find_modalities(
     return best
 
 
-@check(
-    Modalities,
-    "modalities-disagree",
-    WARNING,
-    "image embeddings far from what the text says",
-    "distances near the median of the cross-modal fit",
-)
+@check(Modalities, WARNING, "distances near the median of the cross-modal fit")
 def modalities_disagree(pair: Modalities) -> Iterator[Fault | Measure]:
-    """Images that are outliers of a fit on the text."""
+    """Image embeddings far from what the text says."""
     rows = np.flatnonzero(pair.text.is_intact & pair.image.is_intact)
     if len(rows) < LEAST_ITEMS:
         return
@@ -437,7 +320,7 @@ def modalities_disagree(pair: Modalities) -> Iterator[Fault | Measure]:
 
 
 def _reduce(pair: Modalities, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the PCA scores of the text ``(R, K)`` and of the image, ``(R, K + 1)`` with the norm of what they leave out."""
+    """Return PCA scores of the text ``(R, K)``, and of the image with the norm of what they omit ``(R, K + 1)``."""
     bases = _fit_pca(pair, rows)
     text_scores, image_scores = [], []
     for vectors in pair.read(rows):
@@ -471,7 +354,7 @@ def _fit_pca(pair: Modalities, rows: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 
 def _outlyingness(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return z of every item ``(R,)``, and the fraction of the variance of y (without its last column) that x explains."""
+    """Return z of every item ``(R,)``, and the fraction of the variance of the image that the text explains."""
     from scipy.stats import median_abs_deviation
 
     scores, rest = y[:, :-1], y[:, -1]
@@ -495,3 +378,39 @@ def _predict(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     folds = PredefinedSplit(np.random.default_rng(0).permutation(len(x)) % FOLDS)
     penalty = 1e-3 * (1 - 1 / FOLDS) * len(x) * float(x.var(axis=0).mean()) + 1e-12
     return cross_val_predict(Ridge(alpha=penalty), x, y, cv=folds)
+
+
+def check_embeddings(
+    layout: Layout, report: Report, text: str | None = None, image: str | None = None, verbose: int = 0
+) -> set[int]:
+    """Check all embeddings; the parameters are those of ``check_folder``.
+
+    Returns
+    -------
+    set of int
+        Items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
+
+    Raises
+    ------
+    ConfigError
+        A column that was named is not there.
+    """
+    similar: set[int] = set()
+    if not report.wants(EmbeddingColumn, Modalities, "duplicate-title"):
+        return similar
+    modalities = find_modalities(layout, text, image) if report.wants(Modalities) else None
+    columns: dict[tuple[Path, str], EmbeddingColumn] = {}
+    for item in layout.items:
+        for name in item.embeddings:
+            with report.reading(item.path):
+                column = columns[item.path, name] = EmbeddingColumn(item, name, verbose)
+                report.examine(column)
+                if report.wants("duplicate-title"):
+                    similar |= column.similar_items()
+    if modalities:
+        item, *names = modalities
+        pair = [columns[item.path, name] for name in names if (item.path, name) in columns]
+        if len(pair) == 2:
+            with report.reading(item.path):
+                report.examine(Modalities(pair[0], pair[1], verbose))
+    return similar
