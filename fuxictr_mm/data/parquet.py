@@ -280,8 +280,10 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) ->
 
 
 def numbers(array: pa.Array) -> np.ndarray:
-    """Return an array of numbers without nulls; ``Array.to_numpy`` would import pandas, which takes 0.3 s."""
-    return array.to_numpy(zero_copy_only=False) if pa.types.is_boolean(array.type) else np.from_dlpack(array)
+    """Return numbers or truth values without nulls; ``Array.to_numpy`` would import pandas, which takes 0.3 s."""
+    if pa.types.is_boolean(array.type):  # stored as bits
+        return np.from_dlpack(array.cast(pa.int8())).astype(bool)
+    return np.from_dlpack(array)
 
 
 def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.ndarray:
