@@ -35,6 +35,7 @@ from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.runs import RunPaths, unwritable
 from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
+from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.resume import TrainingCheckpoint
@@ -165,7 +166,7 @@ def open_log(params: Mapping[str, Any], mode: str = "w", record: RunWriter | Non
 
 
 def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) -> Any:
-    """Make the model of an experiment, the item table on its device beside it.
+    """Make the model of an experiment, the item table on its device beside it, and choose the number of threads.
 
     Raises
     ------
@@ -191,6 +192,7 @@ def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) 
         make_safe(model, _view_name(model, params))
     model.settings = dict(params)  # to name what differs where weights of other settings are loaded
     model.count_parameters()
+    use_threads(model, params)
     return model
 
 
@@ -236,7 +238,7 @@ def run_experiment(
     resume : bool
         Go on where an earlier run of the same configuration was killed; without trace of one, begin.
     """
-    with distributed.process_group(params["gpu"]), ExitStack() as stack:
+    with distributed.process_group(params["gpu"]), restored_threads(), ExitStack() as stack:
         return _run_experiment(params, model_class, results_csv, resume, stack)
 
 
@@ -396,7 +398,7 @@ def predict_test(params: dict[str, Any], model_class: type, weights: Path | None
         logger.warning(f"{checkpoint}: not of a finished run of this very configuration; scoring with it all the same")
     seed_everything(params["seed"])
     set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
-    with distributed.process_group(params["gpu"]):
+    with distributed.process_group(params["gpu"]), restored_threads():
         dataset = load_dataset(params, {"test": False})
         model = build_model(model_class, dataset, params)
         model.load_weights(checkpoint)

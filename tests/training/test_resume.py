@@ -94,7 +94,9 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
         return inner(batch)
 
     parts[0].train_step = train_step
-    with pytest.raises(Interrupted, match=r"epoch 1, batch 5 of 16; the same command with --resume continues") as stopped:
+    with pytest.raises(
+        Interrupted, match=r"epoch 1, batch 5 of 16; the same command with --resume continues"
+    ) as stopped:
         train(parts)
     assert stopped.value.exit_code == 143
     found, _ = train(prepare(tmp_path / "stopped"), resume=True)
