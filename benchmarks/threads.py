@@ -2,9 +2,9 @@
 
     python -m benchmarks.threads --expid DIN_MM_tiny --busy 0 1
 
-Each setting has a process of its own, which takes a block of steps when it is asked to, while the others sleep. They take
-turns, one thread's block beside each block of another setting, so that other work on the machine slows down both; the ratio
-is taken pair by pair. The busy neighbours are started, and ended, by the benchmark.
+Each setting has a process of its own, which takes a block of steps when it is asked to, while the others sleep. Each
+block of a setting is paired with a block of one thread, so that other work on the machine slows down both; the ratio is
+taken pair by pair. The benchmark starts the busy processes itself, and ends them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Side:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Build the model, print the number of threads, then the seconds of a block for each number of steps that is read."""
+    """Build the model and print the number of threads, then the seconds of a block for each number of steps read."""
     if args.serve == "torch":
         import torch  # noqa: F401 - before the package, which sets the wait policy
     from fuxictr_mm import experiment
@@ -135,9 +135,8 @@ def settings(args: argparse.Namespace, folder: str) -> tuple[dict[str, Any], typ
         from benchmarks.dataset import make_data, parameters
 
         data = make_data(rows=100_000, users=20_000, items=91_717)
-        return parameters(args.model, data, batch_size=args.batch_size or 2048, max_len=64), load_model_class(
-            args.model
-        )
+        params = parameters(args.model, data, batch_size=args.batch_size or 2048, max_len=64)
+        return params, load_model_class(args.model)
     overrides = {"model_root": folder, "verbose": 0}
     if args.batch_size is not None:
         overrides["batch_size"] = args.batch_size

@@ -40,8 +40,8 @@ _spinning = False
 def set_wait_policy() -> None:
     """Let threads that wait for others sleep (``OMP_WAIT_POLICY=PASSIVE``), unless the user has chosen how they wait.
 
-    By default they spin, and keep a core from the very thread that they wait for if another process is busy. OpenMP reads
-    the variable when torch is imported, so this is called when the package is. Processes started later inherit it.
+    By default they spin, and keep a core from the very thread that they wait for if another process is busy. OpenMP
+    reads the variable when torch is imported, so this is called when the package is. Child processes inherit it.
     """
     global _spinning
     if not any(name in os.environ for name in WAIT_VARIABLES):
@@ -52,8 +52,9 @@ def set_wait_policy() -> None:
 def use_threads(model: nn.Module, params: Mapping[str, Any]) -> int:
     """Set the number of torch's threads for a model, as ``threads`` of its experiment says.
 
-    ``auto`` depends on the model, its batch size and the number of cores, never on how busy they are: the number decides
-    in which order sums are taken, and with it the last digits of a result. The user's ``OMP_NUM_THREADS`` comes first.
+    ``auto`` depends on the model, its batch size and the number of cores, never on how busy they are: the number
+    decides in which order sums are taken, and with it the last digits of a result. The user's ``OMP_NUM_THREADS`` comes
+    first.
 
     Parameters
     ----------

@@ -286,6 +286,12 @@ def numbers(array: pa.Array) -> np.ndarray:
     return np.from_dlpack(array)
 
 
+def from_numbers(values: np.ndarray) -> pa.Array:
+    """Return numbers ``(R,)`` as an Arrow array, without importing pandas as ``pyarrow.array`` would."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, buffer])
+
+
 def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.ndarray:
     """Return numbers as int64; ``row_of`` is as in ``check_ids``."""
     if values.dtype.kind == "f":

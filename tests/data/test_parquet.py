@@ -272,6 +272,8 @@ def test_numbers_of_a_slice(kind, count):
     found = parquet.numbers(whole.slice(1, count))
     assert found.dtype == kind.to_pandas_dtype()
     assert found.tolist() == [1, 2, 3][:count]
+    assert parquet.from_numbers(found).equals(whole.slice(1, count))
+    assert parquet.from_numbers(found[::-1]).to_pylist() == found.tolist()[::-1]
 
 
 def test_numbers_of_truth_values():
