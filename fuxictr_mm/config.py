@@ -238,6 +238,9 @@ class ExperimentConfig(ModelSettings):
     )
     gpu: int = Field(-1, description="Index of the GPU, -1 for the CPU; set by `--gpu`.")
     keep_memory: bool = Field(True, description="Keep freed memory for later batches (CPU only).")
+    threads: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Threads of torch on the CPU; auto: by the size of the model and the batch."
+    )
     tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
     record: bool = Field(True, description="Write the folder of the run.")
     num_workers: int = Field(0, description=_NO_EFFECT)
@@ -433,7 +436,7 @@ PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
 
 #: Keys that decide no result.
 VOLATILE_KEYS = (
-    "gpu", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
+    "gpu", "threads", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
     "pickle_feature_encoder",
 )  # fmt: skip
 
