@@ -19,6 +19,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fuxictr_mm.threads import set_wait_policy
+
 if TYPE_CHECKING:
     from fuxictr_mm.errors import UserError
     from fuxictr_mm.evaluation.compare import compare
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from fuxictr_mm.runs import Run, find_runs, load_run
 
 __version__ = "0.1.0"
+
+set_wait_policy()  # before torch is imported
 
 __all__ = [
     "Experiment",

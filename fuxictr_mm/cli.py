@@ -14,8 +14,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from fuxictr_mm import __version__
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import Interrupted, UserError
+from fuxictr_mm.errors import Interrupted, UserError, nearest
 from fuxictr_mm.runtime import is_one_of_several, process_number
 from fuxictr_mm.terminal import BOLD, RED, paint
 

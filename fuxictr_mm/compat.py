@@ -7,23 +7,63 @@ their files need no edit.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
-from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
-from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.errors import ConfigError, UserError, nearest
 from fuxictr_mm.runtime import is_main
-from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.optim import optimizer_class, parse_regularizer
+
+#: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
+#: its own evaluation. They import ray, polars and scikit-learn, which takes longer than importing torch.
+DEFERRED = ("fuxictr.preprocess.tokenizer", "fuxictr.metrics")
+
+
+@contextmanager
+def deferred_imports(*names: str) -> Iterator[None]:
+    """Let what is imported here take functions of the named modules without importing these.
+
+    A function that was taken imports its module when it is called. Afterwards the modules are imported as always.
+    """
+    placeholders = {name: _Deferred(name) for name in names if name not in sys.modules}
+    sys.modules.update(placeholders)
+    try:
+        yield
+    finally:
+        for name in placeholders:
+            del sys.modules[name]
+
+
+class _Deferred(ModuleType):
+    """In place of a module: each of its attributes is a function that imports the module and calls its own."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)(*arguments, **named)
+
+        return call
+
+
+with deferred_imports(*DEFERRED):
+    from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
+    from fuxictr.pytorch.models import BaseModel
+
+# Not at the top: these import FuxiCTR's layers and models too.
+from fuxictr_mm.model import MultimodalModel  # noqa: E402
+from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
+from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

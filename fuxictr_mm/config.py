@@ -6,23 +6,29 @@ that is wrong is reported in one message. Nothing here imports torch.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
 import math
 import os
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal
 
-import annotated_types as limits
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, PositiveInt, field_validator
 
+from fuxictr_mm.checking import (
+    Settings,
+    check_call,
+    error_of,
+    is_multimodal,
+    matches,
+    mismatch,
+    model_schema,
+    uncheckable,
+    unknown_key,
+    validate,
+)
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import load_yaml
 
@@ -42,14 +48,10 @@ HiddenUnits = Sequence[PositiveInt]
 _NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
 
 
-class Settings(BaseModel):
-    """Base of all groups of settings: strict types, no unknown keys, immutable."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
-
-
 class FeatureSpec(Settings):
     """What an entry of ``feature_specs`` may change of a feature."""
+
+    example: ClassVar[str] = "{name: user_id, dtype: int, type: meta}"
 
     name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
     active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
@@ -105,6 +107,8 @@ class FeatureConfig(FeatureSpec):
 class LabelConfig(Settings):
     """The label column."""
 
+    example: ClassVar[str] = "{name: label, dtype: float}"
+
     name: str = Field(description="Name of the column.")
     dtype: Literal["int", "float"] = Field("float", description="Type of the stored values.")
 
@@ -151,7 +155,7 @@ class DatasetConfig(Settings):
 
 
 class ModelSettings(Settings):
-    """Settings that the constructor of every model takes, as FuxiCTR's ``BaseModel`` does."""
+    """Settings that the constructor of every ``MultimodalModel`` takes, most of them FuxiCTR's."""
 
     model_root: str = Field("./checkpoints/", description="Folder of checkpoints, logs and runs.")
     task: Literal["binary_classification", "regression"] = Field(
@@ -164,6 +168,7 @@ class ModelSettings(Settings):
     embedding_dim: PositiveInt = Field(
         64, description="Dim of every embedding without its own; a FuxiCTR model has its own default."
     )
+    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
     embedding_regularizer: Regularizer = Field(
         None, description="Penalty on embeddings: a number is L2; or `l1(x)`, `l2(x)`, `l1_l2(x, y)`."
     )
@@ -200,10 +205,7 @@ class ModelSettings(Settings):
         ConfigError
             A value of a wrong type or range.
         """
-        settings, problems = _validate(cls, {k: v for k, v in params.items() if k in cls.model_fields})
-        if settings is None:
-            raise _error(where, problems)
-        return settings
+        return cls.read({k: v for k, v in params.items() if k in cls.model_fields}, where)
 
 
 class ExperimentConfig(ModelSettings):
@@ -222,7 +224,6 @@ class ExperimentConfig(ModelSettings):
     epochs: PositiveInt = Field(10, description="Most passes over the training split.")
     shuffle: bool = Field(True, description="Shuffle the training split before every epoch.")
     seed: int = Field(2025, ge=0, lt=2**32, description="Seed of initialisation, shuffling and dropout.")
-    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
     resident: bool | Literal["auto"] = Field(
         "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
     )
@@ -237,6 +238,9 @@ class ExperimentConfig(ModelSettings):
     )
     gpu: int = Field(-1, description="Index of the GPU, -1 for the CPU; set by `--gpu`.")
     keep_memory: bool = Field(True, description="Keep freed memory for later batches (CPU only).")
+    threads: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Threads of torch on the CPU; auto: by the size of the model and the batch."
+    )
     tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
     record: bool = Field(True, description="Write the folder of the run.")
     num_workers: int = Field(0, description=_NO_EFFECT)
@@ -307,7 +311,7 @@ class ExperimentConfig(ModelSettings):
         dataset = load_dataset_config(folder, experiment["dataset_id"])
         where = f"dataset {experiment['dataset_id']}"
         known = {*DATASET_KEYS, *SHARED_KEYS}
-        problems = {f"dataset.{key}": f"{where}: {_unknown(key, known)}" for key in dataset if key not in known}
+        problems = {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
         for key in PATH_KEYS:
             try:
@@ -328,7 +332,7 @@ class ExperimentConfig(ModelSettings):
             except ConfigError as error:
                 problems["model"] = str(error)
         if config is None or problems:
-            raise _error(f"{folder}: {expid}", problems)
+            raise error_of(f"{folder}: {expid}", problems)
         return config
 
     @classmethod
@@ -343,21 +347,21 @@ class ExperimentConfig(ModelSettings):
         expid = str(values.get("model_id", "experiment"))
         config, problems = cls._check(expid, {k: v for k, v in values.items() if k != "model_id"})
         if config is None:
-            raise _error(expid, problems)
+            raise error_of(expid, problems)
         return config
 
     @classmethod
     def _check(cls, expid: str, values: Mapping[str, Any]) -> tuple[ExperimentConfig | None, dict[str, str]]:
         """Check flat settings, except those of the model alone."""
         where = f"dataset {values.get('dataset_id')}: "
-        dataset, problems = _validate(DatasetConfig, {k: v for k, v in values.items() if k in DATASET_KEYS}, where)
+        dataset, problems = validate(DatasetConfig, {k: v for k, v in values.items() if k in DATASET_KEYS}, where)
         rest = {
             "expid": expid,
             # Replaced below; the experiment is checked even if its dataset is wrong.
-            "dataset": dataset or DatasetConfig.model_construct(),
+            "dataset": dataset or DatasetConfig.model_construct(),  # type: ignore[call-arg]
             "model_settings": {k: v for k, v in values.items() if k not in DATASET_KEYS and k not in EXPERIMENT_KEYS},
         }
-        config, more = _validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
+        config, more = validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
         problems |= more
         return None if problems else config, problems
 
@@ -377,7 +381,7 @@ class ExperimentConfig(ModelSettings):
         """
         problems, doubts = _check_signature(model_class, self.to_dict(), {})
         if problems:
-            raise _error(self.expid, problems)
+            raise error_of(self.expid, problems)
         return doubts
 
     def to_dict(self) -> dict[str, Any]:
@@ -401,23 +405,24 @@ class ExperimentConfig(ModelSettings):
         return config_hash(self.to_dict(), with_paths=paths)
 
 
-def _key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+def key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+    """Return the annotated type of every key."""
     return {name: field.rebuild_annotation() for name, field in cls.model_fields.items() if name not in without}
 
 
 #: Keys of an entry of dataset_config.yaml with their types.
-DATASET_KEYS = _key_types(DatasetConfig, "description")
+DATASET_KEYS = key_types(DatasetConfig, "description")
 
 #: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
-EXPERIMENT_KEYS = _key_types(ExperimentConfig, "expid", "dataset", "model_settings")
+EXPERIMENT_KEYS = key_types(ExperimentConfig, "expid", "dataset", "model_settings")
 
 #: Keys of an entry of ``feature_cols`` or ``feature_specs`` with their types.
-FEATURE_KEYS = _key_types(FeatureSpec)
+FEATURE_KEYS = key_types(FeatureSpec)
 
 #: Keys of an experiment that an entry of dataset_config.yaml may hold too.
 SHARED_KEYS = ("description", "resident", "buffer_rows")
 
-#: What a configuration holds even if its file does not.
+#: What a configuration holds even if its file does not; another key here would change every fingerprint.
 DEFAULTS: dict[str, Any] = {
     name: ExperimentConfig.model_fields[name].default
     for name in (
@@ -431,7 +436,7 @@ PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
 
 #: Keys that decide no result.
 VOLATILE_KEYS = (
-    "gpu", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
+    "gpu", "threads", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
     "pickle_feature_encoder",
 )  # fmt: skip
 
@@ -440,7 +445,11 @@ def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
     """Return the fingerprint of flat settings, see ``ExperimentConfig.fingerprint``."""
     paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
     kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    try:
+        text = json.dumps(kept, sort_keys=True, default=str)
+    except TypeError:  # keys of several types have no order
+        text = json.dumps(json.loads(json.dumps(kept, default=str)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_config(
@@ -549,216 +558,6 @@ def _exists(path: Path) -> bool:
     return path.exists() or Path(f"{path}.parquet").exists()
 
 
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-def _error(where: str, problems: Mapping[str, str]) -> ConfigError:
-    return ConfigError(f"{where}: " + "; ".join(problems.values()))
-
-
-def _validate(
-    cls: type[SettingsType], values: Mapping[str, Any], where: str = ""
-) -> tuple[SettingsType | None, dict[str, str]]:
-    """Return checked settings, or None and a sentence for each key that is wrong."""
-    try:
-        return cls.model_validate(values), {}
-    except ValidationError as error:
-        problems: dict[str, str] = {}
-        for found in error.errors(include_url=False):
-            key, sentence = _describe_problem(cls, values, found["loc"], found, where)
-            problems.setdefault(key, sentence)
-        return None, problems
-
-
-def _describe_problem(
-    cls: type[Settings], values: Mapping[str, Any], loc: tuple[int | str, ...], found: Mapping[str, Any], where: str
-) -> tuple[str, str]:
-    """Return the key that pydantic's error is about and a sentence; ``loc`` leads into nested settings."""
-    key = str(loc[0])
-    if found["type"] == "extra_forbidden" and len(loc) == 1:
-        return key, f"{where}{_unknown(key, cls.model_fields)}"
-    if found["type"] == "missing" and len(loc) == 1:
-        return key, f"{where}{key} is missing"
-    value, annotation = values[key], cls.model_fields[key].rebuild_annotation()
-    nested = _nested_settings(annotation)
-    if nested is not None and len(loc) > 1:
-        if isinstance(loc[1], int):
-            entry = value[loc[1]]
-            if len(loc) == 2:
-                return key, f"{where}{key}: the entry {entry!r} is not {describe(nested)}"
-            name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
-        else:
-            entry, name, loc = value, key, loc[1:]
-        inner, sentence = _describe_problem(nested, entry, loc, found, f"{name}: ")
-        return f"{name}.{inner}", sentence
-    if found["type"] == "value_error":
-        return key, f"{where}{found['ctx']['error']}"
-    return key, f"{where}{_mismatch(key, value, annotation)}"
-
-
-def _nested_settings(annotation: Any) -> type[Settings] | None:
-    if inspect.isclass(annotation) and issubclass(annotation, Settings):
-        return annotation
-    return next(filter(None, map(_nested_settings, typing.get_args(annotation))), None)
-
-
-def _unknown(key: object, known: Iterable[str]) -> str:
-    return f"unknown key '{key}'{nearest(key, known)}"
-
-
-def _mismatch(key: str, value: Any, annotation: Any) -> str:
-    return f"{key} is {value!r}, expected {describe(annotation)}{_hint(value, annotation)}"
-
-
-def _hint(value: Any, annotation: Any) -> str:
-    """Explain a value that YAML reads differently from what was probably meant."""
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n") and matches(True, annotation):
-        meant = value.lower() in ("yes", "on", "y")
-        return f" ({value} is a string in YAML 1.2: write {meant})"
-    if isinstance(value, str):
-        try:
-            return f" (a number in quotes is a string: write {float(value)!r} without quotes)"
-        except ValueError:
-            return ""
-    if not isinstance(value, bool | list | dict | None) and matches(str(value), annotation):
-        return f" (write it in quotes: '{value}')"
-    return ""
-
-
-def check_types(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> list[str]:
-    """Return a sentence for every unknown key and every value that does not fit its annotation."""
-    problems = []
-    for key, value in values.items():
-        if key not in types:
-            problems.append(f"{where}: {_unknown(key, types)}")
-        elif not matches(value, types[key]):
-            problems.append(f"{where}: {_mismatch(key, value, types[key])}")
-    return problems
-
-
-def matches(value: Any, annotation: Any) -> bool:
-    """Whether a value of a YAML file fits an annotation: an integer also fits a float, a list any sequence."""
-    adapter = _adapter(annotation)
-    try:
-        adapter.validate_python(value)
-        return True
-    except ValidationError:
-        pass
-    try:  # JSON's rules: a list fits a tuple or a set
-        adapter.validate_json(json.dumps(value))
-        return True
-    except (ValidationError, TypeError, ValueError):
-        return False
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
-
-
-def describe(annotation: Any) -> str:
-    """Name an annotated type and its range in plain words.
-
-    Examples
-    --------
-    >>> describe(float | None)
-    'a number or null'
-    >>> describe(Dropout)
-    'a number of 0 or more and below 1'
-    >>> describe(HiddenUnits)
-    'a list, each item an integer of 1 or more'
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return " ".join([describe(arguments[0]), *_describe_range(arguments[0], _limits(arguments[1:]))])
-    if origin in (Union, types.UnionType):
-        if float in arguments:  # an integer is a number
-            arguments = tuple(a for a in arguments if a is not int)
-        return " or ".join(describe(a) for a in arguments)
-    if origin is Literal:
-        listing = ", ".join(repr(a) for a in arguments)
-        return listing if len(arguments) == 1 else f"one of {listing}"
-    if origin is not None and arguments and issubclass(origin, Mapping):
-        return f"a mapping, each value {describe(arguments[1])}"
-    if origin is not None and arguments and issubclass(origin, Sequence):
-        return f"a list, each item {describe(arguments[0])}"
-    plain = origin or annotation
-    if inspect.isclass(plain) and issubclass(plain, FeatureSpec):
-        return "a mapping such as {name: likes_level, dtype: int, type: categorical}"
-    if inspect.isclass(plain) and issubclass(plain, Settings):
-        return "a mapping such as {name: label, dtype: float}"
-    names = {int: "an integer", float: "a number", str: "a string", bool: "True or False", dict: "a mapping"}
-    names |= {list: "a list", tuple: "a list", Sequence: "a list", type(None): "null"}
-    return names.get(plain, getattr(plain, "__name__", "a value"))
-
-
-def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
-    for part in metadata:
-        yield from part.metadata if isinstance(part, FieldInfo) else [part]
-
-
-def _describe_range(annotation: Any, parts: Iterable[Any]) -> list[str]:
-    words = []
-    for part in parts:
-        if isinstance(part, limits.Gt):
-            words.append(f"of {typing.cast(int, part.gt) + 1} or more" if annotation is int else f"above {part.gt}")
-        elif isinstance(part, limits.Ge):
-            words.append(f"of {part.ge} or more")
-        elif isinstance(part, limits.Lt):
-            words.append("and finite" if part.lt == math.inf else f"below {part.lt}")
-        elif isinstance(part, limits.Le):
-            words.append(f"up to {part.le}")
-        elif isinstance(part, limits.MinLen):
-            words.append("that is not empty")
-    return [" and ".join(words).replace("and and", "and")] if words else []
-
-
-def model_schema(model_class: type) -> dict[str, Any]:
-    """Return the settings that the constructors of a model name, with their annotated types.
-
-    Raises
-    ------
-    ConfigError
-        An annotation of a MultimodalModel cannot be checked.
-    """
-    schema: dict[str, Any] = {}
-    for cls in reversed(model_class.__mro__):
-        init = vars(cls).get("__init__")
-        if init is None or cls.__module__.startswith(("torch.", "builtins")):
-            continue
-        for name, parameter in inspect.signature(init).parameters.items():
-            if name in ("self", "feature_map") or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue
-            schema[name] = _resolve_annotation(model_class, init, name, parameter.annotation)
-    return schema
-
-
-def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any) -> Any:
-    """Return a checkable annotation; Any for one of a FuxiCTR model that cannot be checked."""
-    if annotation is inspect.Parameter.empty:
-        return Any
-    holder = types.SimpleNamespace(__annotations__={name: annotation})
-    try:
-        resolved = typing.get_type_hints(holder, init.__globals__, include_extras=True)[name]
-        _adapter(resolved)
-        return resolved
-    except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is no type
-        if not _is_multimodal(model_class):
-            return Any
-        raise ConfigError(_uncheckable(model_class, name, annotation, error)) from error
-
-
-def _uncheckable(model_class: type, name: str, annotation: Any, error: Exception) -> str:
-    reason = " ".join(str(error).split()[:20])
-    return (
-        f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "
-        f"({type(error).__name__}: {reason}); use built-in types, typing.Literal or those of pydantic"
-    )
-
-
-def _is_multimodal(model_class: type) -> bool:
-    return any(cls.__name__ == "MultimodalModel" for cls in model_class.__mro__)
-
-
 def _check_signature(
     model_class: type, values: Mapping[str, Any], known_problems: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -772,8 +571,8 @@ def _check_signature(
         if key in known_problems:
             continue
         if key not in known:
-            sentence = where + _unknown(key, known)
-            if _is_multimodal(model_class):
+            sentence = where + unknown_key(key, known)
+            if is_multimodal(model_class):
                 problems[key] = sentence
             else:
                 doubts.append(sentence)
@@ -781,9 +580,9 @@ def _check_signature(
             for annotation in (schema.get(key, Any), _usual(key, value)):
                 try:
                     if not matches(value, annotation):
-                        problems.setdefault(key, where + _mismatch(key, value, annotation))
+                        problems.setdefault(key, where + mismatch(key, value, annotation))
                 except TypeError as error:  # a constraint that the type does not have
-                    problems[key] = _uncheckable(model_class, key, annotation, error)
+                    problems[key] = uncheckable(model_class, key, annotation, error)
     return problems, doubts
 
 
@@ -794,93 +593,3 @@ def _usual(key: str, value: Any) -> Any:
     if key.endswith("hidden_units") and isinstance(value, list) and all(isinstance(dim, int) for dim in value):
         return HiddenUnits
     return Any
-
-
-def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
-    """Refuse a call in a YAML text unless it names a known function and has literal arguments.
-
-    FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it, or the bare name of an
-    initializer.
-
-    Parameters
-    ----------
-    text : str
-        What the YAML holds.
-    where : str
-        Key, for the message.
-    allowed : sequence of str
-        Patterns of the names that may be called.
-
-    Raises
-    ------
-    ConfigError
-        For anything else.
-    """
-    expected = "expected a call of a layer with literal arguments, such as layers.MaskedAveragePooling()"
-    try:
-        node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
-        raise ConfigError(f"{where}: '{text}' is no Python expression; {expected}") from None
-
-    def is_known(name: ast.expr) -> bool:
-        return any(re.fullmatch(pattern, ast.unparse(name)) for pattern in allowed)
-
-    def is_plain(argument: ast.expr) -> bool:
-        if isinstance(argument, ast.Attribute) and is_known(argument):
-            return True
-        try:
-            ast.literal_eval(argument)
-        except (ValueError, TypeError):
-            return False
-        return True
-
-    called = node.func if isinstance(node, ast.Call) else node
-    arguments = [*node.args, *[k.value for k in node.keywords]] if isinstance(node, ast.Call) else []
-    if not is_known(called) or not all(is_plain(a) for a in arguments):
-        raise ConfigError(f"{where}: '{text}' is not allowed; {expected}")
-    owner, _, name = ast.unparse(called).rpartition(".")
-    if owner in ("layers", "nn"):
-        from fuxictr.pytorch import layers
-        from torch import nn
-
-        known = vars(layers if owner == "layers" else nn)
-        classes = [k for k, v in known.items() if inspect.isclass(v) and issubclass(v, nn.Module)]
-        if name not in classes:
-            raise ConfigError(f"{where}: there is no layer '{owner}.{name}'{nearest(name, classes)}")
-        if not isinstance(node, ast.Call):
-            raise ConfigError(f"{where}: '{text}' is the name of a layer, expected a call: {text}()")
-        inputs = [
-            p
-            for p in list(inspect.signature(known[name].forward).parameters.values())[1:]
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        if len(inputs) > 1:
-            raise ConfigError(f"{where}: '{owner}.{name}' takes {len(inputs)} inputs, expected a layer of one tensor")
-
-
-def check_at_least(model_id: str, least: float, **values: float | None) -> None:
-    """Refuse settings below a number; one that is None is left to its default.
-
-    Raises
-    ------
-    ConfigError
-        For the first one.
-    """
-    for key, value in values.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{model_id}: {key} is {value}, expected {least} or more")
-
-
-def check_heads(model_id: str, num_heads: int, width: int, of: str) -> None:
-    """Refuse a number of heads that does not divide the width of what they attend to.
-
-    Raises
-    ------
-    ConfigError
-        With the next smaller number that does.
-    """
-    if num_heads < 1 or width % num_heads:
-        fits = max(heads for heads in range(1, max(num_heads, 1) + 1) if width % heads == 0)
-        raise ConfigError(
-            f"{model_id}: num_heads is {num_heads}, expected a divisor of {of} {width}; set num_heads: {fits}"
-        )

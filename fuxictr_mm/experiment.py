@@ -36,9 +36,11 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.logs import LogFiles, set_up_logging  # noqa: F401  # former place
 from fuxictr_mm.metrics import check_metrics
-from fuxictr_mm.registry import load_model_class
+from fuxictr_mm.model import check_is_built
+from fuxictr_mm.registry import describe_error, load_model_class
 from fuxictr_mm.runs import Run, RunPaths, find_runs, read_run, unwritable
 from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
+from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
@@ -195,7 +197,7 @@ class Experiment:
         """
         verbose = self.config.verbose if progress is None else 2 * progress
         experiment = self if verbose == self.config.verbose else self.with_settings(verbose=verbose)
-        with _only_one(self.config.expid), distributed.process_group(self.config.gpu):
+        with _only_one(self.config.expid), distributed.process_group(self.config.gpu), restored_threads():
             return _Training(experiment, resume, None if results_csv is None else Path(results_csv)).run()
 
     def predict(self, data: Any = None, *, weights: StrPath | None = None) -> np.ndarray:
@@ -262,7 +264,12 @@ class Experiment:
                 raise type(error)(str(error).replace(path, "data frame")) from error
 
     def _predict_file(self, path: str | None, weights: Path, logs: Sequence[Path]) -> np.ndarray:
-        with _only_one(self.config.expid), distributed.process_group(self.config.gpu), LogFiles() as files:
+        with (
+            _only_one(self.config.expid),
+            distributed.process_group(self.config.gpu),
+            restored_threads(),
+            LogFiles() as files,
+        ):
             self.prepare_process()
             dataset = load_dataset({**self.config.to_dict(), "test_data": path}, {"test": False})
             model = self.build_model(dataset)
@@ -283,7 +290,7 @@ class Experiment:
         return load_dataset(self.config.to_dict(), splits)
 
     def build_model(self, dataset: Dataset) -> Any:
-        """Build the model, its item table on its device.
+        """Build the model, its item table on its device, and choose the number of threads.
 
         Raises
         ------
@@ -298,17 +305,17 @@ class Experiment:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a model file raises, the user set it off
-            reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"{config.expid}: {model_class.__name__} cannot be made of these settings ({reason}); "
-                "--debug shows where"
+                f"{config.expid}: {model_class.__name__} cannot be built with these settings ({describe_error(error)})"
             ) from error
+        check_is_built(model)
         if config.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
         if is_foreign(model_class):
             make_safe(model, self.batch_format(model))
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded
         model.count_parameters()
+        use_threads(model, config.to_dict())
         return model
 
     def batch_format(self, model: Any) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.terminal import fit_width
 
 

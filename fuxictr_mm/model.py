@@ -1,28 +1,29 @@
 """The base class of the model zoo.
 
-Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context width, D item
-width.
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Regularizer
+from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
@@ -45,11 +46,11 @@ class Embedded:
     Parameters
     ----------
     context : Tensor
-        ``(B, C)`` context fields side by side, ``C = 0`` without any.
+        ``(B, C)`` concatenated context fields; ``C = 0`` without context.
     target : Tensor
-        ``(B, D)`` the shown item's fields side by side.
+        ``(B, D)`` concatenated fields of the target item.
     history : Jagged
-        ``(N, D)`` the same of each history item, stored once per distinct item.
+        ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
     """
 
     context: Tensor
@@ -58,7 +59,7 @@ class Embedded:
 
 
 class MultimodalModel(BaseModel):
-    """A FuxiCTR ``BaseModel`` over jagged histories and items with frozen vectors.
+    """A FuxiCTR ``BaseModel`` over jagged histories and items with frozen embeddings.
 
     A model builds its layers in ``__init__``, calls ``build()`` last, and defines ``logits(batch)``.
 
@@ -70,51 +71,25 @@ class MultimodalModel(BaseModel):
         Experiment id; names the checkpoint.
     gpu : int
         Index of the GPU, -1 for the CPU.
-    task : {"binary_classification", "regression"}
-        Classification trains on logits by binary cross-entropy, regression by squared error.
-    loss : str
-        The task's loss by FuxiCTR's name, ``binary_crossentropy`` or ``mse_loss``; another is refused.
     loss_from : {"logits", "probability"}
         FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32;
         ``"probability"`` reproduces that.
-    learning_rate : float
-        Of the optimiser.
-    optimizer : str
-        Name of a class of ``torch.optim``; ``adam`` is fused.
-    embedding_dim : int
-        Width of every field that does not name its own.
-    embedding_regularizer, net_regularizer : float or str, optional
-        As in FuxiCTR: a number is L2; ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
-    metrics : sequence of str
-        Reported on validation and test data.
-    monitor : str or dict
-        Metric, or weighted sum of metrics, that chooses the best epoch.
-    monitor_mode : {"max", "min"}
-        Which way is better.
-    early_stop_patience : int
-        Evaluations without a better value before training ends.
-    eval_steps : int, optional
-        Steps between evaluations; one epoch by default.
-    save_best_only : bool
-        False keeps the newest weights rather than the best.
-    reduce_lr_on_plateau : bool
-        Lower the learning rate after an evaluation that is no better.
     factor : float
-        What it is then multiplied by.
-    accumulation_steps : int
-        Batches per update.
-    precision : {"fp32", "tf32", "bf16"}
-        ``bf16`` computes the logits under autocast, loss and update in float32; for ``tf32`` see
-        ``fuxictr_mm.runtime``.
+        What the learning rate is multiplied by on a plateau.
     compile : bool
-        Let ``torch.compile`` make kernels of the logits; ``docs/performance.md`` says what it brings.
-    verbose : int
-        0 turns progress bars off.
-    model_root : str
-        Folder of checkpoints.
+        Compile the logits with ``torch.compile``; ``docs/performance.md`` has its speed.
+    **params
+        Those of ``fuxictr_mm.config.ModelSettings``, with their defaults; others are ignored.
+
+    Raises
+    ------
+    ConfigError
+        A setting of a wrong type or range, a loss that is not of the task, or a dataset without features of items.
     """
 
     batch_view: str = "jagged"
+    #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
+    same_dims: bool = False
 
     def __init__(
         self,
@@ -122,62 +97,48 @@ class MultimodalModel(BaseModel):
         *,
         model_id: str = "MultimodalModel",
         gpu: int = -1,
-        task: Literal["binary_classification", "regression"] = "binary_classification",
-        loss: str = "binary_crossentropy",
         loss_from: Literal["logits", "probability"] = "logits",
-        learning_rate: float = 1e-3,
-        optimizer: str = "adam",
-        embedding_dim: int = 64,
-        embedding_regularizer: Regularizer = None,
-        net_regularizer: Regularizer = None,
-        metrics: Sequence[str] = ("AUC", "logloss"),
-        monitor: str | dict[str, float] = "AUC",
-        monitor_mode: Literal["max", "min"] = "max",
-        early_stop_patience: int = 2,
-        eval_steps: int | None = None,
-        save_best_only: bool = True,
-        reduce_lr_on_plateau: bool = True,
-        factor: float = 0.1,
-        accumulation_steps: int = 1,
-        precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+        factor: Annotated[float, Field(gt=0, le=1)] = 0.1,
         compile: bool = False,
-        verbose: int = 0,
-        model_root: str = "./checkpoints/",
         **params: Any,
     ) -> None:
         device_of(gpu)
-        if loss not in LOSSES[task]:
-            raise ConfigError(f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}")
+        settings = ModelSettings.of(params, model_id)
+        task = settings.task
+        if settings.loss not in LOSSES[task]:
+            raise ConfigError(
+                f"{model_id}: task: {task} does not train on loss: {settings.loss}; write loss: {LOSSES[task][0]}"
+            )
+        if self.same_dims:
+            feature_map = unify_dims(feature_map, settings.embedding_dim)
         super().__init__(
             feature_map,
             model_id=model_id,
             task=task,
             gpu=gpu,
-            monitor=monitor,
-            save_best_only=save_best_only,
-            monitor_mode=monitor_mode,
-            early_stop_patience=early_stop_patience,
-            eval_steps=eval_steps,
-            embedding_regularizer=embedding_regularizer,
-            net_regularizer=net_regularizer,
-            reduce_lr_on_plateau=reduce_lr_on_plateau,
-            verbose=verbose,
-            model_root=model_root,
-            metrics=list(metrics),
+            monitor=settings.monitor,
+            save_best_only=settings.save_best_only,
+            monitor_mode=settings.monitor_mode,
+            early_stop_patience=settings.early_stop_patience,
+            eval_steps=settings.eval_steps,
+            embedding_regularizer=settings.embedding_regularizer,
+            net_regularizer=settings.net_regularizer,
+            reduce_lr_on_plateau=settings.reduce_lr_on_plateau,
+            verbose=settings.verbose,
+            model_root=settings.model_root,
+            metrics=list(settings.metrics),
         )
-        if not 0 < factor <= 1:
-            raise ConfigError(f"{model_id}: factor is {factor}, expected a number above 0 and up to 1, such as 0.5")
         self.task = task
         self.loss_from = loss_from
         self.factor = factor
-        self.learning_rate = learning_rate
-        self.optimizer_name = optimizer
-        self.embedding_dim = embedding_dim
-        self.accumulation_steps = accumulation_steps
-        self.precision = precision
+        self.learning_rate = settings.learning_rate
+        self.optimizer_name = settings.optimizer
+        self.embedding_dim = settings.embedding_dim
+        self.max_len = settings.max_len
+        self.accumulation_steps = settings.accumulation_steps
+        self.precision = settings.precision
         self.compiled_logits = torch.compile(self.logits, dynamic=True) if compile else None
-        # Where a step is taken outside of fit.
-        self._max_gradient_norm = 10.0
+        self._max_gradient_norm = settings.max_gradient_norm
         self._batch_index, self._steps_per_epoch = 0, 1
         self.items: ItemTable = feature_map.items
         specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
@@ -186,10 +147,10 @@ class MultimodalModel(BaseModel):
         if not self.item_fields:
             raise ConfigError(f"{model_id}: no feature with source: item; a target and its history need at least one")
         try:
-            self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+            self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
-        # Vectors that train along start from the stored ones and are then the model's own.
+        # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
              for n in self.item_fields if not specs[n].get("freeze_emb", True)}
@@ -197,25 +158,39 @@ class MultimodalModel(BaseModel):
 
     @property
     def field_dims(self) -> dict[str, int]:
-        """Width of every field, in the feature map's order."""
-        widths = {}
+        """Dim of every field, in the feature map's order."""
+        dims = {}
         for name in self.context_fields + self.item_fields:
             spec = self.feature_map.features[name]
-            widths[name] = spec.get("emb_output_dim", spec.get("embedding_dim", self.embedding_dim))
-        return widths
+            dims[name] = spec.get("emb_output_dim", spec.get("embedding_dim", self.embedding_dim))
+        return dims
 
     @property
     def context_dim(self) -> int:
-        """C, the width of all context fields together."""
+        """C, the dim of all context fields together."""
         return sum(self.field_dims[n] for n in self.context_fields)
 
     @property
     def item_dim(self) -> int:
-        """D, the width of all fields of an item together."""
+        """D, the dim of all fields of an item together."""
         return sum(self.field_dims[n] for n in self.item_fields)
 
+    def check_heads(self, num_heads: int, dim: int, name: str) -> None:
+        """Refuse a number of attention heads that does not divide a dim.
+
+        Raises
+        ------
+        ConfigError
+            With the next smaller number that does.
+        """
+        if dim % num_heads:
+            fits = max(heads for heads in range(1, num_heads) if dim % heads == 0)
+            raise ConfigError(
+                f"{self.model_id}: num_heads is {num_heads}, expected a divisor of {name} {dim}; set num_heads: {fits}"
+            )
+
     def build(self) -> None:
-        """Initialise the layers, move to the device, make the optimiser. The last line of a model's ``__init__``."""
+        """Initialise the layers, move to the device, create the optimizer. The last line of a model's ``__init__``."""
         self.reset_parameters()
         replace_dropout(self)
         self.model_to_device()
@@ -223,28 +198,28 @@ class MultimodalModel(BaseModel):
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; a model defines this."""
-        raise TypeError(f"{type(self).__name__} defines no logits(batch)")
+        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; every model defines this method."""
+        raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
     def embed(self, batch: Batch) -> Embedded:
         """Embed a batch, each distinct item once."""
         distinct, target, history = distinct_items(batch, self.items.num_items)
-        vectors = self.embed_items(distinct)
+        embeddings = self.embed_items(distinct)
         return Embedded(
             self.embed_context(batch),
-            vectors.index_select(0, target),
-            Jagged(vectors, batch.history.offsets, history),
+            embeddings.index_select(0, target),
+            Jagged(embeddings, batch.history.offsets, history),
         )
 
     def embed_items(self, ids: Tensor) -> Tensor:
-        """Return the fields of items ``ids`` ``(U,)`` side by side, ``(U, D)``."""
+        """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
         inputs.update({n: table(ids) for n, table in self.item_vectors.items()})
         return self.embedding_layer({n: inputs[n] for n in self.item_fields}, flatten_emb=True)
 
     def embed_context(self, batch: Batch) -> Tensor:
-        """Return the context fields side by side, ``(B, C)``."""
+        """Return the concatenated context fields ``(B, C)``."""
         if not self.context_fields:
             return torch.zeros(len(batch), 0, device=batch.target.device)
         return self.embedding_layer({n: batch.context[n] for n in self.context_fields}, flatten_emb=True)
@@ -260,10 +235,16 @@ class MultimodalModel(BaseModel):
         """
         if self.precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
-                logit = self._compute_logits(batch).reshape(-1, 1)
+                logit = self._compute_logits(batch)
             logit = logit.float()
         else:
-            logit = self._compute_logits(batch).reshape(-1, 1)
+            logit = self._compute_logits(batch)
+        if logit.shape not in ((len(batch), 1), (len(batch),)):
+            raise ConfigError(
+                f"{_source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
+                f"{len(batch)} rows, expected ({len(batch)}, 1)"
+            )
+        logit = logit.reshape(-1, 1)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:
@@ -312,10 +293,10 @@ class MultimodalModel(BaseModel):
         """
         loss = self.add_loss(self.forward(batch), self.get_labels(batch))
         done = self._batch_index % self.accumulation_steps
-        # The last update of an epoch may be of fewer batches.
-        together = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
-        (loss / together).backward()
-        if done + 1 == together:
+        # The last update of an epoch may accumulate fewer batches.
+        count = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
+        (loss / count).backward()
+        if done + 1 == count:
             self.penalty.add_gradients()
             clip_gradients(self.parameters(), self._max_gradient_norm)
             self.optimizer.step()
@@ -327,7 +308,7 @@ class MultimodalModel(BaseModel):
         data_generator: Iterable[Any],
         epochs: int = 1,
         validation_data: Iterable[Any] | None = None,
-        max_gradient_norm: float = 10.0,
+        max_gradient_norm: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Train, keep the best weights, load them at the end; see ``fuxictr_mm.training.loop.fit``."""
@@ -342,7 +323,7 @@ class MultimodalModel(BaseModel):
         return loop.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
-        """Write the state dict; an older file stays whole until the new one is."""
+        """Write the state dict atomically."""
         save_state_dict(self.state_dict(), checkpoint)
 
     def load_weights(self, checkpoint: str | os.PathLike[str]) -> None:
@@ -354,6 +335,72 @@ class MultimodalModel(BaseModel):
             No such file; not a file of weights; parameters missing, unexpected or of other shapes.
         """
         load_state_dict(self, checkpoint)
+
+
+class DNNModel(MultimodalModel):
+    """A MultimodalModel that ends in a DNN, which it builds with ``make_dnn``.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features, with the ItemTable as its attribute ``items``.
+    dnn_hidden_units : sequence of int
+        Dims of the DNN's hidden layers.
+    dnn_activations : str
+        Activation of the hidden layers.
+    net_dropout : float
+        Dropout after each hidden layer.
+    batch_norm : bool
+        Batch norm before each activation.
+    **params
+        Those of MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256),
+        dnn_activations: str = "ReLU",
+        net_dropout: Dropout = 0.0,
+        batch_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        self._dnn_settings = {
+            "hidden_units": list(dnn_hidden_units),
+            "hidden_activations": dnn_activations,
+            "dropout_rates": net_dropout,
+            "batch_norm": batch_norm,
+        }
+
+    def make_dnn(self, input_dim: int) -> MLP_Block:
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, 1)``."""
+        return MLP_Block(input_dim=input_dim, output_dim=1, **self._dnn_settings)
+
+
+def check_is_built(model: nn.Module) -> None:
+    """Refuse a MultimodalModel that its author did not finish.
+
+    Raises
+    ------
+    ConfigError
+        ``logits`` is not defined, or ``build()`` was not called.
+    """
+    cls = type(model)
+    if not isinstance(model, MultimodalModel):
+        return
+    if cls.logits is MultimodalModel.logits:
+        raise ConfigError(f"{_source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
+    if not hasattr(model, "penalty"):
+        raise ConfigError(
+            f"{_source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
+        )
+
+
+def _source_of(cls: type) -> str:
+    """Return the file of a class, for errors."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -371,19 +418,19 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
     distinct : Tensor
         ``(U,)`` ids, ascending.
     target : Tensor
-        ``(B,)`` where each target stands among them.
+        ``(B,)`` index of each target among them.
     history : Tensor
-        ``(N,)`` where each history item stands among them.
+        ``(N,)`` index of each history item among them.
     """
     history, target = batch.history.values.long(), batch.target.long()
-    # A pass over a table of flags costs less than sorting the ids, as torch.unique would.
+    # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does.
     seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
     seen[history] = True
     seen[target] = True
     distinct = seen.nonzero().squeeze(1)
-    place = torch.zeros(num_items, dtype=torch.int64, device=target.device)
-    place[distinct] = torch.arange(distinct.numel(), device=target.device)
-    return distinct, place.index_select(0, target), place.index_select(0, history)
+    index = torch.zeros(num_items, dtype=torch.int64, device=target.device)
+    index[distinct] = torch.arange(distinct.numel(), device=target.device)
+    return distinct, index.index_select(0, target), index.index_select(0, history)
 
 
-__all__ = ["ITEM_ID", "Embedded", "MultimodalModel", "distinct_items"]
+__all__ = ["ITEM_ID", "DNNModel", "Embedded", "MultimodalModel", "distinct_items"]

@@ -10,8 +10,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
@@ -136,21 +135,37 @@ def _import_file(path: Path, name: str) -> object:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise ConfigError(f"{path}: cannot be imported: {_reason(error, path)}") from error
+        raise ConfigError(f"{path}: cannot be imported: {describe_error(error, path)}") from error
     return module
 
 
-def _reason(error: BaseException, path: Path) -> str:
-    """Name the error and the line of the model file that raised it."""
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+def describe_error(error: BaseException, path: Path | None = None) -> str:
+    """Return the error in one line, with the file and line that raised it.
+
+    Parameters
+    ----------
+    error : Exception
+        Raised by a model file.
+    path : Path, optional
+        The model file; by default the last file of the traceback outside of torch, FuxiCTR and this package is named.
+    """
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} (line {error.lineno})"
+    at = ""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
+        file = trace.tb_frame.f_code.co_filename
+        if file == str(path):
+            at = f" (line {trace.tb_lineno})"
+        elif path is None and not _is_library(file):
+            at = f" in {file}, line {trace.tb_lineno}"
         trace = trace.tb_next
-    at = f" (line {line})" if line else ""
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {message}{at}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{at}"
+
+
+def _is_library(file: str) -> bool:
+    package = Path(__file__).resolve().parent
+    return "site-packages" in file or (Path(file).is_relative_to(package) and Path(file).parent.name != "model_zoo")
 
 
 def _from_package(target: str, name: str) -> type:

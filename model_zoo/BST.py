@@ -1,22 +1,21 @@
-"""BST, a transformer over the history and the target."""
+"""BST: a transformer over the history and the target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import Buckets, Jagged, JaggedTransformerLayer
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class BST(MultimodalModel):
+class BST(DNNModel):
     r"""Behavior Sequence Transformer. Chen et al., DLP-KDD 2019, https://arxiv.org/abs/1905.06874.
 
     .. math::
@@ -24,11 +23,11 @@ class BST(MultimodalModel):
         h_0 .. h_L = \mathrm{Encoder}([t, p_0], [s_L, p_1], .., [s_1, p_L]), \qquad
         \hat y = \sigma(\mathrm{DNN}([c, h_0, .., h_{K-1}]))
 
-    with context c, target t, history items s from the newest on, and a learned vector p of the distance to the target.
-    Every token sees all of its row.
+    with context c, target t, history items s from the newest on, and a learned embedding p of the distance to the
+    target. Every token attends to all tokens of its row.
 
-    Departures: distances are counted in items, not in time, for the challenge's data has none; all beyond ``max_len``
-    share a vector; the feed-forward layers use ReLU (the paper: leaky ReLU).
+    Departures: distances are counted in items, not in time, because the challenge's data has no time; all beyond
+    ``max_len`` share an embedding; the feed-forward layers use ReLU (the paper: leaky ReLU).
 
     Parameters
     ----------
@@ -37,68 +36,45 @@ class BST(MultimodalModel):
     num_layers : int
         Encoder layers; one was best in the paper.
     num_heads : int
-        Their heads; must divide the width of a token.
+        Their heads; must divide the dim of a token.
     feedforward_dim : int, optional
-        Width inside their feed-forward networks; that of a token by default.
+        Hidden dim of their feed-forward networks; that of a token by default.
     position_dim : int, optional
-        Width of p; ``embedding_dim`` by default.
-    max_len : int
-        Distances told apart.
+        Dim of p; ``embedding_dim`` by default.
     num_outputs : int
         K, outputs kept, the target's and those of the newest items; missing ones are zero.
     transformer_dropout : float
         Dropout inside the encoder.
-    dnn_hidden_units : sequence of int
-        Widths of the DNN.
     dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
+        Activation of the DNN.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 1,
-        num_heads: int = 8,
-        feedforward_dim: int | None = None,
-        position_dim: int | None = None,
-        max_len: int = 100,
-        num_outputs: int = 20,
-        transformer_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
+        num_layers: PositiveInt = 1,
+        num_heads: PositiveInt = 8,
+        feedforward_dim: PositiveInt | None = None,
+        position_dim: PositiveInt | None = None,
+        num_outputs: PositiveInt = 20,
+        transformer_dropout: Dropout = 0.0,
         dnn_activations: str = "LeakyReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
         **params: Any,
     ) -> None:
-        super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, position_dim=position_dim, max_len=max_len)
+        super().__init__(feature_map, dnn_activations=dnn_activations, **params)
         position_dim = position_dim or self.embedding_dim
-        width = self.item_dim + position_dim
-        check_at_least(
-            self.model_id, 1, num_layers=num_layers, num_outputs=num_outputs, feedforward_dim=feedforward_dim
-        )
-        check_heads(self.model_id, num_heads, width, f"a token's width (item {self.item_dim}, position {position_dim})")
+        dim = self.item_dim + position_dim
+        self.check_heads(num_heads, dim, f"a token's dim (item {self.item_dim}, position {position_dim})")
         self.num_outputs = num_outputs
-        self.position_embedding = nn.Embedding(max_len + 1, position_dim)
+        self.position_embedding = nn.Embedding(self.max_len + 1, position_dim)
         self.encoder = nn.ModuleList(
-            JaggedTransformerLayer(width, num_heads, feedforward_dim or width, transformer_dropout)
+            JaggedTransformerLayer(dim, num_heads, feedforward_dim or dim, transformer_dropout)
             for _ in range(num_layers)
         )
-        self.dnn = MLP_Block(
-            input_dim=self.context_dim + num_outputs * width,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = self.make_dnn(self.context_dim + num_outputs * dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:
@@ -121,6 +97,6 @@ class BST(MultimodalModel):
 def append(history: Jagged, target: Tensor) -> Jagged:
     """Put ``target`` ``(B, D)`` at the end of each row of ``history`` ``(N, D)``; returns rows of N + B entries."""
     rows = torch.arange(history.num_rows + 1, device=target.device)
-    places = torch.cat([torch.arange(history.num_values, device=target.device) + history.rows,
+    index = torch.cat([torch.arange(history.num_values, device=target.device) + history.rows,
                         history.offsets[1:] + rows[:-1]])  # fmt: skip
-    return Jagged(torch.cat([history.values, target]).index_select(0, places.argsort()), history.offsets + rows)
+    return Jagged(torch.cat([history.values, target]).index_select(0, index.argsort()), history.offsets + rows)

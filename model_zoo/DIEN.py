@@ -1,24 +1,24 @@
-"""DIEN, interests that evolve along the history."""
+"""DIEN: interests that evolve along the history."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import check_at_least
+from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import AUGRU, Jagged
 from fuxictr_mm.layers.recurrent import Steps
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class DIEN(MultimodalModel):
+class DIEN(DNNModel):
     r"""Deep Interest Evolution Network. Zhou et al., AAAI 2019, https://arxiv.org/abs/1809.03672.
 
     .. math::
@@ -29,8 +29,8 @@ class DIEN(MultimodalModel):
         \mathcal{L} = \mathrm{BCE}(\hat y, y) - \alpha \, \mathrm{mean}_n
         \big[\log \sigma(i_n \cdot s_{n+1}) + \log(1 - \sigma(i_n \cdot \tilde s_{n+1}))\big]
 
-    with context c, target t, history items s and, for the auxiliary loss, items drawn at random in place of the next.
-    Rows that have ended drop out of the recurrence, so no step works on padding.
+    with context c, target t, history items s and, for the auxiliary loss, items sampled at random instead of the next.
+    Rows that have ended leave the recurrence, so no step works on padding.
 
     Departures: the random items come from those of the batch; the auxiliary loss is the mean over pairs of neighbours
     (the paper: a sum over each history); none unless ``auxiliary_weight`` is set.
@@ -42,43 +42,26 @@ class DIEN(MultimodalModel):
     auxiliary_weight : float
         Alpha, the weight of the auxiliary loss; 0 leaves it out.
     dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
+        Dims of the DNN's hidden layers.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        auxiliary_weight: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (200, 80),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
+        auxiliary_weight: NonNegativeFloat = 0.0,
+        dnn_hidden_units: HiddenUnits = (200, 80),
         **params: Any,
     ) -> None:
-        super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 0, auxiliary_weight=auxiliary_weight)
+        super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, **params)
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_loss: Tensor | None = None
         self.extractor = nn.GRU(self.item_dim, self.item_dim)
         self.attention = nn.Linear(self.item_dim, self.item_dim, bias=False)
         self.evolution = AUGRU(self.item_dim, self.item_dim)
-        self.dnn = MLP_Block(
-            input_dim=self.context_dim + 2 * self.item_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = self.make_dnn(self.context_dim + 2 * self.item_dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:
@@ -87,7 +70,7 @@ class DIEN(MultimodalModel):
         return self.dnn(torch.cat([e.context, e.target, self.interest(e.target, e.history)], dim=-1))
 
     def interest(self, target: Tensor, history: Jagged) -> Tensor:
-        """Return the interest ``(B, D)`` that evolved towards the target; zero for an empty history."""
+        """Return the evolved interest ``(B, D)``; zero for an empty history."""
         interest = torch.zeros_like(target)
         self.auxiliary_loss = None
         if history.num_values == 0:
@@ -104,26 +87,26 @@ class DIEN(MultimodalModel):
         return interest.index_copy(0, steps.rows, last.to(interest.dtype))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
-        """Return the loss of the batch scored last, with the auxiliary loss while training."""
+        """Return the loss of the last scored batch, in training with the auxiliary loss."""
         loss = super().add_loss(return_dict, y_true)
         auxiliary, self.auxiliary_loss = self.auxiliary_loss, None  # kept, it would hold the graph of the batch
         return loss if auxiliary is None else loss + self.auxiliary_weight * auxiliary
 
 
 def next_item_loss(states: Jagged, items: Tensor, others: Tensor) -> Tensor:
-    """Return how badly each state tells the next item of its row from another one.
+    """Return the auxiliary loss: each state should predict the next item of its row, and not a sampled one.
 
     Parameters
     ----------
     states : Jagged
         ``(N, D)`` state after each item.
     items, others : Tensor
-        ``(N, D)`` the items themselves, and items drawn in their place.
+        ``(N, D)`` the items, and items sampled instead of them.
 
     Returns
     -------
     Tensor
-        Mean over all items but the first ones of their rows; zero without any.
+        Mean over all items but the first of each row; zero if there are none.
     """
     is_next = states.positions[1:] > 0
     before = states.values[:-1][is_next]

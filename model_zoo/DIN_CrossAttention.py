@@ -1,22 +1,21 @@
-"""DIN_CrossAttention, DIN beside layers of attention to the history."""
+"""DIN_CrossAttention: DIN and layers of cross-attention to the history."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import CrossAttentionLayer, DINAttention
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class DIN_CrossAttention(MultimodalModel):
+class DIN_CrossAttention(DNNModel):
     r"""DIN with a stacked target-attention encoder. Gavin113, WWW 2025 challenge, https://github.com/Gavin113/WWW2025_MMCTR.
 
     .. math::
@@ -24,11 +23,11 @@ class DIN_CrossAttention(MultimodalModel):
         q_0 = t, \quad q_{l+1} = \mathrm{CrossAttentionLayer}_l(q_l, s_1 .. s_L), \qquad
         \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{DIN}(t, s_1 .. s_L), q_{L_c}]))
 
-    with context c, target t and history items s. What its experiments add to the baseline's features: the user id among
-    the context, likes and views levels among the fields of every item.
+    with context c, target t and history items s. Its experiments add to the baseline's features: the user id in the
+    context, likes and views levels among the fields of every item.
 
     Departures: one projection each of query, keys and values, without bias, where the published code has two in a row
-    with bias; an empty history adds nothing (there: not a number); the target's levels enter once, as the item's (there
+    with bias; an empty history adds nothing (there: NaN); the target's levels enter once, as the item's (there
     by the context too, embedded by the same table); the loss is taken on logits.
 
     Parameters
@@ -38,65 +37,48 @@ class DIN_CrossAttention(MultimodalModel):
     num_layers : int
         Cross-attention layers.
     num_heads : int
-        Their heads; must divide the width of an item.
+        Their heads; must divide the dim of an item.
     feedforward_dim : int, optional
-        Width inside their feed-forward networks; that of an item by default.
+        Hidden dim of their feed-forward networks; that of an item by default.
     attention_hidden_units : sequence of int
-        Widths of DIN's activation unit.
+        Dims of the hidden layers of DIN's activation unit.
     attention_hidden_activations : str
         Its activation.
     attention_dropout : float
         Dropout inside it and inside the cross-attention layers.
     dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
+        Dims of the DNN's hidden layers.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        feedforward_dim: int | None = None,
-        attention_hidden_units: Sequence[int] = (64,),
+        num_layers: PositiveInt = 2,
+        num_heads: PositiveInt = 4,
+        feedforward_dim: PositiveInt | None = None,
+        attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256, 64, 16),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
+        attention_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (1024, 512, 256, 64, 16),
         **params: Any,
     ) -> None:
-        super().__init__(feature_map, **params)
-        width = self.item_dim
-        check_at_least(self.model_id, 1, num_layers=num_layers, feedforward_dim=feedforward_dim)
-        check_heads(self.model_id, num_heads, width, "the item width")
+        super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, **params)
+        dim = self.item_dim
+        self.check_heads(num_heads, dim, "the item dim")
         self.attention_layers = DINAttention(
-            width,
+            dim,
             attention_hidden_units,
             hidden_activations=attention_hidden_activations,
             dropout_rate=attention_dropout,
         )
         self.encoder = nn.ModuleList(
-            CrossAttentionLayer(width, num_heads, hidden_dim=feedforward_dim or width, dropout_rate=attention_dropout)
+            CrossAttentionLayer(dim, num_heads, hidden_dim=feedforward_dim or dim, dropout_rate=attention_dropout)
             for _ in range(num_layers)
         )
-        self.dnn = MLP_Block(
-            input_dim=self.context_dim + 3 * width,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = self.make_dnn(self.context_dim + 3 * dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_dims
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
@@ -23,10 +21,10 @@ from fuxictr_mm.layers import (
     MultiHeadTargetAttention,
     SENet,
 )
-from fuxictr_mm.model import Embedded, MultimodalModel
+from fuxictr_mm.model import DNNModel, Embedded
 
 
-class DIN_MM(MultimodalModel):
+class DIN_MM(DNNModel):
     r"""Feature Fusion Revisited. Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961.
 
     .. math::
@@ -35,112 +33,93 @@ class DIN_MM(MultimodalModel):
 
         \hat y = \sigma(\mathrm{DNN}([\mathrm{Cross}(f), \mathrm{Bilinear}(f)]))
 
-    Every field, be it an id, the tags or a frozen vector through a linear map, has the width ``embedding_dim``, so that
-    context c, target t and interest h (split into the item's fields again) can be weighed and crossed field by field.
+    Every field (ids, tags, frozen embeddings through a linear projection) has the dim ``embedding_dim``, so that
+    context c, target t and interest h (split into the item's fields again) can be weighted and crossed field by field.
 
-    Departures: the paper leaves open how the interest enters SENet, and where cross network and bilinear interactions
-    stand; here they follow SENet side by side and both feed the DNN.
+    Departures: the paper leaves open how the interest enters SENet, and where the cross network and the bilinear
+    interactions are; here both take the output of SENet, and both feed the DNN.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
-    embedding_dim : int
-        Width of every field.
     interest : {"multi_head", "din", "mean"}
-        How the history becomes one vector: multi-head target attention, DIN's activation unit, or its mean.
+        How the history is pooled: multi-head target attention, DIN's activation unit, or its mean.
     num_heads : int
         Heads; must divide ``attention_dim``.
     attention_dim : int, optional
-        Width of queries, keys and values together; the item's width by default.
+        Dim of queries, keys and values together; the item's dim by default.
     attention_dropout : float
         Dropout on attention weights (inside the MLP for ``interest: din``).
     attention_hidden_units : sequence of int
-        Widths of DIN's activation unit.
+        Dims of the hidden layers of DIN's activation unit.
     sparse_attention : bool
         ReLU scores instead of softmax.
     senet : bool
-        Whether fields are weighed.
+        Whether fields are weighted by SENet.
     senet_reduction : int
         Fields per unit of SENet's bottleneck.
     senet_activation : {"ReLU", "Sigmoid"}
-        What makes the weights positive.
+        Activation of the weights.
     cross : {None, "v1", "v2", "mix"}
         Cross network: DCN, DCN V2, DCN V2 with a mixture of low-rank experts.
     num_cross_layers : int
         Its depth.
     bilinear : {None, "field_all", "field_each", "field_interaction"}
         Bilinear interactions of all pairs of fields: one matrix for all, one per field, one per pair.
-    dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
     batch_norm : bool
-        Its batch norm.
+        Batch norm in the DNN.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
+
+    same_dims = True
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        embedding_dim: int = 64,
         interest: Literal["multi_head", "din", "mean"] = "multi_head",
-        num_heads: int = 4,
-        attention_dim: int | None = None,
-        attention_dropout: float = 0.0,
-        attention_hidden_units: Sequence[int] = (64,),
+        num_heads: PositiveInt = 4,
+        attention_dim: PositiveInt | None = None,
+        attention_dropout: Dropout = 0.0,
+        attention_hidden_units: HiddenUnits = (64,),
         sparse_attention: bool = False,
         senet: bool = True,
-        senet_reduction: int = 3,
+        senet_reduction: PositiveInt = 3,
         senet_activation: Literal["ReLU", "Sigmoid"] = "Sigmoid",
         cross: Literal["v1", "v2", "mix"] | None = None,
-        num_cross_layers: int = 2,
+        num_cross_layers: PositiveInt = 2,
         bilinear: Literal["field_all", "field_each", "field_interaction"] | None = None,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
         batch_norm: bool = True,
         **params: Any,
     ) -> None:
-        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
-        least_one = {"senet_reduction": senet_reduction, "num_cross_layers": num_cross_layers}
-        check_at_least(self.model_id, 1, num_heads=num_heads, attention_dim=attention_dim, **least_one)
-        width = attention_dim or self.item_dim
+        super().__init__(feature_map, batch_norm=batch_norm, **params)
+        dim = attention_dim or self.item_dim
         if interest == "multi_head":
-            check_heads(self.model_id, num_heads, width, "attention_dim")
+            self.check_heads(num_heads, dim, "attention_dim")
         self.attention: nn.Module | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(
-                self.item_dim, width, num_heads, attention_dropout, sparse=sparse_attention
+                self.item_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
             )
         elif interest == "din":
             self.attention = DINAttention(self.item_dim, attention_hidden_units, dropout_rate=attention_dropout)
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
-        flat_dim = num_fields * embedding_dim
+        flat_dim = num_fields * self.embedding_dim
         self.senet = SENet(num_fields, senet_reduction, senet_activation) if senet else nn.Identity()
         self.cross: nn.Module = nn.Identity()
         if cross == "mix":
             self.cross = CrossNetMix(flat_dim, num_cross_layers)
         elif cross is not None:
             self.cross = {"v1": CrossNet, "v2": CrossNetV2}[cross](flat_dim, num_cross_layers)
-        self.bilinear = BilinearInteraction(num_fields, embedding_dim, bilinear) if bilinear else None
-        pairs_dim = num_fields * (num_fields - 1) // 2 * embedding_dim if bilinear else 0
-        self.dnn = MLP_Block(
-            input_dim=flat_dim + pairs_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.bilinear = BilinearInteraction(num_fields, self.embedding_dim, bilinear) if bilinear else None
+        pairs_dim = num_fields * (num_fields - 1) // 2 * self.embedding_dim if bilinear else 0
+        self.dnn = self.make_dnn(flat_dim + pairs_dim)
         self.build()
 
     def pool(self, e: Embedded) -> Tensor:
-        """Return the interest ``(B, D)`` that the history shows in the target."""
+        """Return the pooled history ``(B, D)``."""
         return mean_pooling(e.history) if self.attention is None else self.attention(e.target, e.history)
 
     def logits(self, batch: Batch) -> Tensor:

@@ -1,21 +1,20 @@
-"""LateFusion, a tower for each modality and a gate over what they say."""
+"""LateFusion: a tower for each modality, combined by a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import DINAttention, Jagged
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class LateFusion(MultimodalModel):
+class LateFusion(DNNModel):
     r"""Late fusion of modalities. Baltrusaitis et al., IEEE TPAMI 2019, https://arxiv.org/abs/1705.09406.
 
     .. math::
@@ -23,47 +22,38 @@ class LateFusion(MultimodalModel):
         z_m = \mathrm{DNN}_m([c, t^m, \mathrm{DIN}_m(t^m, s^m_1 .. s^m_L)]), \qquad
         \hat y = \sigma\Big(\sum_m \mathrm{softmax}_m(W [c, t] + b) \, z_m\Big)
 
-    with context c, target t and history items s. Each frozen vector of an item is a modality m, its ids and tags
-    together are another; they meet only where the logits of their towers are weighed. Late fusion joins
-    decisions, by averages, votes or a learned model; here the towers are DIN (Zhou et al., KDD 2018), and what joins
-    them is a softmax gate that sees context and target.
+    with context c, target t and history items s. Each frozen embedding of an item is a modality m; its ids and tags
+    together are another. They are combined only as the weighted sum of their towers' logits. Late fusion combines
+    decisions, by averages, votes or a learned model; here the towers are DIN (Zhou et al., KDD 2018), and a softmax
+    gate on context and target combines them.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
     attention_hidden_units : sequence of int
-        Widths of each tower's activation unit.
+        Dims of the hidden layers of each tower's activation unit.
     attention_hidden_activations : str
         Its activation.
     attention_dropout : float
         Its dropout.
     dnn_hidden_units : sequence of int
-        Widths of each tower's DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
+        Dims of the DNN's hidden layers.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        attention_hidden_units: Sequence[int] = (64,),
+        attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (512, 256),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
+        attention_dropout: Dropout = 0.0,
+        dnn_hidden_units: HiddenUnits = (512, 256),
         **params: Any,
     ) -> None:
-        super().__init__(feature_map, **params)
+        super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, **params)
         self.columns = self._columns()
         self.attention, self.dnn = nn.ModuleDict(), nn.ModuleDict()
         for name, columns in self.columns.items():
@@ -73,24 +63,17 @@ class LateFusion(MultimodalModel):
                 hidden_activations=attention_hidden_activations,
                 dropout_rate=attention_dropout,
             )
-            self.dnn[name] = MLP_Block(
-                input_dim=self.context_dim + 2 * columns.numel(),
-                output_dim=1,
-                hidden_units=list(dnn_hidden_units),
-                hidden_activations=dnn_activations,
-                dropout_rates=net_dropout,
-                batch_norm=batch_norm,
-            )
+            self.dnn[name] = self.make_dnn(self.context_dim + 2 * columns.numel())
         self.gate = nn.Linear(self.context_dim + self.item_dim, len(self.columns))
         self.build()
 
     def _columns(self) -> dict[str, Tensor]:
-        """Return where the fields of each modality stand in an item."""
+        """Return the columns of each modality in an item's concatenated fields."""
         columns: dict[str, list[Tensor]] = {}
-        places = torch.arange(self.item_dim).split([self.field_dims[name] for name in self.item_fields])
-        for name, place in zip(self.item_fields, places, strict=True):
-            vector = self.feature_map.features[name]["type"] == "embedding"
-            columns.setdefault(name if vector else "ids", []).append(place)
+        columns_of_fields = torch.arange(self.item_dim).split([self.field_dims[name] for name in self.item_fields])
+        for name, field_columns in zip(self.item_fields, columns_of_fields, strict=True):
+            is_embedding = self.feature_map.features[name]["type"] == "embedding"
+            columns.setdefault(name if is_embedding else "ids", []).append(field_columns)
         return {name: torch.cat(parts) for name, parts in columns.items()}
 
     def logits(self, batch: Batch) -> Tensor:

@@ -1,23 +1,20 @@
-"""MIND, several interests found by dynamic routing."""
+"""MIND: several interests by dynamic routing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import InterestCapsules
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class MIND(MultimodalModel):
+class MIND(DNNModel):
     r"""Multi-Interest Network with Dynamic Routing. Li et al., CIKM 2019, https://arxiv.org/abs/1904.08030.
 
     .. math::
@@ -25,11 +22,11 @@ class MIND(MultimodalModel):
         u_1 .. u_K = \mathrm{Capsules}(s_1 .. s_L), \quad v_k = \mathrm{ReLU}(W [u_k, c] + b), \quad
         v = \sum_k \mathrm{softmax}_k\big((v_k \cdot t)^p\big) v_k, \quad \hat y = \sigma(\mathrm{DNN}([c, t, v]))
 
-    with context c (the paper: the user's profile), target t and history items s. The order of the history is of no
-    account.
+    with context c (the paper: the user's profile), target t and history items s. The order of the history does not
+    matter.
 
     Departures: it ranks, by a DNN, where the paper retrieves by the product of v and t; the routing starts from normal
-    numbers drawn once per item and capsule, where the paper draws them anew for each history; the p-th power keeps the
+    numbers sampled once per item and capsule, where the paper samples them for each history; the p-th power keeps the
     sign.
 
     Parameters
@@ -37,23 +34,15 @@ class MIND(MultimodalModel):
     feature_map : FeatureMap
         Features and items.
     num_capsules : int
-        K, most interests of a history; one of L items has log2(L), rounded down.
+        K, largest number of interests of a history; one of L items has log2(L), rounded down.
     num_rounds : int
         Rounds of routing.
     routing_deviation : float
         Standard deviation of the numbers that the routing starts from.
     attention_power : float
-        p; the larger, the more the best interest alone counts.
-    dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
+        p; the larger, the more the best interest dominates.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     routing_start: Tensor
@@ -62,34 +51,18 @@ class MIND(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_capsules: int = 4,
-        num_rounds: int = 3,
-        routing_deviation: float = 1.0,
-        attention_power: float = 2.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
+        num_capsules: PositiveInt = 4,
+        num_rounds: PositiveInt = 3,
+        routing_deviation: PositiveFloat = 1.0,
+        attention_power: Annotated[float, Field(ge=1)] = 2.0,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(
-            self.model_id, 1, num_capsules=num_capsules, num_rounds=num_rounds, attention_power=attention_power
-        )
-        if routing_deviation <= 0:  # all capsules would be the same
-            raise ConfigError(f"{self.model_id}: routing_deviation is {routing_deviation}, expected a number above 0")
         self.attention_power = attention_power
         self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_items, num_capsules))
         self.capsules = InterestCapsules(self.item_dim, num_capsules, num_rounds)
         self.interest_map = nn.Linear(self.item_dim + self.context_dim, self.item_dim)
-        self.dnn = MLP_Block(
-            input_dim=self.context_dim + 2 * self.item_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = self.make_dnn(self.context_dim + 2 * self.item_dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import check_at_least
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import MultiHeadTargetAttention, QuadraticNetwork
 from fuxictr_mm.model import MultimodalModel
@@ -25,10 +26,10 @@ class QIN(MultimodalModel):
         x_{l+1} = x_l + \mathrm{PReLU}\Big(\mathrm{BN}\Big(\sum_{r=1}^{R} x_l \odot (W_{l,r} x_l + b_{l,r})\Big)\Big),
         \qquad \hat y = \sigma(w \cdot x_L + b)
 
-    with context c, target t and history items s, each item its id, tags and frozen vectors side by side (D), and an
-    attention twice as wide. Dropout acts on each linear map of a layer and again before the residual. Without it, as in
-    scoring, the R maps of a layer are summed to one, which is the same function. Parameters are named and shaped as in
-    the published code (its file QIN_variety_v9), so its weights load.
+    with context c, target t and history items s, each item its id, tags and frozen embeddings, concatenated (D), and an
+    attention of dim 2 D. Dropout acts on each linear projection of a layer and again before the residual. Without it,
+    as in scoring, the R projections of a layer are summed to one, which is the same function. Parameters are named and
+    shaped as in the published code (its file QIN_variety_v9), so its weights load.
 
     Departures: the loss is taken on logits (``loss_from: probability`` gives the published form, whose gradient is zero
     beyond a logit of 17; QIN passes that within a few steps).
@@ -40,7 +41,7 @@ class QIN(MultimodalModel):
     num_layers : int
         Quadratic layers.
     num_row : int
-        R, linear maps of a layer.
+        R, linear projections of a layer.
     net_dropout : float
         Dropout inside a quadratic layer and after it.
     batch_norm : bool
@@ -53,14 +54,13 @@ class QIN(MultimodalModel):
         self,
         feature_map: FeatureMap,
         *,
-        num_layers: int = 3,
-        num_row: int = 2,
-        net_dropout: float = 0.0,
+        num_layers: PositiveInt = 3,
+        num_row: PositiveInt = 2,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, num_layers=num_layers, num_row=num_row)
         self.attention_layers = MultiHeadTargetAttention(self.item_dim, 2 * self.item_dim, sparse=True)
         self.qnn = QuadraticNetwork(
             self.context_dim + 2 * self.item_dim,

@@ -1,23 +1,22 @@
-"""SDIM, long histories by collisions of hashes."""
+"""SDIM: attention to long histories by hash collisions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention
-from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.model import DNNModel
 
 
-class SDIM(MultimodalModel):
+class SDIM(DNNModel):
     r"""Sampling-based Deep Interest Modeling. Cao et al., CIKM 2022, https://arxiv.org/abs/2205.10249.
 
     .. math::
@@ -25,7 +24,7 @@ class SDIM(MultimodalModel):
         \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{HashAttention}(t, s_1 .. s_L), \mathrm{MHTA}(t, s_{L-k+1} .. s_L)]))
 
     with context c, target t and history items s: all of them by collisions of hashes, the newest k by attention with
-    learned projections. Within either part the order is of no account.
+    learned projections. Within either part the order does not matter.
 
     Departures: the paper serves the long part from a server that keeps a bucket per hash; here items are hashed once
     per batch. The short part is multi-head target attention, as in FuxiCTR.
@@ -43,57 +42,36 @@ class SDIM(MultimodalModel):
     num_heads : int
         Heads of the short part's attention; must divide ``attention_dim``.
     attention_dim : int, optional
-        Its width; that of an item by default.
+        Its dim; that of an item by default.
     attention_dropout : float
         Dropout on its weights.
-    dnn_hidden_units : sequence of int
-        Widths of the DNN.
-    dnn_activations : str
-        Its activation.
-    net_dropout : float
-        Its dropout.
-    batch_norm : bool
-        Its batch norm.
     **params
-        Those of MultimodalModel.
+        Those of DNNModel and MultimodalModel.
     """
 
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        num_hashes: int = 48,
-        hash_width: int = 3,
-        short_len: int = 16,
-        num_heads: int = 1,
-        attention_dim: int | None = None,
-        attention_dropout: float = 0.0,
-        dnn_hidden_units: Sequence[int] = (1024, 512, 256),
-        dnn_activations: str = "ReLU",
-        net_dropout: float = 0.0,
-        batch_norm: bool = False,
+        num_hashes: PositiveInt = 48,
+        hash_width: Annotated[int, Field(ge=1, le=63)] = 3,
+        short_len: NonNegativeInt = 16,
+        num_heads: PositiveInt = 1,
+        attention_dim: PositiveInt | None = None,
+        attention_dropout: Dropout = 0.0,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        check_at_least(self.model_id, 1, attention_dim=attention_dim)
-        width = attention_dim or self.item_dim
-        if not 1 <= hash_width <= 63 or num_hashes < 1 or num_hashes % hash_width:
+        dim = attention_dim or self.item_dim
+        if num_hashes % hash_width:
             raise ConfigError(
-                f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width} (1 to 63)"
+                f"{self.model_id}: num_hashes is {num_hashes}, expected a multiple of hash_width {hash_width}"
             )
-        check_at_least(self.model_id, 0, short_len=short_len)
-        check_heads(self.model_id, num_heads, width, "attention_dim")
+        self.check_heads(num_heads, dim, "attention_dim")
         self.short_len = short_len
         self.long_attention = HashAttention(self.item_dim, num_hashes // hash_width, hash_width)
-        self.short_attention = MultiHeadTargetAttention(self.item_dim, width, num_heads, attention_dropout)
-        self.dnn = MLP_Block(
-            input_dim=self.context_dim + 3 * self.item_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.short_attention = MultiHeadTargetAttention(self.item_dim, dim, num_heads, attention_dropout)
+        self.dnn = self.make_dnn(self.context_dim + 3 * self.item_dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:
@@ -105,7 +83,7 @@ class SDIM(MultimodalModel):
 
 
 def newest(history: Jagged, count: int) -> Jagged:
-    """Return the last ``count`` entries of each row, by their place among the distinct ones."""
+    """Return the last ``count`` entries of each row, as an index into the distinct ones."""
     from_end = history.lengths.index_select(0, history.rows) - history.positions
     index = torch.arange(history.num_values, device=from_end.device) if history.index is None else history.index
     offsets = torch.cat([history.offsets[:1], history.lengths.clamp(max=count).cumsum(0)])

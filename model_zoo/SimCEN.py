@@ -1,4 +1,4 @@
-"""SimCEN, one MLP of three parts that contrast with each other."""
+"""SimCEN: an MLP of three parts with a contrastive loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_dims
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import ContrastiveProduct, ContrastLayer, MultiHeadTargetAttention, contrastive_loss
 from fuxictr_mm.model import MultimodalModel
 
@@ -28,27 +27,25 @@ class SimCEN(MultimodalModel):
         \hat y = \sigma(w \cdot [e, a + \mathrm{D}(e), b + \mathrm{D}(e)] + w_0), \qquad
         \mathcal{L} = \mathrm{BCE}(\hat y, y) + \alpha \, \mathrm{contrast}(e, a + \mathrm{D}(e), b + \mathrm{D}(e))
 
-    with the fields of context c, target t and interest h, all of one width, two views v of the products of all pairs of
+    with the fields of context c, target t and interest h, all of one dim, two views v of the products of all pairs of
     fields, and dropout D. The layers follow the published code, https://github.com/salmon1802/SimCEN.
 
     Departures: the paper has no history; h is what multi-head target attention takes from it, split into the item's
-    fields. One dropout and one batch norm setting hold for the three parts; all layers are equally wide, as their
-    residuals demand. The contrast is taken in training only; evaluation never needs it.
+    fields. One dropout and one batch norm setting hold for the three parts; all layers have the same dim, as their
+    residuals demand. The contrast is computed in training only.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
-    embedding_dim : int
-        Width of every field.
     num_heads : int
-        Heads of the attention to the history; must divide the width of an item.
+        Heads of the attention to the history; must divide the dim of an item.
     attention_dropout : float
         Dropout on its weights.
     num_layers : int
         Layers of the MLP.
     hidden_dim : int
-        Width of one part of a layer; the published ``hidden_units`` count all three.
+        Dim of one part of a layer; the published ``hidden_units`` count all three.
     contrast_weight : float
         Alpha, the weight of the contrast in the loss.
     contrast_temperature : float
@@ -63,35 +60,32 @@ class SimCEN(MultimodalModel):
         Those of MultimodalModel.
     """
 
+    same_dims = True
+
     def __init__(
         self,
         feature_map: FeatureMap,
         *,
-        embedding_dim: int = 64,
-        num_heads: int = 4,
-        attention_dropout: float = 0.0,
-        num_layers: int = 3,
-        hidden_dim: int = 256,
-        contrast_weight: float = 0.2,
-        contrast_temperature: float = 0.2,
-        through_dropout: float = 0.1,
-        net_dropout: float = 0.0,
+        num_heads: PositiveInt = 4,
+        attention_dropout: Dropout = 0.0,
+        num_layers: PositiveInt = 3,
+        hidden_dim: PositiveInt = 256,
+        contrast_weight: NonNegativeFloat = 0.2,
+        contrast_temperature: PositiveFloat = 0.2,
+        through_dropout: Dropout = 0.1,
+        net_dropout: Dropout = 0.0,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
-        super().__init__(unify_dims(feature_map, embedding_dim), embedding_dim=embedding_dim, **params)
-        width = self.item_dim
-        check_heads(self.model_id, num_heads, width, "the item width")
-        check_at_least(self.model_id, 1, num_layers=num_layers, hidden_dim=hidden_dim)
-        check_at_least(self.model_id, 0, contrast_weight=contrast_weight)
-        if contrast_temperature <= 0:
-            raise ConfigError(f"{self.model_id}: contrast_temperature is {contrast_temperature}, expected above 0")
+        super().__init__(feature_map, **params)
+        dim = self.item_dim
+        self.check_heads(num_heads, dim, "the item dim")
         self.contrast_weight, self.contrast_temperature = contrast_weight, contrast_temperature
         self.contrast: Tensor | None = None
-        self.attention = MultiHeadTargetAttention(width, width, num_heads, attention_dropout)
+        self.attention = MultiHeadTargetAttention(dim, dim, num_heads, attention_dropout)
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
-        self.product = ContrastiveProduct(num_fields, embedding_dim)
-        widths = [3 * num_fields * embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
+        self.product = ContrastiveProduct(num_fields, self.embedding_dim)
+        widths = [3 * num_fields * self.embedding_dim, *[3 * hidden_dim] * (num_layers - 1)]
         self.layers = nn.Sequential(
             *(ContrastLayer(w, hidden_dim, first=i == 0, batch_norm=batch_norm, dropout_rate=net_dropout)
               for i, w in enumerate(widths))
@@ -112,7 +106,7 @@ class SimCEN(MultimodalModel):
         return self.fc(torch.cat([anchor, first, second], dim=-1))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
-        """Return the loss of the batch scored last, with the contrast while training."""
+        """Return the loss of the last scored batch, in training with the contrast."""
         loss = super().add_loss(return_dict, y_true)
         contrast, self.contrast = self.contrast, None  # kept, it would hold the graph of the batch
         return loss if contrast is None else loss + self.contrast_weight * contrast

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import MLP_Block
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from fuxictr_mm.config import check_at_least, check_heads
+from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
@@ -28,7 +29,7 @@ class Transformer_DCN(MultimodalModel):
 
         \hat y = \sigma(\mathrm{MLP}([\mathrm{CrossNetV2}(x), \mathrm{DNN}(x)]))
 
-    with context c, target t and history items s. Of a history shorter than k the first slots are zero; an empty one
+    with context c, target t and history items s. For a history shorter than k the first slots are zero; an empty one
     counts as a single padding item. Parameters are named and shaped as in the published code, so its weights load.
 
     The published code hands its keep-mask (1 = a real item) to PyTorch as ``key_padding_mask``, where True means
@@ -37,7 +38,7 @@ class Transformer_DCN(MultimodalModel):
     the items.
 
     Departures: the corrected mask is the default; the loss is taken on logits (``loss_from: probability`` gives the
-    published form); each encoder layer draws its initial attention weights itself, where ``nn.TransformerEncoder``
+    published form); each encoder layer samples its own initial attention weights, where ``nn.TransformerEncoder``
     copies one layer.
 
     Parameters
@@ -45,15 +46,13 @@ class Transformer_DCN(MultimodalModel):
     feature_map : FeatureMap
         Features and items.
     history_mask : {"corrected", "published"}
-        Whether items are attended to, or the padding.
-    max_len : int
-        Length that the published code pads histories to; the corrected mask needs none.
+        Whether items are attended to, or the padding (to ``max_len``).
     num_heads : int
         Heads of the encoder.
     transformer_layers : int
         Its layers.
     dim_feedforward : int
-        Width of their hidden layers.
+        Dim of their hidden layers.
     transformer_dropout : float
         Dropout inside them.
     first_k_cols : int
@@ -63,9 +62,9 @@ class Transformer_DCN(MultimodalModel):
     dcn_cross_layers : int
         Depth of the cross network.
     dcn_hidden_units : sequence of int
-        Widths of the DNN beside it.
+        Dims of the hidden layers of the DNN.
     mlp_hidden_units : sequence of int
-        Widths of the MLP after both.
+        Dims of the hidden layers of the MLP after both.
     hidden_activations : str
         Activation of DNN and MLP.
     net_dropout : float
@@ -81,29 +80,27 @@ class Transformer_DCN(MultimodalModel):
         feature_map: FeatureMap,
         *,
         history_mask: Literal["corrected", "published"] = "corrected",
-        max_len: int = 100,
-        num_heads: int = 1,
-        transformer_layers: int = 2,
-        dim_feedforward: int = 256,
-        transformer_dropout: float = 0.2,
-        first_k_cols: int = 16,
+        num_heads: PositiveInt = 1,
+        transformer_layers: PositiveInt = 2,
+        dim_feedforward: PositiveInt = 256,
+        transformer_dropout: Dropout = 0.2,
+        first_k_cols: NonNegativeInt = 16,
         concat_max_pool: bool = True,
-        dcn_cross_layers: int = 3,
-        dcn_hidden_units: Sequence[int] = (1024, 512, 256),
-        mlp_hidden_units: Sequence[int] = (64, 32),
+        dcn_cross_layers: NonNegativeInt = 3,
+        dcn_hidden_units: Annotated[HiddenUnits, Field(min_length=1)] = (1024, 512, 256),
+        mlp_hidden_units: HiddenUnits = (64, 32),
         hidden_activations: str = "ReLU",
-        net_dropout: float = 0.2,
+        net_dropout: Dropout = 0.2,
         batch_norm: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if history_mask == "published" and max_len < first_k_cols:
-            raise ConfigError(f"{self.model_id}: max_len {max_len} is below first_k_cols {first_k_cols}; raise max_len")
-        check_at_least(self.model_id, 1, transformer_layers=transformer_layers, dim_feedforward=dim_feedforward)
-        check_at_least(self.model_id, 0, first_k_cols=first_k_cols, dcn_cross_layers=dcn_cross_layers)
-        check_heads(self.model_id, num_heads, 2 * self.item_dim, "the width of item and target together")
-        check_at_least(self.model_id, 1, **{"the number of dcn_hidden_units": len(dcn_hidden_units)})
-        self.history_mask, self.max_len, self.num_slots = history_mask, max_len, first_k_cols
+        if history_mask == "published" and self.max_len < first_k_cols:
+            raise ConfigError(
+                f"{self.model_id}: max_len {self.max_len} is below first_k_cols {first_k_cols}; raise max_len"
+            )
+        self.check_heads(num_heads, 2 * self.item_dim, "the dim of item and target together")
+        self.history_mask, self.num_slots = history_mask, first_k_cols
         self.pad_apart = transformer_dropout > 0  # dropout makes one padding item differ from another
         self.transformer_encoder = TargetTransformer(
             self.item_dim,
@@ -113,13 +110,13 @@ class Transformer_DCN(MultimodalModel):
             dropout=transformer_dropout,
             max_pool=concat_max_pool,
         )
-        width = self.context_dim + self.item_dim + (first_k_cols + concat_max_pool) * 2 * self.item_dim
+        dim = self.context_dim + self.item_dim + (first_k_cols + concat_max_pool) * 2 * self.item_dim
         hidden: dict[str, Any] = {"hidden_activations": hidden_activations}
-        self.crossnet = StaircaseCrossNetV2(width, dcn_cross_layers)
+        self.crossnet = StaircaseCrossNetV2(dim, dcn_cross_layers)
         self.parallel_dnn = MLP_Block(
-            width, list(dcn_hidden_units), dropout_rates=net_dropout, batch_norm=batch_norm, **hidden
+            dim, list(dcn_hidden_units), dropout_rates=net_dropout, batch_norm=batch_norm, **hidden
         )
-        self.mlp = MLP_Block(width + dcn_hidden_units[-1], list(mlp_hidden_units), output_dim=1, **hidden)
+        self.mlp = MLP_Block(dim + dcn_hidden_units[-1], list(mlp_hidden_units), output_dim=1, **hidden)
         self.build()
 
     def seen_items(self, history: Jagged) -> SeenItems:
@@ -135,7 +132,7 @@ class Transformer_DCN(MultimodalModel):
         x = torch.cat([e.context, e.target, self.transformer_encoder(e.target, e.history, seen.slots)], dim=1)
         if self.device.type != "cpu":
             return self.mlp(torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=1))
-        # Most of x is slots that short histories leave empty: rows that fill as many go together.
+        # Most of x are slots that short histories leave empty: rows are sorted by the number of filled slots.
         order = seen.filled.argsort(descending=True)
         before, slots = self.context_dim + self.item_dim, 2 * self.item_dim * self.num_slots
         spans = seen.spans(before, 2 * self.item_dim, x.shape[1] - before - slots)

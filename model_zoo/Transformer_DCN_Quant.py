@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fuxictr_mm.config import nearest
+from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.layers.semantic_ids import cosine_neighbors, residual_codes
 from fuxictr_mm.registry import load_model_class
 
@@ -23,25 +24,25 @@ Transformer_DCN: Any = load_model_class("Transformer_DCN")
 class Transformer_DCN_Quant(Transformer_DCN):
     r"""1st Place Solution, its follow-up. Xu et al., WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2505.03543.
 
-    Transformer_DCN with ids in place of the frozen vector of an item: its cluster at each level of a residual
+    Transformer_DCN with ids instead of the frozen embedding of an item: its cluster at each level of a residual
     quantiser, and its nearest neighbours. Both are embedded by one table.
 
     .. math:: s_i = [\mathrm{id}_i, \mathrm{tags}_i, E_{z^1_i}, .., E_{z^L_i}, E_{n^1_i}, .., E_{n^K_i}]
 
     Departures, besides those of Transformer_DCN: clusters and neighbours are found once for the catalogue, by our own
     k-means and by the cosine; the published code searches the catalogue for every item of every batch, for neighbours
-    of the largest product with vectors as they are. A level is described by the cluster's number; the published code
-    takes the id of the item with the nearest residual, which for vectors of length one is the item itself at every
-    level, and for longer ones the shortest vector of the catalogue. The table is
-    ``embedding_layer.embedding_layer.embedding_layers.quanid.weight`` (published: ``quan_embedding`` in place of the
-    first part, a row per item), and the catalogue's vectors are not in the state dict.
+    of the largest inner product, without normalisation. A level is described by the cluster's index; the published
+    code takes the id of the item with the nearest residual, which for normalised embeddings is the item itself at every
+    level, and for longer ones the shortest embedding of the catalogue. The table is
+    ``embedding_layer.embedding_layer.embedding_layers.quanid.weight`` (published: ``quan_embedding`` instead of the
+    first part, a row per item), and the catalogue's embeddings are not in the state dict.
 
     Parameters
     ----------
     feature_map : FeatureMap
         Features and items.
     quantized_feature : str, optional
-        The vector that the ids come from; the only one there is by default.
+        The embedding that the ids are computed from; by default the only one.
     codebook_num : int
         L, levels of the residual quantiser.
     num_clusters : int
@@ -59,9 +60,9 @@ class Transformer_DCN_Quant(Transformer_DCN):
         feature_map: FeatureMap,
         *,
         quantized_feature: str | None = None,
-        codebook_num: int = 3,
-        num_clusters: int = 5,
-        top_k: int = 3,
+        codebook_num: NonNegativeInt = 3,
+        num_clusters: PositiveInt = 5,
+        top_k: NonNegativeInt = 3,
         quantizer_seed: int = 20242025,
         **params: Any,
     ) -> None:
@@ -72,10 +73,10 @@ class Transformer_DCN_Quant(Transformer_DCN):
         if vector not in vectors:
             raise ConfigError(
                 f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), vectors)}, "
-                f"expected one of the vectors of items ({', '.join(vectors) or 'there are none'})"
+                f"expected one of the items' embeddings ({', '.join(vectors) or 'there are none'})"
             )
         known = feature_map.items.known.nonzero().squeeze(1)
-        if min(codebook_num, top_k) < 0 or codebook_num + top_k == 0 or not 0 < num_clusters <= len(known) >= top_k:
+        if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
             raise ConfigError(
                 f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
                 f"{len(known)} items, with at least one level or neighbour"
@@ -90,22 +91,22 @@ class Transformer_DCN_Quant(Transformer_DCN):
             ids = ids.to(known.device)
             ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
-        replaced = _replace_vector(feature_map, vector, ids, vocab_size, params["embedding_dim"])
-        super().__init__(replaced, **params)
+        dim = ModelSettings.of(params, model_id).embedding_dim
+        super().__init__(_replace_vector(feature_map, vector, ids, vocab_size, dim), **params)
 
 
-def _replace_vector(feature_map: FeatureMap, vector: str, ids: Tensor, vocab_size: int, width: int) -> FeatureMap:
-    """Return a copy with ``quanid``, the embeddings of ``ids`` ``(I, M)`` side by side, in place of a vector."""
+def _replace_vector(feature_map: FeatureMap, vector: str, ids: Tensor, vocab_size: int, dim: int) -> FeatureMap:
+    """Return a copy with ``quanid``, the embeddings of ``ids`` ``(I, M)`` instead of a frozen embedding."""
     replaced = copy.copy(feature_map)
     replaced.features = type(feature_map.features)({n: s for n, s in feature_map.features.items() if n != vector})
     replaced.features["quanid"] = {
         "type": "sequence",
         "source": "item",
         "vocab_size": vocab_size,
-        "embedding_dim": width,
+        "embedding_dim": dim,
         "max_len": ids.shape[1],
         "feature_encoder": "nn.Flatten()",
-        "emb_output_dim": ids.shape[1] * width,
+        "emb_output_dim": ids.shape[1] * dim,
     }
     items = feature_map.items
     replaced.items = ItemTable({**{n: items[n] for n in items.names}, "quanid": ids}, items.known)

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -349,3 +350,46 @@ def test_a_model_that_decides_about_its_checkpoints_itself_does(start, caplog):
     assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(experiment.config.learning_rate / 4)
     assert "redefines" not in caplog.text
+
+
+#: What FuxiCTR's layers and models import without need, and torch's compiler.
+SLOW = ("ray", "sklearn", "scipy", "polars", "pandas", "h5py", "torch._dynamo")
+
+
+def test_what_is_slow_is_not_imported():
+    code = f"import sys, fuxictr_mm.experiment\nprint([name for name in {SLOW!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+PREPROCESSING = """
+import sys
+import fuxictr_mm.experiment
+from fuxictr.metrics import evaluate_metrics
+from fuxictr.preprocess import FeatureProcessor, build_dataset
+from fuxictr.pytorch.layers.embeddings import pretrained_embedding
+from fuxictr.pytorch.models import rank_model
+import numpy as np
+import pandas as pd
+
+label, score = np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.1, 0.9, 0.4, 0.3])
+assert rank_model.evaluate_metrics(label, score, ["AUC"]) == evaluate_metrics(label, score, ["AUC"]) == {"AUC": 1.0}
+np.savez("vectors.npz", key=np.arange(2), value=np.ones((2, 3)))
+assert pretrained_embedding.load_pretrain_emb("vectors.npz", keys=["key", "value"])[1].shape == (2, 3)
+pd.DataFrame({"user": ["a", "b", "a"], "label": [1, 0, 1]}).to_csv("train.csv", index=False)
+column = {"name": "user", "active": True, "dtype": "str", "type": "categorical"}
+processor = FeatureProcessor([column], {"name": "label", "dtype": "float"}, "made", ".")
+train, _, _ = build_dataset(processor, train_data="train.csv", data_format="csv")
+assert sys.modules["ray"].is_initialized()
+rows = pd.read_parquet(train)
+assert rows["user"][0] == rows["user"][2] != rows["user"][1]
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="FuxiCTR wants half of the cores for ray, which must be one")
+def test_what_was_deferred_is_fuxictrs_own(tmp_path):
+    """Its preprocessing with the real ray, its metrics and its reader of embeddings."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PREPROCESSING]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-import typing
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import fuxictr.utils
 import pytest
@@ -15,12 +13,8 @@ from pydantic import Field
 from fuxictr_mm.config import (
     Dropout,
     ExperimentConfig,
-    HiddenUnits,
-    check_call,
-    describe,
     list_datasets,
     list_experiments,
-    matches,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.model import MultimodalModel
@@ -72,31 +66,12 @@ d:
     resident: False
 """
 
-# As the challenge's own tuner wrote it, whose `pretrain_dim` is left out and whose `item_info` is one file.
+# The challenge's own, with keys that have no effect here.
 CHALLENGE = """
-MicroLens_1M_x1:
-    data_format: parquet
-    data_root: ./data/
-    feature_cols:
-    -   {active: true, dtype: int, name: user_id, type: meta}
-    -   {active: true, dtype: int, name: item_seq, type: meta}
-    -   {active: true, dtype: int, name: likes_level, type: categorical, vocab_size: 11}
-    -   {active: true, dtype: int, name: views_level, type: categorical, vocab_size: 11}
-    -   {active: true, dtype: int, name: item_id, source: item, type: categorical, vocab_size: 91718}
-    -   {active: true, dtype: int, max_len: 5, name: item_tags, source: item, type: sequence, vocab_size: 11740}
-    -   {active: true, dtype: float, embedding_dim: 128, name: item_emb_d128, source: item, type: embedding}
-    item_info: ./data/MicroLens_1M_x1/item_info.parquet
-    label_col: {dtype: float, name: label}
-    rebuild_dataset: false
-    test_data: ./data/MicroLens_1M_x1/test.parquet
-    train_data: ./data/MicroLens_1M_x1/train.parquet
-    valid_data: ./data/MicroLens_1M_x1/valid.parquet
-"""
-CHALLENGE_MODEL = """
 Base: {model_root: './checkpoints/', num_workers: 3, verbose: 1, early_stop_patience: 3, pickle_feature_encoder: True,
        save_best_only: True, eval_steps: null, debug_mode: False, group_id: user_id, use_features: null,
        feature_specs: null, feature_config: null}
-DIN_default: {model: DIN, dataset_id: MicroLens_1M_x1, loss: 'binary_crossentropy', metrics: [AUC, logloss],
+DIN_default: {model: DIN, dataset_id: d, loss: 'binary_crossentropy', metrics: [AUC, logloss],
     task: binary_classification, optimizer: adam, learning_rate: 1.0e-3, embedding_regularizer: 0, net_regularizer: 0,
     batch_size: 4096, embedding_dim: 64, dnn_hidden_units: [1024, 512, 256], dnn_activations: ReLU,
     attention_hidden_units: [512, 256], attention_hidden_activations: ReLU, attention_output_activation: null,
@@ -186,10 +161,8 @@ def test_every_experiment_of_the_repository_loads():
 
 
 def test_the_challenges_own_files_load(folder):
-    (folder / "dataset_config.yaml").write_text(CHALLENGE)
-    (folder / "model_config.yaml").write_text(CHALLENGE_MODEL)
+    (folder / "model_config.yaml").write_text(CHALLENGE)
     config = ExperimentConfig.load(folder, "DIN_default", find_model=load_model_class)
-    assert config.dataset.feature_cols[-1].name == "item_emb_d128"
     assert config.check_model(load_model_class("DIN")) == []
 
 
@@ -266,7 +239,7 @@ def test_missing_files_and_names(folder, tmp_path):
         (
             "vocab_size: 11",
             "vocab_size: '11'",
-            "vocab_size is '11', expected an integer of 1 or more or null (a number",
+            "vocab_size is '11', expected an integer >= 1 or null (a number",
         ),
         ("vocab_size: 11", "vocabsize: 11", "unknown key 'vocabsize'; did you mean 'vocab_size'?"),
         ("type: meta", "type: mta", "feature 'user_id': type is 'mta', expected one of 'meta'"),
@@ -288,8 +261,8 @@ def test_wrong_dataset_keys(folder, old, new, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("seed: -1", "seed is -1, expected an integer of 0 or more and below 4294967296"),
-        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer of 1 or more"),
+        ("seed: -1", "seed is -1, expected an integer >= 0 and < 4294967296"),
+        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer >= 1"),
         ("accumulation_steps: 1.0", "accumulation_steps is 1.0"),
         ("eval_steps: True", "eval_steps is True"),
         ("shuffle: 1", "shuffle is 1, expected True or False"),
@@ -298,7 +271,7 @@ def test_wrong_dataset_keys(folder, old, new, message):
         ("embedding_regularizer: [1]", "embedding_regularizer is [1], expected a number or a string or null"),
         ("group_id: [a, b]", "group_id is ['a', 'b']"),
         ("feature_specs: [{name: a, tpe: meta}]", "feature 'a': unknown key 'tpe'; did you mean 'type'?"),
-        ("metrics: AUC", "metrics is 'AUC', expected a list, each item a string"),
+        ("metrics: AUC", "metrics is 'AUC', expected a list of strings"),
     ],
 )
 def test_wrong_experiment_keys(folder, line, message):
@@ -349,7 +322,7 @@ def test_the_signature_is_the_schema(folder):
 
     assert check(Ours, depth=3, units=[1, 2], num_heads=None) == []
     with pytest.raises(
-        ConfigError, match=r"net_dropout is 1.5, expected a number of 0 .*depth is True, expected an integer"
+        ConfigError, match=r"net_dropout is 1.5, expected a number >= 0 .*depth is True, expected an integer"
     ):
         check(Ours, depth=True, net_dropout=1.5, num_heads=None)
     # Of a FuxiCTR model, what is not annotated is taken as it is, except for the ranges that its names imply.
@@ -419,114 +392,7 @@ def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
 
 
-@pytest.mark.parametrize(
-    ("value", "annotation", "fits"),
-    [
-        (3, int, True),
-        (True, int, False),
-        (3.0, int, False),
-        (3, float, True),
-        (True, float, False),
-        ("1e-3", float, False),
-        (1, bool, False),
-        (None, float | None, True),
-        ("x", float | str | None, True),
-        ([1, 2], Sequence[int], True),
-        ((1, 2), Sequence[int], True),
-        ([1, 2], tuple[int, ...], True),
-        ([1, "2"], Sequence[int], False),
-        ("12", Sequence[str], False),
-        ({"AUC": 1}, dict[str, float], True),
-        ({"AUC": "1"}, dict[str, float], False),
-        ("v1", Literal["v1", "v2"], True),
-        (None, Literal["v1"] | None, True),
-        ([1, "a"], typing.List, True),  # noqa: UP006
-        ("a", typing.List, False),  # noqa: UP006
-        ([64, 0], HiddenUnits, False),
-        (1, Dropout, False),
-        (float("nan"), Dropout, False),
-        (object(), Any, True),
-    ],
-)
-def test_matches(value, annotation, fits):
-    assert matches(value, annotation) is fits
-
-
-def test_describe():
-    assert describe(Sequence[int]) == "a list, each item an integer"
-    assert describe(dict[str, int | float]) == "a mapping, each value a number"
-    assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
-    assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number above 0 and up to 1 or null"
-
-
 def test_the_module_is_light():
     code = "import sys, fuxictr_mm.config; print({'torch', 'fuxictr', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
-
-
-ENCODERS = (r"layers\.\w+", r"nn\.\w+")
-INITIALIZERS = (r"nn\.init\.\w+_", r"partial")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "layers.MaskedAveragePooling()",
-        "layers.SENet(5, excitation_activation='Sigmoid')",
-        "nn.Linear(8, 4, bias=False)",
-        " nn.Identity()".strip(),
-    ],
-)
-def test_calls_of_layers_pass(text):
-    check_call(text, "feature_encoder", ENCODERS)
-
-
-@pytest.mark.parametrize("text", ["partial(nn.init.normal_, std=1e-4)", "nn.init.zeros_"])
-def test_initializers_pass(text):
-    check_call(text, "initializer", INITIALIZERS)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__import__('os').system('touch {file}')",
-        "nn.Linear(__import__('os').system('touch {file}'), 2)",
-        "nn.Linear(2, bias=__import__('os').system('touch {file}'))",
-        "nn.Linear(*[open('{file}', 'w')])",
-        "nn.Linear(**dict(bias=open('{file}', 'w')))",
-        "nn.modules.linear.Linear(2, 2)",
-        "nn.Linear(2, 2).to(open('{file}', 'w'))",
-        "[open('{file}', 'w') for _ in (1,)]",
-        "(lambda: open('{file}', 'w'))()",
-        "nn.Linear(2, 2), open('{file}', 'w')",
-        "nn.Linear(2, 2) if open('{file}', 'w') else 1",
-        "nn.functional.relu(1)",
-        "nn.Parameter(1)",
-        "nn.init.zeros_(1)",
-        "nn.Linear({{[]: 1}})",
-        "nn.Linear(x := 2)",
-        "nn.Linear(f'{{open(1)}}')",
-        "nn.Linear",
-        "layers.MaskedAveragePoolng()",
-        "import os",
-        "a\x00b",
-        "",
-        "3",
-    ],
-)
-def test_everything_else_is_refused_and_nothing_runs(text, tmp_path):
-    file = tmp_path / "ran"
-    with pytest.raises(ConfigError, match=r"^feature 'x': feature_encoder: ") as caught:
-        check_call(text.format(file=file), "feature 'x': feature_encoder", ENCODERS)
-    assert not file.exists()
-    assert "\n" not in str(caught.value)
-
-
-def test_the_nearest_layer_is_suggested():
-    with pytest.raises(
-        ConfigError, match=r"no layer 'layers.MaskedAveragePoolng'; did you mean 'MaskedAveragePooling'"
-    ):
-        check_call("layers.MaskedAveragePoolng()", "x", ENCODERS)
-    with pytest.raises(ConfigError, match=r"'nn.Identity' is the name of a layer, expected a call: nn.Identity\(\)"):
-        check_call("nn.Identity", "x", ENCODERS)

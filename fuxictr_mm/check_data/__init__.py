@@ -1,1 +1,1 @@
-"""What harms in a dataset of the challenge's layout: checks, a report, a cleaned copy (``fuxictr-mm check-data``)."""
+"""Data-quality issues in a dataset of the challenge's layout: checks, a report, a cleaned copy (``check-data``)."""

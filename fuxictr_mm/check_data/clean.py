@@ -1,9 +1,7 @@
-"""A cleaned copy of a dataset: what the findings name is mended or dropped, everything else stays as it is.
+"""A cleaned copy of a dataset: what the findings name is fixed or dropped, everything else stays as it is.
 
-Schema and order of the rows stay, and so do all rows of test, because a submission needs each of them. The copy is
-written beside its place and renamed when it is whole.
-
-Shape letters: R rows of a chunk.
+Schema and order of the rows stay, and so do all rows of test, because a submission needs each of them. The folder is
+written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -11,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +20,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuxictr_mm.check_data.checks import CHECKS, INFO, LEFT, Finding, Report
-from fuxictr_mm.check_data.items import Layout, as_text, is_text, read_chunks, read_schema, split_lists
-from fuxictr_mm.check_data.titles import JUDGED, mend
-from fuxictr_mm.errors import ConfigError, UserError
-
-ITEM_ROW_CHECKS = ("bad-item-id", "duplicate-item")
-SPLIT_ROW_CHECKS = (
-    "bad-user-id",
-    "bad-context",
-    "context-outlier",
-    "bad-label",
-    "unknown-target",
-    "contradictory-row",
-    "duplicate-row",
-    "shared-row",
+from fuxictr_mm.check_data.checks import CHECKS, INFO, UNREADABLE, Action, Finding, Report
+from fuxictr_mm.check_data.layout import (
+    Layout,
+    as_text,
+    common_length,
+    is_binary,
+    is_extension,
+    is_list,
+    is_text,
+    read_chunks,
+    read_schema,
 )
-ENTRY_CHECKS = ("unknown-history", "target-in-history", "future-click")
-TITLE_MENDS = tuple(check for check in JUDGED if CHECKS[check].mended != LEFT)
-VALUE_CHECKS = ("bad-item-value", "item-value-outlier")
-ZERO_CHECKS = ("vector-width", "nonfinite-vector", "padding-row", "null-history")
+from fuxictr_mm.check_data.titles import fix_title
+from fuxictr_mm.data.parquet import open_parquet
+from fuxictr_mm.errors import ConfigError, UserError
 
 #: A row group is written when it has so many rows or bytes.
 GROUP_ROWS, GROUP_BYTES = 100_000, 128 << 20
 
-
-@dataclass(frozen=True)
-class Action:
-    """What was done about one finding.
-
-    Parameters
-    ----------
-    check, file, column : str
-        The finding.
-    count : int
-        Rows it names.
-    done : str
-        What was done about them.
-    """
-
-    check: str
-    file: str
-    column: str
-    count: int
-    done: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields, for JSON."""
-        return asdict(self)
+#: Makes a new value of an old one.
+Change = Callable[[Any], Any]
 
 
 @dataclass
-class _Plan:
-    """What to do with one file: rows to drop, and per column what makes a new value of an old one."""
+class Plan:
+    """What to do with one file: rows to drop, and per column and row the changes of its value, in order."""
 
     drop: set[int] = field(default_factory=set)
-    change: dict[str, dict[int, Any]] = field(default_factory=lambda: defaultdict(dict))
+    change: dict[str, dict[int, list[Change]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[Action]:
+def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Write a cleaned copy of a checked folder.
 
     Parameters
@@ -93,19 +65,19 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
 
     Returns
     -------
-    list of Action
-        What was done, a line per finding that is no info.
+    list of dict
+        ``check``, ``file``, ``column`` and ``count`` of every finding that is no info, and what was ``done`` about it.
 
     Raises
     ------
     ConfigError
-        ``target`` is there already, or is the folder itself.
+        ``target`` is not empty.
     UserError
         It cannot be written; nothing is left of it.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--clean {target}: is there already; name a folder that is not")
+        raise ConfigError(f"--clean {target}: exists already; name a folder that does not")
     by_file: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings():
         if finding.severity != INFO:
@@ -116,16 +88,14 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
         for path in [*layout.splits.values(), *layout.item_paths]:
-            faults = by_file.get(path.name, [])
-            unreadable = any(f.check == "unreadable" for f in faults)
-            is_test = path == layout.splits.get("test")
+            findings = by_file[path.name]
+            keep_rows = path == layout.splits.get("test")
+            unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
-                _write(
-                    path,
-                    Path(temporary) / path.name,
-                    plan_file(faults, is_test, report.measures.get("median_length", {})),
-                )
-            actions += [Action(f.check, f.file, f.column, f.count, _done(f, is_test, unreadable)) for f in faults]
+                _write(path, Path(temporary) / path.name, make_plan(path, findings, keep_rows, report))
+            for f in findings:
+                action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
+                actions.append({**action, "done": _say(f, keep_rows, unreadable)})
         os.chmod(temporary, 0o755)
         if target.is_dir():
             target.rmdir()
@@ -138,92 +108,88 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     return actions
 
 
-def _done(finding: Finding, is_test: bool, unreadable: bool) -> str:
+def _say(finding: Finding, keep_rows: bool, unreadable: bool) -> str:
     if unreadable:
-        return CHECKS["unreadable"].mended
-    if is_test and finding.check in SPLIT_ROW_CHECKS:
-        return f"{LEFT}: rows of test are needed"
-    return CHECKS[finding.check].mended
+        return UNREADABLE.done
+    check = CHECKS[finding.check]
+    if keep_rows and check.action is Action.DROP_ROW:
+        return f"{Action.NOTHING.value}: rows of test are needed"
+    return check.done
 
 
-def plan_file(findings: Iterable[Finding], is_test: bool, median_length: Mapping[str, float]) -> _Plan:
-    """Return what to do with a file of these findings; ``median_length`` is that of each column with outliers."""
-    plan = _Plan()
-    entries: dict[str, dict[int, set[Any]]] = defaultdict(lambda: defaultdict(set))
+def make_plan(path: Path, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
+    """Return what to do with a file of these findings; ``keep_rows`` says that no row may be dropped."""
+    plan = Plan()
     for finding in findings:
-        rows, change = finding.rows.tolist(), plan.change[finding.column]
-        if finding.check in ITEM_ROW_CHECKS or (finding.check in SPLIT_ROW_CHECKS and not is_test):
-            plan.drop.update(rows)
-        elif finding.check in TITLE_MENDS:
-            change.update(dict.fromkeys(rows, mend))
-        elif finding.check in ZERO_CHECKS:
-            change.update(dict.fromkeys(rows, _zero))
-        elif finding.check == "norm-outlier":
-            scale = _Scale(median_length[f"{finding.file}: {finding.column}"])
-            change.update(dict.fromkeys(rows, scale))
-        elif finding.check in (*ENTRY_CHECKS, *VALUE_CHECKS):
-            for row, value in zip(rows, finding.values.tolist(), strict=True):
-                entries[finding.column][row].add(value)
-        elif finding.check == "inner-padding":
-            for row in rows:
-                entries[finding.column][row].add(0)
-    for column, by_row in entries.items():
-        plan.change[column].update({row: _Without(values) for row, values in by_row.items()})
+        action = CHECKS[finding.check].action
+        if action in (Action.NOTHING, Action.SKIP_FILE) or finding.rows.is_empty():
+            continue
+        rows = finding.rows["row"].to_list()
+        if action is Action.DROP_ROW:
+            plan.drop.update(() if keep_rows else rows)
+            continue
+        for row, change in zip(rows, _changes(path, finding, report), strict=True):
+            plan.change[finding.column][row].append(change)
     return plan
 
 
-class _Scale:
-    """Give a vector another length."""
-
-    def __init__(self, length: float) -> None:
-        self.length = length
-
-    def __call__(self, vector: list[float]) -> list[float]:
-        values = np.asarray(vector, dtype=np.float64)
-        return (values * (self.length / np.linalg.norm(values))).tolist()
-
-
-class _Without:
-    """Take ids and padding out of a list, and pad it to its old width at the end where it was padded; a number is 0."""
-
-    def __init__(self, values: set[Any]) -> None:
-        self.values = values
-
-    def __call__(self, old: Any) -> Any:
-        if not isinstance(old, list):
-            return 0
-        kept = [v for v in old if v and v == v and v not in self.values]  # NaN is no set's member
-        padding = [0] * (len(old) - len(kept))
-        pads_right = bool(old[0]) and not old[-1]
-        return kept + padding if pads_right else padding + kept
+def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
+    """Return what is to be done with each row of a finding."""
+    action = CHECKS[finding.check].action
+    change: Change
+    if action is Action.DROP_ENTRY:
+        return [partial(_without, dropped=value) for value in finding.rows["value"].to_list()]
+    if action is Action.SET_ZERO:
+        in_lists = is_list(read_schema(path).field(finding.column).type)
+        zero = [0] * common_length(path, finding.column) if in_lists else 0
+        change = lambda _: zero  # noqa: E731
+    elif action is Action.RESCALE:
+        change = partial(_scaled, norm=report.measures["median_norm"][f"{finding.file}: {finding.column}"])
+    else:
+        change = partial(fix_title, checks=report.checks)
+    return [change] * finding.rows.height
 
 
-def _zero(value: Any) -> Any:
-    return 0
+def _without(old: Any, dropped: Any) -> Any:
+    """Remove an id and padding from a list, and pad it to its old length at the end that was padded; a number is 0."""
+    if not isinstance(old, list):
+        return 0
+    kept = [v for v in old if v and v == v and v != dropped]  # nulls and NaN go, too
+    padding = [0] * (len(old) - len(kept))
+    pads_right = bool(old) and bool(old[0]) and not old[-1]
+    return kept + padding if pads_right else padding + kept
 
 
-def _write(path: Path, target: Path, plan: _Plan) -> None:
-    changes = {name: rows for name, rows in plan.change.items() if rows}
-    if not changes and not plan.drop:
+def _scaled(old: list[float], norm: float) -> list[float]:
+    values = np.asarray(old, dtype=np.float64)
+    return (values * (norm / np.linalg.norm(values))).tolist()
+
+
+def _write(path: Path, target: Path, plan: Plan) -> None:
+    if not plan.change and not plan.drop:
         shutil.copyfile(path, target)
         return
-    schema = read_schema(path)
-    dropped = np.array(sorted(plan.drop), dtype=np.int64)
-    widths = {name: _width_of(path, name) for name, rows in changes.items() if _zero in rows.values()}
+    schema = open_parquet(path).schema_arrow
     pending: list[pa.RecordBatch] = []
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for start, columns in read_chunks(path, schema.names):
-            size = len(next(iter(columns.values())))
-            for name, rows in changes.items():
-                columns[name] = _replace(columns[name], start, rows, widths.get(name))
-            batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-            gone = dropped[(dropped >= start) & (dropped < start + size)] - start
-            if gone.size:
-                batch = batch.take(pa.array(np.delete(np.arange(size), gone)))
+        for batch in _cleaned(path, schema, plan):
             pending.append(batch)
             if sum(b.num_rows for b in pending) >= GROUP_ROWS or sum(b.nbytes for b in pending) >= GROUP_BYTES:
                 _flush(writer, pending, schema)
         _flush(writer, pending, schema)
+
+
+def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBatch]:
+    dropped = np.array(sorted(plan.drop), dtype=np.int64)
+    for start, batch in read_chunks(path, schema.names):
+        columns = []
+        for column, array in zip(schema, batch.columns, strict=True):
+            changed = _changed(array, start, plan.change[column.name]) if column.name in plan.change else array
+            is_stored = is_extension(column.type)
+            columns.append(pa.ExtensionArray.from_storage(column.type, changed) if is_stored else changed)
+        rows = np.setdiff1d(np.arange(start, start + len(batch)), dropped, assume_unique=True) - start
+        cleaned = pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield cleaned if len(rows) == len(batch) else cleaned.take(pa.array(rows))
 
 
 def _flush(writer: pq.ParquetWriter, pending: list[pa.RecordBatch], schema: pa.Schema) -> None:
@@ -233,43 +199,25 @@ def _flush(writer: pq.ParquetWriter, pending: list[pa.RecordBatch], schema: pa.S
     pending.clear()
 
 
-def _width_of(path: Path, column: str) -> int | None:
-    """Return the width of most lists of a column, or None where it holds no lists."""
-    kind = read_schema(path).field(column).type
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        return None
-    counts: Counter[int] = Counter()
-    for _, columns in read_chunks(path, [column]):
-        counts.update(np.diff(split_lists(columns[column])[1]).tolist())
-    del counts[0]
-    return counts.most_common(1)[0][0] if counts else None
-
-
-def _replace(array: pa.Array, start: int, changes: Mapping[int, Any], width: int | None) -> pa.Array:
-    """Return the column with new values at some rows; ``changes`` holds functions of the old value."""
+def _changed(array: pa.Array, start: int, changes: Mapping[int, Sequence[Change]]) -> pa.Array:
+    """Return a column, whose first row is ``start``, with new values in some rows."""
     rows = [row for row in changes if start <= row < start + len(array)]
     if not rows:
         return array
-    places = np.array(rows) - start
-    old = array.take(pa.array(places))
-    values: list[Any] = as_text(old) if is_text(array.type) else old.to_pylist()
-    new: list[Any] = []
-    for row, value in zip(rows, values, strict=True):
-        change = changes[row]
-        if change is _zero:
-            new.append(0 if width is None else [0] * width)
-        else:
-            new.append(change(value))
-    fresh = pa.array(new, type=array.type)
+    positions = np.array(rows) - start
+    old = array.take(pa.array(positions))
+    new = as_text(old) if is_text(array.type) or is_binary(array.type) else old.to_pylist()
+    for index, row in enumerate(rows):
+        for change in changes[row]:
+            new[index] = change(new[index])
     order = np.arange(len(array))
-    order[places] = len(array) + np.arange(len(new))
-    return pa.concat_arrays([array, fresh]).take(pa.array(order))
+    order[positions] = len(array) + np.arange(len(new))
+    return pa.concat_arrays([array, pa.array(new, type=array.type)]).take(pa.array(order))
 
 
-def format_actions(actions: Sequence[Action]) -> str:
+def format_actions(actions: Sequence[Mapping[str, Any]]) -> str:
     """Return what was done as text, a line each."""
     return "\n".join(
-        f"{a.check:<22}{a.count:>9,}  {a.file}{': ' + a.column if a.column else ''}: {a.done}" for a in actions
+        f"{a['check']:<22}{a['count']:>9,}  {a['file']}{': ' + a['column'] if a['column'] else ''}: {a['done']}"
+        for a in actions
     )

@@ -1,374 +1,382 @@
-r"""Differences between splits: labels, context, history lengths, popularity of the targets.
+r"""Checks of interactions: ids, labels, histories, equal examples, and how the splits differ.
 
-The population stability index of two histograms, with half a row added to each of K bins, p and q being shares:
+The population stability index (PSI) of two histograms, with half an example added to each of K bins, p and q being
+fractions:
 
 .. math::
     \mathrm{PSI} = \sum_k (p_k - q_k) \ln(p_k / q_k)
 
-Above 0.25 (for labels 0.1), and unlikely by chance (chi-squared, below 1 in 1000), it is a finding.
+Above 0.25 (for labels 0.1), and unlikely to be noise (chi-squared test, below 1 in 1000), it is a finding.
+
+Shape letters: B examples of a split, N ids, K bins.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import Report
-from fuxictr_mm.check_data.items import (
-    Tally,
-    check_context,
-    has_columns,
-    ids_of,
-    is_list_of,
+from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Measure, Report, check
+from fuxictr_mm.check_data.items import ContextColumn
+from fuxictr_mm.check_data.layout import (
+    COLUMN_TYPE,
+    EMPTY_FILE,
+    LABEL,
+    MISSING_COLUMN,
+    USER_ID,
+    ItemFile,
+    Layout,
+    as_id,
+    check_types,
     is_number,
-    numbers,
     read_chunks,
     read_schema,
-    split_lists,
+    require,
+    to_series,
 )
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """Return a well-spread uint64 for each integer (the finalizer of SplitMix64; Steele et al., OOPSLA 2014)."""
-    key = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
-
-
-def pair_keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return a key for each ordered pair of integers."""
-    return mix(mix(left) + right.astype(np.uint64))
+#: A PSI above it is a finding, if the histograms would differ as much less often than ``UNLIKELY``.
+PSI_MOST, PSI_LABEL, UNLIKELY = 0.25, 0.1, 1e-3
+#: Fraction of cold targets that is too much, and difference between valid and test that is.
+COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
+#: Bins of a histogram of lengths or counts.
+BINS = 10
 
 
-def history_keys(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return a key for each list ``values[ends[b] : ends[b + 1]]``, ``(B,)``; the order counts."""
-    place = np.arange(len(values)) - np.repeat(ends[:-1], np.diff(ends))
-    total = np.concatenate(([np.uint64(0)], np.cumsum(pair_keys(place, values), dtype=np.uint64)))
-    return mix(total[ends[1:]] - total[ends[:-1]])
-
-
-USER_ID, LABEL = "user_id", "label"
-
-
-#: Label of a row that has none.
-NO_LABEL = -1
-
-
-#: Categories that are told apart per context column; more make it a numeric column, which has no drift by category.
-MOST_CATEGORIES = 1000
-
-
-@dataclass
-class Split:
-    """What is kept of a split.
+class KnownItems:
+    """Which items there are, and which of them interactions show, in tables by id.
 
     Parameters
     ----------
-    path : Path
-        Its file.
-    users, targets : ndarray of int64, (B,)
-        Ids; -1 where they are none.
-    labels : ndarray of int8, (B,)
-        0, 1, or -1 where there is none.
-    history_keys : ndarray of uint64, (B,)
-        Equal where user and history are.
-    row_keys : ndarray of uint64, (B,)
-        Equal where everything but the label is.
-    lengths : ndarray of int64
-        Number of rows by history length.
-    context : dict of str to Counter
-        Number of rows by category, per context column.
-    has_label : bool
-        Whether the file has labels.
+    ids : ndarray of int64
+        Ids of the item files, sorted, without padding. Without any nothing is known, and nothing unknown.
     """
 
-    path: Path
-    users: np.ndarray
-    targets: np.ndarray
-    labels: np.ndarray
-    history_keys: np.ndarray
-    row_keys: np.ndarray
-    lengths: np.ndarray
-    context: dict[str, Counter[int]]
-    has_label: bool
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+        # As long as the largest id; pages of memory without an id are never touched.
+        length = int(ids.max(initial=0)) + 1
+        self._known, self._shown = np.zeros(length, dtype=bool), np.zeros(length, dtype=bool)
+        self._known[ids] = True
 
-    @property
-    def name(self) -> str:
-        """File name."""
-        return self.path.name
+    def mark(self, ids: pl.Series) -> pl.Series:
+        """Mark ids ``(N,)`` as shown and return which of them are items; null is none."""
+        index = ids.fill_null(0).to_numpy()
+        index = np.where(index < len(self._known), index, 0)
+        self._shown[index] = True
+        return pl.Series(self._known[index]) if self.ids.size else (ids > 0).fill_null(False)
 
-    def clicks(self) -> np.ndarray:
-        """Return the rows that are clicks; all rows where there are no labels, as it cannot be told."""
-        sound = (self.users >= 0) & (self.targets > 0)
-        return np.flatnonzero(sound & (self.labels == 1) if self.has_label else sound)
+    def never_shown(self) -> np.ndarray:
+        """Return the ids that no interaction showed."""
+        return self.ids[~self._shown[self.ids]]
 
 
 @dataclass(frozen=True)
-class Later:
-    """Clicks of later splits: users, sorted, and keys of pairs of user and item, sorted."""
+class Chunk:
+    """Some examples of a split; what is no id or label is null."""
 
-    users: np.ndarray
-    pairs: np.ndarray
+    #: Name of the file, and its columns.
+    file: str
+    raw: pl.DataFrame
+    #: ``row`` (number in the file), ``user``, ``target``, ``known`` (whether the target is an item), ``click`` (0 or
+    #: 1), ``history`` (ids without padding), ``length`` and ``span`` (positions from the first id to the last).
+    rows: pl.DataFrame
+    #: Of every history entry that is not padding: ``row``, ``user``, ``target``, ``value`` (as in the file), ``item``
+    #: and ``known``.
+    entries: pl.DataFrame
+    #: ``user`` and ``item`` of the clicks of later splits.
+    later: pl.DataFrame
 
     @classmethod
-    def of(cls, splits: list[Split]) -> Later:
-        """Gather the clicks of splits."""
-        empty = np.empty(0, np.int64)
-        users = np.concatenate([s.users[s.clicks()] for s in splits] or [empty])
-        items = np.concatenate([s.targets[s.clicks()] for s in splits] or [empty])
-        return cls(np.unique(users), np.unique(pair_keys(users, items)))
-
-
-@dataclass
-class _Gathered:
-    users: list[np.ndarray] = field(default_factory=list)
-    targets: list[np.ndarray] = field(default_factory=list)
-    labels: list[np.ndarray] = field(default_factory=list)
-    history_keys: list[np.ndarray] = field(default_factory=list)
-    row_keys: list[np.ndarray] = field(default_factory=list)
-
-
-class Seen:
-    """Which items interactions show, among the ``known`` ids, sorted."""
-
-    def __init__(self, known: np.ndarray) -> None:
-        self.known = known
-        self.shown = np.zeros(len(known), dtype=bool)
-
-    def mark(self, ids: np.ndarray) -> np.ndarray:
-        """Mark ids as shown and return which of them are known."""
-        if not self.known.size:
-            return np.zeros(len(ids), dtype=bool)
-        place = np.minimum(np.searchsorted(self.known, ids), len(self.known) - 1)
-        found = self.known[place] == ids
-        self.shown[place[found]] = True
-        return found
-
-
-def read_split(name: str, path: Path, seen: Seen, later: Later, report: Report, verbose: int = 0) -> Split | None:
-    """Check a split and return what the checks across splits need; None where a column it cannot do without lacks.
-
-    Parameters
-    ----------
-    name : {"train", "valid", "test"}
-        Labels may lack in test only.
-    path : Path
-        Its file.
-    seen : Seen
-        The items there are; those shown are marked.
-    later : Later
-        Clicks of later splits.
-    report : Report
-        Takes the findings.
-    verbose : int
-        0 shows no progress.
-
-    Raises
-    ------
-    DataError
-        The file is damaged.
-    """
-    schema = read_schema(path)
-    wanted = [USER_ID, ITEM_ID, ITEM_SEQ] + ([LABEL] if name != "test" or LABEL in schema.names else [])
-    has_columns(path, schema, wanted, report)
-    usable = [c for c in wanted if c in schema.names and _has_type(path, schema, c, report)]
-    context = [f.name for f in schema if f.name not in wanted and is_number(f.type)]
-    if ITEM_ID not in usable:
-        return None
-    tallies = {c: Tally(pa.types.is_floating(schema.field(c).type), MOST_CATEGORIES) for c in context}
-    reader = _SplitReader(path, LABEL in usable, seen, later, report, tallies)
-    for row, columns in read_chunks(path, usable + context, verbose=verbose):
-        reader.take(row, columns)
-    split = reader.finish()
-    for column, tally in reader.tallies.items():
-        check_context(path, column, tally, split.users, report)
-    if not len(split.targets):
-        report.add("empty-file", path.name)
-    classes = np.unique(split.labels[split.labels >= 0])
-    if len(classes) == 1:
-        report.add(
-            "one-class", path.name, LABEL, found=f"all {int((split.labels >= 0).sum()):,} labels are {classes[0]}"
+    def of(cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, later: pl.DataFrame) -> Chunk:
+        """Decode a record batch whose first row is ``row``; users, histories and labels may be missing."""
+        names = batch.schema.names
+        raw = pl.DataFrame([to_series(c).alias(name) for name, c in zip(names, batch.columns, strict=True)])
+        none = pl.lit(None, dtype=pl.Int64)
+        lists = pl.col(ITEM_SEQ) if ITEM_SEQ in names else none
+        if raw.schema.get(ITEM_SEQ, pl.Null) in (pl.Null, pl.List(pl.Null)):  # all histories are empty
+            lists = lists.cast(pl.List(pl.Int64))
+        rows = raw.select(
+            user=as_id(USER_ID) if USER_ID in names else none,
+            target=as_id(ITEM_ID),
+            click=as_id(LABEL) if LABEL in names else none,
+            value=lists,
+        ).with_row_index("row", row)
+        entries = rows.select("row", "value").filter(pl.col("value").list.len() > 0).explode("value")
+        entries = (
+            entries.with_row_index("position").filter(pl.col("value").ne_missing(0)).with_columns(item=as_id("value"))
         )
-    return split
+        position = pl.col("position")
+        histories = entries.group_by("row").agg(
+            history=pl.col("item"), length=pl.len(), span=position.max() - position.min() + 1
+        )
+        rows = rows.drop("value").join(histories, on="row", how="left").sort("row")
+        rows = rows.with_columns(
+            click=pl.when(pl.col("click") <= 1).then("click").cast(pl.Int8),
+            known=items.mark(rows["target"]),
+            length=pl.col("length").fill_null(0) if ITEM_SEQ in names else None,
+        )
+        index = entries["row"] - row
+        users, targets = rows["user"].gather(index), rows["target"].gather(index)
+        entries = entries.with_columns(users, targets, known=items.mark(entries["item"]))
+        return cls(file, raw, rows, entries, later)
+
+    def faults(self, column: str, condition: pl.Expr) -> Iterator[Fault]:
+        """Yield the examples where a condition holds, whose ``value`` is that of the file, if it has the column."""
+        if column in self.raw.columns:
+            rows = self.rows.with_columns(value=self.raw[column]).filter(condition)
+            yield _fault(self.file, column, rows, pl.col("value"))
+
+    def entry_faults(self, condition: pl.Expr, value: str = "item") -> Iterator[Fault]:
+        """Yield the history entries where a condition holds."""
+        yield _fault(self.file, ITEM_SEQ, self.entries.filter(condition), pl.col(value))
 
 
-def _has_type(path: Path, schema: pa.Schema, name: str, report: Report) -> bool:
-    kind = schema.field(name).type
-    good = is_list_of(kind, floating=False) if name == ITEM_SEQ else is_number(kind)
-    if not good:
-        expected = "lists of whole numbers" if name == ITEM_SEQ else "numbers"
-        report.add("column-type", path.name, name, found=f"holds {kind}", expected=expected)
-    return good
+def _fault(file: str, column: str, rows: pl.DataFrame, value: pl.Expr | list[str], **texts: str) -> Fault:
+    values = pl.Series(value, dtype=pl.String) if isinstance(value, list) else value
+    return Fault(file, column, rows.select("row", pl.col("user").alias(USER_ID), value=values), **texts)
 
 
-class _SplitReader:
-    def __init__(
-        self, path: Path, has_label: bool, seen: Seen, later: Later, report: Report, tallies: dict[str, Tally]
-    ) -> None:
-        self.path, self.has_label, self.seen, self.later, self.report = path, has_label, seen, later, report
-        self.gathered = _Gathered()
-        self.lengths: np.ndarray = np.zeros(1, dtype=np.int64)
-        self.tallies = tallies
-        self.repeating: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+@check(Chunk, ERROR, "integers from 0", Action.DROP_ROW)
+def bad_user_id(chunk: Chunk) -> Iterator[Fault]:
+    """Null, negative or fractional user ids."""
+    return chunk.faults(USER_ID, pl.col("user").is_null())
 
-    def take(self, row: int, columns: dict[str, pa.Array]) -> None:
-        """Check a chunk whose first row is ``row``."""
-        count = len(columns[ITEM_ID])
-        users = self._ids(columns.get(USER_ID), USER_ID, "bad-user-id", row, count, None)
-        targets = self._targets(columns[ITEM_ID], row, users)
-        labels = self._labels(columns.get(LABEL), row, users, count)
-        keys = pair_keys(users, self._history(columns.get(ITEM_SEQ), row, users, targets))
-        row_keys = pair_keys(keys.view(np.int64), targets)
-        for name, tally in self.tallies.items():
-            row_keys = pair_keys(row_keys.view(np.int64), self._context(columns[name], name, row, users, tally))
-        kept = (users, targets, labels, keys, row_keys)
-        for part, values in zip(vars(self.gathered).values(), kept, strict=True):
-            part.append(values)
 
-    def finish(self) -> Split:
-        """Join the chunks."""
+@check(Chunk, ERROR, "0 or 1", Action.DROP_ROW)
+def bad_label(chunk: Chunk) -> Iterator[Fault]:
+    """Labels that are neither 0 nor 1."""
+    return chunk.faults(LABEL, pl.col("click").is_null())
 
-        def joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
-            return np.concatenate(parts) if parts else np.empty(0, kind)
 
-        gathered = self.gathered
-        if self.repeating:
-            rows, ids, items = (np.concatenate(parts) for parts in zip(*self.repeating, strict=True))
-            share = len(rows) / max(int(self.lengths[1:].sum()), 1)
-            found = f"an item more than once, in {share:.1%} of the histories that are not empty"
-            self.report.add(
-                "repeated-history", self.path.name, ITEM_SEQ, rows, ids, items, found=found, id_name=USER_ID
+@check(Chunk, ERROR, "ids of the item files", Action.DROP_ROW)
+def unknown_target(chunk: Chunk) -> Iterator[Fault]:
+    """Targets that no item file has."""
+    return chunk.faults(ITEM_ID, ~pl.col("known"))
+
+
+@check(Chunk, ERROR, "ids of the item files", Action.DROP_ENTRY)
+def unknown_history(chunk: Chunk) -> Iterator[Fault]:
+    """History ids that no item file has."""
+    return chunk.entry_faults(~pl.col("known"), "value")
+
+
+@check(Chunk, WARNING, "a list, empty or of padding", Action.SET_ZERO, "set to padding")
+def null_history(chunk: Chunk) -> Iterator[Fault]:
+    """Histories that are null."""
+    return chunk.faults(ITEM_SEQ, pl.col("value").is_null())
+
+
+@check(Chunk, WARNING, "padding at one end", Action.DROP_ENTRY, "the ids are moved together")
+def inner_padding(chunk: Chunk) -> Iterator[Fault]:
+    """Padding between real ids of a history."""
+    rows = chunk.rows.filter(pl.col("span") != pl.col("length"))
+    yield _fault(chunk.file, ITEM_SEQ, rows, [str(history.drop_nulls().to_list()) for history in rows["history"]])
+
+
+@check(Chunk, WARNING, "a history before the click", Action.DROP_ENTRY)
+def target_in_history(chunk: Chunk) -> Iterator[Fault]:
+    """Targets that are in their own history."""
+    return chunk.entry_faults(pl.col("item") == pl.col("target"))
+
+
+@check(Chunk, WARNING, "histories older than the clicks", Action.DROP_ENTRY)
+def future_click(chunk: Chunk) -> Iterator[Fault]:
+    """Clicks of a later split in the user's history."""
+    clicks = chunk.entries.join(chunk.later, on=["user", "item"], how="semi").sort("row", maintain_order=True)
+    yield _fault(chunk.file, ITEM_SEQ, clicks, pl.col("item"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is kept of a split."""
+
+    path: Path
+    #: ``row``, ``user``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and
+    #: history are) and ``row_key`` (equal where everything but the label is), ``(B,)``.
+    rows: pl.DataFrame
+    #: ``row``, ``user`` and first repeated ``item`` of the histories that have one.
+    repeats: pl.DataFrame
+    context: dict[str, ContextColumn]
+
+    @property
+    def name(self) -> str:
+        """Name of the split."""
+        return self.path.stem
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.path.name
+
+    @property
+    def has_label(self) -> bool:
+        """Whether any example has a label."""
+        return self.rows["click"].count() > 0
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there is a column of histories."""
+        return self.rows["length"].null_count() == 0
+
+    @cached_property
+    def target_counts(self) -> pl.DataFrame:
+        """Targets, and the number ``n`` of examples that show each."""
+        return _counts(self.rows["target"])
+
+    @cached_property
+    def history_counts(self) -> pl.DataFrame:
+        """History keys, and the number ``n`` of examples with each."""
+        return _counts(self.rows["history_key"])
+
+    @cached_property
+    def equal_rows(self) -> pl.DataFrame:
+        """Examples that equal another, with the ``first`` of them, and the first with label 0 and with label 1."""
+        row, label = pl.col("row"), pl.col("click")
+        repeated = _counts(self.rows["row_key"]).filter(pl.col("n") > 1)
+        return (
+            self.rows.join(repeated, on="row_key", how="semi")
+            .sort("row")
+            .with_columns(
+                first=row.min().over("row_key"),
+                first_0=row.filter(label == 0).min().over("row_key"),
+                first_1=row.filter(label == 1).min().over("row_key"),
             )
-        return Split(
-            self.path,
-            users=joined(gathered.users, np.int64),
-            targets=joined(gathered.targets, np.int64),
-            labels=joined(gathered.labels, np.int8),
-            history_keys=joined(gathered.history_keys, np.uint64),
-            row_keys=joined(gathered.row_keys, np.uint64),
-            lengths=self.lengths,
-            context={name: tally.categories() for name, tally in self.tallies.items()},
-            has_label=self.has_label,
         )
 
-    def _add(
-        self, check: str, column: str, row: int, bad: np.ndarray, users: np.ndarray, values: np.ndarray | list
-    ) -> None:
-        self.report.add(check, self.path.name, column, row + bad, users[bad], values, id_name=USER_ID)
+    def expected_pairs(self, differing: bool) -> float:
+        """Return how many pairs of equal examples to expect, with different labels or with the same.
 
-    def _ids(
-        self, array: pa.Array | None, column: str, check: str, row: int, count: int, users: np.ndarray | None
-    ) -> np.ndarray:
-        if array is None:
-            return np.full(count, -1, dtype=np.int64)
-        ids, good = ids_of(array)
-        bad = np.flatnonzero(~good)
-        if bad.size:
-            self._add(check, column, row, bad, ids if users is None else users, array.take(pa.array(bad)).to_pylist())
-        return ids
+        Were items met independently: the pairs with the same user and history, times the probability of the same item.
+        """
+        n = self.history_counts["n"]
+        pairs = float((n * (n - 1) / 2).sum()) * _meeting(self, self)
+        rate = int(self.rows["click"].sum()) / max(self.rows["click"].count(), 1)
+        differ = 2 * rate * (1 - rate)
+        return pairs * (differ if differing else 1 - differ)
 
-    def _targets(self, array: pa.Array, row: int, users: np.ndarray) -> np.ndarray:
-        targets, good = ids_of(array)
-        known = self.seen.mark(targets) & good
-        bad = np.flatnonzero(~known)
-        # Without item files nothing is known, and nothing unknown; padding and nulls are wrong all the same.
-        if not self.seen.known.size:
-            bad = np.flatnonzero(~good | (targets == 0))
-        if bad.size:
-            self._add("unknown-target", ITEM_ID, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        return targets
+    def clicks(self) -> pl.DataFrame:
+        """Return ``user`` and ``item`` of the clicks; of all examples where nothing tells which are."""
+        clicked = pl.col("click") == 1 if self.has_label else pl.lit(True)
+        rows = self.rows.filter(clicked & (pl.col("target") > 0) & pl.col("user").is_not_null())
+        return rows.select("user", item="target").unique()
 
-    def _labels(self, array: pa.Array | None, row: int, users: np.ndarray, count: int) -> np.ndarray:
-        if array is None:
-            return np.full(count, NO_LABEL, dtype=np.int8)
-        values = numbers(array)
-        good = (values == 0) | (values == 1)
-        bad = np.flatnonzero(~good)
-        if bad.size:
-            self._add("bad-label", LABEL, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        return np.where(good, values, NO_LABEL).astype(np.int8)
-
-    def _context(self, array: pa.Array, name: str, row: int, users: np.ndarray, tally: Tally) -> np.ndarray:
-        values = numbers(array)
-        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-        if bad.size:
-            self._add("bad-context", name, row, bad, users, array.take(pa.array(bad)).to_pylist())
-        tally.add(values)
-        return np.nan_to_num(values, nan=-1.0).view(np.int64)
-
-    def _history(self, array: pa.Array | None, row: int, users: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Check the histories of a chunk; return their keys ``(R,)``."""
-        if array is None:
-            return np.zeros(len(users), dtype=np.int64)
-        if array.null_count and self.report.wants("null-history"):
-            bad = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-            self._add("null-history", ITEM_SEQ, row, bad, users, [None] * len(bad))
-        entries, offsets = split_lists(array)
-        values, good = ids_of(entries)
-        kept = np.flatnonzero(values)  # -1 stays: it is no padding
-        ends = np.searchsorted(kept, offsets)
-        lengths = np.diff(ends)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        items = values[kept]
-        self._count_lengths(lengths)
-
-        known = self.seen.mark(items)
-        bad = np.flatnonzero(~known if self.seen.known.size else ~good[kept])
-        if bad.size:
-            found = entries.take(pa.array(kept[bad])).to_pylist()
-            self._add_entries("unknown-history", row, owner[bad], users, np.asarray(found, dtype=object))
-        bad = np.flatnonzero(items == targets[owner])
-        self._add_entries("target-in-history", row, owner[bad], users, items[bad])
-        if self.later.users.size and self.report.wants("future-click"):
-            known_user = np.isin(users, self.later.users)
-            some = np.flatnonzero(known_user[owner])
-            keys = pair_keys(users[owner[some]], items[some])
-            place = np.minimum(np.searchsorted(self.later.pairs, keys), len(self.later.pairs) - 1)
-            bad = some[self.later.pairs[place] == keys]
-            self._add_entries("future-click", row, owner[bad], users, items[bad])
-        if self.report.wants("repeated-history"):
-            self._gather_repeats(row, owner, items, users)
-        filled = np.flatnonzero(lengths)
-        first, last = kept[ends[filled]], kept[ends[filled + 1] - 1]
-        bad = filled[last - first + 1 != lengths[filled]]
-        if bad.size:
-            texts = [str([v for v in value if v]) for value in array.take(pa.array(bad)).to_pylist()]
-            self._add("inner-padding", ITEM_SEQ, row, bad, users, texts)
-        return history_keys(items, ends).view(np.int64)
-
-    def _gather_repeats(self, row: int, owner: np.ndarray, items: np.ndarray, users: np.ndarray) -> None:
-        keys = pair_keys(owner, items)
-        ascending = np.sort(keys)
-        twice = ascending[1:][ascending[1:] == ascending[:-1]]
-        if not twice.size:
-            return
-        places = np.flatnonzero(np.isin(keys, twice) & (items > 0))
-        rows, first = np.unique(owner[places], return_index=True)
-        self.repeating.append((row + rows, users[rows], items[places[first]]))
-
-    def _add_entries(self, check: str, row: int, owner: np.ndarray, users: np.ndarray, values: np.ndarray) -> None:
-        self.report.add(check, self.path.name, ITEM_SEQ, row + owner, users[owner], values, id_name=USER_ID)
-
-    def _count_lengths(self, lengths: np.ndarray) -> None:
-        more = np.bincount(lengths)
-        self.lengths = np.pad(self.lengths, (0, max(len(more) - len(self.lengths), 0)))
-        self.lengths[: len(more)] += more
+    def popularity_of(self, other: Split) -> np.ndarray:
+        """Return how many examples of this split show each target of another, ``(B,)``."""
+        counts = other.rows.select("target").join(self.target_counts, on="target", how="left")
+        return counts["n"].fill_null(0).cast(pl.Int64).to_numpy()
 
 
-PSI_MOST, PSI_LABEL, UNLIKELY = 0.25, 0.1, 1e-3
+def _counts(values: pl.Series) -> pl.DataFrame:
+    """Return the distinct values and how often each occurs; by sorting, which takes less memory than groups."""
+    runs = values.sort().rle().struct.unnest()
+    return runs.select(pl.col("value").alias(values.name), n=pl.col("len").cast(pl.Float64))
 
 
-COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
+def _pairs(counts: pl.DataFrame, others: pl.DataFrame) -> float:
+    """Return how many pairs of examples have the same value."""
+    both = counts.join(others, on=counts.columns[0], suffix="_other")
+    return float((both["n"] * both["n_other"]).sum())
 
 
-BINS = 10
+def _meeting(split: Split, other: Split) -> float:
+    """Return the probability that an example of each shows the same item."""
+    return _pairs(split.target_counts, other.target_counts) / (split.rows.height * other.rows.height)
+
+
+def _severity(found: float, expected: float) -> str:
+    from scipy.stats import poisson
+
+    # Half more than expected, and a little: items are not met quite independently.
+    return WARNING if poisson.sf(found - 1, 1.5 * expected + 0.05) < UNLIKELY else INFO
+
+
+@check(Split, ERROR, "both 0 and 1")
+def one_class(split: Split) -> Iterator[Fault]:
+    """All labels are the same."""
+    labels = split.rows["click"].drop_nulls()
+    if labels.n_unique() == 1:
+        yield Fault(split.file, LABEL, found=f"all {len(labels):,} labels are {labels[0]}")
+
+
+@check(Split, INFO, "every item once, or a rewatch")
+def repeated_history(split: Split) -> Iterator[Fault]:
+    """An item more than once in a history."""
+    fraction = split.repeats.height / max(int((split.rows["length"] > 0).sum()), 1)
+    found = f"an item more than once, in {fraction:.1%} of the histories that are not empty"
+    yield _fault(split.file, ITEM_SEQ, split.repeats, pl.col("item"), found=found)
+
+
+_CONTRADICTORY = pl.col("first_0").is_not_null() & pl.col("first_1").is_not_null()
+
+
+@check(Split, WARNING, "one label per row", Action.DROP_ROW, "all of them are dropped (never from test)")
+def contradictory_row(split: Split) -> Iterator[Fault]:
+    """Equal rows with both labels."""
+    rows = split.equal_rows.filter(_CONTRADICTORY & pl.col("click").is_not_null())
+    labels = rows.group_by("row_key").agg(ones=pl.col("click").cast(pl.Int64).sum(), n=pl.len().cast(pl.Int64))
+    found = (labels["ones"] * (labels["n"] - labels["ones"])).sum()
+    expected = split.expected_pairs(differing=True)
+    others = rows.select("target", "click", other=pl.when(pl.col("click") == 1).then("first_0").otherwise("first_1"))
+    texts = [
+        f"equals row {row} (item {item}, label {label} and {1 - label})" for item, label, row in others.iter_rows()
+    ]
+    expected_text = f"at most some {expected:.1f} pairs by coincidence"
+    yield _fault(split.file, LABEL, rows, texts, severity=_severity(found, expected), expected=expected_text)
+
+
+@check(Split, WARNING, "every row once", Action.DROP_ROW, "the later row is dropped (never from test)")
+def duplicate_row(split: Split) -> Iterator[Fault]:
+    """Rows equal to an earlier one."""
+    rows = split.equal_rows.filter(~_CONTRADICTORY)
+    sizes = rows.group_by("row_key").agg(n=pl.len().cast(pl.Int64))["n"]
+    expected = split.expected_pairs(differing=False)
+    severity = _severity((sizes * (sizes - 1) / 2).sum(), expected)
+    later = rows.filter(pl.col("row") != pl.col("first"))
+    texts = [f"equals row {row} (item {item})" for row, item in later.select("first", "target").iter_rows()]
+    expected_text = f"at most some {expected:.1f} pairs by coincidence"
+    yield _fault(split.file, ITEM_ID, later, texts, severity=severity, expected=expected_text)
+
+
+@dataclass(frozen=True)
+class SplitPair:
+    """Two splits, the earlier one first."""
+
+    earlier: Split
+    later: Split
+
+
+@check(SplitPair, WARNING, "disjoint splits", Action.DROP_ROW, "dropped from the earlier split")
+def shared_row(pair: SplitPair) -> Iterator[Fault]:
+    """Rows that are in a later split as well."""
+    name = pair.later.file
+    first = pair.later.rows.group_by("row_key").agg(other=pl.col("row").min())
+    rows = pair.earlier.rows.join(first, on="row_key").sort("row")
+    expected = _pairs(pair.earlier.history_counts, pair.later.history_counts) * _meeting(pair.earlier, pair.later)
+    severity = _severity(rows.height, expected)
+    texts = [f"equals row {row} of {name} (item {item})" for row, item in rows.select("other", "target").iter_rows()]
+    expected_text = f"at most some {expected:.1f} rows shared with {name} by coincidence"
+    yield _fault(pair.earlier.file, ITEM_ID, rows, texts, severity=severity, expected=expected_text)
+
+
+class Comparison(SplitPair):
+    """A split with the earliest one, from which it should not differ much."""
+
+    def judge(
+        self, column: str, counts: Sequence[np.ndarray], text: str, most: float = PSI_MOST
+    ) -> Iterator[Fault | Measure]:
+        """Yield the PSI of a column's histograms ``(K,)`` of both, and a fault where it is large."""
+        psi = population_stability(*counts)
+        yield Measure(("psi", f"{self.earlier.name}-{self.later.name}", column), round(psi, 4))
+        if psi > most and is_unlikely(*counts):
+            yield Fault(self.later.file, column, found=f"{text} (PSI {psi:.3f})")
 
 
 def population_stability(reference: np.ndarray, other: np.ndarray) -> float:
@@ -379,8 +387,10 @@ def population_stability(reference: np.ndarray, other: np.ndarray) -> float:
     >>> population_stability(np.array([10, 10]), np.array([20, 20]))
     0.0
     """
-    p, q = ((h + 0.5) / (h + 0.5).sum() for h in (reference, other))
-    return float(((p - q) * np.log(p / q)).sum())
+    from scipy.stats import entropy
+
+    p, q = reference + 0.5, other + 0.5
+    return float(entropy(p, q) + entropy(q, p))
 
 
 def is_unlikely(reference: np.ndarray, other: np.ndarray) -> bool:
@@ -393,206 +403,172 @@ def is_unlikely(reference: np.ndarray, other: np.ndarray) -> bool:
     return float(chi2_contingency(table).pvalue) < UNLIKELY
 
 
-def check_drift(splits: Mapping[str, Split], report: Report) -> None:
-    """Compare valid and test with train, and test with valid where there is no train; ratios go to the measures."""
-    names = list(splits)
-    for name in names[1:]:
-        _compare(splits[names[0]], splits[name], report)
-    if "train" in splits and len(names) > 1:
-        _check_cold(splits["train"], [splits[n] for n in names[1:]], report)
+def histograms(reference: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+    """Return histograms of two samples of integers; each bin holds about a tenth of the first."""
+    edges = np.unique(np.quantile(reference, np.arange(1, BINS) / BINS, method="inverted_cdf"))
+    edges = edges[edges < max(reference.max(), other.max())]
+    return [np.bincount(np.digitize(v, edges, right=True), minlength=len(edges) + 1) for v in (reference, other)]
 
 
-def _compare(reference: Split, split: Split, report: Report) -> None:
-    pair = f"{reference.path.stem}-{split.path.stem}"
-    label = [np.bincount(s.labels[s.labels >= 0], minlength=2) for s in (reference, split)]
-    if reference.has_label and split.has_label:
-        rates = [h[1] / max(h.sum(), 1) for h in label]
-        text = f"the share of positives is {rates[1]:.3f}, in {reference.name} {rates[0]:.3f}"
-        _judge("label-drift", LABEL, label, text, split, pair, report, PSI_LABEL)
-    for column in reference.context.keys() & split.context.keys():
-        counts = reference.context[column], split.context[column]
-        if max(map(len, counts)) > MOST_CATEGORIES:
+@check(Comparison, WARNING, f"PSI of at most {PSI_LABEL}")
+def label_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Another fraction of positives than in train."""
+    if pair.earlier.has_label and pair.later.has_label:
+        labels = [s.rows["click"].drop_nulls().to_numpy() for s in (pair.earlier, pair.later)]
+        text = f"the fraction of positives is {labels[1].mean():.3f}, in {pair.earlier.file} {labels[0].mean():.3f}"
+        yield from pair.judge(LABEL, [np.bincount(part, minlength=2) for part in labels], text, PSI_LABEL)
+
+
+@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
+def context_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Another distribution of categories."""
+    for name in pair.earlier.context:
+        if name not in pair.later.context:
             continue
-        values = sorted(counts[0].keys() | counts[1].keys())
-        histograms = [np.array([c[v] for v in values], dtype=np.int64) for c in counts]
-        if values:
-            shares = [h / max(h.sum(), 1) for h in histograms]
-            most = int(np.abs(shares[0] - shares[1]).argmax())
-            text = (
-                f"{values[most]:g} in {shares[1][most]:.1%} of the rows, in {shares[0][most]:.1%} of {reference.name}"
-            )
-            _judge("context-drift", column, histograms, text, split, pair, report)
-    width = max(len(reference.lengths), len(split.lengths))
-    lengths = [np.pad(s.lengths, (0, width - len(s.lengths))) for s in (reference, split)]
-    if all(h.sum() for h in lengths):
-        means = [float(h @ np.arange(width)) / h.sum() for h in lengths]
-        text = f"{means[1]:.1f} items on average, in {reference.name} {means[0]:.1f}"
-        _judge("history-drift", ITEM_SEQ, _merge(lengths), text, split, pair, report)
-    if reference.path.stem == "train":
-        shown = [_popularity(reference, s) for s in (reference, split)]
-        shown = [s[s > 0] for s in shown]  # cold targets are judged by themselves
-        if all(len(s) for s in shown):
-            medians = [np.median(s) for s in shown]
-            text = (
-                f"a median of {medians[1]:g} training rows per target that has any, in {reference.name} {medians[0]:g}"
-            )
-            histograms = _merge([np.bincount(s, minlength=max(map(np.max, shown)) + 1) for s in shown])
-            _judge("popularity-drift", ITEM_ID, histograms, text, split, pair, report)
+        then, now = (split.context[name].tally for split in (pair.earlier, pair.later))
+        both = then.values.join(now.values, on="value", how="full", coalesce=True, suffix="_now").sort("value")
+        if both.is_empty() or not (then.is_complete and now.is_complete):
+            continue
+        counts = [both[column].fill_null(0).cast(pl.Int64).to_numpy() for column in ("n", "n_now")]
+        before, after = (n / max(n.sum(), 1) for n in counts)
+        most = int(np.abs(before - after).argmax())
+        text = f"{both['value'][most]:g} in {after[most]:.1%} of the rows, "
+        text += f"in {before[most]:.1%} of {pair.earlier.file}"
+        yield from pair.judge(name, counts, text)
 
 
-def _judge(
-    check: str,
-    column: str,
-    histograms: list[np.ndarray],
-    text: str,
-    split: Split,
-    pair: str,
-    report: Report,
-    most: float = PSI_MOST,
-) -> None:
-    if not report.wants(check):
+@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
+def history_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Another distribution of history lengths."""
+    if pair.earlier.has_history and pair.later.has_history:
+        then, now = (split.rows["length"].to_numpy() for split in (pair.earlier, pair.later))
+        text = f"{now.mean():.1f} items on average, in {pair.earlier.file} {then.mean():.1f}"
+        yield from pair.judge(ITEM_SEQ, histograms(then, now), text)
+
+
+@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
+def popularity_drift(pair: Comparison) -> Iterator[Fault | Measure]:
+    """Another popularity of the targets."""
+    if pair.earlier.name != "train":
         return
-    psi = population_stability(*histograms)
-    report.measures.setdefault("psi", {}).setdefault(pair, {})[column] = round(psi, 4)
-    if psi > most and is_unlikely(*histograms):
-        report.add(check, split.name, column, found=f"{text} (PSI {psi:.3f})")
+    counts = map(pair.earlier.popularity_of, (pair.earlier, pair.later))
+    then, now = (n[n > 0] for n in counts)  # cold targets are judged by themselves
+    if then.size and now.size:
+        text = f"a median of {np.median(now):g} training rows per target that has any, "
+        text += f"in {pair.earlier.file} {np.median(then):g}"
+        yield from pair.judge(ITEM_ID, histograms(then, now), text)
 
 
-def _merge(histograms: list[np.ndarray]) -> list[np.ndarray]:
-    """Merge bins into ten of about equal size in the first histogram."""
-    total = np.cumsum(histograms[0])
-    edges = np.unique(np.searchsorted(total, total[-1] * np.arange(1, BINS) / BINS)) + 1
-    starts = np.concatenate(([0], edges[edges < len(total)]))
-    return [np.add.reduceat(h, starts) for h in histograms]
+@dataclass(frozen=True)
+class Interactions:
+    """All splits that could be read, in the order of time.
+
+    ``items`` are the item files; none where a split could not be read, as it may show items. ``shown`` says which of
+    them the splits show.
+    """
+
+    splits: Mapping[str, Split]
+    items: Sequence[ItemFile]
+    shown: KnownItems
+
+    def measures(self) -> dict[str, dict[str, float]]:
+        """Return the fractions of targets without a training row, and of examples without history, by split."""
+        measures: dict[str, dict[str, float]] = {"cold_fraction": {}, "without_history": {}}
+        for name, split in self.splits.items():
+            if name != "train" and "train" in self.splits:
+                cold = self.splits["train"].popularity_of(split) == 0
+                measures["cold_fraction"][name] = float(cold.mean())
+            if split.has_history:
+                measures["without_history"][name] = float((split.rows["length"].to_numpy() == 0).mean())
+        return measures
 
 
-def _popularity(train: Split, split: Split) -> np.ndarray:
-    """Return how many training rows show each target of a split."""
-    items, counts = np.unique(train.targets, return_counts=True)
-    if not items.size:
-        return np.zeros(len(split.targets), dtype=np.int64)
-    place = np.minimum(np.searchsorted(items, split.targets), len(items) - 1)
-    return np.where(items[place] == split.targets, counts[place], 0)
+@check(Interactions, INFO, "items that are shown or in a history")
+def unused_item(interactions: Interactions) -> Iterator[Fault]:
+    """Items that no interaction shows."""
+    for item in interactions.items[:1]:
+        yield item.fault(ITEM_ID, np.flatnonzero(np.isin(item.ids, interactions.shown.never_shown())))
 
 
-def _check_cold(train: Split, splits: list[Split], report: Report) -> None:
-    if not report.wants("cold-targets"):
+@check(Interactions, WARNING, f"a fraction of at most {COLD_MOST}, as large in test")
+def cold_targets(interactions: Interactions) -> Iterator[Fault]:
+    """Targets without a training row."""
+    fractions = interactions.measures()["cold_fraction"]
+    for name, fraction in fractions.items():
+        text = f"{fraction:.1%} of the targets are in no row of train"
+        if fraction > COLD_MOST:
+            yield Fault(f"{name}.parquet", ITEM_ID, found=text)
+        if name == "test" and abs(fraction - fractions.get("valid", fraction)) > COLD_DIFFERENCE:
+            yield Fault(f"{name}.parquet", ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
+
+
+def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
+    """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
+    subjects = (Chunk, Split, ContextColumn, SplitPair, Comparison, Interactions)
+    if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
         return
-    shares = {s.path.stem: float((_popularity(train, s) == 0).mean()) for s in splits if len(s.targets)}
-    report.measures["cold_share"] = {name: round(share, 4) for name, share in shares.items()}
-    for split in splits:
-        share = shares.get(split.path.stem, 0.0)
-        if share > COLD_MOST:
-            report.add("cold-targets", split.name, ITEM_ID, found=f"{share:.1%} of the targets are in no row of train")
-    if len(shares) == 2 and abs(shares["valid"] - shares["test"]) > COLD_DIFFERENCE:
-        text = f"{shares['test']:.1%} of the targets are in no row of train, in valid {shares['valid']:.1%}"
-        report.add("cold-targets", "test.parquet", ITEM_ID, found=text)
+    known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
+    splits: list[Split] = []
+    # Later splits first: a click of theirs must not be in an earlier history.
+    for path in reversed(layout.splits.values()):
+        with report.reading(path):
+            split = _read_split(path, known, splits, layout, report, verbose)
+            if split is not None:
+                splits.insert(0, split)
+    for index, split in enumerate(splits):
+        for later in splits[index + 1 :]:
+            report.examine(SplitPair(split, later))
+            if index == 0:
+                report.examine(Comparison(split, later))
+    items = layout.items if splits and len(splits) == len(layout.splits) else []
+    interactions = Interactions({split.name: split for split in splits}, items, known)
+    report.examine(interactions)
+    for key, fractions in interactions.measures().items():
+        report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
 
 
-UNLIKELY_REPEATS = 1e-3
+def _read_split(
+    path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
+) -> Split | None:
+    """Check a split and return what the checks across splits need; None where there are no targets."""
+    schema = read_schema(path)
+    wanted = {USER_ID: "integers", ITEM_ID: "integers", ITEM_SEQ: "lists of integers"}
+    if path.stem != "test" or LABEL in schema.names:
+        wanted[LABEL] = "numbers"
+    usable = require(path, schema, wanted, report)
+    layout.not_checked += check_types(path, schema, wanted, report)
+    if ITEM_ID not in usable:
+        return None
+    context = [f for f in schema if f.name not in wanted and is_number(f.type)]
+    names = [f.name for f in context]
+    clicks = pl.concat([s.clicks() for s in later] or [pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})])
+    parts, repeats = [], []
+    for row, batch in read_chunks(path, usable + names, verbose=verbose):
+        chunk = Chunk.of(path.name, row, batch, items, clicks)
+        report.examine(chunk)
+        parts.append(_with_keys(chunk, names))
+        repeats.append(_find_repeats(chunk))
+    if not parts:
+        report.add(EMPTY_FILE, Fault(path.name))
+        return None
+    rows = pl.concat(parts)
+    columns = {f.name: ContextColumn(path, f, rows["user"]) for f in context}
+    split = Split(path, rows, pl.concat(repeats), columns)
+    report.examine(split)
+    for column in columns.values():
+        report.examine(column)
+    return split
 
 
-def check_repeats(splits: Mapping[str, Split], report: Report) -> None:
-    """Look for equal rows in each split and in each two of them (earlier first)."""
-    names = list(splits)
-    for name in names:
-        if report.wants("contradictory-row", "duplicate-row"):
-            _check_within(splits[name], report)
-    for place, name in enumerate(names):
-        for other in names[place + 1 :]:
-            if report.wants("shared-row"):
-                _check_across(splits[name], splits[other], report)
+def _with_keys(chunk: Chunk, context: Sequence[str]) -> pl.DataFrame:
+    history = pl.col("history").list.eval(pl.element().fill_null(-1)).hash()
+    rows = chunk.rows.select("row", "user", "target", "click", "length", history_key=pl.struct("user", history).hash())
+    others = [chunk.raw[name].alias(f"context {name}") for name in context]
+    key = pl.struct("history_key", "target", *(column.name for column in others)).hash()
+    return rows.with_columns(rows.with_columns(others).select(row_key=key).to_series())
 
 
-def _check_within(split: Split, report: Report) -> None:
-    keys, first, place, counts = np.unique(split.row_keys, return_index=True, return_inverse=True, return_counts=True)
-    if len(keys) == len(place):
-        return
-    same = np.unique(split.history_keys, return_counts=True)[1].astype(np.float64)
-    expected = float((same * (same - 1) / 2).sum()) * _meeting(split, split)
-    zeros, ones = (np.bincount(place, split.labels == value) for value in (0, 1))
-    share = ones.sum() / max(zeros.sum() + ones.sum(), 1)
-    differing = 2 * share * (1 - share)
-    contradictory = (zeros > 0) & (ones > 0)
-    earlier = first[place]
-    repeated = counts[place] > 1
-    pairs = counts * (counts - 1) / 2
-    other_label = np.where(split.labels == 1, _first(split, place, 0), _first(split, place, 1))
-    for check, column, rows, partners, found, chance in (
-        (
-            "contradictory-row",
-            LABEL,
-            np.flatnonzero(contradictory[place]),
-            other_label,
-            (zeros * ones).sum(),
-            expected * differing,
-        ),
-        (
-            "duplicate-row",
-            ITEM_ID,
-            np.flatnonzero(repeated & ~contradictory[place] & (earlier != np.arange(len(place)))),
-            earlier,
-            pairs[~contradictory].sum(),
-            expected * (1 - differing),
-        ),
-    ):
-        both = zip(split.labels[rows], split.labels[partners[rows]], strict=True)
-        labels = [f", label {here} and {there}" if check == "contradictory-row" else "" for here, there in both]
-        report.add(
-            check,
-            split.name,
-            column,
-            rows,
-            split.users[rows],
-            [f"equals row {partners[r]} (item {split.targets[r]}{t})" for r, t in zip(rows, labels, strict=True)],
-            severity=_severity(float(found), chance),
-            expected=f"at most some {chance:.1f} pairs by chance",
-            id_name=USER_ID,
-        )
-
-
-def _first(split: Split, place: np.ndarray, label: int) -> np.ndarray:
-    """Return for each row the first equal one with a label, -1 without any; ``place`` says which rows are equal."""
-    rows = np.flatnonzero(split.labels == label)[::-1]
-    first = np.full(int(place.max(initial=0)) + 1, -1)
-    first[place[rows]] = rows
-    return first[place]
-
-
-def _check_across(split: Split, later: Split, report: Report) -> None:
-    rows = np.flatnonzero(np.isin(split.row_keys, later.row_keys))
-    if not rows.size:
-        return
-    keys, counts = np.unique(split.history_keys, return_counts=True)
-    later_keys, later_counts = np.unique(later.history_keys, return_counts=True)
-    _, here, there = np.intersect1d(keys, later_keys, assume_unique=True, return_indices=True)
-    expected = float(counts[here].astype(np.float64) @ later_counts[there]) * _meeting(split, later)
-    order = np.argsort(later.row_keys, kind="stable")
-    place = order[np.searchsorted(later.row_keys[order], split.row_keys[rows])]
-    report.add(
-        "shared-row",
-        split.name,
-        ITEM_ID,
-        rows,
-        split.users[rows],
-        [f"equals row {p} of {later.name} (item {split.targets[r]})" for r, p in zip(rows, place, strict=True)],
-        severity=_severity(len(rows), expected),
-        expected=f"at most some {expected:.1f} rows shared with {later.name} by chance",
-        id_name=USER_ID,
-    )
-
-
-def _meeting(split: Split, other: Split) -> float:
-    """Return the chance that a row of each shows the same item."""
-    items, counts = np.unique(split.targets, return_counts=True)
-    other_items, other_counts = np.unique(other.targets, return_counts=True)
-    _, here, there = np.intersect1d(items, other_items, assume_unique=True, return_indices=True)
-    pairs = float(counts[here].astype(np.float64) @ other_counts[there])
-    return pairs / max(len(split.targets) * len(other.targets), 1)
-
-
-def _severity(found: float, expected: float) -> str:
-    from scipy.stats import poisson
-
-    # Half more than expected, and a little: items are not met quite independently.
-    return "warning" if poisson.sf(found - 1, 1.5 * expected + 0.05) < UNLIKELY_REPEATS else "info"
+def _find_repeats(chunk: Chunk) -> pl.DataFrame:
+    keys = chunk.entries.select(key=pl.struct("row", "item").hash()).to_series()
+    repeated = chunk.entries.filter(keys.is_duplicated() & (chunk.entries["item"] > 0))
+    return repeated.unique("row", keep="first").sort("row").select("row", "user", "item")

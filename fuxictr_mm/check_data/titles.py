@@ -1,8 +1,8 @@
-r"""Checks of titles, and how each is mended.
+r"""Checks of titles, and how each title is fixed.
 
-A title is judged by the first of these that holds: empty, wrong encoding, JSON or code fence, a model's own sentence,
-HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a row), a character lost.
-Only titles with none of these are judged for their language, and conservatively:
+A title has the first of these faults that holds, in the order of this file: empty, wrong encoding, JSON or code fence,
+a model's own sentence, HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a
+row), a character lost. Only titles with none of these are checked for their language, and conservatively:
 
 - another script: at least two letters and 30 % of all letters are of no script of the expected language;
 - another language of the same script: at least 4 words and 15 letters, and the identifier gives the expected language
@@ -17,12 +17,15 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
+import polars as pl
 
-from fuxictr_mm.check_data.checks import Report
+from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
+from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_binary, is_text, read_chunks
+from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
 
 PLACEHOLDERS = frozenset(
@@ -55,7 +58,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-#: Tags that stand inside a word or between two; the content of scripts goes as well.
+#: Tags inside a word or between two; the content of scripts goes as well.
 _INLINE_TAG = re.compile(
     r"</?(?:a|abbr|b|big|code|em|font|i|s|small|span|strike|strong|sub|sup|tt|u)(?:\s[^<>]*)?/?>", re.IGNORECASE
 )
@@ -92,107 +95,91 @@ _SCRIPTS = {
 #: Letters of signs and formulas that say nothing of a language.
 _NEUTRAL = ("MODIFIER", "MATHEMATICAL", "FEMININE", "MASCULINE", "MICRO", "SCRIPT", "DOUBLE-STRUCK", "FULLWIDTH")
 
+#: So many items that share a title are suspicious.
 MOST_SHARING = 10
-_TITLE_LETTERS, _TITLE_WORDS, _EXPECTED_AT_MOST, _OTHER_AT_LEAST = 15, 4, 1e-3, 0.5
+#: A language is told from at least so many letters and words; the probabilities of the expected one and of another.
+LEAST_LETTERS, LEAST_WORDS, EXPECTED_MOST, OTHER_LEAST = 15, 4, 1e-3, 0.5
 
 
-class Verdict(NamedTuple):
-    """What is wrong with a title, and the title that it should be (None where nobody can tell)."""
+class TitleFault(NamedTuple):
+    """The check that a title fails, and the fixed title (the same where there is no fix)."""
 
     check: str
-    mended: str | None
+    fixed: str
 
 
-def judge(title: str) -> Verdict | None:
-    """Return what is wrong with a title's text, or None.
+def find_fault(title: str, checks: Container[str] | None = None) -> TitleFault | None:
+    """Return the first fault of a title among some checks (all by default), or None.
+
+    The checks of a single title are functions that return the fixed title where it has the fault.
 
     Examples
     --------
-    >>> judge('{"translation": "Two cats"}')
-    Verdict(check='json-title', mended='Two cats')
-    >>> judge("“Two cats” — it’s fun") is None
+    >>> find_fault('{"translation": "Two cats"}')
+    TitleFault(check='json-title', fixed='Two cats')
+    >>> find_fault("“Two cats” — it’s fun") is None
     True
     """
+    for name, function in functions_of(str).items():
+        fixed = function(title) if checks is None or name in checks else None
+        if fixed is not None:
+            return TitleFault(name, fixed)
+    return None
+
+
+def fix_title(title: str, checks: Container[str] | None = None) -> str:
+    """Return a title with the faults of some checks (all by default) fixed, one after the other.
+
+    Examples
+    --------
+    >>> fix_title('```json {"title": "Two cats"} ```')
+    'Two cats'
+    """
+    for _ in range(4):
+        fault = find_fault(title, checks)
+        if fault is None:
+            return title
+        title = fault.fixed
+    return title
+
+
+@check(str, WARNING, "a title", Action.FIX_TITLE, "placeholders become empty")
+def empty_title(title: str) -> str | None:
+    """Empty titles or placeholders."""
     folded = title.strip().casefold()
-    if folded in PLACEHOLDERS or not any(_is_visible(c) for c in folded):
-        return Verdict("empty-title", "")
-    decoded = _ftfy().fix_encoding(title)
-    if decoded != title and "�" not in decoded:
-        return Verdict("mojibake", decoded)
-    fence = _FENCE.match(title)
-    inside = fence[1] if fence else title
-    if fence or _is_json(inside):
-        return Verdict("json-title", _text_inside(inside))
-    if _REFUSAL.match(title):
-        return Verdict("assistant-title", "")
-    lead_in = _LEAD_IN.match(title)
-    if lead_in:
-        return Verdict("assistant-title", title[lead_in.end() :].strip().strip("\"“”'"))
-    for check, change in _REWRITES.items():
-        rewritten = change(title)
-        if rewritten != title:
-            return Verdict(check, " ".join(rewritten.split()))
-    return Verdict("lost-character", None) if "�" in decoded else None
-
-
-def _without_markup(title: str) -> str:
-    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", title))
-    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), bare)
-
-
-def _without_escapes(title: str) -> str:
-    return title if _DRIVE.search(title) else _ESCAPE.sub(_unescaped, title)
-
-
-def _unescaped(escapes: re.Match[str]) -> str:
-    if escapes[0] == "\\":
-        return ""  # before a quotation mark
-    # Two escapes of four digits may be the halves of one character.
-    units = b"".join(
-        chr(int(e[2:], 16)).encode("utf-16-le", "surrogatepass") for e in re.findall(r"\\[uUx][0-9a-fA-F]+", escapes[0])
-    )
-    text = units.decode("utf-16-le", "replace")
-    return text if units and all(map(str.isprintable, text)) else " "
-
-
-def _without_address(title: str) -> str:
-    return _ADDRESS.sub(" ", title)
-
-
-def _without_repeats(title: str) -> str:
-    return _REPEATS.sub(r"\1", title)
-
-
-_REWRITES = {
-    "markup-title": _without_markup,
-    "escape-title": _without_escapes,
-    "url-title": _without_address,
-    "repeated-word-title": _without_repeats,
-}
-#: The checks that `judge` gives, in its order.
-JUDGED = ("empty-title", "mojibake", "json-title", "assistant-title", *_REWRITES, "lost-character")
+    return "" if folded in PLACEHOLDERS or not any(map(_is_visible, folded)) else None
 
 
 def _is_visible(character: str) -> bool:
-    """Whether a character is a letter, a mark, a number or a picture, and no punctuation, space or control."""
+    """Whether a character is a letter, a mark, a number or a pictograph, and no punctuation, space or control."""
     category = unicodedata.category(character)
     return category[0] in "LMN" or category == "So"
 
 
-def mend(title: str) -> str:
-    """Return a title with its faults mended, one after the other; a sound title as it is.
+@check(str, WARNING, "readable text", Action.FIX_TITLE, "decoded by ftfy")
+def mojibake(title: str) -> str | None:
+    """Text decoded by the wrong encoding."""
+    decoded = _decoded(title)
+    return decoded if decoded != title and "\ufffd" not in decoded else None
 
-    Examples
-    --------
-    >>> mend('```json {"title": "Two cats"} ```')
-    'Two cats'
-    """
-    for _ in range(4):
-        verdict = judge(title)
-        if verdict is None or verdict.mended is None:
-            return title
-        title = verdict.mended
-    return title
+
+@functools.lru_cache(maxsize=1)
+def _decoded(title: str) -> str:
+    try:
+        import ftfy
+    except ImportError:
+        raise UserError(
+            'wrong encodings are found by ftfy: pip install "fuxictr-mm[quality]", or --skip mojibake lost-character'
+        ) from None
+    return ftfy.fix_encoding(title)
+
+
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the text inside is kept")
+def json_title(title: str) -> str | None:
+    """JSON or code fences left by a translating model."""
+    fence = _FENCE.match(title)
+    inside = fence[1] if fence else title
+    return _text_inside(inside) if fence or _is_json(inside) else None
 
 
 def _is_json(text: str) -> bool:
@@ -208,16 +195,8 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _ftfy() -> Any:
-    try:
-        import ftfy
-    except ImportError:
-        raise UserError('titles are checked with ftfy: pip install "fuxictr-mm[quality]", or --skip mojibake') from None
-    return ftfy
-
-
 def _text_inside(text: str) -> str:
-    """Return the only or the likeliest text of a JSON value, whole or broken."""
+    """Return the only or the likeliest text of a JSON value, complete or broken."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -232,45 +211,135 @@ def _text_inside(text: str) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-def check_titles(
-    file: str,
-    column: str,
-    titles: Sequence[str],
-    ids: np.ndarray,
-    report: Report,
-    language: str | None = None,
-    twins: Collection[int] = (),
-) -> None:
-    """Check the titles of an item file.
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the lead-in is cut off, a refusal emptied")
+def assistant_title(title: str) -> str | None:
+    """Sentences of a translating model."""
+    if _REFUSAL.match(title):
+        return ""
+    lead_in = _LEAD_IN.match(title)
+    return title[lead_in.end() :].strip().strip("\"“”'") if lead_in else None
 
-    Parameters
-    ----------
-    file, column : str
-        Where they stand.
-    titles : sequence of str, (I,)
-        One per row; null is empty.
-    ids : ndarray of int64, (I,)
-        Item ids of the rows; the padding item is not judged.
-    report : Report
-        Takes the findings.
-    language : str, optional
-        Code of the expected language, such as ``"en"``; that of the majority by default.
-    twins : collection of int
-        Items whose vectors are the same, or nearly, as another's.
+
+def _rewritten(title: str, new: str) -> str | None:
+    return " ".join(new.split()) if new != title else None
+
+
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "tags are removed, entities become characters")
+def markup_title(title: str) -> str | None:
+    """HTML tags or entities."""
+    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", title))
+    return _rewritten(title, _ENTITY.sub(lambda entity: html.unescape(entity[0]), bare))
+
+
+@check(str, WARNING, "the characters meant", Action.FIX_TITLE, "decoded")
+def escape_title(title: str) -> str | None:
+    r"""Backslash escapes such as \n or \u00e9."""
+    return None if _DRIVE.search(title) else _rewritten(title, _ESCAPE.sub(_unescaped, title))
+
+
+def _unescaped(escapes: re.Match[str]) -> str:
+    if escapes[0] == "\\":
+        return ""  # before a quotation mark
+    # Two escapes of four digits may be the halves of one character.
+    units = b"".join(
+        chr(int(e[2:], 16)).encode("utf-16-le", "surrogatepass") for e in re.findall(r"\\[uUx][0-9a-fA-F]+", escapes[0])
+    )
+    text = units.decode("utf-16-le", "replace")
+    return text if units and all(map(str.isprintable, text)) else " "
+
+
+@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the address is removed")
+def url_title(title: str) -> str | None:
+    """Web addresses."""
+    return _rewritten(title, _ADDRESS.sub(" ", title))
+
+
+@check(str, WARNING, "a title", Action.FIX_TITLE, "equal words that follow each other become one")
+def repeated_word_title(title: str) -> str | None:
+    """One word over and over."""
+    return _rewritten(title, _REPEATS.sub(r"\1", title))
+
+
+@check(str, WARNING, "readable text")
+def lost_character(title: str) -> str | None:
+    """Characters that a wrong decoding lost (U+FFFD)."""
+    return title if "\ufffd" in _decoded(title) else None
+
+
+@dataclass(frozen=True)
+class Titles:
+    """Titles of an item file without another fault."""
+
+    file: str
+    column: str
+    #: ``row``, ``item_id`` and ``value``, the title.
+    rows: pl.DataFrame
+    #: Code of the expected language, such as ``"en"``; that of the majority by default.
+    language: str | None = None
+    #: Items whose embedding is equal, or nearly so, to another's.
+    similar: Collection[int] = ()
+
+
+def check_titles(
+    layout: Layout, report: Report, column: str, language: str | None = None, similar: Collection[int] = ()
+) -> None:
+    """Check the titles of all item files that have the column; the parameters are those of ``Titles``.
+
+    Raises
+    ------
+    UserError
+        A library is missing, or it does not know the language.
     """
-    sound = []
-    for row, (title, item) in enumerate(zip(titles, ids.tolist(), strict=True)):
-        if item == 0:
+    for item in layout.items if report.wants(str, Titles) else ():
+        if column not in item.schema.names:
             continue
-        verdict = judge(title) if report.wants(*JUDGED) else None
-        if verdict:
-            report.add(verdict.check, file, column, [row], [item], [title])
-        elif title.strip():
-            sound.append(row)
-    if report.wants("foreign-title"):
-        _check_language(file, column, titles, ids, sound, report, language)
-    if report.wants("duplicate-title"):
-        _check_duplicates(file, column, titles, ids, sound, report, twins)
+        kind = item.schema.field(column).type
+        if not (is_text(kind) or is_binary(kind)):
+            report.add(COLUMN_TYPE, Fault(item.path.name, column, found=f"holds {kind}", expected="text"))
+            continue
+        with report.reading(item.path):
+            rows = _report_single(item, column, report)
+            report.examine(Titles(item.path.name, column, rows, language, similar))
+
+
+def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
+    """Report the faults of single titles and return the titles without; the padding item is left out."""
+    found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for start, batch in read_chunks(item.path, [column]):
+        for row, title in enumerate(as_text(batch.column(0)), start):
+            if item.ids[row] != 0:
+                fault = find_fault(title, report.checks)
+                if fault or title.strip():
+                    found[fault.check if fault else ""].append((row, int(item.ids[row]), title))
+    schema = {"row": pl.Int64, ITEM_ID: pl.Int64, "value": pl.String}
+    frames = {name: pl.DataFrame(rows, schema, orient="row") for name, rows in found.items()}
+    others = frames.pop("", pl.DataFrame(schema=schema))
+    for name, frame in frames.items():
+        report.add(CHECKS[name], Fault(item.path.name, column, frame))
+    return others
+
+
+@check(Titles, WARNING, "the language of the majority (or --language)")
+def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
+    """Titles in another language."""
+    identifier = _identifier()
+    texts = titles.rows["value"].to_list()
+    best = [identifier.classify(text)[0] if _is_long(text) else None for text in texts]
+    language = titles.language
+    if language is None:
+        votes = Counter(code for code in best if code is not None)
+        language = votes.most_common(1)[0][0] if votes else "en"
+        yield Measure(("language",), language)
+    elif language not in identifier.labels:
+        raise UserError(f"--language: '{language}' is no language code that py3langid knows, such as en or zh")
+    scripts = _SCRIPTS.get(language, ("LATIN",))
+    foreign = [
+        _other_script(text, scripts) or _other_language(text, code, language)
+        for text, code in zip(texts, best, strict=True)
+    ]
+    values = [f"{text} ({other})" if other else None for text, other in zip(texts, foreign, strict=True)]
+    rows = titles.rows.with_columns(value=pl.Series(values, dtype=pl.String)).drop_nulls("value")
+    yield Fault(titles.file, titles.column, rows, expected=f"titles in '{language}'")
 
 
 @functools.lru_cache(maxsize=1)
@@ -279,49 +348,21 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise UserError(
-            'languages are told by py3langid 0.4: pip install "fuxictr-mm[quality]", or --skip foreign-title'
+            'languages are identified by py3langid 0.4: pip install "fuxictr-mm[quality]", or --skip foreign-title'
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _check_language(
-    file: str,
-    column: str,
-    titles: Sequence[str],
-    ids: np.ndarray,
-    rows: Sequence[int],
-    report: Report,
-    language: str | None,
-) -> None:
-    identifier = _identifier()
-    ranks = {r: dict(identifier.rank(titles[r])) for r in rows if _is_long(titles[r])}
-    if language is None:
-        votes = Counter(max(chances, key=chances.__getitem__) for chances in ranks.values())
-        language = votes.most_common(1)[0][0] if votes else "en"
-        report.measures["language"] = language
-    elif language not in identifier.labels:
-        raise UserError(f"--language: '{language}' is no language code that py3langid knows, such as en or zh")
-    scripts = _SCRIPTS.get(language, ("LATIN",))
-    for row in rows:
-        foreign = _other_script(titles[row], scripts)
-        if foreign is None and row in ranks:
-            best = max(ranks[row], key=ranks[row].__getitem__)
-            if ranks[row][language] < _EXPECTED_AT_MOST and ranks[row][best] >= _OTHER_AT_LEAST:
-                foreign = best
-        if foreign is not None:
-            report.add(
-                "foreign-title",
-                file,
-                column,
-                [row],
-                ids[[row]],
-                [f"{titles[row]} ({foreign})"],
-                expected=f"titles in '{language}'",
-            )
-
-
 def _is_long(title: str) -> bool:
-    return len(title.split()) >= _TITLE_WORDS and sum(map(str.isalpha, title)) >= _TITLE_LETTERS
+    return len(title.split()) >= LEAST_WORDS and sum(map(str.isalpha, title)) >= LEAST_LETTERS
+
+
+def _other_language(title: str, best: str | None, expected: str) -> str | None:
+    """Return the most probable language of a title if it is clearly not the expected one."""
+    if best is None or best == expected:
+        return None
+    probability = dict(_identifier().rank(title))
+    return best if probability[expected] < EXPECTED_MOST and probability[best] >= OTHER_LEAST else None
 
 
 def _other_script(title: str, expected: Sequence[str]) -> str | None:
@@ -331,11 +372,36 @@ def _other_script(title: str, expected: Sequence[str]) -> str | None:
     others = {s: n for s, n in scripts.items() if s not in expected and s not in _NEUTRAL}
     # Latin names are common in every language; only a title that has nothing else is foreign.
     least = 1.0 if set(others) == {"LATIN"} else 0.3
-    if sum(others.values()) >= max(2, least * total):
-        if set(others) == {"LATIN"} and not _is_long(title):
-            return None
-        return max(others, key=others.__getitem__).lower() + " letters"
-    return None
+    if sum(others.values()) < max(2, least * total) or (set(others) == {"LATIN"} and not _is_long(title)):
+        return None
+    return max(others, key=others.__getitem__).lower() + " letters"
+
+
+@check(Titles, WARNING, "a title per item")
+def duplicate_title(titles: Titles) -> Iterator[Fault]:
+    """Items that share a title."""
+    rows = titles.rows.with_columns(
+        key=pl.Series([normalized(title) for title in titles.rows["value"]], dtype=pl.String),
+        similar=pl.Series([key in titles.similar for key in titles.rows[ITEM_ID]], dtype=pl.Boolean),
+    )
+    rows = rows.filter(pl.col(ITEM_ID).n_unique().over("key") > 1)
+    # Two items may well share a title. Another spelling, similar embeddings or a crowd say that something is wrong.
+    groups = rows.group_by("key", maintain_order=True).agg(
+        pl.col("row", ITEM_ID, "value"),
+        suspicious=(pl.col("value").n_unique() > 1) | (pl.col("similar").sum() > 1) | (pl.len() >= MOST_SHARING),
+        items=pl.col(ITEM_ID).head(10),
+    )
+    texts = [
+        [f"{title} (items {', '.join(map(str, items))})" for title in group]
+        for group, items in groups.select("value", "items").iter_rows()
+    ]
+    groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))
+    for suspicious, severity, found in (
+        (True, WARNING, ""),
+        (False, INFO, "items that share a title, and nothing else"),
+    ):
+        shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value")
+        yield Fault(titles.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found)
 
 
 def normalized(title: str) -> str:
@@ -349,37 +415,3 @@ def normalized(title: str) -> str:
     folded = unicodedata.normalize("NFKC", title).casefold()
     kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
     return " ".join(kept.split()) or folded
-
-
-def _check_duplicates(
-    file: str,
-    column: str,
-    titles: Sequence[str],
-    ids: np.ndarray,
-    rows: Sequence[int],
-    report: Report,
-    twins: Collection[int],
-) -> None:
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        groups[normalized(titles[row])].append(row)
-    for group in groups.values():
-        if len({int(ids[r]) for r in group}) < 2:
-            continue
-        # Two items may well share a title. Another spelling, the same vectors or a crowd say that something is wrong.
-        suspect = (
-            len({titles[r] for r in group}) > 1
-            or sum(int(ids[r]) in twins for r in group) > 1
-            or len(group) >= MOST_SHARING
-        )
-        shared = f"(items {', '.join(str(ids[r]) for r in group[:10])})"
-        report.add(
-            "duplicate-title",
-            file,
-            column,
-            group,
-            ids[group],
-            [f"{titles[r]} {shared}" for r in group],
-            severity="" if suspect else "info",
-            found="" if suspect else "items that share a title, and nothing else",
-        )

@@ -1,294 +1,280 @@
-r"""Items whose image is far from what their text tells: outliers of a cross-modal fit.
+r"""Checks of embeddings: broken, outlying and duplicate ones, and images that their text does not explain.
 
-Text and image vectors are reduced by PCA to x and y of at most 64 components (of the sound vectors only), and a ridge
-regression W of y on x is fitted on four fifths of the items and applied to the fifth, five times. With r = y - W x, s
-the robust deviation of each component of r (1.4826 times the median absolute deviation), and the part of the image that
-PCA leaves out as one more component, an item's distance is
+For the last, text and image embeddings are reduced by PCA to x and y of at most 64 components (of the intact embeddings
+only), and a ridge regression W of y on x is fitted on four fifths of the items and applied to the fifth, five times.
+With r = y - W x, s the robust standard deviation of each component of r (from the median absolute deviation, MAD), and
+the part of the image that PCA leaves out as one more component, an item's distance is
 
 .. math::
     d_i = \sqrt{\operatorname{mean}_j (r_{ij} / s_j)^2}, \qquad z_i = (\log d_i - m) / (1.4826 \operatorname{mad})
 
-with m and mad the median and the median absolute deviation of log d. A z above 6 is far.
+with m and mad the median and the MAD of log d. A z above 6 is an outlier.
 
-Shape letters: I items, D width, K components.
+Shape letters: I items, R rows of a chunk, D dimension, K components.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import Report
-from fuxictr_mm.check_data.items import ItemFile, Layout, read_chunks, split_lists, values_per_row
+from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, Report, check
+from fuxictr_mm.check_data.layout import ItemFile, Layout, common_length, read_chunks, split_lists, values_per_row
 from fuxictr_mm.data.parquet import open_parquet
 from fuxictr_mm.errors import ConfigError
 
-#: Euclidean distance of two vectors of length 1 that counts as none.
+#: Euclidean distance of two embeddings of norm 1 that makes them near-duplicates.
 NEAR = 0.01
-
-
-PROJECTIONS = 16
-
-
-NEIGHBOURS = 5
-
-
+#: Orthonormal projections in which near-duplicates are looked for, and neighbours looked at.
+PROJECTIONS, NEIGHBOURS = 16, 5
 #: Pairs measured in one pass over the file.
 PAIRS_PER_PASS = 8192
-
-
-#: A length is out of range beyond this factor of the median and this many robust deviations.
+#: A norm is an outlier beyond this factor of the median and this many robust standard deviations of its logarithm.
 NORM_FACTOR, NORM_DEVIATIONS = 10.0, 8.0
-
-
-@dataclass
-class ColumnStatistics:
-    """What a pass over a vector column gathers.
-
-    Parameters
-    ----------
-    width : int
-        Width of most rows.
-    norms : ndarray, (I,)
-        Euclidean length; 0 where the vector is broken.
-    good : ndarray of bool, (I,)
-        Whole, finite, not zero, of a sound length and not padding.
-    """
-
-    width: int
-    norms: np.ndarray
-    good: np.ndarray
-
-
-def rectangle(array: pa.Array, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors ``(R, D)`` float32, zero where the width is another, and which rows have it, ``(R,)``."""
-    flat, offsets = split_lists(array)
-    with np.errstate(over="ignore"):  # too large for float32: infinite, and told
-        values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    fits = np.diff(offsets) == width
-    if fits.all():
-        return values.reshape(len(fits), width), fits
-    rows = np.zeros((len(fits), width), dtype=np.float32)
-    rows[fits] = values[(offsets[:-1][fits, None] + np.arange(width)).ravel()].reshape(-1, width)
-    return rows, fits
-
-
-def check_vectors(item: ItemFile, column: str, report: Report, verbose: int = 0) -> tuple[ColumnStatistics, set[int]]:
-    """Check a column of vectors.
-
-    Returns
-    -------
-    statistics : ColumnStatistics
-        For the cross-modal check.
-    twins : set of int
-        Items whose vector is equal or nearly equal to another's.
-    """
-    name, ids = item.path.name, item.ids
-    width = _common_width(item, column)
-    if width == 0 and len(ids):
-        report.add("vector-width", name, column, found="no vector has a number", expected="vectors of numbers")
-    if width == 0 or not len(ids):
-        empty = np.zeros(len(ids))
-        return ColumnStatistics(0, empty, empty.astype(bool)), set()
-    statistics, hashes, projected = _first_pass(item, column, width, report, verbose)
-    _check_lengths(item, column, statistics, report)
-    twins: set[int] = set()
-    if report.wants("duplicate-vector"):
-        twins |= _check_equal(item, column, statistics, hashes, report)
-    if report.wants("near-duplicate-vector") and width >= PROJECTIONS:
-        twins |= _check_near(item, column, statistics, hashes, projected, report)
-    return statistics, twins
-
-
-def _common_width(item: ItemFile, column: str) -> int:
-    kind = item.schema.field(column).type
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size
-    counts: np.ndarray = np.zeros(1, dtype=np.int64)
-    for _, columns in read_chunks(item.path, [column]):
-        _, offsets = split_lists(columns[column])
-        more = np.bincount(np.diff(offsets))
-        counts = np.pad(counts, (0, max(len(more) - len(counts), 0)))
-        counts[: len(more)] += more
-    counts[0] = 0  # empty rows are no width
-    return int(counts.argmax())
-
-
-def _first_pass(
-    item: ItemFile, column: str, width: int, report: Report, verbose: int
-) -> tuple[ColumnStatistics, np.ndarray, np.ndarray]:
-    name, ids = item.path.name, item.ids
-    count = len(ids)
-    norms, hashes = np.zeros(count), np.zeros(count, dtype=np.uint64)
-    projected = np.zeros((count, min(PROJECTIONS, width)), dtype=np.float32)
-    rng = np.random.default_rng(0)
-    directions = np.linalg.qr(rng.standard_normal((width, projected.shape[1])))[0].astype(np.float32)
-    odd = rng.integers(0, 2**63, width, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    lowest, highest = np.full(width, np.inf), np.full(width, -np.inf)
-    for row, columns in read_chunks(item.path, [column], f"{name}: {column}", verbose):
-        vectors, fits = rectangle(columns[column], width)
-        here = slice(row, row + len(vectors))
-        real = ids[here] != 0
-        bad = np.flatnonzero(~fits & real)
-        if bad.size:
-            _, offsets = split_lists(columns[column])
-            lengths = np.diff(offsets)[bad]
-            report.add("vector-width", name, column, row + bad, ids[here][bad], lengths, expected=f"a width of {width}")
-        finite = np.isfinite(vectors).all(axis=1)
-        bad = np.flatnonzero(~finite & real)
-        if bad.size:
-            place = (~np.isfinite(vectors[bad])).argmax(axis=1)
-            texts = [f"{vectors[r, p]} at place {p}" for r, p in zip(bad, place, strict=True)]
-            report.add("nonfinite-vector", name, column, row + bad, ids[here][bad], texts)
-        if not finite.all():
-            vectors = np.where(finite[:, None], vectors, np.float32(0))
-        lengths = np.linalg.norm(vectors.astype(np.float64) if _is_large(vectors) else vectors, axis=1)
-        norms[here] = lengths
-        zero = np.flatnonzero((lengths == 0) & finite & fits & real)
-        report.add("zero-vector", name, column, row + zero, ids[here][zero])
-        used = (lengths > 0) & real
-        if used.any():
-            lowest = np.minimum(lowest, vectors[used].min(axis=0))
-            highest = np.maximum(highest, vectors[used].max(axis=0))
-        # Adding zero turns -0.0 into 0.0, which is equal but has other bits.
-        hashes[here] = (vectors + np.float32(0)).view(np.uint32).astype(np.uint64) @ odd
-        unit = vectors / np.where(lengths > 0, lengths, 1)[:, None].astype(np.float64)
-        projected[here] = unit.astype(np.float32) @ directions
-    good = (norms > 0) & (ids != 0)
-    constant = np.flatnonzero((lowest == highest) & (good.sum() > 1))
-    for place in constant:
-        report.add(
-            "constant-column",
-            name,
-            f"{column}[{place}]",
-            found=f"the number at place {place} is {lowest[place]:g} in all {int(good.sum())} vectors",
-        )
-    return ColumnStatistics(width, norms, good), hashes, projected
-
-
-def _is_large(vectors: np.ndarray) -> bool:
-    return bool(np.abs(vectors).max(initial=0) > 1e15)
-
-
-def _check_lengths(item: ItemFile, column: str, statistics: ColumnStatistics, report: Report) -> None:
-    rows = np.flatnonzero(statistics.good)
-    if rows.size < 3:
-        return
-    logs = np.log(statistics.norms[rows])
-    middle = float(np.median(logs))
-    deviation = 1.4826 * float(np.median(np.abs(logs - middle)))
-    far = np.abs(logs - middle) > max(np.log(NORM_FACTOR), NORM_DEVIATIONS * deviation)
-    bad = rows[far]
-    statistics.good[bad] = False
-    if bad.size:
-        report.measures.setdefault("median_length", {})[f"{item.path.name}: {column}"] = float(np.exp(middle))
-    report.add(
-        "norm-outlier",
-        item.path.name,
-        column,
-        bad,
-        item.ids[bad],
-        statistics.norms[bad],
-        expected=f"a length near the median {np.exp(middle):.4g}",
-    )
-
-
-def _check_equal(
-    item: ItemFile, column: str, statistics: ColumnStatistics, hashes: np.ndarray, report: Report
-) -> set[int]:
-    rows = np.flatnonzero(statistics.norms > 0)
-    rows = rows[item.ids[rows] > 0]
-    _, first, place = np.unique(hashes[rows], return_index=True, return_inverse=True)
-    earlier = rows[first][place]
-    # A second row of the same item is a fault of its own.
-    again = rows[(earlier != rows) & (item.ids[earlier] != item.ids[rows])]
-    same = earlier[np.isin(rows, again)]
-    texts = [f"equals row {e}, item_id {item.ids[e]}" for e in same]
-    report.add("duplicate-vector", item.path.name, column, again, item.ids[again], texts)
-    return set(item.ids[again].tolist()) | set(item.ids[same].tolist())
-
-
-def _check_near(
-    item: ItemFile,
-    column: str,
-    statistics: ColumnStatistics,
-    hashes: np.ndarray,
-    projected: np.ndarray,
-    report: Report,
-) -> set[int]:
-    from scipy.spatial import cKDTree
-
-    rows = np.flatnonzero(statistics.good)
-    rows = rows[np.unique(hashes[rows], return_index=True)[1]]  # equal vectors are told already
-    if rows.size < 2:
-        return set()
-    rows.sort()
-    tree = cKDTree(projected[rows])
-    _, neighbour = tree.query(projected[rows], k=NEIGHBOURS + 1, distance_upper_bound=NEAR * 1.01)
-    left = np.repeat(np.arange(len(rows)), NEIGHBOURS + 1)
-    right = neighbour.ravel()
-    kept = (right < len(rows)) & (right != left)
-    pairs = np.unique(np.sort(rows[np.stack([left[kept], right[kept]], axis=1)], axis=1), axis=0)
-    pairs = pairs[item.ids[pairs[:, 0]] != item.ids[pairs[:, 1]]]
-    twins: set[int] = set()
-    for start in range(0, len(pairs), PAIRS_PER_PASS):
-        some = pairs[start : start + PAIRS_PER_PASS]
-        needed = np.unique(some)
-        unit = _unit_rows(item, column, statistics.width, needed)
-        distance = np.linalg.norm(
-            unit[np.searchsorted(needed, some[:, 1])] - unit[np.searchsorted(needed, some[:, 0])], axis=1
-        )
-        near = some[distance <= NEAR]
-        texts = [
-            f"within {d:.2g} of row {e}, item_id {item.ids[e]}"
-            for d, e in zip(distance[distance <= NEAR], near[:, 0], strict=True)
-        ]
-        report.add("near-duplicate-vector", item.path.name, column, near[:, 1], item.ids[near[:, 1]], texts)
-        twins |= set(item.ids[near.ravel()].tolist())
-    return twins
-
-
-def _unit_rows(item: ItemFile, column: str, width: int, rows: np.ndarray) -> np.ndarray:
-    """Return the vectors of sorted ``rows``, scaled to length 1, ``(rows, D)``."""
-    parts = []
-    for start, columns in read_chunks(item.path, [column]):
-        size = len(columns[column])
-        here = rows[(rows >= start) & (rows < start + size)] - start
-        if here.size:
-            vectors, _ = rectangle(columns[column].take(pa.array(here)), width)
-            parts.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    return np.concatenate(parts)
-
-
-COMPONENTS, FOLDS, LEAST_ITEMS = 64, 5, 100
-
-
-FAR_DEVIATIONS = 6.0
-
+#: Components, folds, items and limit of z of the cross-modal fit.
+COMPONENTS, FOLDS, LEAST_ITEMS, MOST_DEVIATIONS = 64, 5, 100, 6.0
 
 _TEXT = re.compile(r"te?xt|title|bert|sentence", re.IGNORECASE)
-
-
 _IMAGE = re.compile(r"ima?ge?|clip|poster|cover|photo|picture", re.IGNORECASE)
 
 
+class EmbeddingColumn:
+    """A column of embeddings, read once; ``verbose=0`` shows no progress.
+
+    Raises
+    ------
+    DataError
+        The file is damaged.
+    """
+
+    def __init__(self, item: ItemFile, name: str, verbose: int = 0) -> None:
+        self.item, self.name, count = item, name, len(item.ids)
+        #: Which rows are not padding, ``(I,)``.
+        self.is_real = item.ids != 0
+        #: Dimension of most rows; 0 where no row has a number.
+        self.dim = common_length(item.path, name)
+        #: Numbers of each row, -1 where it is null; Euclidean norm, 0 where the embedding is broken, ``(I,)``.
+        self.lengths, self.norms = np.zeros(count, np.int64), np.zeros(count)
+        #: Equal where embeddings are, ``(I,)``; projections of the embeddings scaled to norm 1, ``(I, P)``.
+        self.hashes = np.zeros(count, np.uint64)
+        self.projected = np.zeros((count, min(PROJECTIONS, self.dim)), np.float32)
+        #: What is wrong in rows with NaN or infinity.
+        self.nonfinite: dict[int, str] = {}
+        #: Bounds of each number of the embeddings that are not zero, ``(D,)``.
+        self.lowest, self.highest = np.full(self.dim, np.inf), np.full(self.dim, -np.inf)
+        rng = np.random.default_rng(0)
+        directions = np.linalg.qr(rng.standard_normal((self.dim, self.projected.shape[1])))[0].astype(np.float32)
+        odd = rng.integers(0, 2**63, self.dim, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        for row, batch in read_chunks(item.path, [name], f"{item.path.name}: {name}", verbose):
+            self._add(row, batch.column(0), directions, odd)
+
+    def _add(self, row: int, array: pa.Array, directions: np.ndarray, odd: np.ndarray) -> None:
+        rows = slice(row, row + len(array))
+        vectors, lengths = to_matrix(array, self.dim)
+        self.lengths[rows] = np.where(array.is_null().to_numpy(zero_copy_only=False), -1, lengths)
+        finite = np.isfinite(vectors)
+        for broken in np.flatnonzero(~finite.all(axis=1) & self.is_real[rows]):
+            index = int(finite[broken].argmin())
+            self.nonfinite[row + int(broken)] = f"{vectors[broken, index]} at index {index}"
+        if not finite.all():
+            vectors = np.where(finite.all(axis=1)[:, None], vectors, np.float32(0))
+        is_large = np.abs(vectors).max(initial=0) > 1e15  # the square may not be finite
+        norms = np.linalg.norm(vectors.astype(np.float64) if is_large else vectors, axis=1)
+        self.norms[rows] = norms
+        used = vectors[(norms > 0) & self.is_real[rows]]
+        self.lowest = np.minimum(self.lowest, used.min(axis=0, initial=np.inf))
+        self.highest = np.maximum(self.highest, used.max(axis=0, initial=-np.inf))
+        # Adding zero turns -0.0 into 0.0, which is equal but has other bits.
+        self.hashes[rows] = (vectors + np.float32(0)).view(np.uint32).astype(np.uint64) @ odd
+        unit = vectors / np.where(norms > 0, norms, 1)[:, None].astype(np.float64)
+        self.projected[rows] = unit.astype(np.float32) @ directions
+
+    def fault(self, rows: np.ndarray, values: Sequence[object] | np.ndarray | None = None, **texts: str) -> Fault:
+        """Return rows of the column as a fault."""
+        return self.item.fault(self.name, rows, values, **texts)
+
+    @property
+    def is_used(self) -> np.ndarray:
+        """Which embeddings are neither broken, zero nor padding, ``(I,)``."""
+        return (self.norms > 0) & self.is_real
+
+    @cached_property
+    def median_norm(self) -> float:
+        """Median norm; NaN for fewer than three."""
+        norms = self.norms[self.is_used]
+        return float(np.exp(np.median(np.log(norms)))) if len(norms) >= 3 else np.nan
+
+    @cached_property
+    def outliers(self) -> np.ndarray:
+        """Rows whose norm is far from the median."""
+        from scipy.stats import median_abs_deviation
+
+        rows = np.flatnonzero(self.is_used)
+        if np.isnan(self.median_norm):
+            return rows[:0]
+        logs = np.log(self.norms[rows] / self.median_norm)
+        limit = max(np.log(NORM_FACTOR), NORM_DEVIATIONS * float(median_abs_deviation(logs, scale="normal")))
+        return rows[np.abs(logs) > limit]
+
+    @cached_property
+    def is_intact(self) -> np.ndarray:
+        """Which embeddings are used, and no outliers, ``(I,)``."""
+        intact = self.is_used
+        intact[self.outliers] = False
+        return intact
+
+    @cached_property
+    def equal_pairs(self) -> pl.DataFrame:
+        """``row`` and ``earlier`` row of equal embeddings of different items."""
+        rows = np.flatnonzero((self.norms > 0) & (self.item.ids > 0))
+        frame = pl.DataFrame({"row": rows, "id": self.item.ids[rows], "key": self.hashes[rows]})
+        pairs = frame.with_columns(earlier=pl.col("row").first().over("key"), first=pl.col("id").first().over("key"))
+        # A second row of the same item is a fault of its own.
+        return pairs.filter((pl.col("row") != pl.col("earlier")) & (pl.col("id") != pl.col("first")))
+
+    @cached_property
+    def near_pairs(self) -> pl.DataFrame:
+        """``row``, ``earlier`` row and ``distance`` of near-duplicates of different items, equal ones left out."""
+        parts = [pl.DataFrame(schema={"earlier": pl.Int64, "row": pl.Int64, "distance": pl.Float64})]
+        candidates = _near_candidates(self) if self.dim >= PROJECTIONS else np.empty((0, 2), np.int64)
+        for start in range(0, len(candidates), PAIRS_PER_PASS):
+            pairs = candidates[start : start + PAIRS_PER_PASS]
+            needed, positions = np.unique(pairs, return_inverse=True)
+            unit = np.concatenate([vectors for (vectors,) in _read_rows([self], needed)])
+            unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+            left, right = positions.reshape(-1, 2).T
+            distance = np.linalg.norm(unit[right] - unit[left], axis=1).astype(np.float64)
+            near = pl.DataFrame({"earlier": pairs[:, 0], "row": pairs[:, 1], "distance": distance})
+            parts.append(near.filter(pl.col("distance") <= NEAR))
+        return pl.concat(parts)
+
+    def similar_items(self) -> set[int]:
+        """Return the items whose embedding is equal or nearly equal to another's."""
+        rows = [pairs[name] for pairs in (self.equal_pairs, self.near_pairs) for name in ("row", "earlier")]
+        return set(self.item.ids[np.concatenate([r.to_numpy() for r in rows])].tolist())
+
+
+def to_matrix(array: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings ``(R, D)`` float32, zero where the dimension is another, and how many numbers a row has."""
+    flat, offsets = split_lists(array)
+    with np.errstate(over="ignore"):  # too large for float32: infinite, and reported
+        values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    lengths = np.diff(offsets)
+    fits = lengths == dim
+    if fits.all():
+        return values.reshape(len(fits), dim), lengths
+    rows = np.zeros((len(fits), dim), dtype=np.float32)
+    rows[fits] = values[(offsets[:-1][fits, None] + np.arange(dim)).ravel()].reshape(-1, dim)
+    return rows, lengths
+
+
+def _near_candidates(column: EmbeddingColumn) -> np.ndarray:
+    """Return pairs of rows ``(C, 2)``, the earlier first, whose projections are near."""
+    from scipy.spatial import cKDTree
+
+    rows = np.flatnonzero(column.is_intact)
+    rows = np.sort(rows[np.unique(column.hashes[rows], return_index=True)[1]])  # equal ones are reported already
+    if rows.size < 2:
+        return np.empty((0, 2), np.int64)
+    points = column.projected[rows]
+    _, neighbours = cKDTree(points).query(points, k=NEIGHBOURS + 1, distance_upper_bound=NEAR * 1.01)
+    left, right = np.repeat(np.arange(len(rows)), NEIGHBOURS + 1), neighbours.ravel()
+    kept = (right < len(rows)) & (right != left)
+    pairs = np.unique(np.sort(rows[np.stack([left[kept], right[kept]], axis=1)], axis=1), axis=0)
+    return pairs[column.item.ids[pairs[:, 0]] != column.item.ids[pairs[:, 1]]]
+
+
+def _read_rows(
+    columns: Sequence[EmbeddingColumn], rows: np.ndarray, what: str = "", verbose: int = 0
+) -> Iterator[list[np.ndarray]]:
+    """Yield the embeddings of sorted ``rows`` in some columns of a file, each ``(R, D)``, a chunk at a time."""
+    for start, batch in read_chunks(columns[0].item.path, [c.name for c in columns], what, verbose):
+        here = rows[(rows >= start) & (rows < start + len(batch))] - start
+        if here.size:
+            chunk = batch if here.size == len(batch) else batch.take(pa.array(here))
+            yield [to_matrix(array, c.dim)[0] for array, c in zip(chunk.columns, columns, strict=True)]
+
+
+@check(EmbeddingColumn, ERROR, "one dimension per column", Action.SET_ZERO)
+def vector_width(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings of another dimension."""
+    if not column.dim and len(column.item.ids):
+        yield Fault(column.item.path.name, column.name, found="no embedding has a number", expected="embeddings")
+        return
+    rows = np.flatnonzero((column.lengths != column.dim) & (column.lengths >= 0) & column.is_real)
+    yield column.fault(rows, column.lengths[rows], expected=f"{column.dim} numbers")
+
+
+@check(EmbeddingColumn, ERROR, "finite numbers", Action.SET_ZERO)
+def nonfinite_vector(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings with NaN, infinite or null numbers."""
+    yield column.fault(np.array(list(column.nonfinite), dtype=np.int64), list(column.nonfinite.values()))
+
+
+@check(EmbeddingColumn, WARNING, "an embedding per item")
+def zero_vector(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings of zeros."""
+    yield column.fault(np.flatnonzero((column.lengths < 0) & column.is_real), found="embeddings that are null")
+    zero = (column.norms == 0) & (column.lengths == column.dim) & column.is_real
+    zero[list(column.nonfinite)] = False
+    if column.dim:
+        yield column.fault(np.flatnonzero(zero))
+
+
+@check(EmbeddingColumn, WARNING, "norms near the median", Action.RESCALE)
+def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
+    """Embeddings much longer or shorter than the others."""
+    if column.outliers.size:
+        yield Measure(("median_norm", f"{column.item.path.name}: {column.name}"), column.median_norm)
+        expected = f"a norm near the median {column.median_norm:.4g}"
+        yield column.fault(column.outliers, column.norms[column.outliers], expected=expected)
+
+
+@check(EmbeddingColumn, WARNING, "numbers that vary")
+def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
+    """A number that is the same in all embeddings."""
+    count = int(column.is_used.sum())
+    for index in np.flatnonzero((column.lowest == column.highest) & (count > 1)):
+        found = f"the number at index {index} is {column.lowest[index]:g} in all {count} embeddings"
+        yield Fault(column.item.path.name, f"{column.name}[{index}]", found=found)
+
+
+@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
+def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings equal to an earlier one."""
+    rows, earlier = column.equal_pairs["row"].to_numpy(), column.equal_pairs["earlier"].to_numpy()
+    yield column.fault(rows, [f"equals row {e}, item_id {column.item.ids[e]}" for e in earlier])
+
+
+@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
+def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings within 1 % of another's direction."""
+    pairs = column.near_pairs
+    texts = [
+        f"within {d:.2g} of row {e}, item_id {column.item.ids[e]}"
+        for e, d in pairs.select("earlier", "distance").iter_rows()
+    ]
+    yield column.fault(pairs["row"].to_numpy(), texts)
+
+
 @dataclass(frozen=True)
-class Projection:
-    """Mean ``(D,)`` and components ``(D, K)`` of a PCA."""
+class Modalities:
+    """Text and image embeddings of one file; ``verbose=0`` shows no progress."""
 
-    mean: np.ndarray
-    components: np.ndarray
+    text: EmbeddingColumn
+    image: EmbeddingColumn
+    verbose: int = 0
 
-    def apply(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores ``(I, K)`` and the length of what they leave out ``(I,)``."""
-        centred = vectors - self.mean
-        scores = centred @ self.components
-        rest = np.maximum((centred**2).sum(axis=1) - (scores**2).sum(axis=1), 0)
-        return scores, np.sqrt(rest)
+    def read(self, rows: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """Yield the embeddings of sorted rows, chunk by chunk."""
+        return _read_rows([self.text, self.image], rows, "text and image", self.verbose)
 
 
 def find_modalities(
@@ -302,113 +288,129 @@ def find_modalities(
         A column that was named is not there.
     """
     best: tuple[ItemFile, str, str] | None = None
-    widest = 0.0
+    most = 0.0
     for item in layout.items:
-        texts = [c for c in item.vectors if c == text or (text is None and _TEXT.search(c))]
-        images = [c for c in item.vectors if c == image or (image is None and _IMAGE.search(c) and c not in texts)]
+        texts = [c for c in item.embeddings if c == text or (text is None and _TEXT.search(c))]
+        images = [c for c in item.embeddings if c == image or (image is None and _IMAGE.search(c) and c not in texts)]
         if texts and images:
-            # Reduced vectors are told from raw ones by their width.
-            width = values_per_row(open_parquet(item.path).metadata, [texts[0], images[0]])
-            if width > widest:
-                best, widest = (item, texts[0], images[0]), width
+            # The raw ones have more dimensions than the reduced ones.
+            dims = values_per_row(open_parquet(item.path).metadata, [texts[0], images[0]])
+            if dims > most:
+                best, most = (item, texts[0], images[0]), dims
     if best is None and (text or image):
-        there = sorted({c for item in layout.items for c in item.vectors})
+        there = sorted({c for item in layout.items for c in item.embeddings})
         raise ConfigError(
-            f"--text-column, --image-column: no item file has vectors of both (vectors: {', '.join(there)})"
+            f"--text-column, --image-column: no item file has embeddings of both (embeddings: {', '.join(there)})"
         )
     return best
 
 
-def check_modalities(
-    item: ItemFile, text: str, image: str, good: np.ndarray, widths: tuple[int, int], report: Report, verbose: int = 0
-) -> None:
-    """Check the items whose vectors are ``good`` ``(I,)`` in both columns."""
-    rows = np.flatnonzero(good)
+@check(Modalities, WARNING, "distances near the median of the cross-modal fit")
+def modalities_disagree(pair: Modalities) -> Iterator[Fault | Measure]:
+    """Image embeddings far from what the text says."""
+    rows = np.flatnonzero(pair.text.is_intact & pair.image.is_intact)
     if len(rows) < LEAST_ITEMS:
         return
-    what = "text and image"
-    left, right = _fit_projections(item, (text, image), rows, widths, what, verbose)
-    x, y = _scores(item, (text, image), rows, widths, left, right, what, verbose)
-    residual, explained = _cross_fit(x, y[:, :-1])
-    residual = np.column_stack([residual, y[:, -1] - np.median(y[:, -1])])
-    middle = np.median(residual, axis=0)
-    scale = 1.4826 * np.median(np.abs(residual - middle), axis=0)
-    used = scale > 1e-6 * max(float(scale.max()), 1e-30)
-    distance = np.sqrt((((residual - middle)[:, used] / scale[used]) ** 2).mean(axis=1))
-    logs = np.log(np.maximum(distance, 1e-12))
-    centre = float(np.median(logs))
-    z = (logs - centre) / max(1.4826 * float(np.median(np.abs(logs - centre))), 1e-12)
-    far = z > FAR_DEVIATIONS
-    measures: dict[str, Any] = {"text": text, "image": image, "items": len(rows), "explained": round(explained, 4)}
-    report.measures["modalities"] = {**measures, "largest_z": round(float(z.max()), 2)}
-    bad = rows[far]
-    values = [f"{value:.1f} deviations from the fit on {text}" for value in z[far]]
-    report.add("modalities-disagree", item.path.name, image, bad, item.ids[bad], values)
+    z, explained = _outlyingness(*_reduce(pair, rows))
+    measures = {"text": pair.text.name, "image": pair.image.name, "items": len(rows), "explained": round(explained, 4)}
+    yield Measure(("modalities",), {**measures, "largest_z": round(float(z.max()), 2)})
+    far = z > MOST_DEVIATIONS
+    texts = [f"{value:.1f} standard deviations from the fit on {pair.text.name}" for value in z[far]]
+    yield pair.image.fault(rows[far], texts)
 
 
-def _fit_projections(
-    item: ItemFile, names: tuple[str, str], rows: np.ndarray, widths: tuple[int, int], what: str, verbose: int
-) -> tuple[Projection, Projection]:
-    # The sums are of differences from the first vectors, so that a large mean costs no digits.
+def _reduce(pair: Modalities, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return PCA scores of the text ``(R, K)``, and of the image with the norm of what they omit ``(R, K + 1)``."""
+    bases = _fit_pca(pair, rows)
+    text_scores, image_scores = [], []
+    for vectors in pair.read(rows):
+        text, image = (v - mean for v, (mean, _) in zip(vectors, bases, strict=True))
+        text_scores.append(text @ bases[0][1])
+        scores = image @ bases[1][1]
+        rest = np.maximum((image**2).sum(axis=1) - (scores**2).sum(axis=1), 0)
+        image_scores.append(np.column_stack([scores, np.sqrt(rest)]))
+    return np.concatenate(text_scores).astype(np.float64), np.concatenate(image_scores).astype(np.float64)
+
+
+def _fit_pca(pair: Modalities, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return mean ``(D,)`` and components ``(D, K)`` of text and image, from covariances summed over chunks."""
     shifts: list[np.ndarray] = []
-    sums = [np.zeros(w) for w in widths]
-    products = [np.zeros((w, w)) for w in widths]
-    for vectors in _pairs(item, names, rows, widths, what, verbose):
+    dims = (pair.text.dim, pair.image.dim)
+    sums, products = [np.zeros(d) for d in dims], [np.zeros((d, d)) for d in dims]
+    for vectors in pair.read(rows):
+        # The sums are of differences from the first embeddings, so that a large mean costs no digits.
         shifts = shifts or [v.mean(axis=0, dtype=np.float64).astype(np.float32) for v in vectors]
-        for side, (values, shift) in enumerate(zip(vectors, shifts, strict=True)):
-            centred = values - shift
+        for side, shift in enumerate(shifts):
+            centred = vectors[side] - shift
             sums[side] += centred.sum(axis=0, dtype=np.float64)
             products[side] += centred.T @ centred
-    projections = []
-    count = len(rows)
+    bases = []
     for total, product, shift in zip(sums, products, shifts, strict=True):
-        mean = total / count
-        _, vectors = np.linalg.eigh(product / count - np.outer(mean, mean))
-        kept = min(COMPONENTS, len(mean), count // 20)
-        projections.append(Projection((shift + mean).astype(np.float32), vectors[:, ::-1][:, :kept].astype(np.float32)))
-    return projections[0], projections[1]
+        mean = total / len(rows)
+        components = np.linalg.eigh(product / len(rows) - np.outer(mean, mean))[1][:, ::-1]
+        kept = min(COMPONENTS, len(mean), len(rows) // 20)
+        bases.append(((shift + mean).astype(np.float32), components[:, :kept].astype(np.float32)))
+    return bases
 
 
-def _scores(
-    item: ItemFile,
-    names: tuple[str, str],
-    rows: np.ndarray,
-    widths: tuple[int, int],
-    left: Projection,
-    right: Projection,
-    what: str,
-    verbose: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    xs, ys = [], []
-    for text, image in _pairs(item, names, rows, widths, what, verbose):
-        xs.append(left.apply(text)[0])
-        scores, rest = right.apply(image)
-        ys.append(np.column_stack([scores, rest]))
-    return np.concatenate(xs).astype(np.float64), np.concatenate(ys).astype(np.float64)
+def _outlyingness(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return z of every item ``(R,)``, and the fraction of the variance of the image that the text explains."""
+    from scipy.stats import median_abs_deviation
+
+    scores, rest = y[:, :-1], y[:, -1]
+    residual = scores - _predict(x, scores)
+    total = ((scores - scores.mean(axis=0)) ** 2).sum()
+    explained = float(1 - (residual**2).sum() / total) if total else 0.0
+    residual = np.column_stack([residual, rest])
+    residual -= np.median(residual, axis=0)
+    scale = median_abs_deviation(residual, scale="normal")
+    used = scale > 1e-6 * max(float(scale.max()), 1e-30)
+    logs = np.log(np.maximum(np.sqrt(((residual[:, used] / scale[used]) ** 2).mean(axis=1)), 1e-12))
+    z = (logs - np.median(logs)) / max(float(median_abs_deviation(logs, scale="normal")), 1e-12)
+    return z, explained
 
 
-def _pairs(
-    item: ItemFile, names: tuple[str, str], rows: np.ndarray, widths: tuple[int, int], what: str, verbose: int
-) -> Any:
-    """Yield the vectors of both columns, of the wanted rows only, a chunk at a time."""
-    for start, columns in read_chunks(item.path, list(names), what, verbose):
-        size = len(columns[names[0]])
-        here = rows[(rows >= start) & (rows < start + size)] - start
-        if here.size:
-            yield [rectangle(columns[n], w)[0][here] for n, w in zip(names, widths, strict=True)]
+def _predict(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return y as predicted from x by ridge regressions, each item by one without it."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    folds = PredefinedSplit(np.random.default_rng(0).permutation(len(x)) % FOLDS)
+    penalty = 1e-3 * (1 - 1 / FOLDS) * len(x) * float(x.var(axis=0).mean()) + 1e-12
+    return cross_val_predict(Ridge(alpha=penalty), x, y, cv=folds)
 
 
-def _cross_fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the residuals of y on x, each item by a fit without it, and the share of the variance explained."""
-    fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
-    residual = np.empty_like(y)
-    for number in range(FOLDS):
-        seen, unseen = fold != number, fold == number
-        x_mean, y_mean = x[seen].mean(axis=0), y[seen].mean(axis=0)
-        centred = x[seen] - x_mean
-        gram = centred.T @ centred
-        ridge = 1e-3 * np.trace(gram) / len(gram) + 1e-12
-        weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), centred.T @ (y[seen] - y_mean))
-        residual[unseen] = y[unseen] - y_mean - (x[unseen] - x_mean) @ weights
-    total = ((y - y.mean(axis=0)) ** 2).sum()
-    return residual, float(1 - (residual**2).sum() / total) if total else 0.0
+def check_embeddings(
+    layout: Layout, report: Report, text: str | None = None, image: str | None = None, verbose: int = 0
+) -> set[int]:
+    """Check all embeddings; the parameters are those of ``check_folder``.
+
+    Returns
+    -------
+    set of int
+        Items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
+
+    Raises
+    ------
+    ConfigError
+        A column that was named is not there.
+    """
+    similar: set[int] = set()
+    if not report.wants(EmbeddingColumn, Modalities, "duplicate-title"):
+        return similar
+    modalities = find_modalities(layout, text, image) if report.wants(Modalities) else None
+    columns: dict[tuple[Path, str], EmbeddingColumn] = {}
+    for item in layout.items:
+        for name in item.embeddings:
+            with report.reading(item.path):
+                column = columns[item.path, name] = EmbeddingColumn(item, name, verbose)
+                report.examine(column)
+                if report.wants("duplicate-title"):
+                    similar |= column.similar_items()
+    if modalities:
+        item, *names = modalities
+        pair = [columns[item.path, name] for name in names if (item.path, name) in columns]
+        if len(pair) == 2:
+            with report.reading(item.path):
+                report.examine(Modalities(pair[0], pair[1], verbose))
+    return similar

@@ -191,7 +191,7 @@ def _decode(
         parquet.check_ids(flat, feature.vocab_size, where, rows)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
     # A null is an item without an embedding, as after a left join: NaN here, zero in the table.
-    present = ~array.is_null().to_numpy(zero_copy_only=False)
+    present = parquet.numbers(array.is_valid())
     dim = feature.pretrain_dim or known_dim or int(np.bincount(lengths[lengths > 0], minlength=1).argmax())
     wrong = present & (lengths != (dim or -1))
     if wrong.any():

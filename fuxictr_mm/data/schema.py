@@ -11,8 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -67,33 +68,15 @@ _COMPRESSIONS: dict[bytes, Any] = {
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What an encoding gave.
+    """What an encoding gave."""
 
-    Parameters
-    ----------
-    out : str
-        The file.
-    column : str
-        Of the embeddings.
-    width : int
-        D.
-    items : int
-        Rows, without the padding.
-    missing : dict of int to str
-        Why an item has a zero embedding.
-    skipped : list of str
-        Files that are no image of an item, or of an item that was not asked for.
-    prompt : str
-        What the model's files put before every text.
-    """
-
-    out: str
-    column: str
-    width: int
-    items: int
-    missing: dict[int, str]
-    skipped: list[str] = field(default_factory=list)
-    prompt: str = ""
+    out: str  #: The file.
+    column: str  #: Of the embeddings.
+    width: int  #: D.
+    items: int  #: Rows, without the padding.
+    missing: dict[int, str]  #: Why an item has a zero embedding.
+    skipped: list[str] = field(default_factory=list)  #: Files that are no image of an item that was asked for.
+    prompt: str = ""  #: What the model's files put before every text.
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the summary."""
@@ -341,21 +324,9 @@ def begun_outputs(folder: Path) -> set[Path]:
 
 
 class ChunkStore:
-    """A folder with a file of embeddings per finished chunk, and the settings that they were made with.
+    """A folder with a file of embeddings per finished chunk, and the settings (model, input, options) of them all.
 
-    Parameters
-    ----------
-    folder : Path
-        Made where it is not there.
-    settings : mapping of str to str
-        Model, input and options; chunks of other settings are refused.
-    restart : bool
-        Remove what is there.
-
-    Raises
-    ------
-    ConfigError
-        The folder holds chunks of other settings, or something else.
+    Raises ConfigError where the folder holds chunks of other settings, unless ``restart``, or something else.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str], restart: bool = False) -> None:
@@ -430,7 +401,7 @@ class _Member(NamedTuple):
     name: str
     size: int
     stamp: str
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], Any]
 
 
 class ImageFiles:
@@ -515,7 +486,7 @@ class ImageFiles:
             # Whatever the archive's decoder raises (a checksum, a password, an unknown compression, a cut file), it
             # means that this one image cannot be used.
             try:
-                with member.open() as stream:  # type: ignore[union-attr] - only plain files are listed
+                with member.open() as stream:
                     yield stream.read(MAX_IMAGE_BYTES)
             except Exception as error:
                 yield BrokenImage(f"cannot be read ({first_line(error)})")
@@ -531,7 +502,7 @@ class ImageFiles:
             # A link to nothing is listed, and reported as broken when it is read.
             state = file.stat() if file.exists() else file.lstat()
             name, stamp = file.relative_to(self.path).as_posix(), str(state.st_mtime_ns)
-            yield _Member(name, state.st_size, stamp, lambda file=file: file.open("rb"))  # type: ignore[misc]
+            yield _Member(name, state.st_size, stamp, partial(file.open, "rb"))
 
     def _list_zip(self) -> Iterator[_Member]:
         self._archive = archive = zipfile.ZipFile(self.path)
@@ -539,7 +510,7 @@ class ImageFiles:
             # `filename` is cut at a null byte; the name as stored counts.
             name = self._checked(info.orig_filename)
             if not name.endswith("/"):
-                yield _Member(name, info.file_size, str(info.CRC), lambda info=info: archive.open(info))  # type: ignore[misc]
+                yield _Member(name, info.file_size, str(info.CRC), partial(archive.open, info))
 
     def _list_tar(self) -> Iterator[_Member]:
         with self.path.open("rb") as file:
@@ -550,7 +521,7 @@ class ImageFiles:
         for info in archive:
             name = self._checked(info.name)
             if info.isfile():
-                yield _Member(name, info.size, str(info.mtime), lambda info=info: archive.extractfile(info))  # type: ignore[misc]
+                yield _Member(name, info.size, str(info.mtime), partial(archive.extractfile, info))
             elif not info.isdir():
                 self.others.append(f"{name} (a link or device)")
 

@@ -202,16 +202,15 @@ def _rechunk(
         start = 0
         while start < len(ids):
             if filled == 0:
-                held = np.empty(chunk_rows, dtype=np.int64), np.empty((chunk_rows, dim), dtype=np.float32)
-            taken = min(chunk_rows - filled, len(ids) - start)
-            for whole, part in zip(held, (ids, embeddings), strict=True):
-                whole[filled : filled + taken] = part[start : start + taken]
-            filled, start = filled + taken, start + taken
-            if filled == chunk_rows:
-                yield held
-                filled = 0
+                held_ids, held = np.empty(chunk_rows, dtype=np.int64), np.empty((chunk_rows, dim), dtype=np.float32)
+            stop = min(start + chunk_rows - filled, len(ids))
+            rows = slice(filled, filled + stop - start)
+            held_ids[rows], held[rows] = ids[start:stop], embeddings[start:stop]
+            start, filled = stop, rows.stop % chunk_rows
+            if filled == 0:
+                yield held_ids, held
     if filled:
-        yield held[0][:filled], held[1][:filled]
+        yield held_ids[:filled], held[:filled]
 
 
 class JoinedVectors:

@@ -60,27 +60,13 @@ SMALL_PART = 0.5
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """z = (x - mean) W^T, with orthonormal rows of W in descending order of the variance of z.
+    """z = (x - mean) W^T, with orthonormal rows of W in descending order of the variance of z."""
 
-    Parameters
-    ----------
-    mean : ndarray
-        ``(D,)``.
-    components : ndarray
-        W ``(K, D)``; zero rows past the rank of the data.
-    variances : ndarray
-        ``(K,)``, with the divisor I - 1.
-    total : float
-        Variance of all D columns together.
-    count : int
-        I, the embeddings of the fit.
-    """
-
-    mean: np.ndarray
-    components: np.ndarray
-    variances: np.ndarray
-    total: float
-    count: int
+    mean: np.ndarray  #: ``(D,)``.
+    components: np.ndarray  #: W ``(K, D)``; zero rows past the rank of the data.
+    variances: np.ndarray  #: ``(K,)``, with the divisor I - 1.
+    total: float  #: Variance of all D columns together.
+    count: int  #: I, the embeddings of the fit.
 
     def keep(self, width: int) -> PrincipalComponents:
         """Return the first ``width`` components."""
@@ -106,11 +92,6 @@ class Moments:
 
     The update of Chan, Golub, LeVeque, The American Statistician 1983, https://doi.org/10.1080/00031305.1983.10483115:
     S += S_chunk + (m_chunk - m)(m_chunk - m)^T n I / (n + I), which loses no digits where means are large.
-
-    Parameters
-    ----------
-    width : int
-        D.
     """
 
     def __init__(self, width: int) -> None:
@@ -165,48 +146,23 @@ class Moments:
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality of a reducer.
-
-    Parameters
-    ----------
-    name, column : str
-        Name, and the column of the fit.
-    width : int
-        D.
-    missing : int
-        Items of the fit whose embedding is zero.
-    deviations : ndarray
-        ``(D,)``, standard deviations that columns are divided by; ones unless the scaling is ``standard``.
-    pca : PrincipalComponents
-        Of this modality alone.
-    """
+    """One modality of a reducer."""
 
     name: str
-    column: str
-    width: int
-    missing: int
-    deviations: np.ndarray
-    pca: PrincipalComponents
+    column: str  #: Of the fit.
+    width: int  #: D.
+    missing: int  #: Items of the fit whose embedding is zero.
+    deviations: np.ndarray  #: ``(D,)``, what columns are divided by; ones unless the scaling is ``standard``.
+    pca: PrincipalComponents  #: Of this modality alone.
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One column of the output.
+    """One column of the output."""
 
-    Parameters
-    ----------
-    name : str
-        The column's name without its prefix: ``v1`` to ``v4`` for two modalities, else a modality, ``joint`` or
-        ``apart``.
-    kind : {"single", "joint", "apart"}
-        PCA of one modality; PCA of all side by side; separate PCAs side by side.
-    widths : dict of str to int
-        K of each modality; for ``joint``, of all under ``joint``.
-    """
-
-    name: str
-    kind: str
-    widths: dict[str, int]
+    name: str  #: Without the prefix: ``v1`` to ``v4`` for two modalities, else a modality, ``joint`` or ``apart``.
+    kind: str  #: ``single`` (PCA of one modality), ``joint`` (of all side by side), ``apart`` (separate PCAs).
+    widths: dict[str, int]  #: K of each modality; for ``joint``, of all under ``joint``.
 
     @property
     def width(self) -> int:
@@ -229,32 +185,17 @@ class Reducer:
     for content. Where only some of an item's modalities are missing, the joint PCA takes them for the mean, so that
     they add nothing.
 
-    Parameters
-    ----------
-    modalities : tuple of Modality
-        In the order of the joint embedding.
-    joint : PrincipalComponents, optional
-        Of all modalities side by side; None where no strategy needs it.
-    joint_totals : dict of str to float
-        Variance of each modality among the items of the joint fit.
-    strategies : tuple of Strategy
-        Columns of the output.
-    scaling : {"none", "l2", "standard"}
-        Embeddings before the PCA: as they are, of length 1, or each column divided by its standard deviation.
-    whiten : bool
-        Each component is divided by its standard deviation.
-    balance : bool
-        In the strategy of separate PCAs, each part is multiplied by one number, so that the mean variance of the
-        components is the same in all parts, the geometric mean of theirs: at their own scales, one modality would
-        dominate the other in the model.
+    With ``balance``, each part of the strategy of separate PCAs is multiplied by one number, so that the mean variance
+    of the components is the same in all parts, the geometric mean of theirs: at their own scales, one modality would
+    dominate the other in the model.
     """
 
-    modalities: tuple[Modality, ...]
-    joint: PrincipalComponents | None
-    joint_totals: dict[str, float]
-    strategies: tuple[Strategy, ...]
-    scaling: str
-    whiten: bool
+    modalities: tuple[Modality, ...]  #: In the order of the joint embedding.
+    joint: PrincipalComponents | None  #: Of all modalities side by side; None where no strategy needs it.
+    joint_totals: dict[str, float]  #: Variance of each modality among the items of the joint fit.
+    strategies: tuple[Strategy, ...]  #: Columns of the output.
+    scaling: str  #: Before the PCA: ``none``, ``l2`` (length 1), ``standard`` (by column standard deviations).
+    whiten: bool  #: Each component is divided by its standard deviation.
     balance: bool
 
     @property
@@ -282,13 +223,7 @@ class Reducer:
                 )
 
     def transform(self, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the result ``(n, K)`` float32 of each strategy from embeddings ``(n, D)`` of each modality.
-
-        Raises
-        ------
-        ConfigError
-            Names or dims are not those of the fit.
-        """
+        """Return ``(n, K)`` float32 of each strategy from ``(n, D)`` of each modality; raises as ``check``."""
         self.check({name: rows.shape[1] for name, rows in vectors.items()})
         scaled = {m.name: scale_rows(vectors[m.name], self.scaling) for m in self.modalities}
         present = {name: (rows != 0).any(axis=1, keepdims=True) for name, rows in scaled.items()}
@@ -345,22 +280,14 @@ class Reducer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Reducer:
-        """Read what ``save`` wrote.
-
-        Raises
-        ------
-        MissingFileError
-            There is no such file.
-        DataError
-            It is damaged or holds something else.
-        """
+        """Read what ``save`` wrote; raises MissingFileError or DataError."""
         return SAVED.load(path, cls._from_content)
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reducer:
         def pca(prefix: str, found: Mapping[str, Any]) -> PrincipalComponents:
-            parts = (arrays[f"{prefix}.{name}"] for name in ("mean", "components", "variances"))
-            return PrincipalComponents(*parts, total=float(found["total"]), count=int(found["count"]))
+            mean, components, variances = (arrays[f"{prefix}.{name}"] for name in ("mean", "components", "variances"))
+            return PrincipalComponents(mean, components, variances, float(found["total"]), int(found["count"]))
 
         reducer = cls(
             tuple(
@@ -380,25 +307,15 @@ class Reducer:
         return reducer
 
     def _check_arrays(self) -> None:
-        pcas = [(m.name, m.width, m.pca) for m in self.modalities]
+        pcas = {m.name: (m.width, m.pca) for m in self.modalities}
         if self.joint is not None:
-            pcas.append((JOINT, sum(m.width for m in self.modalities), self.joint))
-        for name, width, pca in pcas:
-            kept = pca.variances.shape
-            if pca.mean.shape != (width,) or len(kept) != 1 or pca.components.shape != (*kept, width):
-                raise ValueError(f"the arrays of '{name}' are of wrong shapes")
-            if not all(np.isfinite(array).all() for array in (pca.mean, pca.components, pca.variances)):
-                raise ValueError(f"the arrays of '{name}' are not finite")
-        for modality in self.modalities:
-            deviations = modality.deviations
-            if deviations.shape != (modality.width,) or not (np.isfinite(deviations) & (deviations > 0)).all():
-                raise ValueError(f"the deviations of '{modality.name}' are not {modality.width} positive numbers")
-        kept = {name: len(pca.variances) for name, _, pca in pcas}
-        for strategy in self.strategies:
-            if any(kept.get(name, 0) < width for name, width in strategy.widths.items()):
-                raise ValueError(f"strategy '{strategy.name}' needs components that are not there")
-        if self.scaling not in SCALINGS or not self.modalities or not self.strategies:
-            raise ValueError("settings are missing")
+            pcas[JOINT] = sum(m.width for m in self.modalities), self.joint
+        good = all(pca.components.shape == (len(pca.variances), *pca.mean.shape) for _, pca in pcas.values())
+        good &= all(pca.mean.shape == (width,) for width, pca in pcas.values())
+        good &= all(m.deviations.shape == (m.width,) and (m.deviations > 0).all() for m in self.modalities)
+        needed = [(name, width) for s in self.strategies for name, width in s.widths.items()]
+        if not good or not needed or any(len(pcas[name][1].variances) < width for name, width in needed):
+            raise ValueError("its arrays do not fit together")
 
 
 def scale_rows(vectors: np.ndarray, scaling: str) -> np.ndarray:

@@ -203,9 +203,11 @@ def _write_predictions(path: Path, scored: Scored) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from fuxictr_mm.data.parquet import from_numbers
+
     assert scored.label is not None
     columns = {"label": scored.label.char(), "prediction": scored.prediction.float(), "group": scored.group}
-    arrays = {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
+    arrays = {name: from_numbers(column.cpu().numpy()) for name, column in columns.items() if column is not None}
     buffer = io.BytesIO()
     pq.write_table(pa.table(arrays), buffer)
     write_beside(path, lambda stream: stream.write(buffer.getbuffer()))

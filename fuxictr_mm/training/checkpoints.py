@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS, nearest
-from fuxictr_mm.errors import MissingFileError, UserError
+from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
+from fuxictr_mm.errors import MissingFileError, UserError, nearest
 from fuxictr_mm.files import load_yaml, read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
 

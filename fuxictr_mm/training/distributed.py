@@ -40,7 +40,6 @@ class SyncBatchNorm(_BatchNorm):
             setattr(self, name, value)
         self.training = norm.training
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(N, C)`` or ``(N, C, L)``."""
         if not self.training:
@@ -92,10 +91,14 @@ class _SumOverProcesses(torch.autograd.Function):
 
 def replace_batch_norm(model: nn.Module) -> None:
     """Put ``SyncBatchNorm`` in the place of every batch norm; parameters stay the same objects."""
+    compiled = getattr(model, "compiled_logits", None) is not None
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
-                setattr(module, name, SyncBatchNorm(child))
+                norm = SyncBatchNorm(child)
+                if compiled:  # not as a decorator of the class: it imports torch's compiler, which takes a second
+                    norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[method-assign]
+                setattr(module, name, norm)
 
 
 #: Entries of gradients that are averaged in one message.

@@ -16,6 +16,7 @@ import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 
+from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.runtime import collect_signals, is_main
@@ -37,7 +38,7 @@ def fit(
     train: Any,
     epochs: int = 1,
     validation: Iterable[Any] | None = None,
-    max_gradient_norm: float = 10.0,
+    max_gradient_norm: float | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -54,8 +55,8 @@ def fit(
         Most passes over ``train``.
     validation : loader, optional
         Without one, the last weights are kept.
-    max_gradient_norm : float
-        Gradients are scaled down to this L2 norm.
+    max_gradient_norm : float, optional
+        Gradients are scaled down to this L2 norm; by default the model's own setting.
     checkpoint : TrainingCheckpoint, optional
         Where to write what a killed run resumes from. With it, Ctrl-C and SIGTERM end the run after the current step.
     resume : bool
@@ -78,6 +79,8 @@ def fit(
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs}, expected 1 or more")
     fitting = _Fitting(model, train, epochs, validation, checkpoint, callbacks if is_main() else ())
+    if max_gradient_norm is None:
+        max_gradient_norm = getattr(model, "_max_gradient_norm", ModelSettings().max_gradient_norm)
     model._max_gradient_norm = max_gradient_norm
     distributed.distribute(model)
     signals: AbstractContextManager[list[int]] = nullcontext([]) if checkpoint is None else collect_signals()

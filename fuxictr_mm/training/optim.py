@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from torch import Tensor, nn
 
-from fuxictr_mm.config import Regularizer, nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.config import Regularizer
+from fuxictr_mm.errors import ConfigError, nearest
 
 #: The base class, one that needs the loss as a function, one for sparse gradients only.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
+#: Methods of every optimizer that import torch's compiler when they are first called, besides ``step``.
+_WRAPPED_METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -51,11 +54,28 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
     # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
-        return chosen(trainable, lr=learning_rate, **fused)
+        return _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
     except ValueError as error:
         raise ConfigError(
             f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
         ) from error
+
+
+@functools.cache
+def _uncompiled(kind: Any) -> Any:
+    """Return an optimizer class whose methods are the same, but do not import torch's compiler, which takes a second.
+
+    In torch they are wrapped to behave well inside compiled code, where an optimizer is never called here. What a later
+    version of torch does not wrap is called as it is.
+    """
+    step = inspect.unwrap(kind.step)
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED_METHODS}
+
+    def step_without_gradients(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            return step(self, closure)
+
+    return type(kind.__name__, (kind,), {"step": step_without_gradients, "__module__": kind.__module__, **methods})
 
 
 @torch.no_grad()

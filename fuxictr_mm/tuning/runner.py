@@ -23,6 +23,7 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import InheritedLock, read_json, try_lock, write_beside
 from fuxictr_mm.runs import RunPaths
 from fuxictr_mm.runtime import collect_signals
+from fuxictr_mm.threads import CORES_VARIABLE
 from fuxictr_mm.tuning import child
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
@@ -276,8 +277,7 @@ def run_trials(
     logs = Path(config_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # Each worker's torch would otherwise take all cores.
-    threads = max(1, (os.cpu_count() or 1) // len(gpus))
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {CORES_VARIABLE: str(max(1, (os.cpu_count() or 1) // len(gpus))), **os.environ}
     free, children, waited = list(gpus), list[_Child](), False
 
     bar = tqdm(total=trials.total, desc="trials", unit="trial", disable=quiet or not sys.stderr.isatty())

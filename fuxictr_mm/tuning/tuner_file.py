@@ -16,20 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from fuxictr_mm.checking import Settings, describe, matches, model_schema
 from fuxictr_mm.config import (
     DATASET_KEYS,
     DEFAULTS,
     EXPERIMENT_KEYS,
     PATH_KEYS,
-    check_types,
-    describe,
+    Number,
     load_dataset_config,
     load_model_config,
-    matches,
-    model_schema,
-    nearest,
 )
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.runner import FOLLOWED_KEYS
@@ -40,7 +39,17 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-RANGE_KEYS = {"low": float, "high": float, "log": bool, "step": float}
+
+class RangeSettings(Settings):
+    """A range of a tuner YAML, such as ``{low: 1.e-4, high: 1.e-2, log: True}``."""
+
+    low: Number = Field(description="Least value.")
+    high: Number = Field(description="Largest value.")
+    log: bool = Field(False, description="Sample the logarithm of the value uniformly.")
+    step: Number | None = Field(None, description="Distance between neighbouring values.")
+
+
+WARMUP = 1  # evaluations that a trial gets in any case, with pruning: True
 
 
 TRIES = 20  # draws of a sampler that may repeat known points before chance decides
@@ -106,19 +115,13 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
     ConfigError
         A key is unknown or missing, or there are no such numbers.
     """
-    problems = check_types(settings, RANGE_KEYS, where)
-    if problems:
-        raise ConfigError("; ".join(problems))
+    given = RangeSettings.read(settings, where)
     for key in ("low", "high"):
-        if key not in settings:
-            raise ConfigError(f"{where}: {key} is missing, expected a range such as {{low: 0.1, high: 0.5}}")
         if not math.isfinite(settings[key]):
             raise ConfigError(f"{where}: {key} is {settings[key]}, expected a finite number")
         if not matches(settings[key], annotation):
             raise ConfigError(f"{where}: {key} is {settings[key]}, but the setting takes {describe(annotation)}")
-    low, high, step, log = (settings.get(key) for key in ("low", "high", "step", "log"))
-    assert low is not None
-    assert high is not None
+    low, high, step, log = given.low, given.high, given.step, given.log
     if low >= high:
         raise ConfigError(f"{where}: low is {low} and high is {high}, expected low below high")
     if log and low <= 0:
@@ -136,7 +139,7 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
     whole = not takes_fractions and all(isinstance(number, int) for number in numbers)
     if step is not None and not whole and not matches(low + step, annotation):
         raise ConfigError(f"{where}: step is {step}, but the setting takes {describe(annotation)}")
-    return Range(low, high, step, bool(log), whole)
+    return Range(low, high, step, log, whole)
 
 
 def number_of_points(space: Space) -> float:
@@ -291,17 +294,20 @@ SEARCHES = ("grid", "random", "tpe")
 BASE_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space", "search")
 
 
-#: Keys of a study, for ``search: random`` and ``tpe``.
-STUDY_KEYS: dict[str, Any] = {
-    "trials": int,
-    "seed": int,
-    "pruning": bool | dict,
-    "study": str,
-    "storage": str,
-}
+class StudySettings(Settings):
+    """Keys of a tuner YAML for ``search: random`` and ``tpe``."""
+
+    trials: PositiveInt = Field(description="Points in all.")
+    seed: NonNegativeInt = Field(0, description="Decides which points are sampled.")
+    pruning: bool | dict[str, Any] = Field(False, description="Stop trials below the median, see `Pruning`.")
+    study: str | None = Field(None, description="Name of the study and of its folder; that of the file if missing.")
+    storage: str | None = Field(None, description="Database URL; SQLite in the folder if missing.")
 
 
-WARMUP = 1  # evaluations that a trial gets in any case, with pruning: True
+class Pruning(Settings):
+    """The mapping that ``pruning`` may be."""
+
+    warmup: NonNegativeInt = Field(WARMUP, description="Evaluations that every trial gets.")
 
 
 @dataclass(frozen=True)
@@ -384,7 +390,7 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     if tuner_yaml.suffix != ".yaml":
         raise ConfigError(f"{tuner_yaml}: expected a tuner file that ends in .yaml; give it with --config")
     tuner = load_yaml(tuner_yaml)
-    known = (*BASE_KEYS, *STUDY_KEYS)
+    known = (*BASE_KEYS, *StudySettings.model_fields)
     for key in tuner:
         if key not in known:
             raise ConfigError(f"{tuner_yaml}: unknown key '{key}'{nearest(key, known)}")
@@ -408,44 +414,32 @@ def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
     if search not in SEARCHES:
         listing = ", ".join(SEARCHES)
         raise ConfigError(f"{tuner_yaml}: search is {search!r}, expected one of {listing}{nearest(search, SEARCHES)}")
-    given = {key: tuner[key] for key in STUDY_KEYS if key in tuner}
+    given = {key: tuner[key] for key in StudySettings.model_fields if key in tuner}
     if search == "grid":
         if given:
             key = next(iter(given))
             raise ConfigError(f"{tuner_yaml}: {key} has no meaning for search: grid; leave it out, or search: tpe")
         return {"search": search}
-    problems = check_types(given, STUDY_KEYS, str(tuner_yaml))
-    if problems:
-        raise ConfigError("; ".join(problems))
     if "trials" not in given:
         raise ConfigError(f"{tuner_yaml}: trials is missing; search: {search} needs the number of points, trials: 50")
-    if given["trials"] < 1:
-        raise ConfigError(f"{tuner_yaml}: trials is {given['trials']}, expected 1 or more")
-    if given.get("seed", 0) < 0:
-        raise ConfigError(f"{tuner_yaml}: seed is {given['seed']}, expected 0 or more")
-    study = given.get("study", tuner_yaml.stem)
+    settings = StudySettings.read(given, str(tuner_yaml))
+    study = settings.study or tuner_yaml.stem
     if not re.fullmatch(r"\w[\w.-]*", study):
         raise ConfigError(f"{tuner_yaml}: study is '{study}', expected letters, digits, '_', '-': it names a folder")
     return {
         "search": search,
-        "trials": given["trials"],
-        "seed": given.get("seed", 0),
-        "warmup": _read_pruning(tuner_yaml, given.get("pruning", False)),
+        "trials": settings.trials,
+        "seed": settings.seed,
+        "warmup": _read_pruning(tuner_yaml, settings.pruning),
         "study": study,
-        "storage": given.get("storage"),
+        "storage": settings.storage,
     }
 
 
 def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> int | None:
     if isinstance(pruning, bool):
         return WARMUP if pruning else None
-    problems = check_types(pruning, {"warmup": int}, f"{tuner_yaml}: pruning")
-    if problems:
-        raise ConfigError("; ".join(problems))
-    warmup = pruning.get("warmup", WARMUP)
-    if warmup < 0:
-        raise ConfigError(f"{tuner_yaml}: pruning: warmup is {warmup}, expected a number of evaluations, 0 or more")
-    return warmup
+    return Pruning.read(pruning, f"{tuner_yaml}: pruning").warmup
 
 
 def _check_monitor(tuner: Tuner) -> None:
@@ -549,7 +543,9 @@ def _read_space(
             raise ConfigError(
                 f"{where}: neither the base experiment, its dataset nor its model has it{nearest(key, known)}"
             )
-        if isinstance(values, dict) and (set(values) & {*RANGE_KEYS} or not matches(values, annotation)):
+        if isinstance(values, dict) and (
+            set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)
+        ):
             found[key] = read_range(values, annotation, where)
             if search == "grid":
                 raise ConfigError(f"{where}: {values} is a range; for search: grid write a list, or search: tpe")

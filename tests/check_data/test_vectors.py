@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.check_data import items as reading
+from fuxictr_mm.check_data import layout
 from fuxictr_mm.check_data.check import check_folder
 
 
@@ -20,12 +20,12 @@ def write(folder, **columns):
 
 def rows_of(folder, check):
     report, _ = check_folder(folder, [check])
-    return sorted(r for f in report.findings() for r in f.rows.tolist()), report
+    return sorted(r for f in report.findings() for r in f.rows["row"]), report
 
 
 @pytest.mark.parametrize("chunk", [64, 1 << 22])
 def test_near_duplicates_are_those_of_all_pairs(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(reading, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(layout, "CHUNK_VALUES", chunk)
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((900, 24))
     for row in range(100):  # neighbours at distances from far below to far above the limit
@@ -48,7 +48,7 @@ def test_equal_vectors_name_the_first_and_minus_zero_is_zero(tmp_path):
     vectors[20, 0] = -0.0
     found, report = rows_of(write(tmp_path, item_emb=vectors), "duplicate-vector")
     assert found == [7, 20]
-    assert report.findings()[0].values.tolist() == ["equals row 3, item_id 4"] * 2
+    assert all("row 3, item_id 4" in value for value in report.findings()[0].rows["value"])
 
 
 def test_lengths_are_judged_against_the_spread(tmp_path):
@@ -81,3 +81,28 @@ def test_unrelated_modalities_have_no_outliers(tmp_path):
     found, report = rows_of(folder, "modalities-disagree")
     assert found == []
     assert abs(report.measures["modalities"]["explained"]) < 0.2
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float16()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 4)])
+def test_broken_embeddings_of_any_type(tmp_path, kind):
+    rows = np.random.default_rng(7).standard_normal((300, 4)).tolist()
+    rows[3][2], rows[4][0], rows[5], rows[6] = float("nan"), float("-inf"), [0.0] * 4, None
+    if pa.types.is_float16(kind.value_type):
+        rows = [None if row is None else [np.float16(v) for v in row] for row in rows]
+    pq.write_table(pa.table({"item_id": range(1, 301), "v": pa.array(rows, kind)}), tmp_path / "item_emb.parquet")
+    report, _ = check_folder(tmp_path, ["vector-width", "nonfinite-vector", "zero-vector", "constant-column"])
+    found = sorted((f.check, f.severity, f.rows["row"].to_list()) for f in report.findings())
+    assert found == [
+        ("nonfinite-vector", "error", [3, 4]),
+        ("zero-vector", "warning", [5]),
+        ("zero-vector", "warning", [6]),
+    ]
+
+
+def test_small_integers_are_embeddings_and_not_ids(tmp_path):
+    vectors = np.random.default_rng(8).integers(-127, 128, (300, 8))
+    vectors[9] = 0
+    column = pa.array(vectors.tolist(), pa.list_(pa.int8(), 8))
+    pq.write_table(pa.table({"item_id": range(1, 301), "v": column}), tmp_path / "item_emb.parquet")
+    report, _ = check_folder(tmp_path)
+    assert [(f.check, f.rows["row"].to_list()) for f in report.findings()] == [("zero-vector", [9])]

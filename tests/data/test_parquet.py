@@ -263,3 +263,18 @@ def test_a_decimal_beyond_int64_is_refused(tmp_path):
     pq.write_table(pa.table({"id": pa.array([Decimal(10**30)], pa.decimal128(38, 0))}), tmp_path / "y.parquet")
     with pytest.raises(DataError, match=r"y\.parquet: id"):
         list(parquet.read_chunks(tmp_path / "y.parquet", ["id"]))
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16(), pa.int64(), pa.float16(), pa.float32(), pa.float64()])
+@pytest.mark.parametrize("count", [0, 3])
+def test_numbers_of_a_slice(kind, count):
+    whole = pa.array(np.arange(5).astype(kind.to_pandas_dtype()), kind)
+    found = parquet.numbers(whole.slice(1, count))
+    assert found.dtype == kind.to_pandas_dtype()
+    assert found.tolist() == [1, 2, 3][:count]
+    assert parquet.from_numbers(found).equals(whole.slice(1, count))
+    assert parquet.from_numbers(found[::-1]).to_pylist() == found.tolist()[::-1]
+
+
+def test_numbers_of_truth_values():
+    assert parquet.numbers(pa.array([True, False])).tolist() == [True, False]

@@ -38,19 +38,28 @@ def reader(tmp_path, monkeypatch):
     return tmp_path
 
 
+def check_keys(values, types, where):
+    """Check that every key is known and every value of its type."""
+    from fuxictr_mm.checking import matches
+
+    for key, value in values.items():
+        assert key in types, f"{where}: unknown key {key}"
+        assert matches(value, types[key]), f"{where}: {key} is {value!r}"
+
+
 def check_features(columns, where):
     """Check entries of feature_cols as a dataset of them would be."""
-    from fuxictr_mm.config import FEATURE_KEYS, check_types
+    from fuxictr_mm.config import FEATURE_KEYS
 
     for column in columns:
-        assert not check_types(column, FEATURE_KEYS, where)
+        check_keys(column, FEATURE_KEYS, where)
 
 
 @pytest.mark.parametrize("fence", YAML, ids=name_of)
 def test_yaml(fence, reader):
     """Every key is one that is known where it stands, and every value is of its type."""
-    from fuxictr_mm.config import DATASET_KEYS, EXPERIMENT_KEYS, check_types, load_config
-    from fuxictr_mm.tuning.tuner_file import STUDY_KEYS, read_tuner
+    from fuxictr_mm.config import DATASET_KEYS, EXPERIMENT_KEYS, key_types, load_config
+    from fuxictr_mm.tuning.tuner_file import StudySettings, read_tuner
 
     where = name_of(fence)
     if "<<: *" in fence.text:  # an anchor of the file that it is to be added to
@@ -68,7 +77,7 @@ def test_yaml(fence, reader):
     elif all(isinstance(entry, dict) for entry in content.values()):
         for name, entry in content.items():
             if "feature_cols" in entry or "item_info" in entry:
-                assert not check_types(entry, DATASET_KEYS, where)
+                check_keys(entry, {**DATASET_KEYS, **EXPERIMENT_KEYS}, where)
                 check_features(entry.get("feature_cols", []), where)
                 continue
             known = yaml.safe_load((reader / "dataset_config.yaml").read_text(encoding="utf-8"))
@@ -77,7 +86,7 @@ def test_yaml(fence, reader):
             load_config(reader, name)
     else:
         check_features(content.pop("feature_cols", []), where)
-        assert not check_types(content, {**DATASET_KEYS, **EXPERIMENT_KEYS, **STUDY_KEYS}, where)
+        check_keys(content, {**DATASET_KEYS, **EXPERIMENT_KEYS, **key_types(StudySettings)}, where)
 
 
 @pytest.mark.parametrize("fence", PYTHON, ids=name_of)

@@ -1,10 +1,7 @@
 """DIEN equals a re-computation row by row and step by step."""
 
-import pytest
 import torch
 from torch.nn import functional as F
-
-from fuxictr_mm.errors import ConfigError
 
 
 def gru(layer, items):
@@ -82,11 +79,6 @@ def test_the_graph_of_a_batch_ends_with_its_step(pair):
     model, batch = pair("DIEN_tiny", auxiliary_weight=0.3)
     model.train().train_step(batch)
     assert model.auxiliary_loss is None
-
-
-def test_a_negative_weight_is_refused(build):
-    with pytest.raises(ConfigError, match=r"auxiliary_weight is -1.0, expected 0 or more"):
-        build("DIEN_tiny", auxiliary_weight=-1.0)
 
 
 def test_order_counts(order_counts):

@@ -38,7 +38,7 @@ def test_user_and_levels_are_features(build):
 
 
 def test_settings_out_of_range(build):
-    with pytest.raises(ConfigError, match="num_layers is 0, expected 1 or more"):
+    with pytest.raises(ConfigError, match="num_layers is 0"):
         build("DIN_CrossAttention_tiny", num_layers=0)
-    with pytest.raises(ConfigError, match="num_heads is 7, expected a divisor of the item width 80"):
+    with pytest.raises(ConfigError, match="num_heads is 7, expected a divisor of the item dim 80"):
         build("DIN_CrossAttention_tiny", num_heads=7)

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def squash(z):
     length = z.square().sum().sqrt()
@@ -51,16 +49,3 @@ def test_the_start_of_the_routing_is_saved(build):
     assert not torch.equal(first.routing_start, second.routing_start)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.routing_start, second.routing_start)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_rounds": 0}, "num_rounds is 0, expected 1 or more"),
-        ({"attention_power": 0.5}, "attention_power is 0.5, expected 1 or more"),
-        ({"routing_deviation": 0.0}, "routing_deviation is 0.0, expected a number above 0"),
-    ],
-)
-def test_settings_out_of_range(build, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        build("MIND_tiny", **settings)

@@ -228,12 +228,9 @@ def test_parameters_are_those_of_the_published_code(build):
 def test_bad_settings_are_refused(build):
     with pytest.raises(ConfigError, match="max_len 3 is below first_k_cols 4; raise max_len"):
         build("Transformer_DCN_tiny", history_mask="published", max_len=3)
-    for key, least in (("transformer_layers", 1), ("dim_feedforward", 1), ("first_k_cols", 0), ("dcn_cross_layers", 0)):
-        with pytest.raises(ConfigError, match=f"{key} is {least - 1}, expected {least} or more"):
-            build("Transformer_DCN_tiny", **{key: least - 1})
-    with pytest.raises(ConfigError, match="number of dcn_hidden_units is 0, expected 1 or more"):
+    with pytest.raises(ConfigError, match=r"dcn_hidden_units is \[\]"):
         build("Transformer_DCN_tiny", dcn_hidden_units=[])
-    with pytest.raises(ConfigError, match=r"num_heads is 5, expected a divisor of the width of item and target .* 96"):
+    with pytest.raises(ConfigError, match=r"num_heads is 5, expected a divisor of the dim of item and target .* 96"):
         build("Transformer_DCN_tiny", num_heads=5)
     with pytest.raises(ConfigError, match="history_mask is 'right', expected one of 'corrected', 'published'"):
         build("Transformer_DCN_tiny", history_mask="right")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fuxictr_mm.checking import matches, model_schema
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
@@ -151,3 +152,15 @@ def test_every_own_parameter_is_typed_and_has_a_default(name):
         if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
             assert parameter.annotation is not parameter.empty
             assert parameter.default is not parameter.empty
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_a_range(name):
+    """The signature refuses what is below it, so that no constructor needs to check."""
+    for key, annotation in model_schema(load_model_class(name)).items():
+        if key in ("gpu", "quantizer_seed"):
+            continue
+        if matches(1, annotation) or matches(0.5, annotation):
+            assert not matches(-1, annotation), key
+        if matches([1], annotation):
+            assert not matches([0], annotation), key

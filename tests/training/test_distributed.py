@@ -13,7 +13,7 @@ from torch import nn
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.distributed import replace_batch_norm
+from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,3 +235,12 @@ def test_batch_norm_of_one_process_is_torchs_own(shape, monkeypatch):
             results.append([out, inputs.grad, *(p.grad for p in model.parameters()), *model.buffers()])
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_batch_norm_over_processes_is_left_out_of_a_compiled_model(compiled):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    model.compiled_logits = model.forward if compiled else None
+    replace_batch_norm(model)
+    assert isinstance(model[0], SyncBatchNorm)
+    assert getattr(model[0].forward, "_torchdynamo_disable", False) == compiled

@@ -1,5 +1,8 @@
 """Optimisers by name."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,8 @@ def test_by_name(name, kind):
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     trained = nn.Parameter(torch.zeros(2))
     optimizer = make_optimizer(name, [frozen, trained], 0.1)
-    assert type(optimizer) is getattr(torch.optim, kind)
+    assert isinstance(optimizer, getattr(torch.optim, kind))
+    assert type(optimizer).__name__ == kind
     assert [p for g in optimizer.param_groups for p in g["params"]] == [trained]
     assert optimizer.param_groups[0]["lr"] == 0.1
 
@@ -31,6 +35,52 @@ def test_fused_takes_the_same_steps(name):
             (weight**4).sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "NAdam", "RMSprop", "Rprop", "Adagrad", "Adafactor"])
+def test_steps_are_those_of_torch(name):
+    """Bit by bit, a second group of parameters and a restored state among them."""
+    kind = getattr(torch.optim, name, None)
+    if kind is None:
+        pytest.skip("this torch has no such optimizer")
+    fused = {"fused": True} if name in ("Adam", "AdamW", "SGD") else {}
+
+    def train(make):
+        torch.manual_seed(1)
+        weights = [nn.Parameter(torch.randn(5, 3)) for _ in range(2)]
+        optimizer = make(weights[:1])
+        optimizer.add_param_group({"params": weights[1:], "lr": 0.2})
+        for step in range(6):
+            optimizer.zero_grad()
+            sum((weight**2).sum() for weight in weights).backward()
+            optimizer.step()
+            if step == 2:
+                state, optimizer = optimizer.state_dict(), make(weights[:1])
+                optimizer.add_param_group({"params": weights[1:], "lr": 0.2})
+                optimizer.load_state_dict(state)
+        assert not any(value.requires_grad for values in optimizer.state.values() for value in values.values())
+        return weights
+
+    ours = train(lambda weights: make_optimizer(name, weights, 0.1))
+    theirs = train(lambda weights: kind(weights, lr=0.1, **fused))
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_a_step_does_not_import_the_compiler():
+    code = """
+import sys
+import torch
+from fuxictr_mm import compat
+from fuxictr_mm.training.optim import make_optimizer
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = make_optimizer("adam", [weight], 0.1)
+weight.sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["Optimizer", "LBFGS", "SparseAdam", "adan", "lr_scheduler", ""])

@@ -324,3 +324,12 @@ def test_two_tuners_share_a_grid(folder, forked, wait_for):
     assert other.exitcode == 0
     assert [result.error for result in results] == [None] * 5
     assert sorted(runs(folder)) == [result.expid for result in results]
+
+
+@pytest.mark.parametrize(("cores", "workers", "share"), [(8, 1, "8"), (8, 3, "2"), (2, 3, "1")])
+def test_workers_share_the_cores(folder, monkeypatch, cores, workers, share):
+    (folder / "fake_run.py").write_text("import os\nopen('cores.txt', 'w').write(os.environ['FUXICTR_MM_CORES'])\n")
+    monkeypatch.delenv("FUXICTR_MM_CORES", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    run(enumerate_trials(tuner_file(folder, "width: [1]")), [-1] * workers, quiet=True)
+    assert (folder / "cores.txt").read_text() == share

@@ -1,33 +1,15 @@
 """Splits: keys, repeats, clicks of later splits against brute force, drift."""
 
-import itertools
+from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fuxictr_mm.check_data import items as reading
-from fuxictr_mm.check_data.check import SPLIT_CHECKS, check_folder
-from fuxictr_mm.check_data.splits import history_keys, pair_keys, population_stability
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(-1, 5), max_size=4), max_size=30))
-def test_history_keys_are_equal_where_histories_are(histories):
-    values = np.array(list(itertools.chain.from_iterable(histories)), dtype=np.int64)
-    ends = np.cumsum([0, *map(len, histories)])
-    keys = history_keys(values, ends)
-    assert len(set(keys.tolist())) == len(set(map(tuple, histories)))
-    assert [keys[i] == keys[0] for i in range(len(keys))] == [h == histories[0] for h in histories]
-
-
-def test_pair_keys_know_the_order():
-    left, right = np.divmod(np.arange(10_000), 100)
-    assert len(np.unique(pair_keys(left, right))) == 10_000
-    assert pair_keys(np.array([1]), np.array([2])) != pair_keys(np.array([2]), np.array([1]))
+from fuxictr_mm.check_data import layout
+from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.check_data.splits import population_stability
 
 
 def write_split(folder, name, users, items, histories, labels=None, **context):
@@ -39,7 +21,7 @@ def write_split(folder, name, users, items, histories, labels=None, **context):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(reading, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(layout, "CHUNK_VALUES", 1)
     rng = np.random.default_rng(seed)
     splits = {}
     for name, count in (("train", 700), ("valid", 90), ("test", 80)):
@@ -51,7 +33,7 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch, seed):
     report, _ = check_folder(tmp_path, ["future-click", "target-in-history", "inner-padding"])
     got = {}
     for finding in report.findings():
-        got[finding.check, finding.file] = sorted(zip(finding.rows.tolist(), finding.values.tolist(), strict=True))
+        got[finding.check, finding.file] = sorted(finding.rows.select("row", "value").rows())
     for place, name in enumerate(splits):
         later = [splits[n] for n in list(splits)[place + 1 :]]
         clicks = {
@@ -70,7 +52,7 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch, seed):
 
 
 def findings(folder, *checks):
-    report, _ = check_folder(folder, checks or SPLIT_CHECKS)
+    report, _ = check_folder(folder, checks or None)
     return {(f.check, f.file, f.column): f for f in report.findings() if f.severity != "info"}
 
 
@@ -126,11 +108,10 @@ def test_labels_of_one_class_and_unknown_labels(tmp_path):
     write_world(tmp_path, "valid", world(rng, 50, labels=[0.5, float("nan"), *[0.0, 1.0] * 24]))
     found = findings(tmp_path, "one-class", "bad-label")
     assert set(found) == {("one-class", "train.parquet", "label"), ("bad-label", "valid.parquet", "label")}
-    assert found["one-class", "train.parquet", "label"].found == "all 50 labels are 1"
-    assert found["bad-label", "valid.parquet", "label"].rows.tolist() == [0, 1]
+    assert found["bad-label", "valid.parquet", "label"].rows["row"].to_list() == [0, 1]
 
 
-def test_repeats_by_chance_are_infos(tmp_path):
+def test_repeats_by_coincidence_are_infos(tmp_path):
     rng = np.random.default_rng(8)
     count = 4000
     users = rng.integers(1, 100, count)  # a history per user: rows meet by chance
@@ -155,11 +136,80 @@ def test_a_contradicted_row_names_the_row_that_contradicts_it(tmp_path):
         made["labels"][row] = label
     write_world(tmp_path, "train", made)
     (found,) = check_folder(tmp_path, ["contradictory-row"])[0].findings()
-    assert found.rows.tolist() == [4, 7, 20]
-    partners = [value.split("equals row ")[1].split()[0] for value in found.values]
+    assert found.rows["row"].to_list() == [4, 7, 20]
+    partners = [value.split("equals row ")[1].split()[0] for value in found.rows["value"]]
     assert partners == ["20", "20", "4"]
-    assert [value[value.index("label") :] for value in found.values] == [
-        "label 0 and 1)",
-        "label 0 and 1)",
-        "label 1 and 0)",
-    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_equal_rows_and_repeats_are_those_of_brute_force(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(layout, "CHUNK_VALUES", 1)
+    rng = np.random.default_rng(seed)
+    keys, labels = {}, {}
+    for name, count in (("train", 900), ("valid", 300)):
+        users, items, levels = rng.integers(1, 4, count), rng.integers(1, 4, count), rng.integers(0, 2, count)
+        histories = [rng.integers(0, 3, rng.integers(0, 4)).tolist() for _ in range(count)]
+        labels[name] = rng.integers(0, 2, count).tolist()
+        write_split(tmp_path, name, users, items, histories, labels[name], level=levels.astype(float))
+        real = [tuple(item for item in history if item) for history in histories]
+        keys[name] = list(zip(users.tolist(), items.tolist(), real, levels.tolist(), strict=True))
+    checks = ["duplicate-row", "contradictory-row", "shared-row", "repeated-history"]
+    report, _ = check_folder(tmp_path, checks)
+    got = defaultdict(list)
+    for finding in report.findings():
+        got[finding.check, finding.file] += finding.rows["row"].to_list()
+    for name in keys:
+        groups = defaultdict(list)
+        for row, key in enumerate(keys[name]):
+            groups[key].append(row)
+        classes = {key: {labels[name][row] for row in rows} for key, rows in groups.items()}
+        contradictory = sorted(row for key, rows in groups.items() if len(classes[key]) > 1 for row in rows)
+        duplicate = sorted(row for key, rows in groups.items() if len(classes[key]) == 1 for row in rows[1:])
+        repeated = [row for row, key in enumerate(keys[name]) if len(set(key[2])) < len(key[2])]
+        assert got["contradictory-row", f"{name}.parquet"] == contradictory
+        assert got["duplicate-row", f"{name}.parquet"] == duplicate
+        assert got["repeated-history", f"{name}.parquet"] == repeated
+    shared = [row for row, key in enumerate(keys["train"]) if key in set(keys["valid"])]
+    assert got["shared-row", "train.parquet"] == shared
+
+
+def test_cold_targets_and_empty_histories_are_always_measured(tmp_path):
+    write_split(tmp_path, "train", [1, 2, 3, 4], [5, 6, 7, 8], [[], [0, 0], [5], None], [0, 1, 0, 1])
+    write_split(tmp_path, "valid", [1, 2, 3, 4], [5, 6, 9, 9], [[1], [2], [3], []], [0, 1, 0, 1])
+    write_split(tmp_path, "test", [1, 2], [5, 5], [[1], [2]])
+    report, _ = check_folder(tmp_path, ["bad-label"])
+    assert report.measures == {
+        "cold_fraction": {"valid": 0.5, "test": 0.0},
+        "without_history": {"train": 0.75, "valid": 0.25, "test": 0.0},
+    }
+    report, _ = check_folder(tmp_path, ["cold-targets"])
+    assert [(f.check, f.file) for f in report.findings()] == [("cold-targets", "test.parquet")]
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.list_(pa.null())])
+def test_histories_that_are_all_empty(tmp_path, kind):
+    count = 40
+    histories = pa.nulls(count, kind) if kind == pa.null() else pa.array([[]] * count, kind)
+    columns = {"user_id": range(count), "item_id": np.arange(count) + 1, "item_seq": histories}
+    pq.write_table(pa.table({**columns, "label": np.arange(count) % 2}), tmp_path / "train.parquet")
+    found = findings(tmp_path)
+    assert set(found) <= {("null-history", "train.parquet", "item_seq")}
+
+
+def test_histories_of_floats_with_nulls_and_far_ids(tmp_path):
+    pq.write_table(pa.table({"item_id": range(1, 6)}), tmp_path / "item_info.parquet")
+    histories = [[1.0, 2.0], [3.5], [None, 4.0], [-1.0], [2.0**40], [float("nan"), 5.0]]
+    columns = {"user_id": [1] * 6, "item_id": [1, 2, 3, 4, 5, 2**62], "item_seq": histories, "label": [0, 1] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    found = findings(tmp_path, "unknown-history", "unknown-target", "column-type")
+    assert found["unknown-history", "train.parquet", "item_seq"].rows["row"].to_list() == [1, 2, 3, 4, 5]
+    assert found["unknown-target", "train.parquet", "item_id"].rows["row"].to_list() == [5]
+    assert len(found) == 2
+
+
+def test_unused_items_are_neither_target_nor_in_a_history(tmp_path):
+    pq.write_table(pa.table({"item_id": [0, 4, 3, 2, 1, 5]}), tmp_path / "item_info.parquet")
+    write_split(tmp_path, "train", [1, 1], [1, 3], [[0, 2], [9]], [0, 1])
+    report, _ = check_folder(tmp_path, ["unused-item"])
+    (finding,) = report.findings()
+    assert finding.rows.select("row", "item_id").rows() == [(1, 4), (5, 5)]

@@ -1,0 +1,364 @@
+"""The files of a dataset folder: which there are, what their columns hold, and how they are read in chunks."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.terminal import progress_bar
+
+#: Numbers and rows in a chunk: they bound its memory to some 8 MB, whatever the length of its lists.
+CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16
+
+#: In the order of time: a later split must not show in an earlier one.
+SPLITS = ("train", "valid", "test")
+ITEM_FILES = ("item_info", "item_feature", "item_emb")
+USER_ID, LABEL, TITLE = "user_id", "label", "item_title"
+
+#: Fraction of the numbers of a column that are exceptions: fractions among integers, outliers, negative ones among ids.
+RARE = 0.01
+
+MISSING_COLUMN = declare("missing-column", ERROR, "no such column", "the columns of the challenge's layout")
+COLUMN_TYPE = declare("column-type", ERROR, "a column of a type that models cannot read", "numbers, or lists of them")
+EMPTY_FILE = declare("empty-file", ERROR, "no rows", "at least one row")
+BAD_ITEM_ID = declare(
+    "bad-item-id", ERROR, "null, negative, fractional or too large item ids", "integers below 2^31", Action.DROP_ROW
+)
+
+
+@dataclass
+class ItemFile:
+    """An item file that can be read."""
+
+    path: Path
+    schema: pa.Schema
+    #: ``item_id`` of each row, ``(I,)`` int64, -1 where it is none.
+    ids: np.ndarray
+    #: Columns of lists of ids, such as tags.
+    id_lists: list[str]
+    #: Ids of all item files, sorted, without padding.
+    known: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def numbers(self) -> list[str]:
+        """Columns of numbers, and of lists of ids."""
+        numbers = [f.name for f in self.schema if is_number(f.type) and not pa.types.is_boolean(f.type)]
+        return [name for name in numbers + self.id_lists if name != ITEM_ID]
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Columns of lists of numbers that are no ids."""
+        return [f.name for f in self.schema if is_number_list(f.type) and f.name not in self.id_lists]
+
+    def fault(
+        self, column: str, rows: np.ndarray, values: Sequence[object] | np.ndarray | None = None, **texts: str
+    ) -> Fault:
+        """Return rows ``(R,)`` of a column as a fault."""
+        frame = pl.DataFrame({"row": rows, ITEM_ID: self.ids[rows]})
+        value = pl.lit(None) if values is None else pl.Series(values, strict=False)
+        return Fault(self.path.name, column, frame.with_columns(value=value), **texts)
+
+
+@dataclass
+class Layout:
+    """The files of a folder: splits by name, and item files, of which ``items`` are those that can be read."""
+
+    splits: dict[str, Path]
+    item_paths: list[Path] = field(default_factory=list)
+    items: list[ItemFile] = field(default_factory=list)
+    #: Files that are neither, and columns (``file: column (type)``) that no check looks at.
+    not_checked: list[str] = field(default_factory=list)
+
+
+def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
+    """Find the files of a folder, read the ids of its item files, and check the types of their columns.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such folder, or none of the files is in it.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; expected one with train.parquet and item files")
+    paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    layout = Layout({name: paths.pop(name) for name in SPLITS if name in paths})
+    for name, path in paths.items():
+        if name in ITEM_FILES or _is_item_file(path):
+            layout.item_paths.append(path)
+        else:
+            layout.not_checked.append(path.name)
+    if not layout.splits and not layout.item_paths:
+        names = ", ".join(f"{name}.parquet" for name in (*SPLITS, *ITEM_FILES))
+        raise MissingFileError(f"{folder}: holds none of {names}")
+    for path in layout.item_paths:
+        with report.reading(path):
+            item = _read_item_file(path, report)
+            if item is not None:
+                layout.items.append(item)
+                layout.not_checked += check_types(path, item.schema, {ITEM_ID, title_column}, report)
+    known = np.unique(np.concatenate([item.ids for item in layout.items] or [np.empty(0, np.int64)]))
+    for item in layout.items:
+        item.known = known[known > 0]
+    return layout
+
+
+def _is_item_file(path: Path) -> bool:
+    try:
+        names = read_schema(path).names
+    except DataError:
+        return False
+    return ITEM_ID in names and ITEM_SEQ not in names and USER_ID not in names
+
+
+def _read_item_file(path: Path, report: Report) -> ItemFile | None:
+    schema = read_schema(path)
+    if not require(path, schema, {ITEM_ID: "integers"}, report):
+        return None
+    parts = [np.empty(0, np.int64)]
+    for row, batch in read_chunks(path, [ITEM_ID]):
+        ids = pl.DataFrame({"value": to_series(batch.column(0))}).with_row_index("row", row)
+        ids = ids.select("row", pl.when(as_id("value") < MAX_IDS).then(as_id("value")).alias(ITEM_ID), "value")
+        report.add(BAD_ITEM_ID, Fault(path.name, ITEM_ID, ids.filter(pl.col(ITEM_ID).is_null())))
+        parts.append(ids[ITEM_ID].fill_null(-1).to_numpy())
+    if len(parts) == 1:
+        report.add(EMPTY_FILE, Fault(path.name))
+    id_lists = [f.name for f in schema if is_number_list(f.type) and _holds_ids(path, f)]
+    return ItemFile(path, schema, np.concatenate(parts), id_lists)
+
+
+def _holds_ids(path: Path, column: pa.Field) -> bool:
+    """Whether lists hold ids, by their first chunk: nearly all are integers, not all 0 or 1, hardly any below -1."""
+    array = first_chunk(path, column.name)
+    if array is None:
+        return False
+    values = split_lists(array)[0].to_numpy(zero_copy_only=False).astype(np.float64)  # nulls are NaN
+    values = values[np.isfinite(values)]
+    if values.size and (values < -1).mean() > RARE:
+        return False
+    if pa.types.is_integer(column.type.value_type):
+        return True
+    return bool(values.size and (values == np.floor(values)).mean() >= 1 - RARE and np.abs(values).max() > 1)
+
+
+def require(path: Path, schema: pa.Schema, wanted: dict[str, str], report: Report) -> list[str]:
+    """Return the columns among ``wanted`` (with what they should hold) that can be read; report the others."""
+    usable = []
+    for name, expected in wanted.items():
+        if name not in schema.names:
+            text = f"no such column (columns: {', '.join(schema.names)})"
+            report.add(MISSING_COLUMN, Fault(path.name, name, found=text))
+            continue
+        kind = schema.field(name).type
+        if is_number_list(kind) or pa.types.is_null(kind) if name == ITEM_SEQ else is_number(kind):
+            usable.append(name)
+        else:
+            report.add(COLUMN_TYPE, Fault(path.name, name, found=f"holds {kind}", expected=expected))
+    return usable
+
+
+def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: Report) -> list[str]:
+    """Report columns that models cannot read; return those (``file: column (type)``) that no check looks at.
+
+    Numbers in another form (text, bytes, decimals) are an error: they are meant to be read. Text in a split and lists
+    of anything else are a warning. Text of items, times and other types may well be there for something else.
+    Columns that are ``known`` are checked by their names.
+    """
+    not_checked = []
+    in_split = path.stem in SPLITS
+    for column in schema:
+        kind, text = column.type, is_text(column.type)
+        if column.name in known or is_number(kind) or (is_number_list(kind) and not in_split):
+            continue
+        form = "" if is_number_list(kind) else _hidden_numbers(first_chunk(path, column.name))
+        if form:
+            # Text of an item may be a year or an article number, for its title.
+            severity = WARNING if text and not in_split else ERROR
+            report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {form}", severity=severity))
+        elif (text and in_split) or pa.types.is_null(kind) or (is_list(kind) and not is_number_list(kind)):
+            report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {kind}", severity=WARNING))
+        else:
+            not_checked.append(f"{path.name}: {column.name} ({kind})")
+    return not_checked
+
+
+def _hidden_numbers(array: pa.Array | None) -> str:
+    """Say in which form an array that models cannot read holds numbers; empty where it holds none."""
+    if array is None:
+        return ""
+    sample = split_lists(array)[0] if is_list(array.type) else array
+    sample = (sample.dictionary_decode() if pa.types.is_dictionary(sample.type) else sample).drop_null()
+    if pa.types.is_decimal(sample.type) or is_number(sample.type):
+        return f"numbers as {array.type}"
+    if is_binary(sample.type):
+        return "embeddings as bytes" if _are_embeddings(sample) else ""
+    try:
+        return f"numbers as {array.type}" if is_text(sample.type) and len(sample.cast(pa.float64())) else ""
+    except pa.ArrowInvalid:
+        return ""
+
+
+def _are_embeddings(array: pa.Array) -> bool:
+    """Whether bytes are those of embeddings: of one length, and long, or small numbers when read as numbers."""
+    lengths = pc.unique(pc.binary_length(array)).to_pylist()
+    if len(array) < 2 or len(lengths) > 1 or lengths[0] < 16:
+        return False
+    data = b"".join(array.slice(0, 1000).to_pylist())
+    forms = [form for form in ("<f2", "<f4", "<f8") if len(data) % np.dtype(form).itemsize == 0]
+    # Up to 64 bytes it may be a hash.
+    return lengths[0] > 64 or any((np.abs(np.frombuffer(data, form)) < 1e4).all() for form in forms)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Return the columns of a file; extension types, such as Arrow's tensors, are their storage.
+
+    Raises
+    ------
+    DataError
+        It is no Parquet file, or two columns have one name.
+    """
+    schema = open_parquet(path).schema_arrow
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: several columns are named {', '.join(twice)}, expected one of each name")
+    return pa.schema([f.with_type(f.type.storage_type) if is_extension(f.type) else f for f in schema])
+
+
+def read_chunks(
+    path: Path, columns: Sequence[str], what: str = "", verbose: int = 0
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield ``(first row, record batch)`` of a file, the columns in the order asked for.
+
+    Raises
+    ------
+    DataError
+        The file is damaged; the message says after which row.
+    """
+    row = 0
+    try:
+        metadata = open_parquet(path).metadata
+        size = int(np.clip(CHUNK_VALUES / max(values_per_row(metadata, columns), 1), 256, CHUNK_ROWS))
+        chunks = parquet.read_chunks(path, columns, max_rows=size)
+        total = -(-metadata.num_rows // size)
+        for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
+            yield row, batch.select(list(columns))
+    except DataError:
+        raise
+    except (pa.ArrowException, ValueError, IndexError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path}: damaged after row {row} ({reason})") from None
+
+
+def first_chunk(path: Path, column: str) -> pa.Array | None:
+    """Return the first rows of a column; None where there are none. Damage is reported by the check of the column."""
+    try:
+        return next((batch.column(0) for _, batch in read_chunks(path, [column])), None)
+    except DataError:
+        return None
+
+
+def values_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> float:
+    """Return how many numbers a row of these columns has, in the row group where it has most."""
+    most = 0.0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = (group.column(c) for c in range(group.num_columns))
+        values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
+        most = max(most, values / max(group.num_rows, 1))
+    return most
+
+
+@functools.cache
+def is_number(kind: pa.DataType) -> bool:
+    """Whether models read a column of this type as one number per row."""
+    return _is_accepted(functools.partial(parquet.scalars, floating=True), kind)
+
+
+@functools.cache
+def is_number_list(kind: pa.DataType) -> bool:
+    """Whether models read a column of this type as lists of numbers."""
+    return is_list(kind) and _is_accepted(parquet.lists, kind)
+
+
+def _is_accepted(read: Callable[[pa.Array, str, int], object], kind: pa.DataType) -> bool:
+    try:
+        read(pa.nulls(0, kind), "", 0)  # what training reads columns with, so that both agree
+    except DataError:
+        return False
+    return True
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def is_extension(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's extension types."""
+    return isinstance(kind, pa.BaseExtensionType)
+
+
+def to_series(array: pa.Array) -> pl.Series:
+    """Return a column of numbers, or of lists of numbers, as a Polars series; Boolean becomes 0 and 1."""
+    if pa.types.is_float16(array.type):
+        array = pa.array(array.to_numpy(zero_copy_only=False).astype(np.float32))  # nulls are NaN
+    series = pl.Series(array)
+    if isinstance(series.dtype, pl.Array):
+        return series.arr.to_list()
+    return series.cast(pl.Int8) if series.dtype == pl.Boolean else series
+
+
+def as_id(column: str) -> pl.Expr:
+    """Return integers from 0 as Int64, null for everything else."""
+    ids = pl.col(column).cast(pl.Int64, strict=False)
+    return pl.when((ids >= 0) & (ids == pl.col(column))).then(ids)
+
+
+def as_text(array: pa.Array) -> list[str]:
+    """Return one text per row; bytes that are no UTF-8 become U+FFFD, null becomes empty."""
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    raw = array.cast(pa.large_binary()).to_pylist()
+    return ["" if b is None else b.decode("utf-8", errors="replace") for b in raw]
+
+
+def split_lists(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Return the entries of all lists ``(N,)`` and the offsets of each row in them ``(R + 1,)``; a null is empty."""
+    if pa.types.is_fixed_size_list(array.type) and array.null_count:
+        array = array.cast(pa.list_(array.type.value_type))
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+    return array.flatten(), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def common_length(path: Path, column: str) -> int:
+    """Return the length of most lists of a column, the empty ones left out; 0 where all are empty."""
+    kind = read_schema(path).field(column).type
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size
+    counts: Counter[int] = Counter()
+    for _, batch in read_chunks(path, [column]):
+        counts.update(np.diff(split_lists(batch.column(0))[1]).tolist())
+    del counts[0]
+    return counts.most_common(1)[0][0] if counts else 0

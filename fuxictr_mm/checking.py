@@ -1,0 +1,306 @@
+"""Values against annotated types: what is wrong is said in one line for each key.
+
+Shown in errors are the key, its value, what was expected and, for an unknown key, the nearest known one; pydantic's own
+messages are not.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+import annotated_types as limits
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from fuxictr_mm.errors import ConfigError, nearest
+
+SettingsType = TypeVar("SettingsType", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all groups of settings: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    example: ClassVar[str] = "{key: value}"
+
+    @classmethod
+    def read(cls: type[SettingsType], values: Mapping[str, Any], where: str) -> SettingsType:
+        """Check settings.
+
+        Raises
+        ------
+        ConfigError
+            All that is wrong with them, in one line that begins with ``where``.
+        """
+        settings, problems = validate(cls, values)
+        if settings is None:
+            raise error_of(where, problems)
+        return settings
+
+
+def error_of(where: str, problems: Mapping[str, str]) -> ConfigError:
+    """Return one error for all problems."""
+    return ConfigError(f"{where}: " + "; ".join(problems.values()))
+
+
+def validate(
+    cls: type[SettingsType], values: Mapping[str, Any], where: str = ""
+) -> tuple[SettingsType | None, dict[str, str]]:
+    """Return checked settings, or None and a sentence for each key that is wrong."""
+    try:
+        return cls.model_validate(values), {}
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for found in error.errors(include_url=False):
+            key, sentence = _describe_problem(cls, values, found["loc"], found, where)
+            problems.setdefault(key, sentence)
+        return None, problems
+
+
+def _describe_problem(
+    cls: type[Settings], values: Mapping[str, Any], loc: tuple[int | str, ...], found: Mapping[str, Any], where: str
+) -> tuple[str, str]:
+    """Return the key that pydantic's error is about and a sentence; ``loc`` leads into nested settings."""
+    key = str(loc[0])
+    if found["type"] == "extra_forbidden" and len(loc) == 1:
+        return key, f"{where}{unknown_key(key, cls.model_fields)}"
+    if found["type"] == "missing" and len(loc) == 1:
+        return key, f"{where}{key} is missing"
+    value, annotation = values[key], cls.model_fields[key].rebuild_annotation()
+    nested = _nested_settings(annotation)
+    if nested is not None and len(loc) > 1:
+        if isinstance(loc[1], int):
+            entry = value[loc[1]]
+            if len(loc) == 2:
+                return key, f"{where}{key}: the entry {entry!r} is no {describe(nested)[2:]}"
+            name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
+        else:
+            entry, name, loc = value, key, loc[1:]
+        inner, sentence = _describe_problem(nested, entry, loc, found, f"{name}: ")
+        return f"{name}.{inner}", sentence
+    if found["type"] == "value_error":
+        return key, f"{where}{found['ctx']['error']}"
+    return key, f"{where}{mismatch(key, value, annotation)}"
+
+
+def _nested_settings(annotation: Any) -> type[Settings] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return annotation
+    return next(filter(None, map(_nested_settings, typing.get_args(annotation))), None)
+
+
+def unknown_key(key: object, known: Iterable[str]) -> str:
+    """Say that a key is unknown, with the nearest known one."""
+    return f"unknown key '{key}'{nearest(key, known)}"
+
+
+def mismatch(key: str, value: Any, annotation: Any) -> str:
+    """Say what was found and what was expected."""
+    return f"{key} is {value!r}, expected {describe(annotation)}{_hint(value, annotation)}"
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    """Explain a value that YAML reads differently from what was probably meant."""
+    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n") and matches(True, annotation):
+        meant = value.lower() in ("yes", "on", "y")
+        return f" ({value} is a string in YAML 1.2: write {meant})"
+    if isinstance(value, str):
+        try:
+            return f" (a number in quotes is a string: write {float(value)!r} without quotes)"
+        except ValueError:
+            return ""
+    if not isinstance(value, bool | list | dict | None) and matches(str(value), annotation):
+        return f" (write it in quotes: '{value}')"
+    return ""
+
+
+def matches(value: Any, annotation: Any) -> bool:
+    """Whether a value of a YAML file fits an annotation: an integer also fits a float, a list any sequence."""
+    adapter = _adapter(annotation)
+    try:
+        adapter.validate_python(value)
+        return True
+    except ValidationError:
+        pass
+    try:  # JSON's rules: a list fits a tuple or a set
+        adapter.validate_json(json.dumps(value))
+        return True
+    except (ValidationError, TypeError, ValueError):
+        return False
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def describe(annotation: Any, plural: bool = False) -> str:
+    """Name an annotated type and its range in plain words.
+
+    Examples
+    --------
+    >>> describe(float | None)
+    'a number or null'
+    >>> from pydantic import PositiveInt
+    >>> describe(list[PositiveInt])
+    'a list of integers >= 1'
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0], plural) + _describe_range(arguments[0], arguments[1:])
+    if origin in (Union, types.UnionType):
+        if float in arguments:  # an integer is a number
+            arguments = tuple(a for a in arguments if a is not int)
+        return " or ".join(describe(a, plural) for a in arguments)
+    if origin is Literal:
+        listing = ", ".join(repr(a) for a in arguments)
+        return listing if len(arguments) == 1 else f"one of {listing}"
+    kind = origin or annotation
+    if not inspect.isclass(kind):
+        return "anything" if kind is Any else "a value"
+    if issubclass(kind, Settings):
+        return f"mappings such as {kind.example}" if plural else f"a mapping such as {kind.example}"
+    known = {bool: "True or False", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
+    if kind in known:
+        return known[kind].split(" ", 1)[1] + "s" if plural and kind in (int, float, str) else known[kind]
+    name, inner = kind.__name__, ""
+    if issubclass(kind, Mapping):
+        name, inner = "mapping", f" of names to {describe(arguments[1], True)}" if arguments else ""
+    elif issubclass(kind, Collection):
+        name, inner = "list", f" of {describe(arguments[0], True)}" if arguments else ""
+    return f"{name}s{inner}" if plural else f"a {name}{inner}"
+
+
+def _describe_range(annotation: Any, metadata: Iterable[Any]) -> str:
+    parts = [p for given in metadata for p in (given.metadata if isinstance(given, FieldInfo) else [given])]
+    words, suffix = [], ""
+    for part in parts:
+        if isinstance(part, limits.Gt):
+            words.append(f">= {typing.cast(int, part.gt) + 1}" if annotation is int else f"> {part.gt}")
+        elif isinstance(part, limits.Ge):
+            words.append(f">= {part.ge}")
+        elif isinstance(part, limits.Lt):
+            words.append("finite" if part.lt == math.inf else f"< {part.lt}")
+        elif isinstance(part, limits.Le):
+            words.append(f"<= {part.le}")
+        elif isinstance(part, limits.MinLen):
+            suffix = ", not empty"
+    return (" " + " and ".join(words) if words else "") + suffix
+
+
+def model_schema(model_class: type) -> dict[str, Any]:
+    """Return the settings that the constructors of a model name, with their annotated types.
+
+    Raises
+    ------
+    ConfigError
+        An annotation of a MultimodalModel cannot be checked.
+    """
+    schema: dict[str, Any] = {}
+    for cls in reversed(model_class.__mro__):
+        init = vars(cls).get("__init__")
+        if init is None or cls.__module__.startswith(("torch.", "builtins")):
+            continue
+        for name, parameter in inspect.signature(init).parameters.items():
+            if name in ("self", "feature_map") or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            schema[name] = _resolve_annotation(model_class, init, name, parameter.annotation)
+    return schema
+
+
+def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any) -> Any:
+    """Return a checkable annotation; Any for one of a FuxiCTR model that cannot be checked."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = types.SimpleNamespace(__annotations__={name: annotation})
+    try:
+        resolved = typing.get_type_hints(holder, init.__globals__, include_extras=True)[name]
+        _adapter(resolved)
+        return resolved
+    except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is no type
+        if not is_multimodal(model_class):
+            return Any
+        raise ConfigError(uncheckable(model_class, name, annotation, error)) from error
+
+
+def uncheckable(model_class: type, name: str, annotation: Any, error: Exception) -> str:
+    """Say that an annotation in the signature of a model is no type that values can be checked against."""
+    reason = " ".join(str(error).split()[:20])
+    return (
+        f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "
+        f"({type(error).__name__}: {reason}); use built-in types, typing.Literal or those of pydantic"
+    )
+
+
+def is_multimodal(model_class: type) -> bool:
+    """Whether a class is a MultimodalModel, without importing it."""
+    return any(cls.__name__ == "MultimodalModel" for cls in model_class.__mro__)
+
+
+def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
+    """Refuse a call in a YAML text unless it names a known function and has literal arguments.
+
+    FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it, or the bare name of an
+    initializer.
+
+    Parameters
+    ----------
+    text : str
+        What the YAML holds.
+    where : str
+        Key, for the message.
+    allowed : sequence of str
+        Patterns of the names that may be called.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+    """
+    expected = "expected a call of a layer with literal arguments, such as layers.MaskedAveragePooling()"
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        raise ConfigError(f"{where}: '{text}' is no Python expression; {expected}") from None
+
+    def is_known(name: ast.expr) -> bool:
+        return any(re.fullmatch(pattern, ast.unparse(name)) for pattern in allowed)
+
+    def is_plain(argument: ast.expr) -> bool:
+        if isinstance(argument, ast.Attribute) and is_known(argument):
+            return True
+        try:
+            ast.literal_eval(argument)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    called = node.func if isinstance(node, ast.Call) else node
+    arguments = [*node.args, *[k.value for k in node.keywords]] if isinstance(node, ast.Call) else []
+    if not is_known(called) or not all(is_plain(a) for a in arguments):
+        raise ConfigError(f"{where}: '{text}' is not allowed; {expected}")
+    owner, _, name = ast.unparse(called).rpartition(".")
+    if owner in ("layers", "nn"):
+        from fuxictr.pytorch import layers
+        from torch import nn
+
+        known = vars(layers if owner == "layers" else nn)
+        classes = [k for k, v in known.items() if inspect.isclass(v) and issubclass(v, nn.Module)]
+        if name not in classes:
+            raise ConfigError(f"{where}: there is no layer '{owner}.{name}'{nearest(name, classes)}")
+        if not isinstance(node, ast.Call):
+            raise ConfigError(f"{where}: '{text}' is the name of a layer, expected a call: {text}()")
+        inputs = [
+            p
+            for p in list(inspect.signature(known[name].forward).parameters.values())[1:]
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if len(inputs) > 1:
+            raise ConfigError(f"{where}: '{owner}.{name}' takes {len(inputs)} inputs, expected a layer of one tensor")

@@ -1,0 +1,154 @@
+"""The cleaned copy: what it fixes, what it keeps, and that it is complete or not there."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.check_data.checks import CHECKS, Action
+from fuxictr_mm.cli import main
+
+TEXT = "txt_emb_BERT"
+
+
+def dropped_rows(answer, file):
+    return {
+        row["row"]
+        for finding in answer["findings"]
+        if finding["file"] == file and finding["severity"] != "info"
+        if CHECKS[finding["check"]].action is Action.DROP_ROW
+        for row in finding["rows"]
+    }
+
+
+def test_only_what_cleaning_leaves_is_found_in_the_copy(planted):
+    folder, _, _ = planted
+    report, _ = check_folder(folder.parent / "cleaned")
+    left = {f.check for f in report.findings() if f.severity != "info" and f.file != "test.parquet"}
+    assert all(CHECKS[check].action is Action.NOTHING for check in left - {"empty-title"})
+    assert not [f for f in report.findings() if f.severity == "error"]
+
+
+def test_the_copy_keeps_schema_order_and_the_rows_of_test(planted):
+    folder, _, answer = planted
+    for path in folder.glob("*.parquet"):
+        old, new = pq.read_table(path), pq.read_table(folder.parent / "cleaned" / path.name)
+        assert new.schema == old.schema
+        dropped = set() if path.stem == "test" else dropped_rows(answer, path.name)
+        kept = [row for row in range(old.num_rows) if row not in dropped]
+        assert new["item_id"].to_pylist() == old["item_id"].take(kept).to_pylist()
+    assert dropped_rows(answer, "test.parquet")
+
+
+def test_cleaned_values(planted):
+    folder, _, answer = planted
+    cleaned = folder.parent / "cleaned"
+    items = pq.read_table(cleaned / "item_feature.parquet").to_pydict()
+    titles = [items["item_title"][row] for row in range(12, 20)]
+    assert titles == [
+        "",
+        "the dog’s dinner in the kitchen",  # noqa: RUF001
+        "Two cats in a kitchen",
+        "Two cats on a ta",
+        "Two dogs",
+        "a bird at the window",
+        "",
+        "我的猫在厨房里",
+    ]
+    assert [items["item_title"][row] for row in range(23, 28)] == [
+        "Two cats & a dog",
+        "Two cafés in a kitchen",
+        "Two cats",
+        "cat",
+        "Two ca\ufffds",
+    ]
+    assert [items["likes_level"][row] for row in (60, 61, 62)] == [0, 0, 0]
+    info, old_info = (pq.read_table(f / "item_info.parquet")["item_tags"].to_pylist() for f in (cleaned, folder))
+    for row in range(20, 23):
+        assert info[row] == [0, *old_info[row][:-1]]
+    for row in range(23, 26):
+        assert info[row] == [0, *old_info[row][:-2], old_info[row][-1]]
+    for row in (31, 32, 35):
+        assert items[TEXT][row] == [0.0] * 32
+    lengths = np.linalg.norm(np.array(items[TEXT]), axis=1)
+    assert lengths[33] == pytest.approx(np.median(lengths), rel=0.02)
+    old = pq.read_table(folder / "item_feature.parquet").to_pydict()
+    assert items[TEXT][36:] == old[TEXT][36:]
+    assert pq.read_table(cleaned / "item_info.parquet")["item_emb_d16"][0].as_py() == [0.0] * 16
+
+    train = pq.read_table(cleaned / "train.parquet").to_pydict()
+    before = pq.read_table(folder / "train.parquet").to_pydict()
+    gone = dropped_rows(answer, "train.parquet")
+    assert {100, 102, 103, 107, 108, 109, 110, 111} <= gone
+    place = {row: new for new, row in enumerate(r for r in range(len(before["item_id"])) if r not in gone)}
+    assert train["item_seq"][place[104]] == [0] * 16 + [387, 259, 628, 179]
+    assert train["item_seq"][place[112]] == [0] * 20
+    assert train["item_seq"][place[113]] == [0, *before["item_seq"][113][:-2], before["item_seq"][113][-1]]
+    for row in (101, 105):
+        assert train["item_seq"][place[row]] == [0, *before["item_seq"][row][:-1]]
+    assert {a["check"] for a in answer["cleaned"]["actions"]} == {
+        f["check"] for f in answer["findings"] if f["severity"] != "info"
+    }
+
+
+def clean(folder, *checks):
+    with pytest.raises(SystemExit) as ended:
+        main(["check-data", str(folder), "--only", *checks, "--clean", str(folder.parent / "out"), "--quiet"])
+    return ended.value.code
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def test_null_in_fixed_size_histories_is_set_to_padding(folder):
+    histories = pa.array([[1, 2], None, [0, 3]] * 20, pa.list_(pa.int64(), 2))
+    count = np.arange(60)
+    columns = {"user_id": count, "item_id": count + 10, "label": count % 2, "item_seq": histories}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    assert clean(folder, "null-history") == 1
+    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    assert copy["item_seq"].to_pylist() == [[1, 2], [0, 0], [0, 3]] * 20
+
+
+def test_ids_are_removed_at_the_padded_end(folder):
+    histories = [[5, 9, 0, 0], [0, 9, 5, 9], [9, 5, 9, 5], [5, 0, 6, 0]]
+    columns = {"user_id": range(4), "item_id": [9] * 4, "label": [0, 1, 0, 1], "item_seq": histories}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    clean(folder, "target-in-history", "inner-padding")
+    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    assert copy["item_seq"].to_pylist() == [[5, 0, 0, 0], [0, 0, 0, 5], [0, 0, 5, 5], [5, 6, 0, 0]]
+
+
+def test_skipped_faults_of_a_title_stay(folder):
+    titles = ["<b>CafÃ©</b>", "plain"]
+    pq.write_table(pa.table({"item_id": [1, 2], "item_title": titles}), folder / "item_info.parquet")
+    clean(folder, "markup-title")
+    copy = pq.read_table(folder.parent / "out" / "item_info.parquet")
+    assert copy["item_title"].to_pylist() == ["CafÃ©", "plain"]
+
+
+def test_extension_types_stay(folder):
+    matrix = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    matrix[7] *= 1000
+    tensors = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.float32(), [4]), pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), 4)
+    )
+    pq.write_table(pa.table({"item_id": range(1, 51), "v": tensors}), folder / "item_emb.parquet")
+    assert clean(folder, "norm-outlier") == 1
+    copy = pq.read_table(folder.parent / "out" / "item_emb.parquet")
+    assert copy.schema.field("v").type == tensors.type
+    vectors = np.array(copy["v"].combine_chunks().storage.to_pylist(), dtype=np.float32)
+    assert np.linalg.norm(vectors[7]) < 4
+    np.testing.assert_array_equal(np.delete(vectors, 7, 0), np.delete(matrix, 7, 0))
+
+
+def test_a_copy_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
+    pq.write_table(pa.table({"item_id": [1, 1]}), folder / "item_info.parquet")
+    monkeypatch.setattr("fuxictr_mm.check_data.clean.pq.ParquetWriter", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["check-data", str(folder), "--clean", str(folder.parent / "out"), "--quiet"])
+    assert [path.name for path in folder.parent.iterdir()] == ["data"]

@@ -1,0 +1,114 @@
+"""Files and types of columns: what models cannot read is found, and what nobody looks at is named."""
+
+import datetime
+import decimal
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.check_data.checks import CHECKS
+
+COUNT = 60
+VECTORS = np.random.default_rng(0).standard_normal((COUNT, 16))
+WORDS = ["red", "blue", "green"] * (COUNT // 3)
+DIGITS = [str(number % 7) for number in range(COUNT)]
+
+
+def tensors():
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.astype(np.float32).ravel()), 16)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [16]), storage)
+
+
+def as_bytes(dtype):
+    return pa.array([row.astype(dtype).tobytes() for row in VECTORS])
+
+
+def decimals(places):
+    return pa.array([decimal.Decimal(number) for number in range(COUNT)], pa.decimal128(20, places))
+
+
+#: Column, and the severity of what is found in a split and in an item file; "" stands for a column that is not checked.
+COLUMNS = {
+    "words": (pa.array(WORDS), "warning", ""),
+    "categories": (pa.array(WORDS).dictionary_encode(), "warning", ""),
+    "digits": (pa.array(DIGITS), "error", "warning"),
+    "coded digits": (pa.array(DIGITS).dictionary_encode(), "error", "warning"),
+    "decimals": (decimals(0), "error", "error"),
+    "nulls": (pa.nulls(COUNT), "warning", "warning"),
+    "lists of digits": (pa.array([[digit] for digit in DIGITS]), "error", "error"),
+    "lists of words": (pa.array([[word] for word in WORDS]), "warning", "warning"),
+    "lists of lists": (pa.array([[[1.0]]] * COUNT), "warning", "warning"),
+    "lists of bools": (pa.array([[True, False]] * COUNT), "error", "error"),
+    "float32 bytes": (as_bytes("f4"), "error", "error"),
+    "float16 bytes": (as_bytes("f2"), "error", "error"),
+    "fixed bytes": (as_bytes("f8").cast(pa.binary(128)), "error", "error"),
+    "images": (pa.array([b"\xff\xd8" + bytes(number) for number in range(COUNT)]), "", ""),
+    "hashes": (pa.array([np.random.default_rng(n).bytes(16) for n in range(COUNT)], pa.binary(16)), "", ""),
+    "times": (pa.array([datetime.datetime(2024, 1, 1)] * COUNT), "", ""),
+    "structs": (pa.array([{"bytes": b"x"}] * COUNT), "", ""),
+    "bools": (pa.array([True, False] * (COUNT // 2)), None, None),
+    "tensors": (tensors(), "", None),
+    "integer lists": (pa.array([[1, 2]] * COUNT), "", None),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("file", ["train", "item_info"])
+def test_types_of_columns(tmp_path, file, name):
+    array, in_split, in_items = COLUMNS[name]
+    severity = in_split if file == "train" else in_items
+    columns = {"item_id": np.arange(1, COUNT + 1), name: array}
+    if file == "train":
+        columns |= {"user_id": range(COUNT), "label": [0, 1] * (COUNT // 2), "item_seq": [[1]] * COUNT}
+    pq.write_table(pa.table(columns), tmp_path / f"{file}.parquet")
+    report, layout = check_folder(tmp_path)
+    found = [(f.check, f.severity, f.column) for f in report.findings() if f.column == name]
+    assert found == ([("column-type", severity, name)] if severity else [])
+    named = [text for text in layout.not_checked if text.startswith(f"{file}.parquet: {name} (")]
+    assert len(named) == len(layout.not_checked) == (severity == "")
+
+
+def test_titles_may_be_bytes_or_digits_and_nothing_else(tmp_path):
+    titles = {"digits": pa.array(DIGITS), "raw": pa.array(WORDS).cast(pa.binary()), "numbers": pa.array(range(COUNT))}
+    pq.write_table(pa.table({"item_id": range(1, COUNT + 1), **titles}), tmp_path / "item_info.parquet")
+    for name, wrong in (("digits", False), ("raw", False), ("numbers", True)):
+        report, _ = check_folder(tmp_path, ["column-type", "empty-title"], title_column=name)
+        found = {f.column for f in report.findings() if f.severity == "error"}
+        assert (name in found) == wrong
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(Path(__file__).parents[2] / "data" / "tiny_mm", tmp_path / "data"))
+
+
+@pytest.mark.parametrize("file", ["train", "valid", "test", "item_info", "item_feature", "item_emb"])
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [("text", "column-type"), ("null", "column-type"), ("dropped", "missing-column"), ("no rows", "empty-file")],
+)
+def test_columns_that_no_check_can_do_without(folder, file, damage, check):
+    path = folder / f"{file}.parquet"
+    table = pq.read_table(path)
+    index = table.schema.get_field_index("item_id")
+    changed = {
+        "text": lambda: table.set_column(index, "item_id", pa.array(["7"] * len(table))),
+        "null": lambda: table.set_column(index, "item_id", pa.nulls(len(table))),
+        "dropped": lambda: table.drop_columns(["item_id"]),
+        "no rows": lambda: table.slice(0, 0),
+    }
+    pq.write_table(changed[damage](), path)
+    report, _ = check_folder(folder, set(CHECKS) - {"foreign-title", "modalities-disagree", "near-duplicate-vector"})
+    assert (check, path.name) in {(f.check, f.file) for f in report.findings() if f.severity == "error"}
+
+
+def test_columns_of_one_name(folder):
+    table = pq.read_table(folder / "valid.parquet")
+    pq.write_table(table.append_column("label", table["label"]), folder / "valid.parquet")
+    report, _ = check_folder(folder, ["unreadable", "bad-label"])
+    assert [(f.check, f.file) for f in report.findings()] == [("unreadable", "valid.parquet")]

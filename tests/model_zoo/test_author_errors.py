@@ -1,0 +1,78 @@
+"""Mistakes of a model's author end in one line that names the file, and the line where there is one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm import Experiment
+from fuxictr_mm.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = """
+import torch
+from fuxictr_mm.jagged import mean_pooling
+from fuxictr_mm.model import DNNModel
+
+
+class Mine(DNNModel):
+    def __init__(self, feature_map, *, dnn_hidden_units: list[int] = (8,), **params):
+        super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, **params)
+        self.dnn = self.make_dnn(self.context_dim + 2 * self.item_dim)
+        self.build()
+
+    def logits(self, batch):
+        e = self.embed(batch)
+        return self.dnn(torch.cat([e.context, e.target, mean_pooling(e.history)], dim=-1))
+"""
+
+
+@pytest.fixture
+def train(tmp_path: Path):
+    """Return a function that trains a model file on a copy of the demo's configuration."""
+
+    def run(source: str) -> object:
+        (tmp_path / "zoo").mkdir()
+        (tmp_path / "zoo" / "Mine.py").write_text(source, encoding="utf-8")
+        experiment = Experiment.load(
+            "DIN_tiny",
+            config=ROOT,
+            data_root=ROOT / "data",
+            model_zoo=tmp_path / "zoo",
+            model="Mine",
+            epochs=1,
+            model_root=str(tmp_path / "checkpoints"),
+            dnn_hidden_units=[8],
+        )
+        return experiment.fit(progress=False)
+
+    return run
+
+
+def without_settings_of_din(source: str) -> str:
+    """Let the model take what DIN_tiny sets beside the settings of every model."""
+    return source.replace("**params):", "attention_hidden_units=None, attention_hidden_activations=None, "
+                          "attention_dropout=None, din_use_softmax=None, **params):")  # fmt: skip
+
+
+def test_a_model_of_ten_lines_trains(train):
+    assert train(without_settings_of_din(GOOD)).metrics["valid"]["AUC"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("        self.build()\n", "", r"Mine\.py.*build\(\)"),
+        ("    def logits(self", "    def logit(self", r"Mine\.py.*logits"),
+        ("return self.dnn(", "return 2 * torch.ones(3, 2) + 0 * self.dnn(torch.cat([e.context, e.target, "
+         "mean_pooling(e.history)], dim=-1)).sum() if True else (", r"Mine\.py.*\(3, 2\)"),
+        ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", r"Mine\.py, line 12"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_the_file(train, old, new, named):
+    source = without_settings_of_din(GOOD).replace(old, new)
+    with pytest.raises(ConfigError, match=named) as caught:
+        train(source)
+    assert "\n" not in str(caught.value)
+    assert torch.is_grad_enabled()
