@@ -31,6 +31,7 @@ setup(
         "pydantic>=2.11",
         "ruamel.yaml>=0.18",
         "tqdm>=4.60",
+        "filelock>=3.14",
         "threadpoolctl>=3",
         "scikit-learn>=1.5",
         "scipy>=1.11",

@@ -194,7 +194,7 @@ class ModelSettings(Settings):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products of a GPU in TF32."
     )
-    verbose: int = Field(1, description="0 turns progress bars off.")
+    verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 also elsewhere.")
 
     @classmethod
     def of(cls, params: Mapping[str, Any], where: str) -> ModelSettings:

@@ -50,13 +50,12 @@ def write_submission(
 ) -> Path:
     """Check predictions and write them as a submission; the same predictions give the same bytes.
 
-    Every number is the shortest decimal that reads back as the same number of its own type (float32 or float64): no
-    precision is lost, and a float32 prediction does not grow digits that it never had.
+    Every number is the shortest decimal that reads back as the same number of its own type, float32 or float64.
 
     Parameters
     ----------
     path : path
-        The zip to write; beside and renamed, so that nothing half written is left.
+        The zip to write, by an atomic write.
     predictions : array_like
         ``(n,)`` probabilities, one per row of the test file, in its order.
     task : str
@@ -172,7 +171,7 @@ def _read_member(path: Path) -> bytes:
             member = _check_members(path, archive.infolist())
             return archive.read(member)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a whole zip file ({error}); write it anew with prediction.py") from error
+        raise DataError(f"{path}: not a complete zip file ({error}); write it again with prediction.py") from error
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
@@ -302,8 +301,8 @@ def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line
         )
     if len(values) > 1 and values.min() == values.max():
         raise DataError(
-            f"{where}: all {len(values)} predictions are {values[0]}; expected more than one value: the model tells no "
-            "row from another"
+            f"{where}: all {len(values)} predictions are {values[0]}; expected more than one value: the model does not "
+            "distinguish rows"
         )
 
 

@@ -27,9 +27,10 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\u
 def progress_bar(batches: Iterable[Any], what: str, verbose: int = 1, done: int = 0, total: int | None = None) -> tqdm:
     """Return a progress bar over ``batches``, ``done`` of which are finished already.
 
-    Nothing is printed with ``verbose=0``, without a terminal, or in a process other than the main one.
+    Nothing is printed with ``verbose=0``, in a process other than the main one, or, with ``verbose=1``, without a
+    terminal.
     """
-    quiet = verbose == 0 or not sys.stderr.isatty() or not is_main()
+    quiet = verbose == 0 or not is_main() or (verbose == 1 and not sys.stderr.isatty())
     return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, initial=done, total=total)
 
 

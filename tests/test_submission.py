@@ -210,7 +210,7 @@ def test_a_member_that_lies_about_its_size(tmp_path):
     at = content.index(b"PK\x01\x02") + 24
     content[at : at + 4] = (100).to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole zip file"):
+    with pytest.raises(DataError, match="not a complete zip file"):
         check_submission(path)
 
 
@@ -223,11 +223,11 @@ def test_other_compression(tmp_path):
 
 def test_files_that_are_no_zip(tmp_path):
     (tmp_path / "X.zip").write_text(GOOD)
-    with pytest.raises(DataError, match="not a whole zip file"):
+    with pytest.raises(DataError, match="not a complete zip file"):
         check_submission(tmp_path / "X.zip")
     whole = write_submission(tmp_path / "Y.zip", predictions()).read_bytes()
     (tmp_path / "Y.zip").write_bytes(whole[:200] + whole[300:])
-    with pytest.raises(DataError, match="not a whole zip file"):
+    with pytest.raises(DataError, match="not a complete zip file"):
         check_submission(tmp_path / "Y.zip")
     with pytest.raises(MissingFileError, match="no such file"):
         check_submission(tmp_path / "Z.zip")

@@ -1,1 +1,1 @@
-"""The training loop and what it needs."""
+"""Training: loop, checkpoints, optimizers, data parallelism, callbacks."""

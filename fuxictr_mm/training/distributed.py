@@ -1,8 +1,8 @@
-"""One run on several processes that ``torchrun`` started; alone, everything here does nothing.
+"""Data-parallel training by the processes that ``torchrun`` started; for a single process, nothing here has an effect.
 
-Each process takes its share of every batch (``fuxictr_mm.data.loaders.Shard``); when a way back ends, the gradients of
-all are averaged, by gloo between CPUs and nccl between GPUs. With a batch of B rows each, W processes take the steps
-that one takes with W * B rows, to rounding: batch norm counts the rows of all of them.
+Each rank takes its part of every batch (``fuxictr_mm.data.loaders.Shard``). After each backward pass, gradients are
+averaged over ranks, by gloo between CPUs and nccl between GPUs. With batches of B samples each, W ranks take the steps
+of one process with batches of W * B, up to rounding: batch norm counts the samples of all ranks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from fuxictr_mm.runtime import device_of, is_one_of_several
 
 
 class SyncBatchNorm(_BatchNorm):
-    """As ``nn.BatchNorm1d``, mean and variance being those of all processes together.
-
-    A process may have one row, or none.
+    """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
 
     Parameters
     ----------
     norm : nn.BatchNorm1d
-        Whose parameters and buffers this takes over.
+        Its parameters and buffers are used.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -74,7 +72,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of what every process has; its gradient is the sum of theirs."""
+    """Sum over ranks; the gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def replace_batch_norm(model: nn.Module) -> None:
-    """Put ``SyncBatchNorm`` in the place of every batch norm; parameters stay the same objects."""
+    """Replace every batch norm by ``SyncBatchNorm``; parameters stay the same objects."""
     compiled = getattr(model, "compiled_logits", None) is not None
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -101,28 +99,28 @@ def replace_batch_norm(model: nn.Module) -> None:
                 setattr(module, name, norm)
 
 
-#: Entries of gradients that are averaged in one message.
+#: Elements of gradients that are averaged in one message.
 BUCKET = 2**23
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """Return how many processes there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def process_group(gpu: int) -> Iterator[None]:
-    """Join the other processes of a run for as long as it lasts.
+    """Join the process group of a run for the duration of a block.
 
     Raises
     ------
     UserError
-        Another process is gone; its own message says why.
+        Another process has ended; its own message says why.
     """
     if not is_one_of_several() or dist.is_initialized():
         yield
@@ -138,7 +136,7 @@ def process_group(gpu: int) -> Iterator[None]:
     except dist.DistError as error:
         raise _lost() from error
     except RuntimeError as error:
-        # gloo knows no type of its own for this.
+        # gloo has no type of its own for this.
         if "gloo" in str(error) or "Connection" in str(error):
             raise _lost() from error
         raise
@@ -148,17 +146,17 @@ def process_group(gpu: int) -> Iterator[None]:
 def _lost() -> UserError:
     return UserError(
         "lost the other processes: one of them ended, and its message says why; "
-        "once that is mended, the same command with --resume goes on"
+        "once that is fixed, the same command with --resume continues"
     )
 
 
 def distribute(model: nn.Module) -> None:
-    """Let a model's steps count the rows of all processes, and give each process random numbers of its own.
+    """Make a model's steps count the samples of all ranks, and give each rank its own random numbers.
 
-    Its ``forward`` is wrapped, so that a model's own ``train_step`` needs to know nothing of it: what comes out passes
-    the way back through a function that weighs the gradient and has all gradients averaged when the way back ends.
-    ``DistributedDataParallel`` would refuse a parameter that is used outside of ``forward``, in a regularizer or an
-    auxiliary loss. While evaluating, each process is on its own.
+    ``forward`` is wrapped, so that a model's own ``train_step`` stays as it is: in the backward pass, its outputs go
+    through a function that weights the gradient and has all gradients averaged when the backward pass ends.
+    ``DistributedDataParallel`` would refuse a parameter that is used outside ``forward``, in a regularizer or an
+    auxiliary loss. In evaluation, ranks are independent.
     """
     if size() == 1 or getattr(model, "_is_distributed", False):
         return
@@ -173,22 +171,22 @@ def distribute(model: nn.Module) -> None:
             return outputs
         weight = _weight(batch, next(model.parameters()).device)
         average = partial(_average_gradients, list(model.parameters()))
-        return tree_map(lambda value: _weigh(value, weight, average), outputs)
+        return tree_map(lambda value: _with_weight(value, weight, average), outputs)
 
     model.forward = forward
     torch.manual_seed(torch.initial_seed() + rank())
 
 
 def _weight(batch: Any, device: torch.device) -> Tensor:
-    """Return this process's rows by the mean of all processes' rows: in an average all count alike."""
+    """Return this rank's number of samples divided by the mean over ranks: in the average, all samples count alike."""
     rows = torch.tensor(num_rows(batch), dtype=torch.float64, device=device)
     everywhere = rows.clone()
     dist.all_reduce(everywhere)
     return rows * size() / everywhere
 
 
-class _Weigh(torch.autograd.Function):
-    """The identity, whose gradient is weighed: regularizers of a model, beside its output, are not."""
+class _WeightGradient(torch.autograd.Function):
+    """Identity with a weighted gradient; the gradients of a model's regularizers are not weighted."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, weight: Tensor, average: Callable[[], None]) -> Tensor:
@@ -199,22 +197,22 @@ class _Weigh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        if not _Weigh.is_due:
-            _Weigh.is_due = True
+        if not _WeightGradient.is_due:
+            _WeightGradient.is_due = True
             torch.autograd.Variable._execution_engine.queue_callback(ctx.average)
         return gradients[0] * weight.to(gradients[0].dtype), None, None
 
-    #: Whether the average at the end of the present way back has been asked for.
+    #: Whether averaging at the end of the current backward pass has been requested.
     is_due = False
 
 
-def _weigh(value: Any, weight: Tensor, average: Callable[[], None]) -> Any:
-    return _Weigh.apply(value, weight, average) if isinstance(value, Tensor) and value.requires_grad else value
+def _with_weight(value: Any, weight: Tensor, average: Callable[[], None]) -> Any:
+    return _WeightGradient.apply(value, weight, average) if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Put the mean over all processes into every gradient; one that no process has stays None."""
-    _Weigh.is_due = False
+    """Replace every gradient by its mean over ranks; one that no rank has stays None."""
+    _WeightGradient.is_due = False
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
     dist.all_reduce(has, dist.ReduceOp.MAX)
     bucket: list[Tensor] = []
@@ -231,7 +229,7 @@ def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _average(gradients: Sequence[Tensor]) -> None:
-    """Average gradients in one message."""
+    """Average gradients over ranks in one message."""
     if not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -242,14 +240,14 @@ def _average(gradients: Sequence[Tensor]) -> None:
 
 
 def broadcast_state(model: nn.Module) -> None:
-    """Give every process the weights of the main one."""
+    """Copy the weights of rank 0 to every rank."""
     if size() > 1:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
 
 
 def gather_rows(part: Tensor) -> Tensor:
-    """Return the rows ``(n, ...)`` of all processes, one process after the other."""
+    """Return the rows ``(n, ...)`` of all ranks, in the order of the ranks."""
     if size() == 1:
         return part
     counts = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(size())]
@@ -262,19 +260,19 @@ def gather_rows(part: Tensor) -> Tensor:
 
 
 def largest(*values: float) -> list[float]:
-    """Return the largest that any process has of each value."""
+    """Return the maximum over ranks of each value."""
     return _reduce(values, dist.ReduceOp.MAX)
 
 
 def total(value: float) -> float:
-    """Return the sum over all processes."""
+    """Return the sum over ranks."""
     return _reduce([value], dist.ReduceOp.SUM)[0]
 
 
 def _reduce(values: Any, how: Any) -> list[float]:
     if size() == 1:
         return list(values)
-    # On the CPU, where it does not wait for what a GPU has still to do.
+    # On the CPU, where it does not wait for pending work of a GPU.
     reduced = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(reduced, how)
     return reduced.tolist()

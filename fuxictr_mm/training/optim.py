@@ -1,4 +1,4 @@
-"""Optimisers by name, in their fastest form."""
+"""Optimizers by name in their fastest form, gradient clipping, and regularization by added gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Regularizer
 from fuxictr_mm.errors import ConfigError, nearest
 
-#: The base class, one that needs the loss as a function, one for sparse gradients only.
+#: The base class, one that needs a closure, one for sparse gradients only.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
 #: Methods of every optimizer that import torch's compiler when they are first called, besides ``step``.
 _WRAPPED_METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
@@ -40,18 +40,18 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """Return an optimiser of ``torch.optim``, fused where torch has a fused form.
+    """Return an optimizer of ``torch.optim``, fused where torch has a fused form.
 
     Raises
     ------
     ConfigError
-        There is no optimiser of this name, or a learning rate it cannot take.
+        There is no optimizer of this name, or it does not take the learning rate.
     """
     chosen: Any = optimizer_class(name)
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     trainable = [p for p in parameters if p.requires_grad]
-    # torch.optim has a fused kernel for these on CPU and CUDA: one pass over memory instead of a dozen.
+    # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of a dozen.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
         return _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
@@ -80,9 +80,9 @@ def _uncompiled(kind: Any) -> Any:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale all gradients down to a common L2 norm of at most ``max_norm``, as ``nn.utils.clip_grad_norm_`` does.
+    """Clip the total L2 norm of all gradients to ``max_norm``, as ``nn.utils.clip_grad_norm_`` does.
 
-    On the CPU, gradients that are small enough are not written again: for large tables that is a tenth of a step.
+    On the CPU, gradients below it are not written again: for large tables that is a tenth of a step.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -98,7 +98,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
     """Return ``(norm, weight)`` pairs of a regularizer written as FuxiCTR does.
 
-    FuxiCTR takes a whole number (``embedding_regularizer: 1``) for none at all; here it is L2 of that weight.
+    FuxiCTR takes an integer (``embedding_regularizer: 1``) for no regularizer; here it is L2 with that weight.
 
     Raises
     ------
