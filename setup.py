@@ -27,7 +27,6 @@ setup(
         "torch>=2.4",
         "numpy>=1.26",
         "pyarrow>=15",
-        "PyYAML>=6",
         "pydantic>=2.11",
         "ruamel.yaml>=0.18",
         "tqdm>=4.60",
@@ -47,7 +46,7 @@ setup(
         "tuning": ["optuna>=5"],
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "latex2mathml>=3.77"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "import-linter>=2.1", "types-PyYAML"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "import-linter>=2.1"],
     },
     entry_points={"console_scripts": ["fuxictr-mm = fuxictr_mm.cli:main"]},
     classifiers=[
