@@ -1,19 +1,19 @@
-"""Metrics of click predictions, over all rows and within groups of rows (usually the rows of one user).
+"""Metrics of click predictions, over all examples and within groups of examples (usually those of one user).
 
-The definitions are those of FuxiCTR, computed for all groups at once: rows are sorted by group and by falling score,
-and every metric is a sum over the segments that the sort leaves.
+The definitions are those of FuxiCTR, computed for all groups at once: examples are sorted by group and falling score,
+and every metric is a sum over segments of the sorted examples.
 
 Departures from FuxiCTR:
 
-- Tied scores: FuxiCTR takes them in whatever order ``argsort`` leaves them, for MRR and NDCG. Here tied rows share
-  the mean of what their places are worth, which is the expectation over all orders of the tie (McSherry and Najork,
-  "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008,
-  https://doi.org/10.1007/978-3-540-78646-7_38) and what scikit-learn does for AUC and NDCG. The result does not depend
-  on the order of the rows, and a constant prediction gains nothing from positives that happen to come first.
+- Tied scores: FuxiCTR takes them in the order that ``argsort`` leaves, for MRR and NDCG. Here tied examples share the
+  mean gain of their positions, the expectation over all orders of the tie (McSherry and Najork, "Computing Information
+  Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008,
+  https://doi.org/10.1007/978-3-540-78646-7_38), as scikit-learn does for AUC and NDCG. The result does not depend on
+  the order of the examples.
 - ``gAUC_pos`` and ``gAUC_mean`` are added, the two other weights of group AUC in use.
 - Labels other than 0 and 1, and predictions that are NaN or infinite, are refused.
 
-Shape letters: n rows, G groups, T runs of tied scores.
+Shape letters: n examples, G groups, T runs of tied scores.
 """
 
 import difflib
@@ -30,7 +30,6 @@ from fuxictr_mm.errors import ConfigError, DataError
 
 _ROW_METRICS = ("AUC", "logloss", "binary_crossentropy")
 _GROUP_AUC_METRICS = ("gAUC", "gAUC_pos", "gAUC_mean", "avgAUC")
-_GROUP_METRICS = (*_GROUP_AUC_METRICS, "MRR", "NDCG")
 _NDCG = re.compile(r"NDCG(?:\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\)|@([1-9]\d*))")
 
 KNOWN_METRICS = (*_ROW_METRICS, *_GROUP_AUC_METRICS, "MRR", "NDCG(k=10)")
@@ -56,47 +55,8 @@ class Metric:
 
     @property
     def needs_group(self) -> bool:
-        """Whether the metric is taken within groups."""
-        return self.kind in _GROUP_METRICS
-
-
-@dataclass(frozen=True)
-class GroupAUC:
-    """The AUC within each group that has both classes, groups by rising group id.
-
-    Parameters
-    ----------
-    auc : torch.Tensor
-        ``(G,)`` float64.
-    rows : torch.Tensor
-        ``(G,)`` int64, rows of each group.
-    positives : torch.Tensor
-        ``(G,)`` int64, rows with label 1 of each group.
-    num_skipped : int
-        Groups of one class only, which have no AUC and are left out.
-    """
-
-    auc: torch.Tensor
-    rows: torch.Tensor
-    positives: torch.Tensor
-    num_skipped: int
-
-    def mean(self, weight: torch.Tensor | None = None) -> float:
-        """Return the mean of the AUCs, weighted by ``weight`` ``(G,)`` or, without one, each group alike.
-
-        Raises
-        ------
-        DataError
-            If no group has both classes.
-        """
-        if len(self.auc) == 0:
-            raise DataError(
-                f"group AUC is undefined: none of the {self.num_skipped} groups has rows of both classes; "
-                "score more rows per group or set group_id to a coarser column"
-            )
-        if weight is None:
-            return self.auc.mean().item()
-        return ((self.auc * weight).sum() / weight.sum()).item()
+        """Whether the metric is computed within groups."""
+        return self.kind not in _ROW_METRICS
 
 
 def parse_metric(name: str) -> Metric:
@@ -158,15 +118,15 @@ def check_metrics(names: Sequence[str], group_id: Any = None) -> list[Metric]:
     metrics = [parse_metric(name) for name in names]
     for metric in metrics:
         if metric.needs_group and group_id is None:
-            raise ConfigError(f"metric {metric.name!r} is taken within groups: set group_id, e.g. group_id: user_id")
+            raise ConfigError(f"metric {metric.name!r} is computed within groups: set group_id, e.g. group_id: user_id")
     return metrics
 
 
 def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id: Any = None) -> dict[str, float]:
     r"""Compute metrics of predictions, in float64, on the device of ``y_pred``.
 
-    With label :math:`y`, prediction :math:`p`, and the rank :math:`r` of a row in its group by falling score (ties
-    share the mean of what their ranks are worth)::
+    With label :math:`y`, prediction :math:`p`, and the rank :math:`r` of an example in its group by falling score (ties
+    share the mean gain of their ranks)::
 
         logloss = mean(-y log p - (1 - y) log(1 - p)),  p clipped to [eps, 1 - eps] with eps = 2^-52
         AUC     = P(p_positive > p_negative) + P(p_positive = p_negative) / 2
@@ -185,7 +145,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     metrics : sequence of str
         Names as in ``parse_metric``.
     group_id : array_like or torch.Tensor, optional
-        ``(n,)``, numbers or strings; rows of one value are one group, wherever they stand.
+        ``(n,)``, numbers or strings; examples with one value are one group, in any order.
 
     Returns
     -------
@@ -195,7 +155,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     Raises
     ------
     ConfigError
-        If a metric is unknown or lacks its ``group_id``.
+        If a metric is unknown or its ``group_id`` is missing.
     DataError
         If there are no rows, lengths differ, a label is not 0 or 1, a prediction is not finite (or, for logloss, not
         in [0, 1]), there is one class only where AUC is asked for, or no group has both classes.
@@ -207,52 +167,29 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     """
     parsed = check_metrics(metrics, group_id)
     label, score = _checked_rows(y_true, y_pred)
-    ranked = None
+    groups = None
     if any(metric.needs_group for metric in parsed):
-        ranked = _RankedRows(label, score, _group_index(group_id, score))
+        groups = _SortedGroups(label, score, _group_index(group_id, score))
     results = {}
     for metric in parsed:
         if metric.kind == "AUC":
             results[metric.name] = _auc(label, score)
-        elif ranked is not None and metric.needs_group:
-            results[metric.name] = ranked.value(metric)
+        elif groups is not None and metric.needs_group:
+            results[metric.name] = groups.value(metric)
         else:
             results[metric.name] = _log_loss(label, score)
     return results
 
 
-def auc_by_group(y_true: Any, y_pred: Any, group_id: Any) -> GroupAUC:
-    """Compute the AUC within each group.
-
-    Parameters
-    ----------
-    y_true, y_pred, group_id : array_like or torch.Tensor
-        ``(n,)`` each, as in ``evaluate_metrics``.
-
-    Returns
-    -------
-    GroupAUC
-        Groups that have both classes; empty when there is none.
-
-    Examples
-    --------
-    >>> groups = auc_by_group([0, 1, 1, 1], [0.2, 0.8, 0.4, 0.4], group_id=["u", "u", "v", "v"])
-    >>> groups.auc.tolist(), groups.rows.tolist(), groups.positives.tolist(), groups.num_skipped
-    ([1.0], [2], [1], 1)
-    """
-    label, score = _checked_rows(y_true, y_pred)
-    return _RankedRows(label, score, _group_index(group_id, score)).auc
-
-
-class _RankedRows:
-    """Rows sorted by group and by falling score, with the bounds of groups and of tied scores.
+class _SortedGroups:
+    """Examples sorted by group and by falling score, with the bounds of groups and of tied scores.
 
     Two groups, the second with a tie::
 
-        group  0    0    1    1    1
-        score  0.9  0.1  0.7  0.7  0.2
-        place  0    1    0    1    2
-        tie    0    1    2    2    3
+        group     0    0    1    1    1
+        score     0.9  0.1  0.7  0.7  0.2
+        position  0    1    0    1    2
+        tie       0    1    2    2    3
 
     Parameters
     ----------
@@ -269,7 +206,7 @@ class _RankedRows:
         self.label = label[order]
         self.rows = torch.bincount(group)
         first = self.rows.cumsum(0) - self.rows
-        self.place = torch.arange(len(group), device=group.device) - first[group]
+        self.position = torch.arange(len(group), device=group.device) - first[group]
         starts = torch.ones_like(group, dtype=torch.bool)
         starts[1:] = (score[1:] != score[:-1]) | (group[1:] != group[:-1])
         self.tie = starts.cumsum(0) - 1
@@ -280,42 +217,59 @@ class _RankedRows:
         # Not index_add: its sums on a GPU depend on the order in which threads finish.
         return torch.segment_reduce(values, "sum", lengths=self.rows, unsafe=True)
 
-    def _gain_by_group(self, worth: torch.Tensor) -> torch.Tensor:
-        """Sum over positives, by group ``(G,)``, what their places are worth ``(n,)``, shared evenly in each tie."""
-        shared = torch.segment_reduce(worth, "mean", lengths=self.tie_rows, unsafe=True)
+    def _gain_by_group(self, gain: torch.Tensor) -> torch.Tensor:
+        """Return the sum over positives of the gain of their positions ``(n,)``, shared in each tie, ``(G,)``."""
+        shared = torch.segment_reduce(gain, "mean", lengths=self.tie_rows, unsafe=True)
         return self._sum_by_group(self.label * shared[self.tie])
 
     def value(self, metric: Metric) -> float:
-        """Return a metric that is taken within groups."""
+        """Return a metric that is computed within groups."""
         if metric.kind == "MRR":
             return self.mrr()
         if metric.k is not None:
             return self.ndcg(metric.k)
-        weights = {"gAUC": self.auc.rows, "gAUC_pos": self.auc.positives}
-        return self.auc.mean(weights.get(metric.kind))
+        return self.mean_auc(metric.kind)
 
     @cached_property
-    def auc(self) -> GroupAUC:
-        """From rank sums, with ranks r by rising score: (sum of r over positives - P (P + 1) / 2) / (P N)."""
+    def auc(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """AUC of the groups with both classes, and which groups these are ``(G,)`` bool.
+
+        From rank sums, with ranks r by rising score: (sum of r over positives - P (P + 1) / 2) / (P N).
+        """
         negatives = self.rows - self.positives
         both = (self.positives > 0) & (negatives > 0)
-        falling = self._gain_by_group((self.place + 1).double())
+        falling = self._gain_by_group((self.position + 1).double())
         above = self.positives * (self.rows + 1) - falling - self.positives * (self.positives + 1) / 2
-        return GroupAUC(
-            auc=(above / (self.positives * negatives))[both],
-            rows=self.rows[both],
-            positives=self.positives[both].long(),
-            num_skipped=int((~both).sum()),
-        )
+        return (above / (self.positives * negatives))[both], both
+
+    def mean_auc(self, kind: str) -> float:
+        """Return the mean AUC of the groups: weighted by examples (gAUC), by positives (gAUC_pos), or unweighted.
+
+        Raises
+        ------
+        DataError
+            No group has both classes.
+        """
+        auc, both = self.auc
+        if len(auc) == 0:
+            raise DataError(
+                f"group AUC is undefined: none of the {len(both)} groups has rows of both classes; "
+                "score more rows per group or set group_id to a coarser column"
+            )
+        weights = {"gAUC": self.rows, "gAUC_pos": self.positives.long()}
+        if kind not in weights:
+            return auc.mean().item()
+        weight = weights[kind][both]
+        return ((auc * weight).sum() / weight.sum()).item()
 
     def mrr(self) -> float:
-        """Mean over groups of the mean reciprocal rank of their positives, 0 without positives."""
-        gain = self._gain_by_group(1 / (self.place + 1).double())
+        """Return the mean over groups of the mean reciprocal rank of their positives, 0 without positives."""
+        gain = self._gain_by_group(1 / (self.position + 1).double())
         return (gain / self.positives.clamp(min=1)).mean().item()
 
     def ndcg(self, k: int) -> float:
-        """Mean over groups of DCG over the best DCG, both of the first ``k`` places, 0 without positives."""
-        discount = torch.where(self.place < k, 1 / torch.log2((self.place + 2).double()), 0.0)
+        """Return the mean over groups of DCG over the best DCG, both of ``k`` positions, 0 without positives."""
+        discount = torch.where(self.position < k, 1 / torch.log2((self.position + 2).double()), 0.0)
         best = (1 / torch.log2(torch.arange(2, k + 2, device=discount.device, dtype=torch.float64))).cumsum(0)
         within = self.positives.clamp(min=1, max=k).long()
         return (self._gain_by_group(discount) / best[within - 1]).mean().item()
@@ -363,7 +317,7 @@ def _auc(label: torch.Tensor, score: torch.Tensor) -> float:
     if positives in (0, len(label)):
         only = label[0].int().item()
         raise DataError(f"AUC is undefined: all {len(label)} labels are {only}; expected rows of both classes")
-    return _RankedRows(label, score, torch.zeros_like(label, dtype=torch.int64)).auc.mean()
+    return _SortedGroups(label, score, torch.zeros_like(label, dtype=torch.int64)).mean_auc("AUC")
 
 
 def _log_loss(label: torch.Tensor, score: torch.Tensor) -> float:

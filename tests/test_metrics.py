@@ -1,10 +1,6 @@
 """Metrics against FuxiCTR, scikit-learn and closed forms."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -15,12 +11,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import auc_by_group, check_metrics, evaluate_metrics, parse_metric
+from fuxictr_mm.metrics import check_metrics, evaluate_metrics, parse_metric
 
 ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]
 
 
-def draw(rows=400, groups=60, ties=True, seed=0):
+def sample(rows=400, groups=60, ties=True, seed=0):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, rows)
     score = rng.integers(0, 9, rows) / 10 + 0.05 if ties else rng.permutation(rows) / rows
@@ -43,66 +39,36 @@ def fuxictr_values(label, score, group, metrics):
 @pytest.mark.parametrize("seed", range(3))
 def test_group_metrics_equal_fuxictr(seed):
     for ties, metrics in [(True, ["gAUC", "avgAUC"]), (False, ["gAUC", "MRR", "NDCG(k=1)", "NDCG(k=3)", "NDCG(k=10)"])]:
-        label, score, group = draw(ties=ties, seed=seed)
+        label, score, group = sample(ties=ties, seed=seed)
         expected = fuxictr_values(label, score, group, metrics)
         assert evaluate_metrics(label, score, metrics, group) == pytest.approx(expected, abs=1e-11)
 
 
-def test_the_whole_call_equals_fuxictr(tmp_path):
-    script = tmp_path / "reference.py"
-    script.write_text(
-        "import json, multiprocessing, sys\n"
-        "import numpy as np\n"
-        "multiprocessing.cpu_count = lambda: 4\n"
-        "from fuxictr.metrics import evaluate_metrics\n"
-        "if __name__ == '__main__':\n"
-        "    label, score, group = np.load(sys.argv[1])\n"
-        "    names = ['AUC', 'logloss', 'gAUC', 'avgAUC', 'MRR', 'NDCG(k=5)']\n"
-        "    print(json.dumps(evaluate_metrics(label, score, names, group.astype(int))))\n"
-    )
-    label, score, group = draw(ties=False)
-    np.save(tmp_path / "rows.npy", np.stack([label, score, group]))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "rows.npy")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    expected = json.loads(done.stdout.splitlines()[-1])
-    actual = evaluate_metrics(label, score, list(expected), group)
-    assert list(actual) == list(expected)
-    assert actual == pytest.approx(expected, abs=1e-11)
-
-
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)),
-        min_size=2,
-        max_size=30,
-    )
-)
-def test_auc_of_every_group_equals_sklearn(rows):
-    label, score, group = (np.array(column) for column in zip(*rows, strict=True))
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=30))
+def test_auc_equals_sklearn_over_all_examples_and_within_groups(examples):
+    label, score, group = (np.array(column) for column in zip(*examples, strict=True))
     score = score / 7
-    expected, skipped = [], 0
-    for g in np.unique(group):
-        inside = group == g
-        if len(set(label[inside])) == 2:
-            expected.append((roc_auc_score(label[inside], score[inside]), inside.sum(), label[inside].sum()))
-        else:
-            skipped += 1
-    result = auc_by_group(label, score, group)
-    actual = np.stack([result.auc, result.rows, result.positives], axis=1)
-    assert np.allclose(actual, np.reshape(expected, (-1, 3)), rtol=0, atol=1e-12)
-    assert result.num_skipped == skipped
+    members = [group == g for g in np.unique(group)]
+    members = [inside for inside in members if len(set(label[inside])) == 2]
+    if not members:
+        return
+    expected = [roc_auc_score(label[inside], score[inside]) for inside in members]
+    weights = {
+        "gAUC": [inside.sum() for inside in members],
+        "gAUC_pos": [label[inside].sum() for inside in members],
+        "gAUC_mean": None,
+        "avgAUC": None,
+    }
+    found = evaluate_metrics(label, score, ["AUC", *weights], group)
+    assert found.pop("AUC") == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+    assert found == pytest.approx({name: np.average(expected, weights=w) for name, w in weights.items()}, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 def test_order_of_rows_names_of_groups_and_scale_of_scores_do_not_matter(seed, ties):
-    label, score, group = draw(rows=60, groups=9, ties=ties, seed=seed)
+    label, score, group = sample(rows=60, groups=9, ties=ties, seed=seed)
     label[:2] = 0, 1
     metrics = [name for name in ALL_METRICS if name != "logloss"]
     label[group == group[0]] = np.arange((group == group[0]).sum()) % 2  # group metrics are defined
@@ -120,7 +86,7 @@ def test_order_of_rows_names_of_groups_and_scale_of_scores_do_not_matter(seed, t
 
 @pytest.mark.parametrize("k", [1, 3, 10, 1000])
 def test_ndcg_with_ties_equals_sklearn(k):
-    label, score, group = draw(rows=120, groups=12)
+    label, score, group = sample(rows=120, groups=12)
     expected = []
     for g in np.unique(group):
         inside = group == g
@@ -133,7 +99,7 @@ def test_ndcg_with_ties_equals_sklearn(k):
 
 
 def test_log_loss_equals_sklearn_also_at_the_ends():
-    label, score, _ = draw()
+    label, score, _ = sample()
     score[:4] = 0, 0, 1, 1
     label[:4] = 0, 1, 0, 1
     expected = log_loss(label, score)
@@ -171,7 +137,7 @@ def test_a_constant_prediction_is_worth_chance():
     "convert", [list, np.asarray, torch.as_tensor, lambda x: torch.as_tensor(x).float().unsqueeze(1)]
 )
 def test_lists_arrays_and_tensors_agree(convert):
-    label, score, group = draw()
+    label, score, group = sample()
     score = score.astype(np.float32).astype(np.float64)
     expected = evaluate_metrics(label, score, ALL_METRICS, group)
     assert evaluate_metrics(convert(label), convert(score), ALL_METRICS, convert(group)) == expected
@@ -188,54 +154,48 @@ def test_spellings_of_ndcg(name, k):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "nearest"),
     [
-        ("auc", "unknown metric 'auc'.*AUC, logloss.*did you mean 'AUC'"),
-        ("log_loss", "did you mean 'logloss'"),
-        ("NDCG(k=0)", "unknown metric 'NDCG\\(k=0\\)'"),
-        ("NDCG(__import__('os'))", "unknown metric"),
-        ("ndcg@10", "did you mean 'NDCG"),
-        (3, "unknown metric 3"),
+        ("auc", "'AUC'"),
+        ("log_loss", "'logloss'"),
+        ("ndcg@10", "'NDCG"),
+        ("NDCG(k=0)", ""),
+        ("NDCG(__import__('os'))", ""),
+        (3, ""),
     ],
 )
-def test_unknown_metrics_are_refused(name, message):
-    with pytest.raises(ConfigError, match=message):
+def test_unknown_metrics_are_refused(name, nearest):
+    with pytest.raises(ConfigError) as refused:
         parse_metric(name)
+    assert repr(name) in str(refused.value)
+    assert f"did you mean {nearest}" in str(refused.value) or not nearest
 
 
 def test_metrics_of_a_configuration_are_checked():
     assert [metric.kind for metric in check_metrics(["AUC", "gAUC"], "user_id")] == ["AUC", "gAUC"]
-    with pytest.raises(ConfigError, match="'AUC' is not a list"):
-        check_metrics("AUC")
-    with pytest.raises(ConfigError, match="'gAUC' is taken within groups: set group_id"):
-        check_metrics(["AUC", "gAUC"], group_id=None)
-    with pytest.raises(ConfigError, match=r"'NDCG@5'.*set group_id"):
-        evaluate_metrics([0, 1], [0.1, 0.2], ["NDCG@5"])
+    for names, found in ("AUC", "'AUC'"), (["AUC", "gAUC"], "'gAUC'"), (["NDCG@5"], "'NDCG@5'"):
+        with pytest.raises(ConfigError, match=found):
+            check_metrics(names)
 
 
 @pytest.mark.parametrize(
-    ("label", "score", "metrics", "message"),
+    ("label", "score", "metrics", "found"),
     [
-        (
-            [0, 1, 1, 0],
-            [0.1, math.nan, 0.3, math.inf],
-            ["AUC"],
-            "2 of 4 predictions are NaN or infinite, first nan in row 1",
-        ),
-        ([1, 1], [0.1, 0.2], ["AUC"], "all 2 labels are 1"),
-        ([0, 2], [0.1, 0.2], ["AUC"], "1 of 2 labels are neither 0 nor 1, first 2.0 in row 1"),
-        ([0, math.nan], [0.1, 0.2], ["AUC"], "first nan in row 1"),
-        ([0, 1], [0.1, 1.2], ["logloss"], "1 of 2 predictions are outside \\[0, 1\\], first 1.2 in row 1"),
-        ([0, 1], [0.1], ["AUC"], "2 labels but 1 predictions"),
+        ([0, 1, 1, 0], [0.1, math.nan, 0.3, math.inf], ["AUC"], "2 of 4 predictions .* nan in row 1"),
+        ([1, 1], [0.1, 0.2], ["AUC"], "2 labels are 1"),
+        ([0, 2], [0.1, 0.2], ["AUC"], "1 of 2 labels .* 2.0 in row 1"),
+        ([0, math.nan], [0.1, 0.2], ["AUC"], "nan in row 1"),
+        ([0, 1], [0.1, 1.2], ["logloss"], "1 of 2 predictions .* 1.2 in row 1"),
+        ([0, 1], [0.1], ["AUC"], "2 labels .* 1 predictions"),
         ([], [], ["AUC"], "no rows"),
-        ([0, 1], [0.1, 0.2], ["gAUC"], "none of the 2 groups has rows of both classes"),
+        ([0, 1], [0.1, 0.2], ["gAUC"], "2 groups"),
     ],
 )
-def test_bad_rows_are_refused(label, score, metrics, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_examples_are_refused(label, score, metrics, found):
+    with pytest.raises(DataError, match=found):
         evaluate_metrics(label, score, metrics, group_id=list(range(len(score))))
 
 
-def test_group_ids_must_be_one_per_row():
-    with pytest.raises(DataError, match="3 group ids but 2 predictions"):
+def test_group_ids_must_be_one_per_example():
+    with pytest.raises(DataError, match="3 group ids"):
         evaluate_metrics([0, 1], [0.1, 0.2], ["gAUC"], group_id=[1, 2, 3])

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.cli import add_examples, add_output_options, show
-from fuxictr_mm.config import nearest
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import format_table, progress_bar
