@@ -26,9 +26,11 @@ from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
+    from fuxictr_mm.config import DatasetConfig
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.diagnosis.slices import Popularity
-    from fuxictr_mm.runs import Run
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runs import Run, RunPaths
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Diagnose, write the JSON file, print the summary or the JSON."""
-    from fuxictr_mm import experiment
+    from fuxictr_mm.logs import set_up_logging
 
     if is_one_of_several():
         raise ConfigError("diagnose runs in one process; start it without torchrun")
@@ -83,107 +85,76 @@ def main_from_args(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise ConfigError(f"--{name} is {getattr(args, name)}, expected {least} or more")
     if not args.quiet:
-        experiment.set_up_logging()
+        set_up_logging()
     options = ("config", "run", "weights", "gpu", "data_root", "model_zoo", "test_data")
     trained = find_trained(args.expid, **{name: getattr(args, name) for name in options})
     out = Path(args.out) if args.out else trained.output
-    check_outputs([out], trained.inputs, overwrite=True)
+    data = trained.experiment.config.dataset
+    inputs = [*_item_files(data), data.train_data, data.valid_data, data.test_data, trained.weights]
+    check_outputs([out], inputs, overwrite=True)
+    verbose = 0 if args.quiet else 1
     result = diagnose_trained(
-        trained,
-        split=args.split,
-        rows=args.rows,
-        repeats=args.repeats,
-        seed=args.seed,
-        verbose=0 if args.quiet else 1,
+        trained, split=args.split, rows=args.rows, repeats=args.repeats, seed=args.seed, verbose=verbose
     )
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_beside(out, lambda stream: stream.write(text.encode()))
     show(args, result, f"{format_summary(result)}\n\nall figures: {out}")
 
 
+def _item_files(dataset: DatasetConfig) -> list[str]:
+    return [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A trained experiment.
+    """A trained experiment: its weights, the name of their run or None, and the file for its diagnosis."""
 
-    Parameters
-    ----------
-    params : dict
-        Checked parameters.
-    model_class : type
-        Of the model.
-    weights : Path
-        File of weights.
-    run : str or None
-        Name of the run, None where the weights belong to none.
-    output : Path
-        Where its diagnosis is written.
-    """
-
-    params: dict[str, Any]
-    model_class: type
+    experiment: Experiment
     weights: Path
     run: str | None
     output: Path
-
-    @property
-    def item_files(self) -> list[str]:
-        """Files and folders of item features."""
-        files = self.params["item_info"]
-        return [files] if isinstance(files, str) else list(files)
-
-    @property
-    def inputs(self) -> list[str | Path]:
-        """All files that are read."""
-        data = (self.params.get(f"{split}_data") for split in ("train", "valid", "test"))
-        return [*self.item_files, *filter(None, data), self.weights]
 
 
 def find_trained(
     expid: str,
     *,
-    config: str | os.PathLike[str] = ".",
     run: str | None = None,
     weights: str | os.PathLike[str] | None = None,
-    gpu: int = -1,
-    data_root: str | os.PathLike[str] | None = None,
-    model_zoo: str | os.PathLike[str] | None = None,
     test_data: str | None = None,
+    **where: Any,
 ) -> Trained:
-    """Return settings and weights of an experiment.
+    """Return configuration and weights of an experiment.
 
     Parameters
     ----------
     expid : str
         Experiment id.
-    config : path
-        Folder of the configuration.
     run : str, optional
         Name or folder of a run; the newest finished one by default, and without any the experiment's newest weights.
     weights : path, optional
         Replaces the run's weights; without ``run`` they belong to no run, and the configuration is the folder's.
-    gpu, data_root, model_zoo
-        As of ``read_params``.
     test_data : str, optional
         Replaces the dataset's.
+    **where
+        ``config``, ``gpu``, ``data_root`` and ``model_zoo`` of ``Experiment.load``.
 
     Raises
     ------
     ConfigError, MissingFileError
         The configuration is wrong; no such run, no such file.
     """
-    from fuxictr_mm import experiment
     from fuxictr_mm.config import PATH_KEYS
+    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.runs import DIAGNOSIS
 
-    own = {} if test_data is None else {"test_data": test_data}
-    where: dict[str, Any] = {"gpu": gpu, "data_root": data_root, "model_zoo": model_zoo}
-    params, model_class = experiment.read_params(config, expid, overrides=own, **where)
-    found = _find_run(params, run) if run or not weights else None
+    own: dict[str, Any] = {} if test_data is None else {"test_data": test_data}
+    experiment = Experiment.load(expid, **where, **own)
+    found = _find_run(experiment.paths, run) if run or not weights else None
     if found is not None and found.config:
         # The experiment may have been edited since; paths stay those of the configuration, as files move.
-        settings = {k: v for k, v in found.config.items() if k not in OWN_KEYS and k not in PATH_KEYS}
-        params, model_class = experiment.read_params(config, expid, overrides={**settings, **own}, **where)
-    newest = experiment.log_path(params).with_suffix(".model")
+        settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
+        experiment = Experiment.load(expid, **where, **{**settings, **own})
+    newest = experiment.paths.weights
     if weights is not None:
         path, remedy = Path(weights), "give a file that run_expid.py wrote"
     elif found is not None:
@@ -194,21 +165,19 @@ def find_trained(
     if not path.exists():
         raise MissingFileError(f"{path}: no such file, {remedy}")
     output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
-    return Trained(params, model_class, path, None if found is None else found.run, output)
+    return Trained(experiment, path, None if found is None else found.run, output)
 
 
-def _find_run(params: Mapping[str, Any], name: str | None) -> Run | None:
+def _find_run(paths: RunPaths, name: str | None) -> Run | None:
     """Return the run of this name, or the newest finished one, None without any."""
     from fuxictr_mm.runs import find_runs, read_run, resolve_one
 
-    expid = params["model_id"]
+    root, expid = paths.model_root, paths.expid
     if name is None:
-        runs = find_runs(params["model_root"], dataset=params["dataset_id"], expid=expid)
+        runs = find_runs(root, dataset=paths.dataset_id, expid=expid)
         return next((run for run in runs if run.finished), None)
-    if os.sep in name and Path(name).is_dir():
-        run = read_run(name)
-    else:
-        run = resolve_one(name, find_runs(params["model_root"]), params["model_root"])[0]
+    is_folder = os.sep in name and Path(name).is_dir()
+    run = read_run(name) if is_folder else resolve_one(name, find_runs(root), root)[0]
     if run.problem:
         raise ConfigError(f"--run {name}: {run.problem}")
     if run.expid != expid:
@@ -233,50 +202,44 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     ConfigError, DataError, MissingFileError
         Configuration, data or weights are wrong.
     """
-    from fuxictr.pytorch.torch_utils import seed_everything
-
-    from fuxictr_mm import experiment
-    from fuxictr_mm.data.dataset import load_dataset
     from fuxictr_mm.data.interactions import InteractionTable
-    from fuxictr_mm.runtime import device_of, keep_freed_memory, set_precision
 
-    params = dict(trained.params)
+    config = trained.experiment.config
+    if config.task != "binary_classification":
+        raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths matter, which bf16 would blur; and the split has to be in memory.
-    params.update({key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in params})
-    params.update(resident=True, verbose=0)
-    if params.get("task", "binary_classification") != "binary_classification":
-        raise ConfigError(f"{params['model_id']}: task is {params['task']}, diagnose expects binary_classification")
-    seed_everything(params["seed"])
-    set_precision("fp32", device_of(params["gpu"]))
-    if params["gpu"] < 0 and params.get("keep_memory", True):
-        keep_freed_memory()
-    dataset = load_dataset(params, {split: True})
+    settings = config.to_dict()
+    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
+    experiment = trained.experiment.with_settings(resident=True, verbose=0, **plain)
+    experiment.prepare_process()
+    dataset = experiment.load_dataset({split: True})
     table = dataset.splits[split]
     assert isinstance(table, InteractionTable)
-    model = experiment.build_model(trained.model_class, dataset, params)
+    model = experiment.build_model(dataset)
     model.load_weights(str(trained.weights))
     model.eval()
-    result = diagnose(model, params, table, _popularity(params, dataset.items.num_items), **options)
+    result = diagnose(experiment, model, table, _popularity(experiment, dataset.items.num_items), **options)
     return {
         "version": VERSION,
         "fuxictr_mm": __version__,
         "created_at": datetime.now().isoformat(timespec="seconds"),
-        "expid": params["model_id"],
+        "expid": config.expid,
         "run": trained.run,
-        "model": params["model"],
-        "dataset_id": params["dataset_id"],
+        "model": config.model,
+        "dataset_id": config.dataset_id,
         "weights": str(trained.weights),
         "split": split,
         **result,
     }
 
 
-def _popularity(params: Mapping[str, Any], num_items: int) -> Popularity | None:
+def _popularity(experiment: Experiment, num_items: int) -> Popularity | None:
     """Count clicks in the training file, None where there is none."""
     from fuxictr_mm.diagnosis.slices import count_items
 
+    dataset = experiment.config.dataset
     try:
-        return count_items(params.get("train_data") or "", params["label_col"]["name"], num_items)
+        return count_items(dataset.train_data or "", dataset.label_col.name, num_items)
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")
         return None
@@ -290,8 +253,8 @@ def _sections() -> tuple[ModuleType, ...]:
 
 
 def diagnose(
+    experiment: Experiment,
     model: Any,
-    params: Mapping[str, Any],
     table: InteractionTable,
     popularity: Popularity | None = None,
     *,
@@ -304,10 +267,10 @@ def diagnose(
 
     Parameters
     ----------
+    experiment : Experiment
+        The experiment of the model.
     model : BaseModel
         With its trained weights; it is the same afterwards.
-    params : mapping
-        Of the experiment.
     table : InteractionTable
         Examples with labels, of both classes.
     popularity : Popularity, optional
@@ -345,7 +308,7 @@ def diagnose(
     try:
         with progress_bar(range(passes), "diagnosis", verbose) as bar:
             bar.unit = "pass"
-            scorer = Scorer(model, sample(table, rows, seed), params, bar.update)
+            scorer = Scorer(experiment, model, sample(table, rows, seed), bar.update)
             with ExitStack() as stack:
                 for block in [*(one.recording() for one in recorded), *(one.recording() for one in senets)]:
                     stack.enter_context(block)
@@ -358,7 +321,6 @@ def diagnose(
     lengths = scorer.table.history_offsets.diff().cpu().numpy()
     clicks = np.bincount(target[label == 1], minlength=items.num_items) if popularity is None else popularity.clicked
     columns = {name: items[name].cpu().numpy() for name in item_fields if features[name]["type"] == "embedding"}
-    files = [params["item_info"]] if isinstance(params["item_info"], str) else list(params["item_info"])
     result: dict[str, Any] = {
         "version": VERSION,
         "rows": len(label),
@@ -369,7 +331,7 @@ def diagnose(
         **of_attention,
         **importance.describe_senets(senets, context, item_fields),
         "importance": of_fields,
-        **vectors.measure(columns, clicks, items.known.cpu().numpy(), files),
+        **vectors.measure(columns, clicks, items.known.cpu().numpy(), _item_files(experiment.config.dataset)),
         "calibration": calibration.measure(label, prediction, seed=seed),
         **slices.measure(label, prediction, lengths, target, popularity),
     }

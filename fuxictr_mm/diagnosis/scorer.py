@@ -6,7 +6,7 @@ Shape letters: R examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxictr_mm import experiment
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, delong_variance
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
 
@@ -43,12 +43,12 @@ class Scorer:
 
     Parameters
     ----------
+    experiment : Experiment
+        For batch format, batch size and device.
     model : BaseModel
         Of this library or a FuxiCTR model.
     table : InteractionTable
         R examples with labels.
-    params : mapping
-        Of the experiment: batch format, batch size, device.
     advance : callable
         Called after each pass over the examples.
 
@@ -60,15 +60,15 @@ class Scorer:
 
     def __init__(
         self,
+        experiment: Experiment,
         model: Any,
         table: InteractionTable,
-        params: Mapping[str, Any],
         advance: Callable[[], object] = lambda: None,
     ) -> None:
         assert table.label is not None
+        self.experiment = experiment
         self.model = model
-        self.table = table.to(device_of(params["gpu"]))
-        self.params = params
+        self.table = table.to(device_of(experiment.config.gpu))
         self.advance = advance
         self.passes = 0
         self.label = table.label.cpu().numpy()
@@ -89,7 +89,7 @@ class Scorer:
         change : callable, optional
             Applied to each batch in the model's batch format.
         """
-        loader = experiment.make_loader(self.table if table is None else table, self.model, self.params)
+        loader = self.experiment.make_loader(self.table if table is None else table, self.model)
         batches: Iterator[Any] = iter(loader) if change is None else map(change, loader)
         prediction = loop.predict(self.model, batches).double().numpy()
         self.passes += 1

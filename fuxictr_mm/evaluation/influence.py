@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import math
 import os
 import tempfile
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fuxictr_mm.data.dataset import Dataset
-
-logger = logging.getLogger(__name__)
+    from fuxictr_mm.experiment import Experiment
 
 USER_ID = "user_id"
 
@@ -93,41 +91,29 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Rank the training examples, write and print the ranking; train without the worst if asked to."""
     import pyarrow.parquet as pq
 
-    from fuxictr_mm import experiment
-    from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.runtime import device_of, set_precision
+    from fuxictr_mm.logs import set_up_logging
 
-    _check(args)
     if not args.quiet:
-        experiment.set_up_logging()
-    overrides = {"seed": args.seed, "test_data": args.test_data, "verbose": 0 if args.quiet else None}
-    params, model_class = experiment.read_params(
-        args.config,
-        args.expid,
-        gpu=args.gpu,
-        data_root=args.data_root,
-        model_zoo=args.model_zoo,
-        overrides={key: value for key, value in overrides.items() if value is not None},
-    )
-    out = _output_file(args, params)
-    set_precision(params.get("precision", "fp32"), device_of(params["gpu"]))
-    splits = {"train": True, "valid": True, **({"test": False} if params.get("test_data") else {})}
-    dataset = load_dataset(params, splits)
+        set_up_logging()
+    experiment, out = _prepare(args)
+    splits = {"train": True, "valid": True, **({"test": False} if experiment.config.dataset.test_data else {})}
+    dataset = experiment.load_dataset(splits)
     num_worst = None if args.drop_worst is None else number_of_worst(dataset, args.drop_worst)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fuxictr-mm-influence-") as folder:
         if args.checkpoints:
-            checkpoints = [Checkpoint(Path(path), params["learning_rate"]) for path in args.checkpoints]
+            checkpoints = [Checkpoint(Path(path), experiment.config.learning_rate) for path in args.checkpoints]
         else:
-            checkpoints, metrics["before"] = train_keeping_checkpoints(params, model_class, dataset, Path(folder))
-        influence = rank_by_influence(params, model_class, dataset, checkpoints, args.layer, not args.plain_loss)
-        ranking = make_ranking(params["train_data"], params["label_col"]["name"], influence)
+            checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
+        influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
+        config = experiment.config.dataset
+        ranking = make_ranking(str(config.train_data), config.label_col.name, influence)
         write_beside(out, lambda stream: pq.write_table(ranking, stream))
         if num_worst is not None:
             if "before" not in metrics:
-                _, metrics["before"] = train_keeping_checkpoints(params, model_class, dataset, Path(folder))
+                _, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
             worst = np.argsort(ranking["rank"].to_numpy())[:num_worst]
-            _, metrics["after"] = train_keeping_checkpoints(params, model_class, without(dataset, worst), Path(folder))
+            _, metrics["after"] = train_keeping_checkpoints(experiment, without(dataset, worst), Path(folder))
     document = {
         "expid": args.expid,
         "rows": ranking.num_rows,
@@ -142,7 +128,11 @@ def main_from_args(args: argparse.Namespace) -> None:
     show(args, document, as_text(document))
 
 
-def _check(args: argparse.Namespace) -> None:
+def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
+    """Check the arguments; return the experiment and the file for the ranking."""
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runtime import device_of, set_precision
+
     if is_one_of_several():
         raise ConfigError("influence runs in one process; start it without torchrun")
     for path in args.checkpoints or []:
@@ -150,16 +140,22 @@ def _check(args: argparse.Namespace) -> None:
             raise MissingFileError(f"--checkpoints {path}: no such file; give files that run_expid.py wrote")
     if args.drop_worst is not None and not 0 < args.drop_worst < 100:
         raise ConfigError(f"--drop-worst is {args.drop_worst:g}, expected a percentage above 0 and below 100")
-
-
-def _output_file(args: argparse.Namespace, params: Mapping[str, Any]) -> Path:
-    from fuxictr_mm import experiment
-
-    out = Path(args.out) if args.out else experiment.log_path(params).with_suffix(".influence.parquet")
-    items = [params["item_info"]] if isinstance(params["item_info"], str) else params["item_info"]
-    data = [params.get(f"{split}_data") for split in ("train", "valid", "test")]
-    check_outputs([out], [*data, *items, *(args.checkpoints or [])], overwrite=True)
-    return out
+    settings = {"seed": args.seed, "test_data": args.test_data, "verbose": 0 if args.quiet else None}
+    experiment = Experiment.load(
+        args.expid,
+        args.config,
+        gpu=args.gpu,
+        data_root=args.data_root,
+        model_zoo=args.model_zoo,
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
+    data = experiment.config.dataset
+    items = [data.item_info] if isinstance(data.item_info, str) else data.item_info
+    inputs = [*items, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
+    check_outputs([out], inputs, overwrite=True)
+    set_precision(experiment.config.precision, device_of(experiment.config.gpu))
+    return experiment, out
 
 
 def influence_on_validation(
@@ -407,8 +403,7 @@ def _best_shift(logits: Tensor, labels: Tensor, slope: Callable[[Tensor, Tensor]
 
 
 def rank_by_influence(
-    params: Mapping[str, Any],
-    model_class: type,
+    experiment: Experiment,
     dataset: Dataset,
     checkpoints: Sequence[Checkpoint],
     layer: str | None = None,
@@ -418,28 +413,24 @@ def rank_by_influence(
 
     See ``influence_on_validation``.
     """
-    from fuxictr.pytorch.torch_utils import seed_everything
-
-    from fuxictr_mm import experiment
-
     # Indices pass through the model's logits, and bf16 holds none above 256 exactly.
-    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in params}
-    params = {**params, **plain}
-    seed_everything(params["seed"])
-    model = _build(params, model_class, dataset)
-    train, valid = (experiment.make_loader(dataset.splits[split], model, params) for split in ("train", "valid"))
-    return influence_on_validation(model, checkpoints, train, valid, layer, recalibrate, params["verbose"])
+    settings = experiment.config.to_dict()
+    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
+    experiment = experiment.with_settings(**plain)
+    model = _build(experiment, dataset)
+    train, valid = (experiment.make_loader(dataset.splits[split], model) for split in ("train", "valid"))
+    return influence_on_validation(model, checkpoints, train, valid, layer, recalibrate, experiment.config.verbose)
 
 
 def train_keeping_checkpoints(
-    params: Mapping[str, Any], model_class: type, dataset: Dataset, folder: Path
+    experiment: Experiment, dataset: Dataset, folder: Path
 ) -> tuple[list[Checkpoint], dict[str, dict[str, float]]]:
-    """Train an experiment as ``run_expid.py`` does, but keep the weights of every evaluation in a folder.
+    """Train an experiment as ``Experiment.fit`` does, but keep the weights of every evaluation in a folder.
 
     Parameters
     ----------
-    params, model_class
-        From ``read_params``.
+    experiment : Experiment
+        The experiment.
     dataset : Dataset
         With ``train`` and ``valid``; ``test`` is evaluated where it has labels.
     folder : Path
@@ -452,26 +443,22 @@ def train_keeping_checkpoints(
     metrics : dict
         Of the best weights, ``valid`` and ``test``.
     """
-    from fuxictr.pytorch.torch_utils import seed_everything
-
-    from fuxictr_mm import experiment
     from fuxictr_mm.training import loop
 
-    params = {**params, "model_root": str(folder)}
-    seed_everything(params["seed"])
-    model = _build(params, model_class, dataset)
-    train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=params["shuffle"], training=True)
-    valid = experiment.make_loader(dataset.splits["valid"], model, params)
+    experiment = experiment.with_settings(model_root=str(folder))
+    config, splits = experiment.config, dataset.splits
+    model = _build(experiment, dataset)
+    train = experiment.make_loader(splits["train"], model, shuffle=config.shuffle, training=True)
+    valid = experiment.make_loader(splits["valid"], model)
     keeper = _CheckpointKeeper(model, valid, folder)
-    history = loop.fit(model, train, params["epochs"], keeper, params.get("max_gradient_norm", 10.0))
-    if model._save_best_only:
+    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm)
+    if config.save_best_only:
         # Steps after the best weights have no part in the model.
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
-    metrics = {"valid": loop.evaluate(model, valid, params["metrics"])}
-    if "test" in dataset.splits and dataset.splits["test"].has_labels:
-        test = experiment.make_loader(dataset.splits["test"], model, params)
-        metrics["test"] = loop.evaluate(model, test, params["metrics"])
+    metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
+    if "test" in splits and len(dataset.summaries["test"].labels) > 1:  # a single label is a placeholder
+        metrics["test"] = loop.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
     return keeper.kept, metrics
 
 
@@ -494,11 +481,12 @@ class _CheckpointKeeper:
         return iter(self.valid)
 
 
-def _build(params: Mapping[str, Any], model_class: type, dataset: Dataset) -> Any:
+def _build(experiment: Experiment, dataset: Dataset) -> Any:
     """Build the model with its own copy of the feature map, so that one dataset serves several models."""
-    from fuxictr_mm import experiment
+    from fuxictr.pytorch.torch_utils import seed_everything
 
-    return experiment.build_model(model_class, replace(dataset, feature_map=copy.deepcopy(dataset.feature_map)), params)
+    seed_everything(experiment.config.seed)
+    return experiment.build_model(replace(dataset, feature_map=copy.deepcopy(dataset.feature_map)))
 
 
 def number_of_worst(dataset: Dataset, percent: float) -> int:

@@ -9,16 +9,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train_model(params, model_class, dataset, epochs=4):
+def train_model(experiment, dataset, epochs=4):
     """Train and return the model."""
-    from fuxictr_mm.experiment import build_model, make_loader
     from fuxictr_mm.training import loop
 
-    torch.manual_seed(params["seed"])
-    model = build_model(model_class, dataset, params)
-    loaders = [make_loader(dataset.splits[s], model, params, training=s == "train", shuffle=s == "train")
-               for s in ("train", "valid")]  # fmt: skip
-    loop.fit(model, loaders[0], epochs, loaders[1])
+    torch.manual_seed(experiment.config.seed)
+    model = experiment.build_model(dataset)
+    train, valid = (dataset.splits[split] for split in ("train", "valid"))
+    train = experiment.make_loader(train, model, training=True, shuffle=True)
+    loop.fit(model, train, epochs, experiment.make_loader(valid, model))
     return model.eval()
 
 
@@ -29,29 +28,29 @@ def train():
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory):
-    """Give the parameters of an experiment and its model class."""
-    from fuxictr_mm.experiment import read_params
+def load(tmp_path_factory):
+    """Load an experiment."""
+    from fuxictr_mm import Experiment
 
-    def give(expid, **overrides):
-        overrides = {"model_root": str(tmp_path_factory.mktemp("checkpoints")), "verbose": 0, **overrides}
-        return read_params(ROOT, expid, model_zoo=ROOT / "model_zoo", overrides=overrides)
+    def give(expid, **settings):
+        settings = {"model_root": str(tmp_path_factory.mktemp("checkpoints")), "verbose": 0, **settings}
+        return Experiment.load(expid, ROOT, model_zoo=ROOT / "model_zoo", **settings)
 
     return give
 
 
 @pytest.fixture(scope="session")
-def trained(settings, tiny_dataset):
-    """Give a trained DIN_MM_tiny, its dataset and its parameters; the model is shared, so leave it as it is."""
-    params, model_class = settings("DIN_MM_tiny", seed=1)
-    dataset = tiny_dataset(params)
-    return train_model(params, model_class, dataset), dataset, params
+def trained(load, tiny_dataset):
+    """Give an experiment, its trained model and its dataset; the model is shared, so leave it as it is."""
+    experiment = load("DIN_MM_tiny", seed=1)
+    dataset = tiny_dataset(experiment.config.to_dict())
+    return experiment, train_model(experiment, dataset), dataset
 
 
 @pytest.fixture
 def faulty(trained):
-    """Give a copy of the trained model to change, with dataset and parameters."""
-    model, dataset, params = trained
+    """Give an experiment, a copy of its trained model to change, and its dataset."""
+    experiment, model, dataset = trained
     broken = copy.deepcopy(model)
     broken.items = broken.feature_map.items
-    return broken, dataset, params
+    return experiment, broken, dataset

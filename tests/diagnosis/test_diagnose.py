@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from fuxictr_mm import cli
+from fuxictr_mm import Experiment, cli
 from fuxictr_mm.diagnosis.diagnose import diagnose, find_trained, format_summary
 from fuxictr_mm.diagnosis.findings import SEVERITIES
 from fuxictr_mm.diagnosis.scorer import take
@@ -43,16 +43,16 @@ def faults(result):
     return {(f["code"], f["subject"]) for f in result["findings"] if f["code"] in FAULTS}
 
 
-def look(model, dataset, params, repeats=2):
-    return diagnose(model, params, dataset.splits["valid"], repeats=repeats)
+def look(experiment, model, dataset, repeats=2):
+    return diagnose(experiment, model, dataset.splits["valid"], repeats=repeats)
 
 
 @pytest.fixture(scope="module")
 def healthy(trained):
     """The diagnosis of the trained model."""
-    model, dataset, params = trained
+    experiment, model, dataset = trained
     popularity = count_items(ROOT / "data" / "tiny_mm" / "train.parquet", "label", 1001)
-    return diagnose(model, params, dataset.splits["valid"], popularity)
+    return diagnose(experiment, model, dataset.splits["valid"], popularity)
 
 
 def test_a_healthy_model_has_no_faults(healthy):
@@ -81,12 +81,12 @@ def test_the_result_is_plain_and_complete(healthy):
 
 @pytest.mark.parametrize("weight", ["W_o", "W_v"])
 def test_a_zeroed_head(faulty, weight):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     dim = model.attention.head_dim
     with torch.no_grad():
         matrix = getattr(model.attention, weight).weight
         (matrix[:, 2 * dim : 3 * dim] if weight == "W_o" else matrix[2 * dim : 3 * dim]).zero_()
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert faults(result) == {("silent_head", "attention head 2")}
     head = result["heads"][0]["heads"][2]
     assert (head["output_norm"], head["removed_auc_lost"], head["removed_noise"]) == (0, 0, 0)
@@ -94,9 +94,9 @@ def test_a_zeroed_head(faulty, weight):
 
 
 def test_uniform_attention(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     nn.init.zeros_(model.attention.W_q.weight)
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert faults(result) == {("uniform_attention", "attention")}
     entry = result["attention"][0]
     assert entry["entropy_ratio"] == pytest.approx(1, abs=1e-6)
@@ -105,25 +105,25 @@ def test_uniform_attention(faulty):
     assert result["heads"][0]["divergence"] == pytest.approx(0, abs=1e-6)
 
 
-def test_embeddings_that_are_noise(settings, tiny_dataset, train):
+def test_embeddings_that_are_noise(load, tiny_dataset, train):
     """Replaced before training, which then learns not to use them."""
-    params, model_class = settings("DIN_MM_tiny", seed=1)
-    dataset = tiny_dataset(params)
+    experiment = load("DIN_MM_tiny", seed=1)
+    dataset = tiny_dataset(experiment.config.to_dict())
     stored = dataset.items["img_emb_pca8"]
     noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(0)) * stored[1:].std()
     dataset.items.column_img_emb_pca8 = noise.index_fill(0, torch.tensor([0]), 0.0)
-    result = look(train(params, model_class, dataset, epochs=3), dataset, params, repeats=5)
+    result = look(experiment, train(experiment, dataset, epochs=3), dataset, repeats=5)
     assert faults(result) == {("modality_does_nothing", "image")}
     groups = {g["name"]: g for g in result["importance"]["groups"]}
     assert groups["text"]["auc_lost"] > 10 * abs(groups["image"]["auc_lost"])
 
 
 def test_a_modality_that_is_not_read_costs_exactly_nothing(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     for name, parameter in model.embedding_layer.named_parameters():
         if "img_emb_pca8" in name:
             nn.init.zeros_(parameter)
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     entries = {e["name"]: e for e in result["importance"]["fields"] + result["importance"]["groups"]}
     for name in ("img_emb_pca8", "image"):
         assert (entries[name]["auc_lost"], entries[name]["noise"], entries[name]["lost"]) == (0, 0, [0, 0])
@@ -133,16 +133,16 @@ def test_a_modality_that_is_not_read_costs_exactly_nothing(faulty):
 
 
 def test_a_history_that_is_not_read_is_no_warning(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     nn.init.zeros_(model.attention.W_o.weight)
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     found = [(f["severity"], f["code"]) for f in result["findings"] if f["subject"] == "history"]
     assert found == [("note", "not_read")]
 
 
 def test_a_model_at_chance_comes_first_and_its_parts_not_at_all(faulty):
     """Predictions without relation to the input: no part has an effect, which tells nothing of any part."""
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
 
     class Scramble(nn.Module):
         def forward(self, probability):
@@ -150,70 +150,70 @@ def test_a_model_at_chance_comes_first_and_its_parts_not_at_all(faulty):
             return 0.3 + 0.2 * noise
 
     model.output_activation = nn.Sequential(model.output_activation, Scramble())
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert result["metrics"]["low"] < 0.5 < result["metrics"]["high"]
     assert (result["findings"][0]["severity"], result["findings"][0]["code"]) == ("problem", "model_at_chance")
     assert not [f for f in result["findings"] if "nothing" in f["code"] or f["code"] == "silent_head"]
 
 
 def test_a_dominated_modality(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     with torch.no_grad():
         for name, parameter in model.embedding_layer.named_parameters():
             if "img_emb_pca8" in name:
                 parameter *= 0.2
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert faults(result) & {("modality_imbalance", "image"), ("modality_does_nothing", "image")}
 
 
 def test_a_constant_senet(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     nn.init.zeros_(model.senet.excitation[2].weight)
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert ("senet_constant", "senet") in faults(result)
     assert {f["mean"] for f in result["senet"][0]["fields"]} == {0.5}
 
 
 def test_an_excluded_field(faulty):
     """The weight of target.img_emb_pca8, the sixth field, is scaled to almost 0."""
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
 
     class Shut(nn.Module):
         def forward(self, weights):
             return weights * torch.tensor([1.0, 1, 1, 1, 1, 1e-4, 1, 1, 1, 1])
 
     model.senet.excitation.append(Shut())
-    assert ("senet_closed", "target.img_emb_pca8") in faults(look(model, dataset, params))
+    assert ("senet_closed", "target.img_emb_pca8") in faults(look(experiment, model, dataset))
 
 
 def test_distorted_probabilities(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
 
     class Square(nn.Module):
         def forward(self, probability):
             return probability**2
 
     model.output_activation = nn.Sequential(model.output_activation, Square())
-    result = look(model, dataset, params)
+    result = look(experiment, model, dataset)
     assert faults(result) == {("miscalibrated", "predictions")}
     assert result["calibration"]["mean_prediction"] < result["calibration"]["rate"] - 0.1
 
 
 def test_missing_and_collapsed_embeddings(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     items = model.feature_map.items
     items.column_txt_emb_pca8 = items["txt_emb_pca8"].index_fill(0, torch.arange(0, 1001, 4), 0.0)
     items.column_img_emb_pca8 = items["img_emb_pca8"] * torch.tensor([1.0] + 7 * [1e-3])
-    found = faults(look(model, dataset, params))
+    found = faults(look(experiment, model, dataset))
     assert {("vectors_missing", "txt_emb_pca8"), ("vectors_collapsed", "img_emb_pca8")} <= found
 
 
 def test_too_few_clicks_are_refused(trained):
-    model, dataset, params = trained
+    experiment, model, dataset = trained
     table = dataset.splits["valid"]
     rows = torch.cat([(table.label == 0).nonzero().flatten()[:20], (table.label == 1).nonzero().flatten()[:1]])
     with pytest.raises(DataError, match="1 clicks in 21"):
-        diagnose(model, params, take(table, rows))
+        diagnose(experiment, model, take(table, rows))
 
 
 #: A model of the challenge's form: a tuple comes in, items are rows of one long dict, FuxiCTR's attention and SENet.
@@ -280,22 +280,19 @@ def workplace(tmp_path, monkeypatch):
 
 def save(expid, path, seed=1):
     """Write untrained weights of an experiment."""
-    from fuxictr_mm.data.dataset import load_dataset
-    from fuxictr_mm.experiment import build_model, read_params
-
-    params, model_class = read_params(".", expid, model_zoo="zoo", overrides={"verbose": 0})
+    experiment = Experiment.load(expid, model_zoo="zoo", verbose=0)
     torch.manual_seed(seed)
-    model = build_model(model_class, load_dataset(params, {"valid": True}), params)
+    model = experiment.build_model(experiment.load_dataset({"valid": True}))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     model.save_weights(str(path))
-    return params
+    return experiment.config.to_dict()
 
 
 def make_run(expid, name, *, finished=True, **changes):
     """Make a run's folder as training leaves it, as far as a diagnosis reads it."""
     folder = Path("checkpoints/tiny_mm") / expid / name
-    params = save(expid, folder / "best.model")
-    (folder / "config.yaml").write_text(yaml.safe_dump({**params, **changes}))
+    settings = save(expid, folder / "best.model")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
     (folder / "environment.json").write_text(json.dumps({"started_at": f"2026-01-01T00:00:{name[13:15]}"}))
     if finished:
         (folder / "result.json").write_text(

@@ -22,14 +22,14 @@ from fuxictr_mm.diagnosis.scorer import Scorer
 
 @pytest.fixture
 def scorer(trained):
-    model, dataset, params = trained
-    found = Scorer(model, dataset.splits["valid"], params)
+    experiment, model, dataset = trained
+    found = Scorer(experiment, model, dataset.splits["valid"])
     found.score_base()
     return found
 
 
 def test_known_items_are_permuted_among_each_other(trained):
-    items = copy.deepcopy(trained[0].feature_map.items)
+    items = copy.deepcopy(trained[1].feature_map.items)
     items.known[[5, 900]] = False
     permutation = permute_items(items, 3)
     assert permutation[[0, 5, 900]].tolist() == [0, 5, 900]
@@ -63,20 +63,18 @@ def test_permuted_ids_equal_a_permuted_embedding_table(scorer, faulty):
     permutation = permute_items(scorer.model.feature_map.items, 0)
     with permuted_items(scorer.model, ["item_id"], permutation):
         found = scorer.score()
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     table = dict(model.embedding_layer.named_parameters())["embedding_layer.embedding_layers.item_id.weight"]
     table.data = table.data[permutation]
-    np.testing.assert_array_equal(found, Scorer(model, dataset.splits["valid"], params).score())
+    np.testing.assert_array_equal(found, Scorer(experiment, model, dataset.splits["valid"]).score())
 
 
-def test_trainable_embeddings_are_permuted(settings, tiny_dataset):
-    from fuxictr_mm.experiment import build_model
-
-    params, model_class = settings("DIN_MM_tiny", feature_specs=[{"name": "txt_emb_pca8", "freeze_emb": False}])
-    dataset = tiny_dataset(params)
-    model = build_model(model_class, dataset, params).eval()
+def test_trainable_embeddings_are_permuted(load, tiny_dataset):
+    experiment = load("DIN_MM_tiny", feature_specs=[{"name": "txt_emb_pca8", "freeze_emb": False}])
+    dataset = tiny_dataset(experiment.config.to_dict())
+    model = experiment.build_model(dataset).eval()
     assert list(model.item_vectors) == ["txt_emb_pca8"]
-    scorer = Scorer(model, dataset.splits["valid"].slice(0, 200), params)
+    scorer = Scorer(experiment, model, dataset.splits["valid"].slice(0, 200))
     before, permutation = scorer.score(), permute_items(model.feature_map.items, 0)
     with permuted_items(model, ["txt_emb_pca8"], permutation):
         found = scorer.score()
@@ -87,7 +85,7 @@ def test_trainable_embeddings_are_permuted(settings, tiny_dataset):
 
 
 def test_other_batch_formats_are_permuted(trained, make_batch):
-    model, dataset, _ = trained
+    _, model, dataset = trained
     items, feature_map = model.feature_map.items, copy.copy(model.feature_map)
     feature_map.features = {**feature_map.features, "item_seq": {"type": "sequence", "source": ""}}
     batch = make_batch(dataset.splits["valid"], range(40))
@@ -108,10 +106,10 @@ def test_other_batch_formats_are_permuted(trained, make_batch):
 
 
 def test_the_model_is_the_same_after_an_error(trained):
-    items = trained[0].feature_map.items
+    items = trained[1].feature_map.items
 
     def fail():
-        with permuted_items(trained[0], ["item_id"], permute_items(items, 0)):
+        with permuted_items(trained[1], ["item_id"], permute_items(items, 0)):
             assert "rows" in vars(items)
             raise ZeroDivisionError
 
@@ -158,9 +156,9 @@ def test_groups_of_fields():
 
 
 def test_history_of_a_model_that_ignores_it_costs_nothing(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     torch.nn.init.zeros_(model.attention.W_o.weight)
-    scorer = Scorer(model, replace(dataset.splits["valid"], group=None), params)
+    scorer = Scorer(experiment, model, replace(dataset.splits["valid"], group=None))
     scorer.score_base()
     history = all_groups(model.feature_map.features, model.feature_map.items.names)[-1]
     assert permute_once(scorer, history, 0) == (0.0, 0.0)

@@ -10,7 +10,7 @@ from fuxictr_mm.errors import DataError
 
 
 def test_context_and_histories_come_from_other_examples(trained):
-    table = trained[1].splits["valid"].slice(0, 50)
+    table = trained[2].splits["valid"].slice(0, 50)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     moved = with_context(table, ["likes_level"], order)
     assert torch.equal(moved.context["likes_level"], table.context["likes_level"][order])
@@ -23,7 +23,7 @@ def test_context_and_histories_come_from_other_examples(trained):
 
 
 def test_a_sample_depends_on_its_seed(trained):
-    table = trained[1].splits["valid"].slice(0, 50)
+    table = trained[2].splits["valid"].slice(0, 50)
     assert sample(table, 50, 0) is table
     drawn = sample(table, 20, 1)
     assert len(drawn) == 20
@@ -32,9 +32,9 @@ def test_a_sample_depends_on_its_seed(trained):
 
 
 def test_the_drop_is_a_difference_of_aucs(trained):
-    model, dataset, params = trained
+    experiment, model, dataset = trained
     passes = []
-    scorer = Scorer(model, dataset.splits["valid"], params, advance=lambda: passes.append(1))
+    scorer = Scorer(experiment, model, dataset.splits["valid"], advance=lambda: passes.append(1))
     base = scorer.score_base()
     assert scorer.auc_drop(base) == (0, 0)
     changed = np.random.default_rng(0).permutation(base)
@@ -46,7 +46,7 @@ def test_the_drop_is_a_difference_of_aucs(trained):
 
 
 def test_predictions_that_are_not_finite_are_refused(faulty):
-    model, dataset, params = faulty
+    experiment, model, dataset = faulty
     torch.nn.init.constant_(model.attention.W_o.weight, torch.nan)
     with pytest.raises(DataError, match="not finite"):
-        Scorer(model, dataset.splits["valid"], params).score_base()
+        Scorer(experiment, model, dataset.splits["valid"]).score_base()

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
-from fuxictr_mm import cli
+from fuxictr_mm import Experiment, cli
 from fuxictr_mm.data.loaders import InMemoryLoader, gather
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import (
@@ -270,19 +270,19 @@ def test_flipped_labels_are_found_and_dropped(noisy, tmp_path, capsys, monkeypat
     assert answer["best"][0]["influence"] == influence.max()
 
 
-def test_training_is_that_of_run_expid(tmp_path, build):
-    """The metrics before are those of the experiment; its own weights are the last checkpoint."""
-    from fuxictr_mm import experiment
-    from fuxictr_mm.data.dataset import load_dataset
+def load(**settings):
+    return Experiment.load("DIN_MM_tiny", ROOT, model_zoo=ROOT / "model_zoo", verbose=0, **settings)
 
-    settings = {"model_root": str(tmp_path), "verbose": 0, "epochs": 2, "test_data": None}
-    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings)
-    result = experiment.run_experiment(dict(params), model_class)
-    dataset = load_dataset(params, {"train": True, "valid": True})
-    checkpoints, metrics = train_keeping_checkpoints(params, model_class, dataset, tmp_path / "kept")
-    assert metrics == {"valid": result.valid}
+
+def test_training_is_that_of_run_expid(tmp_path):
+    """The metrics before are those of the experiment; its own weights are the last checkpoint."""
+    experiment = load(model_root=str(tmp_path), epochs=2, test_data=None)
+    run = experiment.fit()
+    dataset = experiment.load_dataset({"train": True, "valid": True})
+    checkpoints, metrics = train_keeping_checkpoints(experiment, dataset, tmp_path / "kept")
+    assert metrics == {"valid": run.valid}
     assert [c.learning_rate for c in checkpoints] == [2e-3, 2e-3]
-    best = torch.load(experiment.log_path(params).with_suffix(".model"), weights_only=True)
+    best = torch.load(run.weights, weights_only=True)
     last = torch.load(checkpoints[-1].path, weights_only=True)
     assert all(torch.equal(best[name], last[name]) for name in best)
 
@@ -309,19 +309,13 @@ def test_bad_input_is_one_line(options, found, capsys, monkeypatch, tmp_path):
 
 
 def test_streamed_examples_are_ranked_but_not_dropped(tmp_path, build):
-    from fuxictr_mm import experiment
-    from fuxictr_mm.data.dataset import load_dataset
-
     model, _ = build("DIN_MM_tiny")
     model.save_weights(tmp_path / "x.model")
     found = []
     for resident in (True, False):
-        settings = {"resident": resident, "verbose": 0}
-        params, model_class = experiment.read_params(
-            ROOT, "DIN_MM_tiny", model_zoo=ROOT / "model_zoo", overrides=settings
-        )
-        dataset = load_dataset(params, {"train": True, "valid": True})
-        found.append(rank_by_influence(params, model_class, dataset, [Checkpoint(tmp_path / "x.model", 1.0)]))
+        experiment = load(resident=resident)
+        dataset = experiment.load_dataset({"train": True, "valid": True})
+        found.append(rank_by_influence(experiment, dataset, [Checkpoint(tmp_path / "x.model", 1.0)]))
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
     with pytest.raises(UserError, match="resident: True"):
         number_of_worst(dataset, 5)
