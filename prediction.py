@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fuxictr_mm.cli import Parser, add_debug, add_examples, run_main
+from fuxictr_mm.arguments import Parser, add_debug, add_examples, run_main
 
 
 def main() -> None:

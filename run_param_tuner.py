@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fuxictr_mm.cli import Parser, add_debug, add_examples, add_output_options, run_main
+from fuxictr_mm.arguments import Parser, add_debug, add_examples, add_output_options, run_main
 
 DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_space of values to try.
 

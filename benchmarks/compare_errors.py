@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fuxictr_mm.cli import run_main
+from fuxictr_mm.arguments import run_main
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, difference
 from fuxictr_mm.runs import find_runs

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fuxictr_mm.cli import run_main
+from fuxictr_mm.arguments import run_main
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.errors import ConfigError
 

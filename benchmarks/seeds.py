@@ -10,7 +10,7 @@ import logging
 import statistics
 import tempfile
 
-from fuxictr_mm.cli import run_main
+from fuxictr_mm.arguments import run_main
 
 
 def main() -> None:

@@ -198,6 +198,8 @@ def _describe_range(annotation: Any, metadata: Iterable[Any]) -> str:
 def model_schema(model_class: type) -> dict[str, Any]:
     """Return the settings that the constructors of a model name, with their annotated types.
 
+    Of a MultimodalModel, those of FuxiCTR's base are left out: ``fuxictr_mm.config.ModelSettings`` declares them.
+
     Raises
     ------
     ConfigError
@@ -207,6 +209,8 @@ def model_schema(model_class: type) -> dict[str, Any]:
     for cls in reversed(model_class.__mro__):
         init = vars(cls).get("__init__")
         if init is None or cls.__module__.startswith(("torch.", "builtins")):
+            continue
+        if is_multimodal(model_class) and not is_multimodal(cls):
             continue
         for name, parameter in inspect.signature(init).parameters.items():
             if name in ("self", "feature_map") or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.terminal import fit_width
 

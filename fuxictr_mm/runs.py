@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
 from fuxictr_mm.files import load_yaml, read_json

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import write_beside
 

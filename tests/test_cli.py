@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm import cli
-from fuxictr_mm.cli import COMMANDS, GROUPS, Parser, main
+from fuxictr_mm.arguments import Parser
+from fuxictr_mm.cli import COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "fuxictr.pytorch", "transformers", "faiss", "sklearn", "scipy", "matplotlib", "optuna")

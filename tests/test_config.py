@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from fuxictr_mm.checking import model_schema
 from fuxictr_mm.config import (
     Dropout,
     ExperimentConfig,
@@ -321,6 +322,7 @@ def test_the_signature_is_the_schema(folder):
         return ExperimentConfig.from_dict({k: v for k, v in values.items() if v is not None}).check_model(model_class)
 
     assert check(Ours, depth=3, units=[1, 2], num_heads=None) == []
+    assert not {"monitor", "learning_rate"} & set(model_schema(Ours))  # declared by ModelSettings
     with pytest.raises(
         ConfigError, match=r"net_dropout is 1.5, expected a number >= 0 .*depth is True, expected an integer"
     ):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.check_data.checks import CHECKS, SEVERITIES, UNREADABLE, Report, format_findings
 from fuxictr_mm.check_data.clean import clean_folder, format_actions
 from fuxictr_mm.check_data.items import check_items
@@ -16,7 +17,6 @@ from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
 from fuxictr_mm.check_data.splits import check_interactions
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.check_data.vectors import check_embeddings
-from fuxictr_mm.cli import add_examples, add_output_options, show
 from fuxictr_mm.config import nearest
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_beside

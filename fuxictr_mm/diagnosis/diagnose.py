@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm import __version__
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, PROBLEM, Finding, format_findings, ordered
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import check_outputs, write_beside

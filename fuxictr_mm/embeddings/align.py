@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.cli import add_examples, show
+from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.config import nearest
 from fuxictr_mm.embeddings.command import add_output, flag
 from fuxictr_mm.embeddings.item_files import (

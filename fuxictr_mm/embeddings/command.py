@@ -7,7 +7,7 @@ import importlib
 from functools import partial
 from typing import Any
 
-from fuxictr_mm.cli import Parser, add_debug, add_output_options
+from fuxictr_mm.arguments import Parser, add_debug, add_output_options
 
 #: Stage, one line of help. ``fuxictr_mm.embeddings.STAGE`` has its ``add_arguments`` and ``main_from_args``.
 STAGES = {

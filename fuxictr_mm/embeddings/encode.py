@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.cli import add_examples, show
+from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.command import add_output, flag

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fuxictr_mm.cli import add_examples, show
+from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.embeddings.codebooks import (
     METHODS,
     SCALINGS,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fuxictr_mm.cli import add_examples, show
+from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.config import nearest
 from fuxictr_mm.embeddings.command import add_output
 from fuxictr_mm.embeddings.item_files import (

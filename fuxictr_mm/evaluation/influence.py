@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside

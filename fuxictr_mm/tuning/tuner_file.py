@@ -531,7 +531,8 @@ def _read_space(
     schema: dict[str, Any] = {**DATASET_KEYS, **EXPERIMENT_KEYS}
     models = space.get("model", model["model"])
     for name in models if isinstance(models, list) else [models]:
-        schema.update(model_schema(load_model_class(name, model_zoo)))
+        own = model_schema(load_model_class(name, model_zoo))
+        schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
     found: Space = {}
     for key, values in space.items():
         where = f"{tuner_yaml}: tuner_space: {key}"

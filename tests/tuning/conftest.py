@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuxictr_mm.cli import run_main
+from fuxictr_mm.arguments import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 

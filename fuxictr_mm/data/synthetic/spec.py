@@ -1,7 +1,7 @@
-"""Synthetic data in the layout of MicroLens_1M_x1: what there is to choose, and the command `fuxictr-mm synth`.
+"""Synthetic data in the layout of MicroLens_1M_x1: its options, and the command ``fuxictr-mm synth``.
 
-The world itself is in `synthetic_world`, the files in `synthetic_files`; both are imported only when data is made, so
-that reading the options stays quick.
+``world`` draws users, items, histories and examples; ``writer`` writes the files and is imported only then, so that
+the command's help stays quick.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.cli import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
-
-MAX_TAGS = 5
 
 
 def _option(default: Any, text: str) -> Any:
@@ -25,12 +23,12 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """Every number of a synthetic dataset. The defaults are the preset `tiny`.
+    """Every number of a synthetic dataset. The defaults are the preset ``tiny``.
 
     Raises
     ------
     ConfigError
-        At construction, in one line, for the first number that makes no dataset.
+        At construction, for the first number that makes no dataset.
 
     Examples
     --------
@@ -45,29 +43,29 @@ class SyntheticSpec:
     train_rows: int = _option(16000, "rows of train.parquet")
     valid_rows: int = _option(3000, "rows of valid.parquet")
     test_rows: int = _option(3000, "rows of test.parquet")
-    seq_len: int = _option(20, "width of item_seq: the most recent ids that a row may show")
+    seq_len: int = _option(20, "length of item_seq: the most recent ids that a row may show")
     history_mean: float = _option(10.0, "mean number of items that a user liked; train rows show half to all of them")
-    history_shape: float = _option(1.2, "shape of the gamma law of history lengths: smaller is more skewed")
+    history_shape: float = _option(1.2, "shape of the gamma distribution of history lengths: smaller is more skewed")
     history_candidates: int = _option(24, "items that a user compares before liking one of them")
-    history_preference: float = _option(4.0, "how strongly the taste decides among them; 0 is pure popularity")
-    text_dim: int = _option(32, "width of txt_emb_BERT")
-    image_dim: int = _option(48, "width of img_emb_CLIPRN50")
-    emb_dim: int = _option(16, "width D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
-    text_noise: float = _option(0.2, "deviation of the noise on a text value, the deviation of a topic being 1")
-    image_noise: float = _option(0.2, "deviation of the noise on an image value, the deviation of a topic being 1")
+    history_preference: float = _option(4.0, "weight of the taste in choosing among them; 0 is pure popularity")
+    text_dim: int = _option(32, "dimension of txt_emb_BERT")
+    image_dim: int = _option(48, "dimension of img_emb_CLIPRN50")
+    emb_dim: int = _option(16, "dimension D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
+    text_noise: float = _option(0.2, "standard deviation of the noise on a text value, that of a topic being 1")
+    image_noise: float = _option(0.2, "standard deviation of the noise on an image value, that of a topic being 1")
     text_scale: float = _option(1.0, "factor on all text values")
     image_scale: float = _option(10.0, "factor on all image values; unequal scales are what makes v3 a poor fusion")
-    text_effect: float = _option(1.4, "logit per deviation of taste times text topics")
-    image_effect: float = _option(1.4, "logit per deviation of taste times image topics")
-    popularity_effect: float = _option(0.5, "logit per deviation of an item's popularity")
-    context_effect: float = _option(0.3, "logit per deviation of likes_level, and of views_level")
+    text_effect: float = _option(1.4, "logit per standard deviation of taste times text topics")
+    image_effect: float = _option(1.4, "logit per standard deviation of taste times image topics")
+    popularity_effect: float = _option(0.5, "logit per standard deviation of an item's popularity")
+    context_effect: float = _option(0.3, "logit per standard deviation of likes_level, and of views_level")
     bias: float = _option(-0.5, "logit of an average pair of user and item")
-    topic_sharpness: float = _option(3.0, "how much of an item's mixture its main topic takes; 0 gives equal shares")
+    topic_sharpness: float = _option(3.0, "weight of the main topic in an item's mixture; 0 gives equal weights")
     zipf_exponent: float = _option(0.8, "how fast the exposure of items falls with their rank in popularity")
-    popular_share: float = _option(0.5, "share of targets drawn by popularity; the rest are drawn evenly")
-    cold_items: float = _option(0.3, "share of items that no history and no training row shows")
-    cold_share: float = _option(0.4, "share of valid and test rows whose target is such an item")
-    tag_signal: float = _option(0.1, "share of tags that tell one of the item's main topics; the rest tell nothing")
+    popular_share: float = _option(0.5, "fraction of targets sampled by popularity; the rest are sampled uniformly")
+    cold_items: float = _option(0.3, "fraction of items that no history and no training row shows")
+    cold_share: float = _option(0.4, "fraction of valid and test rows whose target is such an item")
+    tag_signal: float = _option(0.1, "fraction of tags that tell one of the item's main topics; the rest tell nothing")
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
@@ -78,17 +76,17 @@ class SyntheticSpec:
         self._require("items", self.items >= 10, "at least 10")
         self._require("topics", self.topics >= 4 and self.topics % 2 == 0, "an even number of at least 4")
         self._require("tags", self.tags > self.topics, f"more than the {self.topics} topics")
-        self._require("text_dim", self.text_dim >= self.topics // 2, f"at least half the {self.topics} topics")
-        self._require("image_dim", self.image_dim >= self.topics // 2, f"at least half the {self.topics} topics")
-        widest = min(self.text_dim, self.image_dim)
+        for name in ("text_dim", "image_dim"):
+            self._require(name, getattr(self, name) >= self.topics // 2, f"at least half the {self.topics} topics")
+        most = min(self.text_dim, self.image_dim)
         self._require(
             "emb_dim",
-            2 <= self.emb_dim <= widest and self.emb_dim % 2 == 0,
-            f"an even number from 2 to {widest}, the smaller of text_dim and image_dim",
+            2 <= self.emb_dim <= most and self.emb_dim % 2 == 0,
+            f"an even number from 2 to {most}, the smaller of text_dim and image_dim",
         )
         for name in ("popular_share", "cold_share", "tag_signal"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
-        self._require("cold_items", 0 <= self.cold_items < 1, "a share from 0 to below 1")
+            self._require(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
+        self._require("cold_items", 0 <= self.cold_items < 1, "a fraction from 0 to below 1")
         warm = self.items - self.cold_count
         self._require(
             "items",
@@ -138,32 +136,8 @@ PRESETS: dict[str, SyntheticSpec] = {
 }
 
 
-def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, overwrite: bool = False) -> None:
-    """Write a synthetic dataset: three splits, the labelled test split, and three item files.
-
-    Parameters
-    ----------
-    spec : SyntheticSpec
-        What to make.
-    folder : str or Path
-        Made if it is not there. It appears only when every file in it is whole.
-    progress : bool
-        Show a progress bar per step.
-    overwrite : bool
-        Replace an older dataset of the same file names.
-
-    Raises
-    ------
-    DataError
-        `folder` is not empty and `overwrite` is False, or it holds something else than a dataset.
-    """
-    from fuxictr_mm.data.synthetic.writer import write_dataset
-
-    write_dataset(spec, Path(folder), progress=progress, overwrite=overwrite)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `fuxictr-mm synth`: one for each field of `SyntheticSpec`, preset values being the default."""
+    """Add the options of ``fuxictr-mm synth``: one for each field of ``SyntheticSpec``, with the preset as default."""
     add_examples(
         parser,
         "fuxictr-mm synth --preset tiny --out data/my_data",
@@ -182,7 +156,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Make the dataset that the parsed options of `add_arguments` ask for."""
+    """Write the dataset that the parsed options ask for."""
+    from fuxictr_mm.data.synthetic.writer import generate
+
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SyntheticSpec)}
     changes = {name: value for name, value in given.items() if value is not None}
     spec = dataclasses.replace(PRESETS[args.preset], **changes)

@@ -1,7 +1,9 @@
-"""Histories and rows of synthetic data: who liked what before, and which pair of user and item was shown.
+"""A synthetic world: users and items with latent topics, who liked what before, and what was shown to whom.
 
-Shapes: B rows, L history, U users, I items, K topics of one half, E events (items liked by the users of a chunk),
-M candidates of an event, N items of all histories.
+The order of the random numbers is part of "same seed, same bytes".
+
+Shapes: B examples, L history length, U users, I items, K topics of one half, E events (items liked by the users of a
+chunk), M candidates of an event, N items of all histories.
 """
 
 from __future__ import annotations
@@ -15,17 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fuxictr_mm.data.synthetic.spec import MAX_TAGS, SyntheticSpec
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 
+#: Levels of likes and views, and tags of an item at most.
+LEVELS, MAX_TAGS = 10, 5
+#: Users whose tastes, or histories, are drawn at a time.
 USER_CHUNK = 8192
 
-
-LEVELS = 10
-
-
 Floats = NDArray[np.float32]
-
-
 Integers = NDArray[np.int64]
 
 
@@ -43,21 +42,24 @@ class Stream(enum.IntEnum):
     TEST = 8
 
 
+SPLITS = {"train": Stream.TRAIN, "valid": Stream.VALID, "test": Stream.TEST}
+
+
 def generator(spec: SyntheticSpec, stream: Stream, chunk: int = 0) -> np.random.Generator:
-    """Random generator of one chunk of one stream."""
+    """Return the random generator of one chunk of one stream."""
     return np.random.default_rng([spec.seed, int(stream), chunk])
 
 
 def chunks(total: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (chunk number, first, past the last) over `total` things.
+    """Yield (chunk number, start, stop) over ``total`` things.
 
     Examples
     --------
     >>> list(chunks(5, 2))
     [(0, 0, 2), (1, 2, 4), (2, 4, 5)]
     """
-    for number, first in enumerate(range(0, total, size)):
-        yield number, first, min(first + size, total)
+    for number, start in enumerate(range(0, total, size)):
+        yield number, start, min(start + size, total)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class World:
     spec : SyntheticSpec
         The numbers it was made from.
     text_topics, image_topics : ndarray of float32, (I + 1, K)
-        Topic shares of each half, centred, of deviation 1.
+        Topic weights of each half, centred, of standard deviation 1.
     popularity : ndarray of float32, (I + 1,)
         Standard normal; clicks and exposure grow with it.
     likes_level, views_level : ndarray of int64, (I + 1,)
@@ -79,7 +81,7 @@ class World:
     tags : ndarray of int64, (I + 1, T)
         Left padded with 0.
     text_taste, image_taste : ndarray of float32, (U + 1, K)
-        Unit length in each half.
+        Norm 1 in each half.
     """
 
     spec: SyntheticSpec
@@ -97,43 +99,27 @@ class World:
     def build(cls, spec: SyntheticSpec) -> World:
         """Draw the world of a specification."""
         rng = generator(spec, Stream.ITEMS)
-        text_topics = _topic_shares(rng, spec)
-        image_topics = _topic_shares(rng, spec)
+        text_topics, image_topics = _draw_topics(rng, spec), _draw_topics(rng, spec)
         popularity = rng.standard_normal(spec.items).astype(np.float32)
         likes, views = popularity + 0.5 * rng.standard_normal((2, spec.items))
         cold = np.zeros(spec.items, dtype=bool)
         cold[np.argsort(rng.random(spec.items), kind="stable")[: spec.cold_count]] = True
         tags = _draw_tags(rng, spec, text_topics.argmax(axis=1), image_topics.argmax(axis=1))
-        text_taste, image_taste = _draw_tastes(spec)
-        return cls(
-            spec=spec,
-            text_topics=_with_padding(text_topics),
-            image_topics=_with_padding(image_topics),
-            popularity=_with_padding(popularity),
-            likes_level=_with_padding(_levels(likes)),
-            views_level=_with_padding(_levels(views)),
-            cold=_with_padding(cold),
-            tags=_with_padding(tags),
-            text_taste=text_taste,
-            image_taste=image_taste,
-        )
+        columns = (text_topics, image_topics, popularity, _levels(likes), _levels(views), cold, tags)
+        return cls(spec, *map(_with_padding, columns), *_draw_tastes(spec))
 
     def true_logit(
         self, users: Integers, items: Integers, *, text: bool = True, image: bool = True, context: bool = True
     ) -> NDArray[np.float64]:
-        """Log odds of a click.
+        """Return the log odds of a click, ``(B,)``.
 
         Parameters
         ----------
         users, items : ndarray of int64, (B,)
             Ids of the pairs.
         text, image, context : bool
-            Which terms to count: taste for the text topics, for the image topics, popularity with the two levels.
-            Fewer terms give the best score that a model seeing only these could reach.
-
-        Returns
-        -------
-        ndarray of float64, (B,)
+            Terms to count: taste for the text topics, for the image topics, popularity with the two levels. Fewer terms
+            give the best score that a model seeing only these could reach.
         """
         spec = self.spec
         logit = np.full(len(users), spec.bias)
@@ -148,34 +134,29 @@ class World:
         return logit
 
     def exposure(self) -> NDArray[np.float64]:
-        """Cumulated chance of each item to be seen, (I + 1,): Zipf's law over the items that are not cold."""
+        """Return the cumulative probability of each item to be seen, (I + 1,): Zipf's law over the warm items."""
         rank = np.empty(self.spec.items)
         rank[np.argsort(-self.popularity[1:], kind="stable")] = np.arange(self.spec.items)
         weight = np.where(self.cold[1:], 0.0, (rank + 10.0) ** -self.spec.zipf_exponent)
         return _with_padding(np.cumsum(weight) / weight.sum())
 
 
-def draw_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
-    """Draw `count` whole numbers from 0 to `bound` - 1."""
-    return (rng.random(count) * bound).astype(np.int64)
-
-
 def _with_padding(rows: NDArray) -> NDArray:
     return np.concatenate([np.zeros_like(rows[:1]), rows])
 
 
-def _topic_shares(rng: np.random.Generator, spec: SyntheticSpec) -> Floats:
-    """Mixtures softmax(sharpness * normal) over half the topics, centred and scaled to deviation 1, (I, K)."""
-    shares = spec.topic_sharpness * rng.standard_normal((spec.items, spec.topics // 2))
-    shares = np.exp(shares - shares.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    shares -= shares.mean(axis=0)
-    return (shares / max(float(shares.std()), 1e-9)).astype(np.float32)
+def _draw_topics(rng: np.random.Generator, spec: SyntheticSpec) -> Floats:
+    """Draw softmax(sharpness * normal) over half the topics, centred and scaled to standard deviation 1, (I, K)."""
+    weights = spec.topic_sharpness * rng.standard_normal((spec.items, spec.topics // 2))
+    weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights -= weights.mean(axis=0)
+    return (weights / max(float(weights.std()), 1e-9)).astype(np.float32)
 
 
-def _levels(count: NDArray) -> Integers:
-    level = np.empty(len(count), dtype=np.int64)
-    level[np.argsort(count, kind="stable")] = 1 + np.arange(len(count)) * LEVELS // len(count)
+def _levels(values: NDArray) -> Integers:
+    level = np.empty(len(values), dtype=np.int64)
+    level[np.argsort(values, kind="stable")] = 1 + np.arange(len(values)) * LEVELS // len(values)
     return level
 
 
@@ -183,11 +164,11 @@ def _draw_tags(rng: np.random.Generator, spec: SyntheticSpec, text_topic: Intege
     """Draw one to five tags per item, (I, T): tag 1 + k + topics * n belongs to topic k, small n being frequent."""
     shape = (spec.items, MAX_TAGS)
     main_topic = np.where(rng.random(shape) < 0.5, text_topic[:, None], spec.topics // 2 + image_topic[:, None])
-    any_topic = draw_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
+    any_topic = _draw_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
     topic = np.where(rng.random(shape) < spec.tag_signal, main_topic, any_topic)
     tags_per_topic = (spec.tags - 1) // spec.topics
     tags = 1 + topic + spec.topics * (rng.random(shape) ** 2 * tags_per_topic).astype(np.int64)
-    tags[np.arange(MAX_TAGS) > draw_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
+    tags[np.arange(MAX_TAGS) > _draw_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
     tags.sort(axis=1)  # zeros come first: left padding
     tags[:, 1:][tags[:, 1:] == tags[:, :-1]] = 0
     tags.sort(axis=1)
@@ -196,19 +177,26 @@ def _draw_tags(rng: np.random.Generator, spec: SyntheticSpec, text_topic: Intege
 
 def _draw_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
     tastes = np.zeros((2, spec.users + 1, spec.topics // 2), dtype=np.float32)
-    for chunk, first, last in chunks(spec.users, USER_CHUNK):
-        drawn = generator(spec, Stream.USERS, chunk).standard_normal((2, last - first, spec.topics // 2))
-        drawn -= drawn.mean(axis=-1, keepdims=True)  # shares are centred: a liking of all topics alike has no effect
-        tastes[:, first + 1 : last + 1] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    for chunk, start, stop in chunks(spec.users, USER_CHUNK):
+        drawn = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
+        drawn -= drawn.mean(axis=-1, keepdims=True)  # topics are centred: a liking of all of them alike has no effect
+        tastes[:, start + 1 : stop + 1] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
     return tastes[0], tastes[1]
 
 
-SPLITS = {"train": Stream.TRAIN, "valid": Stream.VALID, "test": Stream.TEST}
+def _draw_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
+    """Draw ``count`` integers from 0 to ``bound`` - 1."""
+    return (rng.random(count) * bound).astype(np.int64)
+
+
+def _draw_exposed(rng: np.random.Generator, exposure: NDArray[np.float64], shape: tuple[int, ...]) -> Integers:
+    """Draw item ids by their cumulative probability ``exposure`` (I + 1,), which is 0 for the padding item."""
+    return np.searchsorted(exposure, rng.random(shape), side="right")
 
 
 @dataclass(frozen=True)
 class Histories:
-    """What each user liked, oldest first, each item once, at most `seq_len` of them.
+    """What each user liked, oldest first, each item once, at most ``seq_len`` of them.
 
     Two users after the padding user 0, of whom the first liked nothing::
 
@@ -221,7 +209,7 @@ class Histories:
     offsets : ndarray of int64, (U + 2,)
         User u's items are values[offsets[u] : offsets[u + 1]].
     pairs : ndarray of int64, (N,)
-        Sorted user * (I + 1) + item, for `contains`.
+        Sorted user * (I + 1) + item, for ``contains``.
     """
 
     values: NDArray[np.int32]
@@ -230,61 +218,61 @@ class Histories:
 
     @classmethod
     def from_counts(cls, values: NDArray[np.int32], counts: Integers, items: int) -> Histories:
-        """Join the items of users 1, 2, ... who liked `counts` (U,) of them."""
+        """Join the items of users 1, 2, ... who liked ``counts`` (U,) of them."""
         offsets = np.concatenate([[0, 0], np.cumsum(counts, dtype=np.int64)])
         users = np.repeat(np.arange(1, len(counts) + 1, dtype=np.int64), counts)
         pairs: Integers = np.sort(users * (items + 1) + values.astype(np.int64), kind="stable")
         return cls(values, offsets, pairs)
 
     def contains(self, users: Integers, items: Integers, item_count: int) -> NDArray[np.bool_]:
-        """Tell for each pair (B,) whether the user liked the item."""
+        """Return for each pair (B,) whether the user liked the item."""
         wanted = users * (item_count + 1) + items
-        place = np.searchsorted(self.pairs, wanted)
+        index = np.searchsorted(self.pairs, wanted)
         found = np.zeros(len(wanted), dtype=bool)
-        inside = place < len(self.pairs)
-        found[inside] = self.pairs[place[inside]] == wanted[inside]
+        inside = index < len(self.pairs)
+        found[inside] = self.pairs[index[inside]] == wanted[inside]
         return found
 
-    def padded(self, users: Integers, lengths: Integers, width: int) -> Integers:
-        """Take the oldest `lengths` (B,) items of `users` (B,), left padded with 0 to (B, width)."""
+    def padded(self, users: Integers, lengths: Integers, length: int) -> Integers:
+        """Return the oldest ``lengths`` (B,) items of ``users`` (B,), left padded with 0 to (B, length)."""
         first = self.offsets[users][:, None]
-        place = first + lengths[:, None] - width + np.arange(width)
-        real = place >= first
-        rows = np.zeros(place.shape, dtype=np.int64)
-        rows[real] = self.values[place[real]]
+        index = first + lengths[:, None] - length + np.arange(length)
+        real = index >= first
+        rows = np.zeros(index.shape, dtype=np.int64)
+        rows[real] = self.values[index[real]]
         return rows
 
 
 def draw_history_chunk(
-    world: World, exposure: NDArray[np.float64], chunk: int, first: int, last: int
+    world: World, exposure: NDArray[np.float64], chunk: int, start: int, stop: int
 ) -> tuple[NDArray[np.int32], Integers]:
-    """Draw what the users first + 1 to last liked.
+    """Draw what the users start + 1 to stop liked.
 
-    For each event M candidates are drawn by `exposure` (I + 1,); the user takes the one with the largest
+    For each event M candidates are drawn by ``exposure`` (I + 1,); the user takes the one with the largest
     preference * (text affinity + image affinity) + Gumbel noise, that is, one drawn from a softmax.
 
     Returns
     -------
     values : ndarray of int32, (E',)
         Item ids, user after user; an item liked twice is kept once.
-    counts : ndarray of int64, (last - first,)
+    counts : ndarray of int64, (stop - start,)
         How many each user liked.
     """
     spec = world.spec
     rng = generator(spec, Stream.HISTORIES, chunk)
     scale = (spec.history_mean + 0.5) / spec.history_shape  # half more, for rounding down
-    drawn = rng.gamma(spec.history_shape, scale, last - first).astype(np.int64)
-    user = np.repeat(np.arange(last - first), np.minimum(drawn, 2 * spec.seq_len))
-    candidates = draw_exposed(rng, exposure, (len(user), spec.history_candidates))
+    drawn = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
+    user = np.repeat(np.arange(stop - start), np.minimum(drawn, 2 * spec.seq_len))
+    candidates = _draw_exposed(rng, exposure, (len(user), spec.history_candidates))
     score = -np.log(-np.log(rng.random(candidates.shape)))
     for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
-        affinity = np.einsum("ek,emk->em", taste[first + 1 : last + 1][user], topics[candidates])
+        affinity = np.einsum("ek,emk->em", taste[start + 1 : stop + 1][user], topics[candidates])
         score += spec.history_preference / np.sqrt(2) * affinity
     chosen = candidates[np.arange(len(user)), score.argmax(axis=1)]
     _, once = np.unique(user * (spec.items + 1) + chosen, return_index=True)
     once.sort()
     user, chosen = user[once], chosen[once]
-    counts = np.bincount(user, minlength=last - first)
+    counts = np.bincount(user, minlength=stop - start)
     from_the_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(user))
     recent = from_the_end <= spec.seq_len
     return chosen[recent].astype(np.int32), np.minimum(counts, spec.seq_len)
@@ -293,21 +281,21 @@ def draw_history_chunk(
 def draw_row_chunk(
     world: World, histories: Histories, exposure: NDArray[np.float64], split: str, chunk: int, count: int
 ) -> dict[str, Integers]:
-    """Draw `count` rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L)."""
+    """Draw rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L)."""
     spec = world.spec
     rng = generator(spec, SPLITS[split], chunk)
-    users = 1 + draw_below(rng, spec.users, count)
+    users = 1 + _draw_below(rng, spec.users, count)
     warm, cold = np.flatnonzero(~world.cold[1:]) + 1, np.flatnonzero(world.cold)
-    popular = draw_exposed(rng, exposure, (count,))
-    items = np.where(rng.random(count) < spec.popular_share, popular, warm[draw_below(rng, len(warm), count)])
+    popular = _draw_exposed(rng, exposure, (count,))
+    items = np.where(rng.random(count) < spec.popular_share, popular, warm[_draw_below(rng, len(warm), count)])
     lengths = histories.offsets[users + 1] - histories.offsets[users]
     if split == "train":
         lengths = np.ceil(lengths * (0.5 + 0.5 * rng.random(count))).astype(np.int64)
     elif len(cold):
-        items = np.where(rng.random(count) < spec.cold_share, cold[draw_below(rng, len(cold), count)], items)
+        items = np.where(rng.random(count) < spec.cold_share, cold[_draw_below(rng, len(cold), count)], items)
     clash = np.flatnonzero(histories.contains(users, items, spec.items))
     while len(clash):  # ends: a history holds at most half as many items as are warm
-        items[clash] = warm[draw_below(rng, len(warm), len(clash))]
+        items[clash] = warm[_draw_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
     probability = 0.5 + 0.5 * np.tanh(world.true_logit(users, items) / 2)  # the sigmoid, without overflow
     return {
@@ -320,14 +308,7 @@ def draw_row_chunk(
     }
 
 
-def draw_exposed(rng: np.random.Generator, exposure: NDArray[np.float64], shape: tuple[int, ...]) -> Integers:
-    """Draw item ids by their cumulated chance `exposure` (I + 1,), which is 0 for the padding item."""
-    return np.searchsorted(exposure, rng.random(shape), side="right")
-
-
 MOODS = ("quiet", "golden", "hidden", "endless", "early", "little", "northern", "restless")
-
-
 THEMES = (
     ("guitar", "chorus", "melody", "rhythm", "ballad", "concert"),
     ("noodles", "kitchen", "recipe", "spices", "bakery", "supper"),
@@ -348,38 +329,26 @@ THEMES = (
 )
 
 
-WORDS = np.array(THEMES)
-
-
 def draw_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
-    """Draw a title per item, such as "quiet harbour voyage and guitar".
+    """Draw a title per item (I,), such as "quiet harbour voyage and guitar".
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of the choice of words.
-    topics : ndarray, (I, K)
-        Topic shares; the two largest of each row give the words. Topics beyond the 16 themes share their nouns and
-        differ in the mood.
-
-    Returns
-    -------
-    pyarrow.Array of string, (I,)
+    The two largest of its ``topics`` (I, K) give the nouns. Topics beyond the 16 themes share their nouns and differ in
+    the mood.
     """
     ranked = np.argsort(-topics, axis=1, kind="stable")
     main, second = ranked[:, 0], ranked[:, 1]
-    count, themes, nouns = len(topics), *WORDS.shape
-    place = (rng.random(count) * nouns).astype(np.int64)
-    step = 1 + (rng.random(count) * (nouns - 1)).astype(np.int64)
-    other = (rng.random(count) * nouns).astype(np.int64)
-    words = pa.array(WORDS.ravel().tolist())
+    count, themes, nouns = len(topics), len(THEMES), len(THEMES[0])
+    place = _draw_below(rng, nouns, count)
+    step = 1 + _draw_below(rng, nouns - 1, count)
+    other = _draw_below(rng, nouns, count)
+    words = pa.array([word for theme in THEMES for word in theme])
 
     def noun(topic: NDArray, which: NDArray) -> pa.Array:
         return words.take(pa.array(topic % themes * nouns + which % nouns))
 
     sharing = -(-topics.shape[1] // themes)  # topics per theme, each with moods of its own while there are enough
-    mood_place = (rng.random(count) * max(len(MOODS) // sharing, 1)).astype(np.int64) * sharing + main // themes
-    mood = pa.array(MOODS).take(pa.array(mood_place % len(MOODS)))
+    mood_index = _draw_below(rng, max(len(MOODS) // sharing, 1), count) * sharing + main // themes
+    mood = pa.array(MOODS).take(pa.array(mood_index % len(MOODS)))
     return pc.binary_join_element_wise(
         mood, noun(main, place), noun(main, place + step), "and", noun(second, other), " "
     )
