@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.data.synthetic.spec import PRESETS, generate
+from fuxictr_mm.data.synthetic.spec import PRESETS
+from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.registry import load_model_class
