@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.data.synthetic.spec import PRESETS, generate
+from fuxictr_mm.data.synthetic.spec import PRESETS
+from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.registry import load_model_class
@@ -96,6 +98,7 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
         "verbose": 0,
         "seed": 20242025,
         "gpu": gpu,
+        "threads": torch.get_num_threads(),  # those that the benchmark has set
         "batch_size": batch_size,
         "max_len": max_len,
         "resident": True,

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for expid in args.expid or [e for e in default_experiments(args.config) if e not in args.skip]:
         with tempfile.TemporaryDirectory() as root:
-            overrides = {"batch_size": args.batch_size, "model_root": root, "verbose": 0}
+            overrides = {"batch_size": args.batch_size, "threads": args.threads, "model_root": root, "verbose": 0}
             total, embeddings, speed = measure(args, expid, overrides)
         print(f"| {expid} | {in_millions(total)} | {in_millions(embeddings)} | {speed:,.0f} |", flush=True)
         gc.collect()

@@ -20,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
 
 #: Name, what it is. "one" is what the others are compared with.
 SETTINGS = {
@@ -105,16 +108,14 @@ def serve(args: argparse.Namespace) -> None:
     """Build the model and print the number of threads, then the seconds of a block for each number of steps read."""
     if args.serve == "torch":
         import torch  # noqa: F401 - before the package, which sets the wait policy
-    from fuxictr_mm import experiment
-
     with tempfile.TemporaryDirectory() as folder:
-        params, model_class = settings(args, folder)
-        params["threads"] = {"auto": "auto", "one": 1}.get(args.serve, os.cpu_count() or 1)
-        dataset = experiment.load_dataset(params, {"train": True})
-        model = experiment.build_model(model_class, dataset, params)
+        threads = {"auto": "auto", "one": 1}.get(args.serve, os.cpu_count() or 1)
+        experiment = load(args, threads=threads, model_root=folder, verbose=0)
+        dataset = experiment.load_dataset({"train": True})
+        model = experiment.build_model(dataset)
         model._max_gradient_norm = 10.0
         model.train()
-        train = experiment.make_loader(dataset.splits["train"], model, params, shuffle=True, training=True)
+        train = experiment.make_loader(dataset.splits["train"], model, shuffle=True, training=True)
         batches = (batch for _ in iter(int, 1) for batch in train)
         for _ in range(3):
             model.train_step(next(batches))
@@ -126,21 +127,18 @@ def serve(args: argparse.Namespace) -> None:
             print(time.perf_counter() - started, flush=True)
 
 
-def settings(args: argparse.Namespace, folder: str) -> tuple[dict[str, Any], type]:
-    """Return the settings and the model class that the options name."""
-    from fuxictr_mm.experiment import read_params
-    from fuxictr_mm.registry import load_model_class
-
+def load(args: argparse.Namespace, **changes: Any) -> Experiment:
+    """Return the experiment that the options name, with other settings."""
     if args.model is not None:
-        from benchmarks.dataset import make_data, parameters
+        from benchmarks.dataset import experiment_of, make_data, parameters
 
         data = make_data(rows=100_000, users=20_000, items=91_717)
-        params = parameters(args.model, data, batch_size=args.batch_size or 2048, max_len=64)
-        return params, load_model_class(args.model)
-    overrides = {"model_root": folder, "verbose": 0}
+        return experiment_of(parameters(args.model, data, batch_size=args.batch_size or 2048, max_len=64, **changes))
+    from fuxictr_mm.experiment import Experiment
+
     if args.batch_size is not None:
-        overrides["batch_size"] = args.batch_size
-    return read_params(args.config, args.expid, overrides=overrides)
+        changes["batch_size"] = args.batch_size
+    return Experiment.load(args.expid, args.config, **changes)
 
 
 def count_threads() -> int:

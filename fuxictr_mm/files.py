@@ -208,7 +208,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Return YAML that ``load_yaml`` reads back, in the order of ``content``, repeated values in full."""
+    """Return YAML that ``load_yaml`` and YAML 1.1 read back, in the order of ``content``, repeated values in full."""
     stream = io.StringIO()
     _yaml().dump(dict(content), stream)
     return stream.getvalue()
@@ -237,6 +237,19 @@ def _yaml() -> Any:
     class Representer(SafeRepresenter):
         def ignore_aliases(self, data: Any) -> bool:
             return True
+
+        # FuxiCTR reads YAML 1.1, where 1e-05 is a string, yes is True and 1:30 is 90.
+        def represent_float(self, data: float) -> Any:
+            node = super().represent_float(data)
+            node.value = re.sub(r"^(-?\d+)e", r"\1.0e", node.value)
+            return node
+
+        def represent_str(self, data: str) -> Any:
+            quoted = re.fullmatch(r"(?i)y|n|yes|no|on|off|[-+]?[\d_]+(:\d+)+", data)
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if quoted else None)
+
+    Representer.add_representer(float, Representer.represent_float)
+    Representer.add_representer(str, Representer.represent_str)
 
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.Constructor, yaml.Representer = Constructor, Representer

@@ -651,12 +651,3 @@ def _none_found(args: argparse.Namespace) -> str:
         if given is not None and given not in known:
             hints.append(f"no run with --{option} {given}{nearest(given, known)} (there are: {', '.join(known)})")
     return "; ".join(hints) or f"none of the {len(everything)} runs below {args.root} is of this kind"
-
-
-#: Former names, until their callers have moved.
-RunRecord = Run
-
-
-def state(run: Run) -> str:
-    """Return ``run.state``."""
-    return run.state

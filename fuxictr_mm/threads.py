@@ -10,9 +10,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from fuxictr_mm.runtime import is_one_of_several
 
@@ -49,7 +49,7 @@ def set_wait_policy() -> None:
         _spinning = "torch" in sys.modules
 
 
-def use_threads(model: nn.Module, params: Mapping[str, Any]) -> int:
+def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: int, gpu: int = -1) -> int:
     """Set the number of torch's threads for a model, as ``threads`` of its experiment says.
 
     ``auto`` depends on the model, its batch size and the number of cores, never on how busy they are: the number
@@ -60,8 +60,12 @@ def use_threads(model: nn.Module, params: Mapping[str, Any]) -> int:
     ----------
     model : nn.Module
         The model.
-    params : mapping
-        ``threads`` (int or ``"auto"``), ``batch_size`` and ``gpu`` of the experiment.
+    setting : int or "auto"
+        ``threads`` of the experiment.
+    batch_size : int
+        Rows per batch.
+    gpu : int
+        Index of the GPU, -1 for the CPU; ``auto`` leaves the threads beside a GPU as they are.
 
     Returns
     -------
@@ -70,13 +74,15 @@ def use_threads(model: nn.Module, params: Mapping[str, Any]) -> int:
     """
     import torch
 
-    cores, threads = _cores(), params.get("threads", "auto")
+    cores = _cores()
     if any(name in os.environ for name in COUNT_VARIABLES):
         # torchrun sets OMP_NUM_THREADS=1 for its processes, whose number is no choice of the user's.
-        ours = is_one_of_several() and os.environ.get("OMP_NUM_THREADS") == "1" and threads != "auto"
-        threads = threads if ours else torch.get_num_threads()
-    elif threads == "auto":
-        threads = cores if params["gpu"] >= 0 else choose_threads(step_work(model, params["batch_size"]), cores)
+        by_torchrun = is_one_of_several() and os.environ.get("OMP_NUM_THREADS") == "1"
+        threads = setting if by_torchrun and setting != "auto" else torch.get_num_threads()
+    elif setting == "auto":
+        threads = cores if gpu >= 0 else choose_threads(step_work(model, batch_size), cores)
+    else:
+        threads = setting
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
         logger.info(f"Threads: {threads} of {cores} cores")

@@ -1,6 +1,7 @@
 """Outputs are refused before any work where they cannot be written, and YAML is read as YAML 1.2."""
 
 import pytest
+import yaml
 
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, dump_yaml, load_yaml
@@ -102,7 +103,7 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["1e-3", "1.e5", "010", "yes", "true", "2025-01-01", "1_0", "~", "é: #", 1e-5, 1e20, -0.0]
+    "value", ["1e-3", "1.e5", "010", "yes", "1:30", "true", "2025-01-01", "1_0", "~", "é: #", 1e-5, 1e20, -0.0]
 )
 def test_what_is_written_reads_back(tmp_path, value):
     shared = [value, 1]
@@ -111,4 +112,5 @@ def test_what_is_written_reads_back(tmp_path, value):
     read = load_yaml(tmp_path / "x.yaml")
     assert list(read.items()) == list(content.items())
     assert type(read["2024"]) is type(value)
+    assert yaml.safe_load(dump_yaml(content)) == content  # FuxiCTR reads it so
     assert "&" not in dump_yaml(content)

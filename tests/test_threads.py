@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fuxictr_mm import experiment, threads
-from fuxictr_mm.config import config_hash
+from fuxictr_mm import threads
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +60,7 @@ import {first}
 import torch
 from fuxictr_mm.threads import use_threads
 for _ in range(2):
-    assert use_threads(torch.nn.Linear(1, 1), {{"threads": {number}, "gpu": -1, "batch_size": 1}}) == {number}
+    assert use_threads(torch.nn.Linear(1, 1), {number}, 1) == {number}
 assert torch.get_num_threads() == {number}
 """
     assert python(code).stderr.count("torch was imported before fuxictr_mm") == warnings
@@ -103,35 +103,32 @@ def wide(width):
 def test_the_number_of_threads(setting, width, variables, gpu, expected, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    params = {"threads": setting, "batch_size": 1000, "gpu": gpu}
-    assert threads.use_threads(wide(width), params) == expected
+    assert threads.use_threads(wide(width), setting, 1000, gpu) == expected
     assert torch.get_num_threads() == expected
 
 
 def test_auto_is_of_the_cores_not_of_the_model_before():
     with threads.restored_threads():
         for width, expected in ((10, 1), (1000, 2), (10, 1)):
-            params = {"threads": "auto", "batch_size": 1000, "gpu": -1}
-            assert threads.use_threads(wide(width), params) == expected
+            assert threads.use_threads(wide(width), "auto", 1000) == expected
     assert torch.get_num_threads() == 2
 
 
 def test_an_experiment_gets_them_and_gives_them_back(tmp_path):
-    overrides = {"epochs": 1, "model_root": str(tmp_path), "verbose": 0}
-    params, model_class = experiment.read_params(ROOT, "DIN_MM_tiny", overrides=overrides)
-    experiment.run_experiment(params, model_class)
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, epochs=1, model_root=str(tmp_path), verbose=0)
+    run = experiment.fit()
     assert torch.get_num_threads() == 2
-    (environment,) = tmp_path.glob("tiny_mm/DIN_MM_tiny/*/environment.json")
-    assert json.loads(environment.read_text())["threads"] == 1
-    experiment.predict_test(params, model_class)
+    assert json.loads((run.path / "environment.json").read_text())["threads"] == 1
+    experiment.predict()
     assert torch.get_num_threads() == 2
 
 
 def test_the_setting_decides_no_result():
-    def read(**overrides):
-        return experiment.read_params(ROOT, "DIN_MM_tiny", overrides=overrides)[0]
+    def load(**settings):
+        return Experiment.load("DIN_MM_tiny", ROOT, **settings).config
 
-    assert config_hash(read()) == config_hash(read(threads=2))
+    assert load().threads == "auto"
+    assert load().fingerprint() == load(threads=2).fingerprint()
     for value in (0, "all", 1.5):
         with pytest.raises(ConfigError, match="threads"):
-            read(threads=value)
+            load(threads=value)

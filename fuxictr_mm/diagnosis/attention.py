@@ -6,9 +6,9 @@ Shape letters: B examples, H heads, P pairs of heads, Q queries, L keys, N histo
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,32 +45,43 @@ ALIKE_BITS = 0.001
 OnWeights = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 
-class AttentionHooks(ABC):
+@dataclass(frozen=True)
+class AttentionHooks:
     """Hooks on one attention module.
 
     Parameters
     ----------
     name : str
         Of the module in the model.
+    kind : {"multi_head", "activation_unit", "self_attention"}
+        What it is.
     module : nn.Module
         The module.
+    hook_weights : callable
+        Takes the module and an ``OnWeights``; registers hooks that call it on the weights of each batch.
+    num_heads : int
+        H.
+    projection : nn.Linear or None
+        The layer that joins the heads, None where the module's output is the heads concatenated.
     """
 
-    kind = ""
+    name: str
+    kind: str
+    module: Any
+    hook_weights: Callable[[Any, OnWeights], list[RemovableHandle]]
+    num_heads: int = 1
+    projection: Any = None
 
-    def __init__(self, name: str, module: Any) -> None:
-        self.name = name
-        self.module = module
-        self.num_heads = 1
-        #: The linear layer that joins the heads, None where the module's output is the heads concatenated.
-        self.projection: Any = None
-
-    @abstractmethod
-    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
+    @contextmanager
+    def on_weights(self, see: OnWeights) -> Iterator[None]:
+        """Inside the block, call ``see`` on the weights of each batch, and replace them by what it returns."""
+        with ExitStack() as stack:
+            for handle in self.hook_weights(self.module, see):
+                stack.enter_context(handle)
+            yield
 
     def on_heads(self, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Call ``change`` on the concatenated outputs of the heads ``(.., A)``, and replace them by what it returns."""
+        """Return a context in which ``change`` replaces the concatenated outputs of the heads ``(.., A)``."""
         if self.projection is None:
             return self.module.register_forward_hook(lambda _, arguments, output: change(output))
 
@@ -79,14 +90,6 @@ class AttentionHooks(ABC):
             return None if changed is None else (changed, *arguments[1:])
 
         return self.projection.register_forward_pre_hook(before)
-
-    @contextmanager
-    def on_weights(self, see: OnWeights) -> Iterator[None]:
-        """Apply ``hook_weights`` inside the block."""
-        with ExitStack() as stack:
-            for handle in self.hook_weights(see):
-                stack.enter_context(handle)
-            yield
 
     def zeroed(self, heads: Sequence[int]) -> RemovableHandle:
         """Return a context in which the outputs of these heads are zero."""
@@ -106,153 +109,112 @@ class AttentionHooks(ABC):
         return torch.stack([part.norm(dim=-1) for part in parts], dim=-1)
 
 
-class _JaggedHooks(AttentionHooks):
-    """A module called with target and jagged history; a submodule takes or returns the weights ``(N, H)``."""
+def _hook_jagged(
+    module: nn.Module, see: OnWeights, read: Callable[[Jagged, Tensor, Tensor], Tensor], inner: nn.Module
+) -> list[RemovableHandle]:
+    """Hook a module called with target and history; ``read`` gets the weights ``(N, H)`` from a call of ``inner``."""
+    history: list[Jagged] = []
 
-    @abstractmethod
-    def hooked(self) -> tuple[nn.Module, bool]:
-        """Return the submodule, and whether the weights are its input rather than its output."""
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        history[:] = [arguments[1]]
 
-    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
-        history: list[Jagged] = []
+    def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        jagged = history[0].with_values(read(history[0], arguments[0], output))
+        padded_BLH, keys = jagged.to_padded(side="right")
+        changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
+        return None if changed is None else changed.squeeze(2).transpose(1, 2)[keys].to(output.dtype)
 
-        def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            history[:] = [arguments[1]]
-
-        module, is_input = self.hooked()
-
-        def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            weights_NH = arguments[0] if is_input else output
-            jagged = history[0].with_values(self.normalized(history[0], weights_NH))
-            padded_BLH, keys = jagged.to_padded(side="right")
-            changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
-            return None if changed is None else changed.squeeze(2).transpose(1, 2)[keys].to(output.dtype)
-
-        return [self.module.register_forward_pre_hook(remember), module.register_forward_hook(read)]
-
-    def normalized(self, history: Jagged, weights_NH: Tensor) -> Tensor:
-        """Return the weights that the history is summed with."""
-        return weights_NH
+    return [module.register_forward_pre_hook(remember), inner.register_forward_hook(replace)]
 
 
-class TargetAttentionHooks(_JaggedHooks):
-    """``MultiHeadTargetAttention`` of this library; its weights pass through its dropout."""
-
-    kind = "multi_head"
-
-    def __init__(self, name: str, module: MultiHeadTargetAttention) -> None:
-        super().__init__(name, module)
-        self.num_heads = module.num_heads
-        # With one head W_o is folded into another product, and never called.
-        self.projection = module.W_o if module.use_qkvo and module.num_heads > 1 else None
-
-    def hooked(self) -> tuple[nn.Module, bool]:
-        """Return the dropout, which takes the weights."""
-        return self.module.dropout, True
+def _hook_target_attention(module: MultiHeadTargetAttention, see: OnWeights) -> list[RemovableHandle]:
+    """Hook the dropout that the weights pass through."""
+    return _hook_jagged(module, see, lambda history, weights, output: weights, module.dropout)
 
 
-class ActivationUnitHooks(_JaggedHooks):
-    """``DINAttention`` of this library; its weights come out of the last layer of its MLP."""
+def _hook_activation_unit(module: DINAttention, see: OnWeights) -> list[RemovableHandle]:
+    """Hook the last layer of the MLP, whose output the weights are."""
 
-    kind = "activation_unit"
+    def read(history: Jagged, _: Tensor, output: Tensor) -> Tensor:
+        return history.with_values(output).softmax().values if module.use_softmax else output
 
-    def hooked(self) -> tuple[nn.Module, bool]:
-        """Return the last layer of the MLP, which returns the weights."""
-        return self.module.attention_layer.mlp[-1], False
-
-    def normalized(self, history: Jagged, weights_NH: Tensor) -> Tensor:
-        """Return the weights that the history is summed with."""
-        return history.with_values(weights_NH).softmax().values if self.module.use_softmax else weights_NH
+    return _hook_jagged(module, see, read, module.attention_layer.mlp[-1])
 
 
-class EncoderHooks(AttentionHooks):
-    """A transformer layer over jagged rows; the weights of each bucket of rows pass through its dropout."""
+def _hook_encoder(module: JaggedTransformerLayer, see: OnWeights) -> list[RemovableHandle]:
+    """Hook the dropout that the weights of each bucket of rows pass through."""
+    masks: list[Tensor] = []
 
-    kind = "self_attention"
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        masks[:] = arguments[1].masks  # those of the buckets
 
-    def __init__(self, name: str, module: JaggedTransformerLayer) -> None:
-        super().__init__(name, module)
-        self.num_heads = module.self_attn.num_heads
-        self.projection = module.self_attn.out_proj
+    def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        mask = masks.pop(0)
+        return see(arguments[0], mask, mask)
 
-    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
-        masks: list[Tensor] = []
-
-        def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            masks[:] = arguments[1].masks  # those of its buckets
-
-        def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            mask = masks.pop(0)
-            return see(arguments[0], mask, mask)
-
-        dropout = self.module.attention_dropout
-        return [self.module.register_forward_pre_hook(remember), dropout.register_forward_hook(read)]
+    return [module.register_forward_pre_hook(remember), module.attention_dropout.register_forward_hook(replace)]
 
 
-class PaddedTargetAttentionHooks(AttentionHooks):
-    """FuxiCTR's ``MultiHeadTargetAttention`` over padded histories."""
+def _hook_padded_target_attention(module: Any, see: OnWeights) -> list[RemovableHandle]:
+    """Hook the scaled dot product, which returns its weights."""
 
-    kind = "multi_head"
+    def replace(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> Any:
+        _, weights = output
+        mask = named.get("mask")
+        keys = torch.ones_like(weights[:, 0, 0]) if mask is None else mask.reshape(weights.shape)[:, 0, 0]
+        changed = see(weights, keys.bool(), keys.new_ones(len(keys), 1).bool())
+        return None if changed is None else (changed.to(weights.dtype) @ arguments[2], changed)
 
-    def __init__(self, name: str, module: Any) -> None:
-        super().__init__(name, module)
-        self.num_heads = module.num_heads
-        self.projection = module.W_o if module.use_qkvo else None
-
-    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
-
-        def read(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> Any:
-            _, weights = output
-            mask = named.get("mask")
-            keys = torch.ones_like(weights[:, 0, 0]) if mask is None else mask.reshape(weights.shape)[:, 0, 0]
-            changed = see(weights, keys.bool(), keys.new_ones(len(keys), 1).bool())
-            return None if changed is None else (changed.to(weights.dtype) @ arguments[2], changed)
-
-        return [self.module.dot_attention.register_forward_hook(read, with_kwargs=True)]
+    return [module.dot_attention.register_forward_hook(replace, with_kwargs=True)]
 
 
-class PaddedActivationUnitHooks(AttentionHooks):
-    """FuxiCTR's ``DIN_Attention`` over padded histories."""
+def _hook_padded_activation_unit(module: Any, see: OnWeights) -> list[RemovableHandle]:
+    """Hook the MLP, whose output the weights are."""
+    masks: list[Tensor] = []
 
-    kind = "activation_unit"
+    def remember(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        mask = named.get("mask", arguments[2] if len(arguments) > 2 else None)
+        history = named.get("history_sequence", arguments[1] if len(arguments) > 1 else None)
+        assert history is not None
+        masks[:] = [torch.ones(history.shape[:2], device=history.device) if mask is None else mask]
 
-    def hook_weights(self, see: OnWeights) -> list[RemovableHandle]:
-        """Call ``see`` on the weights of each batch, and replace them by what it returns."""
-        masks: list[Tensor] = []
+    def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        keys = masks[0].bool()
+        weights = output.view(keys.shape)
+        if module.use_softmax:
+            weights = torch.softmax(weights.masked_fill(~keys, -1e9), dim=-1)
+        changed = see(weights[:, None, None], keys, keys.new_ones(len(keys), 1))
+        return None if changed is None else changed.reshape(output.shape).to(output.dtype)
 
-        def remember(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-            mask = named.get("mask", arguments[2] if len(arguments) > 2 else None)
-            history = named.get("history_sequence", arguments[1] if len(arguments) > 1 else None)
-            assert history is not None
-            masks[:] = [torch.ones(history.shape[:2], device=history.device) if mask is None else mask]
-
-        def read(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            keys = masks[0].bool()
-            weights = output.view(keys.shape)
-            if self.module.use_softmax:
-                weights = torch.softmax(weights.masked_fill(~keys, -1e9), dim=-1)
-            changed = see(weights[:, None, None], keys, keys.new_ones(len(keys), 1))
-            return None if changed is None else changed.reshape(output.shape).to(output.dtype)
-
-        return [
-            self.module.register_forward_pre_hook(remember, with_kwargs=True),
-            self.module.attention_layer.register_forward_hook(read),
-        ]
+    return [
+        module.register_forward_pre_hook(remember, with_kwargs=True),
+        module.attention_layer.register_forward_hook(replace),
+    ]
 
 
 def find_attention(model: nn.Module) -> list[AttentionHooks]:
     """Return hooks for each attention module whose weights can be read, in the order of the model."""
-    kinds: dict[type, Callable[[str, Any], AttentionHooks]] = {
-        MultiHeadTargetAttention: TargetAttentionHooks,
-        DINAttention: ActivationUnitHooks,
-        JaggedTransformerLayer: EncoderHooks,
-        fuxictr_layers.MultiHeadTargetAttention: PaddedTargetAttentionHooks,
-        fuxictr_layers.DIN_Attention: PaddedActivationUnitHooks,
-    }
-    return [kinds[type(module)](name, module) for name, module in model.named_modules() if type(module) in kinds]
+    found = [_hooks_of(name, module) for name, module in model.named_modules()]
+    return [hooks for hooks in found if hooks is not None]
+
+
+def _hooks_of(name: str, module: Any) -> AttentionHooks | None:
+    kind = type(module)
+    if kind is MultiHeadTargetAttention:
+        # With one head W_o is folded into another product, and never called.
+        projection = module.W_o if module.use_qkvo and module.num_heads > 1 else None
+        return AttentionHooks(name, "multi_head", module, _hook_target_attention, module.num_heads, projection)
+    if kind is DINAttention:
+        return AttentionHooks(name, "activation_unit", module, _hook_activation_unit)
+    if kind is JaggedTransformerLayer:
+        attention = module.self_attn
+        return AttentionHooks(name, "self_attention", module, _hook_encoder, attention.num_heads, attention.out_proj)
+    if kind is fuxictr_layers.MultiHeadTargetAttention:
+        projection = module.W_o if module.use_qkvo else None
+        return AttentionHooks(name, "multi_head", module, _hook_padded_target_attention, module.num_heads, projection)
+    if kind is fuxictr_layers.DIN_Attention:
+        return AttentionHooks(name, "activation_unit", module, _hook_padded_activation_unit)
+    return None
 
 
 class WeightStatistics(NamedTuple):

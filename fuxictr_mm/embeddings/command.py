@@ -11,10 +11,10 @@ from fuxictr_mm.arguments import Parser, add_debug, add_output_options
 
 #: Stage, one line of help. ``fuxictr_mm.embeddings.STAGE`` has its ``add_arguments`` and ``main_from_args``.
 STAGES = {
-    "encode": "turn titles and images into vectors by a text or an image model",
-    "reduce": "reduce and join vectors by PCA: the strategies V1 to V4, for any modalities",
-    "quantize": "turn vectors into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
-    "align": "train vectors in which items that the same users like lie near",
+    "encode": "turn titles and images into embeddings by a text or an image model",
+    "reduce": "reduce and join embeddings by PCA: the strategies V1 to V4, for any modalities",
+    "quantize": "turn embeddings into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
+    "align": "train embeddings in which items that the same users like are near",
 }
 
 

@@ -225,7 +225,7 @@ class TextEncoder:
         D.
     prompt : str
         What the model's files put before every text.
-    settings : dict of str to str
+    settings : dict
         Files, options and libraries that the embeddings depend on.
 
     Raises
@@ -402,15 +402,9 @@ def _run_settings(batch_size: int, precision: str, device: torch.device, *librar
 
 @dataclass(frozen=True)
 class BrokenImage:
-    """An image that cannot be used.
+    """An image that cannot be used."""
 
-    Parameters
-    ----------
-    reason : str
-        For the report.
-    """
-
-    reason: str
+    reason: str  #: For the report.
 
 
 def decode_image(data: bytes) -> Image | BrokenImage:
@@ -454,10 +448,6 @@ def to_rgb(image: Image) -> Image | BrokenImage:
     return image.convert("RGB")
 
 
-#: An image, its file's bytes, or why there is none.
-ImageLike = Any
-
-
 class ImageEncoder:
     """A pretrained model that gives an embedding per image.
 
@@ -479,13 +469,8 @@ class ImageEncoder:
     ----------
     dim : int
         D.
-    settings : dict of str to str
-        Files, options and libraries that the embeddings depend on.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        An option that the model cannot honour; a folder that does not hold such a model.
+    settings : dict
+        As of ``TextEncoder``, and it raises as that.
     """
 
     def __init__(
@@ -537,7 +522,7 @@ class ImageEncoder:
         }
 
     def encode(
-        self, images: Iterable[ImageLike], advance: Callable[[int], object] = lambda items: None
+        self, images: Iterable[Any], advance: Callable[[int], object] = lambda items: None
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Return embeddings ``(N, D)`` float32, and the reason of each image that cannot be used by its row.
 
@@ -562,7 +547,7 @@ class ImageEncoder:
             advance(len(prepared))
         return np.concatenate(parts), broken
 
-    def _prepared_batches(self, images: Iterable[ImageLike]) -> Iterator[list[dict[str, Tensor] | BrokenImage]]:
+    def _prepared_batches(self, images: Iterable[Any]) -> Iterator[list[dict[str, Tensor] | BrokenImage]]:
         """Yield batches, while threads prepare the next one."""
         with ThreadPoolExecutor(self._workers) as pool:
             current: list[Future[Any]] = []
@@ -577,7 +562,7 @@ class ImageEncoder:
                 if futures:
                     yield [future.result() for future in futures]
 
-    def _prepare(self, image: ImageLike) -> dict[str, Tensor] | BrokenImage:
+    def _prepare(self, image: Any) -> dict[str, Tensor] | BrokenImage:
         image = decode_image(image) if isinstance(image, bytes) else image
         if isinstance(image, BrokenImage):
             return image

@@ -44,21 +44,11 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A column of embeddings, and the name of the modality that it describes.
+    """A column of embeddings, and the name of the modality that it describes."""
 
-    Parameters
-    ----------
-    name : str
-        Of the modality, such as ``text``.
-    path : Path
-        A Parquet file, the same without ``.parquet``, or a folder of part files.
-    column : str
-        A list of numbers per item; null or zeros for an item without an embedding.
-    """
-
-    name: str
-    path: Path
-    column: str
+    name: str  #: Of the modality, such as ``text``.
+    path: Path  #: A Parquet file, the same without ``.parquet``, or a folder of part files.
+    column: str  #: A list of numbers per item; null or zeros for an item without an embedding.
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -422,21 +412,11 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class SavedFormat:
-    """A kind of safetensors file: named arrays, and as JSON in the metadata what they mean.
+    """A kind of safetensors file: named arrays, and as JSON in the metadata what they mean."""
 
-    Parameters
-    ----------
-    what : str
-        What it holds, such as ``"reducer"``.
-    stage : str
-        The ``fuxictr-mm embed STAGE`` that writes it.
-    version : int
-        Of the layout of its content.
-    """
-
-    what: str
-    stage: str
-    version: int = 1
+    what: str  #: What it holds, such as ``reducer``.
+    stage: str  #: The ``fuxictr-mm embed STAGE`` that writes it.
+    version: int = 1  #: Of the layout of its content.
 
     @property
     def key(self) -> str:
@@ -457,12 +437,7 @@ class SavedFormat:
     ) -> Built:
         """Return what ``build`` makes of the content and the arrays of a file.
 
-        Raises
-        ------
-        MissingFileError
-            There is no such file.
-        DataError
-            It is damaged, of another kind or version, or ``build`` cannot make anything of it.
+        Raises MissingFileError, or DataError where the file is damaged or of another kind or version.
         """
         from safetensors import SafetensorError, safe_open
 

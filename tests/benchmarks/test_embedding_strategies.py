@@ -12,7 +12,8 @@ import yaml
 from benchmarks import embedding_strategies
 from benchmarks.embedding_strategies import STRATEGIES
 from benchmarks.strategy_files import find_source
-from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec
+from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 

@@ -13,7 +13,8 @@ from benchmarks.equality import equality
 from benchmarks.reference import padded_loader
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import gather
-from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec
+from fuxictr_mm.data.synthetic.writer import generate
 
 BATCH_SIZE, MAX_LEN = 32, 12
 

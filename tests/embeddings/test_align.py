@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings.align import (
     Alignment,
     AlignmentHead,

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data.synthetic.spec import SyntheticSpec, generate
+from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings import swing as module
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, swing
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError

@@ -397,7 +397,7 @@ def test_ranges():
         (SPACE, {"storage": "mysql+nodriver://me:secret@host/db"}, "cannot be opened"),
         ("width: {low: 4, high: 4}", {}, "width: low is 4 and high is 4, expected low below high"),
         ("width: {low: 1}", {}, "width: high is missing"),
-        ("width: {low: 1, hihg: 4}", {}, "width: unknown key 'hihg'; did you mean 'high'"),
+        ("width: {low: 1, hihg: 4}", {}, "unknown key 'hihg'; did you mean 'high'"),
         ("width: {low: 0.5, high: 4}", {}, "low is 0.5, but the setting takes an integer"),
         ("width: {low: 1, high: 4, step: 2}", {}, "4 is not reached from 1 by steps of 2"),
         ("width: {low: 1, high: 4, step: 0.5}", {}, "step is 0.5, but the setting takes an integer"),

@@ -105,8 +105,19 @@ class World:
         cold = np.zeros(spec.items, dtype=bool)
         cold[np.argsort(rng.random(spec.items), kind="stable")[: spec.cold_count]] = True
         tags = _draw_tags(rng, spec, text_topics.argmax(axis=1), image_topics.argmax(axis=1))
-        columns = (text_topics, image_topics, popularity, _levels(likes), _levels(views), cold, tags)
-        return cls(spec, *map(_with_padding, columns), *_draw_tastes(spec))
+        text_taste, image_taste = _draw_tastes(spec)
+        return cls(
+            spec=spec,
+            text_topics=_with_padding(text_topics),
+            image_topics=_with_padding(image_topics),
+            popularity=_with_padding(popularity),
+            likes_level=_with_padding(_levels(likes)),
+            views_level=_with_padding(_levels(views)),
+            cold=_with_padding(cold),
+            tags=_with_padding(tags),
+            text_taste=text_taste,
+            image_taste=image_taste,
+        )
 
     def true_logit(
         self, users: Integers, items: Integers, *, text: bool = True, image: bool = True, context: bool = True

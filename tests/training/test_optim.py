@@ -1,14 +1,17 @@
-"""Optimisers by name."""
+"""Optimizers by name, clipping, and penalties that equal FuxiCTR's in value and gradient."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.models import BaseModel
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import clip_gradients, make_optimizer
+from fuxictr_mm.training.optim import Penalty, clip_gradients, make_optimizer, parse_regularizer
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,16 @@ import sys
 import torch
 from fuxictr_mm import compat
 from fuxictr_mm.training.optim import make_optimizer
+
+import pytest
+import torch
+from fuxictr.features import FeatureMap
+from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.models import BaseModel
+from torch import nn
+
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.training.optim import Penalty, parse_regularizer
 weight = torch.nn.Parameter(torch.ones(2))
 optimizer = make_optimizer("adam", [weight], 0.1)
 weight.sum().backward()
@@ -124,3 +137,76 @@ def test_clipping_is_that_of_torch(max_norm, broken):
         torch.testing.assert_close(one.grad, other.grad, equal_nan=True)
     assert ours[2].grad is None
     clip_gradients([], max_norm)
+
+
+class Model(BaseModel):
+    """An embedding with a projected vector, a layer, a frozen weight, and a table beside."""
+
+    def __init__(self, embedding_regularizer, net_regularizer, tmp_path):
+        feature_map = FeatureMap("d", str(tmp_path))
+        feature_map.features["level"] = {"type": "categorical", "source": "", "vocab_size": 5, "padding_idx": 0}
+        feature_map.features["vector"] = {"type": "embedding", "source": "", "pretrain_dim": 3, "embedding_dim": 4}
+        super().__init__(
+            feature_map, embedding_regularizer=embedding_regularizer, net_regularizer=net_regularizer,
+            verbose=0, model_root=str(tmp_path), metrics=["AUC"],
+        )  # fmt: skip
+        self.embedding_layer = FeatureEmbedding(feature_map, 4)
+        self.net = nn.Linear(4, 2)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.tables = nn.ModuleDict({"vector": nn.Embedding(5, 3)})
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        self.net.weight.data[0, 0] = 0.0  # where |w| has a kink
+
+
+@pytest.mark.parametrize("embedding", [None, 0.0, 0.3, "l1(0.2)", "l2(1e-1)", "l1_l2(0.2, 0.1)"])
+@pytest.mark.parametrize("net", [None, 0.05, "l1(0.4)", "l1_l2(0.3,0.7)"])
+def test_equals_fuxictr(embedding, net, tmp_path):
+    model = Model(embedding, net, tmp_path)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    expected = model.regularization_loss() + 0 * sum(p.sum() for p in trained.values())
+    gradients = torch.autograd.grad(expected, list(trained.values()))
+    penalty = Penalty(model, embedding, net)
+    torch.testing.assert_close(penalty.value().double(), expected.detach(), rtol=1e-12, atol=1e-12, check_dtype=False)
+    for parameter in trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    penalty.add_gradients()
+    for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, 1 + gradient, rtol=1e-12, atol=1e-12, msg=name)
+    assert model.frozen.grad is None
+
+
+def test_value_is_differentiable(tmp_path):
+    model = Model(None, None, tmp_path)
+    penalty = Penalty(model, "l1_l2(0.2, 0.1)", 0.5)
+    (gradient,) = torch.autograd.grad(penalty.value(), [model.net.bias])
+    torch.testing.assert_close(gradient, 0.5 * model.net.bias)
+
+
+def test_a_parameter_without_gradient_gets_one(tmp_path):
+    model = Model(None, None, tmp_path)
+    Penalty(model, None, 0.5).add_gradients()
+    torch.testing.assert_close(model.net.weight.grad, 0.5 * model.net.weight.data)
+    assert all(p.grad is None for p in model.embedding_layer.parameters())
+
+
+def test_tables_beside_count_as_embeddings(tmp_path):
+    model = Model(None, None, tmp_path)
+    table = model.tables["vector"].weight
+    Penalty(model, 0.5, None, model.tables).add_gradients()
+    torch.testing.assert_close(table.grad, 0.5 * table.data)
+    assert model.net.weight.grad is None
+
+
+def test_an_integer_is_l2():
+    assert parse_regularizer(1, "x") == [(2, 1.0)]
+    assert parse_regularizer(0, "x") == parse_regularizer(None, "x") == parse_regularizer("l2(0)", "x") == []
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-3", "l3(1)", "l1", "l1(", "l1(a)", "l1(1,2)", "l1_l2(1)", "l2(-1)", -1.0, "l2(nan)"]
+)
+def test_everything_else_is_refused(value):
+    with pytest.raises(ConfigError, match=r"^net_regularizer is"):
+        parse_regularizer(value, "net_regularizer")

@@ -1,49 +1,25 @@
-import argparse
+"""Files of synthetic data: their layout, their bytes, and that they are complete or not there."""
+
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import roc_auc_score
 
-from fuxictr_mm.data.synthetic import writer as synthetic_files
-from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec, add_arguments, generate, main_from_args
-from fuxictr_mm.data.synthetic.world import World
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.data.synthetic import writer
+from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec
+from fuxictr_mm.data.synthetic.writer import generate
+from fuxictr_mm.errors import DataError
 
 TINY = PRESETS["tiny"]
 SMALL = SyntheticSpec(users=150, items=120, train_rows=400, valid_rows=100, test_rows=120, seq_len=6, history_mean=5.0)
-COMMITTED = Path(__file__).parents[2] / "data" / "tiny_mm"
+COMMITTED = Path(__file__).parents[3] / "data" / "tiny_mm"
 SPLITS = {"train": TINY.train_rows, "valid": TINY.valid_rows, "test": TINY.test_rows, "test_labelled": TINY.test_rows}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    target = tmp_path_factory.mktemp("synthetic") / "tiny"
-    generate(TINY, target, progress=False)
-    return target
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.build(TINY)
-
-
-def hashes(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def column(path, name):
-    values = pq.read_table(path, columns=[name])[name].combine_chunks()
-    if hasattr(values.type, "list_size"):
-        return values.flatten().to_numpy().reshape(len(values), values.type.list_size)
-    return values.to_numpy(zero_copy_only=False)
-
-
-def test_same_seed_gives_same_bytes_and_another_seed_others(tmp_path):
+def test_same_seed_gives_same_bytes_and_another_seed_others(tmp_path, hashes):
     generate(SMALL, tmp_path / "a", progress=False)
     generate(SMALL, tmp_path / "b", progress=False)
     generate(dataclasses.replace(SMALL, seed=8), tmp_path / "c", progress=False)
@@ -52,8 +28,8 @@ def test_same_seed_gives_same_bytes_and_another_seed_others(tmp_path):
     assert all(digest != other[name] for name, digest in hashes(tmp_path / "a").items())
 
 
-def test_chunks_do_not_depend_on_one_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic_files, "ROW_CHUNK", 150)
+def test_chunks_do_not_depend_on_one_another(tmp_path, monkeypatch, column):
+    monkeypatch.setattr(writer, "ROW_CHUNK", 150)
     generate(SMALL, tmp_path / "all", progress=False)
     generate(dataclasses.replace(SMALL, train_rows=300), tmp_path / "fewer", progress=False)
     for name in ("user_id", "item_seq", "label"):
@@ -61,7 +37,7 @@ def test_chunks_do_not_depend_on_one_another(tmp_path, monkeypatch):
         np.testing.assert_array_equal(all_rows[:300], fewer)
 
 
-def test_the_committed_folder_is_the_tiny_preset(folder):
+def test_the_committed_folder_is_the_tiny_preset(folder, column):
     assert sum(path.stat().st_size for path in COMMITTED.iterdir()) < 1_000_000
     for path in sorted(folder.iterdir()):
         made, committed = pq.read_table(path), pq.read_table(COMMITTED / path.name)
@@ -74,7 +50,7 @@ def test_the_committed_folder_is_the_tiny_preset(folder):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_rows_have_the_layout_of_the_challenge(folder, world, split):
+def test_rows_have_the_layout_of_the_challenge(folder, world, split, column):
     path = folder / f"{split}.parquet"
     fields = {field.name: str(field.type) for field in pq.read_schema(path)}
     expected = dict.fromkeys(["user_id", "item_id", "likes_level", "views_level"], "int64")
@@ -112,25 +88,7 @@ def test_both_test_files_hold_the_same_rows(folder):
     assert unlabelled.equals(labelled.drop_columns("label"))
 
 
-def test_a_train_history_is_the_beginning_of_the_users_whole_history(folder):
-    whole = {}
-    for user, row in zip(
-        column(folder / "valid.parquet", "user_id"), column(folder / "valid.parquet", "item_seq"), strict=True
-    ):
-        whole[user] = list(row[row > 0])
-    seen = 0
-    for user, row in zip(
-        column(folder / "train.parquet", "user_id"), column(folder / "train.parquet", "item_seq"), strict=True
-    ):
-        if user in whole:
-            part = list(row[row > 0])
-            assert part == whole[user][: len(part)]
-            assert len(part) >= len(whole[user]) / 2
-            seen += len(part) > 0
-    assert seen > 1000
-
-
-def test_item_files_have_the_layout_of_the_challenge(folder):
+def test_item_files_have_the_layout_of_the_challenge(folder, column):
     half = TINY.emb_dim // 2
     widths = {
         "item_info": {"item_tags": 5, "item_emb_d16": 16},
@@ -158,66 +116,13 @@ def test_item_files_have_the_layout_of_the_challenge(folder):
     assert plain[:5] == ["item_id", "item_title", "item_tags", "likes_level", "views_level"]
 
 
-def test_tags_are_left_padded_and_distinct(folder):
-    tags = column(folder / "item_feature.parquet", "item_tags")
-    assert (tags > 0).any(axis=1).all()
-    assert tags.max() < TINY.tags
-    np.testing.assert_array_equal(tags > 0, np.sort(tags > 0, axis=1))
-    assert all(len(set(row[row > 0])) == (row > 0).sum() for row in tags)
-    np.testing.assert_array_equal(tags, column(folder / "item_info.parquet", "item_tags")[1:])
-
-
-def test_levels_are_ten_equal_parts_that_follow_popularity(world):
-    for level in (world.likes_level[1:], world.views_level[1:]):
-        np.testing.assert_array_equal(np.bincount(level)[1:], TINY.items / 10)
-        assert np.corrcoef(level, world.popularity[1:])[0, 1] > 0.7
-
-
-def test_titles_name_the_main_text_topic(folder, world):
-    titles = column(folder / "item_feature.parquet", "item_title")
-    topics = world.text_topics[1:].argmax(axis=1)
-    second_words = [{title.split()[1] for title in titles[topics == topic]} for topic in range(TINY.topics // 2)]
-    for number, words in enumerate(second_words):
-        assert len(words) > 1
-        assert all(words.isdisjoint(others) for others in second_words[number + 1 :])
-
-
-def test_labels_follow_the_true_logit_and_each_modality_tells_half(folder, world):
-    users, items, label = (column(folder / "test_labelled.parquet", name) for name in ("user_id", "item_id", "label"))
-
-    def oracle(**terms):
-        return roc_auc_score(label, world.true_logit(users, items, **terms))
-
-    best, context = oracle(), oracle(text=False, image=False)
-    assert 0.85 < best < 0.93
-    assert 0.60 < context < 0.70
-    for without in ("text", "image"):
-        assert context + 0.08 < oracle(**{without: False}) < best - 0.08
-    chance = 1 / (1 + np.exp(-world.true_logit(users, items)))
-    assert abs(chance.mean() - label.mean()) < 4 * np.sqrt((chance * (1 - chance)).mean() / len(label))
-
-
-def test_histories_carry_the_taste_of_both_halves(folder, world):
-    users, items, history, label = (
-        column(folder / "test_labelled.parquet", name) for name in ("user_id", "item_id", "item_seq", "label")
-    )
-    some = (history > 0).sum(axis=1) >= 3
-    score = world.true_logit(users, items, text=False, image=False)
-    for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
-        mean = topics[history].sum(axis=1) / np.maximum((history > 0).sum(axis=1), 1)[:, None]
-        cosine = (mean * taste[users]).sum(axis=1)[some] / np.linalg.norm(mean[some], axis=1)
-        assert cosine.mean() > 0.8
-        score += (mean * topics[items]).sum(axis=1)
-    assert roc_auc_score(label, score) > 0.79  # what a model that sees histories and topics can reach
-
-
 def linear_fit(inputs, targets):
     """Mean R2 on the second half of a linear map learnt on the first."""
     middle = len(inputs) // 2
     return LinearRegression().fit(inputs[:middle], targets[:middle]).score(inputs[middle:], targets[middle:])
 
 
-def test_text_shows_the_text_half_only_and_the_image_the_image_half_only(folder, world):
+def test_text_shows_the_text_half_only_and_the_image_the_image_half_only(folder, world, column):
     text_topics, image_topics = world.text_topics[1:], world.image_topics[1:]
     path = folder / "item_feature.parquet"
     text, image = column(path, "txt_emb_BERT"), column(path, "img_emb_CLIPRN50")
@@ -228,7 +133,7 @@ def test_text_shows_the_text_half_only_and_the_image_the_image_half_only(folder,
     assert 8 < image.std(axis=0).mean() / text.std(axis=0).mean() < 12
 
 
-def test_v3_loses_the_text_and_v4_keeps_both(folder, world):
+def test_v3_loses_the_text_and_v4_keeps_both(folder, world, column):
     path = folder / "item_emb.parquet"
     v1, v2, v3, v4 = (column(path, f"item_emb_d16_{version}")[1:] for version in ("v1", "v2", "v3", "e4"))
     text_topics, image_topics = world.text_topics[1:], world.image_topics[1:]
@@ -245,7 +150,7 @@ def test_v3_loses_the_text_and_v4_keeps_both(folder, world):
     np.testing.assert_array_equal(column(folder / "item_info.parquet", "item_emb_d16")[1:], v3)
 
 
-def test_reduction_is_the_pca_of_the_raw_embeddings(folder):
+def test_reduction_is_the_pca_of_the_raw_embeddings(folder, column):
     text = column(folder / "item_feature.parquet", "txt_emb_BERT").astype(np.float64)
     centred = text - text.mean(axis=0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:3]
@@ -262,77 +167,44 @@ def test_a_failure_midway_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(*args)
 
-    draw = synthetic_files.draw_row_chunk
-    monkeypatch.setattr(synthetic_files, "draw_row_chunk", fail_later)
+    draw = writer.draw_row_chunk
+    monkeypatch.setattr(writer, "draw_row_chunk", fail_later)
     with pytest.raises(KeyboardInterrupt):
         generate(SMALL, tmp_path / "new", progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_overwrite_keeps_the_old_folder(tmp_path, monkeypatch):
+def test_a_failed_overwrite_keeps_the_old_folder(tmp_path, monkeypatch, hashes):
     generate(SMALL, tmp_path / "old", progress=False)
     before = hashes(tmp_path / "old")
-    monkeypatch.setattr(synthetic_files, "draw_histories", lambda *args: 1 / 0)
+    monkeypatch.setattr(writer, "draw_histories", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(dataclasses.replace(SMALL, seed=8), tmp_path / "old", progress=False, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert hashes(tmp_path / "old") == before
 
 
-def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path):
+def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path, hashes):
     target = tmp_path / "data"
     target.mkdir()
     generate(SMALL, target, progress=False)
     before = hashes(target)
-    with pytest.raises(DataError, match=r"is not empty .*--overwrite"):
+    with pytest.raises(DataError, match="--overwrite"):
         generate(SMALL, target, progress=False)
     generate(dataclasses.replace(SMALL, seed=8), target, progress=False, overwrite=True)
     assert hashes(target) != before
     (target / "thesis.txt").write_text("not ours")
-    with pytest.raises(DataError, match=r"holds thesis\.txt"):
+    with pytest.raises(DataError, match=r"thesis\.txt"):
         generate(SMALL, target, progress=False, overwrite=True)
     assert (target / "thesis.txt").read_text() == "not ours"
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="file is a file; expected a folder"):
+    with pytest.raises(DataError, match="file"):
         generate(SMALL, tmp_path / "file", progress=False, overwrite=True)
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="below"):
         generate(SMALL, tmp_path / "file" / "below", progress=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("items", 9),
-        ("items", 45),
-        ("train_rows", -1),
-        ("valid_rows", 0),
-        ("users", 0),
-        ("topics", 7),
-        ("topics", 2),
-        ("tags", 8),
-        ("text_dim", 3),
-        ("image_dim", 0),
-        ("emb_dim", 15),
-        ("emb_dim", 64),
-        ("cold_items", 1.0),
-        ("cold_share", 1.5),
-        ("text_noise", -0.1),
-        ("image_scale", 0.0),
-        ("image_scale", 1e6),
-        ("history_mean", 0.0),
-        ("bias", float("nan")),
-        ("seed", -1),
-    ],
-)
-def test_impossible_options_are_refused_in_one_line(name, value):
-    with pytest.raises(ConfigError) as caught:
-        dataclasses.replace(TINY, **{name: value})
-    message = str(caught.value)
-    assert message.startswith(f"synthetic data: {name} is {value}; expected ")
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -347,31 +219,8 @@ def test_impossible_options_are_refused_in_one_line(name, value):
         {"text_effect": 1e6},
     ],
 )
-def test_extreme_options_still_make_a_dataset(tmp_path, changes):
+def test_extreme_options_still_make_a_dataset(tmp_path, changes, column):
     spec = dataclasses.replace(SMALL, **changes)
     generate(spec, tmp_path / "data", progress=False)
     assert pq.read_metadata(tmp_path / "data" / "train.parquet").num_rows == spec.train_rows
     assert set(column(tmp_path / "data" / "train.parquet", "label")) <= {0, 1}
-
-
-def test_the_large_preset_has_the_sizes_of_the_challenge():
-    spec = PRESETS["microlens-1m"]
-    assert (spec.train_rows, spec.valid_rows, spec.test_rows) == (3_600_000, 10_000, 379_142)
-    assert (spec.items, spec.tags, spec.users, spec.seq_len) == (91_717, 11_740, 1_000_000, 100)
-    assert (spec.text_dim, spec.image_dim, spec.emb_dim) == (768, 1024, 128)
-
-
-def test_command_line_starts_from_the_preset_and_takes_every_field(tmp_path):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    assert parser.parse_args(["--out", "x"]).preset == "tiny"
-    changes = {"users": 150, "items": 120, "train_rows": 50, "valid_rows": 20, "test_rows": 20, "text_noise": 0.5}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
-    arguments = ["--preset", "tiny", "--out", str(tmp_path / "out"), "--quiet", *options]
-    main_from_args(parser.parse_args(arguments))
-    spec = dataclasses.replace(TINY, **changes)
-    generate(spec, tmp_path / "direct", progress=False)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "direct")
-    with pytest.raises(DataError):
-        main_from_args(parser.parse_args(arguments))
-    main_from_args(parser.parse_args([*arguments, "--overwrite"]))

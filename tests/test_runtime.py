@@ -9,7 +9,7 @@ import torch
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runtime import keep_freed_memory, set_precision
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
