@@ -235,5 +235,5 @@ def test_codes_that_cannot_be():
 
 
 def test_levels_that_do_not_divide_the_dim():
-    with pytest.raises(ConfigError, match="--levels 3 .*16"):
+    with pytest.raises(ConfigError, match=r"--levels 3 .*16"):
         make_book("pq", levels=3)

@@ -177,7 +177,7 @@ def test_options_that_cannot_be(options, wrong):
 
 
 def test_more_codes_than_items(items, fit, tmp_path):
-    with pytest.raises(ConfigError, match="--codes 256 .* text has 198"):
+    with pytest.raises(ConfigError, match=r"--codes 256 .* text has 198"):
         fit(items, codes=256)
     assert not (tmp_path / "a.parquet").exists()
 
@@ -224,7 +224,7 @@ def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsy
 
 
 def test_neighbors_of_another_method(items, fit):
-    with pytest.raises(ConfigError, match="--neighbors .*rq"):
+    with pytest.raises(ConfigError, match=r"--neighbors .*rq"):
         fit(items, neighbors=3)
 
 
