@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from fuxictr_mm.arguments import Parser, add_debug, add_output_options
 
@@ -55,3 +55,13 @@ def flag(name: str) -> str:
     '--batch-size'
     """
     return "--" + name.replace("_", "-")
+
+
+def check_options(options: Any, where: str) -> None:
+    """Raise a ConfigError for fields of a dataclass that do not fit their annotated types and ranges."""
+    from fuxictr_mm.checking import error_of, matches, mismatch
+
+    types = get_type_hints(type(options), include_extras=True)
+    problems = {k: mismatch(k, v, types[k]) for k, v in vars(options).items() if not matches(v, types[k])}
+    if problems:
+        raise error_of(where, problems)

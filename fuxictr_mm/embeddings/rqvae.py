@@ -1,6 +1,6 @@
-"""A residual VQ-VAE: codes of a learned space, from one network into it and one back.
+"""RQ-VAE: codes of a learned latent space.
 
-Shape letters: M items, B items of a batch, D width of a vector, W width of the learned space, L levels, C codes.
+Shape letters: M items, B items of a batch, D dim of an embedding, W latent dim, L levels, C codes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.codebooks import Fitted, Layer, Vectors
+from fuxictr_mm.embeddings.codebooks import Codebook, Floats, Layer, Space
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.terminal import progress_bar
 
-#: Share of the steps, at the end, in which unused codes stay as they are, so that every code has time to settle.
-_SETTLING = 0.25
+#: Fraction of the steps, at the end, in which unused codes are not reset, so that every code has time to converge.
+_FINAL_STEPS = 0.25
 
 
-class ResidualVQVAE(nn.Module):
+class RQVAE(nn.Module):
     r"""Encoder, residual codebooks and decoder.
 
     .. math::
@@ -33,19 +33,20 @@ class ResidualVQVAE(nn.Module):
         \mathcal{L} = \lVert x - g(f(x) + \mathrm{sg}[q - f(x)]) \rVert^2
             + \sum_l \lVert \mathrm{sg}[r_l] - e_{l,c_l} \rVert^2 + \beta \lVert r_l - \mathrm{sg}[e_{l,c_l}] \rVert^2
 
-    One level is VQ-VAE: van den Oord, Vinyals and Kavukcuoglu, NeurIPS 2017, https://arxiv.org/abs/1711.00937. Several
-    are SoundStream's residual codebooks: Zeghidour et al., IEEE/ACM TASLP 2021, https://arxiv.org/abs/2107.03312; as
-    semantic ids of items, TIGER: Rajput et al., NeurIPS 2023, https://arxiv.org/abs/2305.05065.
+    With one level it is VQ-VAE: van den Oord, Vinyals and Kavukcuoglu, NeurIPS 2017, https://arxiv.org/abs/1711.00937.
+    Residual codebooks are from SoundStream: Zeghidour et al., IEEE/ACM TASLP 2021, https://arxiv.org/abs/2107.03312;
+    their codes are the semantic ids of TIGER: Rajput et al., NeurIPS 2023, https://arxiv.org/abs/2305.05065.
 
-    Departures: for a part of each batch only the first levels are summed, a number drawn per item (SoundStream draws it
-    for all), so that the first levels alone are of use too. Codebooks learn by the loss above, not by moving averages.
+    Departures: a part of each batch is decoded from its first levels only, a number drawn per item (SoundStream draws
+    one for the batch), so that the first levels are useful alone. Codebooks learn by the loss above, not by moving
+    averages.
 
     Parameters
     ----------
-    width : int
+    dim : int
         D.
     hidden_units : sequence of int
-        Widths of the encoder's hidden layers; the decoder has them the other way round.
+        Dims of the encoder's hidden layers; the decoder has them in reverse order.
     latent_dim : int
         W.
     levels, codes : int
@@ -55,105 +56,83 @@ class ResidualVQVAE(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        hidden_units: Sequence[int],
-        latent_dim: int,
-        levels: int,
-        codes: int,
-        commitment: float = 0.25,
+        self, dim: int, hidden_units: Sequence[int], latent_dim: int, levels: int, codes: int, commitment: float = 0.25
     ) -> None:
         super().__init__()
-        widths = [width, *hidden_units, latent_dim]
-        self.encoder = _mlp(widths)
-        self.decoder = _mlp(widths[::-1])
+        dims = [dim, *hidden_units, latent_dim]
+        self.encoder = _mlp(dims)
+        self.decoder = _mlp(dims[::-1])
         self.codebooks = nn.Parameter(torch.zeros(levels, codes, latent_dim))
         self.commitment = commitment
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise latents ``(B, W)``.
+        """Quantize latents ``(B, W)``.
 
         Returns
         -------
         codes : Tensor
             ``(B, L)`` int64.
         chosen : Tensor
-            ``(B, L, W)`` the centroid of each level.
+            ``(B, L, W)``, the centroid of each level.
         residuals : Tensor
-            ``(B, L, W)`` what each level had to describe; no gradient flows between levels.
+            ``(B, L, W)``, the input of each level; no gradient flows between levels.
         """
         codes, chosen, residuals = [], [], []
-        left = latent
+        residual = latent
         for codebook in self.codebooks:
-            code = torch.cdist(left.detach(), codebook.detach()).argmin(dim=1)
+            code = torch.cdist(residual.detach(), codebook.detach()).argmin(dim=1)
             codes.append(code)
             chosen.append(codebook[code])
-            residuals.append(left)
-            left = left - chosen[-1].detach()
+            residuals.append(residual)
+            residual = residual - chosen[-1].detach()
         return torch.stack(codes, 1), torch.stack(chosen, 1), torch.stack(residuals, 1)
 
     def loss(self, x: Tensor, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of ``x`` ``(B, D)``, with the codes ``(B, L)`` and the residuals ``(B, L, W)``.
+        """Return the loss of ``x`` ``(B, D)``, the codes ``(B, L)`` and the residuals ``(B, L, W)``.
 
-        ``depth`` ``(B,)`` is how many levels each item is decoded from.
+        ``depth`` ``(B,)`` is the number of levels that each item is decoded from.
         """
         latent = self.encoder(x)
         codes, chosen, residuals = self.quantize(latent)
-        summed = torch.arange(chosen.shape[1], device=x.device) < depth[:, None]
-        quantized = (chosen * summed[..., None]).sum(dim=1)
-        # Straight through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
+        decoded_levels = torch.arange(chosen.shape[1], device=x.device) < depth[:, None]
+        quantized = (chosen * decoded_levels[..., None]).sum(dim=1)
+        # Straight-through: the encoder gets the gradient of the decoder's input.
         decoded = self.decoder(latent + (quantized - latent).detach())
         reconstruction = F.mse_loss(decoded, x)
-        follow = (residuals.detach() - chosen).square().mean(dim=(0, 2)).sum()
-        commit = (residuals - chosen.detach()).square().mean(dim=(0, 2)).sum()
-        return reconstruction + follow + self.commitment * commit, codes, residuals.detach()
+        codebook = (residuals.detach() - chosen).square().mean(dim=(0, 2)).sum()
+        commitment = (residuals - chosen.detach()).square().mean(dim=(0, 2)).sum()
+        return reconstruction + codebook + self.commitment * commitment, codes, residuals.detach()
 
     @torch.no_grad()
     def initialize_codebooks(self, x: Tensor, seed: int) -> None:
-        """Set each level's centroids to k-means of what the levels before leave of the latents of ``x`` ``(M, D)``."""
+        """Set each level's centroids to k-means of the residuals of the latents of ``x`` ``(M, D)``."""
         from sklearn.cluster import KMeans
 
-        left = self.encoder(x)
-        codes = self.codebooks.shape[1]
+        residual = self.encoder(x)
         for codebook in self.codebooks:
-            kmeans = KMeans(codes, n_init=1, max_iter=20, random_state=seed).fit(left.cpu().numpy())
+            kmeans = KMeans(len(codebook), n_init=1, max_iter=20, random_state=seed).fit(residual.cpu().numpy())
             codebook.copy_(torch.from_numpy(kmeans.cluster_centers_))
-            left = left - codebook[torch.from_numpy(kmeans.labels_).long().to(left.device)]
+            residual = residual - codebook[torch.from_numpy(kmeans.labels_).long().to(residual.device)]
 
     @torch.no_grad()
-    def revive(self, used: Tensor, residuals: Tensor, generator: torch.Generator) -> int:
-        """Move codes that nothing used onto residuals of random items.
-
-        Parameters
-        ----------
-        used : Tensor
-            ``(L, C)`` bool.
-        residuals : Tensor
-            ``(B, L, W)``.
-        generator : torch.Generator
-            Draws the items.
-
-        Returns
-        -------
-        int
-            Codes moved.
-        """
+    def reset_unused(self, used: Tensor, residuals: Tensor, generator: torch.Generator) -> None:
+        """Move unused codes, by ``used`` ``(L, C)``, to ``residuals`` ``(B, L, W)`` of random items."""
         for level, codebook in enumerate(self.codebooks):
-            dead = (~used[level]).nonzero().squeeze(1)
-            items = torch.randint(len(residuals), (len(dead),), generator=generator)
-            codebook[dead] = residuals[items, level]
-        return int((~used).sum())
+            unused = (~used[level]).nonzero().squeeze(1)
+            items = torch.randint(len(residuals), (len(unused),), generator=generator)
+            codebook[unused] = residuals[items, level]
 
 
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
+def _mlp(dims: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
+    for before, after in pairwise(dims):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def fit_vqvae(
-    vectors: Vectors,
+def fit_rqvae(
+    space: Space,
+    z: Floats,
     levels: int,
     codes: int,
     seed: int,
@@ -163,63 +142,55 @@ def fit_vqvae(
     steps: int = 5000,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
-    commitment: float = 0.25,
     quiet: bool = True,
-) -> Fitted:
-    """Train a residual VQ-VAE.
+) -> Codebook:
+    """Train an RQ-VAE.
 
-    The first tenth of the steps trains encoder and decoder alone; then k-means sets the codebooks, and all learn
-    together. Codes that a pass over the vectors does not use start again from a random item's residual, save in the
-    last quarter.
+    The first tenth of the steps trains encoder and decoder only; then k-means initializes the codebooks, and all are
+    trained together. Codes that are not used in a pass over the items are reset to the residual of a random item, but
+    for the last quarter of the steps.
 
     Parameters
     ----------
-    vectors : ndarray
+    space : Space
+        Space of ``z``.
+    z : ndarray
         ``(M, D)`` float32.
     levels, codes : int
         L and C.
     seed : int
-        Of everything that is drawn.
+        Seed of all random numbers; the global generator is left as it was.
     hidden_units, latent_dim
-        As of ``ResidualVQVAE``; the learned space is never wider than the vectors.
+        As in ``RQVAE``; the latent dim is at most D.
     steps, batch_size, learning_rate
         Of Adam.
-    commitment : float
-        beta.
     quiet : bool
         No progress bar.
 
-    Returns
-    -------
-    Fitted
-        With the networks, for NumPy.
-
     Raises
     ------
-    UserError
-        The loss is not finite.
+    ConfigError, UserError
+        A setting is below 1; the loss is not finite.
     """
     if min(steps, batch_size, latent_dim, *hidden_units) < 1:
         raise ConfigError("VQ-VAE: steps, batch_size, latent_dim and hidden_units must be 1 or more")
     generator = torch.Generator().manual_seed(seed)
-    # The networks learn best from numbers of deviation 1, whatever the scale of the space.
-    unit = float(np.sqrt(np.square(vectors).mean())) or 1.0
-    x = torch.from_numpy(vectors / np.float32(unit))
+    # The MLPs train best on inputs of mean square 1, whatever the scale of the space.
+    unit = float(np.sqrt(np.square(z).mean())) or 1.0
+    x = torch.from_numpy(z / np.float32(unit))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResidualVQVAE(
-            vectors.shape[1], hidden_units, min(latent_dim, vectors.shape[1]), levels, codes, commitment
-        )
+        model = RQVAE(space.dim, hidden_units, min(latent_dim, space.dim), levels, codes)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    steps_per_pass = math.ceil(len(x) / batch_size)
+    steps_per_epoch = math.ceil(len(x) / batch_size)
     warm_up = steps // 10
     used = torch.zeros(levels, codes, dtype=torch.bool)
     order = torch.randperm(len(x), generator=generator)
     for step in progress_bar(range(steps), "VQ-VAE", verbose=0 if quiet else 1):
-        place = step % steps_per_pass
-        if place == 0:
+        index = step % steps_per_epoch
+        if index == 0:
             order = torch.randperm(len(x), generator=generator)
-        batch = x[order[place * batch_size : (place + 1) * batch_size]]
+        batch = x[order[index * batch_size : (index + 1) * batch_size]]
         if step == warm_up:
             model.initialize_codebooks(x[order[: 256 * codes]], seed)
         if step < warm_up:
@@ -234,19 +205,20 @@ def fit_vqvae(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step >= warm_up and place == steps_per_pass - 1:
-            if step < (1 - _SETTLING) * steps:
-                model.revive(used, residuals, generator)
+        if step >= warm_up and index == steps_per_epoch - 1:
+            if step < (1 - _FINAL_STEPS) * steps:
+                model.reset_unused(used, residuals, generator)
             used.zero_()
-    return _fitted(model, unit)
+    return _codebook(space, model, np.float32(unit))
 
 
-def _fitted(model: ResidualVQVAE, unit: float) -> Fitted:
-    """Return the networks with the unit of their input in their first and last weights."""
+def _codebook(space: Space, model: RQVAE, unit: np.float32) -> Codebook:
+    """Return the model as a codebook, the unit of its input folded into its first and last layers."""
     encoder, decoder = (
         [Layer(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in network if isinstance(m, nn.Linear)]
         for network in (model.encoder, model.decoder)
     )
-    encoder[0] = Layer(encoder[0].weight / np.float32(unit), encoder[0].bias)
-    decoder[-1] = Layer(decoder[-1].weight * np.float32(unit), decoder[-1].bias * np.float32(unit))
-    return Fitted(model.codebooks.detach().numpy().copy(), None, tuple(encoder), tuple(decoder))
+    encoder[0] = Layer(encoder[0].weight / unit, encoder[0].bias)
+    decoder[-1] = Layer(decoder[-1].weight * unit, decoder[-1].bias * unit)
+    centroids = model.codebooks.detach().numpy().copy()
+    return Codebook("vqvae", space, centroids, None, tuple(encoder), tuple(decoder))

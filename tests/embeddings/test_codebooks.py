@@ -1,179 +1,149 @@
-"""Codebooks in NumPy: equal to faiss, back and forth, to disk, and what a broken file says."""
+"""Codebooks: NumPy's codes equal faiss's, decoding, scalings, files, and what a broken file gives."""
 
-import json
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fuxictr_mm.embeddings import quantize as quantizers
 from fuxictr_mm.embeddings.codebooks import (
     Codebook,
-    Fitted,
-    Layer,
     Modality,
     Space,
-    apply_layers,
+    fit_codebook,
     load_codebooks,
-    nearest_centroid,
     save_codebooks,
 )
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
-FITS = {"vq": quantizers.fit_vq, "rq": quantizers.fit_rq, "pq": quantizers.fit_pq, "opq": quantizers.fit_opq}
+METHODS = ("vq", "rq", "pq", "opq")
 
 
-def random_vectors(items=600, width=16, seed=0):
+def random_embeddings(items=600, dim=16, seed=0):
     generator = np.random.default_rng(seed)
-    topics = generator.normal(size=(items, 4)) @ generator.normal(size=(4, width))
-    return (topics + 0.3 * generator.normal(size=(items, width)) + 2.0).astype(np.float32)
+    topics = generator.normal(size=(items, 4)) @ generator.normal(size=(4, dim))
+    return (topics + 0.3 * generator.normal(size=(items, dim)) + 2.0).astype(np.float32)
 
 
-def make_book(method="rq", levels=4, codes=16, vectors=None, scaling="modality", seed=3):
-    vectors = random_vectors() if vectors is None else vectors
-    space = Space.fit(vectors, [Modality("text", "emb", vectors.shape[1])], scaling)
-    levels = 1 if method == "vq" else levels
-    return Codebook(method, space, FITS[method](space.enter(vectors), levels, codes, seed))
+def make_book(method="rq", levels=4, codes=16, x=None, scaling="modality", seed=3):
+    x = random_embeddings() if x is None else x
+    space = Space.fit(x, [Modality("text", "emb", x.shape[1])], scaling)
+    return fit_codebook(method, space, space.transform(x), 1 if method == "vq" else levels, codes, seed)
 
 
-def errors(book, vectors):
-    z = book.space.enter(vectors)
-    codes = book.encode(vectors)
-    return [float(np.square(z - known).sum() / np.square(z).sum()) for known in book.approximations(codes)]
+def errors(book, x):
+    z = book.space.transform(x)
+    return [float(np.square(z - known).sum() / np.square(z).sum()) for known in book.reconstructions(book.encode(x))]
 
 
-def plain_codes(book, vectors):
+def plain_codes(book, x):
     """The same codes by loops in float64."""
-    z = (vectors.astype(np.float64) - book.space.mean) / book.space.scale
-    centroids = book.fitted.centroids.astype(np.float64)
-    rotation = book.fitted.rotation
-    z = z if rotation is None else z @ rotation.T.astype(np.float64)
+    z = (x.astype(np.float64) - book.space.mean) / book.space.scale
+    centroids = book.centroids.astype(np.float64)
+    z = z if book.rotation is None else z @ book.rotation.T.astype(np.float64)
     product = book.method in ("pq", "opq")
     codes = np.zeros((len(z), book.levels), dtype=np.int64)
-    for item, vector in enumerate(z):
-        left = vector.copy()
+    for item, row in enumerate(z):
+        left = row.copy()
         for level in range(book.levels):
-            piece = vector.reshape(book.levels, -1)[level] if product else left
-            codes[item, level] = min(range(book.codes), key=lambda c: ((piece - centroids[level, c]) ** 2).sum())
+            part = row.reshape(book.levels, -1)[level] if product else left
+            codes[item, level] = min(range(book.codes), key=lambda c: ((part - centroids[level, c]) ** 2).sum())
             if not product:
                 left = left - centroids[level, codes[item, level]]
     return codes
 
 
-@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("method", METHODS)
 def test_codes_are_the_nearest_centroids_of_a_plain_search(method):
+    x = random_embeddings(50, seed=9)
     book = make_book(method)
-    vectors = random_vectors(50, seed=9)
-    assert (book.encode(vectors) == plain_codes(book, vectors)).all()
+    assert (book.encode(x) == plain_codes(book, x)).all()
 
 
 @pytest.mark.parametrize("codes", [8, 256])
-def test_rq_codes_are_those_of_faiss_with_one_beam(codes):
+def test_rq_is_that_of_faiss_with_a_beam_of_one(codes):
     import faiss
 
     book = make_book("rq", codes=codes)
-    vectors = random_vectors(300, seed=4)
-    z = book.space.enter(vectors)
-    quantizer = faiss.ResidualQuantizer(16, 4, codes.bit_length() - 1)
-    faiss.copy_array_to_vector(book.fitted.centroids.ravel(), quantizer.codebooks)
-    quantizer.max_beam_size = 1
-    quantizer.is_trained = True
-    packed = quantizer.compute_codes(z)
-    expected = faiss.unpack_bitstrings(packed, 4, codes.bit_length() - 1)
-    assert (book.encode(vectors) == expected).all()
-    np.testing.assert_allclose(book.decode(book.encode(vectors)), book.space.leave(quantizer.decode(packed)), atol=1e-5)
+    x = random_embeddings(300, seed=4)
+    index = faiss.index_factory(16, f"RQ4x{codes.bit_length() - 1}")
+    faiss.copy_array_to_vector(book.centroids.ravel(), index.rq.codebooks)
+    index.rq.max_beam_size = 1
+    index.rq.is_trained = index.is_trained = True
+    packed = index.rq.compute_codes(book.space.transform(x))
+    assert (book.encode(x) == faiss.unpack_bitstrings(packed, 4, codes.bit_length() - 1)).all()
+    expected = book.space.inverse_transform(index.rq.decode(packed))
+    np.testing.assert_allclose(book.decode(book.encode(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["pq", "opq"])
-def test_pq_codes_are_those_of_faiss(method):
+def test_pq_is_that_of_faiss():
     import faiss
 
-    book = make_book(method)
-    vectors = random_vectors(300, seed=5)
-    z = book.space.enter(vectors)
-    rotated = z if book.fitted.rotation is None else np.ascontiguousarray(z @ book.fitted.rotation.T)
-    quantizer = faiss.ProductQuantizer(16, 4, 4)
-    faiss.copy_array_to_vector(book.fitted.centroids.ravel(), quantizer.centroids)
-    expected = faiss.unpack_bitstrings(quantizer.compute_codes(rotated), 4, 4)
-    assert (book.encode(vectors) == expected).all()
+    x = random_embeddings(300, seed=5)
+    book = make_book("pq")
+    index = faiss.index_factory(16, "PQ4x4")
+    index.do_polysemous_training = False
+    index.pq.cp.niter, index.pq.cp.seed, index.pq.cp.min_points_per_centroid = 25, 3, 1
+    index.train(book.space.transform(random_embeddings()))
+    z = book.space.transform(x)
+    assert (book.encode(x) == faiss.unpack_bitstrings(index.sa_encode(z), 4, 4)).all()
+    decoded = book.space.inverse_transform(index.sa_decode(index.sa_encode(z)))
+    np.testing.assert_allclose(book.decode(book.encode(x)), decoded, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["rq", "pq", "opq"])
 def test_error_falls_with_every_level(method):
-    after = errors(make_book(method), random_vectors())
+    after = errors(make_book(method), random_embeddings())
     assert after[0] < 1.0
     assert all(later < earlier for earlier, later in pairwise(after))
 
 
-def test_error_of_pq_falls_with_the_number_of_pieces():
-    vectors = random_vectors()
-    last = [errors(make_book("pq", levels), vectors)[-1] for levels in (1, 2, 4, 8, 16)]
-    assert all(later < earlier for earlier, later in pairwise(last))
-
-
-def test_opq_beats_pq_where_few_directions_hold_the_variance():
+def test_opq_rotates_and_beats_pq_where_few_directions_hold_the_variance():
     generator = np.random.default_rng(1)
-    vectors = (generator.normal(size=(800, 16)) * 0.5 ** np.arange(16)).astype(np.float32)
-    pq, opq = (errors(make_book(m, vectors=vectors, scaling="none"), vectors)[-1] for m in ("pq", "opq"))
-    assert opq < 0.7 * pq
-
-
-def test_rotation_keeps_lengths():
-    rotation = make_book("opq").fitted.rotation
-    np.testing.assert_allclose(rotation @ rotation.T, np.eye(16), atol=1e-5)
+    x = (generator.normal(size=(800, 16)) * 0.5 ** np.arange(16)).astype(np.float32)
+    pq, opq = (make_book(method, x=x, scaling="none") for method in ("pq", "opq"))
+    np.testing.assert_allclose(opq.rotation @ opq.rotation.T, np.eye(16), atol=1e-5)
+    assert errors(opq, x)[-1] < 0.7 * errors(pq, x)[-1]
 
 
 def test_one_seed_one_codebook():
-    first, again, other = (make_book("rq", seed=s).fitted.centroids for s in (1, 1, 2))
+    first, again, other = (make_book("rq", seed=s).centroids for s in (1, 1, 2))
     assert (first == again).all()
     assert not np.allclose(first, other)
 
 
-def test_a_codebook_of_all_vectors_loses_nothing():
-    vectors = random_vectors(16)
-    book = make_book("vq", vectors=vectors)
-    np.testing.assert_allclose(book.decode(book.encode(vectors)), vectors, atol=1e-4)
+def test_a_codebook_of_all_embeddings_loses_nothing():
+    x = random_embeddings(16)
+    book = make_book("vq", x=x)
+    np.testing.assert_allclose(book.decode(book.encode(x)), x, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31 - 1))
-def test_decoding_and_encoding_again_keeps_product_codes(levels, width, seed):
-    """A vector that is made of centroids is its own nearest; ids of different levels never meet."""
+def test_decoding_and_encoding_again_keeps_product_codes(levels, dim, seed):
+    """An embedding that is made of centroids has their codes; semantic ids of different levels differ."""
     generator = np.random.default_rng(seed)
-    centroids = generator.normal(size=(levels, 8, width)).astype(np.float32)
-    space = Space((Modality("a", "a", levels * width),), "none", np.zeros(levels * width), np.ones(levels * width))
-    book = Codebook("pq", space, Fitted(centroids))
+    centroids = generator.normal(size=(levels, 8, dim)).astype(np.float32)
+    space = Space((Modality("a", "a", levels * dim),), "none", np.zeros(levels * dim), np.ones(levels * dim))
+    book = Codebook("pq", space, centroids)
     codes = generator.integers(0, 8, size=(20, levels))
     assert (book.encode(book.decode(codes).astype(np.float32)) == codes).all()
     ids = book.semantic_ids(codes)
-    assert (book.codes_of(ids) == codes).all()
     assert ids.min() >= 1
     assert ids.max() < book.vocab_size
     assert ((ids - 1) // 8 == np.arange(levels)).all()
-
-
-def test_of_equally_near_centroids_the_first_is_taken():
-    assert nearest_centroid(np.zeros((1, 2), np.float32), np.array([[1, 0], [-1, 0]], np.float32)).tolist() == [0]
-
-
-def test_a_network_is_its_layers_with_relu_between():
-    layers = [
-        Layer(np.array([[1.0], [-1.0]], np.float32), np.array([0.0, 1.0], np.float32)),
-        Layer(np.array([[2.0, 3.0]], np.float32), np.array([-1.0], np.float32)),
-    ]
-    # 2 -> (2, -1) -> (2, 0) -> 4 - 1;  -2 -> (-2, 3) -> (0, 3) -> 9 - 1
-    assert apply_layers(layers, np.array([[2.0], [-2.0]], np.float32)).tolist() == [[3.0], [8.0]]
+    assert ((ids - 1) % 8 == codes).all()
 
 
 def test_scalings_by_hand():
-    vectors = np.array([[3, 4, 0, 10], [-3, 4, 20, 10], [3, -4, 0, 10], [-3, -4, 20, 10]], np.float32)
+    x = np.array([[3, 4, 0, 10], [-3, 4, 20, 10], [3, -4, 0, 10], [-3, -4, 20, 10]], np.float32)
     modalities = [Modality("a", "a", 2), Modality("b", "b", 2)]
-    by = {
-        s: Space.fit(vectors, modalities, s).enter(vectors)[0].tolist() for s in ("none", "modality", "standard", "l2")
-    }
+    by = {s: Space.fit(x, modalities, s).transform(x)[0].tolist() for s in ("none", "modality", "standard", "l2")}
     assert by["none"] == [3, 4, -10, 0]
     assert by["modality"] == pytest.approx([3 / 5, 4 / 5, -1, 0])
     assert by["standard"] == pytest.approx([1 / 2**0.5, 1 / 2**0.5, -1 / 2**0.5, 0])
@@ -181,123 +151,89 @@ def test_scalings_by_hand():
     assert by["l2"] == pytest.approx([0.6, 0.8, 0 - mean[0], 1 - mean[1]])
 
 
-def test_the_space_is_left_as_it_was_entered():
-    vectors = random_vectors()
-    for scaling in ("none", "modality", "standard"):
-        space = Space.fit(vectors, [Modality("a", "a", 6), Modality("b", "b", 10)], scaling)
-        np.testing.assert_allclose(space.leave(space.enter(vectors)), vectors, atol=1e-4)
+@pytest.mark.parametrize("scaling", ["none", "modality", "standard"])
+def test_the_inverse_transform_restores_embeddings(scaling):
+    x = random_embeddings()
+    space = Space.fit(x, [Modality("a", "a", 6), Modality("b", "b", 10)], scaling)
+    np.testing.assert_allclose(space.inverse_transform(space.transform(x)), x, atol=1e-4)
 
 
-def test_a_modality_that_an_item_lacks_is_its_mean():
-    vectors = random_vectors()
-    space = Space.fit(vectors, [Modality("a", "a", 6), Modality("b", "b", 10)], "modality")
-    lacking = vectors[:1].copy()
-    lacking[:, 6:] = 0.0
-    assert space.present(lacking).tolist() == [[True, False]]
-    assert (space.enter(lacking)[:, 6:] == 0.0).all()
-    assert (space.enter(lacking)[:, :6] == space.enter(vectors[:1])[:, :6]).all()
+def test_a_missing_modality_is_its_mean():
+    x = random_embeddings()
+    space = Space.fit(x, [Modality("a", "a", 6), Modality("b", "b", 10)], "modality")
+    missing = x[:1].copy()
+    missing[:, 6:] = 0.0
+    assert space.present(missing).tolist() == [[True, False]]
+    assert (space.transform(missing)[:, 6:] == 0.0).all()
+    assert (space.transform(missing)[:, :6] == space.transform(x[:1])[:, :6]).all()
 
 
-@pytest.mark.parametrize("method", FITS)
-def test_saved_and_read_again(method, tmp_path):
-    book, vectors = make_book(method), random_vectors(40, seed=8)
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_and_read_again_without_faiss(method, tmp_path, monkeypatch):
+    book, x = make_book(method), random_embeddings(40, seed=8)
     save_codebooks({"codes_a": book}, tmp_path / "book.safetensors")
+    monkeypatch.setitem(sys.modules, "faiss", None)
     read = load_codebooks(tmp_path / "book.safetensors")["codes_a"]
     assert read.space.modalities == book.space.modalities
-    assert (read.encode(vectors) == book.encode(vectors)).all()
-    assert (read.decode(read.encode(vectors)) == book.decode(book.encode(vectors))).all()
-
-
-def test_applying_needs_no_faiss(tmp_path, monkeypatch):
-    book, vectors = make_book(), random_vectors(40)
-    save_codebooks({"codes_a": book}, tmp_path / "book")
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    assert (load_codebooks(tmp_path / "book")["codes_a"].encode(vectors) == book.encode(vectors)).all()
-    with pytest.raises(ValueError, match=r'pip install "fuxictr-mm\[quantize\]"'):
+    assert (read.encode(x) == book.encode(x)).all()
+    assert (read.decode(read.encode(x)) == book.decode(book.encode(x))).all()
+    with pytest.raises(UserError, match="faiss"):
         make_book()
 
 
+def test_the_form_of_the_file_stays(tmp_path):
+    save_codebooks({"codes_a": make_book("opq")}, tmp_path / "book")
+    with safe_open(tmp_path / "book", framework="numpy") as file:
+        assert sorted(file.keys()) == [f"codes_a.{name}" for name in ("centroids", "mean", "rotation", "scale")]
+        assert '"width": 16' in file.metadata()["fuxictr_mm.codebook"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "vqvae"])
+def test_a_codebook_of_version_0_1_gives_the_same_codes(method):
+    fixtures = Path(__file__).parents[1] / "fixtures" / "codebooks_0.1"
+    stored = np.load(fixtures / "items.npz")
+    (book,) = load_codebooks(fixtures / f"{method}.safetensors").values()
+    assert (book.semantic_ids(book.encode(stored["x"])) == stored[method]).all()
+
+
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    "damage",
     [
-        (lambda b: b[: len(b) // 2], "is damaged as a codebook"),
-        (lambda b: b"", "is damaged as a codebook"),
-        (lambda b: b"PAR1" + b[4:], "is damaged as a codebook"),
-        (lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:], "its checksum is not that of its contents"),
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"PAR1" + content[4:],
+        lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
     ],
 )
-def test_a_damaged_file(damage, said, tmp_path):
+def test_a_damaged_file(damage, tmp_path):
     path = tmp_path / "book.safetensors"
     save_codebooks({"codes_a": make_book()}, path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=r"book\.safetensors"):
         load_codebooks(path)
-    assert str(path) in str(caught.value)
 
 
-def test_another_safetensors_file(tmp_path):
+def test_other_files_are_refused(tmp_path):
     save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="is no codebook; expected a file that `fuxictr-mm embed quantize --save`"):
+    with pytest.raises(DataError, match=r"model\.safetensors"):
         load_codebooks(tmp_path / "model.safetensors")
-
-
-def test_parts_that_do_not_fit_together(tmp_path):
     book = make_book()
     space = Space(book.space.modalities, "modality", book.space.mean[:5], book.space.scale)
-    save_codebooks({"codes_a": Codebook("rq", space, book.fitted)}, tmp_path / "book")
-    with pytest.raises(DataError, match="book: is damaged as a codebook"):
+    save_codebooks({"codes_a": Codebook("rq", space, book.centroids)}, tmp_path / "books")
+    with pytest.raises(DataError, match="books"):
+        load_codebooks(tmp_path / "books")
+    with pytest.raises(MissingFileError, match="'books'"):
         load_codebooks(tmp_path / "book")
-
-
-def test_a_missing_file_names_the_nearest(tmp_path):
-    save_codebooks({"codes_a": make_book()}, tmp_path / "books.safetensors")
-    with pytest.raises(MissingFileError, match=r"did you mean 'books.safetensors'"):
-        load_codebooks(tmp_path / "book.safetensors")
 
 
 def test_codes_that_cannot_be():
     book = make_book()
-    with pytest.raises(DataError, match=r"shape \(2, 3\), expected \(items, 4\)"):
+    with pytest.raises(DataError, match=r"\(2, 3\)"):
         book.decode(np.zeros((2, 3), dtype=np.int64))
-    with pytest.raises(DataError, match="from 0 to 16, expected 0 to 15"):
+    with pytest.raises(DataError, match="16"):
         book.decode(np.array([[0, 0, 0, 16]]))
 
 
-def test_a_width_that_levels_do_not_divide():
-    with pytest.raises(ConfigError, match=r"--levels 3 does not divide the width 16.*use one of 2, 4, 8, 16"):
+def test_levels_that_do_not_divide_the_dim():
+    with pytest.raises(ConfigError, match=r"--levels 3 .*16"):
         make_book("pq", levels=3)
-
-
-@pytest.mark.parametrize("metric", ["l2", "inner_product"])
-def test_neighbors_are_those_of_a_full_sort(metric):
-    vectors = random_vectors(60, 4)
-    ids = np.random.default_rng(0).permutation(1000)[:60] + 1
-
-    def read():
-        for start in range(0, 60, 7):
-            yield ids[start : start + 7], vectors[start : start + 7]
-
-    found = quantizers.nearest_items(read, vectors, ids, 5, metric)
-    full = vectors.astype(np.float64)
-    scores = full @ full.T if metric == "inner_product" else -np.square(full[:, None] - full[None]).sum(axis=2)
-    np.fill_diagonal(scores, -np.inf)
-    assert (found == ids[np.argsort(-scores, axis=1)[:, :5]]).all()
-
-
-def test_fewer_items_than_neighbors():
-    vectors = np.eye(3, dtype=np.float32)
-    ids = np.array([5, 6, 7])
-    found = quantizers.nearest_items(lambda: [(ids, vectors)], vectors, ids, 4, "l2")
-    assert [sorted(row) for row in found.tolist()] == [[0, 0, 6, 7], [0, 0, 5, 7], [0, 0, 5, 6]]
-    assert (found[:, 2:] == 0).all()
-
-
-def test_metadata_is_plain_json(tmp_path):
-    from safetensors import safe_open
-
-    save_codebooks({"codes_a": make_book("opq")}, tmp_path / "book")
-    with safe_open(tmp_path / "book", framework="numpy") as file:
-        said = json.loads(file.metadata()["fuxictr_mm.codebook"])["codebooks"]["codes_a"]
-    assert said["method"] == "opq"
-    assert (said["levels"], said["codes"], said["scaling"]) == (4, 16, "modality")
-    assert said["modalities"] == [{"name": "text", "column": "emb", "width": 16}]

@@ -1,4 +1,4 @@
-"""The stage ``quantize``: files in, files out, the command line, and models that read the codes."""
+"""``embed quantize``: files in, files out, the command line, and models that read the codes."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,12 @@ import yaml
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.codebooks import load_codebooks
 from fuxictr_mm.embeddings.item_files import Source
-from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, quantize, yaml_lines
+from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, nearest_items, quantize, yaml_lines
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny_mm"
-FEATURES = TINY / "item_feature.parquet"
-TINY_SOURCES = [Source("text", FEATURES, "txt_emb_BERT"), Source("image", FEATURES, "img_emb_CLIPRN50")]
 
 
 def column(path, name):
@@ -27,8 +25,8 @@ def column(path, name):
     return dict(zip(table["item_id"].to_pylist(), map(tuple, table[name].to_pylist()), strict=True))
 
 
-def write_items(path, ids, **vectors):
-    pq.write_table(pa.table({"item_id": ids, **{n: v.tolist() for n, v in vectors.items()}}), path)
+def write_items(path, ids, **columns):
+    pq.write_table(pa.table({"item_id": ids, **{name: x.tolist() for name, x in columns.items()}}), path)
 
 
 @pytest.fixture
@@ -40,95 +38,97 @@ def items(tmp_path):
     text[np.isin(ids, (3, 5))] = 0
     image[np.isin(ids, (4, 5))] = 0
     write_items(tmp_path / "items.parquet", ids, text=text, image=image)
-    return [Source(n, tmp_path / "items.parquet", n) for n in ("text", "image")]
+    return [Source(name, tmp_path / "items.parquet", name) for name in ("text", "image")]
 
 
-def small(method="rq", **options):
-    return QuantizeOptions(method=method, codes=16, levels=None if method == "vq" else 2, **options)
+@pytest.fixture
+def fit(tmp_path):
+    """Fit with few codes into a.parquet and book; returns the report and the codebooks."""
+
+    def run(sources, method="rq", out="a.parquet", book="book", neighbors=0, decoded=False, **options):
+        options = {"codes": 16, "levels": None if method == "vq" else 2, **options}
+        given = QuantizeOptions(method=method, **options)
+        more = {"codebook": tmp_path / book, "neighbors": neighbors, "decoded": decoded, "overwrite": True}
+        report = quantize(sources, tmp_path / out, given, quiet=True, **more)
+        return report, load_codebooks(tmp_path / book)
+
+    return run
 
 
 @pytest.mark.parametrize("method", ["vq", "rq", "pq", "opq"])
-def test_codes_per_modality(method, items, tmp_path):
-    report = quantize(items, tmp_path / "codes.parquet", small(method), codebook=tmp_path / "book", quiet=True)
-    books = load_codebooks(tmp_path / "book")
+def test_codes_per_modality(method, items, fit, tmp_path):
+    report, books = fit(items, method)
     assert list(report) == list(books) == [f"codes_{method}_text", f"codes_{method}_image"]
     stored = pq.read_table(items[0].path)
     for source in items:
         name = f"codes_{method}_{source.name}"
-        codes, book = column(tmp_path / "codes.parquet", name), books[name]
+        codes, book = column(tmp_path / "a.parquet", name), books[name]
         assert len(codes) == 201
         assert codes[0] == (0,) * book.levels
-        for item, vector in zip(stored["item_id"].to_pylist(), stored[source.name].to_pylist(), strict=True):
-            vector = np.array([vector], dtype=np.float32)
-            expected = book.semantic_ids(book.encode(vector))[0] if vector.any() else np.zeros(book.levels)
+        for item, x in zip(stored["item_id"].to_pylist(), stored[source.name].to_pylist(), strict=True):
+            x = np.array([x], dtype=np.float32)
+            expected = book.semantic_ids(book.encode(x))[0] if x.any() else np.zeros(book.levels)
             assert codes[item] == tuple(expected)
         errors = report[name]["relative_error"]
         assert sorted(errors, reverse=True) == errors
         assert report[name]["items_without_vector"] == 2
 
 
-def test_joint_codes_use_the_mean_for_a_missing_modality(items, tmp_path):
-    report = quantize(items, tmp_path / "codes.parquet", small(joint=True), codebook=tmp_path / "book", quiet=True)
+def test_joint_codes_use_the_mean_for_a_missing_modality(items, fit, tmp_path):
+    report, books = fit(items, joint=True)
     assert list(report) == ["codes_rq"]
     assert report["codes_rq"]["items_without_a_modality"] == 2
     assert report["codes_rq"]["items_without_vector"] == 1
-    book = load_codebooks(tmp_path / "book")["codes_rq"]
-    codes = column(tmp_path / "codes.parquet", "codes_rq")
+    codes, book = column(tmp_path / "a.parquet", "codes_rq"), books["codes_rq"]
     assert codes[5] == (0, 0)
-    stored = pq.read_table(items[0].path).to_pylist()
-    row = next(r for r in stored if r["item_id"] == 3)
+    row = next(row for row in pq.read_table(items[0].path).to_pylist() if row["item_id"] == 3)
     filled = np.concatenate([book.space.mean[:8], np.array(row["image"], dtype=np.float32)])[None]
     assert codes[3] == tuple(book.semantic_ids(book.encode(filled))[0])
 
 
-def test_zero_vectors_take_no_part_in_the_fit(items, tmp_path):
-    """The same codebook with and without the items that have none."""
-    quantize(items[:1], tmp_path / "a.parquet", small(), codebook=tmp_path / "a", quiet=True)
+def test_items_without_embedding_take_no_part_in_the_fit(items, fit, tmp_path):
+    _, first = fit(items[:1])
     table = pq.read_table(items[0].path)
-    kept = [any(v) for v in table["text"].to_pylist()]
-    pq.write_table(table.filter(pa.array(kept)), tmp_path / "kept.parquet")
-    source = Source("text", tmp_path / "kept.parquet", "text")
-    quantize([source], tmp_path / "b.parquet", small(), codebook=tmp_path / "b", quiet=True)
-    first, second = (load_codebooks(tmp_path / n)["codes_rq_text"] for n in "ab")
-    assert (first.fitted.centroids == second.fitted.centroids).all()
+    pq.write_table(table.filter(pa.array([any(x) for x in table["text"].to_pylist()])), tmp_path / "kept.parquet")
+    _, second = fit([Source("text", tmp_path / "kept.parquet", "text")], out="b.parquet", book="other")
+    first, second = first["codes_rq_text"], second["codes_rq_text"]
+    assert (first.centroids == second.centroids).all()
     assert (first.space.mean == second.space.mean).all()
 
 
-def test_applied_codebooks_give_the_same_codes(items, tmp_path):
-    report = quantize(items, tmp_path / "a.parquet", small("opq"), codebook=tmp_path / "book", quiet=True)
-    again = apply_codebooks(items, tmp_path / "b.parquet", tmp_path / "book", quiet=True)
-    assert again == report
-    for name in report:
-        assert column(tmp_path / "a.parquet", name) == column(tmp_path / "b.parquet", name)
+def test_applied_codebooks_give_the_same_codes(items, fit, tmp_path):
+    report, _ = fit(items, "opq")
+    assert apply_codebooks(items, tmp_path / "b.parquet", tmp_path / "book", quiet=True) == report
+    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
 
 
-def test_decoded_vectors_are_those_of_the_codes(items, tmp_path):
-    quantize(items[:1], tmp_path / "a.parquet", small(), codebook=tmp_path / "book", decoded=True, quiet=True)
-    book = load_codebooks(tmp_path / "book")["codes_rq_text"]
-    codes, decoded = (column(tmp_path / "a.parquet", n) for n in ("codes_rq_text", "decoded_rq_text"))
+def test_decoded_embeddings_are_those_of_the_codes(items, fit, tmp_path):
+    _, books = fit(items[:1], decoded=True)
+    book = books["codes_rq_text"]
+    decoded = column(tmp_path / "a.parquet", "decoded_rq_text")
     assert not any(decoded[3])
+    known = {row["item_id"]: row["text"] for row in pq.read_table(items[0].path).to_pylist()}
     for item in (1, 2, 77):
-        np.testing.assert_allclose(decoded[item], book.decode(book.codes_of(np.array([codes[item]])))[0], atol=1e-5)
+        codes = book.encode(np.array([known[item]], dtype=np.float32))
+        np.testing.assert_allclose(decoded[item], book.decode(codes)[0], atol=1e-5)
 
 
-def test_neighbors_leave_out_the_item_itself_and_zero_vectors(items, tmp_path):
-    quantize(items, tmp_path / "a.parquet", small("vq", scaling="none"), neighbors=4, quiet=True)
+def test_neighbors_exclude_the_item_itself_and_items_without_embedding(items, fit, tmp_path):
+    fit(items, "vq", scaling="none", neighbors=4)
     found = column(tmp_path / "a.parquet", "neighbors_vq_text")
-    rows = {r["item_id"]: np.array(r["text"]) for r in pq.read_table(items[0].path).to_pylist()}
-    known = [i for i in rows if rows[i].any()]
+    rows = {row["item_id"]: np.array(row["text"]) for row in pq.read_table(items[0].path).to_pylist()}
+    known = [item for item in rows if rows[item].any()]
     assert found[0] == found[3] == (0, 0, 0, 0)
     for item in known[:30]:
         others = sorted((i for i in known if i != item), key=lambda i: np.square(rows[i] - rows[item]).sum())
         assert found[item] == tuple(others[:4])
 
 
-def test_report_counts_collisions_and_use(tmp_path):
-    """Three places, of 50, 30 and 20 equal items."""
-    places = np.repeat(np.array([[0.0, 1.0], [5.0, 0.0], [9.0, 9.0]], np.float32), [50, 30, 20], axis=0)
-    write_items(tmp_path / "items.parquet", np.arange(1, 101), text=places)
-    source = Source("text", tmp_path / "items.parquet", "text")
-    options = QuantizeOptions(method="vq", codes=4)
-    report = quantize([source], tmp_path / "a.parquet", options, quiet=True)["codes_vq_text"]
+def test_the_report_counts_collisions_and_use(fit, tmp_path):
+    """Three distinct embeddings, of 50, 30 and 20 items."""
+    x = np.repeat(np.array([[0.0, 1.0], [5.0, 0.0], [9.0, 9.0]], np.float32), [50, 30, 20], axis=0)
+    write_items(tmp_path / "items.parquet", np.arange(1, 101), text=x)
+    report = fit([Source("text", tmp_path / "items.parquet", "text")], "vq", codes=4)[0]["codes_vq_text"]
     assert report["colliding_items"] == 100
     assert report["largest_collision"] == 50
     assert report["codes_used"] == [0.75]
@@ -137,144 +137,157 @@ def test_report_counts_collisions_and_use(tmp_path):
     assert report["relative_error"][0] == pytest.approx(0, abs=1e-5)
 
 
-def test_scaling_keeps_one_modality_from_drowning_the_other(items, tmp_path):
+def test_scaling_keeps_one_modality_from_dominating_the_other(items, fit, tmp_path):
     table = pq.read_table(items[0].path)
-    loud = np.array(table["image"].to_pylist(), dtype=np.float32) * 100
-    path = tmp_path / "loud.parquet"
-    write_items(path, table["item_id"], text=np.array(table["text"].to_pylist(), dtype=np.float32), image=loud)
-    sources = [Source(n, path, n) for n in ("text", "image")]
-    errors = {}
-    for scaling in ("none", "modality"):
-        options = small(joint=True, scaling=scaling)
-        report = quantize(sources, tmp_path / f"{scaling}.parquet", options, quiet=True)["codes_rq"]
-        errors[scaling] = report["relative_error_by_modality"]["text"][-1]
-    assert errors["none"] > errors["modality"] + 0.1
+    text, image = (np.array(table[name].to_pylist(), dtype=np.float32) for name in ("text", "image"))
+    write_items(tmp_path / "large.parquet", table["item_id"], text=text, image=100 * image)
+    sources = [Source(name, tmp_path / "large.parquet", name) for name in ("text", "image")]
+    none, modality = (
+        fit(sources, joint=True, scaling=scaling)[0]["codes_rq"]["relative_error_by_modality"]["text"][-1]
+        for scaling in ("none", "modality")
+    )
+    assert none > modality + 0.1
 
 
-def test_a_sample_bounds_the_fit(items, tmp_path):
-    quantize(items[:1], tmp_path / "a.parquet", small(fit_items=50), codebook=tmp_path / "a", quiet=True)
-    quantize(items[:1], tmp_path / "b.parquet", small(), codebook=tmp_path / "b", quiet=True)
-    means = [load_codebooks(tmp_path / n)["codes_rq_text"].space.mean for n in "ab"]
-    assert not np.allclose(*means)
+def test_a_sample_bounds_the_fit(items, fit, tmp_path):
+    _, sampled = fit(items[:1], fit_items=50)
+    _, whole = fit(items[:1])
+    assert not np.allclose(sampled["codes_rq_text"].space.mean, whole["codes_rq_text"].space.mean)
     assert len(column(tmp_path / "a.parquet", "codes_rq_text")) == 201
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "wrong"),
     [
-        ({"method": "rp"}, "--method rp, expected one of vq, rq, pq, opq, vqvae"),
-        ({"scaling": "max"}, "--scaling max, expected one of"),
-        ({"codes": 100}, "--codes 100, expected a power of two"),
-        ({"codes": 1}, "--codes 1, expected a power of two"),
-        ({"levels": 0}, "--levels 0, expected 1 or more"),
-        ({"method": "vq", "levels": 4}, "--levels 4, but --method vq has one level; use --method rq"),
-        ({"fit_items": 10}, "--fit-items 10 is below --codes 256"),
-        ({"seed": -1}, "--seed -1, expected 0 to"),
-        ({"steps": 5}, "--steps is of --method vqvae only"),
+        ({"method": "rp"}, "method .*'rp'"),
+        ({"scaling": "max"}, "scaling .*'max'"),
+        ({"codes": 100}, "--codes 100"),
+        ({"codes": 1}, "codes is 1"),
+        ({"levels": 0}, "levels is 0"),
+        ({"method": "vq", "levels": 4}, "--levels 4"),
+        ({"fit_items": 10}, "--fit-items 10"),
+        ({"seed": -1}, "seed is -1"),
+        ({"method": "vqvae", "learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"steps": 5}, "--steps"),
     ],
 )
-def test_options_that_cannot_be(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_options_that_cannot_be(options, wrong):
+    with pytest.raises(ConfigError, match=wrong):
         QuantizeOptions(**options)
 
 
-def test_more_codes_than_items(items, tmp_path):
-    with pytest.raises(ConfigError, match=r"--codes 256 needs as many items .*, but text has 198 that are not zero"):
-        quantize(items, tmp_path / "a.parquet", QuantizeOptions(), quiet=True)
+def test_more_codes_than_items(items, fit, tmp_path):
+    with pytest.raises(ConfigError, match=r"--codes 256 .* text has 198"):
+        fit(items, codes=256)
     assert not (tmp_path / "a.parquet").exists()
 
 
-def test_codebooks_of_other_modalities_or_widths(items, tmp_path):
-    quantize(items, tmp_path / "a.parquet", small(), codebook=tmp_path / "book", quiet=True)
-    out = tmp_path / "b.parquet"
-    with pytest.raises(DataError, match=r"book: was fitted on image \(12 wide, image\), got none; give each"):
-        apply_codebooks(items[:1], out, tmp_path / "book", quiet=True)
-    with pytest.raises(DataError, match=r"no codebook of a modality 'audio' \(it has: image, text\)"):
-        apply_codebooks([*items, Source("audio", items[0].path, "text")], out, tmp_path / "book", quiet=True)
+def test_codebooks_of_other_modalities_or_dims(items, fit, tmp_path):
+    fit(items)
     swapped = [Source("text", items[0].path, "image"), Source("image", items[0].path, "text")]
-    with pytest.raises(DataError, match=r"'text' \(image\) is 12 wide, expected 8 as in the codebook"):
-        apply_codebooks(swapped, out, tmp_path / "book", quiet=True)
-    assert not out.exists()
+    more = [*items, Source("audio", items[0].path, "text")]
+    for sources, wrong in ((items[:1], "book: .*image"), (more, "book: .*audio"), (swapped, "book: 'text' .*12.* 8")):
+        with pytest.raises(DataError, match=wrong):
+            apply_codebooks(sources, tmp_path / "b.parquet", tmp_path / "book", quiet=True)
+    assert not (tmp_path / "b.parquet").exists()
 
 
-def test_neighbors_of_another_method(items, tmp_path):
-    with pytest.raises(ConfigError, match="--neighbors goes with --method vq, not with rq"):
-        quantize(items, tmp_path / "a.parquet", small(), neighbors=3, quiet=True)
-
-
-def test_neighbors_of_new_items_are_of_the_catalogue(items, tmp_path, capsys):
-    book = tmp_path / "book"
-    quantize(items, tmp_path / "a.parquet", small(method="vq"), codebook=book, neighbors=3, quiet=True)
+def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsys):
+    fit(items, "vq", neighbors=3)
     table = pq.read_table(items[0].path)
-    ids = np.asarray(table["item_id"]) + 10_000  # strangers with known vectors
+    ids = np.asarray(table["item_id"]) + 10_000  # new items with known embeddings
     pq.write_table(table.set_column(table.schema.get_field_index("item_id"), "item_id", pa.array(ids)), tmp_path / "n")
-    new = [Source(s.name, tmp_path / "n", s.column) for s in items]
+    new = [Source(source.name, tmp_path / "n", source.column) for source in items]
     out = tmp_path / "b.parquet"
-    with pytest.raises(ConfigError, match="--neighbors with --apply needs --among NAME=FILE:COLUMN"):
-        apply_codebooks(new, out, book, neighbors=3, quiet=True)
-    with pytest.raises(ConfigError, match="--among has no effect without --neighbors"):
-        apply_codebooks(new, out, book, among=items, quiet=True)
-    with pytest.raises(DataError, match="was fitted on image"):
-        apply_codebooks(new, out, book, among=items[:1], neighbors=3, quiet=True)
+    with pytest.raises(ConfigError, match="--among"):
+        apply_codebooks(new, out, tmp_path / "book", neighbors=3, quiet=True)
+    with pytest.raises(ConfigError, match="--among"):
+        apply_codebooks(new, out, tmp_path / "book", among=items, quiet=True)
+    with pytest.raises(DataError, match="image"):
+        apply_codebooks(new, out, tmp_path / "book", among=items[:1], neighbors=3, quiet=True)
     assert not out.exists()
     names = [f"{s.name}={tmp_path / 'n'}:{s.column}" for s in items]
-    among = [f"{s.name}={s.path}:{s.column}" for s in items]
-    applied = ["--apply", str(book), "--neighbors", "3", "--among", *among]
-    main(["embed", "quantize", *names, *applied, "--out", str(out)])
-    largest = max(np.asarray(table["item_id"]).tolist()) + 10_000
-    assert f"max_len: 3, vocab_size: {largest + 1}, share_embedding: item_id" in capsys.readouterr().out
-    known = {item for item, vector in column(items[0].path, "text").items() if any(vector)}
+    among = ["--among", *(f"{s.name}={s.path}:{s.column}" for s in items)]
+    main(
+        ["embed", "quantize", *names, "--apply", f"{tmp_path / 'book'}", "--neighbors", "3", *among, "--out", f"{out}"]
+    )
+    assert f"max_len: 3, vocab_size: {10_201}, share_embedding: item_id" in capsys.readouterr().out
+    known = {item for item, x in column(items[0].path, "text").items() if any(x)}
     for item, neighbors in column(out, "neighbors_vq_text").items():
         if any(neighbors):
             assert set(neighbors) <= known
-            assert neighbors[0] == item - 10_000  # the known item of the same vector
+            assert neighbors[0] == item - 10_000  # the known item of the same embedding
         else:
             assert item - 10_000 not in known
     with pytest.raises(SystemExit, match="2"):
-        main(["embed", "quantize", *names, "--among", *among, "--out", str(tmp_path / "c.parquet")])
-    assert "--among is for --apply" in capsys.readouterr().err
+        main(["embed", "quantize", *names, *among, "--out", f"{tmp_path / 'c.parquet'}"])
 
 
-def test_nothing_is_replaced_unasked(items, tmp_path):
+def test_neighbors_of_another_method(items, fit):
+    with pytest.raises(ConfigError, match=r"--neighbors .*rq"):
+        fit(items, neighbors=3)
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+def test_neighbors_are_those_of_a_full_sort(metric):
+    generator = np.random.default_rng(0)
+    x, ids = generator.normal(size=(60, 4)).astype(np.float32), generator.permutation(1000)[:60] + 1
+    chunks = [(ids[start : start + 7], x[start : start + 7]) for start in range(0, 60, 7)]
+    found = nearest_items(chunks, x, ids, 5, metric)
+    full = x.astype(np.float64)
+    scores = full @ full.T if metric == "inner_product" else -np.square(full[:, None] - full[None]).sum(axis=2)
+    np.fill_diagonal(scores, -np.inf)
+    assert (found == ids[np.argsort(-scores, axis=1)[:, :5]]).all()
+
+
+def test_fewer_items_than_neighbors():
+    x, ids = np.eye(3, dtype=np.float32), np.array([5, 6, 7])
+    found = nearest_items([(ids, x)], x, ids, 4, "l2").tolist()
+    assert [sorted(row[:2]) for row in found] == [[6, 7], [5, 7], [5, 6]]
+    assert all(row[2:] == [0, 0] for row in found)
+
+
+def test_existing_files_are_kept(items, tmp_path):
     (tmp_path / "book").write_text("mine")
-    with pytest.raises(ConfigError, match="book: exists already; add --overwrite"):
-        quantize(items, tmp_path / "a.parquet", small(), codebook=tmp_path / "book", quiet=True)
-    with pytest.raises(ConfigError, match="book: exists already"):
-        quantize(items, tmp_path / "book", small(), quiet=True)
+    options = QuantizeOptions(codes=16)
+    with pytest.raises(ConfigError, match="book"):
+        quantize(items, tmp_path / "a.parquet", options, codebook=tmp_path / "book", quiet=True)
+    with pytest.raises(ConfigError, match="book"):
+        quantize(items, tmp_path / "book", options, quiet=True)
     assert (tmp_path / "book").read_text() == "mine"
 
 
 def test_command_line(items, tmp_path, capsys):
-    source = f"text={items[0].path}:text"
-    files = {n: str(tmp_path / n) for n in ("a.parquet", "b.parquet", "book", "report.json")}
-    command = ["embed", "quantize", source]
+    files = {name: str(tmp_path / name) for name in ("a.parquet", "b.parquet", "book", "report.json")}
+    command = ["embed", "quantize", f"text={items[0].path}:text"]
     fit = ["--codes", "16", "--levels", "2", "--save", files["book"], "--report", files["report.json"]]
     main([*command, *fit, "--out", files["a.parquet"]])
     printed = capsys.readouterr().out
-    assert "codes_rq_text: rq of text (scaling modality), 200 items, 2 without a vector" in printed
     line = "- {name: codes_rq_text, active: False, dtype: int, type: sequence, source: item, max_len: 2, vocab_size: 33"
     assert line in printed
     report = json.loads((tmp_path / "report.json").read_text())["codes_rq_text"]
+    assert report["items"] == 200
     assert f"{report['relative_error'][1]:.4f}" in printed
     main([*command, "--apply", files["book"], "--out", files["b.parquet"], "--quiet"])
     assert capsys.readouterr().out == ""
     assert column(files["a.parquet"], "codes_rq_text") == column(files["b.parquet"], "codes_rq_text")
-    with pytest.raises(SystemExit, match="2"):
-        main([*command, "--apply", files["book"], "--codes", "8", "--out", files["b.parquet"]])
-    assert capsys.readouterr().err == (
-        "error: --codes has no effect with --apply, which takes all from the codebook; leave it out\n"
-    )
+    for option, value in (("--codes", "8"), ("--save", "other")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, "--apply", files["book"], option, value, "--out", str(tmp_path / "c.parquet")])
+        assert capsys.readouterr().err.startswith(f"error: {option} ")
 
 
 def test_models_read_codes_and_neighbors(tmp_path):
-    """The pasted lines are enough to read them; codes tell what ids cannot, codes of other items do not.
+    """The printed lines are enough to read them; codes add information, codes of other items do not.
 
-    The margin is half of the smallest gap that seeds 1 to 4 left.
+    The margin is half of the smallest gap of the seeds 1 to 4.
     """
-    report = quantize(TINY_SOURCES, tmp_path / "pq.parquet", QuantizeOptions(method="pq", codes=16), quiet=True)
+    features = TINY / "item_feature.parquet"
+    sources = [Source("text", features, "txt_emb_BERT"), Source("image", features, "img_emb_CLIPRN50")]
+    report = quantize(sources, tmp_path / "pq.parquet", QuantizeOptions(method="pq", codes=16), quiet=True)
     lines = yaml_lines(report)
     options = QuantizeOptions(method="vq", codes=16)
-    report = quantize(TINY_SOURCES, tmp_path / "vq.parquet", options, neighbors=5, quiet=True)
+    report = quantize(sources, tmp_path / "vq.parquet", options, neighbors=5, quiet=True)
     lines += yaml_lines(report, neighbors=5, largest_id=1000)
     codes = pq.read_table(tmp_path / "pq.parquet")
     order = np.random.default_rng(0).permutation(len(codes))
