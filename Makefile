@@ -21,7 +21,8 @@ demo: $(STAMP)
 	$(BIN)/fuxictr-mm report DIN_MM_none_tiny DIN_tiny DIN_MM_tiny
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -315,7 +315,7 @@ class Experiment:
             make_safe(model, self.batch_format(model))
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded
         model.count_parameters()
-        use_threads(model, config.to_dict())
+        use_threads(model, config.threads, config.batch_size, config.gpu)
         return model
 
     def batch_format(self, model: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fuxictr_mm import cli
+from fuxictr_mm import arguments
 from fuxictr_mm.arguments import Parser
 from fuxictr_mm.cli import COMMANDS, GROUPS, main
 
@@ -146,8 +146,8 @@ def test_dashes_and_underscores_are_the_same():
 )
 def test_output_options(options, out, capsys):
     parser = Parser(prog="x")
-    cli.add_output_options(parser)
-    cli.show(parser.parse_args(options), {"a": "é"}, "said")
+    arguments.add_output_options(parser)
+    arguments.show(parser.parse_args(options), {"a": "é"}, "said")
     assert capsys.readouterr().out == out
 
 

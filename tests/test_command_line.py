@@ -199,7 +199,7 @@ CASES = {
     ),
     "wrong width": (
         features(lambda f: f["['txt_emb_pca8', 'img_emb_pca8']"].update(pretrain_dim=7)),
-        ["txt_emb_pca8", "width 8", "expected 7"],
+        ["txt_emb_pca8", "dim 8", "expected 7"],
     ),
     "missing column": (drop("train.parquet", "likes_level"), ["train.parquet", "'likes_level'"]),
     "missing label": (drop("valid.parquet", "label"), ["valid.parquet", "'label'"]),

@@ -30,6 +30,8 @@ from fuxictr_mm.config import list_experiments
 from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
 
+pytestmark = pytest.mark.slow
+
 SYNTH = " --users 300 --items 300 --train-rows 300 --valid-rows 100 --test-rows 100 --overwrite"
 
 #: Rows of the files of tiny_mm that are kept.

@@ -151,7 +151,7 @@ def test_where_no_setting_differs_that_is_said(tmp_path):
     (tmp_path / "config.yaml").write_text("{epochs: 1}")
     assert "no setting differs from" in refused(model_with({"epochs": 1}), tmp_path / "best.model")
     (tmp_path / "config.yaml").write_text("{epochs: [")
-    assert "setting" not in refused(model_with({"epochs": 1}), tmp_path / "best.model")
+    assert "no setting" not in refused(model_with({"epochs": 1}), tmp_path / "best.model")
 
 
 def test_a_missing_file(tmp_path):
@@ -190,6 +190,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, error, reason
 
     if where == "save":
         monkeypatch.setattr(torch, "save", fail_midway(error))
+    elif isinstance(error, RuntimeError):
+        pytest.skip("only torch's writer raises it")
     else:
         monkeypatch.setattr(checkpoints.os, where, fail)
     with pytest.raises(UserError, match="could not be written") as caught:
