@@ -30,6 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)
+	$(BIN)/python docs/site_hooks/settings_page.py
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 

@@ -387,9 +387,9 @@ def check_is_built(model: nn.Module) -> None:
     ConfigError
         ``logits`` is not defined, or ``build()`` was not called.
     """
-    cls = type(model)
     if not isinstance(model, MultimodalModel):
         return
+    cls = type(model)
     if cls.logits is MultimodalModel.logits:
         raise ConfigError(f"{_source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
     if not hasattr(model, "penalty"):

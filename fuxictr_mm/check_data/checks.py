@@ -104,7 +104,7 @@ def check(
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
         text = (function.__doc__ or name).split("\n")[0].rstrip(".")
-        found = text if text[:2].isupper() else text[:1].lower() + text[1:]
+        found = text if text[1:2].isupper() else text[:1].lower() + text[1:]
         declare(name, severity, found, expected, action, done)
         functions_of(subject)[name] = function
         return function

@@ -417,7 +417,7 @@ class _StudyTrials:
         error = ""
         try:
             _write_experiment(self._folder, self._tuner, expid, point)
-            where = {"data_root": self._data_root, "model_zoo": self._model_zoo}
+            where: dict[str, Any] = {"data_root": self._data_root, "model_zoo": self._model_zoo}
             experiment = Experiment.load(expid, self._folder, **where)
             trial = Trial(expid, experiment.config.to_dict(), experiment.paths, lock, number)
             if trial.result() is None and not self._should_prune(number):

@@ -1,4 +1,4 @@
-"""Weights on disk: whole or not at all, read without running anything, checked before they are taken."""
+"""Weights on disk: atomic writes, reads that run no code, checks before a tensor is taken."""
 
 import errno
 import os
