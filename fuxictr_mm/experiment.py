@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import os
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_params, is_foreign, make_safe
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.files import read_json, write_json
-from fuxictr_mm.logs import LogFiles, set_up_logging  # noqa: F401  # former place
+from fuxictr_mm.files import read_json
+from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import describe_error, load_model_class
-from fuxictr_mm.runs import Run, RunPaths, find_runs, read_run, unwritable
-from fuxictr_mm.runtime import device_of, is_main, keep_freed_memory, local_gpu, set_precision
+from fuxictr_mm.runs import Run, RunPaths, read_run
+from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
-from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint
+from fuxictr_mm.training.run import TrainingRun
 
 logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
-
-#: Settings that say how long to train, and change nothing of the steps until then.
-LENGTH_KEYS = ("epochs", "early_stop_patience")
 
 
 class Experiment:
@@ -198,7 +187,7 @@ class Experiment:
         verbose = self.config.verbose if progress is None else 2 * progress
         experiment = self if verbose == self.config.verbose else self.with_settings(verbose=verbose)
         with _only_one(self.config.expid), distributed.process_group(self.config.gpu), restored_threads():
-            return _Training(experiment, resume, None if results_csv is None else Path(results_csv)).run()
+            return TrainingRun(experiment, resume, None if results_csv is None else Path(results_csv)).run()
 
     def predict(self, data: Any = None, *, weights: StrPath | None = None) -> np.ndarray:
         """Return the predicted probabilities of the rows of a file or data frame.
@@ -352,12 +341,12 @@ class Experiment:
         paths : bool
             False: also of a run for which the data lay elsewhere, or of another seed.
         """
-        found = self._any_result()
+        found = self.newest_result()
         key = "config_hash" if paths else "settings_hash"
         return found if found is not None and found.get(key) == self.config.fingerprint(paths) else None
 
-    def _any_result(self) -> dict[str, Any] | None:
-        """Return the result of the newest run of any configuration, None if it has not finished."""
+    def newest_result(self) -> dict[str, Any] | None:
+        """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""
         try:
             found = read_json(self.paths.result)
         except UserError:
@@ -403,189 +392,6 @@ def _only_one(expid: str) -> Iterator[None]:
         _process.release()
 
 
-class _Training:
-    """One call of ``fit``.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        What to train.
-    resume : bool
-        Whether to continue an interrupted run.
-    results_csv : Path, optional
-        See ``Experiment.fit``.
-    """
-
-    def __init__(self, experiment: Experiment, resume: bool, results_csv: Path | None) -> None:
-        self.started = time.perf_counter()
-        self.experiment = experiment
-        self.config = experiment.config
-        self.paths = experiment.paths
-        self.resume = resume
-        self.results_csv = results_csv
-
-    def run(self) -> Run:
-        """Train and return the run, or the finished one that is to be resumed."""
-        experiment, config = self.experiment, self.config
-        if self.resume:
-            if result := experiment.result():
-                logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
-                return experiment.run_of(result, self._finished_folder())
-            self._check_resumable()
-        with LogFiles() as logs, ExitStack() as stack:
-            experiment.prepare_process()
-            splits = {"train": True, "valid": True}
-            if config.dataset.test_data:
-                splits["test"] = False
-            dataset = experiment.load_dataset(splits)
-            model = experiment.build_model(dataset)
-            if self.results_csv is not None:
-                _check_writable(self.results_csv)
-            writer = None
-            if is_main():
-                stack.enter_context(_locked(self.paths))
-                if config.record:
-                    writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume)
-            logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
-            return self._train(dataset, model, writer)
-
-    def _finished_folder(self) -> Path | None:
-        """Return the folder of the newest finished run of this configuration, None if it has none."""
-        runs = find_runs(self.config.model_root, dataset=self.config.dataset_id, expid=self.config.expid)
-        fingerprint = self.config.fingerprint()
-        return next((run.path for run in runs if run.finished and config_hash(run.config) == fingerprint), None)
-
-    def _check_resumable(self) -> None:
-        """Refuse to train a finished run for longer: its training checkpoint is gone. Warn of one of other settings."""
-        if self.paths.checkpoint.exists() or self.experiment._any_result() is None:
-            return
-        runs = find_runs(self.config.model_root, dataset=self.config.dataset_id, expid=self.config.expid)
-        finished = next((run for run in runs if run.finished), None)
-        if finished is None:
-            return
-        differences = setting_differences(finished.config, self.config.to_dict(), "in that run")
-        what = "; ".join(differences) or "paths of its files"
-        if differences and all(phrase.split()[0] in LENGTH_KEYS for phrase in differences):
-            raise UserError(
-                f"{finished.path}: has finished ({what}) and keeps no training checkpoint to resume from; restore its "
-                "settings, or train from the start, without --resume"
-            )
-        logger.warning(f"{finished.path}: has finished with other settings ({what}); training from the start")
-
-    def _train(self, dataset: Dataset, model: Any, writer: RunWriter | None) -> Run:
-        experiment, config = self.experiment, self.config
-        logger.info(describe_settings(experiment))
-        test_has_labels = self._test_has_labels(dataset)
-        train = experiment.make_loader(dataset.splits["train"], model, shuffle=config.shuffle, training=True)
-        valid = experiment.make_loader(dataset.splits["valid"], model)
-        if is_main():
-            # A result of an earlier run says nothing about the weights that are about to be written.
-            self.paths.result.unlink(missing_ok=True)
-        if distributed.size() > 1:
-            rows = distributed.size() * config.batch_size
-            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows a step")
-        # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
-        in_memory = isinstance(dataset.splits["train"], InteractionTable)
-        fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint)
-        callbacks = self._callbacks(writer)
-        loop.fit(model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks)
-        logger.info("Validation")
-        scored = loop.score(model, valid)
-        metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
-        if test_has_labels:
-            logger.info("Test")
-            test = experiment.make_loader(dataset.splits["test"], model)
-            metrics["test"] = loop.evaluate(model, test, config.metrics)
-        seconds = time.perf_counter() - self.started if writer is None else writer.seconds
-        result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
-        if is_main():
-            if writer is not None:
-                writer.finish(result, model, scored)
-            now = datetime.now().isoformat(timespec="seconds")
-            hashes = {"settings_hash": config.fingerprint(paths=False)}
-            write_json(self.paths.result, {**result, **hashes, "finished_at": now})
-            checkpoint.remove()
-            if self.results_csv is not None:
-                append_result(result, config.dataset_id, self.results_csv)
-        return experiment.run_of(result, None if writer is None else writer.path)
-
-    def _test_has_labels(self, dataset: Dataset) -> bool:
-        """Whether test metrics can be taken; warns of a label that is the same in all rows, a placeholder."""
-        summary = dataset.summaries.get("test")
-        if summary is None or not summary.labels:
-            return False
-        if self.config.task == "binary_classification" and len(summary.labels) == 1:
-            logger.warning(
-                f"{self.config.dataset.test_data}: the label is {min(summary.labels):g} in all {summary.num_rows} "
-                "rows; it is taken for a placeholder, and there are no test metrics"
-            )
-            return False
-        return True
-
-    def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
-        if writer is None:
-            return []
-        logger.info(f"Run: {writer.path}")
-        tensorboard = self.config.tensorboard
-        if is_installed() if tensorboard is None else tensorboard:
-            return [writer, TensorBoardLogger(writer.tensorboard)]
-        return [writer]
-
-
-def describe_settings(experiment: Experiment) -> str:
-    """Return a line for each setting that differs from its default, except the features."""
-    settings = experiment.config.to_dict()
-    defaults = default_settings(experiment.model_class)
-    differing = [key for key, value in settings.items() if key not in defaults or value != defaults[key]]
-    first = ("model", "dataset_id", "description")
-    hidden = (*first, "model_id", "feature_cols", "label_col")
-    names = [*(key for key in first if settings.get(key)), *(key for key in differing if key not in hidden)]
-    shown = {name: _as_text(settings[name]) for name in names}
-    width = max(map(len, shown))
-    lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
-    return "\n".join([f"{experiment.config.expid}, settings that differ from the defaults:", *lines])
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return ", ".join(value)
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def default_settings(model_class: type) -> dict[str, Any]:
-    """Return the default of every setting that has one, those of the model by its constructors."""
-    defaults: dict[str, Any] = {}
-    for cls in reversed(model_class.__mro__):
-        init = vars(cls).get("__init__")
-        if init is not None and not cls.__module__.startswith(("torch.", "builtins")):
-            parameters = inspect.signature(init).parameters.values()
-            defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
-    fields = {**DatasetConfig.model_fields, **ExperimentConfig.model_fields}
-    defaults |= {name: field.default for name, field in fields.items() if not field.is_required()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-
-
-@contextmanager
-def _locked(paths: RunPaths) -> Iterator[None]:
-    """Keep other processes from training the same experiment into the same files meanwhile."""
-    lock = FileLock(paths.lock, blocking=False)
-    try:
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{paths.expid}: another process trains it into {paths.folder} now; wait for its end, or set another "
-            "model_root"
-        ) from None
-    except OSError as error:
-        raise unwritable(paths.folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _write_frame(frame: Any, path: str) -> None:
     """Write a data frame as Parquet."""
     import pyarrow as pa
@@ -600,34 +406,6 @@ def _write_frame(frame: Any, path: str) -> None:
         raise UserError(f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type") from error
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse a file that could not be appended to when the run is over."""
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():
-        raise ConfigError(f"{path}: results could not be appended to it; run in a folder of yours")
-
-
-def append_result(result: Mapping[str, Any], dataset_id: str, path: Path) -> None:
-    """Append a line to a CSV of results, as FuxiCTR does."""
-
-    def listing(metrics: Mapping[str, float] | None) -> str:
-        return " - ".join(f"{k}: {v:.6f}" for k, v in metrics.items()) if metrics else "N.A."
-
-    fields = [
-        f" {datetime.now():%Y%m%d-%H%M%S}",
-        f"[command] python {' '.join(sys.argv)}",
-        f"[exp_id] {result['expid']}",
-        f"[dataset_id] {dataset_id}",
-        "[train] N.A.",
-        f"[val] {listing(result['valid'])}",
-        f"[test] {listing(result['test'])}",
-    ]
-    try:
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(",".join(fields) + "\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: the result line could not be appended ({error.strerror})") from error
-
-
 def find_config(given: StrPath | None, script_folder: StrPath) -> Path:
     """Return the configuration folder: the one given, else the working directory if it holds one, else the script's."""
     if given is not None:
@@ -639,53 +417,3 @@ def find_config(given: StrPath | None, script_folder: StrPath) -> Path:
 def results_csv_path(config_dir: StrPath) -> Path:
     """Return the CSV in the working directory that results of a configuration folder go to, named after the folder."""
     return Path(f"{Path(config_dir).resolve().name}.csv")
-
-
-# Former functions, until their callers have moved to Experiment.
-
-
-def read_params(
-    config_dir: StrPath, expid: str, *, overrides: Mapping[str, Any] | None = None, **options: Any
-) -> tuple[dict[str, Any], type]:
-    """Return the settings and the model class of ``Experiment.load``."""
-    experiment = Experiment.load(expid, config_dir, **{**(overrides or {}), **options})
-    return experiment.config.to_dict(), experiment.model_class
-
-
-def build_model(model_class: type, dataset: Dataset, params: Mapping[str, Any]) -> Any:
-    """See ``Experiment.build_model``."""
-    return Experiment(ExperimentConfig.from_dict(params), model_class).build_model(dataset)
-
-
-def make_loader(split: Any, model: Any, params: Mapping[str, Any], **options: Any) -> Loader:
-    """See ``Experiment.make_loader``."""
-    experiment = Experiment.__new__(Experiment)
-    defaults = {"batch_view": None, "buffer_rows": ExperimentConfig.model_fields["buffer_rows"].default}
-    experiment.config = SimpleNamespace(**{**defaults, **params})  # type: ignore[assignment]
-    return experiment.make_loader(split, model, **options)
-
-
-def run_experiment(
-    params: Mapping[str, Any], model_class: type, results_csv: Path | None = None, resume: bool = False
-) -> Run:
-    """See ``Experiment.fit``."""
-    return Experiment(ExperimentConfig.from_dict(params), model_class).fit(resume=resume, results_csv=results_csv)
-
-
-def predict_test(params: Mapping[str, Any], model_class: type, weights: Path | None = None) -> np.ndarray:
-    """See ``Experiment.predict``."""
-    return Experiment(ExperimentConfig.from_dict(params), model_class).predict(weights=weights)
-
-
-def _paths(params: Mapping[str, Any]) -> RunPaths:
-    return RunPaths(Path(params["model_root"]), params["dataset_id"], params["model_id"])
-
-
-def log_path(params: Mapping[str, Any]) -> Path:
-    """See ``RunPaths.log``."""
-    return _paths(params).log
-
-
-def record_path(params: Mapping[str, Any]) -> Path:
-    """See ``RunPaths.result``."""
-    return _paths(params).result

@@ -108,6 +108,10 @@ class RunPaths:
         """The folder of the runs' folders."""
         return self.folder / self.expid
 
+    def find_runs(self) -> list[Run]:
+        """Return the runs of the experiment, newest first, with unfinished and broken ones."""
+        return find_runs(self.model_root, dataset=self.dataset_id, expid=self.expid)
+
     def new_run(self, seed: int, started_at: datetime) -> Path:
         """Make the folder of a new run, which no other process has made.
 

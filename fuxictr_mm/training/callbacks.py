@@ -31,7 +31,6 @@ from fuxictr_mm.runs import (
     TENSORBOARD,
     WEIGHTS,
     RunPaths,
-    find_runs,
     read_lines,
 )
 from fuxictr_mm.runtime import device_of
@@ -193,8 +192,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any]) -> Path | None:
     wanted = config_hash(plain(settings))
-    runs = find_runs(paths.model_root, dataset=paths.dataset_id, expid=paths.expid)
-    unfinished = [run for run in runs if not (run.path / RESULT).exists() and run.config]
+    unfinished = [run for run in paths.find_runs() if not (run.path / RESULT).exists() and run.config]
     return next((run.path for run in unfinished if config_hash(run.config) == wanted), None)
 
 

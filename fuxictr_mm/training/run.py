@@ -1,0 +1,248 @@
+"""One run of an experiment: its lock, its log, training, metrics, and the files that it leaves."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash
+from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.files import write_json
+from fuxictr_mm.logs import LogFiles
+from fuxictr_mm.runs import Run, RunPaths, unwritable
+from fuxictr_mm.runtime import is_main
+from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
+from fuxictr_mm.training.checkpoints import setting_differences
+from fuxictr_mm.training.resume import TrainingCheckpoint
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+#: Settings that say how long to train, and change nothing of the steps until then.
+LENGTH_KEYS = ("epochs", "early_stop_patience")
+
+
+class TrainingRun:
+    """One call of ``Experiment.fit``.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What to train.
+    resume : bool
+        Whether to continue an interrupted run.
+    results_csv : Path, optional
+        See ``Experiment.fit``.
+    """
+
+    def __init__(self, experiment: Experiment, resume: bool, results_csv: Path | None) -> None:
+        self.started = time.perf_counter()
+        self.experiment = experiment
+        self.config = experiment.config
+        self.paths = experiment.paths
+        self.resume = resume
+        self.results_csv = results_csv
+
+    def run(self) -> Run:
+        """Train and return the run, or the finished one that is to be resumed."""
+        experiment, config = self.experiment, self.config
+        if self.resume:
+            if result := experiment.result():
+                logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
+                return experiment.run_of(result, self._finished_folder())
+            self._check_resumable()
+        with LogFiles() as logs, ExitStack() as stack:
+            experiment.prepare_process()
+            splits = {"train": True, "valid": True}
+            if config.dataset.test_data:
+                splits["test"] = False
+            dataset = experiment.load_dataset(splits)
+            model = experiment.build_model(dataset)
+            if self.results_csv is not None:
+                _check_writable(self.results_csv)
+            writer = None
+            if is_main():
+                stack.enter_context(_locked(self.paths))
+                if config.record:
+                    writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume)
+            logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
+            return self._train(dataset, model, writer)
+
+    def _finished_folder(self) -> Path | None:
+        """Return the folder of the newest finished run of this configuration, None if it has none."""
+        fingerprint = self.config.fingerprint()
+        runs = [run for run in self.paths.find_runs() if run.finished]
+        return next((run.path for run in runs if config_hash(run.config) == fingerprint), None)
+
+    def _check_resumable(self) -> None:
+        """Refuse to train a finished run for longer: its training checkpoint is gone. Warn of one of other settings."""
+        if self.paths.checkpoint.exists() or self.experiment.newest_result() is None:
+            return
+        finished = next((run for run in self.paths.find_runs() if run.finished), None)
+        if finished is None:
+            return
+        differences = setting_differences(finished.config, self.config.to_dict(), "in that run")
+        what = "; ".join(differences) or "paths of its files"
+        if differences and all(phrase.split()[0] in LENGTH_KEYS for phrase in differences):
+            raise UserError(
+                f"{finished.path}: has finished ({what}) and keeps no training checkpoint to resume from; restore its "
+                "settings, or train from the start, without --resume"
+            )
+        logger.warning(f"{finished.path}: has finished with other settings ({what}); training from the start")
+
+    def _train(self, dataset: Dataset, model: Any, writer: RunWriter | None) -> Run:
+        experiment, config = self.experiment, self.config
+        logger.info(describe_settings(experiment))
+        test_has_labels = self._test_has_labels(dataset)
+        train = experiment.make_loader(dataset.splits["train"], model, shuffle=config.shuffle, training=True)
+        valid = experiment.make_loader(dataset.splits["valid"], model)
+        if is_main():
+            # A result of an earlier run says nothing about the weights that are about to be written.
+            self.paths.result.unlink(missing_ok=True)
+        if distributed.size() > 1:
+            rows = distributed.size() * config.batch_size
+            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows a step")
+        # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
+        in_memory = isinstance(dataset.splits["train"], InteractionTable)
+        fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
+        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint)
+        callbacks = self._callbacks(writer)
+        loop.fit(model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks)
+        logger.info("Validation")
+        scored = loop.score(model, valid)
+        metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
+        if test_has_labels:
+            logger.info("Test")
+            test = experiment.make_loader(dataset.splits["test"], model)
+            metrics["test"] = loop.evaluate(model, test, config.metrics)
+        seconds = time.perf_counter() - self.started if writer is None else writer.seconds
+        result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
+        if is_main():
+            if writer is not None:
+                writer.finish(result, model, scored)
+            now = datetime.now().isoformat(timespec="seconds")
+            hashes = {"settings_hash": config.fingerprint(paths=False)}
+            write_json(self.paths.result, {**result, **hashes, "finished_at": now})
+            checkpoint.remove()
+            if self.results_csv is not None:
+                append_result(result, config.dataset_id, self.results_csv)
+        return experiment.run_of(result, None if writer is None else writer.path)
+
+    def _test_has_labels(self, dataset: Dataset) -> bool:
+        """Whether test metrics can be taken; warns of a label that is the same in all rows, a placeholder."""
+        summary = dataset.summaries.get("test")
+        if summary is None or not summary.labels:
+            return False
+        if self.config.task == "binary_classification" and len(summary.labels) == 1:
+            logger.warning(
+                f"{self.config.dataset.test_data}: the label is {min(summary.labels):g} in all {summary.num_rows} "
+                "rows; it is taken for a placeholder, and there are no test metrics"
+            )
+            return False
+        return True
+
+    def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
+        if writer is None:
+            return []
+        logger.info(f"Run: {writer.path}")
+        tensorboard = self.config.tensorboard
+        if is_installed() if tensorboard is None else tensorboard:
+            return [writer, TensorBoardLogger(writer.tensorboard)]
+        return [writer]
+
+
+def describe_settings(experiment: Experiment) -> str:
+    """Return a line for each setting that differs from its default, except the features."""
+    settings = experiment.config.to_dict()
+    defaults = default_settings(experiment.model_class)
+    differing = [key for key, value in settings.items() if key not in defaults or value != defaults[key]]
+    first = ("model", "dataset_id", "description")
+    hidden = (*first, "model_id", "feature_cols", "label_col")
+    names = [*(key for key in first if settings.get(key)), *(key for key in differing if key not in hidden)]
+    shown = {name: _as_text(settings[name]) for name in names}
+    width = max(map(len, shown))
+    lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
+    return "\n".join([f"{experiment.config.expid}, settings that differ from the defaults:", *lines])
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def default_settings(model_class: type) -> dict[str, Any]:
+    """Return the default of every setting that has one, those of the model by its constructors."""
+    defaults: dict[str, Any] = {}
+    for cls in reversed(model_class.__mro__):
+        init = vars(cls).get("__init__")
+        if init is not None and not cls.__module__.startswith(("torch.", "builtins")):
+            parameters = inspect.signature(init).parameters.values()
+            defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    fields = {**DatasetConfig.model_fields, **ExperimentConfig.model_fields}
+    defaults |= {name: field.default for name, field in fields.items() if not field.is_required()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
+@contextmanager
+def _locked(paths: RunPaths) -> Iterator[None]:
+    """Keep other processes from training the same experiment into the same files meanwhile."""
+    lock = FileLock(paths.lock, blocking=False)
+    try:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{paths.expid}: another process trains it into {paths.folder} now; wait for its end, or set another "
+            "model_root"
+        ) from None
+    except OSError as error:
+        raise unwritable(paths.folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that could not be appended to when the run is over."""
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():
+        raise ConfigError(f"{path}: results could not be appended to it; run in a folder of yours")
+
+
+def append_result(result: Mapping[str, Any], dataset_id: str, path: Path) -> None:
+    """Append a line to a CSV of results, as FuxiCTR does."""
+
+    def listing(metrics: Mapping[str, float] | None) -> str:
+        return " - ".join(f"{k}: {v:.6f}" for k, v in metrics.items()) if metrics else "N.A."
+
+    fields = [
+        f" {datetime.now():%Y%m%d-%H%M%S}",
+        f"[command] python {' '.join(sys.argv)}",
+        f"[exp_id] {result['expid']}",
+        f"[dataset_id] {dataset_id}",
+        "[train] N.A.",
+        f"[val] {listing(result['valid'])}",
+        f"[test] {listing(result['test'])}",
+    ]
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(",".join(fields) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: the result line could not be appended ({error.strerror})") from error
