@@ -147,9 +147,9 @@ class Finding:
         lines = [f"{self.severity:<8}{self.check:<22}{self.count:>9,}  {where}"]
         lines.append(f"{indent}{self.found}; expected {self.expected}")
         for row, key, value in self.rows.head(most).iter_rows():
-            place = "no row" if row is None else f"row {row}"
+            number = "no row" if row is None else f"row {row}"
             shown = "" if value is None else f": {_shorten(_plain(value))}"
-            lines.append(f"{indent}  {place}, {self.rows.columns[1]} {'?' if key is None else key}{shown}")
+            lines.append(f"{indent}  {number}, {self.rows.columns[1]} {'?' if key is None else key}{shown}")
         if self.rows.height > most:
             lines.append(f"{indent}  and {self.rows.height - most:,} more")
         return lines

@@ -263,13 +263,13 @@ class Split:
         return pairs * (differ if differing else 1 - differ)
 
     def clicks(self) -> pl.DataFrame:
-        """Return ``user`` and ``item`` of the clicks; of all examples where nothing tells which are."""
-        clicked = pl.col("click") == 1 if self.has_label else pl.lit(True)
+        """Return ``user`` and ``item`` of the clicks; of all examples where labels are missing or all the same."""
+        clicked = pl.col("click") == 1 if self.rows["click"].drop_nulls().n_unique() == 2 else pl.lit(True)
         rows = self.rows.filter(clicked & (pl.col("target") > 0) & pl.col("user").is_not_null())
         return rows.select("user", item="target").unique()
 
     def popularity_of(self, other: Split) -> np.ndarray:
-        """Return how many examples of this split show each target of another, ``(B,)``."""
+        """Return how many examples of this split show each target of another, ``(B,)``, in any order."""
         counts = other.rows.select("target").join(self.target_counts, on="target", how="left")
         return counts["n"].fill_null(0).cast(pl.Int64).to_numpy()
 
@@ -303,7 +303,8 @@ def one_class(split: Split) -> Iterator[Fault]:
     """All labels are the same."""
     labels = split.rows["click"].drop_nulls()
     if labels.n_unique() == 1:
-        yield Fault(split.file, LABEL, found=f"all {len(labels):,} labels are {labels[0]}")
+        severity = WARNING if split.name == "test" else ERROR  # there they may stand for unknown ones
+        yield Fault(split.file, LABEL, found=f"all {len(labels):,} labels are {labels[0]}", severity=severity)
 
 
 @check(Split, INFO, "every item once, or a rewatch")

@@ -97,7 +97,7 @@ _NEUTRAL = ("MODIFIER", "MATHEMATICAL", "FEMININE", "MASCULINE", "MICRO", "SCRIP
 
 #: So many items that share a title are suspicious.
 MOST_SHARING = 10
-#: A language is told from at least so many letters and words; the probabilities of the expected one and of another.
+#: A language is identified from at least so many letters and words; probabilities of the expected one and of another.
 LEAST_LETTERS, LEAST_WORDS, EXPECTED_MOST, OTHER_LEAST = 15, 4, 1e-3, 0.5
 
 

@@ -97,7 +97,7 @@ def test_drift_of_each_kind_is_found_and_nothing_without_it(tmp_path, check):
 
 
 def test_population_stability_by_hand():
-    # (9.5 + 0.5) / 20 and so on: shares of 0.5, 0.5 and 0.25, 0.75
+    # (9.5 + 0.5) / 20 and so on: fractions of 0.5, 0.5 and 0.25, 0.75
     psi = population_stability(np.array([9.5, 9.5]), np.array([4.5, 14.5]))
     assert psi == pytest.approx(-0.25 * np.log(0.25 / 0.5) + 0.25 * np.log(0.75 / 0.5))
 
@@ -111,10 +111,18 @@ def test_labels_of_one_class_and_unknown_labels(tmp_path):
     assert found["bad-label", "valid.parquet", "label"].rows["row"].to_list() == [0, 1]
 
 
+def test_placeholders_for_the_labels_of_test_are_a_warning_and_hide_no_click(tmp_path):
+    write_split(tmp_path, "train", [1, 2], [5, 6], [[7], [8]], [0, 1])
+    write_split(tmp_path, "test", [1, 2], [7, 9], [[], []], [0, 0])
+    report, _ = check_folder(tmp_path, ["one-class", "future-click"])
+    found = {(f.check, f.severity, f.file): f.rows.height for f in report.findings()}
+    assert found == {("one-class", "warning", "test.parquet"): 0, ("future-click", "warning", "train.parquet"): 1}
+
+
 def test_repeats_by_coincidence_are_infos(tmp_path):
     rng = np.random.default_rng(8)
     count = 4000
-    users = rng.integers(1, 100, count)  # a history per user: rows meet by chance
+    users = rng.integers(1, 100, count)  # a history per user: rows meet by coincidence
     made = world(rng, count, users=users, histories=[[int(u)] for u in users], level=np.ones(count, int))
     write_world(tmp_path, "train", made)
     report, _ = check_folder(tmp_path, ["contradictory-row", "duplicate-row"])

@@ -65,7 +65,7 @@ class SyntheticSpec:
     popular_share: float = _option(0.5, "fraction of targets sampled by popularity; the rest are sampled uniformly")
     cold_items: float = _option(0.3, "fraction of items that no history and no training row shows")
     cold_share: float = _option(0.4, "fraction of valid and test rows whose target is such an item")
-    tag_signal: float = _option(0.1, "fraction of tags that tell one of the item's main topics; the rest tell nothing")
+    tag_signal: float = _option(0.1, "fraction of tags that name a main topic of the item; the rest are noise")
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
