@@ -147,7 +147,7 @@ class StrategyFiles:
         if not report_file.exists():
             options = QuantizeOptions(method=method, levels=levels, codes=self.settings.codes)
             book = self.folder / f"codes_{method}.safetensors"
-            report = quantize(self.sources, out, options, codebook=book, neighbors=neighbors, overwrite=True)
+            report = quantize(self.sources, out, options, save=book, neighbors=neighbors, overwrite=True)
             write_beside(report_file, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
         report = json.loads(report_file.read_text(encoding="utf-8"))
         largest = max(int(read_ids(source).max()) for source in self.sources)

@@ -10,81 +10,41 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.arguments import add_examples, show
-from fuxictr_mm.embeddings.command import add_output, check_options, flag
+from fuxictr_mm.checking import Settings
+from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
-from fuxictr_mm.embeddings.swing import Clicks, Neighbors, swing
+from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.contrastive import Alignment, TrainingResult
 
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+class AlignOptions(Settings):
+    """The heads and their training."""
 
-@dataclass(frozen=True, kw_only=True)
-class AlignOptions:
-    """The heads and their training.
-
-    Parameters
-    ----------
-    dim : int
-        Dim of the aligned embeddings, divided evenly among the modalities; each needs as many components.
-    components : int
-        Largest number of principal components of a modality; bounds the memory.
-    hidden : int
-        Hidden dim of the residual MLP; 0 for a linear projection.
-    per_modality : bool
-        Train a head for each modality as well.
-    temperature : float
-        Tau; the smaller, the higher the weight of the nearest negatives.
-    batch_size : int
-        Pairs of a step.
-    steps : int
-        Largest number of steps.
-    evaluate_every : int
-        Steps between evaluations.
-    patience : int
-        Evaluations without a better recall after which training stops.
-    learning_rate, weight_decay : float
-        Of AdamW.
-    held_out : float
-        Fraction of items whose pairs, with any item, are held out for evaluation.
-    recall_at : int
-        Number of nearest items in an evaluation.
-    seed : int
-        Of weights, held-out items and pairs.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of its range.
-    """
-
-    dim: PositiveInt = 128
-    components: PositiveInt = 256
-    hidden: NonNegativeInt = 256
-    per_modality: bool = False
-    temperature: PositiveNumber = 0.3
-    batch_size: PositiveInt = 512
-    steps: PositiveInt = 2000
-    evaluate_every: PositiveInt = 50
-    patience: PositiveInt = 5
-    learning_rate: PositiveNumber = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    recall_at: PositiveInt = 20
-    seed: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        check_options(self, "align")
+    dim: PositiveInt = Field(128, description="dim of the aligned embeddings, divided evenly among the modalities")
+    components: PositiveInt = Field(256, description="largest number of principal components of a modality")
+    hidden: NonNegativeInt = Field(256, description="hidden dim of the residual MLP; 0 for a linear projection")
+    per_modality: bool = Field(False, description="train a head for each modality as well")
+    temperature: float = Field(0.3, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss")
+    batch_size: PositiveInt = Field(512, description="pairs of a step")
+    steps: PositiveInt = Field(2000, description="largest number of steps")
+    evaluate_every: PositiveInt = Field(50, description="steps between evaluations")
+    patience: PositiveInt = Field(5, description="evaluations without a better recall after which training stops")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of AdamW")
+    weight_decay: float = Field(3.0, ge=0, allow_inf_nan=False, description="weight decay, towards the PCA")
+    held_out: float = Field(0.1, gt=0, lt=1, description="fraction of items whose pairs are held out for evaluation")
+    recall_at: PositiveInt = Field(20, description="number of nearest items in an evaluation")
+    seed: NonNegativeInt = Field(0, description="seed of weights, held-out items and pairs, and of Swing")
 
 
 def align(
@@ -221,32 +181,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="FILE", help="write the trained head, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use this head instead of training one: for new items")
     add_output(parser)
-    parser.add_argument("--seed", type=int, help="of all random numbers (default 0)")
-    behaviour = parser.add_argument_group("Swing, with --train")
-    behaviour.add_argument("--alpha", type=float, help="smoothing (default 1.0)")
-    behaviour.add_argument("--user-weight", type=float, help="a user of n clicks has weight n^-this (default 0.5)")
-    behaviour.add_argument("--top-k", type=int, help="neighbors kept of an item (default 50)")
-    behaviour.add_argument("--users-per-item", type=int, help="users that an item is scored over (default 500)")
-    behaviour.add_argument("--items-per-user", type=int, help="clicks of a user that count (default 100)")
-    heads = parser.add_argument_group("heads")
-    heads.add_argument("--dim", type=int, help="dim of the aligned embeddings (default 128)")
-    heads.add_argument("--components", type=int, help="principal components of a modality (default 256)")
-    heads.add_argument("--hidden", type=int, help="hidden dim of the residual MLP (default 256; 0: linear)")
-    heads.add_argument("--per-modality", action="store_true", default=None, help="align each modality by itself too")
-    training = parser.add_argument_group("training")
-    training.add_argument("--temperature", type=float, help="of the contrastive loss (default 0.3)")
-    training.add_argument("--batch-size", type=int, help="pairs of a step (default 512)")
-    training.add_argument("--steps", type=int, help="largest number of steps (default 2000)")
-    training.add_argument("--evaluate-every", type=int, help="steps between evaluations (default 50)")
-    training.add_argument("--patience", type=int, help="evaluations without a better recall (default 5)")
-    training.add_argument("--learning-rate", type=float, help="of AdamW (default 0.001)")
-    training.add_argument("--weight-decay", type=float, help="towards the PCA (default 3.0)")
-    training.add_argument("--held-out", type=float, help="fraction of items held out for evaluation (default 0.1)")
-    training.add_argument("--recall-at", type=int, help="nearest items in an evaluation (default 20)")
-
-
-_SWING = ("alpha", "user_weight", "top_k", "users_per_item", "items_per_user")
-_OPTIONS = tuple(AlignOptions.__dataclass_fields__)
+    add_settings(parser.add_argument_group("Swing, with --train"), SwingOptions, without=["seed"])
+    add_settings(parser.add_argument_group("heads and training"), AlignOptions)
 
 
 def main_from_args(arguments: argparse.Namespace) -> None:
@@ -259,7 +195,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     if arguments.apply is not None:
         _apply(sources, arguments)
         return
-    options = AlignOptions(**_given(arguments, _OPTIONS))
+    options = AlignOptions.read(given_settings(arguments, AlignOptions), "align")
     _check_dims({source.name: source.width for source in sources}, options)  # before minutes of Swing
     verbose = 0 if arguments.quiet else 1
     neighbors = _find_neighbors(arguments, verbose)
@@ -298,26 +234,23 @@ def _apply(sources: Sequence[Source], arguments: argparse.Namespace) -> None:
 def _find_neighbors(arguments: argparse.Namespace, verbose: int) -> Neighbors:
     if arguments.train is None:
         return Neighbors.read(arguments.neighbors)
-    neighbors = swing(Clicks.read(arguments.train), **_given(arguments, (*_SWING, "seed")), verbose=verbose)
+    options = SwingOptions.read(given_settings(arguments, SwingOptions), "swing")
+    neighbors = swing(Clicks.read(arguments.train), options, verbose)
     if arguments.neighbors is not None:
         neighbors.write(arguments.neighbors)
     return neighbors
 
 
-def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-
-
 def _check_useless(arguments: argparse.Namespace) -> None:
     """Raise a ConfigError for an option without effect, or if nothing says which items are similar."""
-    useless: dict[str, Any] = {}
+    useless, reason = given_settings(arguments, SwingOptions), "without --train"
+    useless.pop("seed", None)
     if arguments.apply is not None:
-        useless = _given(arguments, ("train", "neighbors", "save", *_SWING, *_OPTIONS))
+        files = {name: getattr(arguments, name) for name in ("train", "neighbors", "save")}
+        useless |= {name: path for name, path in files.items() if path is not None}
+        useless |= given_settings(arguments, AlignOptions)
         reason = "with --apply, which trains nothing"
-    elif arguments.train is None:
-        if arguments.neighbors is None:
-            raise ConfigError("no neighbors: give --train FILE, --neighbors FILE or --apply FILE")
-        useless = _given(arguments, _SWING)
-        reason = "without --train"
-    if useless:
+    elif arguments.train is None and arguments.neighbors is None:
+        raise ConfigError("no neighbors: give --train FILE, --neighbors FILE or --apply FILE")
+    if useless and (arguments.train is None or arguments.apply is not None):
         raise ConfigError(f"{flag(next(iter(useless)))} has no effect {reason}; leave it out")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from fuxictr_mm.arguments import Parser, add_debug, add_output_options
+
+if TYPE_CHECKING:
+    from fuxictr_mm.checking import Settings
 
 #: Stage, one line of help. ``fuxictr_mm.embeddings.STAGE`` has its ``add_arguments`` and ``main_from_args``.
 STAGES = {
@@ -57,11 +61,26 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_options(options: Any, where: str) -> None:
-    """Raise a ConfigError for fields of a dataclass that do not fit their annotated types and ranges."""
-    from fuxictr_mm.checking import error_of, matches, mismatch
+def add_settings(parser: Any, settings: type[Settings], without: Sequence[str] = ()) -> None:
+    """Add an option for each field of a group of settings; those that are not given are None."""
+    for name, field in settings.model_fields.items():
+        if name not in without:
+            default = "" if field.default is None or field.default is False else f" (default {field.default})"
+            parser.add_argument(flag(name), help=f"{field.description}{default}", **_argument(field.annotation))
 
-    types = get_type_hints(type(options), include_extras=True)
-    problems = {k: mismatch(k, v, types[k]) for k, v in vars(options).items() if not matches(v, types[k])}
-    if problems:
-        raise error_of(where, problems)
+
+def _argument(annotation: Any) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for a value of an annotated type."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {"choices": arguments}
+    if get_origin(annotation) is Sequence:
+        return {**_argument(arguments[0]), "nargs": "+"}
+    if arguments:  # Annotated, or the type or None
+        return _argument(arguments[0])
+    return {"action": "store_true", "default": None} if annotation is bool else {"type": annotation}
+
+
+def given_settings(arguments: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """Return the fields of a group of settings that are given on the command line."""
+    return {name: value for name in settings.model_fields if (value := getattr(arguments, name)) is not None}

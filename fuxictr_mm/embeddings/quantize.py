@@ -10,18 +10,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.arguments import add_examples, show
+from fuxictr_mm.checking import Settings
 from fuxictr_mm.embeddings.codebooks import (
-    METHODS,
-    SCALINGS,
     Codebook,
     Codes,
     Floats,
@@ -34,7 +32,7 @@ from fuxictr_mm.embeddings.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.embeddings.command import add_output, check_options, flag
+from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.item_files import (
     CHUNK_ROWS,
     ItemFileWriter,
@@ -54,70 +52,62 @@ Ids = NDArray[np.int64]
 #: How near two items are.
 METRICS = ("l2", "inner_product")
 
+#: Options of ``vqvae``, see ``fuxictr_mm.embeddings.rqvae.fit_rqvae``.
+NETWORK_OPTIONS = ("steps", "batch_size", "latent_dim", "hidden_units", "learning_rate")
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizeOptions:
-    """How codebooks are fitted.
 
-    Parameters
-    ----------
-    method : {"vq", "rq", "pq", "opq", "vqvae"}
-        k-means; residual, product, optimized product quantization; RQ-VAE, a learned latent space.
-    levels : int, optional
-        Codes per item; 1 for ``vq``, by default 4 for the others.
-    codes : int
-        Number of codes of each level, a power of two.
-    joint : bool
-        One codebook for all modalities together instead of one for each.
-    scaling : {"modality", "none", "l2", "standard"}
-        How modalities are brought to one scale, see ``fuxictr_mm.embeddings.codebooks.Space``.
-    fit_items : int
-        Fit on a sample of at most this many items; bounds the memory.
-    seed : int
-        Seed of the sample and of the method.
-    steps, batch_size, latent_dim, hidden_units, learning_rate : optional
-        Of ``vqvae`` only, see ``fuxictr_mm.embeddings.rqvae.fit_rqvae``.
+class QuantizeOptions(Settings):
+    """How codebooks are fitted."""
 
-    Raises
-    ------
-    ConfigError
-        A value is out of its range, or does not go with another.
-    """
+    method: Method = Field("rq", description="k-means, residual, product or optimized product quantization, or RQ-VAE")
+    levels: PositiveInt | None = Field(None, description="codes per item (default 4; vq has 1)")
+    codes: int = Field(256, ge=2, le=65_536, description="number of codes of each level, a power of two")
+    joint: bool = Field(False, description="one codebook for all modalities together")
+    scaling: Scaling = Field("modality", description="how modalities come to one scale; modality: a variance of 1 each")
+    fit_items: PositiveInt = Field(65_536, description="fit on a sample of at most this many items; bounds the memory")
+    seed: int = Field(2025, ge=0, lt=2**31, description="seed of sample and method")
+    steps: PositiveInt | None = Field(None, description="vqvae: batches (default 5000)")
+    batch_size: PositiveInt | None = Field(None, description="vqvae: items of a batch (default 256)")
+    latent_dim: PositiveInt | None = Field(None, description="vqvae: dim of the latent space (default 32)")
+    hidden_units: Sequence[PositiveInt] | None = Field(
+        None, description="vqvae: hidden dims of the encoder (default 256 128)"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="vqvae: learning rate of Adam (default 0.001)"
+    )
 
-    method: Method = "rq"
-    levels: PositiveInt | None = None
-    codes: Annotated[int, Field(ge=2, le=65_536)] = 256
-    joint: bool = False
-    scaling: Scaling = "modality"
-    fit_items: PositiveInt = 65_536
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 2025
-    steps: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    latent_dim: PositiveInt | None = None
-    hidden_units: Sequence[PositiveInt] | None = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    @field_validator("codes")
+    @classmethod
+    def _check_codes(cls, codes: int) -> int:
+        if codes & (codes - 1):
+            raise ValueError(f"codes is {codes}, expected a power of two, such as 256")
+        return codes
 
-    def __post_init__(self) -> None:
-        check_options(self, "quantize")
-        if self.codes & (self.codes - 1):
-            raise ConfigError(f"--codes {self.codes}, expected a power of two, such as 256")
-        if self.method == "vq" and self.num_levels != 1:
-            raise ConfigError(f"--levels {self.levels}, but --method vq has one level; use --method rq for several")
-        if self.fit_items < self.codes:
-            raise ConfigError(f"--fit-items {self.fit_items} is below --codes {self.codes}; every code needs an item")
-        if self.method != "vqvae" and self.network_options:
-            raise ConfigError(f"{flag(next(iter(self.network_options)))} is of --method vqvae only; leave it out")
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("method") == "vq" and levels not in (None, 1):
+            raise ValueError(f"levels is {levels}, but method vq has one level; use method rq for several")
+        return levels
+
+    @field_validator("fit_items")
+    @classmethod
+    def _check_fit_items(cls, fit_items: int, info: ValidationInfo) -> int:
+        if fit_items < info.data.get("codes", 0):
+            raise ValueError(f"fit_items is {fit_items}, below codes {info.data['codes']}; every code needs an item")
+        return fit_items
+
+    @field_validator(*NETWORK_OPTIONS)
+    @classmethod
+    def _check_network(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("method") != "vqvae":
+            raise ValueError(f"{info.field_name} is of method vqvae only; leave it out")
+        return value
 
     @property
     def num_levels(self) -> int:
         """L."""
-        return (1 if self.method == "vq" else 4) if self.levels is None else self.levels
-
-    @property
-    def network_options(self) -> dict[str, Any]:
-        """Options of ``vqvae`` that are given."""
-        names = ("steps", "batch_size", "latent_dim", "hidden_units", "learning_rate")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return self.levels or (1 if self.method == "vq" else 4)
 
 
 def quantize(
@@ -125,14 +115,16 @@ def quantize(
     out: str | os.PathLike[str],
     options: QuantizeOptions | None = None,
     *,
-    codebook: str | os.PathLike[str] | None = None,
+    apply: str | os.PathLike[str] | None = None,
+    among: Sequence[Source] = (),
+    save: str | os.PathLike[str] | None = None,
     neighbors: int = 0,
     metric: str = "l2",
     decoded: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Fit codebooks on the embeddings of items and write the codes of every item.
+    """Fit codebooks on the embeddings of items, or load them, and write the codes of every item.
 
     Parameters
     ----------
@@ -142,8 +134,13 @@ def quantize(
         Item file to write: ``codes_METHOD_NAME`` per modality, or ``codes_METHOD`` of all together.
     options : QuantizeOptions, optional
         How to fit.
-    codebook : path, optional
-        Where to save the codebooks, for ``apply_codebooks``.
+    apply : path, optional
+        Saved codebooks to use instead of fitting any; without neighbors, this needs neither faiss nor torch.
+    among : sequence of Source
+        With ``apply`` and ``neighbors``: the items to search, with the modalities of ``sources``: those of the fit, on
+        which a model has been trained.
+    save : path, optional
+        Where to save the codebooks.
     neighbors : int
         K, the number of nearest items to write as well, with ``vq`` only; 0 for none.
     metric : {"l2", "inner_product"}
@@ -166,67 +163,30 @@ def quantize(
         Options, embeddings or files are wrong, or faiss is not installed.
     """
     options = options or QuantizeOptions()
-    _check_neighbors(neighbors, metric, [options.method])
-    check_outputs([out, codebook], [], overwrite)
-    with JoinedVectors(sources) as joined:
-        books = _fit(joined, options, quiet)
-        report = _write(joined, books, out, joined, neighbors, metric, decoded, overwrite, quiet)
-    if codebook is not None:
-        save_codebooks(books, codebook)
-    return report
-
-
-def apply_codebooks(
-    sources: Sequence[Source],
-    out: str | os.PathLike[str],
-    codebook: str | os.PathLike[str],
-    *,
-    among: Sequence[Source] = (),
-    neighbors: int = 0,
-    metric: str = "l2",
-    decoded: bool = False,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Write the codes of items by saved codebooks; without neighbors, neither faiss nor torch is needed.
-
-    The other parameters and the result are those of ``quantize``.
-
-    Parameters
-    ----------
-    among : sequence of Source
-        The items to search for neighbors, with the modalities of ``sources``: those of the fit, on which a model has
-        been trained. Needed with ``neighbors``.
-
-    Raises
-    ------
-    UserError
-        The codebook is missing, damaged, or of other modalities or dims than ``sources`` or ``among``.
-    """
-    if neighbors and not among:
-        raise ConfigError(
-            "--neighbors with --apply needs --among NAME=FILE:COLUMN, the items to search: those of the fit, as a "
-            "model does not know the new ones"
-        )
-    if among and not neighbors:
-        raise ConfigError("--among has no effect without --neighbors; leave it out")
-    books = load_codebooks(codebook)
-    _check_neighbors(neighbors, metric, [book.method for book in books.values()])
-    check_outputs([out], [codebook], overwrite)
-    with JoinedVectors(sources) as joined, ExitStack() as stack:
-        catalogue = stack.enter_context(JoinedVectors(among)) if among else joined
-        for given in (joined, catalogue):
-            _check_sources(given, books, str(codebook))
-        return _write(joined, books, out, catalogue, neighbors, metric, decoded, overwrite, quiet)
-
-
-def _check_neighbors(count: int, metric: str, methods: Sequence[str]) -> None:
+    books = load_codebooks(apply) if apply is not None else {}
     if metric not in METRICS:
         raise ConfigError(f"--metric {metric}, expected one of {', '.join(METRICS)}")
-    if count < 0:
-        raise ConfigError(f"--neighbors {count}, expected 0 or more")
-    if count and any(method != "vq" for method in methods):
-        raise ConfigError(f"--neighbors goes with --method vq, not with {methods[0]}; use two commands")
+    if neighbors < 0:
+        raise ConfigError(f"--neighbors {neighbors}, expected 0 or more")
+    if bool(among) != bool(apply is not None and neighbors):
+        raise ConfigError(
+            "--among NAME=FILE:COLUMN, the items of the fit, goes with --apply and --neighbors, to be searched; "
+            "a fit searches its own items"
+        )
+    for method in {book.method for book in books.values()} or {options.method}:
+        if neighbors and method != "vq":
+            raise ConfigError(f"--neighbors goes with --method vq, not with {method}; use two commands")
+    check_outputs([out, save], [apply], overwrite)
+    with JoinedVectors(sources) as joined, ExitStack() as stack:
+        catalogue = stack.enter_context(JoinedVectors(among)) if among else joined
+        if apply is None:
+            books = _fit(joined, options, quiet)
+        for given in (joined, catalogue):
+            _check_sources(given, books, str(apply))
+        report = _write(joined, books, out, catalogue, neighbors, metric, decoded, overwrite, quiet)
+    if save is not None:
+        save_codebooks(books, save)
+    return report
 
 
 def _check_sources(joined: JoinedVectors, books: Mapping[str, Codebook], codebook: str) -> None:
@@ -299,7 +259,7 @@ def _fit_codebook(x: Floats, group: Sequence[Modality], options: QuantizeOptions
     if options.method == "vqvae":
         from fuxictr_mm.embeddings.rqvae import fit_rqvae
 
-        network = options.network_options
+        network = options.model_dump(include=set(NETWORK_OPTIONS), exclude_none=True)
         return fit_rqvae(space, z, options.num_levels, options.codes, options.seed, quiet=quiet, **network)
     return fit_codebook(options.method, space, z, options.num_levels, options.codes, options.seed)
 
@@ -533,21 +493,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
-    parser.add_argument("--method", choices=METHODS, help="rq (default), vq, pq, opq or vqvae")
-    parser.add_argument("--levels", type=int, help="codes per item (default 4; vq has 1)")
-    parser.add_argument("--codes", type=int, help="number of codes of each level, a power of two (default 256)")
-    parser.add_argument("--joint", action="store_true", default=None, help="one codebook for all modalities together")
-    parser.add_argument(
-        "--scaling", choices=SCALINGS, help="how modalities come to one scale (default modality: a variance of 1 each)"
-    )
-    parser.add_argument("--fit-items", type=int, help="fit on a sample of at most this many items (default 65536)")
-    parser.add_argument("--seed", type=int, help="seed of sample and method (default 2025)")
-    network = parser.add_argument_group("of --method vqvae")
-    network.add_argument("--steps", type=int, help="batches (default 5000)")
-    network.add_argument("--batch-size", type=int, help="items of a batch (default 256)")
-    network.add_argument("--latent-dim", type=int, help="dim of the latent space (default 32)")
-    network.add_argument("--hidden-units", type=int, nargs="+", help="hidden dims of the encoder (default 256 128)")
-    network.add_argument("--learning-rate", type=float, help="of Adam (default 0.001)")
+    add_settings(parser, QuantizeOptions)
     parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="with vq: write the K nearest items too")
     parser.add_argument(
         "--among",
@@ -565,24 +511,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(arguments: argparse.Namespace) -> None:
     """Run ``fuxictr-mm embed quantize``."""
-    given = {name: getattr(arguments, name) for name in (*QuantizeOptions.__dataclass_fields__, "save")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if arguments.apply is not None and given:
-        raise ConfigError(
-            f"{flag(next(iter(given)))} has no effect with --apply, where the codebook decides it; leave it out"
-        )
-    if arguments.among and arguments.apply is None:
-        raise ConfigError("--among goes with --apply; without it, neighbors are searched among the items themselves")
+    given = given_settings(arguments, QuantizeOptions)
+    if arguments.apply is not None and (given or arguments.save is not None):
+        useless = flag(next(iter([*given, "save"])))
+        raise ConfigError(f"{useless} has no effect with --apply, where the codebook decides it; leave it out")
     sources = [Source.parse(text) for text in arguments.sources]
     among = [Source.parse(text) for text in arguments.among or ()]
     inputs = [*(source.path for source in (*sources, *among)), arguments.apply]
     check_outputs([arguments.out, arguments.save, arguments.report], inputs, arguments.overwrite)
-    shared = {name: getattr(arguments, name) for name in ("neighbors", "metric", "decoded", "overwrite", "quiet")}
-    if arguments.apply is not None:
-        report = apply_codebooks(sources, arguments.out, arguments.apply, among=among, **shared)
-    else:
-        codebook = given.pop("save", None)
-        report = quantize(sources, arguments.out, QuantizeOptions(**given), codebook=codebook, **shared)
+    options = QuantizeOptions.read(given, "quantize")
+    names = ("apply", "save", "neighbors", "metric", "decoded", "overwrite", "quiet")
+    report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
     if arguments.report is not None:
         write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
     largest_id = max(int(read_ids(s).max()) for s in (*sources, *among)) if arguments.neighbors else 0

@@ -30,7 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from fuxictr_mm.checking import Settings
 from fuxictr_mm.data import parquet
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
@@ -245,18 +247,25 @@ def _read_neighbors(file: os.PathLike[str]) -> Iterator[tuple[Integers, Integers
         yield ids, lengths, neighbors, scores.astype(np.float64)
 
 
-def swing(
-    clicks: Clicks,
-    *,
-    alpha: float = 1.0,
-    user_weight: float = 0.5,
-    top_k: int = 50,
-    users_per_item: int = 500,
-    items_per_user: int = 100,
-    seed: int = 0,
-    verbose: int = 1,
-) -> Neighbors:
-    r"""Return the ``top_k`` items of the highest Swing score of each item.
+class SwingOptions(Settings):
+    """Settings of ``swing``."""
+
+    alpha: float = Field(1.0, gt=0, allow_inf_nan=False, description="smoothing, added to the items that users share")
+    user_weight: float = Field(
+        0.5, ge=0, allow_inf_nan=False, description="beta: a user of n clicks has the weight n^-beta"
+    )
+    top_k: PositiveInt = Field(50, description="neighbors kept of an item; of equal scores, those of smaller ids")
+    users_per_item: int = Field(500, ge=2, description="score an item over a random sample of at most this many users")
+    items_per_user: int = Field(100, ge=2, description="use a random sample of at most this many clicks of a user")
+    seed: NonNegativeInt = Field(0, description="seed of both samples")
+
+
+def swing(clicks: Clicks, options: SwingOptions | None = None, verbose: int = 1) -> Neighbors:
+    """Return the items of the highest Swing score of each item.
+
+    Work and memory of an item grow with the square of its users, which ``users_per_item`` bounds. All clicks of the
+    sampled users count, and the scores are scaled by the fraction of pairs that is left out, so that they are unbiased.
+    The sample of ``items_per_user`` counts in |I_u| as well: users of more clicks are mostly crawlers.
 
     Memory is that of the clicks (some copies of 8 bytes each) and of one block of anchors.
 
@@ -264,57 +273,34 @@ def swing(
     ----------
     clicks : Clicks
         Of the training split.
-    alpha : float
-        Above 0. Larger values reduce the effect of the number of items that two users share.
-    user_weight : float
-        Exponent beta of :math:`w_u = |I_u|^{-\beta}`; 0 gives all users the same weight.
-    top_k : int
-        Neighbors kept of each item; of equal scores the smaller id is kept.
-    users_per_item : int
-        An item with more users is scored over a random sample of this many. All clicks of these users count, and the
-        scores are scaled by the fraction of pairs that is left out, so that they are unbiased. Work and memory of an
-        item grow with the square; at most ``MAX_USERS_PER_ITEM``.
-    items_per_user : int
-        Of a user with more clicks, a random sample of this many counts, in |I_u| as well: such users are mostly
-        crawlers.
-    seed : int
-        Of both samples; without sampling the result does not depend on it.
+    options : SwingOptions, optional
+        Settings.
     verbose : int
         0 shows no progress bar.
-
-    Returns
-    -------
-    Neighbors
 
     Raises
     ------
     ConfigError
-        A setting is out of its range.
+        An item is to be scored over more than ``MAX_USERS_PER_ITEM`` users.
     DataError
         No two users share two items.
     """
-    for name, value in (("top_k", top_k), ("users_per_item", users_per_item), ("items_per_user", items_per_user)):
-        if value < (least := 1 if name == "top_k" else 2):
-            raise ConfigError(f"swing: {name} is {value}, expected at least {least}")
-    if not (np.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"swing: alpha is {alpha}, expected a number above 0")
-    if not (np.isfinite(user_weight) and user_weight >= 0):
-        raise ConfigError(f"swing: user_weight is {user_weight}, expected 0 or more")
-    rng = np.random.default_rng(seed)
-    users = _sample_rows(clicks.matrix, items_per_user, rng)
+    options = options or SwingOptions()
+    rng = np.random.default_rng(options.seed)
+    users = _sample_rows(clicks.matrix, options.items_per_user, rng)
     users = users[np.diff(users.indptr) > 1]  # a single click makes no pair of items
     items = users.T.tocsr()
     total = np.diff(items.indptr)
-    items = _sample_rows(items, users_per_item, rng)
+    items = _sample_rows(items, options.users_per_item, rng)
     sizes = np.diff(items.indptr)
     if sizes.max(initial=0) > MAX_USERS_PER_ITEM:
         raise ConfigError(
-            f"swing: users_per_item is {users_per_item}, and an item has {sizes.max()} users to be scored over; "
-            f"memory grows with their square: expected at most {MAX_USERS_PER_ITEM}"
+            f"swing: users_per_item is {options.users_per_item}, and an item has {sizes.max()} users to be scored "
+            f"over; memory grows with their square: expected at most {MAX_USERS_PER_ITEM}"
         )
     scale = total * (total - 1.0) / np.maximum(sizes * (sizes - 1.0), 1)
     clicks_of_user = np.diff(users.indptr)
-    weights = clicks_of_user.astype(np.float64) ** -user_weight
+    weights = clicks_of_user.astype(np.float64) ** -options.user_weight
     anchors = np.flatnonzero(sizes > 1)
     items = items[anchors]
     clicks_before = np.concatenate(([0], np.cumsum(clicks_of_user[items.indices])))[items.indptr]
@@ -324,8 +310,10 @@ def swing(
         for first, last in _split(clicks_before + pairs_before, BLOCK_SIZE):
             chosen = items[first:last]
             rows = users[chosen.indices]
-            anchor, item, score = _score(rows, chosen.indptr, anchors[first:last], weights[chosen.indices], alpha)
-            found.append(_best(clicks.item_ids[anchor], clicks.item_ids[item], score * scale[anchor], top_k))
+            anchor, item, score = _score(
+                rows, chosen.indptr, anchors[first:last], weights[chosen.indices], options.alpha
+            )
+            found.append(_best(clicks.item_ids[anchor], clicks.item_ids[item], score * scale[anchor], options.top_k))
             bar.update(last - first)
     if not any(len(scores) for *_, scores in found):
         raise DataError("swing: no two users share two items, so no items are similar; use more interactions")

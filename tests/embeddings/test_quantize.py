@@ -12,7 +12,7 @@ import yaml
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.codebooks import load_codebooks
 from fuxictr_mm.embeddings.item_files import Source
-from fuxictr_mm.embeddings.quantize import QuantizeOptions, apply_codebooks, nearest_items, quantize, yaml_lines
+from fuxictr_mm.embeddings.quantize import QuantizeOptions, nearest_items, quantize, yaml_lines
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 
@@ -47,8 +47,8 @@ def fit(tmp_path):
 
     def run(sources, method="rq", out="a.parquet", book="book", neighbors=0, decoded=False, **options):
         options = {"codes": 16, "levels": None if method == "vq" else 2, **options}
-        given = QuantizeOptions(method=method, **options)
-        more = {"codebook": tmp_path / book, "neighbors": neighbors, "decoded": decoded, "overwrite": True}
+        given = QuantizeOptions.read({"method": method, **options}, "quantize")
+        more = {"save": tmp_path / book, "neighbors": neighbors, "decoded": decoded, "overwrite": True}
         report = quantize(sources, tmp_path / out, given, quiet=True, **more)
         return report, load_codebooks(tmp_path / book)
 
@@ -98,7 +98,7 @@ def test_items_without_embedding_take_no_part_in_the_fit(items, fit, tmp_path):
 
 def test_applied_codebooks_give_the_same_codes(items, fit, tmp_path):
     report, _ = fit(items, "opq")
-    assert apply_codebooks(items, tmp_path / "b.parquet", tmp_path / "book", quiet=True) == report
+    assert quantize(items, tmp_path / "b.parquet", apply=tmp_path / "book", quiet=True) == report
     assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
 
 
@@ -161,19 +161,19 @@ def test_a_sample_bounds_the_fit(items, fit, tmp_path):
     [
         ({"method": "rp"}, "method .*'rp'"),
         ({"scaling": "max"}, "scaling .*'max'"),
-        ({"codes": 100}, "--codes 100"),
+        ({"codes": 100}, "codes is 100"),
         ({"codes": 1}, "codes is 1"),
         ({"levels": 0}, "levels is 0"),
-        ({"method": "vq", "levels": 4}, "--levels 4"),
-        ({"fit_items": 10}, "--fit-items 10"),
+        ({"method": "vq", "levels": 4}, "levels is 4"),
+        ({"fit_items": 10}, "fit_items is 10"),
         ({"seed": -1}, "seed is -1"),
         ({"method": "vqvae", "learning_rate": 0.0}, r"learning_rate is 0\.0"),
-        ({"steps": 5}, "--steps"),
+        ({"steps": 5}, "steps"),
     ],
 )
 def test_options_that_cannot_be(options, wrong):
     with pytest.raises(ConfigError, match=wrong):
-        QuantizeOptions(**options)
+        QuantizeOptions.read(options, "quantize")
 
 
 def test_more_codes_than_items(items, fit, tmp_path):
@@ -188,7 +188,7 @@ def test_codebooks_of_other_modalities_or_dims(items, fit, tmp_path):
     more = [*items, Source("audio", items[0].path, "text")]
     for sources, wrong in ((items[:1], "book: .*image"), (more, "book: .*audio"), (swapped, "book: 'text' .*12.* 8")):
         with pytest.raises(DataError, match=wrong):
-            apply_codebooks(sources, tmp_path / "b.parquet", tmp_path / "book", quiet=True)
+            quantize(sources, tmp_path / "b.parquet", apply=tmp_path / "book", quiet=True)
     assert not (tmp_path / "b.parquet").exists()
 
 
@@ -200,11 +200,11 @@ def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsy
     new = [Source(source.name, tmp_path / "n", source.column) for source in items]
     out = tmp_path / "b.parquet"
     with pytest.raises(ConfigError, match="--among"):
-        apply_codebooks(new, out, tmp_path / "book", neighbors=3, quiet=True)
+        quantize(new, out, apply=tmp_path / "book", neighbors=3, quiet=True)
     with pytest.raises(ConfigError, match="--among"):
-        apply_codebooks(new, out, tmp_path / "book", among=items, quiet=True)
+        quantize(new, out, apply=tmp_path / "book", among=items, quiet=True)
     with pytest.raises(DataError, match="image"):
-        apply_codebooks(new, out, tmp_path / "book", among=items[:1], neighbors=3, quiet=True)
+        quantize(new, out, apply=tmp_path / "book", among=items[:1], neighbors=3, quiet=True)
     assert not out.exists()
     names = [f"{s.name}={tmp_path / 'n'}:{s.column}" for s in items]
     among = ["--among", *(f"{s.name}={s.path}:{s.column}" for s in items)]
@@ -251,7 +251,7 @@ def test_existing_files_are_kept(items, tmp_path):
     (tmp_path / "book").write_text("mine")
     options = QuantizeOptions(codes=16)
     with pytest.raises(ConfigError, match="book"):
-        quantize(items, tmp_path / "a.parquet", options, codebook=tmp_path / "book", quiet=True)
+        quantize(items, tmp_path / "a.parquet", options, save=tmp_path / "book", quiet=True)
     with pytest.raises(ConfigError, match="book"):
         quantize(items, tmp_path / "book", options, quiet=True)
     assert (tmp_path / "book").read_text() == "mine"

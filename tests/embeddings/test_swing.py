@@ -14,7 +14,7 @@ from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings import swing as module
-from fuxictr_mm.embeddings.swing import Clicks, Neighbors, swing
+from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 
@@ -52,7 +52,9 @@ def test_equals_brute_force(pairs, alpha, beta):
         with pytest.raises(DataError):
             swing(from_pairs(pairs), verbose=0)
         return
-    assert as_scores(swing(from_pairs(pairs), alpha=alpha, user_weight=beta)) == pytest.approx(expected, rel=1e-12)
+    assert as_scores(swing(from_pairs(pairs), SwingOptions(alpha=alpha, user_weight=beta))) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_small_blocks_and_chunks_and_large_ids_give_the_same(monkeypatch):
@@ -67,7 +69,7 @@ def test_small_blocks_and_chunks_and_large_ids_give_the_same(monkeypatch):
 
 def test_top_k_keeps_the_best_and_ties_go_to_the_smaller_id():
     pairs = {(u, i) for u in (1, 2) for i in (1, 2, 3, 4)} | {(u, i) for u in (3, 4) for i in (1, 4)}
-    found = swing(from_pairs(pairs), top_k=2)
+    found = swing(from_pairs(pairs), SwingOptions(top_k=2))
     assert found.neighbors[:2].tolist() == [4, 2]
     assert np.bincount(found.items).max() == 2
 
@@ -76,8 +78,8 @@ def test_sampled_users_depend_on_the_seed_and_scores_are_unbiased():
     rng = np.random.default_rng(1)
     pairs = {(int(u), int(i)) for u, i in rng.integers(1, [80, 8], (400, 2))}
     full = as_scores(swing(from_pairs(pairs)))
-    samples = [as_scores(swing(from_pairs(pairs), users_per_item=10, seed=s)) for s in range(150)]
-    assert samples[0] == as_scores(swing(from_pairs(pairs), users_per_item=10, seed=0)) != samples[1]
+    samples = [as_scores(swing(from_pairs(pairs), SwingOptions(users_per_item=10, seed=s))) for s in range(150)]
+    assert samples[0] == as_scores(swing(from_pairs(pairs), SwingOptions(users_per_item=10, seed=0))) != samples[1]
     mean = np.mean([[sample.get(key, 0.0) for key in full] for sample in samples], axis=0)
     np.testing.assert_allclose(mean, list(full.values()), rtol=0.25)
     assert mean.sum() == pytest.approx(sum(full.values()), rel=0.02)
@@ -85,7 +87,7 @@ def test_sampled_users_depend_on_the_seed_and_scores_are_unbiased():
 
 def test_a_user_beyond_the_cap_counts_with_a_sample_of_the_items():
     crawler = {(0, i) for i in range(1, 50)}
-    found = swing(from_pairs(crawler | {(u, i) for u in (1, 2) for i in (1, 2)}), items_per_user=2)
+    found = swing(from_pairs(crawler | {(u, i) for u in (1, 2) for i in (1, 2)}), SwingOptions(items_per_user=2))
     assert as_scores(found)[1, 2] >= 1 / (2 * 3)
     assert set(found.items.tolist()) <= {1, 2}
 
@@ -104,7 +106,7 @@ def test_a_user_beyond_the_cap_counts_with_a_sample_of_the_items():
 def test_settings_out_of_range(option):
     ((name, value),) = option.items()
     with pytest.raises(ConfigError, match=rf"{name} is {value}"):
-        swing(from_pairs({(1, 1)}), **option)
+        SwingOptions.read(option, "swing")
 
 
 def write_train(path, **changes):
@@ -183,7 +185,7 @@ def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
     users = np.arange(500_000)
     others = 2 + users % 50
     clicks = Clicks.from_pairs(np.concatenate([users, users]), np.concatenate([np.ones_like(users), others]))
-    found, peak = peak_of(lambda: swing(clicks, users_per_item=100, verbose=0))
+    found, peak = peak_of(lambda: swing(clicks, SwingOptions(users_per_item=100), verbose=0))
     assert peak < 300e6  # some copies of a million clicks; the pairs of all users would be 10^12 bytes
     assert np.unique(found.items).tolist() == list(range(1, 52))
     # Of its 100 sampled users, about 2 share each other item; scaled, all pairs of 10,000 users: 5e7 w w / (1 + 2)
@@ -191,13 +193,13 @@ def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
     mean = np.mean([score.get((1, other), 0.0) for other in range(2, 52)])
     assert mean == pytest.approx(5e7 / 2 / 3, rel=0.5)
     with pytest.raises(ConfigError, match="users_per_item is 10000"):
-        swing(clicks, users_per_item=10_000, verbose=0)
+        swing(clicks, SwingOptions(users_per_item=10_000), verbose=0)
 
 
 def test_a_user_of_many_items_counts_with_a_capped_number():
     many = np.arange(1, 20_001)
     clicks = Clicks.from_pairs(np.repeat([1, 2, 3], len(many)), np.tile(many, 3))
-    found, peak = peak_of(lambda: swing(clicks, items_per_user=200, verbose=0))
+    found, peak = peak_of(lambda: swing(clicks, SwingOptions(items_per_user=200), verbose=0))
     assert peak < 50e6
     assert found.num_items <= 3 * 200
 
@@ -218,7 +220,7 @@ def test_memory_is_bounded_where_users_share_all_their_items(monkeypatch):
 def test_neighbors_recover_the_planted_topics(tmp_path):
     spec = SyntheticSpec(users=1500, items=300, train_rows=6000, valid_rows=10, test_rows=10)
     generate(spec, tmp_path / "world", progress=False)
-    found = swing(Clicks.read(tmp_path / "world" / "train.parquet"), top_k=5)
+    found = swing(Clicks.read(tmp_path / "world" / "train.parquet"), SwingOptions(top_k=5))
     world = World.build(spec)
     for topics in (world.text_topics, world.image_topics):
         main = topics[1:].argmax(axis=1)
