@@ -24,7 +24,7 @@ from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
 
 #: Rows read at a time, and rows of a file of users on average.
-CHUNK_ROWS = 1_000_000
+CHUNK_ROWS = 500_000
 
 FEEDBACK = (*("is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"),)
 VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
