@@ -16,6 +16,7 @@ from fuxictr_mm.errors import UserError
 #: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
 COMMANDS = {
     "synth": ("fuxictr_mm.data.synthetic.spec", "make a synthetic dataset in the challenge's layout"),
+    "prepare": ("fuxictr_mm.datasets.prepare", "turn a public dataset into this library's layout"),
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
     "check-data": ("fuxictr_mm.check_data.check", "find data-quality issues in a dataset, write a cleaned copy"),
@@ -35,7 +36,7 @@ COMMANDS = {
 
 #: The groups of the help; a command in none of them comes last.
 GROUPS = {
-    "data and items": ("synth", "check-data", "embed"),
+    "data and items": ("prepare", "synth", "check-data", "embed"),
     "experiments": ("list", "runs", "compare", "diagnose", "influence", "report"),
     "files for others": ("check-submission", "export-hub"),
     "this command line": ("completion",),

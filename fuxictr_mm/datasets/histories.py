@@ -1,0 +1,96 @@
+"""Histories from logs of events: what a user had liked before each event.
+
+Shape letters: E events, N history items of all events.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def histories_before(
+    users: np.ndarray, times: np.ndarray, items: pa.Array, positive: np.ndarray, max_len: int
+) -> pa.Array:
+    """Return each event's history: the items of the user's positive events at strictly earlier times.
+
+    Parameters
+    ----------
+    users, times : ndarray
+        ``(E,)``, sorted by user and then by time.
+    items : pyarrow.Array
+        ``(E,)`` item ids of any type.
+    positive : ndarray
+        ``(E,)`` bool, events that enter later histories.
+    max_len : int
+        The newest ``max_len`` items are kept.
+
+    Returns
+    -------
+    pyarrow.LargeListArray
+        ``E`` lists, oldest first.
+    """
+    if not len(users):
+        return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
+    before = np.cumsum(positive) - positive
+    new_user = np.r_[True, users[1:] != users[:-1]]
+    new_time = new_user | np.r_[True, times[1:] != times[:-1]]
+    # Events of one moment see the same history; none sees another user's.
+    last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
+    first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
+    lengths = np.minimum(last - first, max_len)
+    offsets = np.r_[0, np.cumsum(lengths)]
+    index = np.arange(offsets[-1]) + np.repeat(last - offsets[1:], lengths)
+    liked = items.take(pa.array(np.flatnonzero(positive)))
+    return pa.LargeListArray.from_arrays(offsets, liked.take(pa.array(index)))
+
+
+def partition_by_user(frames: Iterable[pl.DataFrame], user: str, folder: Path, num_buckets: int) -> list[Path]:
+    """Write events to files by their user, so that one file holds all events of its users.
+
+    Parameters
+    ----------
+    frames : iterable of polars.DataFrame
+        The events, all with the same columns, in any order.
+    user : str
+        The column of the user, an integer.
+    folder : Path
+        Where to write; a folder that is complete already is used again.
+    num_buckets : int
+        Number of files; the largest has to fit into memory.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    paths = [folder / f"bucket-{number:04d}.parquet" for number in range(num_buckets)]
+    if folder.exists():
+        return paths
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    writers: list[pq.ParquetWriter] = []
+    try:
+        for frame in frames:
+            table = frame.to_arrow()
+            if not writers:
+                writers = [pq.ParquetWriter(partial / path.name, table.schema, compression="zstd") for path in paths]
+            bucket = frame[user].to_numpy() % num_buckets
+            order = np.argsort(bucket, kind="stable")
+            bounds = np.searchsorted(bucket[order], np.arange(num_buckets + 1))
+            table = table.take(pa.array(order))
+            for number, writer in enumerate(writers):
+                if bounds[number] < bounds[number + 1]:
+                    writer.write_table(table.slice(bounds[number], bounds[number + 1] - bounds[number]))
+    finally:
+        for writer in writers:
+            writer.close()
+    partial.rename(folder)
+    return paths

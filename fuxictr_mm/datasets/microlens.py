@@ -1,0 +1,172 @@
+"""MicroLens-100K and -50K: videos with titles, and frozen text, image and video embeddings.
+
+Ni et al., A Content-Driven Micro-Video Recommendation Dataset at Scale, 2023, https://arxiv.org/abs/2309.15379
+
+The files are those of https://recsys.westlake.edu.cn: ``*_pairs.csv`` (columns ``user``, ``item``, ``timestamp``),
+``*_title*.csv`` (item and title, without a header), ``*_likes_and_views.txt`` (item, likes, views; tabs), and a
+``.npy`` per modality in ``extracted_modality_features``, whose row ``i - 1`` belongs to item ``i``. Titles, likes and
+embeddings are read where they are there.
+
+The data are interactions without impressions, so negatives are sampled: each interaction gets one negative at the same
+time and with the same history, an item that the user never interacts with. Items are sampled in proportion to their
+number of interactions, so that popularity alone does not tell positives from negatives. The last interaction of a user
+goes to test, the one before to valid, the others to train (users with one or two interactions: to train).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from fuxictr_mm.datasets.histories import histories_before
+from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
+from fuxictr_mm.errors import DataError
+
+#: Columns of the embeddings, by a part of their files' names.
+MODALITIES = {"text_features": "text_emb", "image_features": "image_emb", "video_features": "video_emb"}
+
+#: Users of a chunk.
+CHUNK_USERS = 50_000
+
+#: Embeddings read at a time.
+CHUNK_ITEMS = 8192
+
+SEED = 2025
+
+
+class MicroLens(Reader):
+    """MicroLens-100K and -50K: videos with titles, and frozen text, image and video embeddings."""
+
+    @property
+    def item_columns(self) -> Mapping[str, Kind]:
+        """Item columns with their kinds."""
+        return {"item_title": "text", "likes_level": "categorical", "views_level": "categorical"}
+
+    def files(self) -> list[Path]:
+        """Return the files that are read."""
+        optional = ("*_title*.csv", "*_likes_and_views.txt", "*_features_*.npy")
+        return [*self.find("*_pairs.csv"), *(p for name in optional for p in sorted(self.source.rglob(name)))]
+
+    @cached_property
+    def _pairs(self) -> pl.DataFrame:
+        """Return all interactions, sorted by user and time."""
+        path = self.find("*_pairs.csv")[0]
+        pairs = pl.read_csv(path, columns=["user", "item", "timestamp"])
+        return pairs.sort("user", "timestamp", maintain_order=True)
+
+    def _find_one(self, pattern: str) -> Path | None:
+        return next(iter(sorted(self.source.rglob(pattern))), None)
+
+    def items(self) -> pl.DataFrame:
+        """Return all items that occur in interactions or have a title, by id."""
+        titles = self._titles()
+        ids = pl.concat([self._pairs["item"], titles["item_id"]]).unique().sort()
+        frame = pl.DataFrame({"item_id": ids}).join(titles, on="item_id", how="left", maintain_order="left")
+        counts = self._likes_and_views()
+        frame = frame.join(counts, on="item_id", how="left", maintain_order="left")
+        return frame.select(
+            "item_id",
+            pl.col("item_title").fill_null(""),
+            *(_level(pl.col(name)).alias(f"{name}_level") for name in ("likes", "views")),
+        )
+
+    def _titles(self) -> pl.DataFrame:
+        path = self._find_one("*_title*.csv")
+        if path is None:
+            return pl.DataFrame(schema={"item_id": pl.Int64, "item_title": pl.String})
+        frame = pl.read_csv(path, has_header=False, new_columns=["item_id", "item_title"], infer_schema=False)
+        return frame.select(pl.col("item_id").str.strip_chars().cast(pl.Int64), "item_title")
+
+    def _likes_and_views(self) -> pl.DataFrame:
+        path = self._find_one("*_likes_and_views.txt")
+        schema = {"item_id": pl.Int64, "likes": pl.Int64, "views": pl.Int64}
+        if path is None:
+            return pl.DataFrame(schema=schema)
+        return pl.read_csv(path, has_header=False, separator="\t", schema=schema)
+
+    def embeddings(self) -> dict[str, Embeddings]:
+        """Return the embeddings of each modality that has a file."""
+        found = {}
+        for part, name in MODALITIES.items():
+            path = self._find_one(f"*_{part}_*.npy")
+            if path is not None:
+                found[name] = Embeddings(lambda path=path: _read_npy(path))  # type: ignore[misc]
+        return found
+
+    def values(self, name: str) -> pl.Series:
+        """Return the users."""
+        return self._pairs["user"].unique(maintain_order=True)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Return the row where each user begins, and the number of rows."""
+        users = self._pairs["user"].to_numpy()
+        return np.r_[0, np.flatnonzero(users[1:] != users[:-1]) + 1, len(users)]
+
+    def chunks(self) -> list[str]:
+        """Return ranges of users."""
+        users = len(self._starts) - 1
+        return [f"users {first}" for first in range(0, users, CHUNK_USERS)]
+
+    def rows(self, chunk: str) -> Iterator[Rows]:
+        """Return the interactions of a range of users, each followed by its negative."""
+        first = int(chunk.split()[1])
+        bounds = self._starts[first : first + CHUNK_USERS + 1]
+        pairs = self._pairs[int(bounds[0]) : int(bounds[-1])]
+        users, items = pairs["user"].to_numpy(), pairs["item"].to_numpy()
+        histories = histories_before(
+            users, pairs["timestamp"].to_numpy(), pa.array(items), np.ones(len(pairs), dtype=bool), self.max_len
+        )
+        sizes = np.diff(bounds)
+        left = np.repeat(bounds[1:] - bounds[0], sizes) - np.arange(len(pairs))
+        long = np.repeat(sizes >= 3, sizes)
+        split = np.where(long & (left == 1), "test", np.where(long & (left == 2), "valid", "train"))
+        negatives = self._sample_negatives(users, items, np.random.default_rng([SEED, first]))
+        which = np.repeat(np.arange(len(pairs)), 2)
+        label = np.tile([1, 0], len(pairs))
+        columns = pl.DataFrame(
+            {
+                "split": split[which],
+                "user_id": users[which],
+                "item_id": np.where(label == 1, items[which], negatives[which]),
+                "label": label,
+            }
+        )
+        yield Rows(columns, histories, which)
+
+    def _sample_negatives(self, users: np.ndarray, items: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return an item for each interaction that its user has not interacted with."""
+        everything = self._pairs["item"].to_numpy()
+        highest = int(everything.max()) + 1
+        codes = np.unique(users, return_inverse=True)[1]
+        liked = np.unique(codes * highest + items)
+        negatives = np.zeros(len(items), dtype=items.dtype)
+        open_rows = np.arange(len(items))
+        for _ in range(100):
+            negatives[open_rows] = everything[generator.integers(len(everything), size=open_rows.size)]
+            keys = codes[open_rows] * highest + negatives[open_rows]
+            place = np.minimum(np.searchsorted(liked, keys), len(liked) - 1)
+            open_rows = open_rows[liked[place] == keys]
+            if not open_rows.size:
+                return negatives
+        raise DataError(f"{self.source}: the user {users[open_rows[0]]} interacts with nearly every item")
+
+
+def _level(counts: pl.Expr) -> pl.Expr:
+    """Return the number of digits of a count, as text; a missing count has none."""
+    return counts.cast(pl.String).str.len_chars().cast(pl.String)
+
+
+def _read_npy(path: Path) -> Iterator[tuple[pl.Series, np.ndarray]]:
+    """Yield item ids and rows of a file whose row ``i - 1`` belongs to item ``i``."""
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    if values.ndim != 2:
+        raise DataError(f"{path}: holds an array of shape {values.shape}, expected (items, dims)")
+    for first in range(0, len(values), CHUNK_ITEMS):
+        part = np.asarray(values[first : first + CHUNK_ITEMS], dtype=np.float32)
+        yield pl.Series(np.arange(first + 1, first + 1 + len(part))), part

@@ -1,0 +1,157 @@
+"""``fuxictr-mm prepare``: turn a public dataset into this library's layout, with a configuration to train on it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.datasets.reader import Reader
+    from fuxictr_mm.datasets.writer import Summary
+
+#: Settings of both experiments that are written to begin with.
+FIRST_SETTINGS = {
+    "metrics": ["AUC", "logloss"],
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "embedding_regularizer": 1e-6,
+    "batch_size": 4096,
+    "epochs": 10,
+    "early_stop_patience": 2,
+    "embedding_dim": 32,
+    "dnn_hidden_units": [256, 128],
+    "net_dropout": 0.1,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fuxictr-mm prepare``."""
+    from fuxictr_mm.datasets.reader import list_readers
+
+    readers = list_readers()
+    width = max(map(len, readers))
+    parser.description = "\n".join(
+        ["Turn a public dataset into this library's layout, with a configuration to train on it.", "", "datasets:"]
+        + [f"  {name:{width}}  {line}" for name, line in readers.items()]
+        + ["", "The data are not downloaded: the owners' pages, named in docs/datasets.md, have the terms of use."]
+    )
+    add_examples(
+        parser,
+        "fuxictr-mm prepare kuairand --source KuaiRand-Pure --out data/kuairand_pure",
+        "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
+        "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
+    )
+    parser.add_argument("name", metavar="NAME", help="a dataset of the list above, or a reader: package.module:Class")
+    parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; run again to continue")
+    parser.add_argument("--max_len", type=int, metavar="N", help="newest items kept of a history (default: by dataset)")
+    parser.add_argument("--overwrite", action="store_true", help="begin again: delete what is in --out")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Write the dataset and say what was found."""
+    from fuxictr_mm.datasets.reader import load_reader
+    from fuxictr_mm.datasets.writer import MANIFEST, Writer
+    from fuxictr_mm.logs import set_up_logging
+
+    if not args.quiet and not args.json:
+        set_up_logging()
+    if args.max_len is not None and args.max_len < 1:
+        raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
+    if args.overwrite and (args.out / MANIFEST).exists():
+        shutil.rmtree(args.out)
+    reader_class = load_reader(args.name)
+    reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
+    name = args.name.partition(":")[2] or args.name
+    summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write()
+    dataset_id = args.out.resolve().name
+    experiments = write_config(args.out, dataset_id, reader, summary)
+    document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
+    show(args, document, format_summary(summary, args.out, experiments))
+
+
+def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> str:
+    """Return what was written, as text."""
+    from fuxictr_mm.terminal import format_table, grouped
+
+    header = ["split", "rows", "positive", "history", "no history", "cold target", "left out"]
+    rows = []
+    for name, split in summary.splits.items():
+        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
+        positive, empty, cold = (f"{part:.1%}" for part in parts)
+        mean = f"{split.history_items / split.rows:.1f}"
+        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
+    lines = [format_table(header, rows, right=header[1:]), ""]
+    lines.append(f"{grouped(summary.items)} items, {grouped(summary.users)} users")
+    unknown = sum(split.unknown_items for split in summary.splits.values())
+    if unknown:
+        lines.append(f"{grouped(unknown)} history items are in no item file; they were dropped")
+    lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
+    lines += ["", f"{folder}: configuration written. To train:"]
+    lines += [f"  python run_expid.py --config {folder} --expid {expid}" for expid in experiments]
+    return "\n".join(lines)
+
+
+def write_config(folder: Path, dataset_id: str, reader: Reader, summary: Summary) -> list[str]:
+    """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
+
+    Files that are there already are kept: they may have been changed.
+    """
+    from fuxictr_mm.files import dump_yaml, write_beside
+
+    dataset = dataset_entry(folder, reader, summary)
+    experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}
+    if summary.coverage:
+        settings = {**FIRST_SETTINGS, "num_heads": 4}
+        experiments[f"DIN_MM_{dataset_id}"] = {"model": "DIN_MM", "dataset_id": dataset_id, **settings}
+    for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
+        path = folder / f"{stem}.yaml"
+        if not path.exists():
+            text = dump_yaml(content).encode()
+            write_beside(path, lambda stream, text=text: stream.write(text))
+    return list(experiments)
+
+
+def dataset_entry(folder: Path, reader: Reader, summary: Summary) -> dict[str, Any]:
+    """Return the entry of ``dataset_config.yaml`` for a prepared folder."""
+    from fuxictr_mm.datasets.writer import ITEM_FILE
+
+    columns: list[dict[str, Any]] = [
+        {"name": "user_id", "dtype": "int", "type": "meta"},
+        {"name": "item_seq", "dtype": "int", "type": "meta"},
+    ]
+    for name, kind in reader.context.items():
+        columns.append(_feature(name, kind, summary))
+    kind = "categorical" if reader.embed_item_id else "meta"
+    columns.append({"name": "item_id", "dtype": "int", "type": kind, "source": "item", "vocab_size": summary.items + 1})
+    for name, kind in reader.item_columns.items():
+        if kind != "text":
+            columns.append({**_feature(name, kind, summary), "source": "item"})
+    for name in summary.coverage:
+        feature = {"name": name, "dtype": "float", "type": "embedding", "source": "item"}
+        if name in summary.scales:
+            feature["scale"] = summary.scales[name]
+        columns.append(feature)
+    paths = {f"{split}_data": f"./{split}" for split in summary.splits}
+    return {
+        "data_root": "./",
+        "data_format": "parquet",
+        **paths,
+        "item_info": [f"./{ITEM_FILE}", *(f"./{name}.parquet" for name in summary.coverage)],
+        "rebuild_dataset": False,
+        "feature_cols": columns,
+        "label_col": {"name": reader.label, "dtype": "float"},
+    }
+
+
+def _feature(name: str, kind: str, summary: Summary) -> dict[str, Any]:
+    if kind == "numeric":
+        return {"name": name, "dtype": "float", "type": "numeric"}
+    return {"name": name, "dtype": "int", "type": kind, "vocab_size": summary.vocab_sizes[name]}

@@ -1,0 +1,212 @@
+"""What a reader of a public dataset provides, and finding a reader by its name.
+
+A reader is one file of this package; the name of the file, with hyphens, is the name that ``fuxictr-mm prepare`` takes.
+
+Shape letters: R rows, N history items of all rows.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    import pyarrow as pa
+
+#: Kind of a column. ``text`` is kept for ``fuxictr-mm embed encode`` and read by no model.
+Kind = Literal["categorical", "numeric", "sequence", "text"]
+
+#: Splits that a reader may give; each becomes a folder of part files.
+SPLITS = ("train", "valid", "test")
+
+#: Modules of this package that hold no reader.
+_OTHERS = ("reader", "histories", "numbering", "prepare", "writer")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one chunk, with ids as the source has them.
+
+    Parameters
+    ----------
+    columns : polars.DataFrame
+        ``R`` rows: ``split``, ``user_id``, ``item_id``, the context columns and the labels.
+    histories : pyarrow.Array
+        Lists of item ids, oldest first.
+    which : ndarray, optional
+        ``(R,)`` the index of each row's history, where rows share histories; by default each row has its own.
+    """
+
+    columns: pl.DataFrame
+    histories: pa.Array
+    which: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of items.
+
+    Parameters
+    ----------
+    chunks : callable
+        Returns an iterator over ``(ids, embeddings)``: a polars Series ``(n,)`` of item ids, and an ndarray
+        ``(n, D)``.
+    scale : float, optional
+        What stored integers are multiplied by.
+    """
+
+    chunks: Callable[[], Iterator[tuple[pl.Series, np.ndarray]]]
+    scale: float | None = None
+
+
+class Reader(ABC):
+    """Reads the files of one dataset; subclasses describe where they come from in their docstring.
+
+    Parameters
+    ----------
+    source : Path
+        Folder of the owner's files.
+    scratch : Path
+        Folder for intermediate files; it is kept until the dataset is complete.
+    max_len : int
+        Histories are cut to their newest ``max_len`` items.
+    """
+
+    #: The label, and further labels that are written beside it.
+    label: str = "label"
+    other_labels: tuple[str, ...] = ()
+    #: Whether the number of an item is a feature of it, with an embedding of its own.
+    embed_item_id: bool = True
+    #: Default of ``max_len``.
+    history_len: ClassVar[int] = 100
+
+    def __init__(self, source: Path, scratch: Path, max_len: int) -> None:
+        self.source, self.scratch, self.max_len = source, scratch, max_len
+
+    @property
+    def context(self) -> Mapping[str, Kind]:
+        """Context columns with their kinds."""
+        return {}
+
+    @property
+    def item_columns(self) -> Mapping[str, Kind]:
+        """Item columns with their kinds."""
+        return {}
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Return the files that are read.
+
+        Raises
+        ------
+        MissingFileError
+            One of them is not there.
+        """
+
+    @abstractmethod
+    def items(self) -> pl.DataFrame:
+        """Return a row per item: its id ``item_id`` and the item columns, in the order in which they are numbered."""
+
+    @abstractmethod
+    def values(self, name: str) -> pl.Series:
+        """Return the distinct values that a categorical context column, or ``user_id``, has in training."""
+
+    @abstractmethod
+    def chunks(self) -> list[str]:
+        """Return the names of the chunks that the rows are read in; a chunk that is finished is not read again."""
+
+    @abstractmethod
+    def rows(self, chunk: str) -> Iterator[Rows]:
+        """Return the rows of a chunk."""
+
+    def embeddings(self) -> dict[str, Embeddings]:
+        """Return the embeddings of the items by column name."""
+        return {}
+
+    def find(self, *names: str) -> list[Path]:
+        """Return files of the source by name or pattern, sorted.
+
+        Raises
+        ------
+        MissingFileError
+            A name that no file has.
+        """
+        found = []
+        for name in names:
+            paths = sorted(self.source.rglob(name))
+            if not paths:
+                present = sorted(p.name for p in self.source.rglob("*") if p.is_file())
+                listing = ", ".join(present[:8]) or "no file"
+                raise MissingFileError(
+                    f"{self.source}: no file {name}{nearest(name, present)} (it holds: {listing}); --source takes the "
+                    "folder of the owner's files, unpacked"
+                )
+            found += paths
+        return found
+
+
+def list_readers() -> dict[str, str]:
+    """Return the first line of every reader's docstring by name; no reader is imported."""
+    lines = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem in _OTHERS or path.stem.startswith("_"):
+            continue
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines[path.stem.replace("_", "-")] = doc.splitlines()[0].rstrip(".")
+    return lines
+
+
+def load_reader(name: str) -> type[Reader]:
+    """Return a reader by its name, or of ``package.module:Class``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such reader.
+    """
+    if ":" in name:
+        return _from_module(name)
+    known = list_readers()
+    if name not in known:
+        raise ConfigError(
+            f"'{name}': no reader of this name{nearest(name, known)} (there are: {', '.join(known)}; or give one of "
+            "yours as package.module:Class)"
+        )
+    module = importlib.import_module(f"fuxictr_mm.datasets.{name.replace('-', '_')}")
+    return next(
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, Reader)
+    )
+
+
+def _from_module(target: str) -> type[Reader]:
+    module_name, _, class_name = target.partition(":")
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"'{target}': cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(here)
+    if not inspect.isclass(found) or not issubclass(found, Reader):
+        raise ConfigError(f"'{target}': is no subclass of fuxictr_mm.datasets.reader.Reader")
+    return found
+
+
+def names_of(columns: Mapping[str, Kind], kinds: Sequence[Kind]) -> list[str]:
+    """Return the names of the columns of some kinds, in their order."""
+    return [name for name, kind in columns.items() if kind in kinds]

@@ -1,0 +1,141 @@
+"""Taobao-MM: ads with item embeddings in int8, and histories of up to 1,000 items.
+
+Wu et al., MUSE: A Simple Yet Effective Multimodal Search-Based Framework for Lifelong User Interest Modeling, 2025,
+https://arxiv.org/abs/2512.07216
+
+The files are those of https://huggingface.co/datasets/TaoBao-MM/Taobao-MM: ``{train,test}_samples.parquet``
+(``label_0`` a list of two, ``129_1`` the user, ``205`` the item), ``{train,test}_user_features.parquet`` (``130_1`` to
+``130_5``, and the history ``150_2_180``, oldest first, 0 for padding), ``item_features.parquet`` (``206`` category,
+``213`` and ``214`` city and province), and ``scl_embedding_int8_p90.parquet`` (``205_c``, 128 integers of 8 bits that
+stand for value times 127). Columns and types are those of the owners' demo files.
+
+Items are numbered by the embeddings' file first, then those of ``item_features`` that have no embedding. History items
+that are in neither are dropped: the owners' 90% vocabulary. The categories of the history (``151_2_180``) are not read;
+they are those of the items. Train users whose id is a multiple of 100 are valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
+from fuxictr_mm.errors import DataError
+
+USER, ITEM, HISTORY, EMBEDDING = "129_1", "205", "150_2_180", "205_c"
+USER_COLUMNS = tuple(f"130_{number}" for number in range(1, 6))
+
+#: Users read at a time; 20,000 histories of 1,000 ids are 160 MB.
+CHUNK_USERS = 20_000
+
+#: Embeddings read at a time.
+CHUNK_ITEMS = 65_536
+
+#: One train user in this many is valid.
+VALID_USERS = 100
+
+
+class TaobaoMM(Reader):
+    """Taobao-MM: ads with item embeddings in int8, and histories of up to 1,000 items."""
+
+    history_len = 1000
+
+    @property
+    def context(self) -> Mapping[str, Kind]:
+        """Context columns with their kinds."""
+        return dict.fromkeys(USER_COLUMNS, "categorical")
+
+    @property
+    def item_columns(self) -> Mapping[str, Kind]:
+        """Item columns with their kinds."""
+        return dict.fromkeys(("206", "213", "214"), "categorical")
+
+    def files(self) -> list[Path]:
+        """Return samples and users of both splits, item features and embeddings."""
+        names = [f"{split}_{kind}.parquet" for split in ("train", "test") for kind in ("samples", "user_features")]
+        return self.find(*names, "item_features.parquet", "scl_embedding_int8_p90.parquet")
+
+    def _file(self, name: str) -> Path:
+        return self.find(f"{name}.parquet")[0]
+
+    def items(self) -> pl.DataFrame:
+        """Return items with an embedding, in the order of their file, then the others of the item features."""
+        ids = pl.read_parquet(self._file("scl_embedding_int8_p90"), columns=[ITEM])[ITEM]
+        features = pl.read_parquet(self._file("item_features"))
+        order = pl.concat([ids, features[ITEM]]).unique(maintain_order=True)
+        frame = pl.DataFrame({ITEM: order}).join(features, on=ITEM, how="left", maintain_order="left")
+        return frame.rename({ITEM: "item_id"})
+
+    def embeddings(self) -> dict[str, Embeddings]:
+        """Return the embeddings, as stored."""
+        return {"scl_emb": Embeddings(self._read_embeddings, scale=1 / 127)}
+
+    def _read_embeddings(self) -> Iterator[tuple[pl.Series, np.ndarray]]:
+        path = self._file("scl_embedding_int8_p90")
+        for batch in pq.ParquetFile(path).iter_batches(CHUNK_ITEMS, columns=[ITEM, EMBEDDING]):
+            values = batch.column(EMBEDDING)
+            dims = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
+            if len(dims) != 1:
+                raise DataError(f"{path}: {EMBEDDING} has lists of {dims.tolist()} numbers, expected one length")
+            yield pl.Series(batch.column(ITEM)), values.flatten().to_numpy().reshape(-1, int(dims[0]))
+
+    def values(self, name: str) -> pl.Series:
+        """Return the values of the train users; 0 stands for a missing attribute."""
+        column = USER if name == "user_id" else name
+        values = pl.scan_parquet(self._file("train_user_features")).select(pl.col(column).unique())
+        if name != "user_id":
+            values = values.filter(pl.col(column) != 0)
+        return values.collect(engine="streaming")[column].sort()
+
+    def chunks(self) -> list[str]:
+        """Return the row groups of the users' files, in ranges of at most ``CHUNK_USERS`` users."""
+        names = []
+        for split in ("train", "test"):
+            rows = pq.ParquetFile(self._file(f"{split}_user_features")).metadata.num_rows
+            names += [f"{split} {first}" for first in range(0, rows, CHUNK_USERS)]
+        return names
+
+    @cached_property
+    def _samples(self) -> dict[str, pl.DataFrame]:
+        """Return users, items and labels of each split, sorted by user."""
+        return {split: self._read_samples(split) for split in ("train", "test")}
+
+    def _read_samples(self, split: str) -> pl.DataFrame:
+        path = self._file(f"{split}_samples")
+        samples = pl.scan_parquet(path).select(
+            USER, ITEM, pl.col("label_0").list.len().alias("classes"), pl.col("label_0").list.get(1, null_on_oob=True)
+        )
+        frame = samples.collect(engine="streaming")
+        if (frame["classes"] != 2).any():
+            raise DataError(f"{path}: label_0 holds lists of other than 2 numbers, expected [1, 0] or [0, 1]")
+        return frame.drop("classes").sort(USER, maintain_order=True)
+
+    def rows(self, chunk: str) -> Iterator[Rows]:
+        """Return the samples of a range of users; the samples of a user share one history."""
+        split, first = chunk.split()
+        users = _read_range(self._file(f"{split}_user_features"), int(first), CHUNK_USERS)
+        samples = self._samples[split]
+        keys = samples[USER].to_numpy()
+        begins, ends = (np.searchsorted(keys, users[USER].to_numpy(), side=side) for side in ("left", "right"))
+        counts = ends - begins
+        which = np.repeat(np.arange(len(users)), counts)
+        index = np.arange(counts.sum()) + np.repeat(begins - np.r_[0, np.cumsum(counts)[:-1]], counts)
+        rows = samples[index]
+        held_out = (pl.col(USER) % VALID_USERS == 0) & (split == "train")
+        columns = users.select(
+            pl.col(USER).alias("user_id"),
+            pl.when(held_out).then(pl.lit("valid")).otherwise(pl.lit(split)).alias("split"),
+            *USER_COLUMNS,
+        )[which].with_columns(rows[ITEM].alias("item_id"), rows["label_0"].alias("label"))
+        yield Rows(columns, users[HISTORY].to_arrow(), which)
+
+
+def _read_range(path: Path, first: int, count: int) -> pl.DataFrame:
+    """Return some rows of a file; only the row groups that hold them are read."""
+    frame = pl.scan_parquet(path).select(USER, *USER_COLUMNS, HISTORY).slice(first, count)
+    return frame.collect(engine="streaming")

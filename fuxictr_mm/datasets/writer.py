@@ -1,0 +1,383 @@
+"""Write what a reader gives as this library's layout: item files, a folder of part files per split, a configuration.
+
+Every file is written atomically, and a chunk that is finished is not read again by another start of the same command.
+
+Shape letters: R rows, N history items of all rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from fuxictr_mm.datasets.numbering import Numbering
+from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import atomic_path, read_json, write_json
+from fuxictr_mm.terminal import progress_bar
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+ITEM_FILE = "items.parquet"
+
+#: Rows of a row group: what is shuffled and streamed together.
+GROUP_ROWS = 100_000
+
+#: Seconds between two lines of progress where there is no terminal.
+LINE_SECONDS = 30.0
+
+
+@dataclass
+class SplitSummary:
+    """What was written of a split.
+
+    Parameters
+    ----------
+    rows, positives : int
+        Rows, and those whose label is above 0.
+    without_history, history_items : int
+        Rows with an empty history, and items of all histories.
+    left_out : int
+        Rows whose target is in no item file; they are not written.
+    unknown_items : int
+        History items that are in no item file; they are dropped.
+    cold : int
+        Rows whose target is no target of a training row.
+    """
+
+    rows: int = 0
+    positives: int = 0
+    without_history: int = 0
+    history_items: int = 0
+    left_out: int = 0
+    unknown_items: int = 0
+    cold: int = 0
+
+    def add(self, other: SplitSummary) -> None:
+        """Add the counts of another part."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass
+class Summary:
+    """What was written of a dataset: splits, number of items and users, and coverage of each embedding column."""
+
+    items: int
+    users: int
+    splits: dict[str, SplitSummary]
+    coverage: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    vocab_sizes: dict[str, int] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes the dataset of a reader into a folder.
+
+    Parameters
+    ----------
+    reader : Reader
+        What to write.
+    name : str
+        Name of the reader.
+    folder : Path
+        Where to write.
+    verbose : int
+        As of ``progress_bar``.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds something else, or another process writes it.
+    """
+
+    def __init__(self, reader: Reader, name: str, folder: Path, verbose: int = 1) -> None:
+        self.reader, self.folder, self.verbose = reader, folder, verbose
+        stats = {str(path.relative_to(reader.source)): list(_stat(path)) for path in reader.files()}
+        self.origin: dict[str, Any] = {"reader": name, "max_len": reader.max_len, "files": stats}
+
+    def write(self) -> Summary:
+        """Write all that is not there yet.
+
+        Raises
+        ------
+        ConfigError, DataError
+            The folder holds something else; the source has no rows for training.
+        """
+        self._check_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", blocking=False)
+        try:
+            with lock:
+                return self._write()
+        except Timeout:
+            raise ConfigError(f"{self.folder}: another process writes it now; wait for its end") from None
+
+    def _check_folder(self) -> None:
+        manifest = self.folder / MANIFEST
+        if not manifest.exists():
+            found = self.folder.iterdir() if self.folder.is_dir() else ()
+            others = [path.name for path in found if path.name not in (".lock", ".scratch")]
+            if others:
+                raise ConfigError(f"{self.folder}: holds {others[0]}; give an empty or a new folder with --out")
+            return
+        origin = read_json(manifest).get("origin") or {}
+        if origin != self.origin:
+            changed = next(key for key in self.origin if origin.get(key) != self.origin[key])
+            raise ConfigError(
+                f"{self.folder}: was begun with another {changed}; give another folder with --out, or add --overwrite"
+            )
+
+    def _write(self) -> Summary:
+        done: dict[str, Any] = {"origin": self.origin, "chunks": {}}
+        if (self.folder / MANIFEST).exists():
+            done = read_json(self.folder / MANIFEST)
+            logger.info(f"{self.folder}: continues, {len(done['chunks'])} chunks are there")
+        else:
+            write_json(self.folder / MANIFEST, done)
+        coverage, scales = self._write_items()
+        self._write_chunks(done)
+        splits = {split: SplitSummary() for split in SPLITS}
+        for parts in done["chunks"].values():
+            for split, counts in parts.items():
+                splits[split].add(SplitSummary(**counts))
+        splits = {split: counts for split, counts in splits.items() if counts.rows}
+        if "train" not in splits:
+            raise DataError(f"{self.reader.source}: no rows for training were found")
+        self._count_cold(splits)
+        sizes = self._write_vocabularies()
+        shutil.rmtree(self.reader.scratch, ignore_errors=True)
+        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, sizes)
+
+    # Items
+
+    @cached_property
+    def _item_frame(self) -> pl.DataFrame:
+        frame = self.reader.items()
+        twice = frame["item_id"].is_duplicated()
+        if twice.any():
+            value = frame["item_id"].filter(twice)[0]
+            raise DataError(f"{self.reader.source}: the item {value!r} occurs more than once, expected once")
+        return frame
+
+    @cached_property
+    def _items(self) -> Numbering:
+        return Numbering(self._item_frame["item_id"])
+
+    def _write_items(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Write the item file and a file per embedding; return coverage and scale of each embedding."""
+        path = self.folder / ITEM_FILE
+        if not path.exists():
+            frame = self._item_frame
+            columns: dict[str, pa.Array] = {
+                "item_id": pa.array(np.arange(1, len(frame) + 1, dtype=np.int32)),
+                "source_id": frame["item_id"].to_arrow(),
+            }
+            for name, kind in self.reader.item_columns.items():
+                columns[name] = self._item_column(name, kind)
+            with atomic_path(path) as temporary:
+                pq.write_table(pa.table(columns), temporary, compression="zstd", row_group_size=GROUP_ROWS)
+        coverage, scales = {}, {}
+        for name, embeddings in self.reader.embeddings().items():
+            coverage[name] = self._write_embeddings(name, embeddings)
+            if embeddings.scale is not None:
+                scales[name] = embeddings.scale
+        return coverage, scales
+
+    def _item_column(self, name: str, kind: str) -> pa.Array:
+        column = self._item_frame[name]
+        if kind == "numeric":
+            return column.cast(pl.Float32).fill_null(0).to_arrow()
+        if kind == "text":
+            return column.cast(pl.String).fill_null("").to_arrow()
+        vocabulary = self._vocabulary(name)
+        if kind == "categorical":
+            return pa.array(vocabulary.encode(column))
+        values, offsets = _parts(column.to_arrow())
+        return pa.LargeListArray.from_arrays(offsets, pa.array(vocabulary.encode(values)))
+
+    def _write_embeddings(self, name: str, embeddings: Embeddings) -> float:
+        """Write the embeddings of known items; return the fraction of the items that have one."""
+        path = self.folder / f"{name}.parquet"
+        if path.exists():
+            return pq.ParquetFile(path).metadata.num_rows / max(len(self._items), 1)
+        seen = np.zeros(len(self._items) + 1, dtype=bool)
+        writer: pq.ParquetWriter | None = None
+        with atomic_path(path) as temporary:
+            try:
+                for ids, values in progress_bar(embeddings.chunks(), name, self.verbose):
+                    numbers = self._items.encode(ids)
+                    kept = np.flatnonzero(numbers)
+                    kept = kept[~seen[numbers[kept]]]
+                    seen[numbers[kept]] = True
+                    flat = pa.array(np.ascontiguousarray(values[kept]).reshape(-1))
+                    lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+                    table = pa.table({"item_id": pa.array(numbers[kept]), name: lists})
+                    writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                    writer.write_table(table)
+            finally:
+                if writer is not None:
+                    writer.close()
+            if not seen.any():
+                raise DataError(f"{self.reader.source}: no item has an embedding '{name}'")
+        return float(seen.sum()) / max(len(self._items), 1)
+
+    # Rows
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, Numbering]:
+        return {}
+
+    def _vocabulary(self, name: str) -> Numbering:
+        """Return the numbering of an item column, of a context column or of the users."""
+        if name not in self._vocabularies:
+            if name in self.reader.item_columns:
+                values = self._item_frame[name]
+                values = values.explode() if values.dtype == pl.List else values
+            else:
+                values = self.reader.values(name)
+            self._vocabularies[name] = Numbering(values)
+        return self._vocabularies[name]
+
+    def _write_vocabularies(self) -> dict[str, int]:
+        """Write ``vocabularies/NAME.parquet``, the value of every code; return the number of codes, 0 included."""
+        context = names_of(self.reader.context, ["categorical"])
+        sizes = {}
+        for name in ["user_id", *context, *names_of(self.reader.item_columns, ["categorical", "sequence"])]:
+            values = self._vocabulary(name).values
+            sizes[name] = len(values) + 1
+            path = self.folder / "vocabularies" / f"{name}.parquet"
+            if not path.exists():
+                table = pa.table({"code": np.arange(1, sizes[name], dtype=np.int32), "value": values.to_arrow()})
+                with atomic_path(path) as temporary:
+                    pq.write_table(table, temporary, compression="zstd")
+        return sizes
+
+    def _write_chunks(self, done: dict[str, Any]) -> None:
+        names = self.reader.chunks()
+        shown = time.monotonic()
+        bar = progress_bar(range(len(names)), "rows", self.verbose)
+        bar.unit = "chunk"
+        for number in bar:
+            if names[number] in done["chunks"]:
+                continue
+            done["chunks"][names[number]] = {k: asdict(v) for k, v in self._write_chunk(number, names[number]).items()}
+            write_json(self.folder / MANIFEST, done)
+            if bar.disable and self.verbose and time.monotonic() - shown > LINE_SECONDS:
+                shown = time.monotonic()
+                logger.info(f"{number + 1} of {len(names)} chunks")
+
+    def _write_chunk(self, number: int, name: str) -> dict[str, SplitSummary]:
+        """Write the part files of a chunk, one per split; return what they hold."""
+        summaries: dict[str, SplitSummary] = {}
+        writers: dict[str, pq.ParquetWriter] = {}
+        temporary = {split: self.folder / split / f".part-{number:05d}.partial" for split in SPLITS}
+        try:
+            for rows in self.reader.rows(name):
+                for split, table, summary in self._encode(rows):
+                    if split not in writers:
+                        temporary[split].parent.mkdir(exist_ok=True)
+                        writers[split] = pq.ParquetWriter(temporary[split], table.schema, compression="zstd")
+                        summaries[split] = SplitSummary()
+                    writers[split].write_table(table, row_group_size=GROUP_ROWS)
+                    summaries[split].add(summary)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        for split in writers:
+            os.replace(temporary[split], self.folder / split / f"part-{number:05d}.parquet")
+        return summaries
+
+    def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
+        """Yield the rows of each split with all ids as numbers."""
+        reader, columns = self.reader, rows.columns
+        target = self._items.encode(columns["item_id"])
+        values, offsets = _parts(rows.histories)
+        items = self._items.encode(values)
+        known = np.r_[0, np.cumsum(items > 0)]
+        ends = known[offsets]
+        unknown = np.diff(offsets) - np.diff(ends)
+        histories = _newest(items[items > 0], ends, reader.max_len)
+        which = np.arange(len(columns)) if rows.which is None else rows.which
+        data: dict[str, Any] = {
+            "user_id": self._vocabulary("user_id").encode(columns["user_id"]),
+            "item_id": target,
+            "item_seq": histories.take(pa.array(which)),
+        }
+        for name, kind in reader.context.items():
+            column = columns[name]
+            data[name] = (
+                self._vocabulary(name).encode(column)
+                if kind == "categorical"
+                else column.cast(pl.Float32).fill_null(0).to_numpy()
+            )
+        for name in (reader.label, *reader.other_labels):
+            if name in columns.columns:
+                data[name] = columns[name].cast(pl.Float32).to_numpy()
+        table = pa.table(data)
+        lengths = np.diff(np.asarray(histories.offsets))[which]
+        split_of = columns["split"].to_numpy()
+        for split in columns["split"].unique(maintain_order=True):
+            in_split = split_of == split
+            kept = np.flatnonzero(in_split & (target > 0))
+            label = data[reader.label][kept] if reader.label in data else np.zeros(0)
+            summary = SplitSummary(
+                rows=int(kept.size),
+                positives=int((label > 0).sum()),
+                without_history=int((lengths[kept] == 0).sum()),
+                history_items=int(lengths[kept].sum()),
+                left_out=int(in_split.sum()) - int(kept.size),
+                unknown_items=int(unknown[which[kept]].sum()),
+            )
+            part = table.take(pa.array(kept))
+            if reader.label in data and np.isnan(label).all() and len(label):
+                part = part.drop_columns([reader.label])
+            yield split, part, summary
+
+    def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
+        """Count the rows of each split whose target is no target in training."""
+        seen = np.zeros(len(self._items) + 1, dtype=bool)
+        for split in splits:
+            splits[split].cold = 0
+            for path in sorted((self.folder / split).glob("part-*.parquet")):
+                for batch in pq.ParquetFile(path).iter_batches(columns=["item_id"]):
+                    targets = batch.column(0).to_numpy()
+                    if split == "train":
+                        seen[targets] = True
+                    else:
+                        splits[split].cold += int((~seen[targets]).sum())
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _parts(lists: pa.Array) -> tuple[pl.Series, np.ndarray]:
+    """Return the values of all lists, and the offsets of each; a null is an empty list."""
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return pl.Series("values", lists.flatten()), np.r_[0, np.cumsum(lengths)].astype(np.int64)
+
+
+def _newest(values: np.ndarray, offsets: np.ndarray, max_len: int) -> pa.LargeListArray:
+    """Return lists with their last ``max_len`` values."""
+    lengths = np.minimum(np.diff(offsets), max_len)
+    kept = np.r_[0, np.cumsum(lengths)]
+    index = np.arange(kept[-1]) + np.repeat(offsets[1:] - kept[1:], lengths)
+    return pa.LargeListArray.from_arrays(kept, pa.array(values[index]))

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from fuxictr_mm.cli import main
+from fuxictr_mm.config import load_yaml
+
+
+def run(*arguments: object) -> int:
+    """Run ``fuxictr-mm prepare``; returns its exit code."""
+    try:
+        main(["prepare", *map(str, arguments)])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_json_says_what_was_found(mind, tmp_path, capsys):
+    assert run("mind", "--source", mind, "--out", tmp_path / "small", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["experiments"] == ["DIN_small"]
+    assert document["splits"]["train"] == {
+        "rows": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0, "unknown_items": 1,
+        "cold": 0,
+    }  # fmt: skip
+    assert (document["items"], document["users"]) == (4, 1)
+
+
+def test_summary_names_the_commands_to_go_on_with(microlens, tmp_path, capsys):
+    assert run("microlens", "--source", microlens, "--out", tmp_path / "micro") == 0
+    text = capsys.readouterr().out
+    assert f"run_expid.py --config {tmp_path / 'micro'} --expid DIN_MM_micro" in text
+    assert "text_emb: 100.0%" in text
+
+
+def test_a_changed_configuration_is_kept(microlens, tmp_path):
+    arguments = ("microlens", "--source", microlens, "--out", tmp_path / "micro", "--quiet")
+    assert run(*arguments) == 0
+    (tmp_path / "micro" / "model_config.yaml").write_text("mine: {model: DIN, dataset_id: micro}\n")
+    assert run(*arguments) == 0
+    assert list(load_yaml(tmp_path / "micro" / "model_config.yaml")) == ["mine"]
+
+
+def test_overwrite_begins_again(microlens, tmp_path):
+    arguments = ("microlens", "--source", microlens, "--out", tmp_path / "micro", "--quiet")
+    assert run(*arguments) == 0
+    assert run(*arguments, "--max_len", 3) == 2
+    assert run(*arguments, "--max_len", 3, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["kuairandom"], "kuairand"),
+        (["microlens", "--max_len", "0"], "--max_len"),
+        (["no_such_module:Reader"], "no_such_module"),
+        (["json:loads"], "json:loads"),
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments, named, microlens, tmp_path, capsys):
+    assert run(*arguments, "--source", microlens, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "train").exists()
+
+
+def test_a_reader_of_the_user(tmp_path, monkeypatch, capsys):
+    (tmp_path / "shop.py").write_text(
+        '''
+import polars as pl
+from fuxictr_mm.datasets.reader import Reader, Rows
+
+class Shop(Reader):
+    """Two users and text ids."""
+
+    def files(self):
+        return self.find("clicks.csv")
+
+    def items(self):
+        return pl.DataFrame({"item_id": ["B00X", "B00Y"]})
+
+    def values(self, name):
+        return pl.Series(["ann", "bob"])
+
+    def chunks(self):
+        return ["all"]
+
+    def rows(self, chunk):
+        clicks = pl.read_csv(self.files()[0]).with_columns(pl.lit(chunk).replace("all", "train").alias("split"))
+        yield Rows(clicks, pl.Series([["B00Y"]] * len(clicks)).to_arrow())
+'''
+    )
+    (tmp_path / "clicks.csv").write_text("user_id,item_id,label\nann,B00X,1\nbob,B00Y,0\nbob,B00Z,1\n")
+    monkeypatch.chdir(tmp_path)
+    assert run("shop:Shop", "--source", tmp_path, "--out", tmp_path / "out", "--json") == 0
+    split = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert (split["rows"], split["left_out"], split["history_items"]) == (2, 1, 2)
