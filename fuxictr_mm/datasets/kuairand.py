@@ -19,12 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+from pyarrow import csv
 
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
+from fuxictr_mm.errors import DataError
 
-#: Rows read at a time, and rows of a file of users on average.
+#: Rows of a file of users on average.
 CHUNK_ROWS = 500_000
+
+#: Bytes of a log read at a time.
+BLOCK_BYTES = 1 << 26
 
 FEEDBACK = (*("is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"),)
 VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
@@ -112,11 +118,14 @@ class KuaiRand(Reader):
     def _events(self) -> Iterator[pl.DataFrame]:
         labels = (self.label, *self.other_labels)
         numbers = ("user_id", "video_id", "date", "time_ms")
-        types = {**dict.fromkeys(numbers, pl.Int64), "tab": pl.String, **dict.fromkeys(labels, pl.Int8)}
+        types = {**dict.fromkeys(numbers, pa.int64()), "tab": pa.string(), **dict.fromkeys(labels, pa.int8())}
+        convert = csv.ConvertOptions(column_types=types, include_columns=list(types))
         for path in self._logs:
-            batches = pl.read_csv_batched(path, columns=list(types), schema_overrides=types, batch_size=CHUNK_ROWS)
-            while frames := batches.next_batches(1):
-                yield from (frame.select(list(types)) for frame in frames)
+            try:
+                for batch in csv.open_csv(path, csv.ReadOptions(block_size=BLOCK_BYTES), convert_options=convert):
+                    yield pl.DataFrame(batch)
+            except pa.ArrowException as error:
+                raise DataError(f"{path}: cannot be read ({error})") from None
 
     def rows(self, chunk: str) -> Iterator[Rows]:
         """Return the rows of a file of users, with what each had clicked before."""

@@ -42,9 +42,11 @@ def test_another_start_continues_and_gives_the_same_rows(name, source, prepare, 
     path = source(name)
     whole, summary, _ = prepare(name, path)
     module = importlib.import_module(f"fuxictr_mm.datasets.{name.replace('-', '_')}")
-    for size in ("CHUNK_ROWS", "CHUNK_USERS", "CHUNK_IMPRESSIONS"):
+    for size in ("CHUNK_ROWS", "CHUNK_USERS", "CHUNK_IMPRESSIONS", "BLOCK_BYTES"):
         if hasattr(module, size):
-            monkeypatch.setattr(module, size, {"CHUNK_ROWS": 19, "CHUNK_USERS": 4, "CHUNK_IMPRESSIONS": 1}[size])
+            monkeypatch.setattr(
+                module, size, {"CHUNK_ROWS": 19, "CHUNK_USERS": 4, "CHUNK_IMPRESSIONS": 1, "BLOCK_BYTES": 4096}[size]
+            )
     written = Writer._write_chunk
     calls = []
 
@@ -282,4 +284,12 @@ def test_an_item_twice_is_refused(kuairand, prepare):
     path = next(kuairand.rglob("video_features_basic_pure.csv"))
     path.write_text(path.read_text() + "3,1,NORMAL,2020-07-08,ShortImport,1,17200.0,720,1280,98,4,\n")
     with pytest.raises(DataError, match="3 occurs"):
+        prepare("kuairand", kuairand)
+
+
+def test_kuairand_names_the_log_and_the_value_that_cannot_be_read(kuairand, prepare):
+    path = next(kuairand.rglob("log_standard_4_22*.csv"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[-1].replace(lines[-1].split(",")[1], "video", 1)]) + "\n")
+    with pytest.raises(DataError, match=rf"{path.name}.*video"):
         prepare("kuairand", kuairand)
