@@ -51,7 +51,7 @@ class Settings:
         """Fill in what was not given: 128 wide or half of the narrower vectors, 256 codes or at most sqrt(items)."""
         items = len(read_ids(sources[0]))
         codes = 2 ** min(8, max(1, int(items**0.5).bit_length() - 1))
-        dim = max(2, min(128, min(source.width for source in sources) // 2))
+        dim = max(2, min(128, min(source.dim for source in sources) // 2))
         chosen = {"dim": dim, "codes": codes} | {name: value for name, value in given.items() if value is not None}
         return cls(**chosen)
 
@@ -83,7 +83,7 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
             f"{', '.join(present)}: no {expected} of raw vectors (there are: {', '.join(sorted(set(seen)))}); "
             f"name the column with --{name} COLUMN"
         )
-    return max(found, key=lambda source: source.width)
+    return max(found, key=lambda source: source.dim)
 
 
 class StrategyFiles:

@@ -1,8 +1,8 @@
-"""Models written for FuxiCTR or for the challenge: what they need before they may run here.
+"""Adapter for model files written for FuxiCTR or for the challenge.
 
-Their base class evaluates texts of the configuration as Python, unpickles weights and overwrites checkpoints in place;
-some files were written for an older FuxiCTR, or for data without vectors. Each of these is met here, once, so that
-their files need no edit.
+FuxiCTR's base class evaluates strings of the configuration as Python, unpickles weights and overwrites checkpoints in
+place; some files were written for an older FuxiCTR, or for data without embeddings. The adapter handles each of these,
+so that the files need no edit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.errors import ConfigError, UserError, nearest
+from fuxictr_mm.registry import describe_error
 from fuxictr_mm.runtime import is_main
 
 #: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
@@ -30,9 +32,9 @@ DEFERRED = ("fuxictr.preprocess.tokenizer", "fuxictr.metrics")
 
 @contextmanager
 def deferred_imports(*names: str) -> Iterator[None]:
-    """Let what is imported here take functions of the named modules without importing these.
+    """Defer the import of the named modules until one of their functions is called.
 
-    A function that was taken imports its module when it is called. Afterwards the modules are imported as always.
+    Inside the block, ``from MODULE import FUNCTION`` gives a function that imports the module when it is called.
     """
     placeholders = {name: _Deferred(name) for name in names if name not in sys.modules}
     sys.modules.update(placeholders)
@@ -44,7 +46,7 @@ def deferred_imports(*names: str) -> Iterator[None]:
 
 
 class _Deferred(ModuleType):
-    """In place of a module: each of its attributes is a function that imports the module and calls its own."""
+    """Placeholder of a module; its attributes are functions that import the module and call its own."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -71,22 +73,22 @@ logger = logging.getLogger(__name__)
 #: A fixed list, because FuxiCTR evaluates any other text as Python.
 LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
-#: What FuxiCTR's own loop calls and ours does not.
+#: Methods that FuxiCTR's training loop calls and this library's does not.
 NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict")
 
 
-def is_foreign(model_class: type) -> bool:
-    """Whether a class is no MultimodalModel."""
+def is_third_party(model_class: type) -> bool:
+    """Whether a model is no MultimodalModel, but a BaseModel of FuxiCTR."""
     return not issubclass(model_class, MultimodalModel)
 
 
 def check_params(model_class: type, params: Mapping[str, Any]) -> None:
-    """Refuse settings that FuxiCTR would evaluate as Python or ignore without a word.
+    """Refuse settings that FuxiCTR would evaluate as Python or ignore silently.
 
     Raises
     ------
     ConfigError
-        A loss or optimizer that does not exist; vectors that should train, which only a MultimodalModel can do.
+        A loss or optimizer that does not exist; embeddings that should be trained, which only a MultimodalModel can do.
     """
     if params["loss"] not in LOSSES:
         known = ", ".join(LOSSES)
@@ -100,26 +102,26 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
         if column.get("freeze_emb") is False:
             raise ConfigError(
                 f"feature '{column['name']}': freeze_emb is False, but {model_class.__name__} is no MultimodalModel "
-                "and gets the stored vectors as they are; leave it out"
+                "and gets the stored embeddings unchanged; leave it out"
             )
 
 
 def make_safe(model: Any, view: str = "flat") -> None:
-    """Make a model of FuxiCTR's fit to be trained here, on batches of a view.
+    """Adapt a FuxiCTR model to this library's training, on batches of a format.
 
-    Its weights are written and read as ours are, beside and renamed, without unpickling. Stored vectors get the weight
-    that its linear terms lack, and its embedding takes the arguments of older versions. A first batch that it cannot
-    score is an error of one line. What it redefines in vain is said in the log.
+    Weights are written atomically and read without unpickling. Frozen embeddings get the weight that is missing in
+    linear terms, and the feature embedding takes the arguments of older versions. An exception on the first batch
+    becomes an error of one line. Redefined methods that are not called are logged.
     """
 
     def save_weights(checkpoint: str) -> None:
-        if is_main():  # a model that decides itself when to save knows of no other processes
+        if is_main():  # a model that decides itself when to save does not know of other processes
             save_state_dict(model.state_dict(), checkpoint)
 
     model.save_weights = save_weights
     model.load_weights = partial(load_state_dict, model)
     model.forward = partial(_first_forward, model, view)
-    _weigh_vectors_in_linear_terms(model)
+    _add_linear_weights(model)
     _take_older_arguments(model)
     if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
         model.train_step = partial(_train_by_loss_of_batch, model)
@@ -135,29 +137,43 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         return model.forward(inputs)
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model file raises on a batch of another form
+    except Exception as error:  # a model file may raise anything
         name = type(model).__name__
+        reason = describe_error(error)
+        if not _is_about_format(error):
+            raise ConfigError(
+                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); --debug shows the traceback"
+            ) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
         else:
             other = "does it take a tuple of three? set batch_view: challenge"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}; "
-            "--debug shows where it stopped"
+            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}"
         ) from error
 
 
-def _weigh_vectors_in_linear_terms(model: Any) -> None:
-    """Map stored vectors to the one number that a linear term sums.
+def _is_about_format(error: Exception) -> bool:
+    """Whether an error is about a tuple or a dict where the other was expected, as of a batch in another format."""
+    if isinstance(error, KeyError):
+        return bool(error.args) and isinstance(error.args[0], int)  # inputs[0] of a dict
+    text = str(error)
+    # Unpacking a dict of three columns gives their names.
+    return isinstance(error, AttributeError | TypeError | ValueError) and bool(
+        re.search(r"\b(tuple|dict)\b|\bunpack\b|'str' object has no attribute", text)
+    )
 
-    FuxiCTR's ``LogisticRegression`` embeds every field with one number, but leaves a field of ``type: embedding`` as
-    wide as it is stored: DeepFM, xDeepFM, FiBiNET and whatever else has a linear term stops at the first batch.
+
+def _add_linear_weights(model: Any) -> None:
+    """Give frozen embeddings a linear projection to the one number that a linear term sums.
+
+    FuxiCTR's ``LogisticRegression`` embeds every field with one number, but a field of ``type: embedding`` keeps its
+    stored dim, so that DeepFM, xDeepFM, FiBiNET and all others with a linear term fail on the first batch.
     """
     for tables in [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict)]:
         for name in tables.embedding_layers:
             spec = tables._feature_map.features[name]
-            # Everywhere else FuxiCTR joins stored and seen width by an encoder.
+            # Elsewhere, FuxiCTR projects the stored dim by an encoder.
             if spec["type"] == "embedding" and name not in tables.feature_encoders:
                 weights = nn.Linear(spec["pretrain_dim"], 1, bias=False)
                 nn.init.xavier_normal_(weights.weight)
@@ -166,7 +182,7 @@ def _weigh_vectors_in_linear_terms(model: Any) -> None:
 
 
 def _take_older_arguments(model: nn.Module) -> None:
-    """Let FuxiCTR's embedding take ``dynamic_emb_dim``, the older word for fields side by side, ``flatten_emb``."""
+    """Let FuxiCTR's embedding take ``dynamic_emb_dim``, the older name of ``flatten_emb``."""
     methods = ((FeatureEmbedding, "forward"), (FeatureEmbeddingDict, "dict2tensor"))
     for module in model.modules():
         for kind, name in methods:

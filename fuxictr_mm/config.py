@@ -80,6 +80,11 @@ class FeatureSpec(Settings):
     emb_output_dim: PositiveInt | None = Field(
         None, description="Dim after `feature_encoder`, where the encoder changes it."
     )
+    in_item_dict: bool = Field(
+        False,
+        description="True: `batch_view: challenge` also has this context column in its item dict, read from the item "
+        "files.",
+    )
     fill_na: str | Number | None = Field(None, description=_NO_EFFECT)
     remap: bool | None = Field(None, description=_NO_EFFECT)
     splitter: str | None = Field(None, description=_NO_EFFECT)
@@ -128,6 +133,9 @@ class DatasetConfig(Settings):
     test_data: str | None = Field(None, description="Interactions of the test split; it may lack labels.")
     item_info: Annotated[str | list[str], Field(min_length=1)] = Field(
         description="Item files, joined by `item_id`: a file, a folder of files, or a list of these."
+    )
+    global_item_info: str | None = Field(
+        None, description="Catalogue of the published Transformer_DCN_Quant; no effect on the models of this library."
     )
     rebuild_dataset: bool = Field(False, description="Must be False: ids are integers already.")
     feature_cols: list[FeatureConfig] = Field(min_length=1, description="The features, see below.")
@@ -432,7 +440,7 @@ DEFAULTS: dict[str, Any] = {
     )
 }  # fmt: skip
 
-PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info")
+PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info", "global_item_info")
 
 #: Keys that decide no result.
 VOLATILE_KEYS = (

@@ -18,7 +18,7 @@ import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fuxictr_mm.compat import check_params, is_foreign, make_safe
+from fuxictr_mm.compat import check_params, is_third_party, make_safe
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
@@ -137,13 +137,17 @@ class Experiment:
             logger.warning(f"{doubt}; perhaps nothing reads it")
         monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
         check_metrics([*config.metrics, *monitored], config.group_id)
-        foreign = is_foreign(model_class)
-        if config.batch_view is not None and (config.batch_view == "jagged") == foreign:
-            takes = "challenge or flat" if foreign else "jagged"
+        third_party = is_third_party(model_class)
+        if config.batch_view is not None and (config.batch_view == "jagged") == third_party:
+            takes = "challenge or flat" if third_party else "jagged"
             raise ConfigError(
                 f"{config.expid}: batch_view is {config.batch_view}, but {model_class.__name__} takes {takes}"
             )
-        if foreign:
+        if config.dataset.global_item_info is not None and not third_party:
+            logger.info(
+                f"{config.expid}: global_item_info has no effect: {config.model} reads the item files of item_info"
+            )
+        if third_party:
             check_params(model_class, config.to_dict())
 
     def with_settings(self, **settings: Any) -> Experiment:
@@ -235,6 +239,11 @@ class Experiment:
         if saved := saved_settings(path):
             for difference in setting_differences(saved[1], self.config.to_dict(), "in the folder"):
                 logger.warning(f"{saved[0]}: {difference}")
+        else:
+            logger.warning(
+                f"{path}: no settings are saved with these weights, so those of {self.config.expid} are used; settings "
+                "without parameters (activations, heads, history_mask) are not compared"
+            )
         return path
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
@@ -300,7 +309,7 @@ class Experiment:
         check_is_built(model)
         if config.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
-        if is_foreign(model_class):
+        if is_third_party(model_class):
             make_safe(model, self.batch_format(model))
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded
         model.count_parameters()

@@ -150,11 +150,37 @@ class MultimodalModel(BaseModel):
             self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
+        self._check_encoders()
         # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
              for n in self.item_fields if not specs[n].get("freeze_emb", True)}
         )  # fmt: skip
+
+    def _check_encoders(self) -> None:
+        """Refuse an encoder of a sequence that does not return one embedding per row."""
+        for name, encoder in self.embedding_layer.embedding_layer.feature_encoders.items():
+            spec = self.feature_map.features[name]
+            if spec["type"] != "sequence":
+                continue
+            inputs = torch.zeros(1, spec["max_len"], spec.get("embedding_dim", self.embedding_dim))
+            encoder.eval()
+            try:
+                with torch.no_grad():
+                    shape = tuple(encoder(inputs).shape)
+            except Exception as error:  # of any layer
+                reason = " ".join(str(error).split())
+                raise ConfigError(
+                    f"{self.model_id}: feature '{name}': {spec['feature_encoder']} does not take a sequence of "
+                    f"{tuple(inputs.shape[1:])} ({reason})"
+                ) from error
+            encoder.train()
+            if len(shape) != 2:
+                raise ConfigError(
+                    f"{self.model_id}: feature '{name}': {spec['feature_encoder']} returns {shape[1:]} per row, "
+                    "expected one embedding; add a pooling layer: "
+                    f"[{spec['feature_encoder']}, layers.MaskedAveragePooling()]"
+                )
 
     @property
     def field_dims(self) -> dict[str, int]:

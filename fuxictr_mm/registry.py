@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     Raises
     ------
     ConfigError
-        No such model (those that exist are listed), or its file cannot be imported or lacks the class.
+        No such model (those that exist are listed), or its file cannot be imported or does not define the class.
     """
     if ":" in name:
         return _from_package(name, name)
@@ -111,12 +112,19 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
         return _registered[name]
     known = list_models(model_zoo)
     if name not in known:
-        raise ConfigError(f"model: there is no '{name}'{nearest(name, known)} (there are: {', '.join(sorted(known))})")
+        hint = nearest(name, known) or _stem_of(name, known)
+        raise ConfigError(f"model: there is no '{name}'{hint} (there are: {', '.join(sorted(known))})")
     where = known[name]
     if isinstance(where, str):
         return _from_package(where, name)
     module = _import_file(where, name)
     return _take(module, name, str(where))
+
+
+def _stem_of(name: str, known: Iterable[str]) -> str:
+    """Return the hint at the longest model name that ``name`` begins with, such as QIN for QIN_variety_v9."""
+    stems = [other for other in known if name.startswith(f"{other}_")]
+    return f"; did you mean '{max(stems, key=len)}'?" if stems else ""
 
 
 def _import_file(path: Path, name: str) -> object:

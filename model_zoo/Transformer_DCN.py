@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
 from fuxictr_mm.layers.structured_zeros import SeenItems, Span, block_linear, input_blocks, last_items, padding_items
 from fuxictr_mm.model import MultimodalModel
 
+logger = logging.getLogger(__name__)
+
 
 class Transformer_DCN(MultimodalModel):
     r"""1st Place Solution. Xu et al., WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2505.03543.
@@ -32,9 +35,9 @@ class Transformer_DCN(MultimodalModel):
     with context c, target t and history items s. For a history shorter than k the first slots are zero; an empty one
     counts as a single padding item. Parameters are named and shaped as in the published code, so its weights load.
 
-    The published code hands its keep-mask (1 = a real item) to PyTorch as ``key_padding_mask``, where True means
-    ignore. Its function therefore attends to the padding and to nothing else: of a history with any padding it knows
-    the length, up to k; of one of exactly ``max_len`` items it knows the newest. ``history_mask: corrected`` attends to
+    The published code passes its keep-mask (1 = a real item) to PyTorch as ``key_padding_mask``, where True means
+    ignore. It therefore attends to the padding alone: its output depends on the length of a history with padding, up
+    to k, and on the newest item of a history of exactly ``max_len`` items. ``history_mask: corrected`` attends to
     the items.
 
     Departures: the corrected mask is the default; the loss is taken on logits (``loss_from: probability`` gives the
@@ -101,7 +104,9 @@ class Transformer_DCN(MultimodalModel):
             )
         self.check_heads(num_heads, 2 * self.item_dim, "the dim of item and target together")
         self.history_mask, self.num_slots = history_mask, first_k_cols
-        self.pad_apart = transformer_dropout > 0  # dropout makes one padding item differ from another
+        seen = "the items" if history_mask == "corrected" else "the padding, as the published code does"
+        logger.info(f"{self.model_id}: history_mask: {history_mask}, the encoder attends to {seen}")
+        self.separate_padding = transformer_dropout > 0  # dropout makes one padding item differ from another
         self.transformer_encoder = TargetTransformer(
             self.item_dim,
             num_layers=transformer_layers,
@@ -123,7 +128,7 @@ class Transformer_DCN(MultimodalModel):
         """Return the items ``(M,)`` of the history ``(N,)`` that the encoder sees, and their slots."""
         if self.history_mask == "corrected":
             return last_items(history, self.num_slots)
-        return padding_items(history, self.num_slots, self.max_len, every=self.training and self.pad_apart)
+        return padding_items(history, self.num_slots, self.max_len, every=self.training and self.separate_padding)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""

@@ -51,6 +51,8 @@ class Transformer_DCN_Quant(Transformer_DCN):
         K, neighbours.
     quantizer_seed : int
         Seed of the first centres.
+    default_vocab : int, optional
+        Accepted because the published configuration has it; no effect here.
     **params
         Those of Transformer_DCN and MultimodalModel.
     """
@@ -64,16 +66,17 @@ class Transformer_DCN_Quant(Transformer_DCN):
         num_clusters: PositiveInt = 5,
         top_k: NonNegativeInt = 3,
         quantizer_seed: int = 20242025,
+        default_vocab: int | None = None,
         **params: Any,
     ) -> None:
         model_id = params["model_id"]
         specs = feature_map.features
-        vectors = [n for n, s in specs.items() if s.get("source") == "item" and s["type"] == "embedding"]
-        vector = quantized_feature or (vectors[0] if len(vectors) == 1 else "")
-        if vector not in vectors:
+        frozen = [n for n, s in specs.items() if s.get("source") == "item" and s["type"] == "embedding"]
+        name = quantized_feature or (frozen[0] if len(frozen) == 1 else "")
+        if name not in frozen:
             raise ConfigError(
-                f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), vectors)}, "
-                f"expected one of the items' embeddings ({', '.join(vectors) or 'there are none'})"
+                f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), frozen)}, "
+                f"expected one of the items' embeddings ({', '.join(frozen) or 'there are none'})"
             )
         known = feature_map.items.known.nonzero().squeeze(1)
         if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
@@ -83,8 +86,8 @@ class Transformer_DCN_Quant(Transformer_DCN):
             )
         ids = torch.zeros(feature_map.items.num_items, codebook_num + top_k, dtype=torch.int64)
         if torch.get_default_device().type != "meta":  # where a model is made for its shapes, no codes are needed
-            logger.info(f"{model_id}: semantic ids of {len(known)} items from '{vector}'")
-            found = feature_map.items[vector][known]
+            logger.info(f"{model_id}: semantic ids of {len(known)} items from '{name}'")
+            found = feature_map.items[name][known]
             codes = residual_codes(found, num_levels=codebook_num, num_clusters=num_clusters, seed=quantizer_seed)
             # In the table: a row per item, then C rows per level.
             codes += feature_map.items.num_items + num_clusters * torch.arange(codebook_num, device=codes.device)
@@ -92,13 +95,13 @@ class Transformer_DCN_Quant(Transformer_DCN):
             ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
         dim = ModelSettings.of(params, model_id).embedding_dim
-        super().__init__(_replace_vector(feature_map, vector, ids, vocab_size, dim), **params)
+        super().__init__(_replace_embedding(feature_map, name, ids, vocab_size, dim), **params)
 
 
-def _replace_vector(feature_map: FeatureMap, vector: str, ids: Tensor, vocab_size: int, dim: int) -> FeatureMap:
+def _replace_embedding(feature_map: FeatureMap, name: str, ids: Tensor, vocab_size: int, dim: int) -> FeatureMap:
     """Return a copy with ``quanid``, the embeddings of ``ids`` ``(I, M)`` instead of a frozen embedding."""
     replaced = copy.copy(feature_map)
-    replaced.features = type(feature_map.features)({n: s for n, s in feature_map.features.items() if n != vector})
+    replaced.features = type(feature_map.features)({n: s for n, s in feature_map.features.items() if n != name})
     replaced.features["quanid"] = {
         "type": "sequence",
         "source": "item",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -200,9 +201,63 @@ HISTORY = {
 )
 def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, message):
     experiment = start(model, use_features=ALL, **settings)
-    with pytest.raises(ConfigError, match=f"Plain_tiny: Plain.forward cannot take a batch of {message}") as caught:
+    with pytest.raises(ConfigError, match=f"Plain_tiny: Plain.forward .*{message}") as caught:
         experiment.fit()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise RuntimeError('shapes do not fit')", "RuntimeError: shapes do not fit"),
+        ("inputs['fs1']", "KeyError: 'fs1'"),
+        ("self.dnn", "AttributeError"),
+    ],
+)
+def test_advice_about_the_format_is_given_only_where_it_is_the_cause(start, line, reason):
+    model = MODEL.replace("def forward(self, inputs):\n", f"def forward(self, inputs):\n        {line}\n")
+    with pytest.raises(ConfigError, match=reason) as caught:
+        start(model).fit()
+    assert "batch_view" not in str(caught.value)
+    assert "Plain.py, line" in str(caught.value)
+
+
+def test_a_context_column_in_both_dicts_of_the_challenges_format(start):
+    """As the loader of DIN_att6 gives likes and views levels: of the row, and of every item."""
+    model = CHALLENGE.replace(
+        '        feature_map.features["code"]',
+        '        self.width += embedding_dim\n        feature_map.features["code"]',
+    )
+    specs = [{"name": "likes_level", "in_item_dict": True}]
+    train_and_score(start, model, batch_view="challenge", use_features=ALL, feature_specs=specs)
+    experiment = start(model, batch_view="challenge", use_features=ALL, feature_specs=specs)
+    dataset = experiment.load_dataset({"valid": True})
+    loader = experiment.make_loader(dataset.splits["valid"], experiment.build_model(dataset))
+    batch_dict, item_dict, mask = next(iter(loader))
+    levels, ids = item_dict["likes_level"], item_dict["item_id"]
+    assert levels.shape == ids.shape == (mask.shape[0] * (mask.shape[1] + 1),)
+    file = pq.read_table(ROOT / "data/tiny_mm/item_feature.parquet", columns=["item_id", "likes_level"]).to_pydict()
+    stored = {0: 0, **dict(zip(file["item_id"], file["likes_level"], strict=True))}
+    assert levels.tolist() == [stored[i] for i in ids.tolist()]
+    assert batch_dict["likes_level"].shape == mask.shape[:1]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_catalogue_of_the_published_quant_is_in_the_entry_of_the_dataset(start, tmp_path, own, caplog):
+    """A file that takes ``global_item_info`` gets the path; for our models, the log says that it has no effect."""
+    path = tmp_path / "dataset_config.yaml"
+    entry = "global_item_info: ./data/tiny_mm/item_info.parquet\n    item_info:"
+    path.write_text(path.read_text().replace("item_info:", entry, 1))
+    if own:
+        with caplog.at_level("INFO"):
+            Experiment.load("Plain_tiny", tmp_path, model="DIN_MM", attention_dim=8)
+        assert "global_item_info" in caplog.text
+        return
+    model = MODEL.replace("gpu=-1,", "gpu=-1, global_item_info=None,").replace(
+        "        self.mlp", "        self.catalogue = global_item_info\n        self.mlp"
+    )
+    experiment = start(model)
+    assert Path(experiment.build_model(experiment.load_dataset({})).catalogue).is_file()
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])

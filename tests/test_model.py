@@ -149,6 +149,12 @@ def test_an_absent_gpu_is_not_the_cpu(build):
         type(model)(dataset.feature_map, gpu=99)
 
 
+@pytest.mark.parametrize("encoder", ["layers.SENet(5)", "layers.SENet(4)"])
+def test_an_encoder_without_pooling(build, encoder):
+    with pytest.raises(ConfigError, match=r"item_tags.*SENet"):
+        build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": encoder}])
+
+
 def test_an_encoder_with_wrong_arguments(build):
     with pytest.raises(ConfigError, match="MaskedAveragePooling"):
         build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": "layers.MaskedAveragePooling(3)"}])

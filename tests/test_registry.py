@@ -77,6 +77,11 @@ def test_an_unknown_name(zoo):
         assert "there is no" in refused(name)
 
 
+def test_a_published_name_with_a_suffix_has_a_hint(zoo):
+    with pytest.raises(ConfigError, match="did you mean 'QIN'"):
+        load_model_class("QIN_variety_v9")
+
+
 def test_a_file_without_its_class(zoo):
     (zoo / "Named.py").write_text("from pathlib import Path\nclass Name: pass\nNamedToo = 3\n")
     said = refused("Named")

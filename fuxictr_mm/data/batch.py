@@ -95,7 +95,9 @@ def challenge_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, ma
     """
     padded, mask = batch.history.to_padded(max_len)
     ids = torch.cat([padded, batch.target.to(padded.dtype).unsqueeze(1)], dim=1).flatten().long()
-    return _row_columns(batch, feature_map), items.rows(ids, _item_names(feature_map, items)), mask.float()
+    # Context columns with in_item_dict are in both dicts.
+    names = [n for n in feature_map.features if n == ITEM_ID or n in items.names]
+    return _row_columns(batch, feature_map), items.rows(ids, names), mask.float()
 
 
 def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class ItemTable(nn.Module):
             A missing column; a duplicate id, a negative one or one beyond ``vocab_size``; an embedding of another dim
             than the others or with values that are not finite.
         """
-        wanted = {f.name: f for f in features if f.is_item and f.name != ITEM_ID}
+        wanted = {f.name: f for f in features if (f.is_item or f.in_item_dict) and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
         found: dict[str, list[_Part]] = {}
         read: list[_Part] = []

@@ -50,6 +50,8 @@ class Feature:
         Id whose embedding stays zero.
     emb_output_dim : int, optional
         Dim after ``feature_encoder``, if that changes the dim.
+    in_item_dict : bool
+        True for a context column that is read from the item files as well, for the item dict of the challenge's format.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Feature:
     share_embedding: str | None = None
     padding_idx: int | None = 0
     emb_output_dim: int | None = None
+    in_item_dict: bool = False
 
     @property
     def is_item(self) -> bool:
@@ -103,14 +106,14 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     else:
         columns = {n: c for n, c in columns.items() if c.get("active", True)}
     features = [_feature(c) for c in columns.values()]
-    for place, feature in enumerate(features):
+    for index, feature in enumerate(features):
         if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
             raise ConfigError(f"{where}: {ITEM_ID} has source '{feature.source}', expected source: {ITEM_SOURCE}")
         if feature.share_embedding is not None:
             what = f"share_embedding of '{feature.name}'"
             _known(feature.share_embedding, columns, what, where)
             # FuxiCTR creates the tables in this order and would silently create a second one.
-            if feature.share_embedding not in [f.name for f in features[:place]]:
+            if feature.share_embedding not in [f.name for f in features[:index]]:
                 raise ConfigError(
                     f"{what}: '{feature.share_embedding}' is listed later; list it before '{feature.name}'"
                 )
@@ -142,6 +145,7 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         share_embedding=column.get("share_embedding"),
         padding_idx=column.get("padding_idx", 0),
         emb_output_dim=column.get("emb_output_dim"),
+        in_item_dict=column.get("in_item_dict", False),
     )
 
 

@@ -1,1 +1,1 @@
-"""From titles and images to the vectors and codes that models read, in Parquet files keyed by ``item_id``."""
+"""Embeddings and codes of items from titles and images, in Parquet files keyed by ``item_id``."""

@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedVectors, Source, add_sources, vector_type
+from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedEmbeddings, Source, add_sources, embedding_type
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
@@ -95,8 +95,8 @@ def align(
     options = options or AlignOptions()
     if any(source.name == JOINT for source in sources):
         raise ConfigError(f"a modality has the name '{JOINT}', which means all of them; choose another name")
-    with JoinedVectors(sources) as joined:
-        _check_dims(joined.widths, options)
+    with JoinedEmbeddings(sources) as joined:
+        _check_dims(joined.dims, options)
         parts = fit_inputs(joined, options.components)
         item_ids = np.sort(joined.ids)
         inputs = torch.empty(len(item_ids), sum(len(part.components) for part in parts))
@@ -155,9 +155,9 @@ def write_aligned(
     ConfigError, DataError, MissingFileError, UserError
         Names or dims are not those of the training; embeddings are wrong; the file exists or cannot be written.
     """
-    schema = {name: vector_type(dim) for name, dim in alignment.columns.items()}
-    with JoinedVectors(sources) as joined:
-        alignment.check(joined.widths)
+    schema = {name: embedding_type(dim) for name, dim in alignment.columns.items()}
+    with JoinedEmbeddings(sources) as joined:
+        alignment.check(joined.dims)
         with ItemFileWriter(out, schema, overwrite=overwrite) as writer:
             for ids, x in joined.chunks():
                 writer.write(ids, alignment.transform(x))
@@ -196,7 +196,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
         _apply(sources, arguments)
         return
     options = AlignOptions.read(given_settings(arguments, AlignOptions), "align")
-    _check_dims({source.name: source.width for source in sources}, options)  # before minutes of Swing
+    _check_dims({source.name: source.dim for source in sources}, options)  # before minutes of Swing
     verbose = 0 if arguments.quiet else 1
     neighbors = _find_neighbors(arguments, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)

@@ -177,7 +177,7 @@ class Codebook:
     rotation : ndarray, optional
         R of OPQ, ``(D, D)`` orthonormal.
     encoder, decoder : tuple of Layer
-        The MLPs of ``vqvae``, from D to W and back.
+        The MLPs of ``vqvae``, from D to W, and from W to D.
 
     Examples
     --------

@@ -18,7 +18,7 @@ STAGES = {
     "encode": "turn titles and images into embeddings by a text or an image model",
     "reduce": "reduce and join embeddings by PCA: the strategies V1 to V4, for any modalities",
     "quantize": "turn embeddings into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
-    "align": "train embeddings in which items that the same users like are near",
+    "align": "train embeddings in which items that the same users click are close",
 }
 
 
@@ -46,7 +46,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--overwrite``, and what ``fuxictr_mm.cli.show`` acts on."""
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_output_options(parser)
 
 

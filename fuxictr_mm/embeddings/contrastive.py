@@ -6,7 +6,7 @@ r"""Contrastive alignment: a projection of item embeddings under which items tha
     \qquad \mathcal{L} = \tfrac{1}{2} (\mathcal{L}_{a \to b} + \mathcal{L}_{b \to a})
 
 with z the normalized outputs of the head, (a, b) a pair of neighbors, X the items of the batch, and N(a) the item a and
-all its known neighbors, which are no negatives. InfoNCE: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748;
+all its known neighbors, which are not negatives. InfoNCE: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748;
 symmetric, in-batch: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020.
 
 Departures: known neighbors are excluded from the negatives; all items of a batch, of either side, are negatives.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.item_files import JoinedVectors, SavedFormat
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, SavedFormat
 from fuxictr_mm.embeddings.reduce import Moments
 from fuxictr_mm.errors import ConfigError, DataError, nearest
 from fuxictr_mm.terminal import progress_bar
@@ -68,9 +68,9 @@ class ContentInput:
         return ((x - self.mean) * present) @ self.components.T
 
 
-def fit_inputs(joined: JoinedVectors, most: int) -> list[ContentInput]:
+def fit_inputs(joined: JoinedEmbeddings, most: int) -> list[ContentInput]:
     """Fit a PCA of at most ``most`` components per modality, chunk by chunk, on the items that have an embedding."""
-    moments = {name: Moments(dim) for name, dim in joined.widths.items()}
+    moments = {name: Moments(dim) for name, dim in joined.dims.items()}
     for _, parts in joined.chunks():
         for name, x in parts.items():
             moments[name].update(x[(x != 0).any(axis=1)])

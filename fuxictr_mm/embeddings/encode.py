@@ -44,7 +44,7 @@ from fuxictr_mm.embeddings.encoders import (
     model_stem,
     require_extra,
 )
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, read_ids, require_unique, vector_type
+from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids, require_unique
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.terminal import item_bar, listed
@@ -68,15 +68,15 @@ _COMPRESSIONS: dict[bytes, Any] = {
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What an encoding gave."""
+    """The result of an encoding."""
 
     out: str  #: The file.
     column: str  #: Of the embeddings.
     width: int  #: D.
     items: int  #: Rows, without the padding.
-    missing: dict[int, str]  #: Why an item has a zero embedding.
-    skipped: list[str] = field(default_factory=list)  #: Files that are no image of an item that was asked for.
-    prompt: str = ""  #: What the model's files put before every text.
+    missing: dict[int, str]  #: The reason of each zero embedding, by item.
+    skipped: list[str] = field(default_factory=list)  #: Files that are no image of a requested item.
+    prompt: str = ""  #: Default prompt of the model, put before every text.
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the summary."""
@@ -121,7 +121,7 @@ def encode_texts(
     chunk_rows : int
         Items between two checkpoints.
     overwrite : bool
-        Replace a file that is there.
+        Replace an existing file.
     restart : bool
         Discard the finished chunks of a run that was killed, instead of resuming.
     report : str or path, optional
@@ -135,7 +135,7 @@ def encode_texts(
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        An option, an input or a model that cannot be used.
+        An option, an input or a model is wrong.
     """
     require_extra("transformers", "sentence_transformers")
     job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
@@ -209,7 +209,7 @@ def encode_images(
 
 
 class _Job:
-    """One output: its finished chunks, its file and its report. A run that was killed at any place resumes."""
+    """One output: its finished chunks, its file and its report. A killed run resumes."""
 
     def __init__(
         self,
@@ -287,11 +287,11 @@ class _Job:
             missing.update({int(ids[number * self._rows + row]): reason for row, reason in reasons})
         if len(missing) == len(ids) + len(without):
             item, reason = next(iter(missing.items()))
-            raise DataError(f"{self.column}: not one of {len(missing)} items has an embedding, first {item} ({reason})")
+            raise DataError(f"{self.column}: none of {len(missing)} items has an embedding, first {item} ({reason})")
         items = np.sort(np.concatenate([ids, np.fromiter(without, np.int64, len(without))]))
         flagged = np.fromiter(missing, np.int64, len(missing))
         self._store.begin_outputs(self._outputs)
-        schema = {self.column: vector_type(dim), self.flag: pa.bool_()}
+        schema = {self.column: embedding_type(dim), self.flag: pa.bool_()}
         with ItemFileWriter(self.out, schema, self._overwrite) as writer:
             for start in range(0, len(items), CHUNK_ROWS):
                 some = items[start : start + CHUNK_ROWS]
@@ -318,7 +318,7 @@ class _Job:
 
 
 def begun_outputs(folder: Path) -> set[Path]:
-    """Return the files that a run had begun to write from its finished chunks when it was killed."""
+    """Return the files that a killed run had begun to write from its finished chunks."""
     file = folder / "outputs.json"
     return {Path(name) for name in json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else set()
 
@@ -339,7 +339,7 @@ class ChunkStore:
         else:
             # Chunks are written after the manifest: a folder without one is not ours.
             if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-                raise ConfigError(f"{folder}: is in the way of the finished chunks; move it or name another output")
+                raise ConfigError(f"{folder}: exists and holds no chunks; move it or name another output")
             write_beside(manifest, lambda stream: stream.write(json.dumps(dict(settings), indent=1).encode()))
         self.finished = {int(file.stem) for file in folder.glob("*.npy") if re.fullmatch(r"[0-9]+", file.stem)}
 
@@ -378,12 +378,12 @@ class ChunkStore:
         return {int(row): reason for row, reason in json.loads(text).items()}
 
     def begin_outputs(self, outputs: Iterable[Path]) -> None:
-        """Note that all chunks are finished and that these files are about to be written."""
+        """Record that all chunks are finished and that these files are written next."""
         names = json.dumps([str(path.resolve()) for path in outputs]).encode()
         write_beside(self.folder / "outputs.json", lambda stream: stream.write(names))
 
     def remove(self) -> None:
-        """Remove the folder, renamed first: what is left of a removal that was killed is not taken for chunks."""
+        """Rename the folder, then remove it, so that the rest of a killed removal is not taken for chunks."""
         going = self.folder.with_name(f".{self.folder.name}.removed")
         try:
             if going.exists():
@@ -424,8 +424,8 @@ class ImageFiles:
     MissingFileError
         No such folder or file.
     DataError
-        Neither a folder nor an archive; a damaged archive, or one with a member whose name leads out of it; an item
-        with two images; no image at all.
+        Neither a folder nor an archive; a damaged archive, or one with a member whose name is a path outside of it;
+        an item with two images; no image at all.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -465,7 +465,7 @@ class ImageFiles:
             self._archive.close()
 
     def keep(self, wanted: np.ndarray) -> None:
-        """Leave the images of other items out."""
+        """Leave out the images of other items."""
         kept = np.isin(self.ids, wanted)
         self.ids = self.ids[kept]
         self._found = [member for member, keep in zip(self._found, kept, strict=True) if keep]
@@ -530,7 +530,7 @@ class ImageFiles:
         parts = name.replace("\\", "/").split("/")
         if parts[0] == "" or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
             raise DataError(
-                f"{self.path}: a member is named {name!r}, which leads out of the archive; expected relative names, "
+                f"{self.path}: a member is named {name!r}, a path outside of the archive; expected relative names, "
                 "such as images/123.jpg: pack it again"
             )
         return "/".join(parts)
@@ -703,7 +703,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}')")
     parser.add_argument("--max-tokens", type=int, help="texts: longest text in tokens (default: the model's limit)")
     parser.add_argument("--items", metavar="FILE", help="images: Parquet file with the items to write")
-    parser.add_argument("--workers", type=int, help="images: threads that decode (default: 4)")
+    parser.add_argument("--workers", type=int, help="images: decoding threads (default: 4)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--pooling", choices=POOLINGS, help="instead of the model's own")
     parser.add_argument(
@@ -713,7 +713,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="items per batch (default: 64)")
     parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between checkpoints (default: 1024)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (default: fp32)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
     parser.add_argument("--gpu", type=int, default=-1, help="index of a GPU (default: -1, the CPU)")
     parser.add_argument("--report", metavar="FILE", help="JSON file to write with all items without an embedding")
     parser.add_argument("--restart", action="store_true", help="discard the chunks of a run that was killed")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: How token states become one embedding; ``last`` is the last token that is not padding, as decoders are trained.
 POOLINGS = ("cls", "mean", "max", "last")
 
-#: Of the arithmetic; embeddings are float32 in either case.
+#: Of the matrix products; embeddings are float32 in either case.
 PRECISIONS = ("fp32", "bf16")
 
 #: Larger files are not decoded, so that no member of an archive can fill the memory.
@@ -47,7 +47,7 @@ HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 #: One of these holds a tokenizer's vocabulary.
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
-_PROBES = ("a", "two texts of different lengths in one batch: the shorter one is padded")
+_SAMPLE_TEXTS = ("a", "two texts of different lengths in one batch: the shorter one is padded")
 
 
 def require_extra(*modules: str) -> None:
@@ -113,7 +113,7 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, **files))
     except (OSError, ValueError) as error:
         raise MissingFileError(
-            f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be had "
+            f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be downloaded "
             f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
             "model.safetensors, or fill the cache where there is a network (hf download "
             f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
@@ -133,7 +133,7 @@ def folder_digest(folder: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' bars and logs off the terminal: what matters of them becomes an error of ours."""
+    """Keep progress bars and logs of the libraries off the terminal; errors are raised by this module."""
     from transformers.utils import logging as hf_logging
 
     bars = hf_logging.is_progress_bar_enabled()
@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _loading(part: str, model: str) -> Iterator[None]:
-    """Turn whatever a library raises for a folder into one line: it does not hold what it should."""
+    """Turn any exception of a library while it loads a folder into a DataError of one line."""
     try:
         with _quiet():
             yield
@@ -195,10 +195,10 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
 class TextEncoder:
     """A pretrained model that gives an embedding per text, by sentence-transformers.
 
-    A sentence encoder (a folder with ``modules.json``) gives what its files say: default prompt, pooling, projections,
+    A sentence encoder (a folder with ``modules.json``) follows its files: default prompt, pooling, projections,
     normalization. A model with ``get_text_features`` (CLIP, SigLIP) gives its projected features. Any other gives the
     mean of its tokens. The embedding of a text does not depend on the other texts of its batch: padding is on the
-    right, and where a model looks at it all the same, a batch holds texts of one length only.
+    right, and for a model that depends on padding nevertheless, a batch holds texts of one length only.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class TextEncoder:
     dim : int
         D.
     prompt : str
-        What the model's files put before every text.
+        Default prompt of the model, put before every text.
     settings : dict
         Files, options and libraries that the embeddings depend on.
 
@@ -263,8 +263,8 @@ class TextEncoder:
         self._model.to(self._device)
         self._one_length = False
         with _loading("the text model", model):
-            alone = np.concatenate([self._forward([text]) for text in _PROBES])
-            together = self._forward(list(_PROBES))
+            alone = np.concatenate([self._forward([text]) for text in _SAMPLE_TEXTS])
+            together = self._forward(list(_SAMPLE_TEXTS))
         tolerance = (2e-2 if precision == "bf16" else 1e-3) * float(np.abs(alone).max())
         self._one_length = not np.allclose(alone, together, rtol=0, atol=tolerance)
         self.dim = alone.shape[1]
@@ -333,9 +333,9 @@ class TextEncoder:
         if asked is not None and not 3 <= asked <= most:
             raise ConfigError(f"max_tokens {asked}, expected 3 to {most}, what model '{model}' can take")
         if transformer.config.model_type.startswith("siglip"):
-            # It has learned from texts padded to one length, without a mask, and pools the last position.
+            # It was trained on texts padded to one length, without a mask, and pools the last position.
             if asked not in (None, most):
-                raise ConfigError(f"max_tokens {asked}: model '{model}' takes {most} always; leave --max-tokens out")
+                raise ConfigError(f"max_tokens {asked}: model '{model}' always takes {most}; leave --max-tokens out")
             transformer.processing_kwargs = {"text": {"padding": "max_length", "return_attention_mask": False}}
             asked = most
         elif "attention_mask" not in tokenizer.model_input_names:
@@ -408,14 +408,14 @@ class BrokenImage:
 
 
 def decode_image(data: bytes) -> Image | BrokenImage:
-    """Return an RGB image of 8 bits, turned as its EXIF entry says, the first frame of several.
+    """Return an RGB image of 8 bits, rotated by its EXIF orientation; of several frames the first.
 
     More pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) are refused by the header, before they are decoded.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    # Decoders raise what they like for a broken file (OSError, SyntaxError, struct.error, zlib.error, ...): any of it
-    # means that this one image cannot be used, and the run goes on.
+    # Decoders raise all kinds of errors for a broken file (OSError, SyntaxError, struct.error, zlib.error, ...). Any of
+    # them means that this one image cannot be used; the run continues.
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
             pixels = image.width * image.height
@@ -463,14 +463,14 @@ class ImageEncoder:
     normalize : bool
         Scale embeddings to length 1.
     workers : int
-        Threads that decode and resize the next batch meanwhile.
+        Threads that decode and resize the next batch.
 
     Attributes
     ----------
     dim : int
         D.
     settings : dict
-        As of ``TextEncoder``, and it raises as that.
+        As of ``TextEncoder``; the errors are the same.
     """
 
     def __init__(

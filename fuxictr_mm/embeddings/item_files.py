@@ -1,4 +1,4 @@
-"""Item files: reading and joining embeddings in chunks, writing Parquet atomically, saving what was fitted on them.
+"""Item files: reading and joining embeddings in chunks, writing Parquet atomically, saved fits.
 
 Shape letters: I items, n items of a chunk, D dim.
 """
@@ -31,7 +31,7 @@ from fuxictr_mm.files import atomic_path, write_beside
 #: Items of a chunk: 8,192 embeddings of 1,024 float32 numbers are 32 MB.
 CHUNK_ROWS = 8192
 
-#: Items that Arrow decodes at a time; its buffers take several times what it hands out.
+#: Items that Arrow decodes at a time; its buffers take several times as much.
 READ_ROWS = 1024
 
 
@@ -80,7 +80,7 @@ class Source:
         return cls(head if named else column, Path(path), column)
 
     @property
-    def width(self) -> int:
+    def dim(self) -> int:
         """D, from the file's schema or else its first embedding."""
         files = parquet.part_files(self.path)
         for file in files:
@@ -145,7 +145,7 @@ def require_unique(ids: np.ndarray, where: str) -> None:
         raise DataError(f"{where}: {ITEM_ID} {twice[0]} occurs more than once, expected once")
 
 
-def read_vectors(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_embeddings(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids ``(n,)`` int64 and embeddings ``(n, D)`` float32 in the order of the file.
 
     Row 0, the padding, is skipped. A null is a zero embedding. Every chunk but the last has ``chunk_rows`` items.
@@ -158,7 +158,7 @@ def read_vectors(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple
     """
     # Before the first chunk is handed out: a caller that has begun to write need not undo anything.
     read_ids(source)
-    dim = source.width
+    dim = source.dim
     return _rechunk(_decoded(source, dim), dim, chunk_rows)
 
 
@@ -203,10 +203,10 @@ def _rechunk(
         yield held_ids[:filled], held[:filled]
 
 
-class JoinedVectors:
+class JoinedEmbeddings:
     """Several sources joined on ``item_id``; an item that a source does not have has a zero embedding there.
 
-    Sources that hold the same items in the same order, such as two columns of one file, are read side by side. Others
+    Sources that hold the same items in the same order, such as two columns of one file, are read together. Others
     are first sorted by id into temporary files. In memory are the ids and one chunk.
 
     Parameters
@@ -218,7 +218,7 @@ class JoinedVectors:
     ----------
     ids : ndarray
         ``(I,)`` int64, all items of all sources, in the order of ``chunks``.
-    widths : dict of str to int
+    dims : dict of str to int
         D of each source.
 
     Raises
@@ -234,13 +234,13 @@ class JoinedVectors:
             found = f"the name '{twice[0]}' occurs twice" if twice else "no source of embeddings"
             raise ConfigError(f"{found}; expected one NAME=FILE:COLUMN for each modality, with distinct names")
         self.sources = tuple(sources)
-        self.widths = {source.name: source.width for source in sources}
+        self.dims = {source.name: source.dim for source in sources}
         orders = [read_ids(source) for source in sources]
         self._side_by_side = all(np.array_equal(order, orders[0]) for order in orders)
         self.ids = orders[0] if self._side_by_side else np.unique(np.concatenate(orders))
         self._folder = Path()
 
-    def __enter__(self) -> JoinedVectors:
+    def __enter__(self) -> JoinedEmbeddings:
         self._stack = ExitStack()
         if not self._side_by_side:
             with ExitStack() as stack:  # closed at once where sorting fails
@@ -255,15 +255,15 @@ class JoinedVectors:
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Yield ids ``(n,)`` and ``{name: embeddings (n, D) float32}``; may be called any number of times."""
-        read = read_vectors if self._side_by_side else self._read_sorted
+        read = read_embeddings if self._side_by_side else self._read_sorted
         for parts in zip(*(read(source, chunk_rows) for source in self.sources), strict=True):
             yield parts[0][0], {s.name: found for s, (_, found) in zip(self.sources, parts, strict=True)}
 
     def _sort(self, source: Source) -> None:
-        file, shape = self._folder / source.name, (len(self.ids), self.widths[source.name])
+        file, shape = self._folder / source.name, (len(self.ids), self.dims[source.name])
         try:
             with file.open("wb") as stream:
-                # Zeros in fact, not a hole: a full disk is found here, where it is an error, not a signal.
+                # Zeros instead of a sparse file: a full disk is found here, where it is an error, not a signal.
                 for start in range(0, shape[0], CHUNK_ROWS):
                     stream.write(bytes(4 * shape[1] * min(CHUNK_ROWS, shape[0] - start)))
         except OSError as error:
@@ -271,28 +271,28 @@ class JoinedVectors:
                 f"{self._folder}: no room for {4 * shape[0] * shape[1] / 1e9:.1f} GB of sorted embeddings "
                 f"({error.strerror}); set TMPDIR to a folder with room"
             ) from None
-        for ids, embeddings in read_vectors(source):
+        for ids, embeddings in read_embeddings(source):
             # Mapped once per chunk: pages that were written do not add up in our memory.
             mapped = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
             mapped[np.searchsorted(self.ids, ids)] = embeddings
             del mapped
 
     def _read_sorted(self, source: Source, chunk_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        dim = self.widths[source.name]
+        dim = self.dims[source.name]
         with (self._folder / source.name).open("rb") as stream:
             for start in range(0, len(self.ids), chunk_rows):
                 ids = self.ids[start : start + chunk_rows]
                 yield ids, np.fromfile(stream, dtype=np.float32, count=len(ids) * dim).reshape(-1, dim)
 
 
-def vector_type(width: int) -> pa.DataType:
+def embedding_type(dim: int) -> pa.DataType:
     """Return the column type of embeddings."""
-    return pa.list_(pa.float32(), width)
+    return pa.list_(pa.float32(), dim)
 
 
-def code_type(width: int) -> pa.DataType:
+def code_type(levels: int) -> pa.DataType:
     """Return the column type of sequences of codes."""
-    return pa.list_(pa.int64(), width)
+    return pa.list_(pa.int64(), levels)
 
 
 class ItemFileWriter:
@@ -305,25 +305,25 @@ class ItemFileWriter:
     path : str or path
         The Parquet file.
     schema : mapping of str to pyarrow.DataType
-        Columns beside ``item_id``.
+        Columns besides ``item_id``.
     overwrite : bool
-        Replace a file that is there.
+        Replace an existing file.
 
     Raises
     ------
     ConfigError
-        The file is there.
+        The file exists.
     UserError
-        It cannot be written.
+        The file cannot be written.
 
     Examples
     --------
     >>> import pyarrow.parquet as pq
     >>> path = Path(tempfile.mkdtemp()) / "items.parquet"
-    >>> with ItemFileWriter(path, {"vector": vector_type(2), "title": pa.string()}) as writer:
-    ...     writer.write([7, 3], {"vector": np.array([[1.0, 2.0], [3.0, 4.0]]), "title": ["a", "b"]})
+    >>> with ItemFileWriter(path, {"embedding": embedding_type(2), "title": pa.string()}) as writer:
+    ...     writer.write([7, 3], {"embedding": np.array([[1.0, 2.0], [3.0, 4.0]]), "title": ["a", "b"]})
     >>> pq.read_table(path).to_pydict()
-    {'item_id': [0, 7, 3], 'vector': [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], 'title': ['', 'a', 'b']}
+    {'item_id': [0, 7, 3], 'embedding': [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], 'title': ['', 'a', 'b']}
     """
 
     def __init__(
@@ -412,7 +412,7 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class SavedFormat:
-    """A kind of safetensors file: named arrays, and as JSON in the metadata what they mean."""
+    """A kind of safetensors file: named arrays, with their meaning as JSON in the metadata."""
 
     what: str  #: What it holds, such as ``reducer``.
     stage: str  #: The ``fuxictr-mm embed STAGE`` that writes it.

@@ -36,12 +36,12 @@ from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_
 from fuxictr_mm.embeddings.item_files import (
     CHUNK_ROWS,
     ItemFileWriter,
-    JoinedVectors,
+    JoinedEmbeddings,
     Source,
     add_sources,
     code_type,
+    embedding_type,
     read_ids,
-    vector_type,
 )
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import check_outputs, write_beside
@@ -49,7 +49,7 @@ from fuxictr_mm.terminal import format_table, progress_bar
 
 Ids = NDArray[np.int64]
 
-#: How near two items are.
+#: Distances between items.
 METRICS = ("l2", "inner_product")
 
 #: Options of ``vqvae``, see ``fuxictr_mm.embeddings.rqvae.fit_rqvae``.
@@ -63,7 +63,7 @@ class QuantizeOptions(Settings):
     levels: PositiveInt | None = Field(None, description="codes per item (default 4; vq has 1)")
     codes: int = Field(256, ge=2, le=65_536, description="number of codes of each level, a power of two")
     joint: bool = Field(False, description="one codebook for all modalities together")
-    scaling: Scaling = Field("modality", description="how modalities come to one scale; modality: a variance of 1 each")
+    scaling: Scaling = Field("modality", description="how modalities are scaled; modality: a total variance of 1 each")
     fit_items: PositiveInt = Field(65_536, description="fit on a sample of at most this many items; bounds the memory")
     seed: int = Field(2025, ge=0, lt=2**31, description="seed of sample and method")
     steps: PositiveInt | None = Field(None, description="vqvae: batches (default 5000)")
@@ -144,7 +144,7 @@ def quantize(
     neighbors : int
         K, the number of nearest items to write as well, with ``vq`` only; 0 for none.
     metric : {"l2", "inner_product"}
-        How near two items are.
+        Distance between items.
     decoded : bool
         Write the reconstructed embeddings as well.
     overwrite : bool
@@ -177,8 +177,8 @@ def quantize(
         if neighbors and method != "vq":
             raise ConfigError(f"--neighbors goes with --method vq, not with {method}; use two commands")
     check_outputs([out, save], [apply], overwrite)
-    with JoinedVectors(sources) as joined, ExitStack() as stack:
-        catalogue = stack.enter_context(JoinedVectors(among)) if among else joined
+    with JoinedEmbeddings(sources) as joined, ExitStack() as stack:
+        catalogue = stack.enter_context(JoinedEmbeddings(among)) if among else joined
         if apply is None:
             books = _fit(joined, options, quiet)
         for given in (joined, catalogue):
@@ -189,7 +189,7 @@ def quantize(
     return report
 
 
-def _check_sources(joined: JoinedVectors, books: Mapping[str, Codebook], codebook: str) -> None:
+def _check_sources(joined: JoinedEmbeddings, books: Mapping[str, Codebook], codebook: str) -> None:
     """Raise unless the sources have the names and dims of the modalities that the codebooks were fitted on."""
     given = _modalities(joined)
     fitted = {m.name: m for book in books.values() for m in book.space.modalities}
@@ -206,11 +206,11 @@ def _check_sources(joined: JoinedVectors, books: Mapping[str, Codebook], codeboo
             )
 
 
-def _modalities(joined: JoinedVectors) -> dict[str, Modality]:
-    return {s.name: Modality(s.name, s.column, joined.widths[s.name]) for s in joined.sources}
+def _modalities(joined: JoinedEmbeddings) -> dict[str, Modality]:
+    return {s.name: Modality(s.name, s.column, joined.dims[s.name]) for s in joined.sources}
 
 
-def _fit(joined: JoinedVectors, options: QuantizeOptions, quiet: bool) -> dict[str, Codebook]:
+def _fit(joined: JoinedEmbeddings, options: QuantizeOptions, quiet: bool) -> dict[str, Codebook]:
     """Return a codebook by column of codes."""
     modalities = _modalities(joined)
     groups = (
@@ -265,10 +265,10 @@ def _fit_codebook(x: Floats, group: Sequence[Modality], options: QuantizeOptions
 
 
 def _write(
-    joined: JoinedVectors,
+    joined: JoinedEmbeddings,
     books: Mapping[str, Codebook],
     out: str | os.PathLike[str],
-    catalogue: JoinedVectors,
+    catalogue: JoinedEmbeddings,
     neighbors: int,
     metric: str,
     decoded: bool,
@@ -282,7 +282,7 @@ def _write(
         if neighbors:
             schema[_related(column, "neighbors")] = code_type(neighbors)
         if decoded:
-            schema[_related(column, "decoded")] = vector_type(book.space.dim)
+            schema[_related(column, "decoded")] = embedding_type(book.space.dim)
     statistics = {column: _Statistics(book) for column, book in books.items()}
     with ItemFileWriter(out, schema, overwrite) as writer:
         for ids, parts in _bar(joined, "encoding", quiet):
@@ -306,7 +306,7 @@ def _write(
     return {column: found.report() for column, found in statistics.items()}
 
 
-def _transformed(joined: JoinedVectors, space: Space, center: bool) -> Iterator[tuple[Ids, Floats]]:
+def _transformed(joined: JoinedEmbeddings, space: Space, center: bool) -> Iterator[tuple[Ids, Floats]]:
     """Yield ids and z of the items that have an embedding."""
     for ids, parts in joined.chunks():
         x = _concatenate(parts, space.modalities)
@@ -318,7 +318,7 @@ def _concatenate(parts: Mapping[str, Floats], modalities: Sequence[Modality]) ->
     return np.concatenate([parts[m.name] for m in modalities], axis=1)
 
 
-def _bar(joined: JoinedVectors, what: str, quiet: bool) -> Any:
+def _bar(joined: JoinedEmbeddings, what: str, quiet: bool) -> Any:
     chunks = -(-len(joined.ids) // CHUNK_ROWS)
     return progress_bar(joined.chunks(), what, verbose=0 if quiet else 1, total=chunks)
 
@@ -339,7 +339,7 @@ def nearest_items(
     count : int
         K.
     metric : {"l2", "inner_product"}
-        How near two items are.
+        Distance between items.
 
     Returns
     -------
@@ -361,7 +361,7 @@ def nearest_items(
         order = np.argsort(distances, axis=1, kind="stable")[:, : count + 1]
         distances, found = np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
     own = found == query_ids[:, None]
-    own[~own.any(axis=1), -1] = True  # the item itself is not among them, where others are as near
+    own[~own.any(axis=1), -1] = True  # the item itself is not among them if others are equally near
     return found[~own].reshape(len(queries), count)
 
 
@@ -501,7 +501,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE:COLUMN",
         help="with --apply and --neighbors: the items to search, those of the fit",
     )
-    parser.add_argument("--metric", choices=METRICS, default="l2", help="how near two items are (default l2)")
+    parser.add_argument("--metric", choices=METRICS, default="l2", help="distance between items (default l2)")
     parser.add_argument("--decoded", action="store_true", help="write the reconstructed embeddings too")
     parser.add_argument("--save", metavar="FILE", help="write the codebooks, a safetensors file")
     parser.add_argument("--apply", metavar="FILE", help="use these codebooks instead of fitting any")

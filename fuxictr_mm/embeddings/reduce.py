@@ -1,4 +1,4 @@
-"""``fuxictr-mm embed reduce``: PCA of item embeddings, of each modality and of several together.
+"""``fuxictr-mm embed reduce``: PCA of item embeddings, separate for each modality and joint.
 
 The strategies of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961):
 V1 PCA(text), V2 PCA(image), V3 PCA(text, image), V4 PCA(text) + PCA(image).
@@ -24,12 +24,12 @@ from fuxictr_mm.config import nearest
 from fuxictr_mm.embeddings.command import add_output
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
-    JoinedVectors,
+    JoinedEmbeddings,
     SavedFormat,
     Source,
     add_sources,
-    read_vectors,
-    vector_type,
+    embedding_type,
+    read_embeddings,
 )
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import atomic_path, check_outputs, write_beside
@@ -37,7 +37,7 @@ from fuxictr_mm.terminal import format_table, item_bar
 
 SCALINGS = ("none", "l2", "standard")
 
-#: Kinds of strategies beside the PCA of one modality: PCA of all side by side, and separate PCAs side by side.
+#: Kinds of strategies besides the PCA of one modality: the joint PCA, and separate PCAs, concatenated.
 JOINT, APART = "joint", "apart"
 
 SAVED = SavedFormat("reducer", "reduce")
@@ -45,16 +45,16 @@ SAVED = SavedFormat("reducer", "reduce")
 #: Most bytes of float64 embeddings, of all modalities together, that are held at a time.
 CHUNK_BYTES = 1 << 25
 
-#: A component with less than this share of the largest variance is rounding, and is set to zero.
+#: A component with less than this fraction of the largest variance is rounding, and is set to zero.
 NO_VARIANCE = 1e-12
 
-#: A column whose standard deviation is below this share of its mean is constant up to float32's rounding.
+#: A column whose standard deviation is below this fraction of its mean is constant up to float32's rounding.
 CONSTANT = 1e-6
 
-#: A modality is dominated if it makes less than this share of an equal part of the joint components, ...
-SMALL_SHARE = 0.2
+#: A modality is dominated if it has less than this fraction of an equal part of the joint components, ...
+SMALL_FRACTION = 0.2
 
-#: ... or if they keep less than this share of what its own PCA keeps in an equal part of the dim.
+#: ... or if they keep less than this fraction of what its own PCA keeps in an equal part of the dim.
 SMALL_PART = 0.5
 
 
@@ -68,10 +68,10 @@ class PrincipalComponents:
     total: float  #: Variance of all D columns together.
     count: int  #: I, the embeddings of the fit.
 
-    def keep(self, width: int) -> PrincipalComponents:
-        """Return the first ``width`` components."""
+    def keep(self, count: int) -> PrincipalComponents:
+        """Return the first ``count`` components."""
         return PrincipalComponents(
-            self.mean, self.components[:width].copy(), self.variances[:width].copy(), self.total, self.count
+            self.mean, self.components[:count].copy(), self.variances[:count].copy(), self.total, self.count
         )
 
     @property
@@ -79,11 +79,11 @@ class PrincipalComponents:
         """Components with variance."""
         return int((self.variances > 0).sum())
 
-    def width_for(self, share: float) -> int:
-        """Return the smallest K that keeps ``share`` of the variance; at least 1."""
+    def dim_for(self, fraction: float) -> int:
+        """Return the smallest K that keeps ``fraction`` of the variance; at least 1."""
         kept = np.cumsum(self.variances)
-        # Rounding of the sum must not cost one more component, and a share of 1 must be reachable.
-        enough = kept >= share * self.total * (1 - 1e-9)
+        # Rounding of the sum must not cost one more component, and a fraction of 1 must be reachable.
+        enough = kept >= fraction * self.total * (1 - 1e-9)
         return int(enough.argmax()) + 1 if enough.any() else max(self.rank, 1)
 
 
@@ -94,10 +94,10 @@ class Moments:
     S += S_chunk + (m_chunk - m)(m_chunk - m)^T n I / (n + I), which loses no digits where means are large.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, dim: int) -> None:
         self.count = 0
-        self.mean: np.ndarray = np.zeros(width)
-        self.scatter: np.ndarray = np.zeros((width, width))
+        self.mean: np.ndarray = np.zeros(dim)
+        self.scatter: np.ndarray = np.zeros((dim, dim))
 
     def update(self, vectors: np.ndarray) -> None:
         """Add embeddings ``(n, D)``."""
@@ -124,15 +124,15 @@ class Moments:
         """``(D, D)``, with the divisor I - 1."""
         return self.scatter / (self.count - 1)
 
-    def components(self, deviations: np.ndarray | None = None) -> PrincipalComponents:
-        """Return all components, of the columns divided by ``deviations`` ``(D,)`` where given.
+    def components(self, divisors: np.ndarray | None = None) -> PrincipalComponents:
+        """Return all components, of the columns divided by ``divisors`` ``(D,)`` where given.
 
-        The entry of largest magnitude of each is positive.
+        The entry of largest magnitude of each component is positive.
         """
         covariance = self.covariance
-        if deviations is not None:
-            covariance /= deviations
-            covariance /= deviations[:, None]
+        if divisors is not None:
+            covariance /= divisors
+            covariance /= divisors[:, None]
         variances, vectors = np.linalg.eigh(covariance)
         most = min(len(variances), self.count - 1)
         variances, components = variances[::-1][:most], vectors.T[::-1][:most]
@@ -150,9 +150,9 @@ class Modality:
 
     name: str
     column: str  #: Of the fit.
-    width: int  #: D.
+    dim: int  #: D.
     missing: int  #: Items of the fit whose embedding is zero.
-    deviations: np.ndarray  #: ``(D,)``, what columns are divided by; ones unless the scaling is ``standard``.
+    divisors: np.ndarray  #: ``(D,)``, what columns are divided by; ones unless the scaling is ``standard``.
     pca: PrincipalComponents  #: Of this modality alone.
 
 
@@ -161,19 +161,19 @@ class Strategy:
     """One column of the output."""
 
     name: str  #: Without the prefix: ``v1`` to ``v4`` for two modalities, else a modality, ``joint`` or ``apart``.
-    kind: str  #: ``single`` (PCA of one modality), ``joint`` (of all side by side), ``apart`` (separate PCAs).
-    widths: dict[str, int]  #: K of each modality; for ``joint``, of all under ``joint``.
+    kind: str  #: ``single`` (PCA of one modality), ``joint`` (joint PCA), ``apart`` (separate PCAs).
+    dims: dict[str, int]  #: K of each modality; for ``joint``, of all under ``joint``.
 
     @property
-    def width(self) -> int:
+    def dim(self) -> int:
         """K of the column."""
-        return sum(self.widths.values())
+        return sum(self.dims.values())
 
     def describe(self, modalities: Iterable[str]) -> str:
         """Return a formula."""
         if self.kind == JOINT:
             return f"PCA({', '.join(modalities)})"
-        return " + ".join(f"PCA({name})" for name in self.widths)
+        return " + ".join(f"PCA({name})" for name in self.dims)
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ class Reducer:
     """PCA of item embeddings, one result per strategy.
 
     An item without an embedding, that is, a zero one, gets zeros, as the padding has. Centred like the others it would
-    become -mean W^T: a point far from all items, and the same for all that miss an embedding, which a model would take
-    for content. Where only some of an item's modalities are missing, the joint PCA takes them for the mean, so that
-    they add nothing.
+    become -mean W^T: a point far from all items, the same for all items without an embedding, which a model would take
+    for content. The joint PCA replaces missing modalities of an item by their mean, so that they add
+    nothing.
 
     With ``balance``, each part of the strategy of separate PCAs is multiplied by one number, so that the mean variance
     of the components is the same in all parts, the geometric mean of theirs: at their own scales, one modality would
@@ -191,7 +191,7 @@ class Reducer:
     """
 
     modalities: tuple[Modality, ...]  #: In the order of the joint embedding.
-    joint: PrincipalComponents | None  #: Of all modalities side by side; None where no strategy needs it.
+    joint: PrincipalComponents | None  #: The joint PCA; None if no strategy needs it.
     joint_totals: dict[str, float]  #: Variance of each modality among the items of the joint fit.
     strategies: tuple[Strategy, ...]  #: Columns of the output.
     scaling: str  #: Before the PCA: ``none``, ``l2`` (length 1), ``standard`` (by column standard deviations).
@@ -201,25 +201,25 @@ class Reducer:
     @property
     def columns(self) -> dict[str, slice]:
         """Position of each modality in the joint embedding."""
-        ends = np.cumsum([0, *(m.width for m in self.modalities)]).tolist()
+        ends = np.cumsum([0, *(m.dim for m in self.modalities)]).tolist()
         return {m.name: slice(*pair) for m, pair in zip(self.modalities, itertools.pairwise(ends), strict=True)}
 
-    def check(self, widths: Mapping[str, int]) -> None:
+    def check(self, dims: Mapping[str, int]) -> None:
         """Raise ConfigError where names and dims of embeddings are not those of the fit."""
         names = [m.name for m in self.modalities]
         fitted = f"the reducer was fitted on: {', '.join(names)}"
-        for name in widths:
+        for name in dims:
             if name not in names:
                 raise ConfigError(
                     f"modality '{name}' is unknown{nearest(name, names)} ({fitted}); name it as NAME=FILE:COLUMN"
                 )
         for modality in self.modalities:
-            if modality.name not in widths:
+            if modality.name not in dims:
                 raise ConfigError(f"modality '{modality.name}' is missing ({fitted}); add NAME=FILE:COLUMN")
-            if widths[modality.name] != modality.width:
+            if dims[modality.name] != modality.dim:
                 raise ConfigError(
-                    f"modality '{modality.name}' has embeddings of dim {widths[modality.name]}, expected "
-                    f"{modality.width} as in the fit ({modality.column}); use embeddings of the same model"
+                    f"modality '{modality.name}' has embeddings of dim {dims[modality.name]}, expected "
+                    f"{modality.dim} as in the fit ({modality.column}); use embeddings of the same model"
                 )
 
     def transform(self, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -234,11 +234,11 @@ class Reducer:
         self, strategy: Strategy, scaled: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
     ) -> np.ndarray:
         assert self.joint is not None
-        pca = self.joint.keep(strategy.width)
-        result = np.zeros((len(next(iter(scaled.values()))), strategy.width))
+        pca = self.joint.keep(strategy.dim)
+        result = np.zeros((len(next(iter(scaled.values()))), strategy.dim))
         for modality in self.modalities:
             columns = self.columns[modality.name]
-            centred = (scaled[modality.name] - pca.mean[columns]) / modality.deviations
+            centred = (scaled[modality.name] - pca.mean[columns]) / modality.divisors
             result += (centred * present[modality.name]) @ pca.components[:, columns].T
         return self._whitened(result, pca)
 
@@ -247,9 +247,9 @@ class Reducer:
     ) -> np.ndarray:
         parts, variances = [], []
         for modality in self.modalities:
-            if modality.name in strategy.widths:
-                pca = modality.pca.keep(strategy.widths[modality.name])
-                centred = (scaled[modality.name] - pca.mean) / modality.deviations
+            if modality.name in strategy.dims:
+                pca = modality.pca.keep(strategy.dims[modality.name])
+                centred = (scaled[modality.name] - pca.mean) / modality.divisors
                 parts.append(self._whitened((centred @ pca.components.T) * present[modality.name], pca))
                 variances.append(pca.variances.mean())
         if self.balance and not self.whiten:
@@ -267,14 +267,14 @@ class Reducer:
         pcas = {str(number): modality.pca for number, modality in enumerate(self.modalities)}
         for prefix, pca in [*pcas.items(), *([("joint", self.joint)] if self.joint is not None else [])]:
             arrays |= {f"{prefix}.{name}": getattr(pca, name) for name in ("mean", "components", "variances")}
-        arrays |= {f"{number}.deviations": modality.deviations for number, modality in enumerate(self.modalities)}
+        arrays |= {f"{number}.deviations": modality.divisors for number, modality in enumerate(self.modalities)}
         described = [
-            {name: getattr(m, name) for name in ("name", "column", "width", "missing")}
+            {"name": m.name, "column": m.column, "width": m.dim, "missing": m.missing}
             | {"total": m.pca.total, "count": m.pca.count}
             for m in self.modalities
         ]
         joint = self.joint and {"total": self.joint.total, "count": self.joint.count, "totals": self.joint_totals}
-        strategies = [{"name": s.name, "kind": s.kind, "widths": s.widths} for s in self.strategies]
+        strategies = [{"name": s.name, "kind": s.kind, "widths": s.dims} for s in self.strategies]
         settings = {"scaling": self.scaling, "whiten": self.whiten, "balance": self.balance}
         SAVED.save(path, {"modalities": described, "joint": joint, "strategies": strategies, **settings}, arrays)
 
@@ -293,7 +293,7 @@ class Reducer:
             tuple(
                 Modality(
                     *(str(m["name"]), str(m["column"]), int(m["width"]), int(m["missing"])),
-                    deviations=arrays[f"{number}.deviations"],
+                    divisors=arrays[f"{number}.deviations"],
                     pca=pca(str(number), m),
                 )
                 for number, m in enumerate(content["modalities"])
@@ -307,14 +307,14 @@ class Reducer:
         return reducer
 
     def _check_arrays(self) -> None:
-        pcas = {m.name: (m.width, m.pca) for m in self.modalities}
+        pcas = {m.name: (m.dim, m.pca) for m in self.modalities}
         if self.joint is not None:
-            pcas[JOINT] = sum(m.width for m in self.modalities), self.joint
+            pcas[JOINT] = sum(m.dim for m in self.modalities), self.joint
         good = all(pca.components.shape == (len(pca.variances), *pca.mean.shape) for _, pca in pcas.values())
-        good &= all(pca.mean.shape == (width,) for width, pca in pcas.values())
-        good &= all(m.deviations.shape == (m.width,) and (m.deviations > 0).all() for m in self.modalities)
-        needed = [(name, width) for s in self.strategies for name, width in s.widths.items()]
-        if not good or not needed or any(len(pcas[name][1].variances) < width for name, width in needed):
+        good &= all(pca.mean.shape == (dim,) for dim, pca in pcas.values())
+        good &= all(m.divisors.shape == (m.dim,) and (m.divisors > 0).all() for m in self.modalities)
+        needed = [(name, dim) for s in self.strategies for name, dim in s.dims.items()]
+        if not good or not needed or any(len(pcas[name][1].variances) < dim for name, dim in needed):
             raise ValueError("its arrays do not fit together")
 
 
@@ -331,7 +331,7 @@ def scale_rows(vectors: np.ndarray, scaling: str) -> np.ndarray:
 
 
 def fit_reducer(
-    joined: JoinedVectors,
+    joined: JoinedEmbeddings,
     *,
     dim: int | None = None,
     variance: float | None = None,
@@ -342,20 +342,20 @@ def fit_reducer(
     memory: float = CHUNK_BYTES,
     advance: Callable[[int], object] = lambda items: None,
 ) -> Reducer:
-    """Fit the PCA of each modality, and of all side by side, in one pass over chunks.
+    """Fit the PCA of each modality, and the joint PCA, in one pass over chunks.
 
     An item takes part in the PCA of a modality if its embedding there is not zero, and in the joint one if none of its
     embeddings is.
 
     Parameters
     ----------
-    joined : JoinedVectors
+    joined : JoinedEmbeddings
         The modalities.
     dim : int, optional
-        K of each strategy; the modalities of V4 share it equally, the first ones having one more where it does not
-        divide. 128 where ``variance`` is not given either.
+        K of each strategy; divided equally among the modalities of V4, the first ones get the remainder.
+        128 where ``variance`` is not given either.
     variance : float, optional
-        Share of the variance to keep, above 0 and at most 1, instead of ``dim``: each PCA gets the smallest K that
+        Fraction of the variance to keep, above 0 and at most 1, instead of ``dim``: each PCA gets the smallest K that
         keeps it.
     scaling, whiten, balance
         As for ``Reducer``.
@@ -379,42 +379,42 @@ def fit_reducer(
     dim = 128 if dim is None and variance is None else dim
     with_joint = any(kind == JOINT for _, kind in chosen)
     moments, together = _moments(joined, scaling, with_joint, min(memory, CHUNK_BYTES), advance)
-    deviations = {name: _deviations(found, scaling) for name, found in moments.items()}
+    divisors = {name: _divisors(found, scaling) for name, found in moments.items()}
     divide = scaling == "standard"
-    pcas = {name: found.components(deviations[name] if divide else None) for name, found in moments.items()}
+    pcas = {name: found.components(divisors[name] if divide else None) for name, found in moments.items()}
     for name, pca in pcas.items():
         if pca.rank == 0:
             raise DataError(f"modality '{name}': all {pca.count} embeddings are the same; nothing to reduce")
     joint_totals = {}
     if with_joint:
-        divisors = np.concatenate(list(deviations.values()))
-        pcas[JOINT] = together.components(divisors if divide else None)
-        parts = np.split(np.diag(together.covariance) / divisors**2, np.cumsum(list(joined.widths.values()))[:-1])
+        all_divisors = np.concatenate(list(divisors.values()))
+        pcas[JOINT] = together.components(all_divisors if divide else None)
+        parts = np.split(np.diag(together.covariance) / all_divisors**2, np.cumsum(list(joined.dims.values()))[:-1])
         joint_totals = {name: float(part.sum()) for name, part in zip(names, parts, strict=True)}
     plan = [_plan(name, kind, names, pcas, dim, variance) for name, kind in chosen]
     # The report compares the joint PCA with what a PCA of one modality keeps in an equal part of its K.
-    equal_part = max((s.width // len(names) for s in plan if s.kind == JOINT), default=1)
+    equal_part = max((s.dim // len(names) for s in plan if s.kind == JOINT), default=1)
     modalities = []
     for source in joined.sources:
         name, pca = source.name, pcas[source.name]
-        kept = pca.keep(max([1, equal_part, *(s.widths.get(name, 0) for s in plan)]))
+        kept = pca.keep(max([1, equal_part, *(s.dims.get(name, 0) for s in plan)]))
         missing = len(joined.ids) - pca.count
-        modalities.append(Modality(name, source.column, joined.widths[name], missing, deviations[name], kept))
-    joint = pcas[JOINT].keep(max(s.width for s in plan if s.kind == JOINT)) if with_joint else None
+        modalities.append(Modality(name, source.column, joined.dims[name], missing, divisors[name], kept))
+    joint = pcas[JOINT].keep(max(s.dim for s in plan if s.kind == JOINT)) if with_joint else None
     return Reducer(tuple(modalities), joint, joint_totals, tuple(plan), scaling, whiten, balance)
 
 
-def _rows_of(joined: JoinedVectors, memory: float) -> int:
+def _rows_of(joined: JoinedEmbeddings, memory: float) -> int:
     """Return the items of a chunk whose float64 embeddings take so many bytes."""
-    return max(256, int(memory) // (8 * sum(joined.widths.values())))
+    return max(256, int(memory) // (8 * sum(joined.dims.values())))
 
 
 def _moments(
-    joined: JoinedVectors, scaling: str, with_joint: bool, memory: float, advance: Callable[[int], object]
+    joined: JoinedEmbeddings, scaling: str, with_joint: bool, memory: float, advance: Callable[[int], object]
 ) -> tuple[dict[str, Moments], Moments]:
-    """Return the moments of each modality and, where wanted, of all side by side."""
-    moments = {name: Moments(width) for name, width in joined.widths.items()}
-    together = Moments(sum(joined.widths.values()) if with_joint else 0)
+    """Return the moments of each modality and, on request, of all together."""
+    moments = {name: Moments(dim) for name, dim in joined.dims.items()}
+    together = Moments(sum(joined.dims.values()) if with_joint else 0)
     for ids, vectors in joined.chunks(_rows_of(joined, memory)):
         scaled = {name: scale_rows(rows, scaling) for name, rows in vectors.items()}
         present = {name: rows.any(axis=1) for name, rows in scaled.items()}
@@ -422,14 +422,14 @@ def _moments(
         if with_joint:
             together.update(np.concatenate([rows[complete] for rows in scaled.values()], axis=1))
         for name, rows in scaled.items():
-            # Complete items are in the joint moments already, of which a modality's are a block.
+            # Complete items are in the joint moments already, of which those of a modality are a block.
             moments[name].update(rows[present[name] & ~complete])
         advance(len(ids))
     start = 0
-    for name, width in joined.widths.items():
+    for name, dim in joined.dims.items():
         if with_joint:
-            moments[name].merge_columns(together, slice(start, start + width))
-        start += width
+            moments[name].merge_columns(together, slice(start, start + dim))
+        start += dim
     if with_joint:
         _require_items(together.count, "all modalities")
     for name, found in moments.items():
@@ -442,7 +442,7 @@ def _require_items(count: int, what: str) -> None:
         raise DataError(f"{what}: {count} items have an embedding that is not zero, expected at least 2 to fit a PCA")
 
 
-def _deviations(moments: Moments, scaling: str) -> np.ndarray:
+def _divisors(moments: Moments, scaling: str) -> np.ndarray:
     """Return what to divide columns by; constant ones are left as they are."""
     if scaling != "standard":
         return np.ones(len(moments.mean))
@@ -482,7 +482,7 @@ def _check(dim: int | None, variance: float | None, scaling: str) -> None:
     if dim is not None and dim < 1:
         raise ConfigError(f"dim is {dim}, expected at least 1")
     if variance is not None and not 0 < variance <= 1:
-        raise ConfigError(f"variance is {variance}, expected a share above 0 and at most 1, such as 0.95")
+        raise ConfigError(f"variance is {variance}, expected a fraction above 0 and at most 1, such as 0.95")
     if scaling not in SCALINGS:
         raise ConfigError(f"scaling is '{scaling}'{nearest(scaling, SCALINGS)}; expected one of {', '.join(SCALINGS)}")
 
@@ -498,38 +498,38 @@ def _plan(
     """Return a strategy with the K of each of its PCAs."""
     parts = names if kind == APART else [kind]
     if variance is not None:
-        widths = {part: pcas[part].width_for(variance) for part in parts}
+        dims = {part: pcas[part].dim_for(variance) for part in parts}
     else:
         assert dim is not None
         if dim < len(parts):
             raise ConfigError(f"dim is {dim}, expected at least {len(parts)}: one for each modality of {name}")
-        widths = {part: dim // len(parts) + (number < dim % len(parts)) for number, part in enumerate(parts)}
-    for part, width in widths.items():
+        dims = {part: dim // len(parts) + (number < dim % len(parts)) for number, part in enumerate(parts)}
+    for part, components in dims.items():
         most, of = pcas[part].components.shape
-        if width > most:
+        if components > most:
             raise ConfigError(
-                f"{name} takes {width} components of '{part}', which has no more than {most} "
+                f"{name} takes {components} components of '{part}', which has no more than {most} "
                 f"(embeddings of dim {of}, {pcas[part].count} items); lower dim"
             )
-    return Strategy(name, kind if kind in (JOINT, APART) else "single", widths)
+    return Strategy(name, kind if kind in (JOINT, APART) else "single", dims)
 
 
 def summarize(reducer: Reducer, prefix: str) -> dict[str, Any]:
     """Return the report as plain values.
 
     Keys: ``scaling``, ``whiten``, ``balance``; ``modalities`` with ``items`` (of the fit), ``missing`` and
-    ``variance``; ``strategies`` with ``kept`` (share of all variance), ``kept_of`` (of each modality's) and, for the
-    joint one, ``made_of`` (share of its components' variance that each modality makes); ``warnings``.
+    ``variance``; ``strategies`` with ``kept`` (fraction of all variance), ``kept_of`` (of each modality's) and, for the
+    joint one, ``made_of`` (fraction of its components' variance from each modality); ``warnings``.
     """
     names = [m.name for m in reducer.modalities]
     modalities = [
-        {"name": m.name, "column": m.column, "width": m.width}
+        {"name": m.name, "column": m.column, "width": m.dim}
         | {"items": m.pca.count, "missing": m.missing, "variance": m.pca.total}
         for m in reducer.modalities
     ]
     strategies = [
-        {"column": f"{prefix}_{s.name}", "strategy": s.describe(names), "width": s.width, "widths": s.widths}
-        | _shares(reducer, s)
+        {"column": f"{prefix}_{s.name}", "strategy": s.describe(names), "width": s.dim, "widths": s.dims}
+        | _fractions(reducer, s)
         for s in reducer.strategies
     ]
     warnings = [sentence for s in reducer.strategies if s.kind == JOINT for sentence in _dominated(reducer, s)]
@@ -537,38 +537,38 @@ def summarize(reducer: Reducer, prefix: str) -> dict[str, Any]:
     return {**settings, "modalities": modalities, "strategies": strategies, "warnings": warnings}
 
 
-def _shares(reducer: Reducer, strategy: Strategy) -> dict[str, Any]:
+def _fractions(reducer: Reducer, strategy: Strategy) -> dict[str, Any]:
     if strategy.kind == JOINT:
         assert reducer.joint is not None
-        pca = reducer.joint.keep(strategy.width)
+        pca = reducer.joint.keep(strategy.dim)
         weighted = pca.variances @ pca.components**2
         amounts = {name: float(weighted[columns].sum()) for name, columns in reducer.columns.items()}
         totals = reducer.joint_totals
     else:
-        used = [m for m in reducer.modalities if m.name in strategy.widths]
-        amounts = {m.name: float(m.pca.variances[: strategy.widths[m.name]].sum()) for m in used}
+        used = [m for m in reducer.modalities if m.name in strategy.dims]
+        amounts = {m.name: float(m.pca.variances[: strategy.dims[m.name]].sum()) for m in used}
         totals = {m.name: m.pca.total for m in used}
     kept = sum(amounts.values())
-    shares = {
+    fractions = {
         "kept": kept / sum(totals.values()),
         "kept_of": {name: amount / totals[name] for name, amount in amounts.items()},
     }
     made_of = {"made_of": {name: amount / kept for name, amount in amounts.items()}}
-    return shares | made_of if strategy.kind == JOINT else shares
+    return fractions | made_of if strategy.kind == JOINT else fractions
 
 
 def _dominated(reducer: Reducer, strategy: Strategy) -> list[str]:
-    """Return a warning for each modality that hardly takes part in the joint PCA."""
-    shares = _shares(reducer, strategy)
-    made_of, kept_of = shares["made_of"], shares["kept_of"]
-    equal_part = max(strategy.width // len(reducer.modalities), 1)
+    """Return a warning for each modality that the joint PCA hardly keeps."""
+    fractions = _fractions(reducer, strategy)
+    made_of, kept_of = fractions["made_of"], fractions["kept_of"]
+    equal_part = max(strategy.dim // len(reducer.modalities), 1)
     largest = max(made_of, key=made_of.__getitem__)
     separate = next((s.name for s in reducer.strategies if s.kind == APART), APART)
     fix = f"use {separate}" if reducer.scaling != "none" else f"use {separate}, or --scaling standard or l2"
     sentences = []
     for modality in reducer.modalities:
         alone = float(modality.pca.variances[:equal_part].sum()) / modality.pca.total
-        small = made_of[modality.name] < SMALL_SHARE / len(reducer.modalities)
+        small = made_of[modality.name] < SMALL_FRACTION / len(reducer.modalities)
         if modality.name != largest and (small or kept_of[modality.name] < SMALL_PART * alone):
             sentences.append(
                 f"{largest} dominates {strategy.name}: its components are {made_of[largest]:.1%} {largest} and "
@@ -592,7 +592,7 @@ def format_report(report: dict[str, Any]) -> str:
     lines.append(format_table(head, rows))
     for s in report["strategies"]:
         if "made_of" in s:
-            parts = ", ".join(f"{share:.1%} {name}" for name, share in s["made_of"].items())
+            parts = ", ".join(f"{fraction:.1%} {name}" for name, fraction in s["made_of"].items())
             lines += ["", f"The components of {s['column']} are {parts}."]
     return "\n".join(lines + [f"warning: {sentence}" for sentence in report["warnings"]])
 
@@ -641,7 +641,7 @@ def reduce_vectors(
     apply : str or path, optional
         A saved reducer, to be applied instead of fitting one.
     save : str or path, optional
-        Where the fitted reducer goes; ``OUT`` with ``.reducer.safetensors`` in place of its suffix by default.
+        Where the fitted reducer goes; ``OUT`` with ``.reducer.safetensors`` instead of its suffix by default.
     report : str or path, optional
         A JSON file for the report.
     h5 : str or path, optional
@@ -649,7 +649,7 @@ def reduce_vectors(
     prefix : str
         Of the columns.
     overwrite : bool
-        Replace files that are there.
+        Replace existing files.
     progress : bool
         Show a progress bar.
     **fit
@@ -664,7 +664,7 @@ def reduce_vectors(
     Raises
     ------
     UserError
-        For settings, files or embeddings that are wrong. Each file is complete then, or as it was before.
+        Settings, files or embeddings are wrong. No file is left incomplete.
     """
     if not prefix.isidentifier():
         raise ConfigError(f"prefix '{prefix}', expected a name of letters, digits and _ such as item_emb")
@@ -676,11 +676,11 @@ def reduce_vectors(
     h5_files = {name: Path(f"{h5}_{name}.h5") for name in names} if h5 else {}
     outputs = [out, None if apply else save, report, *h5_files.values()]
     check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
-    with JoinedVectors(sources) as joined:
+    with JoinedEmbeddings(sources) as joined:
         if reducer is None:
             with item_bar(len(joined.ids), "fitting", int(progress)) as bar:
                 reducer = fit_reducer(joined, **fit, advance=bar.update)
-        reducer.check(joined.widths)
+        reducer.check(joined.dims)
         missing = _write(joined, reducer, out, prefix, overwrite, progress)
         count = len(joined.ids)
     for name, file in h5_files.items():
@@ -697,11 +697,11 @@ def reduce_vectors(
 
 
 def _write(
-    joined: JoinedVectors, reducer: Reducer, out: Path, prefix: str, overwrite: bool, progress: bool
+    joined: JoinedEmbeddings, reducer: Reducer, out: Path, prefix: str, overwrite: bool, progress: bool
 ) -> dict[str, int]:
     """Write the columns of all items; return how many have no embedding of each modality."""
-    missing = dict.fromkeys(joined.widths, 0)
-    schema = {f"{prefix}_{s.name}": vector_type(s.width) for s in reducer.strategies}
+    missing = dict.fromkeys(joined.dims, 0)
+    schema = {f"{prefix}_{s.name}": embedding_type(s.dim) for s in reducer.strategies}
     bar = item_bar(len(joined.ids), "reducing", int(progress))
     with ItemFileWriter(out, schema, overwrite) as writer, bar:
         for ids, vectors in joined.chunks(_rows_of(joined, CHUNK_BYTES)):
@@ -718,9 +718,9 @@ def _write_h5(path: Path, column: Source, count: int) -> None:
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         keys = file.create_dataset("key", shape=(count,), dtype=np.int64)
-        values = file.create_dataset("value", shape=(count, column.width), dtype=np.float32)
+        values = file.create_dataset("value", shape=(count, column.dim), dtype=np.float32)
         row = 0
-        for ids, rows in read_vectors(column):
+        for ids, rows in read_embeddings(column):
             keys[row : row + len(ids)], values[row : row + len(ids)] = ids, rows
             row += len(ids)
 
@@ -738,7 +738,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write, one column per strategy")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--dim", type=int, metavar="N", help="dim of each strategy (default: 128)")
-    size.add_argument("--variance", type=float, metavar="SHARE", help="keep this share of the variance, such as 0.95")
+    size.add_argument(
+        "--variance", type=float, metavar="FRACTION", help="keep this fraction of the variance, such as 0.95"
+    )
     parser.add_argument(
         "--scaling", choices=SCALINGS, help="before the PCA: none, l2 per row, standard per column (default: none)"
     )
@@ -751,7 +753,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="v1 to v4 for two modalities, else their names, joint and apart (default: all)",
     )
-    parser.add_argument("--prefix", default="item_emb", help="of the columns (default: item_emb)")
+    parser.add_argument("--prefix", default="item_emb", help="prefix of the columns (default: item_emb)")
     parser.add_argument("--save", metavar="FILE", help="the fitted reducer (default: OUT.reducer.safetensors)")
     parser.add_argument("--apply", metavar="FILE", help="reduce by a saved reducer instead of fitting one")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")

@@ -37,9 +37,8 @@ class RQVAE(nn.Module):
     Residual codebooks are from SoundStream: Zeghidour et al., IEEE/ACM TASLP 2021, https://arxiv.org/abs/2107.03312;
     their codes are the semantic ids of TIGER: Rajput et al., NeurIPS 2023, https://arxiv.org/abs/2305.05065.
 
-    Departures: a part of each batch is decoded from its first levels only, a number drawn per item (SoundStream draws
-    one for the batch), so that the first levels are useful alone. Codebooks learn by the loss above, not by moving
-    averages.
+    Departures: a part of each batch is decoded from its first levels only, so that these are useful alone; their
+    number is sampled per item (SoundStream: per batch). Codebooks learn by the loss above, not by moving averages.
 
     Parameters
     ----------
@@ -159,7 +158,7 @@ def fit_rqvae(
     levels, codes : int
         L and C.
     seed : int
-        Seed of all random numbers; the global generator is left as it was.
+        Seed of all random numbers; the global generator is not changed.
     hidden_units, latent_dim
         As in ``RQVAE``; the latent dim is at most D.
     steps, batch_size, learning_rate

@@ -4,17 +4,17 @@ r"""Swing: item similarity from clicks. Yang et al., 2020, https://arxiv.org/abs
     s(i, j) = \sum_{\{u, v\} \subset U_i \cap U_j} \frac{w_u w_v}{\alpha + |I_u \cap I_v|},
     \qquad w_u = |I_u|^{-\beta}
 
-with U_i the users who clicked i and I_u the items that u clicked. Two users who share i and j and little else say more
-than two who share half the catalogue.
+with U_i the users who clicked i and I_u the items that u clicked. Two users who share i and j and little else are
+stronger evidence than two who share half the catalogue.
 
 The terms are enumerated by item (the anchor i) and by other item that two of its users clicked: most pairs of users
-share nothing but the anchor and add nothing. Blocks of anchors are computed together. (The same as a matrix product,
+share nothing but the anchor and add nothing. Anchors are processed in chunks. (The same as a matrix product,
 the column sums of A * (W A) / 2 with A the users x items of an anchor, takes 2.3 times as long by scipy.)
 
 Departures: pairs are unordered and u differs from v (the paper's sum over ordered pairs doubles every score); the users
 of an item and the items of a user are capped, see ``swing``.
 
-Shapes: I items, U users, N clicks, A anchors of a block, R rows (a user of an anchor), C columns (an item that two or
+Shapes: I items, U users, N clicks, A anchors of a chunk, R rows (a user of an anchor), C columns (an item that two or
 more users of an anchor clicked), E clicks on them, T terms (two users of a column), M neighbors.
 """
 
@@ -48,10 +48,10 @@ MAX_USERS = 2**32
 #: Clicks read before they are merged with the distinct ones; bounds the memory of repeated clicks.
 MERGE_CLICKS = 8_000_000
 
-#: Pairs of users and clicks of a block of anchors; bounds its memory.
-BLOCK_SIZE = 1_500_000
+#: Pairs of users and clicks of a chunk of anchors; bounds its memory.
+CHUNK_SIZE = 1_500_000
 
-#: Terms that are expanded at a time, of which the last four chunks are cached; bounds the memory of a block.
+#: Terms that are expanded at a time, of which the last four chunks are cached; bounds the memory of a chunk.
 CHUNK_TERMS = 2_000_000
 
 #: The largest number of users to score an anchor over; bounds its pairs of users, and the terms of a column.
@@ -267,7 +267,7 @@ def swing(clicks: Clicks, options: SwingOptions | None = None, verbose: int = 1)
     sampled users count, and the scores are scaled by the fraction of pairs that is left out, so that they are unbiased.
     The sample of ``items_per_user`` counts in |I_u| as well: users of more clicks are mostly crawlers.
 
-    Memory is that of the clicks (some copies of 8 bytes each) and of one block of anchors.
+    Memory is that of the clicks (some copies of 8 bytes each) and of one chunk of anchors.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ def swing(clicks: Clicks, options: SwingOptions | None = None, verbose: int = 1)
     pairs_before = np.concatenate(([0], np.cumsum(sizes[anchors].astype(np.int64) ** 2)))
     found: list[tuple[Integers, Integers, Floats]] = []
     with item_bar(len(anchors), "swing", verbose) as bar:
-        for first, last in _split(clicks_before + pairs_before, BLOCK_SIZE):
+        for first, last in _split(clicks_before + pairs_before, CHUNK_SIZE):
             chosen = items[first:last]
             rows = users[chosen.indices]
             anchor, item, score = _score(
@@ -366,7 +366,7 @@ def _split(ends: Integers, size: int) -> Iterator[tuple[int, int]]:
 def _score(
     rows: Any, indptr: Integers, anchors: Integers, weights: Floats, alpha: float
 ) -> tuple[Integers, Integers, Floats]:
-    """Score a block of anchors, columns ``(A,)`` of the click matrix.
+    """Score a chunk of anchors, columns ``(A,)`` of the click matrix.
 
     ``rows`` ``(R, I)`` holds the clicks of the users of one anchor after the other, ``indptr`` ``(A + 1,)`` the rows of
     each anchor, ``weights`` ``(R,)`` the w of each row's user. Returns columns of the anchor and of the other item, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import warnings
@@ -21,8 +22,13 @@ from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_wei
 if TYPE_CHECKING:
     from fuxictr.features import FeatureMap
 
+logger = logging.getLogger(__name__)
+
 #: Settings that say where files lie on one machine, or change nothing of what a model computes.
 LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"})
+
+#: What DataParallel and DistributedDataParallel put before the name of every parameter.
+PREFIX = "module."
 
 
 def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -60,7 +66,11 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
-    if problems := _tensor_differences(state, model.state_dict()):
+    own = model.state_dict()
+    if state and all(name.startswith(PREFIX) for name in state) and not any(n.startswith(PREFIX) for n in own):
+        state = {name.removeprefix(PREFIX): value for name, value in state.items()}
+        logger.info(f"{path}: the prefix '{PREFIX}' of all names is left out (DataParallel adds it)")
+    if problems := _tensor_differences(state, own):
         problems += _setting_differences(path, getattr(model, "settings", None))
         raise UserError(
             f"{path}: not the weights of this configuration: {'; '.join(problems)}; "

@@ -389,7 +389,7 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     tuner_yaml = Path(tuner_yaml)
     if tuner_yaml.suffix != ".yaml":
         raise ConfigError(f"{tuner_yaml}: expected a tuner file that ends in .yaml; give it with --config")
-    tuner = load_yaml(tuner_yaml)
+    tuner = _with_dataset_config(load_yaml(tuner_yaml))
     known = (*BASE_KEYS, *StudySettings.model_fields)
     for key in tuner:
         if key not in known:
@@ -406,6 +406,15 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     result = Tuner(tuner_yaml, name, model, dataset_id, dataset, space, **settings)
     _check_monitor(result)
     return result
+
+
+def _with_dataset_config(tuner: dict[str, Any]) -> dict[str, Any]:
+    """Move the entry of the dataset, which some files have at the top level, to ``dataset_config``."""
+    dataset_id = tuner.get("dataset_id")
+    if not isinstance(dataset_id, str) or "dataset_config" in tuner or not isinstance(tuner.get(dataset_id), dict):
+        return tuner
+    rest = {key: value for key, value in tuner.items() if key != dataset_id}
+    return {**rest, "dataset_config": {dataset_id: tuner[dataset_id]}}
 
 
 def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:

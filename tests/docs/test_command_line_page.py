@@ -44,7 +44,7 @@ def test_options(words, capsys, monkeypatch):
         for line in section(title).splitlines()
         for option in OPTION.findall(line.split("|")[1] if line.startswith("|") else "")
     }
-    common = set(OPTION.findall(section("What holds everywhere")))
+    common = set(OPTION.findall(section("Common options")))
     options = options_of(words, capsys, monkeypatch)
     missing = sorted(options - tables - common)
     assert not missing, f"docs/command_line.md, {title}: does not name {', '.join(missing)}; add them to its table"
@@ -54,9 +54,9 @@ def test_options(words, capsys, monkeypatch):
 
 def test_no_command_is_described_that_is_not_there():
     titles = re.findall(r"^## (.*)$", PAGE, flags=re.M)
-    assert sorted(titles) == sorted(["What holds everywhere", *SCRIPTS, *COMMANDS])
+    assert sorted(titles) == sorted(["Common options", *SCRIPTS, *COMMANDS])
 
 
 def test_exit_codes_are_told():
     for code in (0, 1, 2, 130, 141, 143):
-        assert f"| {code} |" in section("What holds everywhere")
+        assert f"| {code} |" in section("Common options")

@@ -9,12 +9,12 @@ from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
-    JoinedVectors,
+    JoinedEmbeddings,
     SavedFormat,
     Source,
     code_type,
-    read_vectors,
-    vector_type,
+    embedding_type,
+    read_embeddings,
 )
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 
@@ -27,7 +27,9 @@ def write(path, ids, vectors, kind=None, **options):
 
 def read(source):
     """Return {id: embedding}."""
-    return {i: v for ids, vectors in read_vectors(source) for i, v in zip(ids.tolist(), vectors.tolist(), strict=True)}
+    return {
+        i: v for ids, vectors in read_embeddings(source) for i, v in zip(ids.tolist(), vectors.tolist(), strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,12 +59,12 @@ def test_chunks_skip_the_padding_and_have_one_size(tmp_path, kind):
     ids = [5, 0, 2, 9, 4, 1]
     source = write(tmp_path / "a.parquet", ids, [[i, i + 0.5] for i in ids], kind, row_group_size=4)
     for rows in (1, 2, 3, 100):
-        chunks = list(read_vectors(source, chunk_rows=rows))
+        chunks = list(read_embeddings(source, chunk_rows=rows))
         assert [len(c) for c, _ in chunks] == [min(rows, 5 - start) for start in range(0, 5, rows)]
         assert np.concatenate([c for c, _ in chunks]).tolist() == [5, 2, 9, 4, 1]
         assert np.concatenate([v for _, v in chunks]).tolist() == [[i, i + 0.5] for i in [5, 2, 9, 4, 1]]
         assert all(v.dtype == np.float32 and c.dtype == np.int64 for c, v in chunks)
-    assert source.width == 2
+    assert source.dim == 2
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
@@ -99,14 +101,14 @@ def test_a_folder_of_part_files_is_one_source(tmp_path):
 def test_broken_embeddings_are_named(tmp_path, ids, vectors, message):
     source = write(tmp_path / "a.parquet", ids, vectors, pa.list_(pa.float64()))
     with pytest.raises(DataError, match=message) as caught:
-        list(read_vectors(source))
+        list(read_embeddings(source))
     assert str(tmp_path / "a.parquet") in str(caught.value)
 
 
 def test_missing_columns_and_files_are_named(tmp_path):
     source = write(tmp_path / "a.parquet", [1], [[1]])
     with pytest.raises(DataError, match="'vectr'; did you mean 'vector'"):
-        Source("a", source.path, "vectr").width  # noqa: B018
+        Source("a", source.path, "vectr").dim  # noqa: B018
     with pytest.raises(MissingFileError, match=r"did you mean 'a\.parquet'"):
         read(Source("a", tmp_path / "aa.parquet", "vector"))
 
@@ -121,13 +123,13 @@ def test_joined_embeddings_equal_a_dense_join(tmp_path_factory, data):
         rows = np.random.default_rng(len(ids)).normal(size=(len(ids), width)).astype(np.float32)
         dense[name] = dict(zip(ids, rows.tolist(), strict=True))
         sources.append(write(folder / f"{name}.parquet", ids, rows, row_group_size=3))
-    with JoinedVectors(sources) as joined:
-        assert joined.widths == {"a": 2, "b": 3}
+    with JoinedEmbeddings(sources) as joined:
+        assert joined.dims == {"a": 2, "b": 3}
         for chunk_rows in (1, 4):
             seen = []
             for ids, vectors in joined.chunks(chunk_rows):
                 seen += ids.tolist()
-                for name, width in joined.widths.items():
+                for name, width in joined.dims.items():
                     assert vectors[name].tolist() == [dense[name].get(i, [0] * width) for i in ids.tolist()]
             assert seen == joined.ids.tolist()
             assert sorted(seen) == sorted({*dense["a"], *dense["b"]})
@@ -137,9 +139,9 @@ def test_sorted_copies_are_removed_also_after_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     one = write(tmp_path / "a.parquet", [1, 2], [[1], [2]])
-    with JoinedVectors([one, write(tmp_path / "b.parquet", [2, 1], [[1], [2]])]):
+    with JoinedEmbeddings([one, write(tmp_path / "b.parquet", [2, 1], [[1], [2]])]):
         assert len(list((tmp_path / "tmp").iterdir())) == 1
-    joined = JoinedVectors([one, write(tmp_path / "c.parquet", [3, 1], [[1], [np.nan]])])
+    joined = JoinedEmbeddings([one, write(tmp_path / "c.parquet", [3, 1], [[1], [np.nan]])])
     with pytest.raises(DataError, match="nan"), joined:
         pass
     assert not list((tmp_path / "tmp").iterdir())
@@ -149,12 +151,12 @@ def test_two_sources_of_one_name_are_refused(tmp_path):
     source = write(tmp_path / "a.parquet", [1], [[1]])
     for sources in ([source, source], []):
         with pytest.raises(ConfigError):
-            JoinedVectors(sources)
+            JoinedEmbeddings(sources)
 
 
 def test_what_is_written_is_an_item_file(tmp_path):
     path = tmp_path / "new" / "items.parquet"
-    schema = {"v": vector_type(2), "codes": code_type(3), "title": pa.string(), "known": pa.bool_(), "n": pa.int64()}
+    schema = {"v": embedding_type(2), "codes": code_type(3), "title": pa.string(), "known": pa.bool_(), "n": pa.int64()}
     with ItemFileWriter(path, schema) as writer:
         for ids in ([4], [1, 3]):
             column = np.array(ids)
@@ -195,7 +197,7 @@ def test_many_small_writes_make_few_row_groups(tmp_path, monkeypatch):
     ],
 )
 def test_a_wrong_write_leaves_nothing(tmp_path, ids, columns, error):
-    with pytest.raises(error), ItemFileWriter(tmp_path / "a.parquet", {"v": vector_type(2)}) as writer:
+    with pytest.raises(error), ItemFileWriter(tmp_path / "a.parquet", {"v": embedding_type(2)}) as writer:
         writer.write(ids, columns)
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.embeddings import reduce as reducer_fit
-from fuxictr_mm.embeddings.item_files import JoinedVectors, Source, read_vectors
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source, read_embeddings
 from fuxictr_mm.embeddings.reduce import Moments, Reducer, format_report, reduce_vectors, summarize, yaml_lines
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 
@@ -22,7 +22,7 @@ TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
 
 def read(path, column):
     """Return {id: embedding}."""
-    chunks = read_vectors(Source("e", path, column))
+    chunks = read_embeddings(Source("e", path, column))
     return {i: row for ids, rows in chunks for i, row in zip(ids.tolist(), rows, strict=True)}
 
 
@@ -58,7 +58,7 @@ def sources(tmp_path):
 
 
 def fit(sources, **settings):
-    with JoinedVectors(sources) as joined:
+    with JoinedEmbeddings(sources) as joined:
         reducer = reducer_fit.fit_reducer(joined, **settings)
         ids, vectors = next(joined.chunks(10**6))
     return reducer, ids, vectors
@@ -124,15 +124,15 @@ def test_directions_without_variance_are_zero():
     assert pca.rank == 3
     assert not pca.components[3:].any()
     assert not pca.variances[3:].any()
-    assert pca.width_for(1.0) == 3
+    assert pca.dim_for(1.0) == 3
 
 
-def test_width_for_a_share():
+def test_dim_for_a_share():
     # Columns of variance 6, 3 and 1: orthogonal and centred by construction.
     signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     pca = in_chunks(signs * np.sqrt(np.array([6, 3, 1]) * 3 / 4), 4).components()
     np.testing.assert_allclose(pca.variances, [6, 3, 1])
-    assert [pca.width_for(share) for share in (0.1, 0.6, 0.61, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 3]
+    assert [pca.dim_for(share) for share in (0.1, 0.6, 0.61, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 3]
     np.testing.assert_allclose(pca.keep(2).components, np.eye(3)[:2], atol=1e-12)
 
 
@@ -200,7 +200,7 @@ def test_a_share_of_variance_gives_the_smallest_width(tmp_path):
     text = basis[:, :4] * np.sqrt([70, 20, 9, 1]) + 1
     image = basis[:, 4:] * np.sqrt([50, 50]) + 1
     reducer, *_ = fit([write(tmp_path / "t.parquet", text), write(tmp_path / "i.parquet", image)], variance=0.9)
-    assert {s.name: s.widths for s in reducer.strategies} == {
+    assert {s.name: s.dims for s in reducer.strategies} == {
         "v1": {"t": 2},
         "v2": {"i": 2},
         "v3": {"joint": 4},
@@ -213,7 +213,7 @@ def test_a_share_of_variance_gives_the_smallest_width(tmp_path):
 def test_dim_is_shared_out_and_names_follow_the_count(sources):
     assert [s.name for s in fit(sources[:1], dim=3)[0].strategies] == ["text"]
     pair = fit(sources[:2], dim=5)[0].strategies
-    assert [(s.name, s.widths) for s in pair] == [
+    assert [(s.name, s.dims) for s in pair] == [
         ("v1", {"text": 5}),
         ("v2", {"image": 5}),
         ("v3", {"joint": 5}),
@@ -269,7 +269,7 @@ def test_items_without_a_common_vector_have_no_joint_pca(tmp_path):
     b = write(tmp_path / "b.parquet", random.normal(size=(6, 3)), np.arange(7, 13))
     with pytest.raises(DataError, match="all modalities: 0 items"):
         fit([a, b], dim=2)
-    assert fit([a, b], dim=2, strategies=["v4"])[0].strategies[0].width == 2
+    assert fit([a, b], dim=2, strategies=["v4"])[0].strategies[0].dim == 2
 
 
 def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path):
@@ -334,9 +334,9 @@ def test_a_reducer_that_does_not_fit_together_is_one_line(sources, tmp_path):
     reducer = fit(sources, dim=4)[0]
     text = reducer.modalities[0]
     broken = [
-        {"strategies": (dataclasses.replace(reducer.strategies[0], widths={"text": 99}),)},
+        {"strategies": (dataclasses.replace(reducer.strategies[0], dims={"text": 99}),)},
         {"modalities": (dataclasses.replace(text, pca=dataclasses.replace(text.pca, mean=np.zeros(3))),)},
-        {"modalities": (dataclasses.replace(text, deviations=np.zeros(9)), *reducer.modalities[1:])},
+        {"modalities": (dataclasses.replace(text, divisors=np.zeros(9)), *reducer.modalities[1:])},
     ]
     for changes in broken:
         dataclasses.replace(reducer, **changes).save(path)
@@ -355,7 +355,7 @@ def test_files_for_items_new_items_and_fuxictr(sources, tmp_path, monkeypatch):
     )
     assert sorted(p.name for p in out.parent.iterdir()) == ["emb.parquet", "emb.reducer.safetensors"]
     assert json.loads((tmp_path / "r.json").read_text()) == report
-    with JoinedVectors(sources) as joined:
+    with JoinedEmbeddings(sources) as joined:
         ids, vectors = next(joined.chunks(10**6))
     for name, rows in reducer.transform(vectors).items():
         written = read(out, f"e_d4_{name}")
@@ -411,7 +411,7 @@ def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
         rows = np.random.default_rng(0).normal(size=(items, 64))
         pair = [write(tmp_path / f"{n}{items}.parquet", rows) for n in ("a", "b")]
         tracemalloc.start()
-        with JoinedVectors(pair) as joined:
+        with JoinedEmbeddings(pair) as joined:
             reducer_fit.fit_reducer(joined, dim=8)
         peaks[items] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -425,7 +425,7 @@ def test_tiny_mm_is_reduced_as_its_own_columns_are(tmp_path):
         for name, column in (("text", "txt_emb_BERT"), ("image", "img_emb_CLIPRN50"))
     ]
     reducer, *_ = fit(pair, dim=16)
-    with JoinedVectors(pair) as joined:
+    with JoinedEmbeddings(pair) as joined:
         ids, vectors = next(joined.chunks(10**6))
     order = np.argsort(ids)
     reduced = {name: rows[order] for name, rows in reducer.transform(vectors).items()}

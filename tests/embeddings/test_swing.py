@@ -62,7 +62,7 @@ def test_small_blocks_and_chunks_and_large_ids_give_the_same(monkeypatch):
     ids = np.sort(rng.choice(2**31 - 1, 40, replace=False))
     users = rng.integers(0, 2**32, 60)[rng.integers(60, size=900)]
     pairs = set(zip(users.tolist(), ids[rng.integers(40, size=900)].tolist(), strict=True))
-    monkeypatch.setattr(module, "BLOCK_SIZE", 80)
+    monkeypatch.setattr(module, "CHUNK_SIZE", 80)
     monkeypatch.setattr(module, "CHUNK_TERMS", 7)
     assert as_scores(swing(from_pairs(pairs))) == pytest.approx(brute_force(pairs), rel=1e-12)
 

@@ -39,6 +39,13 @@ def test_round_trip(tmp_path):
     nn.BatchNorm1d(3).load_state_dict(torch.load(tmp_path / "new/folder/a.model", weights_only=True))
 
 
+def test_the_prefix_of_data_parallel_is_left_out(tmp_path):
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "a.pth")
+    load_state_dict(other, tmp_path / "a.pth")
+    assert torch.equal(other.weight, model.weight)
+
+
 def test_what_differs_is_named(tmp_path):
     path = tmp_path / "a.model"
     torch.save({"weight": torch.zeros(3, 2), "old": torch.zeros(1), 7: torch.zeros(1)}, path)

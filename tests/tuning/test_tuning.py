@@ -93,6 +93,13 @@ def test_an_inline_base_and_a_named_experiment(folder):
     assert next(iter(list_experiments(enumerate_trials(named)))).startswith("Fake_named_001_")
 
 
+def test_the_dataset_may_be_a_block_of_the_tuner_file(folder):
+    block = (folder / "base/dataset_config.yaml").read_text().strip().replace("tiny:", "mine:", 1)
+    head = f"base_config: base\nbase_expid: Fake_default\ndataset_id: mine\n{block}\n"
+    written = enumerate_trials(tuner_file(folder, "width: [1]", head=head))
+    assert list(load_yaml(written / "dataset_config.yaml")) == ["mine"]
+
+
 def test_paths_that_count_from_the_base_folder_are_found(folder, monkeypatch):
     (folder / "base/data/tiny").mkdir(parents=True)
     (folder / "base/data/tiny/train.parquet").touch()
