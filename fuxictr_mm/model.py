@@ -124,7 +124,9 @@ class MultimodalModel(BaseModel):
                 "a plateau; set lr_schedule: plateau, or leave it out"
             )
         if settings.label_smoothing and task != "binary_classification":
-            raise ConfigError(f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes")
+            raise ConfigError(
+                f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
+            )
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim)
         super().__init__(
@@ -269,7 +271,9 @@ class MultimodalModel(BaseModel):
         A batch that has them already is returned as it is, so that a model may shorten the history before ``embed``.
         """
         missing = {n: spec for n, spec in self.computed.items() if n not in batch.context}
-        return replace(batch, context=batch.context | {n: self._compute(n, batch) for n in missing}) if missing else batch
+        return (
+            replace(batch, context=batch.context | {n: self._compute(n, batch) for n in missing}) if missing else batch
+        )
 
     def _compute(self, name: str, batch: Batch) -> Tensor:
         spec = self.computed[name]

@@ -181,6 +181,8 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         raise ConfigError(
             f"feature '{column['name']}': source is {column['source']}, but type: {kind} has no column; leave it out"
         )
+    if kind == "length" and column.get("vocab_size") == 1:
+        raise ConfigError(f"feature '{column['name']}': vocab_size is 1, expected 2 or more: 0 is padding")
     if kind == "similarity" and not column.get("of"):
         raise ConfigError(f"feature '{column['name']}': of is missing; name the frozen embedding that is compared")
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)

@@ -68,7 +68,7 @@ class HistorySimilarity(nn.Module):
         Returns
         -------
         Tensor
-            ``(B, S)`` float32, in the order of ``statistics``.
+            ``(B, S)``, in the order of ``statistics``.
         """
         targets, values = target.long().index_select(0, history.rows), history.values.long()
         products = [
@@ -76,7 +76,7 @@ class HistorySimilarity(nn.Module):
             for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
         ]
         scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
-        cosines = torch.cat(products).float() * scale
+        cosines = torch.cat(products) * scale
         return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
 
 
@@ -87,7 +87,7 @@ def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:
     if kind == "histogram":
         bins = ((cosines + 1) * (count / 2)).long().clamp(0, count - 1)
         counts = torch.bincount(rows * count + bins, minlength=history.num_rows * count)
-        return counts.view(-1, count).float().log1p()
+        return counts.view(-1, count).to(cosines.dtype).log1p()
     if kind == "max":
         largest = cosines.new_full((history.num_rows,), -torch.inf).scatter_reduce(0, rows, cosines, "amax")
         return largest.where(lengths > 0, 0).unsqueeze(1)
