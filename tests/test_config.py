@@ -276,7 +276,7 @@ def test_wrong_dataset_keys(folder, old, new, message):
         ("feature_specs: [{name: a, dropout: 1}]", "feature 'a': dropout is 1, expected a number >= 0 and < 1 or null"),
         (
             "feature_specs: [{name: a, norm: L2}]",
-            "feature 'a': norm is 'L2', expected one of 'l2', 'layer', 'standard'",
+            "feature 'a': norm is 'L2', expected one of 'l2', 'layer'",
         ),
         ("feature_specs: [{name: a, scale: 0}]", "feature 'a': scale is 0"),
         ("feature_specs: [{name: a, statistics: [median]}]", "feature 'a': statistics: 'median', expected mean, max"),

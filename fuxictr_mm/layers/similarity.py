@@ -32,8 +32,8 @@ class HistorySimilarity(nn.Module):
     table : Tensor
         ``(I, D)`` frozen embeddings.
     statistics : sequence of str
-        Each ``mean``, ``max``, ``newest_K`` (the mean of the newest K) or ``histogram_K``: the logarithm of one plus the
-        number of cosines in each of K equal bins from -1 to 1.
+        Each ``mean``, ``max``, ``newest_K`` (the mean of the newest K) or ``histogram_K``: the logarithm of one plus
+        the number of cosines in each of K equal bins from -1 to 1.
 
     Examples
     --------

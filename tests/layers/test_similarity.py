@@ -34,7 +34,7 @@ def test_equals_a_loop_over_rows(monkeypatch, chunk):
     histories = [[1, 2, 3, 4, 5], [], [4], [6, 6], [7], []]
     target = torch.tensor([1, 2, 3, 6, 4, 8], dtype=torch.int32)
     offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
-    history = Jagged(torch.tensor(sum(histories, []), dtype=torch.int32), offsets)
+    history = Jagged(torch.tensor([item for row in histories for item in row], dtype=torch.int32), offsets)
     found = HistorySimilarity(table, STATISTICS)(table, target, history)
     torch.testing.assert_close(found, by_hand(table, target.tolist(), histories), rtol=1e-12, atol=1e-12)
 
