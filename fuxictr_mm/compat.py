@@ -63,6 +63,7 @@ with deferred_imports(*DEFERRED):
     from fuxictr.pytorch.models import BaseModel
 
 # Not at the top: these import FuxiCTR's layers and models too.
+from fuxictr_mm.data.schema import parse_features  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
 from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
@@ -75,6 +76,13 @@ LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_
 
 #: Methods that FuxiCTR's training loop calls and this library's does not.
 NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict")
+
+
+#: Settings of training that only a MultimodalModel has.
+OWN_SETTINGS = (
+    "weight_decay", "embedding_weight_decay", "embedding_learning_rate", "warmup_steps", "lr_schedule", "ema",
+    "label_smoothing",
+)  # fmt: skip
 
 
 def is_third_party(model_class: type) -> bool:
@@ -98,11 +106,20 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
         parse_regularizer(params.get(key), key)
     if params.get("precision") == "bf16":
         raise ConfigError(f"precision is bf16, but {model_class.__name__} is no MultimodalModel; fp32 and tf32 work")
+    for key in OWN_SETTINGS:
+        if params.get(key):
+            raise ConfigError(f"{key} is {params[key]}, but {model_class.__name__} is no MultimodalModel; leave it out")
     for column in [*params["feature_cols"], *(params.get("feature_specs") or [])]:
         if column.get("freeze_emb") is False:
             raise ConfigError(
                 f"feature '{column['name']}': freeze_emb is False, but {model_class.__name__} is no MultimodalModel "
                 "and gets the stored embeddings unchanged; leave it out"
+            )
+    for feature in parse_features(params):
+        if feature.dropout or feature.is_computed:
+            what = f"dropout is {feature.dropout}" if feature.dropout else f"type is {feature.type}"
+            raise ConfigError(
+                f"feature '{feature.name}': {what}, but {model_class.__name__} is no MultimodalModel; leave it out"
             )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import (
     Settings,
@@ -44,6 +44,10 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 #: Output dims of the hidden layers of an MLP.
 HiddenUnits = Sequence[PositiveInt]
 
+#: Types of features that are computed from the target and the history; they have no column.
+COMPUTED_TYPES = ("length", "similarity")
+FeatureType = Literal["meta", "categorical", "sequence", "numeric", "embedding", "length", "similarity"]
+
 
 _NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
 
@@ -56,9 +60,10 @@ class FeatureSpec(Settings):
     name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
     active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
     dtype: Literal["int", "float", "str"] | None = Field(None, description="Type of the stored values.")
-    type: Literal["meta", "categorical", "sequence", "numeric", "embedding"] | None = Field(
+    type: FeatureType | None = Field(
         None,
-        description="Kind of feature; `meta` columns are read but not embedded, `embedding` is a frozen embedding.",
+        description="Kind of feature; `meta` columns are read but not embedded, `embedding` is a frozen embedding, "
+        "`length` and `similarity` are computed from the target and the history.",
     )
     source: str = Field("", description="`item` for a column of the item files; otherwise one of the interactions.")
     vocab_size: PositiveInt | None = Field(
@@ -70,6 +75,25 @@ class FeatureSpec(Settings):
     )
     pretrain_dim: PositiveInt | None = Field(None, description="Stored dim of a frozen embedding; inferred if missing.")
     freeze_emb: bool = Field(True, description="False: the stored embeddings are trained as parameters.")
+    norm: Literal["l2", "layer", "standard"] | None = Field(
+        None,
+        description="How stored embeddings are normalised: `l2` to length 1, `layer` to mean 0 and variance 1 over the "
+        "dims of an item, `standard` to mean 0 and variance 1 of each dim over the items; a missing one stays zero.",
+    )
+    scale: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
+        None, description="What stored embeddings are multiplied by, after `norm`."
+    )
+    dropout: Dropout | None = Field(
+        None,
+        description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
+        "training: an id becomes padding, an embedding or a number zero.",
+    )
+    of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
+    statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="What `type: similarity` takes of the cosines of the target with the history: `mean`, `max`, "
+        "`newest_K` (mean of the newest K) and `histogram_K` (log counts in K bins from -1 to 1).",
+    )
     feature_encoder: str | list[str] | None = Field(
         None,
         description="Layers applied to the embedding, as calls: `layers.MaskedSumPooling()`. A sequence without one is "
@@ -91,6 +115,14 @@ class FeatureSpec(Settings):
     padding: Literal["pre", "post"] | None = Field(None, description=_NO_EFFECT)
     min_categr_count: int | None = Field(None, description=_NO_EFFECT)
 
+    @field_validator("statistics")
+    @classmethod
+    def _check_statistics(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or []:
+            if not re.fullmatch(r"mean|max|(newest|histogram)_[1-9]\d{0,3}", name):
+                raise ConfigError(f"statistics: '{name}', expected mean, max, newest_K or histogram_K such as newest_5")
+        return names
+
     @field_validator("feature_encoder")
     @classmethod
     def _check_encoder(cls, encoder: str | list[str] | None) -> str | list[str] | None:
@@ -103,10 +135,17 @@ class FeatureSpec(Settings):
 class FeatureConfig(FeatureSpec):
     """One entry of ``feature_cols``."""
 
-    dtype: Literal["int", "float", "str"] = Field(description=FeatureSpec.model_fields["dtype"].description)
-    type: Literal["meta", "categorical", "sequence", "numeric", "embedding"] = Field(
-        description=FeatureSpec.model_fields["type"].description
+    dtype: Literal["int", "float", "str"] | None = Field(
+        None, description="Type of the stored values; required, except for `length` and `similarity`."
     )
+    type: FeatureType = Field(description=FeatureSpec.model_fields["type"].description)
+
+    @field_validator("type")
+    @classmethod
+    def _check_dtype(cls, kind: str, info: ValidationInfo) -> str:
+        if kind not in COMPUTED_TYPES and info.data.get("dtype", "wrong") is None:
+            raise ConfigError("dtype is missing")
+        return kind
 
 
 class LabelConfig(Settings):
@@ -181,6 +220,17 @@ class ModelSettings(Settings):
         None, description="Penalty on embeddings: a number is L2; or `l1(x)`, `l2(x)`, `l1_l2(x, y)`."
     )
     net_regularizer: Regularizer = Field(None, description="The same for all other parameters.")
+    embedding_learning_rate: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
+        None, description="Learning rate of the embedding tables; null: `learning_rate`."
+    )
+    embedding_weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
+        None,
+        description="Decoupled weight decay of the embedding tables, by `adam` (as AdamW), `adamw` or `sgd`; null: the "
+        "optimizer's default.",
+    )
+    weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
+        None, description="The same for all other parameters."
+    )
     metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
     monitor: str | dict[str, Number] = Field(
         "AUC",
@@ -194,6 +244,25 @@ class ModelSettings(Settings):
     save_best_only: bool = Field(True, description="False: keep the newest weights instead of the best.")
     reduce_lr_on_plateau: bool = Field(
         True, description="Reduce the learning rate after an evaluation without improvement."
+    )
+    plateau_patience: PositiveInt = Field(
+        1, description="Evaluations without improvement after which the learning rate is reduced."
+    )
+    lr_schedule: Literal["plateau", "constant", "linear", "cosine"] | None = Field(
+        None,
+        description="`linear`, `cosine`: the learning rate falls to zero over all `epochs`; null: `plateau` or "
+        "`constant`, as `reduce_lr_on_plateau` says.",
+    )
+    warmup_steps: NonNegativeInt = Field(
+        0, description="Batches over which the learning rate rises linearly from zero."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of an exponential moving average of the weights, which is evaluated and saved in their "
+        "place; null: none.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Labels are moved by this fraction towards 1/2 in training."
     )
     max_gradient_norm: Number = Field(
         10.0, gt=0, description="Gradients are clipped to this norm; `.inf` turns clipping off."

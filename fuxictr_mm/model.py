@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,10 +27,18 @@ from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
+from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.optim import Penalty, clip_gradients, make_optimizer
+from fuxictr_mm.training.optim import (
+    Penalty,
+    Schedule,
+    WeightAverage,
+    clip_gradients,
+    embedding_tables,
+    make_optimizer,
+)
 
 #: FuxiCTR's names of the loss of each task.
 LOSSES = {
@@ -109,6 +117,16 @@ class MultimodalModel(BaseModel):
             raise ConfigError(
                 f"{model_id}: task: {task} does not train on loss: {settings.loss}; write loss: {LOSSES[task][0]}"
             )
+        plateau = settings.reduce_lr_on_plateau if settings.lr_schedule is None else settings.lr_schedule == "plateau"
+        if settings.plateau_patience > 1 and not plateau:
+            raise ConfigError(
+                f"{model_id}: plateau_patience is {settings.plateau_patience}, but the learning rate is not reduced on "
+                "a plateau; set lr_schedule: plateau, or leave it out"
+            )
+        if settings.label_smoothing and task != "binary_classification":
+            raise ConfigError(
+                f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
+            )
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim)
         super().__init__(
@@ -123,7 +141,7 @@ class MultimodalModel(BaseModel):
             eval_steps=settings.eval_steps,
             embedding_regularizer=settings.embedding_regularizer,
             net_regularizer=settings.net_regularizer,
-            reduce_lr_on_plateau=settings.reduce_lr_on_plateau,
+            reduce_lr_on_plateau=plateau,
             verbose=settings.verbose,
             model_root=settings.model_root,
             metrics=list(settings.metrics),
@@ -135,6 +153,10 @@ class MultimodalModel(BaseModel):
         self.optimizer_name = settings.optimizer
         self.embedding_dim = settings.embedding_dim
         self.max_len = settings.max_len
+        self.label_smoothing = settings.label_smoothing
+        self.plateau_patience = settings.plateau_patience
+        self._settings = settings
+        self._total_steps = self._planned_steps = 0
         self.accumulation_steps = settings.accumulation_steps
         self.precision = settings.precision
         self.compiled_logits = torch.compile(self.logits, dynamic=True) if compile else None
@@ -142,6 +164,8 @@ class MultimodalModel(BaseModel):
         self._batch_index, self._steps_per_epoch = 0, 1
         self.items: ItemTable = feature_map.items
         specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
+        self.computed = {n: s for n, s in specs.items() if "computed" in s}
+        self.feature_dropout = {n: s["dropout"] for n, s in specs.items() if s.get("dropout")}
         self.item_fields = [n for n, s in specs.items() if s.get("source") == "item"]
         self.context_fields = [n for n, s in specs.items() if s.get("source") != "item"]
         if not self.item_fields:
@@ -151,6 +175,10 @@ class MultimodalModel(BaseModel):
         except ValueError as error:
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
         self._check_encoders()
+        self.similarities = nn.ModuleDict(
+            {n: HistorySimilarity(self.items[s["of"]], s["statistics"])
+             for n, s in self.computed.items() if s["computed"] == "similarity"}
+        )  # fmt: skip
         # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
@@ -220,7 +248,18 @@ class MultimodalModel(BaseModel):
         self.reset_parameters()
         replace_dropout(self)
         self.model_to_device()
-        self.optimizer = make_optimizer(self.optimizer_name, self.parameters(), self.learning_rate)
+        settings = self._settings
+        self.optimizer = make_optimizer(
+            self.optimizer_name,
+            self.parameters(),
+            self.learning_rate,
+            weight_decay=settings.weight_decay,
+            tables=embedding_tables(self, self.item_vectors),
+            table_learning_rate=settings.embedding_learning_rate,
+            table_weight_decay=settings.embedding_weight_decay,
+        )
+        self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
+        self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -229,6 +268,7 @@ class MultimodalModel(BaseModel):
 
     def embed(self, batch: Batch) -> Embedded:
         """Embed a batch, each distinct item once."""
+        batch = self.with_computed(batch)
         distinct, target, history = distinct_items(batch, self.items.num_items)
         embeddings = self.embed_items(distinct)
         return Embedded(
@@ -242,13 +282,50 @@ class MultimodalModel(BaseModel):
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
         inputs.update({n: table(ids) for n, table in self.item_vectors.items()})
-        return self.embedding_layer({n: inputs[n] for n in self.item_fields}, flatten_emb=True)
+        return self.embedding_layer(self._dropped({n: inputs[n] for n in self.item_fields}), flatten_emb=True)
 
     def embed_context(self, batch: Batch) -> Tensor:
         """Return the concatenated context fields ``(B, C)``."""
         if not self.context_fields:
             return torch.zeros(len(batch), 0, device=batch.target.device)
-        return self.embedding_layer({n: batch.context[n] for n in self.context_fields}, flatten_emb=True)
+        context = self.with_computed(batch).context
+        return self.embedding_layer(self._dropped({n: context[n] for n in self.context_fields}), flatten_emb=True)
+
+    def with_computed(self, batch: Batch) -> Batch:
+        """Return a batch with the features of ``type: length`` and ``similarity`` in its context.
+
+        A batch that has them already is returned as it is, so that a model may shorten the history before ``embed``.
+        """
+        missing = {n: spec for n, spec in self.computed.items() if n not in batch.context}
+        return (
+            replace(batch, context=batch.context | {n: self._compute(n, batch) for n in missing}) if missing else batch
+        )
+
+    def _compute(self, name: str, batch: Batch) -> Tensor:
+        spec = self.computed[name]
+        if spec["computed"] == "similarity":
+            return self.similarities[name](self.items[spec["of"]], batch.target, batch.history)
+        lengths = batch.history.lengths
+        if spec["type"] == "numeric":
+            return lengths.float().log1p()
+        # Bin k holds lengths from 2^(k - 1) - 1 on, so that an empty history has a bin, and 0 stays padding.
+        bounds = 2 ** torch.arange(1, spec["vocab_size"] - 1, device=lengths.device) - 1
+        return torch.bucketize(lengths, bounds, right=True) + 1
+
+    def _dropped(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the inputs of the embedding, in training with ``dropout`` of features: some values are missing.
+
+        Of an item, a field is missing for the whole batch, so that the target and every history agree. Values that are
+        kept are not scaled up: a missing id or modality is what the model sees of a cold item.
+        """
+        if not self.training:
+            return inputs
+        for name in [n for n in self.feature_dropout if n in inputs]:
+            value, spec = inputs[name], self.feature_map.features[name]
+            missing = torch.rand(value.shape[0], device=value.device) < self.feature_dropout[name]
+            padding = spec.get("padding_idx") or 0
+            inputs[name] = value.masked_fill(missing.view(-1, *[1] * (value.dim() - 1)), padding)
+        return inputs
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Score a batch.
@@ -274,6 +351,7 @@ class MultimodalModel(BaseModel):
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:
+        batch = self.with_computed(batch)
         if self.compiled_logits is None:
             return self.logits(batch)
         from torch._dynamo.exc import TorchDynamoException
@@ -288,13 +366,17 @@ class MultimodalModel(BaseModel):
         """Return the loss of a batch, without the regularizers."""
         if self.task == "regression":
             return F.mse_loss(return_dict["y_pred"], y_true)
+        if self.training and self.label_smoothing:
+            y_true = y_true + self.label_smoothing * (0.5 - y_true)
         if self.loss_from == "probability":
             return F.binary_cross_entropy(return_dict["y_pred"], y_true)
         return F.binary_cross_entropy_with_logits(return_dict["logit"], y_true)
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
         """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
-        return super().lr_decay(self.factor if factor is None else factor, min_lr)
+        factor = self.factor if factor is None else factor
+        self.schedule.decay(factor, min_lr)
+        return super().lr_decay(factor, min_lr)
 
     def regularization_loss(self) -> Tensor:
         """Return the value of the regularizers; training uses their gradients directly."""
@@ -325,8 +407,11 @@ class MultimodalModel(BaseModel):
         if done + 1 == count:
             self.penalty.add_gradients()
             clip_gradients(self.parameters(), self._max_gradient_norm)
+            self.schedule.set_rates(self._total_steps, self._planned_steps)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.average is not None:
+                self.average.update()
         return loss.detach()
 
     def fit(

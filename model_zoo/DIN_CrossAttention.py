@@ -46,6 +46,8 @@ class DIN_CrossAttention(DNNModel):
         Its activation.
     attention_dropout : float
         Dropout inside it and inside the cross-attention layers.
+    din_use_softmax : bool
+        Whether the weights of the activation unit sum to one.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params
@@ -62,6 +64,7 @@ class DIN_CrossAttention(DNNModel):
         attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
         attention_dropout: Dropout = 0.0,
+        din_use_softmax: bool = False,
         dnn_hidden_units: HiddenUnits = (1024, 512, 256, 64, 16),
         **params: Any,
     ) -> None:
@@ -73,6 +76,7 @@ class DIN_CrossAttention(DNNModel):
             attention_hidden_units,
             hidden_activations=attention_hidden_activations,
             dropout_rate=attention_dropout,
+            use_softmax=din_use_softmax,
         )
         self.encoder = nn.ModuleList(
             CrossAttentionLayer(dim, num_heads, hidden_dim=feedforward_dim or dim, dropout_rate=attention_dropout)

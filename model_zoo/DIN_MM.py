@@ -53,6 +53,8 @@ class DIN_MM(DNNModel):
         Dropout on attention weights (inside the MLP for ``interest: din``).
     attention_hidden_units : sequence of int
         Dims of the hidden layers of DIN's activation unit.
+    din_use_softmax : bool
+        Whether the weights of DIN's activation unit sum to one.
     sparse_attention : bool
         ReLU scores instead of softmax.
     senet : bool
@@ -84,6 +86,7 @@ class DIN_MM(DNNModel):
         attention_dim: PositiveInt | None = None,
         attention_dropout: Dropout = 0.0,
         attention_hidden_units: HiddenUnits = (64,),
+        din_use_softmax: bool = False,
         sparse_attention: bool = False,
         senet: bool = True,
         senet_reduction: PositiveInt = 3,
@@ -104,7 +107,9 @@ class DIN_MM(DNNModel):
                 self.item_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
             )
         elif interest == "din":
-            self.attention = DINAttention(self.item_dim, attention_hidden_units, dropout_rate=attention_dropout)
+            self.attention = DINAttention(
+                self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax
+            )
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
         flat_dim = num_fields * self.embedding_dim
         self.senet = SENet(num_fields, senet_reduction, senet_activation) if senet else nn.Identity()

@@ -37,6 +37,8 @@ class LateFusion(DNNModel):
         Its activation.
     attention_dropout : float
         Its dropout.
+    din_use_softmax : bool
+        Whether its weights of a history sum to one.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params
@@ -50,6 +52,7 @@ class LateFusion(DNNModel):
         attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
         attention_dropout: Dropout = 0.0,
+        din_use_softmax: bool = False,
         dnn_hidden_units: HiddenUnits = (512, 256),
         **params: Any,
     ) -> None:
@@ -62,6 +65,7 @@ class LateFusion(DNNModel):
                 attention_hidden_units,
                 hidden_activations=attention_hidden_activations,
                 dropout_rate=attention_dropout,
+                use_softmax=din_use_softmax,
             )
             self.dnn[name] = self.make_dnn(self.context_dim + 2 * columns.numel())
         self.gate = nn.Linear(self.context_dim + self.item_dim, len(self.columns))

@@ -161,6 +161,20 @@ def test_vectors_that_should_train_are_refused(start):
         start(feature_specs=specs)
 
 
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({"ema": 0.9}, "ema is 0.9"),
+        ({"embedding_weight_decay": 0.1}, "embedding_weight_decay is 0.1"),
+        ({"lr_schedule": "cosine"}, "lr_schedule is cosine"),
+        ({"feature_specs": [{"name": "item_id", "dropout": 0.1}]}, "'item_id': dropout is 0.1"),
+    ],
+)
+def test_settings_of_our_own_models_are_refused(start, settings, value):
+    with pytest.raises(ConfigError, match=f"{value}, but Plain is no MultimodalModel"):
+        start(**settings)
+
+
 def test_a_view_that_the_model_cannot_take_is_refused(start):
     with pytest.raises(ConfigError, match="batch_view is jagged, but Plain takes challenge or flat"):
         start(batch_view="jagged")

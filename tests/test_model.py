@@ -1,5 +1,7 @@
 """The base class: embedding once per distinct item, losses, what is and what is not a parameter."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,11 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.model import distinct_items
 
+ROOT = Path(__file__).resolve().parents[1]
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]
 TRAINED = {"feature_specs": [{"name": MODAL, "freeze_emb": False}]}
 
@@ -163,3 +167,127 @@ def test_an_encoder_with_wrong_arguments(build):
 def test_no_item_feature(build):
     with pytest.raises(ConfigError, match="no feature with source: item"):
         build("DIN_tiny", use_features=["likes_level"])
+
+
+COMPUTED = [
+    {"name": "length", "type": "length"},
+    {"name": "bins", "type": "length", "vocab_size": 4},
+    {"name": "similarity", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "histogram_3"]},
+]
+
+
+@pytest.fixture
+def computed(make_batch, tmp_path):
+    """Return what builds a model with all computed features, and a batch with histories of given lengths."""
+
+    def make(expid, lengths=(0, 1, 2, 3, 7, 20), **settings):
+        settings = {"model_root": str(tmp_path), "verbose": 0, **settings}
+        known = Experiment.load(expid, ROOT).config.to_dict()
+        used = known["use_features"] or ["likes_level", "views_level", "item_id", "item_tags", "item_emb_d16"]
+        experiment = Experiment.load(
+            expid, ROOT, **settings, feature_cols=[*known["feature_cols"], *COMPUTED],
+            use_features=[*used, *(column["name"] for column in COMPUTED)],
+        )  # fmt: skip
+        dataset = experiment.load_dataset({"train": True, "valid": True})
+        torch.manual_seed(1)
+        model = experiment.build_model(dataset)
+        table = dataset.splits["train"]
+        rows = (table.history_offsets.diff() >= 20).nonzero().flatten()[: len(lengths)]
+        return model, make_batch(table, rows, lengths)
+
+    return make
+
+
+def test_computed_features_in_closed_form(computed):
+    model, batch = computed("DIN_MM_tiny")
+    context = model.with_computed(batch).context
+    torch.testing.assert_close(context["length"], torch.tensor([1.0, 2, 3, 4, 8, 21]).log())
+    assert context["bins"].tolist() == [1, 2, 2, 3, 3, 3]
+    table = model.items["txt_emb_pca8"]
+    for row, history in enumerate(batch.history.values.split(batch.history.lengths.tolist())):
+        cosines = torch.cosine_similarity(table[batch.target[row]], table[history.long()])
+        expected = cosines.mean() if len(history) else torch.tensor(0.0)
+        torch.testing.assert_close(context["similarity"][row, 0], expected)
+        assert context["similarity"][row, 1:].expm1().sum().round() == len(history)
+    assert {"length", "bins", "similarity"} <= set(model.context_fields)
+    assert model.embed_context(batch).shape == (6, model.context_dim)
+
+
+@pytest.mark.parametrize("expid", [f"{path.stem}_tiny" for path in sorted((ROOT / "model_zoo").glob("*.py"))])
+def test_every_model_takes_computed_features_and_dropout(computed, expid):
+    specs = [{"name": ["length", "bins", "similarity", "item_id", "likes_level"], "dropout": 0.5}]
+    model, batch = computed(expid, max_len=20, feature_specs=specs)
+    model.train()
+    model.train_step(batch)
+    model.eval()
+    scores = model(batch)["logit"]
+    assert scores.isfinite().all()
+    # The length that counts is that of the whole history, whatever a model cuts off.
+    longer = model.with_computed(batch)
+    assert torch.equal(longer.context["length"], batch.history.lengths.float().log1p())
+    assert torch.equal(model(longer)["logit"], scores)
+
+
+def test_dropout_makes_values_padding_for_the_whole_batch(build, make_batch):
+    names = ["item_id", "item_tags", "txt_emb_pca8", "likes_level"]
+    model, dataset = build("DIN_MM_tiny", feature_specs=[{"name": names, "dropout": 0.4}])
+    batch = make_batch(dataset.splits["train"], range(500))
+    seen = {}
+
+    def remember(_, inputs):
+        seen.update(inputs[0])
+
+    model.embedding_layer.register_forward_pre_hook(remember)
+    model.train()
+    e = model.embed(batch)
+    for name in names:
+        values = seen[name].reshape(len(seen[name]), -1)
+        assert (values == 0).all(dim=1).float().mean() == pytest.approx(0.4, abs=0.1)
+    assert (seen["img_emb_pca8"] != 0).any(dim=1).all()
+    assert e.history.distinct.shape[0] == seen["item_id"].shape[0]  # target and histories share what is dropped
+    model.eval()
+    model.embed(batch)
+    distinct, _, _ = distinct_items(batch, model.items.num_items)
+    assert torch.equal(seen["item_id"], distinct)
+    assert torch.equal(seen["likes_level"], batch.context["likes_level"])
+
+
+def test_a_missing_modality_is_zero_after_its_projection(build, make_batch):
+    model, dataset = build("DIN_MM_tiny", feature_specs=[{"name": MODAL, "dropout": 0.999, "freeze_emb": False}])
+    model.train()
+    e = model.embed(make_batch(dataset.splits["train"], range(9)))
+    first = sum(model.field_dims[name] for name in model.item_fields[: model.item_fields.index(MODAL[0])])
+    columns = e.history.distinct[:, first : first + 2 * model.embedding_dim]
+    assert (columns == 0).all(dim=1).float().mean() > 0.9
+
+
+def test_label_smoothing_in_closed_form(build):
+    model, _ = build("DIN_tiny", label_smoothing=0.2)
+    logit, returned = outputs(model, -3.0, 2.0, 0.1, 5.0)
+    plain = F.binary_cross_entropy_with_logits(logit, labels().double())
+    smooth = F.binary_cross_entropy_with_logits(logit, torch.tensor([[0.1], [0.9], [0.9], [0.1]], dtype=torch.float64))
+    torch.testing.assert_close(model.train().add_loss(returned, labels().double()), smooth)
+    torch.testing.assert_close(model.eval().add_loss(returned, labels().double()), plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({"plateau_patience": 2, "lr_schedule": "cosine"}, "plateau_patience is 2"),
+        ({"plateau_patience": 2, "reduce_lr_on_plateau": False}, "plateau_patience is 2"),
+        ({"label_smoothing": 0.1, "task": "regression", "loss": "mse_loss"}, "label_smoothing is 0.1"),
+        ({"optimizer": "adagrad", "weight_decay": 0.1}, "weight_decay: Adagrad"),
+    ],
+)
+def test_a_setting_without_a_meaning_is_refused(build, settings, value):
+    with pytest.raises(ConfigError, match=value):
+        build("DIN_tiny", **settings)
+
+
+def test_the_groups_of_parameters(build):
+    model, _ = build("DIN_MM_tiny", embedding_learning_rate=1e-2, embedding_weight_decay=0.1, learning_rate=1e-3)
+    rest, tables = model.optimizer.param_groups
+    assert (rest["lr"], rest["weight_decay"], tables["lr"], tables["weight_decay"]) == (1e-3, 0, 1e-2, 0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)].split(".")[-2] for p in tables["params"]}
+    assert found == {"likes_level", "views_level", "item_id", "item_tags"}

@@ -233,7 +233,7 @@ class InteractionFiles:
 
     @property
     def _context(self) -> list[Feature]:
-        return [f for f in self.features if not f.is_item and f.type != "meta" and f.name != ITEM_SEQ]
+        return [f for f in self.features if not (f.is_item or f.is_computed or f.type == "meta" or f.name == ITEM_SEQ)]
 
     def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
         """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""

@@ -257,4 +257,43 @@ def _assemble(feature: Feature, parts: Sequence[_Part], num_items: int, known: n
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
             f"(first: {ITEM_ID} {missing[0]}); they are set to zero"
         )
-    return torch.from_numpy(values)
+    return torch.from_numpy(normalize(values, feature.norm, feature.scale))
+
+
+def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0) -> np.ndarray:
+    """Normalise frozen embeddings, once for all batches.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(I, D)`` float32. An item without an embedding is zero, and stays so.
+    norm : {None, "l2", "layer", "standard"}
+        ``l2``: every embedding has length 1. ``layer``: mean 0 and variance 1 over its dims. ``standard``: mean 0 and
+        variance 1 of each dim over the items that have an embedding; a dim that is constant becomes zero.
+    scale : float
+        What the result is multiplied by.
+
+    Returns
+    -------
+    ndarray
+        ``(I, D)`` float32; ``values`` itself if there is nothing to do.
+
+    Examples
+    --------
+    >>> normalize(np.array([[0, 0], [3, 4]], dtype=np.float32), "l2", 10).tolist()
+    [[0.0, 0.0], [6.0, 8.0]]
+    """
+    if norm is None:
+        return values if scale == 1 else values * np.float32(scale)
+    present = values.any(axis=1)
+    found = values[present].astype(np.float64)
+    if norm == "l2":
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+    elif found.size:
+        axis = 1 if norm == "layer" else 0
+        found -= found.mean(axis=axis, keepdims=True)
+        deviation = found.std(axis=axis, keepdims=True)
+        found /= np.where(deviation > 1e-12, deviation, 1)
+    normalized = np.zeros_like(values)
+    normalized[present] = found * scale
+    return normalized

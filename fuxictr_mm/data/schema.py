@@ -11,6 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
+from fuxictr_mm.config import COMPUTED_TYPES
 from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ class Feature:
     ----------
     name : str
         Column name.
-    type : {"categorical", "sequence", "numeric", "embedding", "meta"}
-        ``meta`` columns are not embedded: group ids, and the history unless a model takes it as ``item_seq``.
+    type : {"categorical", "sequence", "numeric", "embedding", "meta", "length", "similarity"}
+        ``meta`` columns are not embedded: group ids, and the history unless a model takes it as ``item_seq``. The last
+        two have no column: they are computed from target and history.
     source : str
         ``"item"`` for a column of the item files, anything else for a column of the interactions.
     vocab_size : int, optional
@@ -52,6 +54,18 @@ class Feature:
         Dim after ``feature_encoder``, if that changes the dim.
     in_item_dict : bool
         True for a context column that is read from the item files as well, for the item dict of the challenge's format.
+    norm : {"l2", "layer", "standard"}, optional
+        How the stored embeddings are normalised.
+    scale : float
+        What they are multiplied by after that.
+    dropout : float
+        Probability that the value is missing in training.
+    of : str, optional
+        The embedding that a similarity compares.
+    statistics : tuple of str
+        What a similarity takes of the cosines.
+    embedded : bool
+        False for an embedding that only a similarity reads.
     """
 
     name: str
@@ -67,6 +81,17 @@ class Feature:
     padding_idx: int | None = 0
     emb_output_dim: int | None = None
     in_item_dict: bool = False
+    norm: str | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+    of: str | None = None
+    statistics: tuple[str, ...] = ()
+    embedded: bool = True
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the feature is computed from target and history, instead of read from a column."""
+        return self.type in COMPUTED_TYPES
 
     @property
     def is_item(self) -> bool:
@@ -80,8 +105,9 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     Raises
     ------
     ConfigError
-        An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a duplicate name; a table shared
-        with a later feature; an ``item_id`` without ``source: item``.
+        An unknown name in ``use_features``, ``feature_specs``, ``share_embedding`` or ``of``; a duplicate name; a table
+        shared with a later feature; an ``item_id`` without ``source: item``; a setting that a feature of its type does
+        not have.
     """
     columns: dict[str, dict[str, Any]] = {}
     for column in params["feature_cols"]:
@@ -95,6 +121,7 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
             _known(name, columns, f"feature_specs of {params.get('model_id')}", where)
             columns[name].update({k: v for k, v in spec.items() if k != "name"})
+    every = columns
     used = params.get("use_features")
     if used:
         for name in used:
@@ -106,6 +133,14 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     else:
         columns = {n: c for n, c in columns.items() if c.get("active", True)}
     features = [_feature(c) for c in columns.values()]
+    for feature in features[:]:
+        if feature.type == "similarity":
+            _known(str(feature.of), every, f"of of '{feature.name}'", where)
+            compared = _feature(every[str(feature.of)])
+            if compared.type != "embedding" or not compared.is_item or not compared.freeze_emb:
+                raise ConfigError(f"feature '{feature.name}': of is {feature.of}, expected a frozen embedding of items")
+            if compared.name not in [f.name for f in features]:
+                features.append(replace(compared, embedded=False))
     for index, feature in enumerate(features):
         if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
             raise ConfigError(f"{where}: {ITEM_ID} has source '{feature.source}', expected source: {ITEM_SOURCE}")
@@ -127,8 +162,32 @@ def _known(name: str, columns: Mapping[str, Any], what: str, where: str) -> None
         )
 
 
+#: Settings that only features of some types have.
+_ONLY_OF = {
+    "norm": ("embedding",),
+    "scale": ("embedding",),
+    "of": ("similarity",),
+    "statistics": ("similarity",),
+    "dropout": ("categorical", "sequence", "numeric", "embedding", *COMPUTED_TYPES),
+}
+
+
 def _feature(column: Mapping[str, Any]) -> Feature:
     kind = column["type"]
+    for key, kinds in _ONLY_OF.items():
+        if column.get(key) is not None and kind not in kinds:
+            raise ConfigError(
+                f"feature '{column['name']}': {key} is {column[key]}, but its type is {kind}; expected type: "
+                f"{' or '.join(kinds)}"
+            )
+    if kind in COMPUTED_TYPES and column.get("source"):
+        raise ConfigError(
+            f"feature '{column['name']}': source is {column['source']}, but type: {kind} has no column; leave it out"
+        )
+    if kind == "length" and column.get("vocab_size") == 1:
+        raise ConfigError(f"feature '{column['name']}': vocab_size is 1, expected 2 or more: 0 is padding")
+    if kind == "similarity" and not column.get("of"):
+        raise ConfigError(f"feature '{column['name']}': of is missing; name the frozen embedding that is compared")
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
@@ -146,6 +205,11 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         padding_idx=column.get("padding_idx", 0),
         emb_output_dim=column.get("emb_output_dim"),
         in_item_dict=column.get("in_item_dict", False),
+        norm=column.get("norm"),
+        scale=column.get("scale") or 1.0,
+        dropout=column.get("dropout") or 0.0,
+        of=column.get("of"),
+        statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
     )
 
 
@@ -184,7 +248,8 @@ def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) ->
     feature_map.group_id = params.get("group_id")
     feature_map.default_emb_dim = params.get("embedding_dim")
     for feature in features:
-        feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
+        if feature.embedded:
+            feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
     specs = feature_map.features
     for spec in specs.values():
         if "share_embedding" in spec:
@@ -205,6 +270,12 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     spec: dict[str, Any] = {"source": feature.source, "type": feature.type}
     if feature.type == "meta":
         return spec
+    if feature.dropout:
+        spec["dropout"] = feature.dropout
+    if feature.is_computed:
+        return spec | _computed_spec(feature)
+    if feature.norm is not None or feature.scale != 1:
+        spec.update(norm=feature.norm, scale=feature.scale)
     if feature.embedding_dim is not None:
         spec["embedding_dim"] = feature.embedding_dim
     if feature.share_embedding is not None:
@@ -224,6 +295,28 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     if feature.feature_encoder is not None:
         spec["feature_encoder"] = feature.feature_encoder
     return spec
+
+
+def _computed_spec(feature: Feature) -> dict[str, Any]:
+    """Return how FuxiCTR's layers embed a computed feature: as a number, the id of a bin, or a frozen embedding."""
+    spec: dict[str, Any] = {"computed": feature.type}
+    if feature.embedding_dim is not None:
+        spec["embedding_dim"] = feature.embedding_dim
+    if feature.type == "similarity":
+        dim = sum(statistic_dim(name) for name in feature.statistics)
+        return spec | {
+            "type": "embedding", "pretrain_dim": dim, "freeze_emb": True, "of": feature.of,
+            "statistics": list(feature.statistics),
+        }  # fmt: skip
+    if feature.vocab_size is None:
+        return spec | {"type": "numeric"}
+    return spec | {"type": "categorical", "padding_idx": 0, "vocab_size": feature.vocab_size}
+
+
+def statistic_dim(name: str) -> int:
+    """Return how many numbers a statistic of a similarity has."""
+    kind, _, count = name.partition("_")
+    return int(count) if kind == "histogram" else 1
 
 
 def unify_dims(feature_map: FeatureMap, dim: int) -> FeatureMap:

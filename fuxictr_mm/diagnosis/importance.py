@@ -79,11 +79,11 @@ def modality_of(name: str, kind: str) -> str | None:
 
 
 def context_fields(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the context columns among the features of a feature map."""
+    """Return the context columns among the features of a feature map; computed features have no column."""
     return [
         name
         for name, spec in features.items()
-        if spec["type"] != "meta" and spec.get("source") != ITEM_SOURCE and name != ITEM_SEQ
+        if spec["type"] != "meta" and spec.get("source") != ITEM_SOURCE and name != ITEM_SEQ and "computed" not in spec
     ]
 
 

@@ -268,7 +268,7 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
 def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the features that reach a layer, with those of their settings that decide what it computes."""
     kept = {
-        name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb")}
+        name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb", "dropout")}
         for name, spec in features.items()
         if isinstance(spec, dict)
     }

@@ -92,7 +92,8 @@ def fit(
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
     if is_main():
         if not fitting.progress.saved:
-            model.save_weights(model.checkpoint)
+            with _averaged(model):
+                model.save_weights(model.checkpoint)
         logger.info(f"Best weights: {model.checkpoint}")
         model.load_weights(model.checkpoint)
     distributed.broadcast_state(model)
@@ -135,6 +136,8 @@ class _Fitting:
         model = self.model
         # Some models step only every few batches: gradients of an earlier use must not leak in.
         model.optimizer.zero_grad()
+        if getattr(model, "average", None) is not None:
+            model.average.begin()
         if self.checkpoint is not None:
             found = self.checkpoint.load(model) if resume else None
             if found is not None:
@@ -155,6 +158,7 @@ class _Fitting:
         model._epoch_index = progress.epoch
         model._stop_training = progress.worse >= model._early_stop_patience
         model._steps_per_epoch = self.batches
+        model._planned_steps = self.epochs * len(self.train)
         for callback in self.callbacks:
             callback.begin(progress.step)
         self.speed = _Speed()
@@ -206,11 +210,12 @@ class _Fitting:
             return
         rate = model.optimizer.param_groups[0]["lr"]
         training = {"loss": loss, "learning_rate": rate, "rows_per_second": self.speed.read()}
-        metrics = evaluate(model, self.validation, model._monitor.get_metrics())
-        progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
-        for callback in self.callbacks:
-            callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
-        progress.saved |= _keep_best(model, metrics)
+        with _averaged(model):
+            metrics = evaluate(model, self.validation, model._monitor.get_metrics())
+            progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
+            for callback in self.callbacks:
+                callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
+            progress.saved |= _keep_best(model, metrics)
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
         self.speed = _Speed()
@@ -264,6 +269,12 @@ class _Speed:
         return distributed.total(self.rows) / (time.perf_counter() - self.started)
 
 
+def _averaged(model: BaseModel) -> AbstractContextManager[None]:
+    """Give a model the average of its weights for the duration of a block, if it keeps one (``ema``)."""
+    average = getattr(model, "average", None)
+    return nullcontext() if average is None else average.applied()
+
+
 def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved."""
     value = model._monitor.get_value(metrics)
@@ -283,7 +294,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     else:
         model._stopping_steps += 1
         logger.info(f"No better: monitor {value:.6f}, best {model._best_metric:.6f}")
-        if model._reduce_lr_on_plateau:
+        if model._reduce_lr_on_plateau and model._stopping_steps % getattr(model, "plateau_patience", 1) == 0:
             logger.info(f"Learning rate lowered to {model.lr_decay():.2e}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience
     save = better or not model._save_best_only

@@ -1,10 +1,12 @@
-"""Optimizers by name in their fastest form, gradient clipping, and regularization by added gradients."""
+"""Optimizers by name in their fastest form, schedules, averages of weights, clipping, and regularization."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,18 +41,63 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return classes[key]
 
 
-def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+#: Optimizers whose weight decay is decoupled, with their form that has it: SGD has no momentum here.
+_WITH_DECAY = {"Adam": "AdamW", "AdamW": "AdamW", "SGD": "SGD"}
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    *,
+    weight_decay: float | None = None,
+    tables: Iterable[nn.Parameter] = (),
+    table_learning_rate: float | None = None,
+    table_weight_decay: float | None = None,
+) -> torch.optim.Optimizer:
     """Return an optimizer of ``torch.optim``, fused where torch has a fused form.
+
+    Parameters
+    ----------
+    name : str
+        Name of its class, whatever its case.
+    parameters : iterable of Parameter
+        Those to train; frozen ones are left out.
+    learning_rate : float
+        Learning rate.
+    weight_decay : float, optional
+        Decoupled weight decay: a step multiplies weights by one minus this times the learning rate.
+    tables : iterable of Parameter
+        Those of ``parameters`` that ``table_learning_rate`` and ``table_weight_decay`` are meant for.
+    table_learning_rate, table_weight_decay : float, optional
+        The same for ``tables``.
 
     Raises
     ------
     ConfigError
-        There is no optimizer of this name, or it does not take the learning rate.
+        There is no optimizer of this name, or it does not take the learning rate or weight decay.
     """
     chosen: Any = optimizer_class(name)
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
-    trainable = [p for p in parameters if p.requires_grad]
+    trainable: list[Any] = [p for p in parameters if p.requires_grad]
+    decays = weight_decay, table_weight_decay
+    if decays != (None, None):
+        if chosen.__name__ not in _WITH_DECAY:
+            raise ConfigError(
+                f"weight_decay: {chosen.__name__} has no decoupled weight decay; use optimizer: adam, adamw or sgd, "
+                "or net_regularizer and embedding_regularizer"
+            )
+        default = inspect.signature(chosen).parameters["weight_decay"].default
+        decays = tuple(default if decay is None else decay for decay in decays)
+        chosen = getattr(torch.optim, _WITH_DECAY[chosen.__name__])
+    if decays != (None, None) or table_learning_rate is not None:
+        inside = {id(p) for p in tables}
+        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in inside]}]
+        groups += [{"params": [p for p in trainable if id(p) in inside], "lr": table_learning_rate or learning_rate}]
+        for group, decay in zip(groups, decays, strict=True):
+            group |= {} if decay is None else {"weight_decay": decay}
+        trainable = [group for group in groups if group["params"]]
     # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of a dozen.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
@@ -59,6 +106,124 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate:
         raise ConfigError(
             f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
         ) from error
+
+
+def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn.Parameter]:
+    """Return the embedding tables of features, those in ``more`` included; linear projections are none."""
+    inside = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is more]
+    tables = [m for module in inside for m in module.modules() if isinstance(m, nn.Embedding)]
+    return list({id(table.weight): table.weight for table in tables}.values())
+
+
+class Schedule:
+    r"""Learning rate by the number of batches done: a linear warmup, then linear or cosine decay to zero.
+
+    .. math:: \eta_s = \eta \min(1, s / w) f(x), \quad x = \frac{s - 1 - w}{S - w}, \quad
+        f_{linear} = 1 - x, \quad f_{cosine} = \frac{1 + \cos \pi x}{2}
+
+    at batch s of S, with w batches of warmup. It has no state but the base learning rate, which the optimizer's state
+    holds, so that a resumed run takes the same steps.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Its learning rates are set.
+    kind : {"plateau", "constant", "linear", "cosine", None}
+        The first two and None leave the learning rate as it is after the warmup.
+    warmup_steps : int
+        w.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, kind: str | None, warmup_steps: int) -> None:
+        self.optimizer = optimizer
+        self.kind = kind
+        self.warmup_steps = warmup_steps
+        self.is_constant = kind not in ("linear", "cosine") and warmup_steps == 0
+        if not self.is_constant:
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+    def factor(self, step: int, total: int) -> float:
+        """Return what the base learning rate is multiplied by at batch ``step``, from 1, of ``total``."""
+        warmup = self.warmup_steps
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        done = min(max((step - 1 - warmup) / max(total - warmup, 1), 0.0), 1.0)
+        return rise * {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}.get(str(self.kind), 1.0)
+
+    def set_rates(self, step: int, total: int) -> None:
+        """Set the learning rates of batch ``step``, from 1, of ``total``."""
+        if not self.is_constant:
+            factor = self.factor(step, total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    def decay(self, factor: float, least: float) -> None:
+        """Multiply the base learning rates by ``factor``, down to ``least``."""
+        for group in self.optimizer.param_groups:
+            if "base_lr" in group:
+                group["base_lr"] = max(group["base_lr"] * factor, least)
+
+
+class WeightAverage:
+    r"""Exponential moving average of weights and of running statistics.
+
+    Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+    https://doi.org/10.1137/0330046; the decay is smaller at the beginning, so that the initial weights are forgotten.
+
+    .. math:: a_u = d_u a_{u-1} + (1 - d_u) w_u, \qquad d_u = \min\Big(d, \frac{1 + u}{10 + u}\Big)
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its floating-point parameters and buffers, as in its state dict, are averaged.
+    decay : float
+        d.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from the current weights."""
+        self.updates = 0
+        # Views of the weights, which optimizer and load_state_dict change in place.
+        self._weights = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+        self._average = {k: v.clone() for k, v in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an update."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the model the average for the duration of a block."""
+        weights = {k: v.clone() for k, v in self._weights.items()}
+        self._copy(self._average, self._weights)
+        try:
+            yield
+        finally:
+            self._copy(weights, self._weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``load`` restores."""
+        return {"updates": self.updates, "average": self._average}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a state; the model has its weights already."""
+        self.begin()
+        self.updates = state["updates"]
+        self._copy(state["average"], self._average)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(values: dict[str, Tensor], into: dict[str, Tensor]) -> None:
+        for name, tensor in into.items():
+            tensor.copy_(values[name])
 
 
 @functools.cache

@@ -103,6 +103,8 @@ class TrainingCheckpoint:
             "gpu_generators": gpu_generators,
             "progress": asdict(progress),
         }
+        if (average := getattr(model, "average", None)) is not None:
+            state["average"] = average.state()
         write_beside(self.path, lambda stream: torch.save(state, stream))
 
     def load(self, model: BaseModel) -> Progress | None:
@@ -133,6 +135,8 @@ class TrainingCheckpoint:
         for name, parameter in model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        if (average := getattr(model, "average", None)) is not None:
+            average.load(state["average"])
         # Where there are more processes than before, the new ones keep their initial state.
         if distributed.rank() < len(state["generators"]):
             torch.set_rng_state(state["generators"][distributed.rank()].clone())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.items import ItemTable, normalize
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError
 
@@ -302,3 +302,45 @@ def test_sparse_ids_are_refused_before_anything_is_allocated(tmp_path):
         ItemTable.from_parquet(path, [item_id(), LEVEL])
     near = write(tmp_path / "j.parquet", {"item_id": [1, 900_000], "level": [3, 4]})
     assert ItemTable.from_parquet(near, [item_id(), LEVEL]).num_items == 900_001
+
+
+def stored():
+    values = np.random.default_rng(0).normal(3, 2, (7, 5)).astype(np.float32)
+    values[0] = values[4] = 0  # padding, and an item without an embedding
+    return values
+
+
+def test_l2_has_one_length():
+    lengths = np.linalg.norm(normalize(stored(), "l2", 10), axis=1)
+    np.testing.assert_allclose(lengths, [0, 10, 10, 10, 0, 10, 10], rtol=1e-6)
+
+
+def test_layer_norm_is_that_of_torch():
+    found = normalize(stored(), "layer")
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(stored()), (5,), eps=1e-12).numpy()
+    np.testing.assert_allclose(found[[1, 2, 3, 5, 6]], expected[[1, 2, 3, 5, 6]], rtol=1e-5, atol=1e-6)
+    assert not found[[0, 4]].any()
+
+
+def test_standard_counts_items_with_an_embedding():
+    values = stored()
+    values[1:, 2] = 7
+    values[4] = 0
+    found = normalize(values, "standard", 2)
+    rows = values[[1, 2, 3, 5, 6]].astype(np.float64)
+    expected = 2 * (rows - rows.mean(0)) / np.where(rows.std(0) > 0, rows.std(0), 1)
+    np.testing.assert_allclose(found[[1, 2, 3, 5, 6]], expected, rtol=1e-5, atol=1e-6)
+    assert not found[[0, 4]].any()
+    assert not found[:, 2].any()
+
+
+def test_without_norm_and_scale_nothing_is_copied():
+    values = stored()
+    assert normalize(values, None) is values
+    np.testing.assert_array_equal(normalize(values, None, 2), 2 * stored())
+
+
+def test_an_embedding_is_normalised_as_it_is_read(tmp_path):
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "vector": vectors([[3, 4], [0, 0]])})
+    items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", norm="l2", scale=5.0)])
+    assert items["vector"].tolist() == [[0, 0], [3, 4], [0, 0]]

@@ -231,3 +231,57 @@ def test_one_width_for_all_fields_leaves_the_original_alone():
     assert unified.sum_emb_out_dim() == 24 * unified.num_fields == 120
     assert original.features == before
     assert original.default_emb_dim == 64
+
+
+VECTOR = "item_emb_d128"
+LENGTH = {"name": "length", "type": "length"}
+SIMILARITY = {"name": "similarity", "type": "similarity", "of": VECTOR}
+
+
+def test_computed_features_are_embedded_as_what_they_are():
+    columns = [*CHALLENGE, LENGTH, {**LENGTH, "name": "bins", "vocab_size": 8}]
+    columns += [{**SIMILARITY, "statistics": ["max", "histogram_10"]}, {**SIMILARITY, "name": "other"}]
+    specs = feature_map_of(params(columns)).features
+    assert specs["length"] == {"source": "", "type": "numeric", "computed": "length"}
+    assert (specs["bins"]["type"], specs["bins"]["vocab_size"]) == ("categorical", 8)
+    assert (specs["similarity"]["type"], specs["similarity"]["pretrain_dim"]) == ("embedding", 11)
+    assert specs["other"]["statistics"] == ["mean", "max"]
+    assert [n for n in specs if "computed" in specs[n]] == ["length", "bins", "similarity", "other"]
+
+
+def test_a_compared_embedding_that_is_not_used_is_read_but_not_embedded():
+    given = params([*CHALLENGE, SIMILARITY], use_features=["item_id", "similarity"])
+    features = parse_features(given)
+    assert [f.name for f in features if not f.embedded] == [VECTOR]
+    assert VECTOR not in feature_map_of(given).features
+
+
+def test_settings_that_are_not_given_leave_no_trace():
+    specs = feature_map_of(params()).features
+    assert not any(key in spec for spec in specs.values() for key in ("dropout", "norm", "scale", "computed"))
+    given = params(feature_specs=[{"name": VECTOR, "norm": "l2", "scale": 10, "dropout": 0.2}])
+    spec = feature_map_of(given).features[VECTOR]
+    assert (spec["norm"], spec["scale"], spec["dropout"]) == ("l2", 10, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "value"),
+    [
+        ({"name": "item_id", "norm": "l2"}, "item_id", "norm is l2"),
+        ({"name": "likes_level", "scale": 2}, "likes_level", "scale is 2"),
+        ({"name": "user_id", "dropout": 0.1}, "user_id", "dropout is 0.1"),
+        ({"name": "item_id", "of": VECTOR}, "item_id", f"of is {VECTOR}"),
+        ({"name": "length", "statistics": ["mean"]}, "length", "statistics is"),
+        ({"name": "length", "source": "item"}, "length", "source is item"),
+        ({"name": "length", "vocab_size": 1}, "length", "vocab_size is 1"),
+        ({"name": "similarity", "of": None}, "similarity", "of is missing"),
+        ({"name": "similarity", "of": "item_tags"}, "similarity", "of is item_tags"),
+        ({"name": "similarity", "of": "item_emb"}, "similarity", f"did you mean '{VECTOR}'"),
+        ({"name": VECTOR, "freeze_emb": False}, "similarity", f"of is {VECTOR}"),
+    ],
+)
+def test_a_setting_without_a_meaning_is_refused(spec, name, value):
+    with pytest.raises(ConfigError) as refused:
+        parse_features(params([*CHALLENGE, LENGTH, SIMILARITY], feature_specs=[spec]))
+    assert name in str(refused.value)
+    assert value in str(refused.value)

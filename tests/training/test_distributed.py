@@ -206,6 +206,24 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     assert loop.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
 
 
+def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
+    folder, run = dying
+    path = folder / "model_config.yaml"
+    settings = "ema: 0.9\n    warmup_steps: 5\n    lr_schedule: linear\n    embedding_weight_decay: 0.1\n    "
+    settings += "feature_specs: [{name: [item_id, txt_emb_pca8], dropout: 0.3}]\n    eval_steps: 8"
+    path.write_text(path.read_text().replace("eval_steps: 8", settings))
+    weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
+    done = run()
+    assert done.returncode == 0, done.stderr
+    expected = torch.load(weights, weights_only=True)
+    weights.with_suffix(".json").unlink()
+    (folder / "die").write_text("kill")
+    assert run().returncode != 0
+    assert run("--resume").returncode == 0
+    found = torch.load(weights, weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_process_that_fails_ends_all_with_its_message(dying):
     folder, run = dying
     (folder / "die").write_text("raise")

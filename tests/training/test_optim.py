@@ -11,7 +11,15 @@ from fuxictr.pytorch.models import BaseModel
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import Penalty, clip_gradients, make_optimizer, parse_regularizer
+from fuxictr_mm.training.optim import (
+    Penalty,
+    Schedule,
+    WeightAverage,
+    clip_gradients,
+    embedding_tables,
+    make_optimizer,
+    parse_regularizer,
+)
 
 
 @pytest.mark.parametrize(
@@ -210,3 +218,102 @@ def test_an_integer_is_l2():
 def test_everything_else_is_refused(value):
     with pytest.raises(ConfigError, match=r"^net_regularizer is"):
         parse_regularizer(value, "net_regularizer")
+
+
+def steps(optimizer, weights, count=4):
+    for _ in range(count):
+        optimizer.zero_grad()
+        sum((weight**4).sum() for weight in weights).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weight_decay_is_that_of_adamw(name):
+    start = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    ours, theirs = ([nn.Parameter(start.clone()), nn.Parameter(2 * start)] for _ in range(2))
+    steps(make_optimizer(name, ours, 0.03, weight_decay=0.2, tables=ours[1:], table_weight_decay=0.5), ours)
+    groups = [{"params": theirs[:1], "weight_decay": 0.2}, {"params": theirs[1:], "weight_decay": 0.5}]
+    steps(torch.optim.AdamW(groups, lr=0.03, foreach=False), theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_weight_decay_of_sgd_in_closed_form():
+    weight = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    steps(make_optimizer("sgd", [weight], 0.1, weight_decay=0.5), [weight], count=1)
+    expected = torch.tensor([2.0 * 0.95 - 0.1 * 4 * 8, -1 * 0.95 + 0.1 * 4], dtype=torch.float64)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "decays", "expected"),
+    [("adam", {"weight_decay": 0.1}, [0.1, 0]), ("adamw", {"table_weight_decay": 0.1}, [0.01, 0.1])],
+)
+def test_a_decay_that_is_not_set_is_the_default(name, decays, expected):
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = make_optimizer(name, weights, 0.1, tables=weights[1:], **decays).param_groups
+    assert [group["weight_decay"] for group in groups] == expected
+
+
+def test_tables_have_their_own_learning_rate():
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    groups = make_optimizer("Adagrad", weights, 0.1, tables=weights[1:2], table_learning_rate=0.3).param_groups
+    assert [(group["lr"], len(group["params"])) for group in groups] == [(0.1, 2), (0.3, 1)]
+
+
+def test_an_optimizer_without_decoupled_decay_is_refused():
+    with pytest.raises(ConfigError, match="weight_decay: Adagrad"):
+        make_optimizer("adagrad", [nn.Parameter(torch.ones(1))], 0.1, weight_decay=0.1)
+
+
+def test_embedding_tables_are_no_projections(tmp_path):
+    model = Model(None, None, tmp_path)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for p in embedding_tables(model, model.tables)]
+    assert found == ["embedding_layer.embedding_layer.embedding_layers.level.weight", "tables.vector.weight"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "expected"),
+    [
+        (None, 0, [1, 1, 1, 1, 1]),
+        ("plateau", 4, [0.25, 0.5, 0.75, 1, 1]),
+        ("constant", 0, [1, 1, 1, 1, 1]),
+        ("linear", 0, [1, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 2, [0.5, 1, 1, 2 / 3, 1 / 3]),
+        ("cosine", 1, [1, 1, 0.853553390593, 0.5, 0.146446609407]),
+    ],
+)
+def test_schedules_in_closed_form(kind, warmup, expected):
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.2, 0.4)], lr=1.0)
+    schedule = Schedule(optimizer, kind, warmup)
+    for step, factor in enumerate(expected, start=1):
+        schedule.set_rates(step, 5)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.2 * factor, 0.4 * factor])
+    schedule.decay(0.5, 1e-6)
+    schedule.set_rates(5, 5)
+    halved = 1 if schedule.is_constant else 0.5
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * expected[-1] * halved)
+
+
+def test_the_average_in_closed_form():
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, 0.3)
+    expected = model.weight.detach().clone().double()
+    for update in range(1, 6):
+        model.weight.data += update
+        model.running_mean += 1
+        average.update()
+        decay = min(0.3, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with average.applied():
+        torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-6, atol=0)
+        assert model.running_mean[0] < 5
+        inside = model.weight.detach().clone()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    other = WeightAverage(model, 0.3)
+    other.load(average.state())
+    with other.applied():
+        assert torch.equal(model.weight, inside)
+    assert other.updates == 5

@@ -71,6 +71,30 @@ def test_the_same_weights_after_a_kill(tmp_path, step, settings):
         assert torch.equal(found[name], value), name
 
 
+#: What has a state of its own, or draws random numbers, besides weights and optimizer.
+SETTINGS = {
+    "ema": 0.9,
+    "warmup_steps": 5,
+    "weight_decay": 1e-3,
+    "embedding_weight_decay": 0.1,
+    "embedding_learning_rate": 3e-3,
+    "label_smoothing": 0.1,
+    "feature_specs": [{"name": ["item_id", "txt_emb_pca8"], "dropout": 0.3}],
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**SETTINGS, "eval_steps": 2, "plateau_patience": 2, "early_stop_patience": 20},
+        {**SETTINGS, "lr_schedule": "cosine", "accumulation_steps": 3, "precision": "bf16"},
+    ],
+    ids=["plateau", "cosine"],
+)
+def test_settings_with_a_state_of_their_own_resume(tmp_path, settings):
+    test_the_same_weights_after_a_kill(tmp_path, 19, settings)
+
+
 def test_killed_again_and_again(tmp_path):
     expected, history = train(prepare(tmp_path / "whole"))
     for step in (3, 1, 7, 20):

@@ -1,0 +1,97 @@
+"""Similarity of the target to its history in a frozen embedding.
+
+Shape letters: I items, D dim, B rows, N history items of a batch, S statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.jagged import Jagged
+
+#: History items that are compared at a time, which bounds the memory for their embeddings.
+CHUNK = 2**16
+
+
+class HistorySimilarity(nn.Module):
+    r"""Statistics of the cosines between the embedding of the target and those of its history.
+
+    Sheng et al., "Enhancing Taobao Display Advertising with Multimodal Representations", CIKM 2024 (SimTier),
+    https://arxiv.org/abs/2407.19467
+
+    .. math:: c_n = \frac{t_b \cdot s_n}{\|t_b\| \|s_n\|}, \qquad n \in b
+
+    Nothing is learned and no gradient flows. Embeddings are read from the item table where it is, which is not copied;
+    only the inverse length of each is kept. An item without an embedding has cosine 0, an empty history zeros.
+
+    Parameters
+    ----------
+    table : Tensor
+        ``(I, D)`` frozen embeddings.
+    statistics : sequence of str
+        Each ``mean``, ``max``, ``newest_K`` (the mean of the newest K) or ``histogram_K``: the logarithm of one plus
+        the number of cosines in each of K equal bins from -1 to 1.
+
+    Examples
+    --------
+    >>> table = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    >>> similarity = HistorySimilarity(table, ["mean", "max", "newest_1"])
+    >>> similarity(table, torch.tensor([1, 1]), Jagged(torch.tensor([1, 2]), torch.tensor([0, 2, 2]))).tolist()
+    [[0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+
+    inverse_lengths: Tensor
+
+    def __init__(self, table: Tensor, statistics: Sequence[str]) -> None:
+        super().__init__()
+        self.statistics = tuple(statistics)
+        lengths = torch.linalg.vector_norm(table, dim=1)
+        inverse = torch.where(lengths > 0, lengths.reciprocal(), 0)
+        self.register_buffer("inverse_lengths", inverse, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, table: Tensor, target: Tensor, history: Jagged) -> Tensor:
+        """Return the statistics of each row.
+
+        Parameters
+        ----------
+        table : Tensor
+            ``(I, D)``, the table of the constructor.
+        target : Tensor
+            ``(B,)`` item ids.
+        history : Jagged
+            ``(N,)`` item ids, oldest first.
+
+        Returns
+        -------
+        Tensor
+            ``(B, S)``, in the order of ``statistics``.
+        """
+        targets, values = target.long().index_select(0, history.rows), history.values.long()
+        products = [
+            (table.index_select(0, one) * table.index_select(0, other)).sum(1)
+            for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
+        ]
+        scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
+        cosines = torch.cat(products) * scale
+        return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
+
+
+def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:
+    """Return one statistic ``(B, 1)``, or the histogram ``(B, K)``, of the cosines ``(N,)``."""
+    kind, _, text = name.partition("_")
+    rows, lengths, count = history.rows, history.lengths, int(text or 1)
+    if kind == "histogram":
+        bins = ((cosines + 1) * (count / 2)).long().clamp(0, count - 1)
+        counts = torch.bincount(rows * count + bins, minlength=history.num_rows * count)
+        return counts.view(-1, count).to(cosines.dtype).log1p()
+    if kind == "max":
+        largest = cosines.new_full((history.num_rows,), -torch.inf).scatter_reduce(0, rows, cosines, "amax")
+        return largest.where(lengths > 0, 0).unsqueeze(1)
+    if kind == "newest":
+        from_end = history.offsets[1:].index_select(0, rows) - torch.arange(len(rows), device=rows.device)
+        cosines, lengths = cosines.where(from_end <= count, 0), lengths.clamp(max=count)
+    return (history.with_values(cosines).sum() / lengths.clamp(min=1)).unsqueeze(1)

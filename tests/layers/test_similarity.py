@@ -1,0 +1,56 @@
+"""Similarity of target and history against a loop over rows."""
+
+import pytest
+import torch
+
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers import similarity
+from fuxictr_mm.layers.similarity import HistorySimilarity
+
+STATISTICS = ["max", "newest_3", "histogram_4", "mean", "newest_1"]
+
+
+def by_hand(table, target, histories):
+    rows = []
+    for item, history in zip(target, histories, strict=True):
+        cosines = [float(torch.cosine_similarity(table[item], table[other], dim=0)) for other in history]
+        bins = [0] * 4
+        for cosine in cosines:
+            bins[min(int((cosine + 1) / 2 * 4), 3)] += 1
+        newest = cosines[-3:]
+        rows.append(
+            [max(cosines, default=0.0), sum(newest) / max(len(newest), 1)]
+            + [float(torch.tensor(count + 1.0, dtype=torch.float64).log()) for count in bins]
+            + [sum(cosines) / max(len(cosines), 1), cosines[-1] if cosines else 0.0]
+        )
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_equals_a_loop_over_rows(monkeypatch, chunk):
+    monkeypatch.setattr(similarity, "CHUNK", chunk)
+    table = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    table[0] = table[4] = 0  # padding, and an item without an embedding
+    histories = [[1, 2, 3, 4, 5], [], [4], [6, 6], [7], []]
+    target = torch.tensor([1, 2, 3, 6, 4, 8], dtype=torch.int32)
+    offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
+    history = Jagged(torch.tensor([item for row in histories for item in row], dtype=torch.int32), offsets)
+    found = HistorySimilarity(table, STATISTICS)(table, target, history)
+    torch.testing.assert_close(found, by_hand(table, target.tolist(), histories), rtol=1e-12, atol=1e-12)
+
+
+def test_the_same_item_is_in_the_last_bin():
+    table = torch.tensor([[0.0, 0.0], [0.3, 0.7]])
+    layer = HistorySimilarity(table, ["histogram_2"])
+    history = Jagged(torch.tensor([1, 1]), torch.tensor([0, 2]))
+    assert layer(table, torch.tensor([1]), history).expm1().round().tolist() == [[0.0, 2.0]]
+
+
+def test_only_empty_histories():
+    layer = HistorySimilarity(torch.ones(3, 2), STATISTICS)
+    empty = Jagged(torch.zeros(0, dtype=torch.int32), torch.zeros(2, dtype=torch.int64))
+    assert layer(torch.ones(3, 2), torch.tensor([1]), empty).tolist() == [[0.0] * 8]
+
+
+def test_it_is_no_part_of_the_state_dict():
+    assert not HistorySimilarity(torch.ones(3, 2), ["mean"]).state_dict()
