@@ -11,6 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class Feature:
         Id whose embedding stays zero.
     emb_output_dim : int, optional
         Dim after ``feature_encoder``, if that changes the dim.
+    on_disk : str, optional
+        Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
+        ``item_seq`` in every model.
     """
 
     name: str
@@ -64,6 +68,12 @@ class Feature:
     share_embedding: str | None = None
     padding_idx: int | None = 0
     emb_output_dim: int | None = None
+    on_disk: str | None = None
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the files."""
+        return self.on_disk or self.name
 
     @property
     def is_item(self) -> bool:
@@ -80,6 +90,8 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         An unknown name in ``use_features``, ``feature_specs`` or ``share_embedding``; a duplicate name; a table shared
         with a later feature; an ``item_id`` without ``source: item``.
     """
+    roles = Roles.of(params)
+    names_of_roles = {roles.target: ITEM_ID, roles.history: ITEM_SEQ}
     columns: dict[str, dict[str, Any]] = {}
     for column in params["feature_cols"]:
         names = column["name"] if isinstance(column["name"], list) else [column["name"]]
@@ -102,18 +114,35 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         columns = {n: columns[n] for n in order}
     else:
         columns = {n: c for n, c in columns.items() if c.get("active", True)}
-    features = [_feature(c) for c in columns.values()]
-    for place, feature in enumerate(features):
-        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
-            raise ConfigError(f"{where}: {ITEM_ID} has source '{feature.source}', expected source: {ITEM_SOURCE}")
+    for name in columns:
+        if name in (ITEM_ID, ITEM_SEQ) and name not in names_of_roles:
+            role = "target" if name == ITEM_ID else "history"
+            raise ConfigError(
+                f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and models "
+                "give that this name; rename the column"
+            )
+    features = []
+    for column in columns.values():
+        feature = _feature(column)
         if feature.share_embedding is not None:
             what = f"share_embedding of '{feature.name}'"
             _known(feature.share_embedding, columns, what, where)
             # FuxiCTR creates the tables in this order and would silently create a second one.
-            if feature.share_embedding not in [f.name for f in features[:place]]:
+            if feature.share_embedding not in [f.column for f in features]:
                 raise ConfigError(
                     f"{what}: '{feature.share_embedding}' is listed later; list it before '{feature.name}'"
                 )
+        renamed = {
+            key: names_of_roles[name]
+            for key, name in (("name", feature.name), ("share_embedding", feature.share_embedding))
+            if name in names_of_roles
+        }
+        if renamed.get("name", feature.name) != feature.name:
+            renamed["on_disk"] = feature.name
+        feature = replace(feature, **renamed)
+        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
+            raise ConfigError(f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}")
+        features.append(feature)
     return features
 
 
