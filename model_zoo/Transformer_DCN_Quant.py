@@ -75,6 +75,12 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), vectors)}, "
                 f"expected one of the items' embeddings ({', '.join(vectors) or 'there are none'})"
             )
+        new = feature_map.items.num_items - feature_map.items.num_trained
+        if new:
+            raise ConfigError(
+                f"{model_id}: {new} items are not in the vocabulary of the run, and this model fits its codes on the "
+                "items of its training; leave them out of the item files, or train again"
+            )
         known = feature_map.items.known.nonzero().squeeze(1)
         if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
             raise ConfigError(
@@ -109,5 +115,7 @@ def _replace_vector(feature_map: FeatureMap, vector: str, ids: Tensor, vocab_siz
         "emb_output_dim": ids.shape[1] * dim,
     }
     items = feature_map.items
-    replaced.items = ItemTable({**{n: items[n] for n in items.names}, "quanid": ids}, items.known)
+    replaced.items = ItemTable(
+        {**{n: items[n] for n in items.names}, "quanid": ids}, items.known, vocabulary=items.vocabulary
+    )
     return replaced

@@ -112,18 +112,18 @@ def load_dataset(
 def _vocabulary_sizes(
     features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary], vocabularies: Vocabularies
 ) -> dict[str, int]:
-    """Return the vocabulary sizes that follow from the files; those of context columns of numbers must be configured."""
+    """Return the vocabulary sizes that follow from the files; context columns of numbers have theirs configured."""
     of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_items
     sizes = {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()}
     sizes |= {ITEM_ID: of_items, ITEM_SEQ: of_items}
     for feature in features:
-        if feature.vocab_size is not None and (feature.name == ITEM_SEQ or feature.name in vocabularies):
-            if feature.vocab_size < sizes[feature.name]:
-                each = "item" if feature.name in (ITEM_ID, ITEM_SEQ) else "value"
-                raise ConfigError(
-                    f"feature '{feature.column}': vocab_size is {feature.vocab_size}, expected {sizes[feature.name]} or "
-                    f"more, one for every {each} and one for padding"
-                )
+        follows = feature.name == ITEM_SEQ or feature.name in vocabularies
+        if follows and feature.vocab_size is not None and feature.vocab_size < sizes[feature.name]:
+            each = "item" if feature.name in (ITEM_ID, ITEM_SEQ) else "value"
+            raise ConfigError(
+                f"feature '{feature.column}': vocab_size is {feature.vocab_size}, expected {sizes[feature.name]} or "
+                f"more, one for every {each} and one for padding"
+            )
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
             continue
         if not feature.is_item:

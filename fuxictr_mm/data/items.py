@@ -242,8 +242,8 @@ def _place_by_id(parts: Sequence[_Part], limit: int | None) -> None:
             highest = int(parquet.numbers(part.keys).max())
             if highest >= parquet.MAX_IDS:
                 raise DataError(
-                    f"{part.where}: holds the id {highest}, expected 0 to {parquet.MAX_IDS - 1}; set ids: vocabulary in "
-                    "dataset_config.yaml"
+                    f"{part.where}: holds the id {highest}, expected 0 to {parquet.MAX_IDS - 1}; set ids: vocabulary "
+                    "in dataset_config.yaml"
                 )
         ids = parquet.numbers(part.keys).astype(np.int64)
         parquet.check_ids(ids, limit, part.where, 0)
@@ -318,7 +318,7 @@ class _Part:
 
     def set_ids(self, ids: np.ndarray) -> None:
         """Set the numbers of the items ``(rows,)``, each once."""
-        unique, first, counts = np.unique(ids, return_index=True, return_counts=True)
+        _, first, counts = np.unique(ids, return_index=True, return_counts=True)
         if counts.max() > 1:
             twice = int(counts.argmax())
             raise DataError(

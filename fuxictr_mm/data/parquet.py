@@ -268,10 +268,13 @@ def decode_context(
 
 def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     """Return the group of each row, ``(R,)`` int64; texts are hashed, with the same result in every process."""
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    kind = array.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         from pandas.util import hash_array  # type: ignore[import-untyped]
 
-        return hash_array(array.fill_null("").to_numpy(zero_copy_only=False)).view(np.int64)
+        values = array.fill_null("") if is_text else array.cast(pa.binary()).fill_null(b"")
+        return hash_array(values.to_numpy(zero_copy_only=False)).view(np.int64)
     return scalars(array, where, row)
 
 
@@ -420,7 +423,9 @@ def _check_numbers(
     value = values[first if places is None else int(places[first])].as_py()
     row = _row(row_of, first)
     if found[first] == 0:
-        raise DataError(f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows")
+        raise DataError(
+            f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
+        )
     raise DataError(
         f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
         f"these rows; the item files have {int(known.sum()) - 1} ids); add the items or drop the rows"

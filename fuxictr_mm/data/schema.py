@@ -141,7 +141,9 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
             renamed["on_disk"] = feature.name
         feature = replace(feature, **renamed)
         if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
-            raise ConfigError(f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}")
+            raise ConfigError(
+                f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}"
+            )
         features.append(feature)
     return features
 

@@ -216,6 +216,14 @@ class Vocabularies(dict[str, Vocabulary]):
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
+    def equal_file(self, path: Path) -> bool:
+        """Whether a file holds these vocabularies; one that is damaged or not there holds none of them."""
+        try:
+            others = Vocabularies.load(path)
+        except DataError:
+            return False
+        return self.keys() == others.keys() and all(self[n].values.equals(others[n].values) for n in self)
+
     @classmethod
     def load(cls, path: str | Path) -> Vocabularies:
         """Read the file of a run; without one, none may be needed.
@@ -266,6 +274,11 @@ class Encoding:
     history: str = "item_seq"
     vocabularies: Vocabularies = field(default_factory=Vocabularies)
     zero_ends: int = 1
+
+
+def as_text(value: object) -> object:
+    """Return an id for JSON and tables: bytes become hexadecimal digits."""
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def is_text(kind: pa.DataType) -> bool:
