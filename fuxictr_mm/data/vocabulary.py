@@ -244,6 +244,8 @@ class Vocabularies(dict[str, Vocabulary]):
                 raise DataError(f"{path}: has the format {content['format']}, expected {VERSION}; train again")
             sizes = {str(name): int(size) for name, size in content["sizes"].items()}
             found = {n: Vocabulary(plain(table[n].combine_chunks(), str(path)).slice(1, s)) for n, s in sizes.items()}
+        except DataError:
+            raise
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"{path}: is no vocabulary of a run or damaged ({reason}); {remedy}") from None
