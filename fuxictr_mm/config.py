@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from fuxictr_mm.checking import (
     Settings,
@@ -157,6 +157,40 @@ class LabelConfig(Settings):
     dtype: Literal["int", "float"] = Field("float", description="Type of the stored values.")
 
 
+class Roles(Settings):
+    """Names of the columns of the interactions that have a role; a mapping in ``dataset_config.yaml``."""
+
+    example: ClassVar[str] = "{target: article_id, history: clicked, user: uid, time: ts}"
+
+    target: str = Field(
+        "item_id",
+        min_length=1,
+        description="The item that was shown. The key of the item files has the same name, or `item_id`.",
+    )
+    history: str = Field("item_seq", min_length=1, description="List of the items that the user had clicked.")
+    user: str = Field(
+        "user_id",
+        min_length=1,
+        description="The user, for `check-data`, `embed align` and `influence`. Metrics group by `group_id`.",
+    )
+    time: str | None = Field(
+        None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
+    )
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Roles:
+        columns = [self.target, self.history, self.user, *([self.time] if self.time else [])]
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"roles: the column '{twice}' has two roles, expected one for each")
+        return self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Roles:
+        """Return those of flat settings."""
+        return cls.read(values.get("roles") or {}, "roles")
+
+
 class DatasetConfig(Settings):
     """Settings of a dataset in ``dataset_config.yaml``."""
 
@@ -175,6 +209,13 @@ class DatasetConfig(Settings):
     )
     global_item_info: str | None = Field(
         None, description="Catalogue of the published Transformer_DCN_Quant; no effect on the models of this library."
+    )
+    roles: Roles = Field(Roles(), description="Names of the columns with a role, see below.")
+    ids: Literal["auto", "as_is", "vocabulary"] = Field(
+        "auto",
+        description="Item ids: `as_is` are positive integers, by which tables are indexed, and 0 is padding; "
+        "`vocabulary` takes any integers or texts and numbers the items in the order of the item files; `auto` takes a "
+        "vocabulary for ids that cannot be taken as they are.",
     )
     rebuild_dataset: bool = Field(False, description="Must be False: ids are integers already.")
     feature_cols: list[FeatureConfig] = Field(min_length=1, description="The features, see below.")

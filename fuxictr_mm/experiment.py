@@ -25,13 +25,14 @@ from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
 from fuxictr_mm.data.streaming import StreamingLoader
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import describe_error, load_model_class
-from fuxictr_mm.runs import Run, RunPaths, read_run
+from fuxictr_mm.runs import Run, RunPaths, read_run, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
@@ -269,7 +270,8 @@ class Experiment:
             LogFiles() as files,
         ):
             self.prepare_process()
-            dataset = load_dataset({**self.config.to_dict(), "test_data": path}, {"test": False})
+            vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
+            dataset = load_dataset({**self.config.to_dict(), "test_data": path}, {"test": False}, vocabularies)
             model = self.build_model(dataset)
             model.load_weights(weights)
             files.open(logs, "a")
@@ -283,9 +285,23 @@ class Experiment:
         if device.type == "cpu" and config.keep_memory:
             keep_freed_memory()
 
-    def load_dataset(self, splits: Mapping[str, bool]) -> Dataset:
-        """Read and check splits of the dataset; each value says whether the split must have labels."""
-        return load_dataset(self.config.to_dict(), splits)
+    def load_dataset(self, splits: Mapping[str, bool], weights: StrPath | None = None) -> Dataset:
+        """Read and check splits of the dataset.
+
+        Parameters
+        ----------
+        splits : mapping of str to bool
+            Whether each split must have labels.
+        weights : path, optional
+            Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data.
+
+        Raises
+        ------
+        ConfigError, DataError, MissingFileError
+            Anything that is wrong with the data, or with the file of the vocabularies.
+        """
+        vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
+        return load_dataset(self.config.to_dict(), splits, vocabularies)
 
     def build_model(self, dataset: Dataset) -> Any:
         """Build the model, its item table on its device, and choose the number of threads.

@@ -16,7 +16,7 @@ from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import dump_yaml
-from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS
+from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
 
     _check_output(out, overwrite)
     checkpoint = experiment.find_weights(weights)
-    dataset = experiment.load_dataset({})
+    dataset = experiment.load_dataset({}, checkpoint)
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
     # The model's own feature map, if it keeps one: layers write their dims into it, and loading compares with it.
@@ -94,6 +94,8 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
         save_safetensors(model.state_dict(), folder / HUB_WEIGHTS)
         (folder / HUB_CONFIG).write_text(_json(config), encoding="utf-8")
         (folder / HUB_FEATURES).write_text(_json(describe_features(feature_map)), encoding="utf-8")
+        if dataset.vocabularies:
+            dataset.vocabularies.save(folder / VOCABULARY)
         (folder / HUB_CARD).write_text(model_card(config, experiment.config.description), encoding="utf-8")
 
     _write_folder(out, write)

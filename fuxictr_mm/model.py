@@ -181,7 +181,7 @@ class MultimodalModel(BaseModel):
         )  # fmt: skip
         # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
-            {n: nn.Embedding.from_pretrained(self.items[n].clone(), freeze=False)
+            {n: nn.Embedding.from_pretrained(self.items[n][: self.items.num_trained].clone(), freeze=False)
              for n in self.item_fields if not specs[n].get("freeze_emb", True)}
         )  # fmt: skip
 
@@ -281,8 +281,16 @@ class MultimodalModel(BaseModel):
         """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
-        inputs.update({n: table(ids) for n, table in self.item_vectors.items()})
+        inputs.update({n: self._trained_vectors(n, ids) for n in self.item_vectors})
         return self.embedding_layer(self._dropped({n: inputs[n] for n in self.item_fields}), flatten_emb=True)
+
+    def _trained_vectors(self, name: str, ids: Tensor) -> Tensor:
+        """Return trainable embeddings ``(U, D)``; those of new items are as they are stored."""
+        items = self.items
+        vectors = self.item_vectors[name](items.trained_ids(ids))
+        if items.num_trained == items.num_items:
+            return vectors
+        return torch.where((ids < items.num_trained).unsqueeze(1), vectors, items[name].index_select(0, ids))
 
     def embed_context(self, batch: Batch) -> Tensor:
         """Return the concatenated context fields ``(B, C)``."""

@@ -35,6 +35,7 @@ RESULT = "result.json"
 DIAGNOSIS = "diagnosis.json"
 LOG = "run.log"
 TENSORBOARD = "tensorboard"
+VOCABULARY = "vocabulary.parquet"
 
 #: Files of a folder written by ``fuxictr-mm export-hub``.
 HUB_WEIGHTS, HUB_CONFIG, HUB_FEATURES, HUB_CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
@@ -138,6 +139,14 @@ class RunPaths:
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """Return the error of a ``model_root`` that cannot be written."""
     return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours")
+
+
+def vocabulary_of_weights(weights: Path) -> Path:
+    """Return the file of the vocabularies that belong to weights; there is none where ids are numbers of items."""
+    if weights.is_dir():
+        return weights / VOCABULARY
+    named = weights.name in (WEIGHTS, HUB_WEIGHTS)
+    return weights.with_name(VOCABULARY) if named else weights.with_suffix(f".{VOCABULARY}")
 
 
 def config_of_weights(weights: Path) -> Path | None:

@@ -59,7 +59,7 @@ class MIND(DNNModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.attention_power = attention_power
-        self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_items, num_capsules))
+        self.register_buffer("routing_start", routing_deviation * torch.randn(self.items.num_trained, num_capsules))
         self.capsules = InterestCapsules(self.item_dim, num_capsules, num_rounds)
         self.interest_map = nn.Linear(self.item_dim + self.context_dim, self.item_dim)
         self.dnn = self.make_dnn(self.context_dim + 2 * self.item_dim)
@@ -68,9 +68,8 @@ class MIND(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        capsules_BKD, present_BK = self.capsules(
-            e.history, self.routing_start.index_select(0, batch.history.values.long())
-        )
+        start_NK = self.routing_start.index_select(0, self.items.trained_ids(batch.history.values.long()))
+        capsules_BKD, present_BK = self.capsules(e.history, start_NK)
         context_BKC = e.context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
         interests_BKD = torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1)))
         scores_BK = (interests_BKD * e.target.unsqueeze(1)).sum(dim=-1)

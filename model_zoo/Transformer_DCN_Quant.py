@@ -78,6 +78,12 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"{model_id}: quantized_feature is {quantized_feature!r}{nearest(str(quantized_feature), frozen)}, "
                 f"expected one of the items' embeddings ({', '.join(frozen) or 'there are none'})"
             )
+        new = feature_map.items.num_items - feature_map.items.num_trained
+        if new:
+            raise ConfigError(
+                f"{model_id}: {new} items are not in the vocabulary of the run, and this model fits its codes on the "
+                "items of its training; leave them out of the item files, or train again"
+            )
         known = feature_map.items.known.nonzero().squeeze(1)
         if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
             raise ConfigError(
@@ -112,5 +118,7 @@ def _replace_embedding(feature_map: FeatureMap, name: str, ids: Tensor, vocab_si
         "emb_output_dim": ids.shape[1] * dim,
     }
     items = feature_map.items
-    replaced.items = ItemTable({**{n: items[n] for n in items.names}, "quanid": ids}, items.known)
+    replaced.items = ItemTable(
+        {**{n: items[n] for n in items.names}, "quanid": ids}, items.known, vocabulary=items.vocabulary
+    )
     return replaced

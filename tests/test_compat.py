@@ -455,6 +455,7 @@ assert rows["user"][0] == rows["user"][2] != rows["user"][1]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="FuxiCTR wants half of the cores for ray, which must be one")
 def test_what_was_deferred_is_fuxictrs_own(tmp_path):
     """Its preprocessing with the real ray, its metrics and its reader of embeddings."""

@@ -27,6 +27,7 @@ def run(expid, folder, config=ROOT, model_zoo=None, **settings):
     return experiment.fit(), experiment
 
 
+@pytest.mark.slow
 def test_both_modalities_beat_either_and_none(tmp_path):
     """The planted taste shows half in the text, half in the image; margins are ten times the deviation of seeds."""
 

@@ -220,6 +220,7 @@ def test_commit_of_the_working_directory(tmp_path, monkeypatch):
     assert callbacks.commit() == {"commit": None, "dirty": None}
 
 
+@pytest.mark.slow
 def test_torchrun_makes_one_folder(tmp_path, monkeypatch):
     from torch.distributed.run import main as torchrun
 

@@ -34,6 +34,7 @@ def test_freed_memory_is_kept_or_the_library_is_another():
     assert torch.ones(1000, 1000).sum() == 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expid", ["DIN_tiny", "DIN_MM_tiny"])
 def test_bf16_learns_as_well(tmp_path, expid):
     def auc(precision):

@@ -16,6 +16,7 @@ from fuxictr_mm.config import (
     FeatureConfig,
     LabelConfig,
     ModelSettings,
+    Roles,
 )
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
@@ -49,6 +50,7 @@ def render() -> str:
     ]
     parts += [_fields(FeatureConfig, FeatureConfig.model_fields)]
     parts += ["### label_col\n", _fields(LabelConfig, LabelConfig.model_fields)]
+    parts += ["### roles\n", f"Such as `{Roles.example}`.\n", _fields(Roles, Roles.model_fields)]
     parts += [
         "## Models\n",
         "Every model of the zoo also takes:\n",
@@ -64,7 +66,8 @@ def _fields(cls: type[Settings], names: Iterable[str]) -> str:
     rows = []
     for name in names:
         field = cls.model_fields[name]
-        default = "required" if field.is_required() else _yaml(field.default)
+        nested = isinstance(field.default, Settings)
+        default = "required" if field.is_required() else "see below" if nested else _yaml(field.default)
         rows.append((name, describe(field.rebuild_annotation()), default, field.description or ""))
     return _table(rows)
 

@@ -108,7 +108,7 @@ def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len
     columns = _row_columns(batch, feature_map)
     columns.update(items.rows(batch.target.long(), _item_names(feature_map, items)))
     if feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
-        columns[ITEM_SEQ] = batch.history.to_padded(max_len)[0].long()
+        columns[ITEM_SEQ] = items.trained_ids(batch.history.to_padded(max_len)[0].long())
     return columns
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fuxictr.features import FeatureMap
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.runtime import device_of
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Features, items and the requested splits of a dataset.
+    """Features, items, the requested splits and the vocabularies of a dataset.
 
     A split that does not fit into memory is read and checked once, and stays on disk.
     """
@@ -33,9 +35,12 @@ class Dataset:
     items: ItemTable
     splits: dict[str, InteractionTable | InteractionFiles]
     summaries: dict[str, Summary]
+    vocabularies: Vocabularies = field(default_factory=Vocabularies)
 
 
-def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) -> Dataset:
+def load_dataset(
+    params: Mapping[str, Any], needs_labels: Mapping[str, bool], vocabularies: Vocabularies | None = None
+) -> Dataset:
     """Read and check a dataset.
 
     Parameters
@@ -44,6 +49,8 @@ def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) ->
         Checked parameters of an experiment.
     needs_labels : mapping of str to bool
         Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels.
+    vocabularies : Vocabularies, optional
+        Those of the run whose weights are used; built from the data by default, those of context from ``train_data``.
 
     Raises
     ------
@@ -61,9 +68,15 @@ def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) ->
     for split in needs_labels:
         if not params.get(f"{split}_data"):
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
-    items = ItemTable.from_parquet(params["item_info"], features)
-    files = {
-        split: InteractionFiles(
+    roles, ids = Roles.of(params), params.get("ids", "auto")
+    vocabularies = Vocabularies() if vocabularies is None else vocabularies
+    items = ItemTable.from_parquet(
+        params["item_info"], features, target=roles.target, ids=ids, vocabularies=vocabularies
+    )
+    encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
+
+    def files_of(split: str, needs_label: bool) -> InteractionFiles:
+        return InteractionFiles(
             Path(params[f"{split}_data"]),
             features,
             items.known.numpy(),
@@ -72,13 +85,20 @@ def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) ->
             max_len=params.get("max_len"),
             needs_label=needs_label,
             binary_label=params.get("task", "binary_classification") == "binary_classification",
+            encoding=encoding,
         )
-        for split, needs_label in needs_labels.items()
-    }
+
+    files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
+    for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
+        vocabularies.of(feature.name, lambda column=feature.column: files_of("train", False).build_vocabulary(column))
+    encoding.vocabularies.update(vocabularies)
+    if items.vocabulary is not None:
+        encoding.vocabularies[ITEM_ID] = items.vocabulary
     resident = choose_in_memory(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
     tables = {split: _read(files[split], split in resident) for split in needs_labels}
     dims = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
-    features = complete(features, dims, _vocabulary_sizes(features, items, {n: s for n, (_, s) in tables.items()}))
+    summaries = {split: summary for split, (_, summary) in tables.items()}
+    features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
     feature_map = build_feature_map(features, params)
     for split, (_, summary) in tables.items():
         mean = summary.num_history_items / summary.num_rows
@@ -86,19 +106,23 @@ def load_dataset(params: Mapping[str, Any], needs_labels: Mapping[str, bool]) ->
         logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
     splits = {split: table for split, (table, _) in tables.items()}
-    return Dataset(features, feature_map, items, splits, {split: summary for split, (_, summary) in tables.items()})
+    return Dataset(features, feature_map, items, splits, summaries, vocabularies)
 
 
 def _vocabulary_sizes(
-    features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary]
+    features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary], vocabularies: Vocabularies
 ) -> dict[str, int]:
-    """Return the vocabulary sizes that follow from the item files; those of context columns must be configured."""
-    sizes = {ITEM_ID: items.num_items, ITEM_SEQ: items.num_items}
+    """Return the vocabulary sizes that follow from the files; context columns of numbers have theirs configured."""
+    of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_items
+    sizes = {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()}
+    sizes |= {ITEM_ID: of_items, ITEM_SEQ: of_items}
     for feature in features:
-        if feature.name == ITEM_SEQ and feature.vocab_size is not None and feature.vocab_size < items.num_items:
+        follows = feature.name == ITEM_SEQ or feature.name in vocabularies
+        if follows and feature.vocab_size is not None and feature.vocab_size < sizes[feature.name]:
+            each = "item" if feature.name in (ITEM_ID, ITEM_SEQ) else "value"
             raise ConfigError(
-                f"feature '{ITEM_SEQ}': vocab_size is {feature.vocab_size}, expected {items.num_items} or more, "
-                "one for every item and one for padding"
+                f"feature '{feature.column}': vocab_size is {feature.vocab_size}, expected {sizes[feature.name]} or "
+                f"more, one for every {each} and one for padding"
             )
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
             continue
@@ -109,7 +133,8 @@ def _vocabulary_sizes(
                 f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(summaries)} are below {found}, "
                 f"write vocab_size: {found} or more"
             )
-        sizes[feature.name] = 1 + int(items[feature.name].max())
+        shares_items = feature.share_embedding == ITEM_ID and ITEM_ID in vocabularies
+        sizes[feature.name] = of_items if shares_items else 1 + int(items[feature.name].max())
     return sizes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, Feature
+from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
 
 
@@ -193,6 +194,8 @@ class InteractionFiles:
         False for a file that is scored only: the label column may be missing.
     binary_label : bool
         Labels must be 0 or 1, and both must occur if ``needs_label``. False for a regression.
+    encoding : Encoding
+        Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
     """
 
     path: Path
@@ -203,6 +206,7 @@ class InteractionFiles:
     max_len: int | None = None
     needs_label: bool = True
     binary_label: bool = True
+    encoding: Encoding = field(default_factory=Encoding)
 
     def __len__(self) -> int:
         return sum(footer.num_rows for footer in self._footers.values())
@@ -253,7 +257,7 @@ class InteractionFiles:
         """
         if len(self) == 0:
             raise DataError(f"{self.path}: no rows, expected at least one")
-        wanted = [ITEM_ID, ITEM_SEQ, *(f.name for f in self._context)]
+        wanted = [self.encoding.target, self.encoding.history, *(f.column for f in self._context)]
         wanted += [self.label] if self.has_labels else []
         wanted += [self.group_id] if self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
@@ -264,9 +268,15 @@ class InteractionFiles:
         def column(name: str) -> tuple[pa.Array, str, int]:
             return batch.column(name), f"{file}: {name}", row
 
-        target = parquet.decode_target(*column(ITEM_ID), self.known)
-        history, offsets = parquet.decode_history(*column(ITEM_SEQ), self.known, self.max_len)
-        context = {f.name: parquet.decode_context(*column(f.name), f) for f in self._context}
+        how = self.encoding
+        item_ids = how.vocabularies.get(ITEM_ID)
+        target = parquet.decode_target(*column(how.target), self.known, item_ids)
+        history, offsets = parquet.decode_history(
+            *column(how.history), self.known, self.max_len, item_ids, how.zero_ends
+        )
+        context = {
+            f.name: parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)) for f in self._context
+        }
         label = parquet.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
         group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
         return InteractionTable(
@@ -278,6 +288,37 @@ class InteractionFiles:
             None if group is None else torch.from_numpy(group),
             str(self.path),
         )
+
+    def columns_of_ids(self, always: bool) -> list[Feature]:
+        """Return the context columns that a vocabulary numbers: those of text.
+
+        Parameters
+        ----------
+        always : bool
+            Return categorical columns of integers without ``vocab_size`` as well.
+        """
+        schemas = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
+
+        def holds_text(column: str) -> bool:
+            return any(is_text(schema.field(column).type) for schema in schemas if column in schema.names)
+
+        categorical = [f for f in self._context if f.type == "categorical"]
+        return [f for f in categorical if holds_text(f.column) or (always and f.vocab_size is None)]
+
+    def build_vocabulary(self, column: str) -> Vocabulary:
+        """Number the values of a column as they come first in all rows.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            No such file or column; its part files hold values of several types.
+        """
+        arrays = (
+            batch.column(0)
+            for rows in self.row_group_ranges()
+            for _, batch in parquet.read_chunks(rows.path, [column], rows)
+        )
+        return Vocabulary.build(arrays, f"{self.path}: {column}")
 
     def summarize(self, chunks: Iterable[InteractionTable] | None = None) -> Summary:
         """Return statistics of all rows, or of the chunks that hold them, and check the labels.
@@ -294,7 +335,7 @@ class InteractionFiles:
             rows += len(chunk)
             items += chunk.history_values.numel()
             for feature in self._context:
-                if feature.type == "categorical":
+                if feature.type == "categorical" and feature.name not in self.encoding.vocabularies:
                     highest = int(chunk.context[feature.name].max())
                     largest[feature.name] = max(largest.get(feature.name, 0), highest)
             if chunk.label is not None:

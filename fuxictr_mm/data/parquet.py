@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError, nearest
+
+if TYPE_CHECKING:
+    from fuxictr_mm.data.vocabulary import Vocabulary
 
 #: Feature types that hold one number per row.
 SCALAR_TYPES = ("categorical", "numeric")
@@ -188,18 +192,39 @@ def read_chunks(
         raise DataError(f"{path}: damaged after row {row} ({reason}); download or write it again") from None
 
 
-def decode_target(array: pa.Array, where: str, row: int, known: np.ndarray) -> np.ndarray:
-    """Return the target items, ``(R,)`` int32; ``known`` ``(I,)`` is True for ids of the item files."""
+def decode_target(
+    array: pa.Array, where: str, row: int, known: np.ndarray, vocabulary: Vocabulary | None = None
+) -> np.ndarray:
+    """Return the target items, ``(R,)`` int32; ``known`` ``(I,)`` is True for numbers of items in the item files."""
+    if vocabulary is not None:
+        numbers_R = vocabulary.encode(array, where)
+        _check_numbers(numbers_R, array, where, row, known)
+        return numbers_R.astype(np.int32)
     ids = scalars(array, where, row)
     _check_items(ids, where, row, known)
     return ids.astype(np.int32)
 
 
 def decode_history(
-    array: pa.Array, where: str, row: int, known: np.ndarray, max_len: int | None
+    array: pa.Array,
+    where: str,
+    row: int,
+    known: np.ndarray,
+    max_len: int | None,
+    vocabulary: Vocabulary | None = None,
+    zero_ends: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the history items without padding, ``(N,)`` int32, and the offsets of each row, ``(R + 1,)`` int64."""
-    flat, offsets = lists(array, where, row)
+    """Return the history items without padding, ``(N,)`` int32, and the offsets of each row, ``(R + 1,)`` int64.
+
+    With a vocabulary, null, an empty text and a 0 that is no item are padding; ``zero_ends`` is that of ``Encoding``.
+    """
+    if vocabulary is None:
+        flat, offsets = lists(array, where, row)
+    else:
+        entries, offsets = list_entries(array, where)
+        if vocabulary.has_zero:
+            _check_zero_padding(entries, offsets, where, row, zero_ends)
+        flat = vocabulary.encode(entries, where)
     # Padding is 0, on either side or in between; max_len counts the remaining items from the end of the row.
     kept = np.flatnonzero(flat)
     ends = np.searchsorted(kept, offsets)
@@ -210,6 +235,9 @@ def decode_history(
         lengths = np.minimum(lengths, max_len)
         ends = np.concatenate(([0], np.cumsum(lengths)))
     rows = row + np.repeat(np.arange(lengths.size), lengths)
+    if vocabulary is not None:
+        _check_numbers(flat[kept], entries, where, rows, known, kept)
+        return flat[kept].astype(np.int32), ends.astype(np.int64, copy=False)
     ids = integers(flat[kept], where, rows)
     _check_items(ids, where, rows, known)
     return ids.astype(np.int32), ends.astype(np.int64, copy=False)
@@ -224,8 +252,12 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
     return ids.astype(np.int32)
 
 
-def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
-    """Return a context column, which must be categorical or numeric."""
+def decode_context(
+    array: pa.Array, where: str, row: int, feature: Feature, vocabulary: Vocabulary | None = None
+) -> np.ndarray:
+    """Return a context column, which must be categorical or numeric; null and unseen texts are 0."""
+    if vocabulary is not None:
+        return np.maximum(vocabulary.encode(array, where), 0).astype(np.int32)
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
     raise DataError(
@@ -236,10 +268,13 @@ def decode_context(array: pa.Array, where: str, row: int, feature: Feature) -> n
 
 def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     """Return the group of each row, ``(R,)`` int64; texts are hashed, with the same result in every process."""
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    kind = array.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         from pandas.util import hash_array  # type: ignore[import-untyped]
 
-        return hash_array(array.fill_null("").to_numpy(zero_copy_only=False)).view(np.int64)
+        values = array.fill_null("") if is_text else array.cast(pa.binary()).fill_null(b"")
+        return hash_array(values.to_numpy(zero_copy_only=False)).view(np.int64)
     return scalars(array, where, row)
 
 
@@ -309,6 +344,12 @@ def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray
 
     Lists, large lists and fixed-size lists are accepted; a null list is empty, as are all rows of a column of nulls.
     """
+    entries, offsets = list_entries(array, where)
+    return _entries(entries, offsets, where, row), offsets
+
+
+def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
+    """Return the entries of all lists as an Arrow array of any type, and the offsets as ``lists`` does."""
     kind = array.type
     if pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_null(kind.value_type)):
         array = array.cast(pa.list_(pa.int64()))
@@ -317,13 +358,12 @@ def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray
         if array.null_count:
             array = array.cast(pa.list_(kind.value_type))
         else:
-            offsets = np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
-            return _entries(array.flatten(), offsets, where, row), offsets
+            return array.flatten(), np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row")
     lengths = numbers(array.value_lengths().fill_null(0))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    return _entries(array.flatten(), offsets, where, row), offsets
+    return array.flatten(), offsets
 
 
 def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray | int) -> None:
@@ -354,13 +394,62 @@ def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: n
     row = _row(row_of, first)
     if ids[first] <= 0:
         raise DataError(
-            f"{where}: row {row} holds the item id {ids[first]}, expected 1 or more; only 0 is padding: number "
-            "the items from 1 on and pad histories with 0"
+            f"{where}: row {row} holds the item id {ids[first]}, expected 1 or more; only 0 is padding: pad histories "
+            "with 0, or set ids: vocabulary in dataset_config.yaml if it is an item"
         )
     raise DataError(
         f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
         f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); add the items or drop the rows"
     )
+
+
+def _check_numbers(
+    found: np.ndarray,
+    values: pa.Array,
+    where: str,
+    row_of: np.ndarray | int,
+    known: np.ndarray,
+    places: np.ndarray | None = None,
+) -> None:
+    """Raise a DataError for an id without a number, or of an item that is in no item file.
+
+    ``values`` are the ids, those at ``places`` or all; ``row_of`` is as in ``check_ids``.
+    """
+    good = (found > 0) & (found < known.size)
+    good[good] = known[found[good]]
+    if good.all():
+        return
+    first = int(np.flatnonzero(~good)[0])
+    value = values[first if places is None else int(places[first])].as_py()
+    row = _row(row_of, first)
+    if found[first] == 0:
+        raise DataError(
+            f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
+        )
+    raise DataError(
+        f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
+        f"these rows; the item files have {int(known.sum()) - 1} ids); add the items or drop the rows"
+    )
+
+
+def _check_zero_padding(entries: pa.Array, offsets: np.ndarray, where: str, row: int, zero_ends: int) -> None:
+    """Refuse histories that 0 pads, it seems, where 0 is an item: all of one length, and zeros at an end.
+
+    Lists that differ in length have no padding. ``zero_ends`` is how many zeros at an end make it padding.
+    """
+    lengths = np.diff(offsets)
+    if lengths.size < 2 or lengths.min() != lengths.max() or lengths[0] < max(2, zero_ends):
+        return
+    zero = numbers(entries.cast(pa.float64(), safe=False).fill_null(1)).reshape(lengths.size, -1) == 0
+    padded = zero[:, :zero_ends].all(axis=1) | zero[:, -zero_ends:].all(axis=1)
+    if padded.any():
+        fix = "write the histories without padding"
+        if zero_ends == 1:
+            fix += ", or set ids: vocabulary in dataset_config.yaml if they have none, ids: as_is if 0 is no item"
+        raise DataError(
+            f"{where}: all {lengths.size} lists have {lengths[0]} entries, and that of row "
+            f"{row + int(np.flatnonzero(padded)[0])} has a 0 at an end: padding, or the item 0 of the item files? {fix}"
+        )
 
 
 def _plain_types(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:

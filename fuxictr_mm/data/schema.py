@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import COMPUTED_TYPES
+from fuxictr_mm.config import COMPUTED_TYPES, Roles
 from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,9 @@ class Feature:
         What a similarity takes of the cosines.
     embedded : bool
         False for an embedding that only a similarity reads.
+    on_disk : str, optional
+        Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
+        ``item_seq`` in every model.
     """
 
     name: str
@@ -93,6 +96,13 @@ class Feature:
         """Whether the feature is computed from target and history, instead of read from a column."""
         return self.type in COMPUTED_TYPES
 
+    on_disk: str | None = None
+
+    @property
+    def column(self) -> str:
+        """Name of the column in the files."""
+        return self.on_disk or self.name
+
     @property
     def is_item(self) -> bool:
         """Whether the column describes items."""
@@ -109,50 +119,92 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         shared with a later feature; an ``item_id`` without ``source: item``; a setting that a feature of its type does
         not have.
     """
+    roles = Roles.of(params)
+    where = f"dataset {params.get('dataset_id')}"
+    columns = _configured_columns(params, where)
+    used = _used_columns(columns, params, where)
+    for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
+        if name in used and name != getattr(roles, role):
+            raise ConfigError(
+                f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and models "
+                "give that this name; rename the column"
+            )
+    features: list[Feature] = []
+    for column in used.values():
+        feature = _feature(column)
+        shared = feature.share_embedding
+        if shared is not None:
+            _known(shared, used, f"share_embedding of '{feature.name}'", where)
+            # FuxiCTR creates the tables in this order and would silently create a second one.
+            if shared not in [f.column for f in features]:
+                raise ConfigError(
+                    f"share_embedding of '{feature.name}': '{shared}' is listed later; list it before '{feature.name}'"
+                )
+        feature = _named_by_role(feature, roles)
+        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
+            raise ConfigError(
+                f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}"
+            )
+        features.append(feature)
+    return features + _compared_embeddings(features, columns, where)
+
+
+def _configured_columns(params: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Return the columns of ``feature_cols`` by name, with the changes of ``feature_specs``."""
     columns: dict[str, dict[str, Any]] = {}
     for column in params["feature_cols"]:
-        names = column["name"] if isinstance(column["name"], list) else [column["name"]]
-        for name in names:
+        for name in _names(column):
             if name in columns:
                 raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
             columns[name] = {**column, "name": name}
-    where = f"dataset {params.get('dataset_id')}"
     for spec in params.get("feature_specs") or []:
-        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
+        for name in _names(spec):
             _known(name, columns, f"feature_specs of {params.get('model_id')}", where)
             columns[name].update({k: v for k, v in spec.items() if k != "name"})
-    every = columns
+    return columns
+
+
+def _names(column: Mapping[str, Any]) -> list[str]:
+    return column["name"] if isinstance(column["name"], list) else [column["name"]]
+
+
+def _used_columns(
+    columns: Mapping[str, dict[str, Any]], params: Mapping[str, Any], where: str
+) -> dict[str, dict[str, Any]]:
+    """Return the columns of ``use_features``, by default the active ones; meta columns are kept in either case."""
     used = params.get("use_features")
-    if used:
-        for name in used:
-            _known(name, columns, f"use_features of {params.get('model_id')}", where)
-        # Meta columns (user, item, history) are kept whatever is chosen.
-        kept = [n for n, c in columns.items() if n in used or (c["type"] == "meta" and c.get("active", True))]
-        order = [n for n in kept if n not in used] + list(used)
-        columns = {n: columns[n] for n in order}
-    else:
-        columns = {n: c for n, c in columns.items() if c.get("active", True)}
-    features = [_feature(c) for c in columns.values()]
-    for feature in features[:]:
-        if feature.type == "similarity":
-            _known(str(feature.of), every, f"of of '{feature.name}'", where)
-            compared = _feature(every[str(feature.of)])
-            if compared.type != "embedding" or not compared.is_item or not compared.freeze_emb:
-                raise ConfigError(f"feature '{feature.name}': of is {feature.of}, expected a frozen embedding of items")
-            if compared.name not in [f.name for f in features]:
-                features.append(replace(compared, embedded=False))
-    for index, feature in enumerate(features):
-        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
-            raise ConfigError(f"{where}: {ITEM_ID} has source '{feature.source}', expected source: {ITEM_SOURCE}")
-        if feature.share_embedding is not None:
-            what = f"share_embedding of '{feature.name}'"
-            _known(feature.share_embedding, columns, what, where)
-            # FuxiCTR creates the tables in this order and would silently create a second one.
-            if feature.share_embedding not in [f.name for f in features[:index]]:
-                raise ConfigError(
-                    f"{what}: '{feature.share_embedding}' is listed later; list it before '{feature.name}'"
-                )
-    return features
+    if not used:
+        return {n: c for n, c in columns.items() if c.get("active", True)}
+    for name in used:
+        _known(name, columns, f"use_features of {params.get('model_id')}", where)
+    meta = [n for n, c in columns.items() if n not in used and c["type"] == "meta" and c.get("active", True)]
+    return {n: columns[n] for n in [*meta, *used]}
+
+
+def _named_by_role(feature: Feature, roles: Roles) -> Feature:
+    """Give target and history the names that every model knows."""
+    names = {roles.target: ITEM_ID, roles.history: ITEM_SEQ}
+    name = names.get(feature.name, feature.name)
+    on_disk = None if name == feature.name else feature.name
+    shared = None if feature.share_embedding is None else names.get(feature.share_embedding, feature.share_embedding)
+    return replace(feature, name=name, on_disk=on_disk, share_embedding=shared)
+
+
+def _compared_embeddings(
+    features: Sequence[Feature], columns: Mapping[str, dict[str, Any]], where: str
+) -> list[Feature]:
+    """Return the embeddings that only similarities read."""
+    found: dict[str, Feature] = {}
+    for feature in features:
+        if feature.type != "similarity":
+            continue
+        _known(str(feature.of), columns, f"of of '{feature.name}'", where)
+        compared = _feature(columns[str(feature.of)])
+        if compared.type != "embedding" or not compared.is_item or not compared.freeze_emb:
+            raise ConfigError(f"feature '{feature.name}': of is {feature.of}, expected a frozen embedding of items")
+        if compared.name not in [f.name for f in features]:
+            found[compared.name] = replace(compared, embedded=False)
+    return list(found.values())
 
 
 def _known(name: str, columns: Mapping[str, Any], what: str, where: str) -> None:

@@ -28,6 +28,7 @@ from fuxictr_mm.terminal import progress_bar
 if TYPE_CHECKING:
     from fuxictr_mm.config import DatasetConfig
     from fuxictr_mm.data.interactions import InteractionTable
+    from fuxictr_mm.data.items import ItemTable
     from fuxictr_mm.diagnosis.slices import Popularity
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.runs import Run, RunPaths
@@ -212,13 +213,13 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
     experiment = trained.experiment.with_settings(resident=True, verbose=0, **plain)
     experiment.prepare_process()
-    dataset = experiment.load_dataset({split: True})
+    dataset = experiment.load_dataset({split: True}, trained.weights)
     table = dataset.splits[split]
     assert isinstance(table, InteractionTable)
     model = experiment.build_model(dataset)
     model.load_weights(str(trained.weights))
     model.eval()
-    result = diagnose(experiment, model, table, _popularity(experiment, dataset.items.num_items), **options)
+    result = diagnose(experiment, model, table, _popularity(experiment, dataset.items), **options)
     return {
         "version": VERSION,
         "fuxictr_mm": __version__,
@@ -233,13 +234,14 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     }
 
 
-def _popularity(experiment: Experiment, num_items: int) -> Popularity | None:
+def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
     """Count clicks in the training file, None where there is none."""
     from fuxictr_mm.diagnosis.slices import count_items
 
     dataset = experiment.config.dataset
     try:
-        return count_items(dataset.train_data or "", dataset.label_col.name, num_items)
+        label, target = dataset.label_col.name, dataset.roles.target
+        return count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")
         return None
@@ -331,7 +333,13 @@ def diagnose(
         **of_attention,
         **importance.describe_senets(senets, context, item_fields),
         "importance": of_fields,
-        **vectors.measure(columns, clicks, items.known.cpu().numpy(), _item_files(experiment.config.dataset)),
+        **vectors.measure(
+            columns,
+            clicks,
+            items.known.cpu().numpy(),
+            _item_files(experiment.config.dataset),
+            vectors.ItemNames(experiment.config.dataset.roles.target, items.vocabulary),
+        ),
         "calibration": calibration.measure(label, prediction, seed=seed),
         **slices.measure(label, prediction, lengths, target, popularity),
     }

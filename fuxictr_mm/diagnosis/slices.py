@@ -13,6 +13,7 @@ import numpy as np
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
 from fuxictr_mm.diagnosis.scorer import by_bucket
 from fuxictr_mm.evaluation.significance import auc_with_interval
@@ -35,8 +36,25 @@ class Popularity(NamedTuple):
     clicked: np.ndarray
 
 
-def count_items(path: str | os.PathLike[str], label: str, num_items: int) -> Popularity:
+def count_items(
+    path: str | os.PathLike[str],
+    label: str,
+    num_items: int,
+    target: str = ITEM_ID,
+    vocabulary: Vocabulary | None = None,
+) -> Popularity:
     """Count the examples of a training file, a chunk at a time.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    label, target : str
+        Columns of the label and of the item.
+    num_items : int
+        I.
+    vocabulary : Vocabulary, optional
+        By which ids become numbers of items.
 
     Raises
     ------
@@ -45,9 +63,13 @@ def count_items(path: str | os.PathLike[str], label: str, num_items: int) -> Pop
     """
     counts = np.zeros((2, num_items), dtype=np.int64)
     for file in parquet.part_files(path):
-        for row, batch in parquet.read_chunks(file, [ITEM_ID, label]):
-            ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
-            parquet.check_ids(ids, num_items, f"{file}: {ITEM_ID}", row)
+        for row, batch in parquet.read_chunks(file, [target, label]):
+            where = f"{file}: {target}"
+            if vocabulary is None:
+                ids = parquet.scalars(batch.column(target), where, row)
+                parquet.check_ids(ids, num_items, where, row)
+            else:
+                ids = parquet.decode_target(batch.column(target), where, row, np.ones(num_items, bool), vocabulary)
             clicks = parquet.scalars(batch.column(label), f"{file}: {label}", row, floating=True) == 1
             counts[0] += np.bincount(ids, minlength=num_items)
             counts[1] += np.bincount(ids[clicks], minlength=num_items)

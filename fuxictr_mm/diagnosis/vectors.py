@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.vocabulary import Vocabulary, as_text
 from fuxictr_mm.diagnosis.findings import WARNING, Finding
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.terminal import format_table
@@ -33,8 +36,31 @@ MISSING_EMBEDDINGS = 0.05
 COLLAPSED_RANK = 2.0
 
 
+@dataclass(frozen=True)
+class ItemNames:
+    """How items are named in the item files: the key, and the vocabulary if ids are no numbers of items."""
+
+    key: str = ITEM_ID
+    vocabulary: Vocabulary | None = None
+
+    def ids(self, items: Iterable[int]) -> list[Any]:
+        """Return the ids of items in the files."""
+        numbers = list(items)
+        if self.vocabulary is None:
+            return numbers
+        return [as_text(value) for value in self.vocabulary.decode(np.array(numbers, dtype=np.int64)).to_pylist()]
+
+    def numbers(self, ids: pa.Array, where: str, row: int) -> np.ndarray:
+        """Return the numbers ``(I,)`` of ids in the files; ``where`` and ``row`` are for errors."""
+        return parquet.scalars(ids, where, row) if self.vocabulary is None else self.vocabulary.encode(ids, where)
+
+
 def measure(
-    columns: Mapping[str, np.ndarray], clicks: np.ndarray, known: np.ndarray, item_files: Sequence[str]
+    columns: Mapping[str, np.ndarray],
+    clicks: np.ndarray,
+    known: np.ndarray,
+    item_files: Sequence[str],
+    names: ItemNames | None = None,
 ) -> dict[str, Any]:
     """Return the sections ``vectors`` and ``neighbours``, described in ``docs/diagnosis.md``; none without columns.
 
@@ -48,6 +74,8 @@ def measure(
         ``(I,)`` bool, items of the item files.
     item_files : sequence of str
         Paths of the item files, for titles and reducers.
+    names : ItemNames, optional
+        The items' ids in the files; by default they are the numbers of the items.
     """
     if not columns:
         return {}
@@ -55,7 +83,7 @@ def measure(
         {**describe(name, vectors[1:][known[1:]]), "reduction": find_reduction(name, item_files)}
         for name, vectors in columns.items()
     ]
-    return {"vectors": described, "neighbours": find_neighbours(columns, clicks, known, item_files)}
+    return {"vectors": described, "neighbours": find_neighbours(columns, clicks, known, item_files, names)}
 
 
 def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
@@ -168,6 +196,7 @@ def find_neighbours(
     clicks: np.ndarray,
     known: np.ndarray,
     item_files: Sequence[str],
+    names: ItemNames | None = None,
     num_items: int = 5,
     number: int = 5,
 ) -> list[dict[str, Any]]:
@@ -187,16 +216,20 @@ def find_neighbours(
         for item in most_clicked
     }
     mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | found.keys()
-    titles = read_titles(item_files, mentioned)
+    names = names or ItemNames()
+    titles = read_titles(item_files, mentioned, names)
+    ids_of = dict(zip(mentioned, names.ids(mentioned), strict=True))
     return [
         {
-            "item_id": item,
+            "item_id": ids_of[item],
             "title": titles.get(item),
             "clicks": int(clicks[item]),
             "columns": [
                 {
                     "column": column,
-                    "neighbours": [{"item_id": i, "title": titles.get(i), "cosine": cosine} for i, cosine in pairs],
+                    "neighbours": [
+                        {"item_id": ids_of[i], "title": titles.get(i), "cosine": cosine} for i, cosine in pairs
+                    ],
                 }
                 for column, pairs in near.items()
             ],
@@ -228,15 +261,18 @@ def nearest_by_cosine(vectors: np.ndarray, item: int, ids: np.ndarray, number: i
     return [(int(i), float(cosine[i])) for i in ids[order]]
 
 
-def read_titles(item_files: Sequence[str], ids: Iterable[int]) -> dict[int, str]:
+def read_titles(item_files: Sequence[str], ids: Iterable[int], names: ItemNames | None = None) -> dict[int, str]:
     """Return the titles of some items, from the item files that have ``item_title``; the first title counts."""
+    names = names or ItemNames()
     wanted = np.array(sorted(ids), dtype=np.int64)
     titles: dict[int, str] = {}
     for file in (file for path in item_files for file in _part_files(path)):
-        if not {ITEM_ID, TITLE} <= set(parquet.open_parquet(file).schema_arrow.names):
+        present = parquet.open_parquet(file).schema_arrow.names
+        key = names.key if names.key in present else ITEM_ID
+        if not {key, TITLE} <= set(present):
             continue
-        for row, batch in parquet.read_chunks(file, [ITEM_ID, TITLE]):
-            found = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
+        for row, batch in parquet.read_chunks(file, [key, TITLE]):
+            found = names.numbers(batch.column(key), f"{file}: {key}", row)
             for index in np.flatnonzero(np.isin(found, wanted)):
                 title = batch.column(TITLE)[int(index)].as_py()
                 if title is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.runtime import is_one_of_several
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
-
-USER_ID = "user_id"
 
 #: Worst and best examples in the summary.
 SHOWN = 10
@@ -97,7 +95,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         set_up_logging()
     experiment, out = _prepare(args)
     splits = {"train": True, "valid": True, **({"test": False} if experiment.config.dataset.test_data else {})}
-    dataset = experiment.load_dataset(splits)
+    dataset = experiment.load_dataset(splits, args.checkpoints[0] if args.checkpoints else None)
     num_worst = None if args.drop_worst is None else number_of_worst(dataset, args.drop_worst)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fuxictr-mm-influence-") as folder:
@@ -107,7 +105,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
-        ranking = make_ranking(str(config.train_data), config.label_col.name, influence)
+        ranking = make_ranking(str(config.train_data), config.label_col.name, influence, config.roles)
         write_beside(out, lambda stream: pq.write_table(ranking, stream))
         if num_worst is not None:
             if "before" not in metrics:
@@ -119,7 +117,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         "rows": ranking.num_rows,
         "checkpoints": len(checkpoints),
         "out": str(out),
-        "groups": summarize(ranking),
+        "groups": summarize(ranking, experiment.config.dataset.roles.target),
         "worst": extremes(ranking, best=False),
         "best": extremes(ranking, best=True),
     }
@@ -536,19 +534,23 @@ def without(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return replace(dataset, splits={**dataset.splits, "train": smaller})
 
 
-def make_ranking(path: str | os.PathLike[str], label: str, influence: np.ndarray) -> pa.Table:
+def make_ranking(
+    path: str | os.PathLike[str], label: str, influence: np.ndarray, roles: Roles | None = None
+) -> pa.Table:
     """Return ``row``, ``user_id`` (if the file has it), ``item_id``, ``label``, ``influence`` and ``rank``, by row.
 
-    Rank 1 has the lowest influence; of equals the first example.
+    User and item are named as ``roles`` say, and are as in the file. Rank 1 has the lowest influence; of equals the
+    first example.
     """
     import pyarrow as pa
 
     from fuxictr_mm.data import parquet
 
+    roles = roles or Roles()
     parts = []
     for file in parquet.part_files(path):
         present = parquet.open_parquet(file).schema_arrow.names
-        columns = [*([USER_ID] if USER_ID in present else []), ITEM_ID, label]
+        columns = [*([roles.user] if roles.user in present else []), roles.target, label]
         parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
     rows = pa.concat_tables(parts, promote_options="permissive")
     rows = rows.rename_columns(["label" if name == label else name for name in rows.column_names])
@@ -558,7 +560,7 @@ def make_ranking(path: str | os.PathLike[str], label: str, influence: np.ndarray
     return rows.append_column("influence", pa.array(influence)).append_column("rank", pa.array(rank))
 
 
-def summarize(ranking: pa.Table) -> list[dict[str, Any]]:
+def summarize(ranking: pa.Table, item_column: str = "item_id") -> list[dict[str, Any]]:
     """Summarize all examples, those of each label, and quarters by how often their item occurs.
 
     Returns
@@ -568,7 +570,7 @@ def summarize(ranking: pa.Table) -> list[dict[str, Any]]:
         (fraction among the worst 1 % of all; 0.01 if they were spread evenly).
     """
     influence, rank = ranking["influence"].to_numpy(), ranking["rank"].to_numpy()
-    label, item = ranking["label"].to_numpy(), ranking[ITEM_ID].to_numpy()
+    label, item = ranking["label"].to_numpy(), ranking[item_column].combine_chunks().dictionary_encode().indices
     worst = rank <= max(1, len(rank) // 100)
     members = {"all rows": np.ones(len(rank), dtype=bool)}
     values = np.unique(label)

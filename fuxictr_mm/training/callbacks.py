@@ -29,9 +29,11 @@ from fuxictr_mm.runs import (
     PREDICTIONS,
     RESULT,
     TENSORBOARD,
+    VOCABULARY,
     WEIGHTS,
     RunPaths,
     read_lines,
+    vocabulary_of_weights,
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
@@ -170,6 +172,9 @@ class RunWriter:
             The validation rows.
         """
         rows = _write_predictions(self.path / PREDICTIONS, scored)
+        vocabulary = vocabulary_of_weights(Path(model.checkpoint))
+        if vocabulary.exists():
+            _link(vocabulary, self.path / VOCABULARY)
         _link(Path(model.checkpoint), self.path / WEIGHTS)
         content = {
             **result,

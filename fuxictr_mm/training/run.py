@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import Run, RunPaths, unwritable
+from fuxictr_mm.runs import Run, RunPaths, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
@@ -72,17 +73,32 @@ class TrainingRun:
             splits = {"train": True, "valid": True}
             if config.dataset.test_data:
                 splits["test"] = False
-            dataset = experiment.load_dataset(splits)
+            resumed = self.resume and self.paths.checkpoint.exists()
+            dataset = experiment.load_dataset(splits, self.paths.weights if resumed else None)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
             writer = None
             if is_main():
                 stack.enter_context(_locked(self.paths))
+                self._save_vocabularies(dataset.vocabularies)
                 if config.record:
                     writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume)
             logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
             return self._train(dataset, model, writer)
+
+    def _save_vocabularies(self, vocabularies: Vocabularies) -> None:
+        """Write the vocabularies of the weights to come; weights of others are removed, which they would misread."""
+        path = vocabulary_of_weights(self.paths.weights)
+        if vocabularies.path is not None or not (vocabularies or path.exists()):
+            return
+        if not vocabularies.equal_file(path):
+            self.paths.weights.unlink(missing_ok=True)
+            self.paths.checkpoint.unlink(missing_ok=True)
+        if vocabularies:
+            vocabularies.save(path)
+        else:
+            path.unlink()
 
     def _finished_folder(self) -> Path | None:
         """Return the folder of the newest finished run of this configuration, None if it has none."""

@@ -53,6 +53,7 @@ def refused(data, *options, **dataset):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_all_strategies(data, capsys):
     labelled = data / "tiny_mm" / "test_labelled.parquet"
     report = run(data, "--seeds", 1, "--test_data", labelled)
@@ -153,6 +154,7 @@ def test_a_dataset_without_an_experiment(data):
     assert "no experiment with model DIN_MM on tiny_mm; add one" in refused(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_apart_beats_joint_where_one_modality_is_louder(seed, tmp_path):
     """tiny_mm's image vectors vary a hundred times as much as its text vectors."""

@@ -3,9 +3,12 @@
 import json
 import subprocess
 
+import pytest
+
 from benchmarks import threads
 
 
+@pytest.mark.slow
 def test_settings_are_compared_with_one_thread(tmp_path, capsys):
     file = tmp_path / "figures.json"
     options = ["--steps", "2", "--pairs", "2", "--busy", "1", "--settings", "auto", "--json", str(file)]

@@ -378,6 +378,7 @@ def run(folder, **settings):
     return experiment.fit(), experiment
 
 
+@pytest.mark.slow
 def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
     resident, _ = run(tmp_path / "resident", resident=True)
     streamed, _ = run(tmp_path / "streamed", resident=False, buffer_rows=3000)

@@ -105,6 +105,7 @@ def test_uniform_attention(faulty):
     assert result["heads"][0]["divergence"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_noise(load, tiny_dataset, train):
     """Replaced before training, which then learns not to use them."""
     experiment = load("DIN_MM_tiny", seed=1)

@@ -135,6 +135,7 @@ def test_links(page):
             assert anchor in there, f"{page}: {target}: no such heading (there are: {', '.join(sorted(there))})"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

@@ -225,6 +225,7 @@ def test_chunks_of_other_options_are_refused_or_discarded(tiny, items, tmp_path,
     assert out.read_bytes() == fresh.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_bit_for_bit_the_same(tiny, tmp_path, picture):
     folder = tmp_path / "posters"
     folder.mkdir()
@@ -308,6 +309,7 @@ def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
         encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_found_in_the_cache_without_a_network(tiny, items, tmp_path):
     repository = tmp_path / "cache/models--someone--tiny-bert"
     (repository / "refs").mkdir(parents=True)

@@ -277,6 +277,7 @@ def test_command_line(items, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: {option} ")
 
 
+@pytest.mark.slow
 def test_models_read_codes_and_neighbors(tmp_path):
     """The printed lines are enough to read them; codes add information, codes of other items do not.
 

@@ -243,6 +243,7 @@ def noisy(tmp_path):
     return tmp_path / "data", flipped
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_found_and_dropped(noisy, tmp_path, capsys, monkeypatch):
     """Flipped labels are 10 % of all examples, and a quarter of the worst 5 %; only the ranking is written."""
     from sklearn.metrics import roc_auc_score

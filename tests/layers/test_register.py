@@ -48,6 +48,7 @@ CHECK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

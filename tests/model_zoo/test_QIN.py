@@ -208,6 +208,7 @@ def test_learning_rate_decay(build):
     assert build("DIN_tiny", learning_rate=2e-3)[0].lr_decay() == pytest.approx(2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learns_the_planted_taste(tmp_path, precision):
     settings = {"model_root": str(tmp_path), "verbose": 0, "precision": precision, "epochs": 6}

@@ -285,6 +285,7 @@ def test_same_records_give_the_same_page(written: Any, tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_twenty_runs_stay_small(runs: Any, tmp_path: Path, factory: Callable[..., dict[str, Any]]) -> None:
     for number in range(20):
         runs.add(f"EXPERIMENT_{number}", 1.0 + number / 50, number, epochs=30, diagnosed=factory(), rows=300)

@@ -67,6 +67,7 @@ def start(script, *arguments, processes=2, cwd=None):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny"])
 def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, expid, monkeypatch):
     script = tmp_path / "together.py"
@@ -112,6 +113,7 @@ class Foreign(BaseModel):
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_another_library_trains_together(tmp_path):
     """With parameters that only the regularizer uses, and outputs that are no tensors."""
     (tmp_path / "model_zoo").mkdir()
@@ -171,6 +173,7 @@ def dying(tmp_path):
     return tmp_path, run
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     folder, run = dying
     record = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json"
@@ -224,6 +227,7 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_all_with_its_message(dying):
     folder, run = dying
     (folder / "die").write_text("raise")

@@ -95,6 +95,7 @@ def test_settings_with_a_state_of_their_own_resume(tmp_path, settings):
     test_the_same_weights_after_a_kill(tmp_path, 19, settings)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     expected, history = train(prepare(tmp_path / "whole"))
     for step in (3, 1, 7, 20):
@@ -163,6 +164,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["run.snapshot"]
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
     """The script itself, killed three times by the system, against the script left alone."""
     settings = (ROOT / "model_config.yaml").read_text().replace("batch_size: 256", "batch_size: 64")

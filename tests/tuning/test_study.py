@@ -168,6 +168,7 @@ def test_more_trials_go_on_where_fewer_stopped(folder):
     assert len(noted(folder, "begin")) == 5
 
 
+@pytest.mark.slow
 def test_the_importance_finds_what_matters(folder):
     space = "width: {low: 1, high: 90}\nmax_len: [5, 9]"
     results, importance = run_study(
@@ -193,6 +194,7 @@ def test_a_failed_trial_is_run_again_at_the_next_start_only(folder, capsys):
 # ---- kills, and several processes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("search", "trials", "kills"), [("random", 6, (2, 4)), ("tpe", 12, (3, 11))])
 def test_killed_twice_in_the_middle_it_ends_the_same(folder, forked, wait_for, search, trials, kills):
     path = tuner_file(folder, search=search, trials=trials)
@@ -213,6 +215,7 @@ def test_killed_twice_in_the_middle_it_ends_the_same(folder, forked, wait_for, s
     assert points_of(results) == undisturbed(path)
 
 
+@pytest.mark.slow
 def test_two_tuners_on_one_study(folder, forked):
     path = tuner_file(folder, trials=7)
     other = forked(tune(path, [-1, -1]))
@@ -298,6 +301,7 @@ def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
 # ---- pruning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trials_below_the_median_are_pruned(folder, capsys):
     bad = range(1, 5)
     for width in bad:

@@ -1,0 +1,378 @@
+"""Vocabularies: ids as people have them (texts, 64-bit hashes, ids far apart) to numbers 1 to N, and back.
+
+Number 0 is no id: padding of a history, a value that is null, or one that training has not seen.
+
+Shape letters: N ids of a vocabulary, M ids that are looked up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.files import atomic_path
+
+#: The number of an id that is not in the vocabulary.
+UNKNOWN = -1
+
+#: Key of the sizes in the metadata of a file, with the version of its layout.
+METADATA, VERSION = b"fuxictr_mm.vocabulary", 1
+
+#: Integers beyond it are not exact as floating-point numbers.
+LARGEST_EXACT = 2.0**53
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Distinct ids; the id at position i has the number i + 1.
+
+    Parameters
+    ----------
+    values : pyarrow.Array
+        ``(N,)`` without nulls: texts (``large_string``), bytes (``large_binary``), ``int64`` or ``uint64``.
+
+    Examples
+    --------
+    >>> vocabulary = Vocabulary.build([pa.array(["B07", "A11"]), pa.array(["A11", "C3"])])
+    >>> vocabulary.encode(pa.array(["C3", "B07", None, "new"])).tolist()
+    [3, 1, 0, -1]
+    >>> vocabulary.decode(np.array([3, 0])).to_pylist()
+    ['C3', None]
+    """
+
+    values: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @classmethod
+    def build(cls, chunks: Iterable[pa.Array], where: str = "ids") -> Vocabulary:
+        """Number ids in the order in which they come first; nulls are left out.
+
+        Memory is that of the distinct ids, about twice.
+
+        Raises
+        ------
+        DataError
+            Chunks of texts and of integers, or ids of another type.
+        """
+        held: list[pa.Array] = []
+        pending = settled = 0
+        for chunk in chunks:
+            held.append(pc.unique(plain(chunk, where)).drop_null())
+            pending += len(held[-1])
+            if pending > settled + parquet.CHUNK_ROWS:
+                held = [_join(held, where)]
+                pending, settled = 0, len(held[0])
+        return cls(_join(held, where))
+
+    def extended(self, values: pa.Array, where: str = "ids") -> Vocabulary:
+        """Return a vocabulary in which further ids follow; those of this one keep their numbers."""
+        return Vocabulary.build([self.values, values], where)
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether the integer 0 is an id like any other."""
+        return self._is_integer and bool((self.encode(pa.array([0])) > 0).all())
+
+    @property
+    def _is_integer(self) -> bool:
+        return pa.types.is_integer(self.values.type)
+
+    def encode(self, values: pa.Array, where: str = "ids") -> np.ndarray:
+        """Return the numbers of ids.
+
+        Parameters
+        ----------
+        values : pyarrow.Array
+            ``(M,)`` ids, of any type of text or of integers.
+        where : str
+            File and column, for errors.
+
+        Returns
+        -------
+        ndarray
+            ``(M,)`` int64: 1 to N; 0 for null, and for an empty text or the integer 0 that is no id; ``UNKNOWN``.
+
+        Raises
+        ------
+        DataError
+            Texts for a vocabulary of integers or the reverse; floating-point numbers that are no exact integers.
+        """
+        if pa.types.is_null(values.type):
+            return np.zeros(len(values), dtype=np.int64)
+        # Ids repeat: each distinct one is looked up once. That is faster than joins and than hash tables made per call.
+        encoded = plain(values, where).dictionary_encode()
+        numbers = np.append(self._find(encoded.dictionary, where), 0)
+        return numbers[parquet.numbers(encoded.indices.fill_null(len(encoded.dictionary)))]
+
+    def _find(self, distinct: pa.Array, where: str) -> np.ndarray:
+        """Return the numbers of distinct ids without nulls."""
+        if self._is_integer != pa.types.is_integer(distinct.type) or (
+            not self._is_integer and distinct.type != self.values.type
+        ):
+            raise DataError(
+                f"{where}: holds {_describe(distinct.type)}, but the ids are {_describe(self.values.type)} in the item "
+                "files or in training; write both as one type"
+            )
+        found = np.full(len(distinct), UNKNOWN, dtype=np.int64)
+        if len(distinct) == 0:
+            return found
+        nothing = parquet.numbers(pc.equal(distinct, pa.scalar(0 if self._is_integer else "").cast(distinct.type)))
+        possible = np.ones(len(distinct), dtype=bool)
+        if distinct.type != self.values.type:  # int64 and uint64 share the integers from 0 to 2**63 - 1
+            possible = parquet.numbers(distinct).view(np.int64) >= 0
+        seed, keys, order = self._index
+        if len(keys):
+            wanted = _keys(distinct, seed)
+            if self._is_integer:
+                wanted = wanted.astype(keys.dtype)  # those that change by it are not possible
+            ascending = np.argsort(wanted)  # neighbours in the table are found faster one after the other
+            places = np.empty(len(wanted), dtype=np.int64)
+            places[ascending] = np.searchsorted(keys, wanted[ascending])
+            places = np.minimum(places, len(keys) - 1)
+            hit = possible & (keys[places] == wanted)
+            if not self._is_integer:  # two texts may have one hash
+                rows = order[places[hit]]
+                hit[hit] = parquet.numbers(pc.equal(self.values.take(pa.array(rows)), distinct.filter(pa.array(hit))))
+            found[hit] = order[places[hit]] + 1
+        found[nothing & (found == UNKNOWN)] = 0
+        return found
+
+    @cached_property
+    def _index(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Seed of the hashes, the keys ``(N,)`` ascending, and the position of each."""
+        for seed in itertools.count():
+            keys = _keys(self.values, seed)
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            if self._is_integer or not (keys[1:] == keys[:-1]).any():
+                return seed, keys, order
+        raise AssertionError("some seed keeps the hashes apart")
+
+    def decode(self, numbers: np.ndarray) -> pa.Array:
+        """Return the ids of numbers ``(M,)``; null for 0 and for what is beyond N."""
+        inside = (numbers > 0) & (numbers <= len(self))
+        return self.values.take(pa.array(np.where(inside, numbers - 1, 0), mask=~inside))
+
+
+class Vocabularies(dict[str, Vocabulary]):
+    """The vocabularies of a dataset by feature.
+
+    Parameters
+    ----------
+    found : mapping of str to Vocabulary
+        Those of a run; none where they are built from the data.
+    path : Path, optional
+        The file of a run. What it does not hold is not built: its numbers would not be those of the weights.
+    """
+
+    def __init__(self, found: Mapping[str, Vocabulary] | None = None, path: Path | None = None) -> None:
+        super().__init__(found or {})
+        self.path = path
+
+    def of(self, name: str, build: Callable[[], Vocabulary], hint: str = "") -> Vocabulary:
+        """Return the vocabulary of a feature, built where these are not those of a run.
+
+        Raises
+        ------
+        MissingFileError
+            The run has none.
+        """
+        if name not in self:
+            if self.path is not None:
+                what = f"holds no vocabulary of '{name}'" if self.path.exists() else "no such file"
+                raise MissingFileError(
+                    f"{self.path}: {what}, by which the weights number the ids of '{name}'; keep the two files "
+                    f"together, or train again{hint}"
+                )
+            self[name] = build()
+        return self[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write all as one Parquet file, atomically: a column each, in which row i holds the id with the number i.
+
+        Row 0 is null, and so are the rows after the last id of a column.
+        """
+        rows = 1 + max((len(vocabulary) for vocabulary in self.values()), default=0)
+        columns = {}
+        for name, vocabulary in self.items():
+            kind = vocabulary.values.type
+            missing = rows - 1 - len(vocabulary)
+            columns[name] = pa.concat_arrays([pa.nulls(1, kind), vocabulary.values, pa.nulls(missing, kind)])
+        content = {"format": VERSION, "sizes": {name: len(vocabulary) for name, vocabulary in self.items()}}
+        table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(content)})
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+    def equal_file(self, path: Path) -> bool:
+        """Whether a file holds these vocabularies; one that is damaged or not there holds none of them."""
+        try:
+            others = Vocabularies.load(path)
+        except DataError:
+            return False
+        return self.keys() == others.keys() and all(self[n].values.equals(others[n].values) for n in self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabularies:
+        """Read the file of a run; without one, none may be needed.
+
+        Raises
+        ------
+        DataError
+            The file is damaged, or holds something else.
+        """
+        path = Path(path)
+        if not path.exists():
+            return cls(path=path)
+        remedy = "copy it again from where the weights were trained, or train again"
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            content = json.loads((table.schema.metadata or {})[METADATA])
+            if content["format"] != VERSION:
+                raise DataError(f"{path}: has the format {content['format']}, expected {VERSION}; train again")
+            sizes = {str(name): int(size) for name, size in content["sizes"].items()}
+            found = {n: Vocabulary(plain(table[n].combine_chunks(), str(path)).slice(1, s)) for n, s in sizes.items()}
+        except DataError:
+            raise
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"{path}: is no vocabulary of a run or damaged ({reason}); {remedy}") from None
+        for name, vocabulary in found.items():
+            if vocabulary.values.null_count or pc.count_distinct(vocabulary.values).as_py() != sizes[name]:
+                raise DataError(
+                    f"{path}: '{name}' has not {sizes[name]} distinct ids, as many as its head says; {remedy}"
+                )
+        return cls(found, path)
+
+
+@dataclass
+class Encoding:
+    """How the columns of the interactions become numbers; by default as they are.
+
+    Parameters
+    ----------
+    target, history : str
+        Names of these columns on disk.
+    vocabularies : Vocabularies
+        By feature; columns of features without one hold numbers.
+    zero_ends : int
+        So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
+        ``check_zero_padding``.
+    """
+
+    target: str = "item_id"
+    history: str = "item_seq"
+    vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    zero_ends: int = 1
+
+
+def as_text(value: object) -> object:
+    """Return an id for JSON and tables: bytes become hexadecimal digits."""
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column, or its lists, hold texts or bytes, also as dictionaries or extension types (UUID)."""
+    kind = getattr(kind, "storage_type", kind)
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return is_text(kind.value_type)
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind):
+        return is_text(kind.value_type)
+    return _is_string(kind) or _is_bytes(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def plain(values: pa.Array, where: str) -> pa.Array:
+    """Return ids ``(M,)`` as ``large_string``, ``large_binary``, ``int64`` or ``uint64``; nulls stay.
+
+    Raises
+    ------
+    DataError
+        Another type, or floating-point numbers that are no exact integers.
+    """
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_decimal(values.type) and values.type.scale <= 0:
+        try:
+            values = values.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise DataError(f"{where}: holds {values.type} beyond int64; write ids as integers or texts") from None
+    kind = values.type
+    if pa.types.is_null(kind):
+        return values.cast(pa.int64())
+    if _is_string(kind):
+        return values.cast(pa.large_string())
+    if _is_bytes(kind):
+        return values.cast(pa.large_binary())
+    if pa.types.is_integer(kind):
+        return values.cast(pa.uint64() if pa.types.is_uint64(kind) else pa.int64())
+    if pa.types.is_floating(kind):
+        wrong = pc.fill_null(
+            pc.or_(pc.not_equal(values, pc.floor(values)), pc.greater(pc.abs(values), LARGEST_EXACT)), False
+        )
+        wrong = pc.or_(wrong, pc.fill_null(pc.is_nan(values), False))
+        if pc.any(wrong).as_py():
+            bad = values.filter(wrong)[0]
+            raise DataError(
+                f"{where}: holds {bad.as_py()} as {kind}, which is no exact integer; write ids as integers or texts"
+            )
+        return values.cast(pa.int64())
+    raise DataError(f"{where}: holds {kind}, expected ids: texts or integers")
+
+
+def _join(arrays: list[pa.Array], where: str) -> pa.Array:
+    """Return the distinct values of arrays of ``plain`` in order; integers of both signs share one type."""
+    kinds = list(dict.fromkeys(array.type for array in arrays if len(array)))
+    if not kinds:
+        return arrays[0] if arrays else pa.array([], pa.int64())
+    if len(kinds) > 1:
+        if not all(map(pa.types.is_integer, kinds)):
+            raise DataError(f"{where}: ids are {' and '.join(map(_describe, kinds))}; write all as one type")
+        fitting = [kind for kind in kinds if all(_fits(array, kind) for array in arrays)]
+        if not fitting:
+            raise DataError(f"{where}: ids are negative and beyond 2**63 - 1; write them as texts")
+        kinds = fitting
+    return pc.unique(pa.concat_arrays([array.cast(kinds[0]) for array in arrays if len(array)]))
+
+
+def _fits(integers: pa.Array, kind: pa.DataType) -> bool:
+    return integers.type == kind or len(integers) == 0 or bool((parquet.numbers(integers).view(np.int64) >= 0).all())
+
+
+def _keys(values: pa.Array, seed: int) -> np.ndarray:
+    """Return numbers ``(M,)`` to sort and compare ids by: integers themselves, hashes of texts."""
+    if pa.types.is_integer(values.type):
+        return parquet.numbers(values)
+    import polars as pl
+
+    return pl.Series(values).hash(seed).to_numpy()
+
+
+def _describe(kind: pa.DataType) -> str:
+    return {pa.large_string(): "texts", pa.large_binary(): "bytes"}.get(kind, "integers")
