@@ -81,7 +81,8 @@ class FeatureSpec(Settings):
         "dims of an item, `standard` to mean 0 and variance 1 of each dim over the items; a missing one stays zero.",
     )
     scale: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
-        None, description="What stored embeddings are multiplied by, after `norm`."
+        None,
+        description="What stored embeddings are multiplied by, after `norm`; 8-bit integers stay 8 bits in memory.",
     )
     dropout: Dropout | None = Field(
         None,

@@ -96,7 +96,7 @@ def load_dataset(
         encoding.vocabularies[ITEM_ID] = items.vocabulary
     resident = choose_in_memory(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
     tables = {split: _read(files[split], split in resident) for split in needs_labels}
-    dims = {f.name: items[f.name].shape[1] for f in features if f.is_item and f.type in ("sequence", "embedding")}
+    dims = {f.name: items.dim(f.name) for f in features if f.is_item and f.type in ("sequence", "embedding")}
     summaries = {split: summary for split, (_, summary) in tables.items()}
     features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
     feature_map = build_feature_map(features, params)

@@ -44,6 +44,8 @@ class ItemTable(nn.Module):
         Items from this number on are new: a model has no parameters of their ids. All have by default.
     vocabulary : Vocabulary, optional
         By which the ids of the files become numbers of items, new ones included; they are numbers by default.
+    scales : mapping of str to float, optional
+        Factors on columns of 8-bit integers, which are embeddings that become float32 when they are read.
     """
 
     known: Tensor
@@ -54,9 +56,11 @@ class ItemTable(nn.Module):
         known: Tensor,
         num_trained: int | None = None,
         vocabulary: Vocabulary | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.names = tuple(columns)
+        self.scales = dict(scales or {})
         self.vocabulary = vocabulary
         self.num_trained = known.numel() if num_trained is None else num_trained
         self.register_buffer("known", known, persistent=False)
@@ -69,7 +73,17 @@ class ItemTable(nn.Module):
         return self.known.numel()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.get_buffer(f"column_{name}")
+        return self._decoded(name, self.get_buffer(f"column_{name}"))
+
+    def _decoded(self, name: str, column: Tensor) -> Tensor:
+        return column.float() * self.scales.get(name, 1.0) if column.dtype == torch.int8 else column
+
+    def dim(self, name: str) -> int:
+        """Return the dim of an embedding, or the length of a sequence."""
+        return self.get_buffer(f"column_{name}").shape[1]
+
+    def _rows(self, name: str, ids: Tensor) -> Tensor:
+        return self._decoded(name, self.get_buffer(f"column_{name}").index_select(0, ids))
 
     def trained_ids(self, ids: Tensor) -> Tensor:
         """Return ids ``(M,)`` with 0, whose embedding is zero, in place of new items, which have no embedding."""
@@ -77,7 +91,7 @@ class ItemTable(nn.Module):
 
     def rows(self, ids: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the named features of the items ``ids`` ``(M,)``, each ``(M, ...)``; ``item_id`` is the id itself."""
-        return {n: self.trained_ids(ids) if n == ITEM_ID else self[n].index_select(0, ids) for n in names}
+        return {n: self.trained_ids(ids) if n == ITEM_ID else self._rows(n, ids) for n in names}
 
     @classmethod
     def from_parquet(
@@ -165,7 +179,8 @@ class ItemTable(nn.Module):
         for name, feature in wanted.items():
             _decode_ids(feature, found[name], vocabularies, items_of, num_trained)
         columns = {name: _assemble(f, found[name], num_items, known, items_of) for name, f in wanted.items()}
-        return cls(columns, torch.from_numpy(known), num_trained, items_of)
+        scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
+        return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
 
 
 def _why_vocabulary(
@@ -447,8 +462,11 @@ def _entries_of(values: pa.Array, feature: Feature, where: str) -> tuple[pa.Arra
 def _pad_to_longest(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Left-pad sequences to the longest part; embeddings have one dim already, or are all null (NaN)."""
     widest = max(p.shape[-1] for p in parts)
-    fill = np.nan if parts[0].dtype.kind == "f" else 0
-    return [p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0)), constant_values=fill) for p in parts]
+    fills = [np.nan if p.dtype.kind == "f" else 0 for p in parts]
+    return [
+        p if p.ndim == 1 else np.pad(p, ((0, 0), (widest - p.shape[1], 0)), constant_values=fill)
+        for p, fill in zip(parts, fills, strict=True)
+    ]
 
 
 def _decode(
@@ -474,6 +492,8 @@ def _decode(
             f"{where}: {key} {keys[bad].as_py()} has an embedding of dim {lengths[bad]}, expected {dim} ({source}); "
             "write null or zeros where an embedding is missing"
         )
+    if flat.dtype == np.int8 and present.all() and feature.norm is None and feature.freeze_emb:
+        return flat.reshape(-1, dim)  # a quarter of the memory of float32
     with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused below
         embeddings = flat.astype(np.float32).reshape(int(present.sum()), dim)
     finite = np.isfinite(embeddings)
@@ -516,7 +536,7 @@ def _assemble(
         listing = ", ".join(f"{p.path.name} {c.shape[1]}" for p, c in zip(parts, columns, strict=True))
         raise DataError(f"column '{feature.name}': dims differ between files ({listing}), expected one dim")
     columns = _pad_to_longest(columns)
-    values = np.zeros((num_items, *columns[0].shape[1:]), dtype=columns[0].dtype)
+    values = np.zeros((num_items, *columns[0].shape[1:]), dtype=np.result_type(*columns))
     filled = np.zeros(num_items, dtype=bool)
     for part, column in zip(parts, columns, strict=True):
         twice = np.flatnonzero(filled[part.ids])
@@ -535,6 +555,8 @@ def _assemble(
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
             f"(first: {parts[0].key} {first}); they are set to zero"
         )
+    if values.dtype == np.int8:
+        return torch.from_numpy(values)
     return torch.from_numpy(normalize(values, feature.norm, feature.scale))
 
 

@@ -344,3 +344,34 @@ def test_an_embedding_is_normalised_as_it_is_read(tmp_path):
     path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "vector": vectors([[3, 4], [0, 0]])})
     items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", norm="l2", scale=5.0)])
     assert items["vector"].tolist() == [[0, 0], [3, 4], [0, 0]]
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_8_bit_embeddings_stay_8_bits_and_are_scaled_when_read(tmp_path, gap):
+    rows = [[127, -127], None if gap else [0, 5], [-128, 1]]
+    columns = {"item_id": [1, 2, 3], "vector": vectors(rows, pa.int8())}
+    features = [item_id(), Feature("vector", "embedding", "item", scale=1 / 127)]
+    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), features)
+    expected = torch.tensor([[0, 0], [127, -127], [0, 0] if gap else [0, 5], [-128, 1]]) * (1 / 127)
+    # A null has no place among 8-bit integers: then they are float32.
+    assert items.get_buffer("column_vector").dtype == (torch.float32 if gap else torch.int8)
+    assert torch.equal(items["vector"], expected)
+    asked = torch.tensor([3, 0, 3])
+    assert torch.equal(items.rows(asked, ["vector"])["vector"], expected[asked])
+    assert items.dim("vector") == 2
+
+
+def test_8_bit_embeddings_of_several_part_files(tmp_path):
+    folder = tmp_path / "items"
+    for part, (ids, rows) in enumerate([([1, 2], [[1, 2], [3, 4]]), ([3, 4], [None, [5, 6]])]):
+        write(folder / f"part-{part}.parquet", {"item_id": ids, "vector": vectors(rows, pa.int8())})
+    items = ItemTable.from_parquet(str(folder), [item_id(), VECTOR])
+    assert items["vector"].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0], [5, 6]]
+
+
+@pytest.mark.parametrize("settings", [{"norm": "l2"}, {"freeze_emb": False}])
+def test_8_bit_embeddings_that_are_normalised_or_trained_are_float32(tmp_path, settings):
+    path = write(tmp_path / "i.parquet", {"item_id": [1], "vector": vectors([[3, 4]], pa.int8())})
+    items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", **settings)])
+    assert items.get_buffer("column_vector").dtype == torch.float32
+    torch.testing.assert_close(items["vector"][1], torch.tensor([0.6, 0.8] if "norm" in settings else [3.0, 4.0]))

@@ -167,11 +167,11 @@ def taobao_mm(tmp_path) -> Path:
         pa.table({"205": pa.array(items[:20]), "205_c": pa.array(vectors.tolist(), pa.list_(pa.int8()))}),
         source / "scl_embedding_int8_p90.parquet",
     )
-    for split, users in (("train", np.arange(-50, 60, 10)), ("test", np.arange(-20, 0, 10))):
+    for split, users in (("train", np.arange(-100, 120, 10)), ("test", np.arange(-20, 0, 10))):
         histories = []
         for number in range(len(users)):
             liked = generator.choice(np.r_[items, BIG + 500], size=number)
-            histories.append(np.r_[np.zeros(12 - number, np.int64), liked].tolist())  # left padded
+            histories.append(np.r_[np.zeros(max(25 - number, 0), np.int64), liked].tolist())  # left padded
         features = {"129_1": pa.array(users)}
         features |= {f"130_{n}": pa.array(generator.integers(0, 3, size=len(users))) for n in range(1, 6)}
         features |= {name: pa.array(histories, pa.list_(pa.int64())) for name in ("150_2_180", "151_2_180")}
