@@ -30,8 +30,8 @@ SCALAR_TYPES = ("categorical", "numeric")
 #: Ids are stored as int32.
 MAX_IDS = 2**31
 
-#: Rows decoded at a time; bounds the memory of padded lists on disk (32,768 rows of 100 ids are 26 MB).
-CHUNK_ROWS = 32_768
+#: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
+CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
 
 #: Bytes read at a time per column; bounds the memory where one row group holds the whole file.
 READ_BYTES = 1 << 20
@@ -171,14 +171,17 @@ def read_chunks(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield ``(first row, record batch)`` of the named columns of a file, or of a range of its row groups.
 
-    A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``). Extension types (such as Arrow's tensors) are read as
+    A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``, or as many as hold about ``CHUNK_VALUES`` values of the
+    columns). Extension types (such as Arrow's tensors) are read as
     their storage, dictionaries as their values, and decimals as int64 or, with decimal places, as float64.
     """
     file = open_parquet(path, None if row_groups is None else row_groups.metadata)
     require_columns(path, file.schema_arrow.names, columns)
-    row, groups = (0, None) if row_groups is None else (row_groups.row, list(row_groups.groups))
+    groups = range(file.num_row_groups) if row_groups is None else row_groups.groups
+    row = 0 if row_groups is None else row_groups.row
+    size = max_rows or _chunk_rows(file.metadata, columns, groups)
     try:
-        for batch in file.iter_batches(batch_size=max_rows or CHUNK_ROWS, columns=list(columns), row_groups=groups):
+        for batch in file.iter_batches(batch_size=size, columns=list(columns), row_groups=list(groups)):
             if batch.num_rows:
                 yield row, _plain_types(batch, path)
             row += batch.num_rows
@@ -190,6 +193,16 @@ def read_chunks(
                 "install pyarrow 26 or later, or write the column as plain lists"
             ) from None
         raise DataError(f"{path}: damaged after row {row} ({reason}); download or write it again") from None
+
+
+def _chunk_rows(metadata: pq.FileMetaData, columns: Sequence[str], groups: Sequence[int]) -> int:
+    """Return how many rows to decode at a time, by the mean length of lists in a file."""
+    rows = values = 0
+    for group in map(metadata.row_group, groups):
+        rows += group.num_rows
+        leaves = map(group.column, range(group.num_columns))
+        values += sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] in columns)
+    return min(CHUNK_ROWS, max(1, CHUNK_VALUES * rows // max(values, 1)))
 
 
 def decode_target(

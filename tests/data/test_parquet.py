@@ -278,3 +278,16 @@ def test_numbers_of_a_slice(kind, count):
 
 def test_numbers_of_truth_values():
     assert parquet.numbers(pa.array([True, False])).tolist() == [True, False]
+
+
+def test_long_lists_are_read_in_fewer_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(parquet, "CHUNK_VALUES", 40)
+    lists = [[0] * 9, [], [1] * 9, [2] * 18] * 3
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"id": range(12), "list": lists, "a.b": range(12)}), path, row_group_size=5)
+    chunks = list(parquet.read_chunks(path, ["id", "list"]))
+    assert [row for row, _ in chunks] == [0, 3, 6, 9]  # 10.25 values a row, an empty list counted as one
+    assert [n for _, chunk in chunks for n in chunk.column("id").to_pylist()] == list(range(12))
+    assert [row for row, _ in parquet.read_chunks(path, ["id"])] == [0, 8]
+    assert [row for row, _ in parquet.read_chunks(path, ["list"], max_rows=8)] == [0, 8]
