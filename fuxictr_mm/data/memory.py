@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Fraction of the free memory that interactions may take; the rest is for model, optimizer, items and batches.
 MEMORY_FRACTION = 0.5
 
+#: Splits of this size on are announced before they are read.
+LOGGED_BYTES = 100_000_000
+
 
 def choose_in_memory(
     splits: Mapping[str, InteractionFiles], resident: bool | Literal["auto"], device: torch.device
@@ -43,6 +46,8 @@ def choose_in_memory(
             continue
         size = estimate_bytes(splits[name])
         if size <= budget:
+            if size >= LOGGED_BYTES:
+                logger.info(f"{name}: about {size / 1e9:.2f} GB in memory, of {free / 1e9:.2f} GB free")
             chosen.add(name)
             budget -= size
         else:
