@@ -117,6 +117,16 @@ def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
     parser.epilog = "\n  ".join(["examples:", *examples])
 
 
+def add_roles(parser: argparse.ArgumentParser) -> None:
+    """Add ``--roles`` and ``--ids``, which mean what they mean in ``dataset_config.yaml``; see ``Roles.parse``."""
+    parser.add_argument(
+        "--roles", nargs="+", metavar="ROLE=COLUMN", help="columns with a role: target, history, user, time"
+    )
+    parser.add_argument(
+        "--ids", choices=("auto", "as_is", "vocabulary"), default="auto", help="whether items are numbered (auto)"
+    )
+
+
 def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True, json: bool = True) -> None:
     """Add ``--json`` and ``--quiet``, which mean the same in every command; ``show`` acts on them."""
     if json:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import (
     Settings,
@@ -168,28 +168,49 @@ class Roles(Settings):
         min_length=1,
         description="The item that was shown. The key of the item files has the same name, or `item_id`.",
     )
-    history: str = Field("item_seq", min_length=1, description="List of the items that the user had clicked.")
+    history: str = Field(
+        "item_seq",
+        min_length=1,
+        validate_default=True,
+        description="List of the items that the user had clicked.",
+    )
     user: str = Field(
         "user_id",
         min_length=1,
+        validate_default=True,
         description="The user, for `check-data`, `embed align` and `influence`. Metrics group by `group_id`.",
     )
     time: str | None = Field(
         None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
     )
 
-    @model_validator(mode="after")
-    def _check_distinct(self) -> Roles:
-        columns = [self.target, self.history, self.user, *([self.time] if self.time else [])]
-        twice = next((name for name in columns if columns.count(name) > 1), None)
-        if twice is not None:
-            raise ConfigError(f"roles: the column '{twice}' has two roles, expected one for each")
-        return self
+    @field_validator("history", "user", "time")
+    @classmethod
+    def _check_distinct(cls, column: str | None, info: ValidationInfo) -> str | None:
+        other = next((role for role, name in info.data.items() if name == column), None) if column else None
+        if other is not None:
+            raise ConfigError(f"{info.field_name}: is the column '{column}', as is {other}; expected one for each role")
+        return column
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Roles:
         """Return those of flat settings."""
         return cls.read(values.get("roles") or {}, "roles")
+
+    @classmethod
+    def parse(cls, words: Sequence[str] | None) -> Roles:
+        """Return those of ``--roles target=article_id history=clicked``.
+
+        Raises
+        ------
+        ConfigError
+            A word of another form, an unknown role.
+        """
+        pairs = [word.partition("=")[::2] for word in words or ()]
+        bad = next((f"{role}={column}" for role, column in pairs if not role or not column), None)
+        if bad is not None:
+            raise ConfigError(f"--roles {bad}: expected ROLE=COLUMN, such as target=article_id")
+        return cls.read(dict(pairs), "--roles")
 
 
 class DatasetConfig(Settings):

@@ -7,17 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_output_options, add_roles, show
 from fuxictr_mm.check_data.checks import CHECKS, SEVERITIES, UNREADABLE, Report, format_findings
 from fuxictr_mm.check_data.clean import clean_folder, format_actions
 from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
 from fuxictr_mm.check_data.splits import check_interactions
 from fuxictr_mm.check_data.titles import check_titles
+from fuxictr_mm.check_data.translation import Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
-from fuxictr_mm.config import nearest
+from fuxictr_mm.config import Roles, nearest
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_beside
 
@@ -30,6 +32,8 @@ def check_folder(
     text_column: str | None = None,
     image_column: str | None = None,
     language: str | None = None,
+    roles: Roles | None = None,
+    ids: str = "auto",
     verbose: int = 0,
 ) -> tuple[Report, Layout]:
     """Check a dataset in the challenge's layout.
@@ -46,6 +50,10 @@ def check_folder(
         Columns of the cross-modal check; found by their names by default.
     language : str, optional
         Expected language of the titles; that of the majority by default.
+    roles : Roles, optional
+        Names of the columns with a role; by default those of the challenge.
+    ids : {"auto", "as_is", "vocabulary"}
+        As in ``dataset_config.yaml``.
     verbose : int
         0 shows no progress.
 
@@ -64,13 +72,18 @@ def check_folder(
         A column that was named is not there.
     """
     report = Report(checks)
-    layout = find_layout(Path(folder), report, title_column or TITLE)
-    if title_column and not any(title_column in item.schema.names for item in layout.items):
-        raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
-    check_items(layout, report)
-    similar = check_embeddings(layout, report, text_column, image_column, verbose)
-    check_titles(layout, report, title_column or TITLE, language, similar)
-    check_interactions(layout, report, verbose)
+    translation = Translation.find(sorted(Path(folder).glob("*.parquet")), roles or Roles(), ids)
+    with translation.active() if translation else nullcontext():
+        layout = find_layout(Path(folder), report, title_column or TITLE)
+        layout.translation = translation
+        if title_column and not any(title_column in item.schema.names for item in layout.items):
+            raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
+        check_items(layout, report)
+        similar = check_embeddings(layout, report, text_column, image_column, verbose)
+        check_titles(layout, report, title_column or TITLE, language, similar)
+        check_interactions(layout, report, verbose)
+    if translation is not None:
+        report.translate(translation.back)
     return report, layout
 
 
@@ -119,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-column", metavar="NAME", help="image embeddings of it (default: by name)")
     parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
+    add_roles(parser)
     add_output_options(parser)
 
 
@@ -133,6 +147,8 @@ def main_from_args(args: argparse.Namespace) -> None:
         text_column=args.text_column,
         image_column=args.image_column,
         language=args.language,
+        roles=Roles.parse(args.roles),
+        ids=args.ids,
         verbose=0 if args.quiet else 1,
     )
     findings = report.findings()

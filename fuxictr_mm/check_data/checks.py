@@ -215,6 +215,14 @@ class Report:
             keys = [pl.col(name).cast(pl.Int64) for name in fault.rows.columns if name != "value"]
             parts.append(fault.rows.select(*(pl.when(key >= 0).then(key) for key in keys), "value"))
 
+    def translate(self, back: Callable[[str, pl.DataFrame], tuple[str, pl.DataFrame]]) -> None:
+        """Replace column and rows of all faults by what ``back`` returns for them."""
+        parts: dict[tuple[str, ...], list[pl.DataFrame]] = {}
+        for (name, severity, file, column, *texts), frames in self._parts.items():
+            renamed = back(column, pl.DataFrame())[0]
+            parts.setdefault((name, severity, file, renamed, *texts), []).extend(back(column, f)[1] for f in frames)
+        self._parts = parts
+
     def measure(self, measure: Measure) -> None:
         """Add a measure."""
         inner = self.measures

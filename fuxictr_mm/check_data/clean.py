@@ -78,6 +78,9 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--clean {target}: exists already; name a folder that does not")
+    translation = layout.translation
+    if translation is not None and translation.items is not None and translation.items.has_zero:
+        raise ConfigError("--clean: pads histories with 0, which is an item here; number the items from 1 on to clean")
     by_file: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings():
         if finding.severity != INFO:
@@ -141,7 +144,8 @@ def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
         return [partial(_without, dropped=value) for value in finding.rows["value"].to_list()]
     if action is Action.SET_ZERO:
         in_lists = is_list(read_schema(path).field(finding.column).type)
-        zero = [0] * common_length(path, finding.column) if in_lists else 0
+        of_text = in_lists and is_text(read_schema(path).field(finding.column).type.value_type)
+        zero = [] if of_text else [0] * common_length(path, finding.column) if in_lists else 0
         change = lambda _: zero  # noqa: E731
     elif action is Action.RESCALE:
         change = partial(_scaled, norm=report.measures["median_norm"][f"{finding.file}: {finding.column}"])
@@ -155,7 +159,7 @@ def _without(old: Any, dropped: Any) -> Any:
     if not isinstance(old, list):
         return 0
     kept = [v for v in old if v and v == v and v != dropped]  # nulls and NaN go, too
-    padding = [0] * (len(old) - len(kept))
+    padding = ["" if any(isinstance(v, str) for v in old) else 0] * (len(old) - len(kept))
     pads_right = bool(old) and bool(old[0]) and not old[-1]
     return kept + padding if pads_right else padding + kept
 
@@ -186,7 +190,8 @@ def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBat
         for column, array in zip(schema, batch.columns, strict=True):
             changed = _changed(array, start, plan.change[column.name]) if column.name in plan.change else array
             is_stored = is_extension(column.type)
-            columns.append(pa.ExtensionArray.from_storage(column.type, changed) if is_stored else changed)
+            stored = pa.ExtensionArray.from_storage(column.type, changed) if is_stored else changed
+            columns.append(stored if stored.type == column.type else stored.cast(column.type))
         rows = np.setdiff1d(np.arange(start, start + len(batch)), dropped, assume_unique=True) - start
         cleaned = pa.RecordBatch.from_arrays(columns, schema=schema)
         yield cleaned if len(rows) == len(batch) else cleaned.take(pa.array(rows))

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
+from fuxictr_mm.check_data.translation import USER_ID, Translation, active
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
@@ -27,7 +28,7 @@ CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16
 #: In the order of time: a later split must not show in an earlier one.
 SPLITS = ("train", "valid", "test")
 ITEM_FILES = ("item_info", "item_feature", "item_emb")
-USER_ID, LABEL, TITLE = "user_id", "label", "item_title"
+LABEL, TITLE = "label", "item_title"
 
 #: Fraction of the numbers of a column that are exceptions: fractions among integers, outliers, negative ones among ids.
 RARE = 0.01
@@ -82,6 +83,8 @@ class Layout:
     items: list[ItemFile] = field(default_factory=list)
     #: Files that are neither, and columns (``file: column (type)``) that no check looks at.
     not_checked: list[str] = field(default_factory=list)
+    #: Between the files and the checks, where columns have other names or ids are no small integers.
+    translation: Translation | None = None
 
 
 def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
@@ -173,8 +176,8 @@ def require(path: Path, schema: pa.Schema, wanted: dict[str, str], report: Repor
 def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: Report) -> list[str]:
     """Report columns that models cannot read; return those (``file: column (type)``) that no check looks at.
 
-    Numbers in another form (text, bytes, decimals) are an error: they are meant to be read. Text in a split and lists
-    of anything else are a warning. Text of items, times and other types may well be there for something else.
+    Numbers as bytes are an error, and numbers as text a warning: they are meant to be read, as numbers. Lists of
+    anything else are a warning. Text is read as categories; times and other types may be there for something else.
     Columns that are ``known`` are checked by their names.
     """
     not_checked = []
@@ -184,11 +187,12 @@ def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: R
         if column.name in known or is_number(kind) or (is_number_list(kind) and not in_split):
             continue
         form = "" if is_number_list(kind) else _hidden_numbers(first_chunk(path, column.name))
+        # Categories may be text, and so may lists of them of items; context columns hold no lists.
+        text = text or (is_list(kind) and is_text(kind.value_type) and not in_split)
         if form:
-            # Text of an item may be a year or an article number, for its title.
-            severity = WARNING if text and not in_split else ERROR
+            severity = WARNING if text else ERROR
             report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {form}", severity=severity))
-        elif (text and in_split) or pa.types.is_null(kind) or (is_list(kind) and not is_number_list(kind)):
+        elif pa.types.is_null(kind) or (is_list(kind) and not is_number_list(kind) and not text):
             report.add(COLUMN_TYPE, Fault(path.name, column.name, found=f"holds {kind}", severity=WARNING))
         else:
             not_checked.append(f"{path.name}: {column.name} ({kind})")
@@ -234,7 +238,18 @@ def read_schema(path: Path) -> pa.Schema:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: several columns are named {', '.join(twice)}, expected one of each name")
-    return pa.schema([f.with_type(f.type.storage_type) if is_extension(f.type) else f for f in schema])
+    schema = pa.schema([f.with_type(_as_read(f.type)) for f in schema])
+    translation = active()
+    return schema if translation is None else translation.schema(schema)
+
+
+def _as_read(kind: pa.DataType) -> pa.DataType:
+    """Return the type that training reads a type as."""
+    if is_extension(kind):
+        return kind.storage_type
+    if pa.types.is_decimal(kind):
+        return pa.int64() if kind.scale <= 0 else pa.float64()
+    return kind
 
 
 def read_chunks(
@@ -250,10 +265,14 @@ def read_chunks(
     row = 0
     try:
         metadata = open_parquet(path).metadata
-        size = int(np.clip(CHUNK_VALUES / max(values_per_row(metadata, columns), 1), 256, CHUNK_ROWS))
-        chunks = parquet.read_chunks(path, columns, max_rows=size)
+        translation = active()
+        there = list(columns) if translation is None else [translation.on_disk(path, name) for name in columns]
+        size = int(np.clip(CHUNK_VALUES / max(values_per_row(metadata, there), 1), 256, CHUNK_ROWS))
+        chunks = parquet.read_chunks(path, there, max_rows=size)
         total = -(-metadata.num_rows // size)
         for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
+            if translation is not None:
+                batch = translation.batch(path, batch)
             yield row, batch.select(list(columns))
     except DataError:
         raise

@@ -34,14 +34,15 @@ def decimals(places):
 
 #: Column, and the severity of what is found in a split and in an item file; "" stands for a column that is not checked.
 COLUMNS = {
-    "words": (pa.array(WORDS), "warning", ""),
-    "categories": (pa.array(WORDS).dictionary_encode(), "warning", ""),
-    "digits": (pa.array(DIGITS), "error", "warning"),
-    "coded digits": (pa.array(DIGITS).dictionary_encode(), "error", "warning"),
-    "decimals": (decimals(0), "error", "error"),
+    "words": (pa.array(WORDS), "", ""),
+    "categories": (pa.array(WORDS).dictionary_encode(), "", ""),
+    "digits": (pa.array(DIGITS), "warning", "warning"),
+    "coded digits": (pa.array(DIGITS).dictionary_encode(), "warning", "warning"),
+    "decimals": (decimals(0), None, None),
+    "decimal fractions": (decimals(2), None, None),
     "nulls": (pa.nulls(COUNT), "warning", "warning"),
-    "lists of digits": (pa.array([[digit] for digit in DIGITS]), "error", "error"),
-    "lists of words": (pa.array([[word] for word in WORDS]), "warning", "warning"),
+    "lists of digits": (pa.array([[digit] for digit in DIGITS]), "error", "warning"),
+    "lists of words": (pa.array([[word] for word in WORDS]), "warning", ""),
     "lists of lists": (pa.array([[[1.0]]] * COUNT), "warning", "warning"),
     "lists of bools": (pa.array([[True, False]] * COUNT), "error", "error"),
     "float32 bytes": (as_bytes("f4"), "error", "error"),

@@ -1,0 +1,220 @@
+"""Folders whose columns have other names, or whose ids are no small integers: the checks see names and ids of theirs.
+
+``Translation.find`` looks what a folder has; while it is ``active``, all readers of ``layout`` translate. Findings are
+translated back, so that they name columns and ids as they are in the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fuxictr_mm.config import Roles
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
+from fuxictr_mm.errors import DataError
+
+USER_ID = "user_id"
+
+_active: ContextVar[Translation | None] = ContextVar("translation", default=None)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Names and ids of a folder, and those that the checks know.
+
+    Parameters
+    ----------
+    roles : Roles
+        Names of the columns in the files.
+    items, users : Vocabulary or None
+        By which ids become positive integers; ids that are None stay as they are.
+    """
+
+    roles: Roles
+    items: Vocabulary | None = None
+    users: Vocabulary | None = None
+
+    @classmethod
+    def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto") -> Translation | None:
+        """Return how the files of a folder are to be translated, None if they are not.
+
+        Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1; users where all
+        are texts or most are no integers from 0 to 2**63 - 1. ``ids`` is the setting of this name.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            A file is damaged, or ids are of several types.
+        """
+        names = cls(roles)
+        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, ITEM_SEQ])]
+        keys = [(path, name) for path, name in items if name == ITEM_ID]
+        keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
+        users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
+        numbered = names._number([*keys, *items], keys, MAX_IDS, ids)
+        found = cls(roles, numbered, names._number(users, users, 2**63, "auto"))
+        unchanged = roles == Roles() and found.items is None and found.users is None
+        return None if unchanged else found
+
+    def _number(
+        self, columns: Sequence[tuple[Path, str]], keys: Sequence[tuple[Path, str]], most: int, ids: str
+    ) -> Vocabulary | None:
+        """Return the vocabulary of the ids of columns, the keys first; None where the keys are numbers."""
+        if ids == "as_is" or not keys:
+            return None
+        texts = [is_text(_field(path, self.on_disk(path, name)).type) for path, name in keys]
+        if ids == "auto" and not all(texts) and (any(texts) or not self._most_are_beyond(keys, most)):
+            return None
+        ids_of = (
+            entries
+            for path, name in dict.fromkeys(columns)
+            for _, batch in parquet.read_chunks(path, [self.on_disk(path, name)])
+            for entries in [_entries(batch.column(0), f"{path}: {self.on_disk(path, name)}")]
+        )
+        vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
+        values, is_integer = vocabulary.values, pa.types.is_integer(vocabulary.values.type)
+        if is_integer and ids != "auto":
+            return vocabulary
+        padding = pa.scalar(0 if is_integer else "").cast(values.type)
+        return Vocabulary(values.filter(pc.not_equal(values, padding)))
+
+    def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
+        """Whether most ids are no integers from 0 to below ``most``."""
+        beyond = total = 0
+        for path, name in keys:
+            if not pa.types.is_integer(_field(path, self.on_disk(path, name)).type):
+                return False
+            try:
+                for _, batch in parquet.read_chunks(path, [self.on_disk(path, name)]):
+                    values = parquet.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
+                    beyond += int(((values < 0) | (values >= most)).sum())
+                    total += len(values)
+            except DataError:  # a finding of its own
+                return False
+        return 2 * beyond > total
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let the readers of ``layout`` translate."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+    def names(self, present: Sequence[str]) -> dict[str, str]:
+        """Return the checks' name of each column of a file; that of time has none."""
+        key = self.roles.target if self.roles.target in present or ITEM_ID not in present else ITEM_ID
+        own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID}
+        return {name: own.get(name, name) for name in present if name != self.roles.time}
+
+    def columns(self, path: Path, wanted: Sequence[str]) -> list[str]:
+        """Return the wanted columns that a file has, by the checks' names."""
+        try:
+            present = set(self.names(open_parquet(path).schema_arrow.names).values())
+        except DataError:  # a finding of its own
+            return []
+        return [name for name in wanted if name in present]
+
+    def on_disk(self, path: Path, name: str) -> str:
+        """Return the name in a file of a column with the checks' name."""
+        names = self.names(open_parquet(path).schema_arrow.names)
+        return next((there for there, ours in names.items() if ours == name), name)
+
+    def schema(self, schema: pa.Schema) -> pa.Schema:
+        """Return the columns of a file by the checks' names, numbered ids as integers."""
+        names = self.names(schema.names)
+        fields = []
+        for field in schema:
+            if field.name not in names:
+                continue
+            name, kind = names[field.name], field.type
+            if self._vocabulary(name) is not None:
+                kind = pa.list_(pa.int64()) if name == ITEM_SEQ else pa.int64()
+            fields.append(pa.field(name, kind))
+        return pa.schema(fields)
+
+    def batch(self, path: Path, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return rows of a file by the checks' names, with numbers in place of ids; null ids stay null."""
+        names = self.names(open_parquet(path).schema_arrow.names)
+        arrays = []
+        for there, array in zip(batch.schema.names, batch.columns, strict=True):
+            name = names[there]
+            vocabulary = self._vocabulary(name)
+            if vocabulary is not None:
+                where = f"{path}: {there}"
+                array = (
+                    _encode_lists(array, vocabulary, where) if name == ITEM_SEQ else _encode(array, vocabulary, where)
+                )
+            arrays.append(array)
+        return pa.RecordBatch.from_arrays(arrays, [names[name] for name in batch.schema.names])
+
+    def _vocabulary(self, name: str) -> Vocabulary | None:
+        return {ITEM_ID: self.items, ITEM_SEQ: self.items, USER_ID: self.users}.get(name)
+
+    def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
+        """Return the column and the rows of a finding with names and ids of the files."""
+        names = {ITEM_ID: self.roles.target, ITEM_SEQ: self.roles.history, USER_ID: self.roles.user}
+        for name in (ITEM_ID, USER_ID):
+            if name in rows.columns and (vocabulary := self._vocabulary(name)) is not None:
+                rows = rows.with_columns(_decode(rows[name], vocabulary))
+        vocabulary = self._vocabulary(column)
+        if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
+            rows = rows.with_columns(_decode(rows["value"], vocabulary))
+        elif "value" in rows.columns and rows["value"].dtype == pl.String and self.items is not None:
+            rows = rows.with_columns(value=rows["value"].map_elements(self._text_back, pl.String))
+        return names.get(column, column), rows.rename(names, strict=False)
+
+    def _text_back(self, text: str) -> str:
+        """Replace the number of an item that a text names by its id."""
+        assert self.items is not None
+        items = self.items
+
+        def decoded(found: re.Match[str]) -> str:
+            return f"(item {as_text(items.decode(np.array([int(found[1])]))[0].as_py())}"
+
+        return re.sub(r"\(item (\d+)", decoded, text)
+
+
+def active() -> Translation | None:
+    """Return the translation that is active, if one is."""
+    return _active.get()
+
+
+def _field(path: Path, name: str) -> pa.Field:
+    return open_parquet(path).schema_arrow.field(name)
+
+
+def _entries(array: pa.Array, where: str) -> pa.Array:
+    kind = array.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return parquet.list_entries(array, where)[0] if is_list else array
+
+
+def _encode(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:
+    return pa.array(vocabulary.encode(array, where), mask=array.is_null().to_numpy(zero_copy_only=False))
+
+
+def _encode_lists(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:
+    entries, offsets = parquet.list_entries(array, where)
+    starts = pa.array(offsets.astype(np.int32), mask=np.append(array.is_null().to_numpy(zero_copy_only=False), False))
+    return pa.ListArray.from_arrays(starts, pa.array(vocabulary.encode(entries, where)))
+
+
+def _decode(numbers: pl.Series, vocabulary: Vocabulary) -> pl.Series:
+    ids = vocabulary.decode(numbers.fill_null(0).to_numpy())
+    if pa.types.is_large_binary(ids.type):
+        ids = pa.array([as_text(value) for value in ids.to_pylist()], pa.string())
+    return pl.Series(numbers.name, ids)

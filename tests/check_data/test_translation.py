@@ -1,0 +1,144 @@
+"""Other names and other ids: the same findings, with names and ids of the files."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.cli import main
+from fuxictr_mm.config import Roles
+from fuxictr_mm.errors import ConfigError
+from tests import ids as world
+
+ROLES = Roles(target="article", history="clicked", user="uid")
+
+
+def write(folder, found):
+    folder.mkdir()
+    for name, table in found.items():
+        pq.write_table(table, folder / f"{'item_info' if name == 'items' else name}.parquet")
+    return folder
+
+
+def planted():
+    """A world with one fault of several kinds: rows of train, valid and items."""
+    found = world.tables(200)
+    target = found["train"]["item_id"].to_pylist()
+    histories = found["train"]["item_seq"].to_pylist()
+    target[7] = 1001  # no item file has it
+    histories[8] = [1001, *histories[8]]
+    histories[9] = [*histories[9], target[9]]
+    histories[10] = None
+    found["train"] = world.put(found["train"], "item_id", pa.array(target))
+    found["train"] = world.put(found["train"], "item_seq", pa.array(histories, pa.list_(pa.int64())))
+    found["items"] = pa.concat_tables([found["items"], found["items"].slice(4, 1)])
+    return found
+
+
+def with_ids(found, ids):
+    """As ``world.with_ids``, with null histories."""
+    null = found["train"]["item_seq"].is_null().combine_chunks()
+    filled = world.put(
+        found["train"], "item_seq", pa.array([row or [] for row in found["train"]["item_seq"].to_pylist()])
+    )
+    changed = world.with_ids({**found, "train": filled}, ids)
+    rows = changed["train"]["item_seq"].combine_chunks().to_pylist()
+    kind = changed["train"]["item_seq"].type
+    rows = [None if missing.as_py() else row for row, missing in zip(rows, null, strict=True)]
+    return {**changed, "train": world.put(changed["train"], "item_seq", pa.array(rows, kind))}
+
+
+UNKNOWN = {"text": "gone", "uuid": bytes(16), "uint64": 2**63 - 1, "negative": -1, "sparse": 5, "from_zero": 1001}
+
+
+@pytest.mark.parametrize("kind", list(world.KINDS))
+def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind):
+    found = planted()
+    expected, _ = check_folder(write(tmp_path / "dense", found))
+    table = world.KINDS[kind]
+    ids = pa.concat_arrays([table, pa.array([UNKNOWN[kind]], table.type)])
+    changed = world.renamed(with_ids(found, ids), world.NAMES)
+    setting = "vocabulary" if kind in ("from_zero", "sparse") else "auto"
+    report, _ = check_folder(write(tmp_path / "other", changed), roles=ROLES, ids=setting)
+    names = {**world.NAMES, "": ""}
+
+    def summary(findings, column):
+        keys = ("check", "severity", "file", "count")
+        return sorted(
+            [*(getattr(f, k) for k in keys), column(f.column), f.rows["row"].to_list()]
+            for f in findings
+            if f.rows.height
+        )
+
+    theirs = summary(report.findings(), lambda name: name)
+    assert theirs == summary(expected.findings(), lambda name: names.get(name, name))
+    by_check = {finding.check: finding for finding in report.findings()}
+    value = UNKNOWN[kind].hex() if kind == "uuid" else UNKNOWN[kind]
+    assert by_check["unknown-target"].rows["value"].to_list() == [value]
+    assert by_check["unknown-history"].rows["value"].to_list() == [value]
+    assert by_check["unknown-target"].rows.columns[1] == "uid"
+    twice = by_check["duplicate-item"].rows["article"].to_list()
+    assert twice == [table[5].as_py().hex() if kind == "uuid" else table[5].as_py()]
+
+
+def test_text_users_and_times_are_read_as_training_reads_them(tmp_path):
+    found = world.tables()
+    expected, _ = check_folder(write(tmp_path / "dense", found))
+    for name in ("train", "valid", "test"):
+        users = pa.array([f"u{user}" for user in found[name]["user_id"].to_pylist()])
+        found[name] = world.put(found[name], "user_id", users).append_column("ts", pa.array(range(len(users))))
+    report, _ = check_folder(write(tmp_path / "texts", found), roles=Roles(time="ts"))
+    assert [(f.check, f.column, f.count) for f in report.findings()] == [
+        (f.check, f.column, f.count) for f in expected.findings()
+    ]
+    shared = next(f for f in report.findings() if f.check == "shared-row")
+    assert all(user.startswith("u") for user in shared.rows["user_id"])
+    drifted, _ = check_folder(tmp_path / "texts")
+    assert "ts" in {f.column for f in drifted.findings()} | {c for m in drifted.measures["psi"].values() for c in m}
+
+
+def test_a_cleaned_copy_keeps_types_and_ids(tmp_path, capsys):
+    changed = world.renamed(
+        with_ids(planted(), pa.concat_arrays([world.KINDS["text"], pa.array(["gone"])])), world.NAMES
+    )
+    changed["train"] = world.put(changed["train"], "label", changed["train"]["label"].cast(pa.decimal128(38, 0)))
+    folder = write(tmp_path / "d", changed)
+    words = ["--roles", "target=article", "history=clicked", "user=uid", "--clean", str(tmp_path / "clean"), "--json"]
+    with pytest.raises(SystemExit):
+        main(["check-data", str(folder), *words, "--quiet"])
+    checks = {action["check"] for action in json.loads(capsys.readouterr().out)["cleaned"]["actions"]}
+    assert {"unknown-target", "unknown-history", "null-history", "duplicate-item"} <= checks
+    before, after = (pq.read_table(path / "train.parquet") for path in (folder, tmp_path / "clean"))
+    assert after.schema == before.schema
+    assert "gone" not in after["article"].to_pylist()
+    assert not any("gone" in row for row in after["clicked"].to_pylist())
+    assert set(after["article"].to_pylist()) <= set(changed["items"]["article"].to_pylist())
+    report, _ = check_folder(tmp_path / "clean", roles=ROLES)
+    assert not {f.check for f in report.findings()} & {"unknown-target", "unknown-history", "duplicate-item"}
+
+
+def test_a_copy_without_padding_cannot_be_padded(tmp_path):
+    folder = write(tmp_path / "d", world.with_ids(world.tables(200), world.KINDS["from_zero"]))
+    with pytest.raises(SystemExit) as stopped:
+        main(["check-data", str(folder), "--ids", "vocabulary", "--clean", str(tmp_path / "clean"), "--quiet"])
+    assert stopped.value.code == 2
+
+
+def test_a_few_ids_that_are_wrong_are_found(tmp_path):
+    found = world.tables(200)
+    ids = np.arange(1, world.ITEMS + 1)
+    ids[3] = -7
+    found["items"] = world.put(found["items"], "item_id", pa.array(ids))
+    report, layout = check_folder(write(tmp_path / "d", found))
+    assert layout.translation is None
+    bad = next(f for f in report.findings() if f.check == "bad-item-id")
+    assert bad.rows["value"].to_list() == [-7]
+
+
+@pytest.mark.parametrize("words", [["target"], ["targt=x"], ["target=x", "history=x"], ["target=user_id"]])
+def test_roles_that_cannot_be(words):
+    with pytest.raises(ConfigError):
+        Roles.parse(words)
