@@ -18,6 +18,7 @@ from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
 from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrastive_loss
+from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer
@@ -34,6 +35,7 @@ __all__ = [
     "CrossNetV2",
     "DINAttention",
     "HashAttention",
+    "HistorySimilarity",
     "InterestCapsules",
     "Jagged",
     "JaggedTransformerLayer",

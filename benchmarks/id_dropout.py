@@ -1,0 +1,67 @@
+"""Where dropout of item ids helps and where it hurts: two planted worlds, a row for each probability.
+
+python -m benchmarks.id_dropout --seeds 1 2 3
+
+In the first world each item has few rows, its embeddings tell what it is, and half of the test rows have cold items. In
+the second every item has many rows, and what is liked about it shows in its id alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+from pathlib import Path
+
+from fuxictr_mm.arguments import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Options of ``fuxictr-mm synth`` for each world.
+WORLDS = {
+    "memorised": {"cold_items": 0.5, "cold_share": 0.5, "train_rows": 8000, "popularity_effect": 0.0},
+    "informative": {
+        "items": 300, "cold_items": 0.0, "cold_share": 0.0, "text_noise": 3.0, "image_noise": 3.0,
+        "popularity_effect": 2.0, "context_effect": 0.0, "train_rows": 24000,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train every world with every probability and seed, print a row per world and probability."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", nargs="+", choices=sorted(WORLDS), default=sorted(WORLDS))
+    parser.add_argument("--dropout", nargs="+", type=float, default=[0.0, 0.1, 0.3, 0.5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    args = parser.parse_args()
+
+    logging.basicConfig(level=logging.WARNING)
+    print("| world | dropout of item ids | test AUC |", "| --- | --- | --- |", sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for world in args.worlds:
+            for dropout in args.dropout:
+                found = [_test_auc(Path(folder) / world, world, dropout, seed) for seed in args.seeds]
+                deviation = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+                print(f"| {world} | {dropout:g} | {statistics.mean(found):.4f}{deviation} |", flush=True)
+
+
+def _test_auc(folder: Path, world: str, dropout: float, seed: int) -> float:
+    """Return the test AUC of DIN_MM_tiny in a world, which is written to ``folder`` if it is not there."""
+    from fuxictr_mm.data.synthetic.spec import SyntheticSpec
+    from fuxictr_mm.data.synthetic.writer import generate
+    from fuxictr_mm.experiment import Experiment
+
+    data = folder / "tiny_mm"
+    if not data.exists():
+        generate(SyntheticSpec(**WORLDS[world]), data)
+    settings = {"feature_specs": [{"name": "item_id", "dropout": dropout}]} if dropout else {}
+    experiment = Experiment.load(
+        "DIN_MM_tiny", ROOT, data_root=folder, model_root=str(folder / "runs"), seed=seed, tensorboard=False,
+        record=False, metrics=["AUC"], use_features=["item_id", "txt_emb_pca8", "img_emb_pca8"], **settings,
+    ).with_settings(test_data=str(data / "test_labelled.parquet"))  # fmt: skip
+    return experiment.fit().test["AUC"]
+
+
+if __name__ == "__main__":
+    run_main(main)
