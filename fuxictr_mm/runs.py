@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -14,22 +15,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
-from fuxictr_mm.files import load_yaml, read_json
+from fuxictr_mm.files import load_yaml, read_json, write_beside
 from fuxictr_mm.terminal import format_table
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: Files in the folder of a run.
+#: Files in the folder of a run; ``PREDICTIONS`` by split.
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
-PREDICTIONS = "valid_predictions.parquet"
+PREDICTIONS = {"valid": "valid_predictions.parquet", "test": "test_predictions.parquet"}
 WEIGHTS = "best.model"
 RESULT = "result.json"
 DIAGNOSIS = "diagnosis.json"
@@ -262,10 +263,21 @@ class Run:
         path = self.path / METRICS
         return read_lines(path) if path.exists() else []
 
-    def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the validation file's order.
+    @overload
+    def predictions(self, split: Literal["valid"] = "valid") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
 
-        Groups are integers or, with nulls among them, texts.
+    @overload
+    def predictions(self, split: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
+
+    def predictions(self, split: str = "valid") -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
+
+        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None.
+
+        Parameters
+        ----------
+        split : {"valid", "test"}
+            Runs of version 0.1 have no predictions of the test rows; ``predict`` computes them.
 
         Raises
         ------
@@ -275,14 +287,18 @@ class Run:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.path / PREDICTIONS
+        path = self.path / PREDICTIONS[split]
         if not path.is_file():
             state = "it is unfinished" if not self.finished else "train it again"
+            if self.finished and split == "test":
+                state = f"trained without test_data, or by an older version: python prediction.py --runs {self.path}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
         try:
             table = pq.read_table(path)
             columns = {name: table[name].to_numpy() for name in table.column_names}
-            label, prediction, group = columns["label"], columns["prediction"], columns.get("group")
+            label, prediction, group = columns.get("label"), columns["prediction"], columns.get("group")
+            if label is None and split == "valid":
+                raise KeyError("label")
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
         if problem := _problem_of_rows(label, prediction):
@@ -546,13 +562,33 @@ def _problem_of_result(result: dict[str, Any]) -> str:
     return ""
 
 
-def _problem_of_rows(label: np.ndarray, prediction: np.ndarray) -> str:
+def write_predictions(
+    path: Path, *, prediction: np.ndarray, label: np.ndarray | None = None, group: np.ndarray | None = None
+) -> None:
+    """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fuxictr_mm.data.parquet import from_numbers
+
+    columns = {"label": label, "prediction": prediction, "group": group}
+    arrays = {
+        name: from_numbers(column) if column.dtype.kind in "iuf" else pa.array(column)
+        for name, column in columns.items()
+        if column is not None
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(arrays), buffer)
+    write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
+
+
+def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray) -> str:
     """Return what is wrong with predictions, empty if nothing."""
     import numpy as np
 
-    if not len(label):
+    if not len(prediction):
         return "there are no rows"
-    if label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all():
+    if label is not None and (label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all()):
         return "labels are not 0 and 1"
     if prediction.dtype.kind not in "iuf":
         return f"predictions are {prediction.dtype}, expected numbers"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs, read_lines, read_run, resolve
 
 
@@ -114,6 +115,17 @@ def test_damaged_predictions_and_lines(copy):
         run.history()
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
     assert read_lines(run.path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_test_predictions(copy):
+    run = next(run for run in find_runs(copy) if run.test)
+    label, prediction, group = run.predictions("test")
+    assert evaluate_metrics(label, prediction, ["AUC", "gAUC"], group) == pytest.approx(
+        {name: run.test[name] for name in ("AUC", "gAUC")}
+    )
+    (run.path / "test_predictions.parquet").unlink()
+    with pytest.raises(MissingFileError, match=f"python prediction.py --runs {run.path}"):
+        run.predictions("test")
 
 
 def test_reading_does_without_torch():

@@ -143,15 +143,18 @@ class TrainingRun:
         logger.info("Validation")
         scored = loop.score(model, valid)
         metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
-        if test_has_labels:
+        scored_test = None
+        if "test" in dataset.splits and (test_has_labels or config.record):
             logger.info("Test")
             test = experiment.make_loader(dataset.splits["test"], model)
-            metrics["test"] = loop.evaluate(model, test, config.metrics)
+            scored_test = loop.score(model, test, labels=test_has_labels)
+            if test_has_labels:
+                metrics["test"] = loop.measure(scored_test, config.metrics)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
             if writer is not None:
-                writer.finish(result, model, scored)
+                writer.finish(result, model, scored, scored_test)
             now = datetime.now().isoformat(timespec="seconds")
             hashes = {"settings_hash": config.fingerprint(paths=False)}
             write_json(self.paths.result, {**result, **hashes, "finished_at": now})

@@ -144,6 +144,8 @@ def base(tmp_path_factory):
             RUN.add(tuple(words))
         run(Command("base", "", ["python", "prediction.py", "--expid", "DIN_MM_tiny"]), patch)
     (folder / "tuner.yaml").write_text(TUNER)
+    scores = np.random.default_rng(0).random(ROWS["valid"])
+    (folder / "other_program.csv").write_text("\n".join(["score", *map(str, scores)]) + "\n")
     return folder
 
 
