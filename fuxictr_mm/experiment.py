@@ -32,7 +32,7 @@ from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import describe_error, load_model_class
-from fuxictr_mm.runs import Run, RunPaths, read_run, vocabulary_of_weights
+from fuxictr_mm.runs import ENSEMBLE, Run, RunPaths, read_run, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
@@ -122,6 +122,8 @@ class Experiment:
         """
         if not run.config:
             raise ConfigError(f"{run.path}: no configuration of a run can be read ({run.problem})")
+        if run.model == ENSEMBLE:
+            raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
         experiment = cls(config, load_model_class(config.model, zoo), run.model_zoo)
@@ -246,6 +248,23 @@ class Experiment:
                 "without parameters (activations, heads, history_mask) are not compared"
             )
         return path
+
+    def run_of_weights(self) -> Run:
+        """Return the run of the newest weights, whose predictions of the validation rows belong to them.
+
+        Raises
+        ------
+        MissingFileError
+            There are no such weights, or they are of no run with a folder.
+        """
+        path = self.find_weights()
+        for run in self.paths.find_runs():
+            if run.is_usable and run.weights.exists() and run.weights.samefile(path):
+                return run
+        raise MissingFileError(
+            f"{path}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
+            "again"
+        )
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""

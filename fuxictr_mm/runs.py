@@ -34,9 +34,13 @@ PREDICTIONS = {"valid": "valid_predictions.parquet", "test": "test_predictions.p
 WEIGHTS = "best.model"
 RESULT = "result.json"
 DIAGNOSIS = "diagnosis.json"
+CALIBRATION = "calibration.json"
 LOG = "run.log"
 TENSORBOARD = "tensorboard"
 VOCABULARY = "vocabulary.parquet"
+
+#: The ``model`` of a run that combines the predictions of others and has no weights of its own.
+ENSEMBLE = "Ensemble"
 
 #: Files of a folder written by ``fuxictr-mm export-hub``.
 HUB_WEIGHTS, HUB_CONFIG, HUB_FEATURES, HUB_CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, Finding
-
-BINS = 15
+from fuxictr_mm.evaluation.calibration import BINS, equal_bins, expected_error
 
 #: Samples of labels from the predictions, for the error of a calibrated model.
 SAMPLES = 200
@@ -73,23 +72,6 @@ def _describe_bin(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
         "low": float(interval.low),
         "high": float(interval.high),
     }
-
-
-def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction, ties in the order of rows."""
-    bin_of = np.empty(len(prediction), dtype=np.int64)
-    for number, rows in enumerate(np.array_split(np.argsort(prediction, kind="stable"), bins)):
-        bin_of[rows] = number
-    return bin_of
-
-
-def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray) -> float:
-    r"""Return the expected calibration error, :math:`\sum_k \frac{n_k}{R} |\bar y_k - \bar p_k|`.
-
-    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015,
-    https://ojs.aaai.org/index.php/AAAI/article/view/9602; with bins of equal count instead of equal size.
-    """
-    return float(np.abs(np.bincount(bin_of, weights=label - prediction)).sum() / len(label))
 
 
 def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float] | None:
