@@ -19,7 +19,7 @@ from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_params, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig
+from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
@@ -163,8 +163,20 @@ class Experiment:
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)
+        experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
         experiment._check()
         return experiment
+
+    def beside_other_seeds(self) -> Experiment:
+        """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
+        experiment = type(self)(self.config, self.model_class, self.model_zoo)
+        experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
+        return experiment
+
+    def finished_runs(self) -> list[Run]:
+        """Return the finished runs of this very configuration and seed that have a folder, newest first."""
+        fingerprint = self.config.fingerprint()
+        return [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -346,6 +358,8 @@ class Experiment:
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
         if is_third_party(model_class):
             make_safe(model, self.batch_format(model))
+        if self.paths.suffix:
+            model.checkpoint = str(self.paths.weights.absolute())
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded
         model.count_parameters()
         use_threads(model, config.threads, config.batch_size, config.gpu)

@@ -68,11 +68,14 @@ class RunPaths:
         Folder of all experiments.
     dataset_id, expid : str
         Names of the dataset and of the experiment.
+    suffix : str
+        Follows the experiment id in the names of the files; ``.seed3`` of a seed that trains beside others.
     """
 
     model_root: Path
     dataset_id: str
     expid: str
+    suffix: str = ""
 
     @classmethod
     def of(cls, config: Any) -> RunPaths:
@@ -87,27 +90,30 @@ class RunPaths:
     @property
     def log(self) -> Path:
         """Log of the newest run."""
-        return self.folder / f"{self.expid}.log"
+        return self._file("log")
 
     @property
     def result(self) -> Path:
         """Metrics of the newest run, once it has finished."""
-        return self.folder / f"{self.expid}.json"
+        return self._file("json")
 
     @property
     def weights(self) -> Path:
         """Best weights of the newest run, as ``BaseModel`` of FuxiCTR names them."""
-        return self.folder / f"{self.expid}.model"
+        return self._file("model")
 
     @property
     def checkpoint(self) -> Path:
         """Training checkpoint of a run that is not finished."""
-        return self.folder / f"{self.expid}.snapshot"
+        return self._file("snapshot")
 
     @property
     def lock(self) -> Path:
         """Lock held by the process that trains."""
-        return self.folder / f"{self.expid}.lock"
+        return self._file("lock")
+
+    def _file(self, ending: str) -> Path:
+        return self.folder / f"{self.expid}{self.suffix}.{ending}"
 
     @property
     def runs(self) -> Path:
