@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -537,6 +537,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number}: is no evaluation of a run; delete the line")
         entries.append(entry)
     return entries
+
+
+def monitored(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> float:
+    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
+    monitor = settings["monitor"]
+    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
+    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
+
+
+def best_epoch_was_last(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> bool:
+    """Whether the best evaluation is of the last epoch that the settings allow, so that more epochs may be better."""
+    if not {"monitor", "monitor_mode", "epochs"} <= settings.keys():
+        return False
+    sign = -1 if settings["monitor_mode"] == "min" else 1
+    values = [(sign * monitored(settings, line), line.get("epoch")) for line in history]
+    best = max((value for value, _ in values if not math.isnan(value)), default=math.nan)
+    return next((epoch == settings["epochs"] for value, epoch in values if value == best), False)
 
 
 def with_text_keys(value: Any) -> Any:

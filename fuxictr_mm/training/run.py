@@ -24,7 +24,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import Run, RunPaths, unwritable, vocabulary_of_weights
+from fuxictr_mm.runs import Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
@@ -135,7 +135,11 @@ class TrainingRun:
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
         checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint)
         callbacks = self._callbacks(writer)
-        loop.fit(model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks)
+        history = loop.fit(
+            model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
+        )
+        if best_epoch_was_last(history, config.to_dict()):
+            logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
         logger.info("Validation")
         scored = loop.score(model, valid)
         metrics = {"valid": loop.measure(scored, config.metrics), "test": None}

@@ -21,19 +21,12 @@ from tqdm import tqdm
 from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import InheritedLock, read_json, try_lock, write_beside
-from fuxictr_mm.runs import RunPaths
+from fuxictr_mm.runs import RunPaths, monitored
 from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.threads import CORES_VARIABLE
 from fuxictr_mm.tuning import child
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
-
-
-def monitored(params: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
-    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
-    monitor = params["monitor"]
-    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
-    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
 
 
 @dataclass(frozen=True)
