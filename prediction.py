@@ -1,21 +1,33 @@
 """Score the test file and write a submission: ``python prediction.py --expid DIN_MM_tiny``."""
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuxictr_mm.arguments import Parser, add_debug, add_examples, run_main
+from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fuxictr_mm.runs import Run
 
 
 def main() -> None:
-    """Parse the command line, score, write ``submission/EXPID.zip``."""
-    parser = Parser(description="Score the test file of a trained experiment and write a submission.")
+    """Parse the command line, score, write ``submission/NAME.zip``."""
+    parser = Parser(description="Score the test file of a trained experiment, or of several runs averaged.")
     add_examples(
         parser,
         "python prediction.py --expid DIN_MM_tiny",
         "python prediction.py --expid DIN_MM_MicroLens --gpu 0 --task 'Task1&2'",
         "python prediction.py --expid DIN_MM_tiny --weights DIN_MM_tiny_hub --out other_folder",
+        "python prediction.py --runs DIN_MM_tiny                  all seeds of an experiment, averaged",
+        "python prediction.py --runs DIN_MM_tiny DIN_tiny --average logit --fit-weights --calibrate platt",
     )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--expid", help="experiment id in model_config.yaml: its newest weights")
+    what.add_argument("--runs", nargs="+", metavar="NAME", help="experiment ids, runs or folders, to be averaged")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
     parser.add_argument(
@@ -28,23 +40,80 @@ def main() -> None:
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
+    parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
+    parser.add_argument(
+        "--average", choices=("rank", "logit", "mean"), default="rank", help="of --runs: what is averaged (rank)"
+    )
+    parser.add_argument("--fit-weights", action="store_true", help="of --runs: fit weights on the validation rows")
+    parser.add_argument("--stack", action="store_true", help="of --runs: LightGBM in place of an average")
+    parser.add_argument("--name", help="of --runs: experiment id of the ensemble (EXPID_ensemble, or ensemble)")
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="of --runs: their model_root (checkpoints)"
+    )
     add_debug(parser)
     args = parser.parse_args()
 
     from fuxictr_mm.data.parquet import count_rows
-    from fuxictr_mm.experiment import Experiment, find_config
     from fuxictr_mm.logs import set_up_logging
     from fuxictr_mm.runtime import is_main
     from fuxictr_mm.submission import write_submission
 
     set_up_logging()
+    name, scores, test_data = _of_runs(args) if args.runs else _of_experiment(args)
+    if is_main():
+        rows = count_rows(test_data)
+        written = write_submission(args.out / f"{name}.zip", scores, task=args.task, expected_rows=rows)
+        print(f"{written}: {len(scores)} rows, column {args.task}")
+
+
+def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
+    """Return the experiment id, the scores by its newest weights, and the test file."""
+    from fuxictr_mm.experiment import Experiment, find_config
+
+    for option in ("fit_weights", "stack", "name"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, Path(__file__).resolve().parent)
     experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+    run = None
+    if args.calibrate:
+        if args.weights:
+            raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
+        run = experiment.run_of_weights()
     scores = experiment.predict(weights=args.weights)
-    if is_main():
-        rows = count_rows(experiment.config.dataset.test_data)
-        written = write_submission(args.out / f"{args.expid}.zip", scores, task=args.task, expected_rows=rows)
-        print(f"{written}: {len(scores)} rows, column {args.task}")
+    if run is not None:
+        scores = _calibrate(run, scores, args.calibrate)
+    return args.expid, scores, str(experiment.config.dataset.test_data)
+
+
+def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
+    """Return the name of the ensemble, its scores, and the test file."""
+    from fuxictr_mm.evaluation.ensemble import describe, ensemble
+    from fuxictr_mm.runtime import is_one_of_several
+
+    for option in ("weights", "data_root", "model_zoo", "config"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} is for --expid; the runs name their weights and files")
+    if is_one_of_several():
+        raise ConfigError("--runs averages in one process; start it without torchrun")
+    options = ("average", "fit_weights", "stack", "name", "gpu")
+    run = ensemble(args.runs, args.root, **{option: getattr(args, option) for option in options})
+    if not run.config.get("test_data"):
+        raise ConfigError(f"{run.path}: its dataset has no test_data; name one in dataset_config.yaml and train again")
+    for line in describe(run):
+        print(line)
+    scores = run.predictions("test")[1]
+    if args.calibrate:
+        scores = _calibrate(run, scores, args.calibrate)
+    return run.expid, scores, run.config["test_data"]
+
+
+def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
+    """Return calibrated scores, and print what the calibration changes on the validation rows."""
+    from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+
+    print(describe(calibrate_run(run), method))
+    return calibrator_of(run, method)(scores)
 
 
 if __name__ == "__main__":

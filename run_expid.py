@@ -1,8 +1,14 @@
 """Train and evaluate one experiment: ``python run_expid.py --expid DIN_MM_tiny``."""
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuxictr_mm.arguments import Parser, add_debug, add_examples, run_main
+from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
 
 
 def main() -> None:
@@ -12,6 +18,7 @@ def main() -> None:
         parser,
         "python run_expid.py --expid DIN_MM_tiny",
         "python run_expid.py --expid DIN_MM_MicroLens --gpu 0 --seed 7 --data_root /data",
+        "python run_expid.py --expid DIN_MM_tiny --seeds 1 2 3    then: python prediction.py --runs DIN_MM_tiny",
         "torchrun --nproc-per-node 2 run_expid.py --expid DIN_MM_tiny",
     )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
@@ -20,6 +27,11 @@ def main() -> None:
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="of --seeds: most at once (one a core; on a GPU 1)")
+    parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this experiment")
     add_debug(parser)
     args = parser.parse_args()
@@ -33,7 +45,28 @@ def main() -> None:
     experiment = Experiment.load(
         args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, **settings
     )
+    if args.seeds:
+        _train_seeds(experiment, config, args)
+        return
+    if args.beside:
+        experiment = experiment.beside_other_seeds()
     experiment.fit(resume=args.resume, results_csv=results_csv_path(config))
+
+
+def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
+    """Train every seed, and print their metrics."""
+    from fuxictr_mm.runs import table
+    from fuxictr_mm.runtime import is_one_of_several
+    from fuxictr_mm.tuning.runner import common_args
+    from fuxictr_mm.tuning.seeds import train_seeds
+
+    if args.seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other; keep one")
+    if is_one_of_several():
+        raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
+    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
+    print(table(train_seeds(experiment, args.seeds, config, Path(__file__).resolve(), **options)))
+    print(f"average them: python prediction.py --runs {args.expid}")
 
 
 if __name__ == "__main__":

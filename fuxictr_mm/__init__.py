@@ -24,6 +24,7 @@ from fuxictr_mm.threads import set_wait_policy
 if TYPE_CHECKING:
     from fuxictr_mm.errors import UserError
     from fuxictr_mm.evaluation.compare import compare
+    from fuxictr_mm.evaluation.ensemble import ensemble
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.registry import models, register_model
     from fuxictr_mm.runs import Run, find_runs, load_run
@@ -37,6 +38,7 @@ __all__ = [
     "Run",
     "UserError",
     "compare",
+    "ensemble",
     "find_runs",
     "load_run",
     "models",
@@ -50,6 +52,7 @@ _HOMES = {
     "Run": "fuxictr_mm.runs",
     "UserError": "fuxictr_mm.errors",
     "compare": "fuxictr_mm.evaluation.compare",
+    "ensemble": "fuxictr_mm.evaluation.ensemble",
     "find_runs": "fuxictr_mm.runs",
     "load_run": "fuxictr_mm.runs",
     "models": "fuxictr_mm.registry",

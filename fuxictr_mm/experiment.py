@@ -19,7 +19,7 @@ from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_params, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig
+from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset, load_dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
@@ -32,7 +32,7 @@ from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import describe_error, load_model_class
-from fuxictr_mm.runs import Run, RunPaths, read_run, vocabulary_of_weights
+from fuxictr_mm.runs import ENSEMBLE, Run, RunPaths, read_run, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
@@ -122,6 +122,8 @@ class Experiment:
         """
         if not run.config:
             raise ConfigError(f"{run.path}: no configuration of a run can be read ({run.problem})")
+        if run.model == ENSEMBLE:
+            raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
         experiment = cls(config, load_model_class(config.model, zoo), run.model_zoo)
@@ -161,8 +163,20 @@ class Experiment:
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)
+        experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
         experiment._check()
         return experiment
+
+    def beside_other_seeds(self) -> Experiment:
+        """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
+        experiment = type(self)(self.config, self.model_class, self.model_zoo)
+        experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
+        return experiment
+
+    def finished_runs(self) -> list[Run]:
+        """Return the finished runs of this very configuration and seed that have a folder, newest first."""
+        fingerprint = self.config.fingerprint()
+        return [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -247,6 +261,23 @@ class Experiment:
             )
         return path
 
+    def run_of_weights(self) -> Run:
+        """Return the run of the newest weights, whose predictions of the validation rows belong to them.
+
+        Raises
+        ------
+        MissingFileError
+            There are no such weights, or they are of no run with a folder.
+        """
+        path = self.find_weights()
+        for run in self.paths.find_runs():
+            if run.is_usable and run.weights.exists() and run.weights.samefile(path):
+                return run
+        raise MissingFileError(
+            f"{path}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
+            "again"
+        )
+
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""
         return self._predict(data, run.weights, [])
@@ -327,6 +358,8 @@ class Experiment:
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
         if is_third_party(model_class):
             make_safe(model, self.batch_format(model))
+        if self.paths.suffix:
+            model.checkpoint = str(self.paths.weights.absolute())
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded
         model.count_parameters()
         use_threads(model, config.threads, config.batch_size, config.gpu)

@@ -5,37 +5,42 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
-from fuxictr_mm.files import load_yaml, read_json
+from fuxictr_mm.files import load_yaml, read_json, write_beside
 from fuxictr_mm.terminal import format_table
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: Files in the folder of a run.
+#: Files in the folder of a run; ``PREDICTIONS`` by split.
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
-PREDICTIONS = "valid_predictions.parquet"
+PREDICTIONS = {"valid": "valid_predictions.parquet", "test": "test_predictions.parquet"}
 WEIGHTS = "best.model"
 RESULT = "result.json"
 DIAGNOSIS = "diagnosis.json"
+CALIBRATION = "calibration.json"
 LOG = "run.log"
 TENSORBOARD = "tensorboard"
 VOCABULARY = "vocabulary.parquet"
+
+#: The ``model`` of a run that combines the predictions of others and has no weights of its own.
+ENSEMBLE = "Ensemble"
 
 #: Files of a folder written by ``fuxictr-mm export-hub``.
 HUB_WEIGHTS, HUB_CONFIG, HUB_FEATURES, HUB_CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
@@ -63,11 +68,14 @@ class RunPaths:
         Folder of all experiments.
     dataset_id, expid : str
         Names of the dataset and of the experiment.
+    suffix : str
+        Follows the experiment id in the names of the files; ``.seed3`` of a seed that trains beside others.
     """
 
     model_root: Path
     dataset_id: str
     expid: str
+    suffix: str = ""
 
     @classmethod
     def of(cls, config: Any) -> RunPaths:
@@ -82,27 +90,30 @@ class RunPaths:
     @property
     def log(self) -> Path:
         """Log of the newest run."""
-        return self.folder / f"{self.expid}.log"
+        return self._file("log")
 
     @property
     def result(self) -> Path:
         """Metrics of the newest run, once it has finished."""
-        return self.folder / f"{self.expid}.json"
+        return self._file("json")
 
     @property
     def weights(self) -> Path:
         """Best weights of the newest run, as ``BaseModel`` of FuxiCTR names them."""
-        return self.folder / f"{self.expid}.model"
+        return self._file("model")
 
     @property
     def checkpoint(self) -> Path:
         """Training checkpoint of a run that is not finished."""
-        return self.folder / f"{self.expid}.snapshot"
+        return self._file("snapshot")
 
     @property
     def lock(self) -> Path:
         """Lock held by the process that trains."""
-        return self.folder / f"{self.expid}.lock"
+        return self._file("lock")
+
+    def _file(self, ending: str) -> Path:
+        return self.folder / f"{self.expid}{self.suffix}.{ending}"
 
     @property
     def runs(self) -> Path:
@@ -262,10 +273,21 @@ class Run:
         path = self.path / METRICS
         return read_lines(path) if path.exists() else []
 
-    def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the validation file's order.
+    @overload
+    def predictions(self, split: Literal["valid"] = "valid") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
 
-        Groups are integers or, with nulls among them, texts.
+    @overload
+    def predictions(self, split: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
+
+    def predictions(self, split: str = "valid") -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
+
+        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None.
+
+        Parameters
+        ----------
+        split : {"valid", "test"}
+            Runs of version 0.1 have no predictions of the test rows; ``predict`` computes them.
 
         Raises
         ------
@@ -275,14 +297,18 @@ class Run:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.path / PREDICTIONS
+        path = self.path / PREDICTIONS[split]
         if not path.is_file():
             state = "it is unfinished" if not self.finished else "train it again"
+            if self.finished and split == "test":
+                state = f"trained without test_data, or by an older version: python prediction.py --runs {self.path}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
         try:
             table = pq.read_table(path)
             columns = {name: table[name].to_numpy() for name in table.column_names}
-            label, prediction, group = columns["label"], columns["prediction"], columns.get("group")
+            label, prediction, group = columns.get("label"), columns["prediction"], columns.get("group")
+            if label is None and split == "valid":
+                raise KeyError("label")
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
         if problem := _problem_of_rows(label, prediction):
@@ -513,6 +539,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def monitored(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> float:
+    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
+    monitor = settings["monitor"]
+    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
+    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
+
+
+def best_epoch_was_last(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> bool:
+    """Whether the best evaluation is of the last epoch that the settings allow, so that more epochs may be better."""
+    if not {"monitor", "monitor_mode", "epochs"} <= settings.keys():
+        return False
+    sign = -1 if settings["monitor_mode"] == "min" else 1
+    values = [(sign * monitored(settings, line), line.get("epoch")) for line in history]
+    best = max((value for value, _ in values if not math.isnan(value)), default=math.nan)
+    return next((epoch == settings["epochs"] for value, epoch in values if value == best), False)
+
+
 def with_text_keys(value: Any) -> Any:
     """Return a configuration whose keys are texts at every depth, so that they can be sorted.
 
@@ -546,13 +589,33 @@ def _problem_of_result(result: dict[str, Any]) -> str:
     return ""
 
 
-def _problem_of_rows(label: np.ndarray, prediction: np.ndarray) -> str:
+def write_predictions(
+    path: Path, *, prediction: np.ndarray, label: np.ndarray | None = None, group: np.ndarray | None = None
+) -> None:
+    """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fuxictr_mm.data.parquet import from_numbers
+
+    columns = {"label": label, "prediction": prediction, "group": group}
+    arrays = {
+        name: from_numbers(column) if column.dtype.kind in "iuf" else pa.array(column)
+        for name, column in columns.items()
+        if column is not None
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(arrays), buffer)
+    write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
+
+
+def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray) -> str:
     """Return what is wrong with predictions, empty if nothing."""
     import numpy as np
 
-    if not len(label):
+    if not len(prediction):
         return "there are no rows"
-    if label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all():
+    if label is not None and (label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all()):
         return "labels are not 0 and 1"
     if prediction.dtype.kind not in "iuf":
         return f"predictions are {prediction.dtype}, expected numbers"

@@ -316,3 +316,52 @@ except SystemExit:
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert "check-submission" in out
     assert out.strip().endswith("False")
+
+
+def read_scores(path):
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read("prediction.csv").decode().splitlines()[1:]
+    return np.array([float(line.split(",")[1]) for line in lines])
+
+
+def test_train_seeds_average_calibrate(project, monkeypatch, capsys):
+    for seed in (1, 2):
+        run("run_expid.py", "--expid", "DIN_tiny", "--seed", seed, monkeypatch=monkeypatch)
+    run("prediction.py", "--runs", "DIN_tiny", "--average", "logit", monkeypatch=monkeypatch)
+    assert "DIN_tiny_ensemble (logit)" in capsys.readouterr().out
+    plain = read_scores(project / "submission" / "DIN_tiny_ensemble.zip")
+    options = ("--average", "logit", "--calibrate", "platt", "--name", "mine", "--task", "Task1&2")
+    run("prediction.py", "--runs", "DIN_tiny", *options, monkeypatch=monkeypatch)
+    assert "calibrated by platt" in capsys.readouterr().out
+    calibrated = read_scores(project / "submission" / "mine.zip")
+    assert len(plain) == len(calibrated) == 3000
+    assert not np.allclose(plain, calibrated)
+    assert (np.argsort(plain, kind="stable") == np.argsort(calibrated, kind="stable")).mean() > 0.99
+    run("prediction.py", "--expid", "DIN_tiny", "--calibrate", "isotonic", monkeypatch=monkeypatch)
+    scores = read_scores(project / "submission" / "DIN_tiny.zip")
+    (newest,) = (project / "checkpoints" / "tiny_mm" / "DIN_tiny").glob("*-seed2")
+    points = yaml.safe_load((newest / "calibration.json").read_text())["methods"]["isotonic"]["parameters"]["y"]
+    assert min(points) <= scores.min()
+    assert scores.max() <= max(points)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--expid --runs"),
+        (["--expid", "DIN_tiny", "--runs", "DIN_tiny"], "--runs"),
+        (["--expid", "DIN_tiny", "--stack"], "--stack is for --runs"),
+        (["--expid", "DIN_tiny", "--weights", "x", "--calibrate", "beta"], "--calibrate"),
+        (["--runs", "DIN_tiny", "--weights", "x"], "--weights is for --expid"),
+        (["--runs", "DIN_tiny", "--calibrate", "plat"], "plat"),
+        (["--runs", "DIN_tiny"], "'DIN_tiny'"),
+        (["--expid", "DIN_tiny", "--calibrate", "beta"], "python run_expid.py --expid DIN_tiny"),
+    ],
+)
+def test_bad_flags_of_predictions(arguments, expected, project, monkeypatch, capsys):
+    before = snapshot(project)
+    with pytest.raises(SystemExit) as stopped:
+        run("prediction.py", *arguments, monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert snapshot(project) == before

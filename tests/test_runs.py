@@ -32,7 +32,8 @@ def test_the_files_say_what_happened(train, tmp_path):
     assert (run.finished, run.problem, run.seed, run.model) == (True, "", 5, "DIN")
     assert run.path.parent == tmp_path / "tiny_mm" / "DIN_tiny"
     names = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "run.log", "best.model", "result.json"}
-    assert {path.name for path in run.path.iterdir()} == names | {"valid_predictions.parquet"}
+    predictions = {"valid_predictions.parquet", "test_predictions.parquet"}
+    assert {path.name for path in run.path.iterdir()} == names | predictions
     assert config_hash(load_yaml(run.path / "config.yaml")) == result["config_hash"]
     assert run.metrics == {"valid": result["valid"]}
     history = run.history()
@@ -45,6 +46,9 @@ def test_the_files_say_what_happened(train, tmp_path):
     label, prediction, group = run.predictions()
     assert (label.dtype, prediction.dtype, group.dtype) == (np.int8, np.float32, np.int64)
     assert evaluate_metrics(label, prediction, ["AUC", "gAUC", "logloss"], group) == pytest.approx(run.valid)
+    label, prediction, group = run.predictions("test")  # of a file without labels
+    assert (label, prediction.dtype, group.dtype) == (None, np.float32, np.int64)
+    np.testing.assert_array_equal(prediction, run.predict())
     best = tmp_path / "tiny_mm" / "DIN_tiny.model"
     assert best.samefile(run.path / "best.model")
     assert (run.path / "run.log").read_text() == (tmp_path / "tiny_mm" / "DIN_tiny.log").read_text()

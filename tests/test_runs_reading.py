@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.runs import find_runs, read_lines, read_run, resolve
+from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm.runs import best_epoch_was_last, find_runs, read_lines, read_run, resolve
 
 
 @pytest.fixture
@@ -116,6 +117,17 @@ def test_damaged_predictions_and_lines(copy):
     assert read_lines(run.path / "metrics.jsonl") == [{"step": 1}]
 
 
+def test_test_predictions(copy):
+    run = next(run for run in find_runs(copy) if run.test)
+    label, prediction, group = run.predictions("test")
+    assert evaluate_metrics(label, prediction, ["AUC", "gAUC"], group) == pytest.approx(
+        {name: run.test[name] for name in ("AUC", "gAUC")}
+    )
+    (run.path / "test_predictions.parquet").unlink()
+    with pytest.raises(MissingFileError, match=f"python prediction.py --runs {run.path}"):
+        run.predictions("test")
+
+
 def test_reading_does_without_torch():
     code = "import sys, fuxictr_mm.runs, fuxictr_mm.evaluation.compare; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -174,3 +186,23 @@ def test_links_out_of_the_root_are_not_followed(copy, tmp_path):
 def test_a_folder_without_runs(copy):
     with pytest.raises(MissingFileError, match=r"runs: a folder without runs; give that of an experiment"):
         resolve([copy], copy)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "expected"),
+    [
+        ([0.6, 0.7, 0.8], {}, True),
+        ([0.6, 0.8, 0.7], {}, False),
+        ([0.6, 0.8, 0.8], {}, False),  # the first of the best is kept
+        ([0.6, 0.7, 0.8], {"epochs": 4}, False),
+        ([0.6, 0.5, 0.4], {"monitor_mode": "min"}, True),
+        ([0.6, 0.7, 0.8], {"monitor": {"AUC": -1}}, False),
+        ([0.6, 0.7, 0.8], {"monitor": "gAUC"}, False),
+        ([], {}, False),
+    ],
+)
+def test_the_best_epoch_was_the_last(values, settings, expected):
+    history = [{"epoch": epoch, "AUC": value} for epoch, value in enumerate(values, 1)]
+    given = {"monitor": "AUC", "monitor_mode": "max", "epochs": 3, **settings}
+    assert best_epoch_was_last(history, given) == expected
+    assert not best_epoch_was_last(history, {})

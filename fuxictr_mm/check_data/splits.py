@@ -507,6 +507,7 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
     """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
     subjects = (Chunk, Split, ContextColumn, SplitPair, Comparison, Interactions)
     if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
+        _measure_cold_targets(layout, report)
         return
     known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
     splits: list[Split] = []
@@ -526,6 +527,21 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
     report.examine(interactions)
     for key, fractions in interactions.measures().items():
         report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
+
+
+def _measure_cold_targets(layout: Layout, report: Report) -> None:
+    """Measure the fraction of targets without a training row, from the column of targets alone."""
+    targets: dict[str, np.ndarray] = {}
+    for path in layout.splits.values() if "train" in layout.splits else ():
+        with report.reading(path):
+            schema = read_schema(path)
+            if ITEM_ID in schema.names and pa.types.is_integer(schema.field(ITEM_ID).type):
+                parts = [to_series(batch.column(0)).to_numpy() for _, batch in read_chunks(path, [ITEM_ID])]
+                targets[path.stem] = np.concatenate(parts) if parts else np.empty(0)
+    for name, ids in targets.items():
+        if name != "train" and "train" in targets and len(ids):
+            train = targets["train"]
+            report.measure(Measure(("cold_fraction", name), round(float(1 - np.isin(ids, train).mean()), 4)))
 
 
 def _read_split(

@@ -5,14 +5,17 @@ Shape letters: R examples, K bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, Finding
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding
+from fuxictr_mm.evaluation.calibration import BINS, equal_bins, expected_error
+from fuxictr_mm.terminal import format_table
 
-BINS = 15
+#: What to do about it.
+COMMAND = "python prediction.py --expid EXPID --calibrate platt"
 
 #: Samples of labels from the predictions, for the error of a calibrated model.
 SAMPLES = 200
@@ -60,36 +63,39 @@ def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: i
     }
 
 
-def _describe_bin(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def by_popularity(popularity: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the calibration of each bucket of the section ``popularity``.
+
+    Parameters
+    ----------
+    popularity : sequence of mapping
+        Of ``fuxictr_mm.diagnosis.slices.measure``.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``cold``, ``rows``, ``mean_prediction``, ``rate`` with its Wilson interval ``low`` to ``high``.
+    """
+    kept = ("name", "cold", "rows", "mean_prediction", "rate")
+    return [{**{key: entry[key] for key in kept}, **_wilson(entry["positives"], entry["rows"])} for entry in popularity]
+
+
+def _wilson(positives: int, rows: int) -> dict[str, float]:
     from scipy.stats import binomtest
 
-    interval = binomtest(int(label.sum()), len(label)).proportion_ci(0.95, method="wilson")
+    interval = binomtest(positives, rows).proportion_ci(0.95, method="wilson")
+    return {"low": float(interval.low), "high": float(interval.high)}
+
+
+def _describe_bin(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
     return {
         "rows": len(label),
         "from": float(prediction.min()),
         "to": float(prediction.max()),
         "mean_prediction": float(prediction.mean()),
         "rate": float(label.mean()),
-        "low": float(interval.low),
-        "high": float(interval.high),
+        **_wilson(int(label.sum()), len(label)),
     }
-
-
-def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction, ties in the order of rows."""
-    bin_of = np.empty(len(prediction), dtype=np.int64)
-    for number, rows in enumerate(np.array_split(np.argsort(prediction, kind="stable"), bins)):
-        bin_of[rows] = number
-    return bin_of
-
-
-def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray) -> float:
-    r"""Return the expected calibration error, :math:`\sum_k \frac{n_k}{R} |\bar y_k - \bar p_k|`.
-
-    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015,
-    https://ojs.aaai.org/index.php/AAAI/article/view/9602; with bins of equal count instead of equal size.
-    """
-    return float(np.abs(np.bincount(bin_of, weights=label - prediction)).sum() / len(label))
 
 
 def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float] | None:
@@ -119,13 +125,25 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Return one line."""
+    """Return one line, and a table by popularity."""
     entry = result["calibration"]
     slope = "" if entry["slope"] is None else f", slope {entry['slope']:.2f}, intercept {entry['intercept']:+.2f}"
-    return [
+    line = (
         f"calibration: expected error {entry['expected_calibration_error']:.4f} (noise {entry['noise']:.4f}), mean "
         f"prediction {entry['mean_prediction']:.4f}, rate {entry['rate']:.4f}{slope}"
+    )
+    rows = [
+        [
+            bucket["name"],
+            bucket["rows"],
+            f"{bucket['mean_prediction']:.4f}",
+            f"{bucket['rate']:.4f}",
+            f"{bucket['low']:.3f} to {bucket['high']:.3f}",
+        ]
+        for bucket in entry.get("by_popularity", ())
     ]
+    header = ["clicks in training", "rows", "mean prediction", "click rate", "interval"]
+    return [line, format_table(header, rows)] if rows else [line]
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
@@ -140,8 +158,9 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
             "predictions",
             f"the expected calibration error is {error:.3f} (noise {noise:.3f}): the mean prediction is "
             f"{entry['mean_prediction']:.3f}, the click rate {entry['rate']:.3f}",
-            "ranking is not affected; before using them as probabilities, fit intercept and slope on held-out rows",
+            f"ranking is not affected; before using them as probabilities: {COMMAND}",
         )
+    yield from _findings_by_popularity(entry.get("by_popularity", ()))
     if slope is not None and abs(slope - 1) > SLOPE_TOLERANCE:
         kind = "overconfident" if slope < 1 else "underconfident"
         yield Finding(
@@ -152,3 +171,28 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
             f"the model is {kind}: logits fit the clicks best when multiplied by {slope:.2f}",
             "more regularization or fewer epochs" if slope < 1 else "train longer, or with less regularization",
         )
+
+
+def _findings_by_popularity(buckets: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield cold items whose predictions are too high or too low, and of the others the worst bucket."""
+    wrong = [
+        bucket
+        for bucket in buckets
+        if not bucket["low"] <= bucket["mean_prediction"] <= bucket["high"] and _gap(bucket) > CALIBRATION_ERROR
+    ]
+    others = [bucket for bucket in wrong if not bucket["cold"]]
+    for bucket in [*(b for b in wrong if b["cold"]), *sorted(others, key=_gap)[-1:]]:
+        which = "without training examples" if bucket["cold"] else f"with {bucket['name']} clicks in training"
+        yield Finding(
+            WARNING if bucket["cold"] else NOTE,
+            "calibration",
+            "miscalibrated_on_cold_items" if bucket["cold"] else "miscalibrated_by_popularity",
+            bucket["name"],
+            f"on {bucket['rows']} rows of items {which} the mean prediction is {bucket['mean_prediction']:.3f}, "
+            f"the click rate {bucket['rate']:.3f} ({bucket['low']:.3f} to {bucket['high']:.3f})",
+            f"{COMMAND} corrects all rows alike; what is left by popularity needs embeddings that say more than ids",
+        )
+
+
+def _gap(bucket: Mapping[str, Any]) -> float:
+    return abs(bucket["mean_prediction"] - bucket["rate"])

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ import numpy as np
 
 from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, PROBLEM, Finding, format_findings, ordered
+from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, NOTE, PROBLEM, Finding, format_findings, ordered
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.runtime import is_one_of_several
@@ -108,12 +108,14 @@ def _item_files(dataset: DatasetConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained experiment: its weights, the name of their run or None, and the file for its diagnosis."""
+    """A trained experiment: weights, name, evaluations and settings of their run, and the file for its diagnosis."""
 
     experiment: Experiment
     weights: Path
     run: str | None
     output: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def find_trained(
@@ -166,7 +168,10 @@ def find_trained(
     if not path.exists():
         raise MissingFileError(f"{path}: no such file, {remedy}")
     output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
-    return Trained(experiment, path, None if found is None else found.run, output)
+    if found is None:
+        return Trained(experiment, path, None, output)
+    history = found.history() if weights is None else []
+    return Trained(experiment, path, found.run, output, history, found.config)
 
 
 def _find_run(paths: RunPaths, name: str | None) -> Run | None:
@@ -220,6 +225,7 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     model.load_weights(str(trained.weights))
     model.eval()
     result = diagnose(experiment, model, table, _popularity(experiment, dataset.items), **options)
+    result["findings"] += [asdict(finding) for finding in _findings_of_training(trained)]
     return {
         "version": VERSION,
         "fuxictr_mm": __version__,
@@ -232,6 +238,22 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
         "split": split,
         **result,
     }
+
+
+def _findings_of_training(trained: Trained) -> Iterator[Finding]:
+    """Yield whether a run might have got better yet."""
+    from fuxictr_mm.runs import best_epoch_was_last
+
+    if trained.history and best_epoch_was_last(trained.history, trained.settings):
+        epochs = trained.settings["epochs"]
+        yield Finding(
+            NOTE,
+            "training",
+            "best_epoch_was_last",
+            trained.run or "run",
+            f"the best epoch was the last allowed one, {epochs} of {epochs}",
+            "train with more epochs: early stopping ends them when nothing is gained",
+        )
 
 
 def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
@@ -343,6 +365,8 @@ def diagnose(
         "calibration": calibration.measure(label, prediction, seed=seed),
         **slices.measure(label, prediction, lengths, target, popularity),
     }
+    if "popularity" in result:
+        result["calibration"]["by_popularity"] = calibration.by_popularity(result["popularity"])
     result["absent"] = {section: reason for section, reason in ABSENT.items() if section not in result}
     result["passes"] = scorer.passes
     result["seconds"] = time.perf_counter() - started

@@ -15,6 +15,7 @@ import numpy as np
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.evaluation.others import is_prediction_file, read_file
 from fuxictr_mm.evaluation.significance import (
     Difference,
     Ranking,
@@ -68,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs and their differences on the same validation examples.
+    """Groups of runs and their differences on the same examples.
 
     Parameters
     ----------
@@ -79,11 +80,13 @@ class Comparison:
     pairs : list of Pair
         All pairs, those of the first side first.
     rows, positives, users : int
-        Number of validation examples, clicks and users.
+        Number of examples, clicks and users.
     samples : int
         Bootstrap samples with both classes.
     notes : list of str
         What was selected, and what limits the conclusions.
+    split : {"valid", "test"}
+        Where the examples are from.
     """
 
     sides: list[Side]
@@ -94,6 +97,7 @@ class Comparison:
     users: int
     samples: int
     notes: list[str] = field(default_factory=list)
+    split: str = "valid"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,10 +107,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm compare DIN_MM_tiny DIN_tiny                   all finished runs of two experiments, seeds grouped",
         "fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny  each against the best",
         "fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json",
+        "fuxictr-mm compare DIN_MM_tiny other_program.csv --split test",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="experiment id, name of a run, or folder of either")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="experiment id, name of a run, folder of either, or a .csv or .parquet file of predictions",
+    )
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
-    parser.add_argument("--split", choices=("valid",), default="valid", help="examples to compare on (valid)")
+    parser.add_argument("--split", choices=("valid", "test"), default="valid", help="examples to compare on (valid)")
     parser.add_argument("--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)")
     add_output_options(parser)
@@ -120,7 +130,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
-    found = compare(args.names, args.root, samples=args.samples, seed=args.seed, quiet=args.quiet)
+    found = compare(args.names, args.root, split=args.split, samples=args.samples, seed=args.seed, quiet=args.quiet)
     show(args, as_dict(found), as_text(found))
 
 
@@ -128,18 +138,21 @@ def compare(
     names: Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] = "checkpoints",
     *,
+    split: str = "valid",
     samples: int = 2000,
     seed: int = 0,
     quiet: bool = True,
 ) -> Comparison:
-    """Compare experiments, runs or folders of runs on their validation examples.
+    """Compare experiments, runs, folders of runs, or predictions of other programs on the same examples.
 
     Parameters
     ----------
     names : sequence of str or path
-        Two or more, as for ``fuxictr_mm.runs.resolve_one``.
+        Two or more, as for ``fuxictr_mm.runs.resolve_one``, or files as for ``fuxictr_mm.evaluation.others.read_file``.
     root : path
         The ``model_root`` of the runs.
+    split : {"valid", "test"}
+        Examples to compare on. What is chosen by its result on test is no longer measured by it.
     samples, seed : int
         Bootstrap samples of users, and their seed.
     quiet : bool
@@ -148,15 +161,18 @@ def compare(
     Raises
     ------
     UserError
-        A name has no run, two sides share a run, or runs were validated on different examples.
+        A name has no run, two sides share a run, runs were evaluated on different examples, or these have no labels.
     """
     known = find_runs(root)
     notes: list[str] = []
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {_label(name, names): [] for name in names}
     owner: dict[Path, str] = {}
+    files = [name for name in names if is_prediction_file(name)]
     for name in names:
+        if name in files:
+            continue
         label = _label(name, names)
-        group = _newest_configuration(resolve_one(name, known, root), label, notes)
+        group = newest_configuration(resolve_one(name, known, root), label, notes)
         for run in group:
             path = run.path.resolve()
             if path in owner:
@@ -166,9 +182,15 @@ def compare(
                 )
             owner[path] = label
         groups[label] = group
+    if len(files) == len(names):
+        raise ConfigError(f"compare: '{files[0]}' and the others are files; give one run or more that knows the labels")
+    runs = [run for group in groups.values() for run in group]
+    for name in files:
+        groups[_label(name, names)] = [read_file(name, runs[0], split)]
     found = compare_groups(
         groups,
         known,
+        split=split,
         samples=samples,
         seed=seed,
         track=lambda chunks: progress_bar(chunks, "bootstrap", verbose=0 if quiet else 1),
@@ -188,7 +210,7 @@ def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]
     return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
 
 
-def _newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> list[Run]:
+def newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> list[Run]:
     """Return the runs of the newest configuration, the newest of each seed, without broken ones."""
     broken = [f"{name}, run {run.run}, is left out: {run.state}" for run in runs if not run.is_usable]
     runs = [run for run in runs if run.is_usable]
@@ -211,7 +233,7 @@ def _newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> l
 
 
 class _Predictions(NamedTuple):
-    """Predictions of one run for the n validation examples, each ``(n,)``."""
+    """Predictions of one run for the n examples, each ``(n,)``."""
 
     name: str
     run: Run
@@ -228,12 +250,13 @@ def compare_groups(
     groups: Mapping[str, Sequence[Run]],
     known: Sequence[Run],
     *,
+    split: str = "valid",
     samples: int = 2000,
     seed: int = 0,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     on_problem: OnProblem = _raise,
 ) -> Comparison:
-    """Compare every two groups of runs on their validation examples.
+    """Compare every two groups of runs on the examples of a split.
 
     Parameters
     ----------
@@ -241,12 +264,14 @@ def compare_groups(
         Seeds of one configuration each, by the name for conclusions. More than two are sorted, the best first.
     known : sequence of Run
         All runs: further seeds of a group's configuration count for the variance between seeds.
+    split : {"valid", "test"}
+        Examples to compare on; they need labels.
     samples, seed : int
         Bootstrap samples of users, and their seed.
     track : callable
         Wraps the iterable of chunks of samples, for a progress bar.
     on_problem : callable
-        Called for a run without predictions, or validated on other examples than most; the run is left out then, and
+        Called for a run without predictions, or evaluated on other examples than most; the run is left out then, and
         so is a group without runs. By default the error is raised.
 
     Raises
@@ -254,7 +279,7 @@ def compare_groups(
     UserError
         Nothing can be compared, or ``on_problem`` raises.
     """
-    found = _read(groups, on_problem)
+    found = _read(groups, split, on_problem)
     label, group_id = _most_common_examples(found)
     kept = [entry for entry in found if _has_examples(entry, label, group_id, on_problem)]
     user, notes = _users(group_id, len(label))
@@ -267,7 +292,7 @@ def compare_groups(
     for name in dict.fromkeys(entry.name for entry in kept):
         members = [i for i, entry in enumerate(kept) if entry.name == name]
         runs = [kept[i].run for i in members]
-        others = _other_seeds(runs[0], kept, known)
+        others = _other_seeds(runs[0], kept, known, split)
         side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others)
         compared.append((side, runs))
     if len(compared) > 2:
@@ -282,14 +307,18 @@ def compare_groups(
         users=users,
         samples=drawn.shape[1],
         notes=notes,
+        split=split,
     )
 
 
-def _read(groups: Mapping[str, Sequence[Run]], on_problem: OnProblem) -> list[_Predictions]:
+def _read(groups: Mapping[str, Sequence[Run]], split: str, on_problem: OnProblem) -> list[_Predictions]:
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
-            found.append(_Predictions(name, run, *run.predictions()))
+            label, prediction, group = run.predictions(split)
+            if label is None:
+                raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
+            found.append(_Predictions(name, run, label, prediction, group))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -298,7 +327,7 @@ def _read(groups: Mapping[str, Sequence[Run]], on_problem: OnProblem) -> list[_P
 
 
 def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return label and group of the examples that most runs were validated on."""
+    """Return label and group of the examples that most runs were evaluated on."""
     keys = [(p.label.tobytes(), b"" if p.group is None else p.group.astype(str).tobytes()) for p in found]
     most = found[keys.index(Counter(keys).most_common(1)[0][0])]
     if most.label.min() == most.label.max():
@@ -307,7 +336,7 @@ def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np
 
 
 def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | None, on_problem: OnProblem) -> bool:
-    """Whether a run was validated on these examples; ``on_problem`` is called if not."""
+    """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
     if len(entry.label) != len(label):
         reason = f"{len(entry.label)} against {len(label)}"
     elif not np.array_equal(entry.label, label):
@@ -316,8 +345,8 @@ def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | No
         reason = f"groups differ, first in row {int(np.argmax(entry.group != group))}"
     else:
         return True
-    message = f"{entry.run.path}: validated on other examples than the other runs: {reason}"
-    on_problem(entry.name, entry.run, DataError(f"{message}; compare runs that validated on one file"))
+    message = f"{entry.run.path}: evaluated on other examples than the other runs: {reason}"
+    on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one file"))
     return False
 
 
@@ -328,11 +357,11 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
         return np.arange(rows), [note]
     user = np.unique(group, return_inverse=True)[1]
     if user.max() + 1 < MIN_USERS:
-        raise DataError(f"validation examples of {user.max() + 1} users; the bootstrap needs {MIN_USERS} or more")
+        raise DataError(f"examples of {user.max() + 1} users; the bootstrap needs {MIN_USERS} or more")
     return user, []
 
 
-def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[Run]) -> list[float]:
+def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[Run], split: str) -> list[float]:
     """Return the AUC of further seeds of a run's configuration on the same examples."""
     taken = {entry.run.path.resolve() for entry in compared}
     seeds = {entry.run.seed for entry in compared if entry.run.config_key == first.config_key}
@@ -342,10 +371,10 @@ def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[R
         if not fits or run.path.resolve() in taken:
             continue
         try:
-            label, prediction, _ = run.predictions()
+            label, prediction, _ = run.predictions(split)
         except UserError:
             continue  # missing or not finite: not one of the runs that were asked for
-        if np.array_equal(label, compared[0].label):
+        if label is not None and np.array_equal(label, compared[0].label):
             seeds.add(run.seed)
             aucs.append(Ranking(label, prediction).auc)
     return aucs
@@ -389,17 +418,18 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         }
         for pair in comparison.pairs
     ]
-    names = ("rows", "positives", "users", "samples", "notes")
+    names = ("split", "rows", "positives", "users", "samples", "notes")
     return {**{name: getattr(comparison, name) for name in names}, "sides": sides, "pairs": pairs}
 
 
 def as_text(comparison: Comparison) -> str:
     """Return a comparison for a terminal: runs, differences from the first side, conclusions and notes."""
     of_users = "" if comparison.users == comparison.rows else f" of {comparison.users:,} users"
+    what = {"valid": "validation"}.get(comparison.split, comparison.split)
     against_first = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
     return "\n".join(
         [
-            f"{comparison.rows:,} validation examples{of_users}, {comparison.positives:,} positive",
+            f"{comparison.rows:,} {what} examples{of_users}, {comparison.positives:,} positive",
             "",
             _runs_table(comparison),
             "",

@@ -36,7 +36,7 @@ from fuxictr_mm.report.experiments import (
     settings_of,
 )
 from fuxictr_mm.report.figures import Plot, speed_of
-from fuxictr_mm.runs import FALLING, RUN_NAME, Run, find_runs, resolve
+from fuxictr_mm.runs import FALLING, RUN_NAME, Run, best_epoch_was_last, find_runs, resolve
 from fuxictr_mm.terminal import decimal, listed, number, plural, printable
 
 #: Metric that experiments are ordered by, if they have it.
@@ -266,6 +266,12 @@ def describe(
     overview = [figures.plot_intervals(comparisons, order), figures.plot_differences(comparisons, order)]
     if len(order) > MOST_CURVES:
         notes.append(f"learning curves of the first {MOST_CURVES} experiments only")
+    for experiment in order:
+        late = [run for run in experiment.runs if best_epoch_was_last(settings.history(run), run.config)]
+        if late:
+            of = "" if len(experiment.runs) == 1 else f" in {len(late)} of {len(experiment.runs)} runs"
+            last = f"the best epoch was the last allowed one, {late[0].config['epochs']}{of}"
+            notes.append(f"{experiment.name}: {last}; more epochs may be better")
     shared, environments = settings.environments(order)
     ablations = settings.ablations(order)
     diagnosed = _diagnosed(order, notes)

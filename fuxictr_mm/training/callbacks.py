@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from fuxictr_mm.runs import (
     RunPaths,
     read_lines,
     vocabulary_of_weights,
+    write_predictions,
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
@@ -159,7 +159,7 @@ class RunWriter:
         if self._metrics is not None:
             self._metrics.close()
 
-    def finish(self, result: Mapping[str, Any], model: Any, scored: Scored) -> None:
+    def finish(self, result: Mapping[str, Any], model: Any, scored: Scored, test: Scored | None = None) -> None:
         """Write what a finished run leaves; result.json comes last.
 
         Parameters
@@ -170,8 +170,12 @@ class RunWriter:
             Its best weights are at ``model.checkpoint``.
         scored : Scored
             The validation rows.
+        test : Scored, optional
+            The test rows, with or without labels.
         """
-        rows = _write_predictions(self.path / PREDICTIONS, scored)
+        arrays = {split: _to_numpy(rows) for split, rows in (("valid", scored), ("test", test)) if rows is not None}
+        for split, columns in arrays.items():
+            write_predictions(self.path / PREDICTIONS[split], **columns)
         vocabulary = vocabulary_of_weights(Path(model.checkpoint))
         if vocabulary.exists():
             _link(vocabulary, self.path / VOCABULARY)
@@ -184,7 +188,7 @@ class RunWriter:
             "dataset_id": self.settings["dataset_id"],
             "seed": self.settings["seed"],
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "valid_rows": rows,
+            "valid_rows": len(arrays["valid"]["prediction"]),
             "description": self.settings.get("description"),
         }
         write_json(self.path / RESULT, content)
@@ -201,20 +205,11 @@ def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any]) -> Path | N
     return next((run.path for run in unfinished if config_hash(run.config) == wanted), None)
 
 
-def _write_predictions(path: Path, scored: Scored) -> int:
-    """Write label, prediction and group of the validation rows; returns how many rows there are."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from fuxictr_mm.data.parquet import from_numbers
-
-    assert scored.label is not None
-    columns = {"label": scored.label.char(), "prediction": scored.prediction.float(), "group": scored.group}
-    arrays = {name: from_numbers(column.cpu().numpy()) for name, column in columns.items() if column is not None}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays), buffer)
-    write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
-    return len(arrays["label"])
+def _to_numpy(scored: Scored) -> dict[str, Any]:
+    """Return label, prediction and group of scored rows as arrays or None."""
+    label = None if scored.label is None else scored.label.char()
+    columns = {"label": label, "prediction": scored.prediction.float(), "group": scored.group}
+    return {name: None if column is None else column.cpu().numpy() for name, column in columns.items()}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -320,18 +320,20 @@ class Scored(NamedTuple):
 
 
 @torch.no_grad()
-def score(model: BaseModel, loader: Iterable[Any], what: str = "evaluation", labels: bool = True) -> Scored:
+def score(
+    model: BaseModel, loader: Iterable[Any], what: str = "evaluation", labels: bool = True, groups: bool = True
+) -> Scored:
     """Score the samples of a loader; ``what`` names the progress bar."""
     model.eval()
-    predictions, truths, groups = [], [], []
+    predictions, truths, users = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:
         for batch in bar:
             predictions.append(model.forward(batch)["y_pred"].reshape(-1))
             if labels:
                 truths.append(model.get_labels(batch).reshape(-1))
-                if model.feature_map.group_id is not None:
-                    groups.append(model.get_group_id(batch).reshape(-1))
-    joined = [torch.cat(parts) if parts else None for parts in (predictions, truths, groups)]
+            if groups and model.feature_map.group_id is not None:
+                users.append(model.get_group_id(batch).reshape(-1))
+    joined = [torch.cat(parts) if parts else None for parts in (predictions, truths, users)]
     if joined[0] is None:
         raise DataError(f"{what}: no rows")
     y_pred = distributed.gather_rows(joined[0])
@@ -355,4 +357,4 @@ def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
 
 def predict(model: BaseModel, loader: Iterable[Any]) -> Tensor:
     """Return the predictions ``(rows,)`` over a loader, on the CPU, in its order."""
-    return score(model, loader, "scoring", labels=False).prediction.cpu()
+    return score(model, loader, "scoring", labels=False, groups=False).prediction.cpu()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import Run, RunPaths, unwritable, vocabulary_of_weights
+from fuxictr_mm.runs import Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
@@ -66,7 +67,8 @@ class TrainingRun:
         if self.resume:
             if result := experiment.result():
                 logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
-                return experiment.run_of(result, self._finished_folder())
+                finished = experiment.finished_runs()
+                return experiment.run_of(result, finished[0].path if finished else None)
             self._check_resumable()
         with LogFiles() as logs, ExitStack() as stack:
             experiment.prepare_process()
@@ -99,12 +101,6 @@ class TrainingRun:
             vocabularies.save(path)
         else:
             path.unlink()
-
-    def _finished_folder(self) -> Path | None:
-        """Return the folder of the newest finished run of this configuration, None if it has none."""
-        fingerprint = self.config.fingerprint()
-        runs = [run for run in self.paths.find_runs() if run.finished]
-        return next((run.path for run in runs if config_hash(run.config) == fingerprint), None)
 
     def _check_resumable(self) -> None:
         """Refuse to train a finished run for longer: its training checkpoint is gone. Warn of one of other settings."""
@@ -139,23 +135,32 @@ class TrainingRun:
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
         checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint)
         callbacks = self._callbacks(writer)
-        loop.fit(model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks)
+        history = loop.fit(
+            model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
+        )
+        if best_epoch_was_last(history, config.to_dict()):
+            logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
         logger.info("Validation")
         scored = loop.score(model, valid)
         metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
-        if test_has_labels:
+        scored_test = None
+        if "test" in dataset.splits and (test_has_labels or config.record):
             logger.info("Test")
             test = experiment.make_loader(dataset.splits["test"], model)
-            metrics["test"] = loop.evaluate(model, test, config.metrics)
+            scored_test = loop.score(model, test, labels=test_has_labels)
+            if test_has_labels:
+                metrics["test"] = loop.measure(scored_test, config.metrics)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
             if writer is not None:
-                writer.finish(result, model, scored)
+                writer.finish(result, model, scored, scored_test)
             now = datetime.now().isoformat(timespec="seconds")
             hashes = {"settings_hash": config.fingerprint(paths=False)}
             write_json(self.paths.result, {**result, **hashes, "finished_at": now})
             checkpoint.remove()
+            if self.paths.suffix:
+                _publish(self.paths)
             if self.results_csv is not None:
                 append_result(result, config.dataset_id, self.results_csv)
         return experiment.run_of(result, None if writer is None else writer.path)
@@ -234,6 +239,23 @@ def _locked(paths: RunPaths) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _publish(paths: RunPaths) -> None:
+    """Make the files of a seed those of the newest run, unless that trains now; the run's folder has them as well."""
+    newest = replace(paths, suffix="")
+    files = [(getattr(paths, name), getattr(newest, name)) for name in ("log", "result", "weights")]
+    files.append((vocabulary_of_weights(paths.weights), vocabulary_of_weights(newest.weights)))
+    try:
+        with FileLock(newest.lock, timeout=10):
+            for source, target in files:
+                if source.exists():
+                    source.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+    except Timeout:
+        for source, _ in files:
+            source.unlink(missing_ok=True)
 
 
 def _check_writable(path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tuning.runner import TrialResult, format_table, report, run_grid, write_table
+from fuxictr_mm.tuning.seeds import train_seeds
 from fuxictr_mm.tuning.study import enumerate_trials, run_study
 from fuxictr_mm.tuning.tuner_file import Tuner, read_tuner
 
@@ -29,6 +30,7 @@ __all__ = [
     "run_grid",
     "run_study",
     "run_tuner",
+    "train_seeds",
     "write_table",
 ]
 

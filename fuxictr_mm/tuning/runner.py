@@ -21,19 +21,12 @@ from tqdm import tqdm
 from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import InheritedLock, read_json, try_lock, write_beside
-from fuxictr_mm.runs import RunPaths
+from fuxictr_mm.runs import RunPaths, monitored
 from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.threads import CORES_VARIABLE
 from fuxictr_mm.tuning import child
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
-
-
-def monitored(params: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
-    """Return the monitored metric, or weighted sum of metrics; NaN where it is not among them."""
-    monitor = params["monitor"]
-    weights = {monitor: 1.0} if isinstance(monitor, str) else monitor
-    return sum(weight * metrics.get(name, math.nan) for name, weight in weights.items())
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,10 @@ class Trial:
         Keeps other processes off its files.
     number : int
         Of the trial in its study.
+    arguments : tuple of str
+        More arguments for the script.
+    name : str
+        Of its log; the experiment id if empty.
     """
 
     expid: str
@@ -102,6 +99,8 @@ class Trial:
     paths: RunPaths | None = None
     lock: InheritedLock | None = None
     number: int = -1
+    arguments: tuple[str, ...] = ()
+    name: str = ""
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result that is on disk, None if there is none of these very parameters."""
@@ -257,9 +256,20 @@ class _Grid:
 
 
 def run_trials(
-    trials: Trials, config_dir: Path, gpus: Sequence[int], script: Path, extra_args: Sequence[str], quiet: bool
+    trials: Trials,
+    config_dir: Path,
+    gpus: Sequence[int],
+    script: Path,
+    extra_args: Sequence[str],
+    quiet: bool,
+    *,
+    logs: Path | None = None,
+    what: str = "trial",
 ) -> None:
     """Run trials until there are none left, one at a time on each entry of ``gpus``.
+
+    Progress is a bar on a terminal, elsewhere a line on stderr for each trial that ends. The output of the trials goes
+    to ``logs``, in the configuration folder by default; ``what`` names a trial.
 
     Raises
     ------
@@ -274,31 +284,32 @@ def run_trials(
         raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
     for gpu in sorted(set(gpus)):
         device_of(gpu)
-    logs = Path(config_dir) / "logs"
+    logs = logs or Path(config_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # Each worker's torch would otherwise take all cores.
     environment = {CORES_VARIABLE: str(max(1, (os.cpu_count() or 1) // len(gpus))), **os.environ}
     free, children, waited = list(gpus), list[_Child](), False
 
-    bar = tqdm(total=trials.total, desc="trials", unit="trial", disable=quiet or not sys.stderr.isatty())
+    bar = tqdm(total=trials.total, desc=f"{what}s", unit=what, disable=quiet or not sys.stderr.isatty())
+    progress = _Progress(bar, trials, what, quiet)
     with bar, collect_signals() as received:
         try:
-            _show_progress(bar, trials)
+            progress.show()
             while not received:
                 for running in [each for each in children if each.process.poll() is not None]:
                     children.remove(running)
                     free.append(running.gpu)
                     trials.finish(running.trial, running.error())
                     running.trial.release()
-                    _show_progress(bar, trials)
+                    progress.show()
                 for running in children:
                     if not running.told_to_end and not trials.goes_on(running.trial):
                         running.told_to_end = True
                         running.process.terminate()
                 while free and not received and (trial := trials.take()) is not None:
                     command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
-                    command += ["--gpu", str(free[0]), *extra_args]
-                    log = logs / f"{trial.expid}.out"
+                    command += ["--gpu", str(free[0]), *trial.arguments, *extra_args]
+                    log = logs / f"{trial.name or trial.expid}.out"
                     children.append(_Child(trial, free.pop(0), _start(command, trial, log, environment), log))
                 if not children and trials.done:
                     break
@@ -311,7 +322,7 @@ def run_trials(
         for running in children:
             trials.give_back(running.trial)
             running.trial.release()
-        _show_progress(bar, trials)
+        progress.show()
     if received:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 
@@ -331,7 +342,7 @@ class _Child:
         code = self.process.returncode
         if code == 0:
             assert self.trial.paths is not None
-            return f"no result of this configuration in {self.trial.paths.result}"
+            return f"no result of this configuration in {self.trial.paths.folder}"
         return _last_line(self.log) or f"exit code {code} without output"
 
 
@@ -369,18 +380,45 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _show_progress(bar: tqdm, trials: Trials) -> None:
-    if bar.disable:
-        return
-    done = trials.results()
-    finished = [result for result in done if result.score > -math.inf and result.state == "finished"]
-    if finished:
-        best = max(finished, key=lambda result: result.score)
-        value = best.score if best.params["monitor_mode"] == "max" else -best.score
-        bar.set_postfix_str(f"best {value:.6f} {best.expid}", refresh=False)
-    bar.total = trials.total
-    bar.n = len(done)
-    bar.refresh()
+class _Progress:
+    """A bar on a terminal, elsewhere a line for each trial that has ended since the last look."""
+
+    def __init__(self, bar: tqdm, trials: Trials, what: str, quiet: bool) -> None:
+        self._bar, self._trials, self._what, self._quiet = bar, trials, what, quiet
+        self._told: set[str] | None = None
+
+    def show(self) -> None:
+        if self._quiet:
+            return
+        done = self._trials.results()
+        finished = [result for result in done if result.score > -math.inf and result.state == "finished"]
+        best = max(finished, key=lambda result: result.score, default=None)
+        if self._bar.disable:
+            self._print(done, best)
+            return
+        if best is not None:
+            self._bar.set_postfix_str(f"best {_reached(best):.6f} {best.expid}", refresh=False)
+        self._bar.total = self._trials.total
+        self._bar.n = len(done)
+        self._bar.refresh()
+
+    def _print(self, done: Sequence[TrialResult], best: TrialResult | None) -> None:
+        new = [] if self._told is None else [result for result in done if result.expid not in self._told]
+        self._told = {result.expid for result in done}
+        for number, result in enumerate(new, start=len(done) - len(new) + 1):
+            line = f"{self._what} {number} of {self._trials.total}: {result.expid} {result.state}"
+            if result.error is not None:
+                line += f": {result.error}"
+            elif not math.isnan(value := _reached(result)):
+                monitor = result.params["monitor"]
+                line += f", {monitor if isinstance(monitor, str) else 'monitor'} {value:.6f}, {result.seconds:.0f} s"
+            line += "" if best is None or best is result else f"; best {_reached(best):.6f} {best.expid}"
+            print(line, file=sys.stderr, flush=True)
+
+
+def _reached(result: TrialResult) -> float:
+    """Return the monitored metric of a trial, NaN where there is none."""
+    return monitored(result.params, result.valid)
 
 
 def _tuned_keys(results: Sequence[TrialResult]) -> list[str]:

@@ -22,8 +22,8 @@ from filelock import FileLock
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock, write_beside, write_entries
-from fuxictr_mm.runs import read_evaluations
-from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, monitored, run_trials
+from fuxictr_mm.runs import monitored, read_evaluations
+from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, run_trials
 from fuxictr_mm.tuning.tuner_file import Drawing, Point, Tuner, check_points, number_of_points, read_tuner
 
 if TYPE_CHECKING:
@@ -420,7 +420,8 @@ class _StudyTrials:
             where: dict[str, Any] = {"data_root": self._data_root, "model_zoo": self._model_zoo}
             experiment = Experiment.load(expid, self._folder, **where)
             trial = Trial(expid, experiment.config.to_dict(), experiment.paths, lock, number)
-            if trial.result() is None and not self._should_prune(number):
+            reported = read_evaluations(experiment.paths.runs)[: len(found.intermediate_values)]
+            if trial.result() is None and not (reported and self._should_prune(trial, reported[-1])):
                 return trial
         except UserError as failure:
             error = " ".join(str(failure).split())
@@ -428,10 +429,13 @@ class _StudyTrials:
         trial.release()
         return None
 
-    def _should_prune(self, number: int) -> bool:
-        watch = self._watches[number]
-        if self._pruner is not None:
-            watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, self._trial(number)))
+    def _should_prune(self, trial: Trial, evaluation: Mapping[str, Any]) -> bool:
+        """Whether the trial should end at this evaluation, the last one reported."""
+        watch, warm = self._watches[trial.number], self._tuner.warm_epochs
+        if warm is None:
+            warm = math.ceil(trial.params["epochs"] / 3)  # those that learn slowly at first get time to
+        if self._pruner is not None and evaluation.get("epoch", math.inf) > warm:
+            watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, self._trial(trial.number)))
         return watch.pruned
 
     def goes_on(self, trial: Trial) -> bool:
@@ -455,7 +459,7 @@ class _StudyTrials:
             watch.reported += 1
             value = monitored(trial.params, evaluation)
             self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
-            if trial.number in self._watches and self._should_prune(trial.number):
+            if trial.number in self._watches and self._should_prune(trial, evaluation):
                 return
 
     def _is_lost(self, number: int) -> bool:

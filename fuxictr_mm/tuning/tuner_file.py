@@ -308,6 +308,9 @@ class Pruning(Settings):
     """The mapping that ``pruning`` may be."""
 
     warmup: NonNegativeInt = Field(WARMUP, description="Evaluations that every trial gets.")
+    epochs: NonNegativeInt | None = Field(
+        None, description="Epochs that every trial gets; a third of its `epochs` if neither this nor `warmup` is given."
+    )
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,8 @@ class Tuner:
         Decides which points are drawn.
     warmup : int or None
         Evaluations before a trial may be pruned; None: none is pruned.
+    warm_epochs : int or None
+        Epochs before a trial may be pruned; None: a third of its epochs.
     study : str
         Name of the study and of its folder.
     storage : str or None
@@ -350,6 +355,7 @@ class Tuner:
     trials: int = 0
     seed: int = 0
     warmup: int | None = None
+    warm_epochs: int | None = None
     study: str = ""
     storage: str | None = None
 
@@ -439,16 +445,20 @@ def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
         "search": search,
         "trials": settings.trials,
         "seed": settings.seed,
-        "warmup": _read_pruning(tuner_yaml, settings.pruning),
+        **_read_pruning(tuner_yaml, settings.pruning),
         "study": study,
         "storage": settings.storage,
     }
 
 
-def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> int | None:
-    if isinstance(pruning, bool):
-        return WARMUP if pruning else None
-    return Pruning.read(pruning, f"{tuner_yaml}: pruning").warmup
+def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> dict[str, int | None]:
+    """Return ``warmup`` and ``warm_epochs`` of the tuner."""
+    if pruning is False:
+        return {"warmup": None}
+    given = {} if pruning is True else pruning
+    found = Pruning.read(given, f"{tuner_yaml}: pruning")
+    epochs = 0 if found.epochs is None and "warmup" in given else found.epochs
+    return {"warmup": found.warmup, "warm_epochs": epochs}
 
 
 def _check_monitor(tuner: Tuner) -> None:

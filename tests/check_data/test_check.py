@@ -152,3 +152,13 @@ def test_single_rows_are_named_and_no_others(planted):
     for check in ("mojibake", "foreign-title", "norm-outlier", "modalities-disagree", "target-in-history", "bad-label"):
         wanted = sorted(row for c, _, _, row, _ in faults.values() if c == check)
         assert [r["row"] for f in answer["findings"] if f["check"] == check for r in f["rows"]] == wanted
+
+
+def test_the_share_of_cold_targets_is_always_given(folder, capsys):
+    run(folder, "--json")
+    expected = json.loads(capsys.readouterr().out)["measures"]["cold_fraction"]
+    assert list(expected) == ["valid", "test"]
+    assert run(folder, "--only", "mojibake", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["measures"]["cold_fraction"] == expected
+    run(folder, "--only", "mojibake")
+    assert f"valid: {expected['valid']:.1%} of the targets without a training row" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fuxictr_mm.diagnosis import calibration
+from fuxictr_mm.diagnosis import calibration, slices
 
 
 def examples(count=300, seed=0):
@@ -67,3 +67,34 @@ def test_recalibration_is_logistic_regression():
     separable = np.array([0.0, 0, 1, 1])
     assert calibration.recalibrate(separable, np.array([0.1, 0.2, 0.8, 0.9])) is None
     assert calibration.recalibrate(separable, np.full(4, 0.5)) is None
+
+
+def test_by_popularity():
+    """Cold items are predicted too high, those with one or two clicks too low, the others right."""
+    generator = np.random.default_rng(0)
+    target = generator.integers(0, 30, 6000)
+    shown = np.where(np.arange(30) < 10, 0, 50)
+    clicked = np.where(np.arange(30) < 20, 2, 20) * (shown > 0)
+    prediction = generator.uniform(0.3, 0.6, 6000)
+    shift = np.select([target < 10, target < 20], [-0.2, 0.15], 0.0)
+    label = (generator.random(6000) < prediction + shift).astype(np.float32)
+    lengths = np.ones(6000, dtype=np.int64)
+    popularity = slices.measure(label, prediction, lengths, target, slices.Popularity(shown, clicked))["popularity"]
+    found = calibration.by_popularity(popularity)
+    assert [(entry["name"], entry["cold"]) for entry in found] == [
+        ("never shown", True),
+        ("1-2", False),
+        ("11-20", False),
+    ]
+    for entry, low, high in zip(found, (0, 10, 20), (10, 20, 30), strict=True):
+        rows = (target >= low) & (target < high)
+        assert entry["rows"] == rows.sum()
+        assert entry["mean_prediction"] == pytest.approx(prediction[rows].mean())
+        assert entry["rate"] == pytest.approx(label[rows].mean())
+        assert entry["low"] < entry["rate"] < entry["high"]
+    result = {"calibration": {**calibration.measure(label, prediction), "by_popularity": found}}
+    told = {finding.code: finding for finding in calibration.findings(result)}
+    assert told["miscalibrated_on_cold_items"].subject == "never shown"
+    assert told["miscalibrated_by_popularity"].subject == "1-2"
+    assert "--calibrate" in told["miscalibrated_on_cold_items"].advice
+    assert "never shown" in calibration.tables(result)[1]

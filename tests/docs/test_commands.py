@@ -41,7 +41,8 @@ SMALL = [
     (r"--expid X\b", "--expid DIN_MM_tiny"),
     (r" \.\.\. ", " "),
     (r"for seed in 1 2 3", "for seed in 1 2"),
-    (r"--seeds 1 2 3|--seeds 3", "--seeds 1"),
+    (r"(run_expid\.py [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
+    (r"(benchmarks[^#\n]*) (?:--seeds 1 2 3|--seeds 3)", r"\1 --seeds 1"),
     (r"(run_param_tuner\.py[^#\n]*) --gpu 0 1", r"\1"),
     (r"(run_expid\.py [^#\n]*)--gpu 0(?= *$)", r"\1--gpu -1"),
     (r"(sentence-transformers|bert-base)[\w/.-]*", "encoders/text"),
@@ -144,6 +145,8 @@ def base(tmp_path_factory):
             RUN.add(tuple(words))
         run(Command("base", "", ["python", "prediction.py", "--expid", "DIN_MM_tiny"]), patch)
     (folder / "tuner.yaml").write_text(TUNER)
+    scores = np.random.default_rng(0).random(ROWS["valid"])
+    (folder / "other_program.csv").write_text("\n".join(["score", *map(str, scores)]) + "\n")
     return folder
 
 

@@ -83,7 +83,7 @@ def test_every_number_is_that_of_the_records(written: Any) -> None:
     found = find_runs(written.root)
     for name in ("BEST", "NEXT", "WORST"):
         aucs = [run.valid["AUC"] for run in found if run.expid == name]
-        assert f"{np.mean(aucs):.4f}± {np.std(aucs, ddof=1):.4f}" in page.text
+        assert f"{np.mean(aucs):.4f}±\u00a0{np.std(aucs, ddof=1):.4f}" in page.text
     assert "48,765" in page.text
     assert "1,002" in page.text  # mean speed of seeds 1 to 3
     assert "6.5" in page.text
@@ -412,3 +412,13 @@ def test_an_older_page_is_replaced(runs: Any, tmp_path: Path) -> None:
     out.write_text("\n<!DOCTYPE html><p>old")
     main(["report", "--root", str(runs.root), "--out", str(out), "--quiet"])
     assert "old" not in out.read_text()
+
+
+def test_a_best_epoch_that_was_the_last_is_noted(runs: Any) -> None:
+    monitor = {"monitor": "AUC", "monitor_mode": "max"}  # the second of the epochs is the best
+    for seed in (1, 2):
+        runs.add("A", 1.5, seed, settings={**monitor, "epochs": 2}, epochs=2)
+    runs.add("B", 1.5, 1, settings={**monitor, "epochs": 3})
+    notes = "\n".join(report([], runs.root, runs.root.parent / "page.html")[0].notes)
+    assert "A: the best epoch was the last allowed one, 2 in 2 of 2 runs" in notes
+    assert "B: the best epoch" not in notes

@@ -53,8 +53,12 @@ while Path("slow").exists() or Path(f"slow{ended}").exists():
     time.sleep(0.02)
 with (run / "metrics.jsonl").open("w") as stream:
     for epoch in range(1, params["epochs"] + 1):
-        line = {"epoch": epoch, "step": epoch * 10, "loss": 0.5, "AUC": auc, "logloss": 1, "seconds": epoch}
+        late = epoch <= 2 and Path(f"late{width}").exists()
+        reached = 0.1 if late else auc
+        line = {"epoch": epoch, "step": epoch * 10, "loss": 0.5, "AUC": reached, "logloss": 1, "seconds": epoch}
         print(json.dumps(line), file=stream, flush=True)
+        if late and epoch == 2:
+            time.sleep(2)
         if epoch == 3 and Path(f"endless{width}").exists() and len(list(folder.glob("*.json"))) >= 5:
             time.sleep(100)
 (folder / f"{args.expid}.json").write_text(json.dumps({
@@ -323,6 +327,22 @@ def test_trials_below_the_median_are_pruned(folder, capsys):
     assert header.split()[-1] == "state"
     assert [line.split()[-1] for line in lines[:10]] == ["finished"] * (10 - len(pruned)) + ["pruned"] * len(pruned)
     assert len(noted(folder, "begin")) == 10
+
+
+@pytest.mark.parametrize(
+    ("pruning", "cut"),
+    [(True, False), ({}, False), ({"epochs": 2}, False), ({"epochs": 1}, True), ({"warmup": 1}, True)],
+)
+def test_a_slow_starter_gets_a_third_of_the_epochs(folder, pruning, cut):
+    (folder / "late20").touch()
+    widths = [11, 12, 13, 14, 15, 20]
+    space = {"width": widths, "epochs": [6]}
+    # The pruner judges from the sixth trial on.
+    seed = next(s for s in range(200) if draw_all(space, "random", s, 6, len)[-1]["width"] == 20)
+    results = hunt(tuner_file(folder, f"width: {widths}\nepochs: 6", trials=6, pruning=pruning, seed=seed))
+    (late,) = [result for result in results if result.params["width"] == 20]
+    assert late.pruned == cut
+    assert not any(result.pruned for result in results if result is not late)
 
 
 def test_evaluations_of_the_newest_run(tmp_path):

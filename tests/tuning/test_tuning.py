@@ -232,6 +232,18 @@ def test_a_tag_keeps_some(folder):
         run(written, tag="xyz")
 
 
+def test_each_trial_is_a_line_without_a_terminal(folder, capsys):
+    written = enumerate_trials(tuner_file(folder, "width: [1, 3, 2]"))
+    run(written)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"trial {n} of 3" for n in (1, 2, 3)]
+    assert re.search(r"Fake_tiny_001_\w+ finished, AUC 0.500000, 2 s$", lines[0])
+    assert re.search(r"; best 0.502000 Fake_tiny_002_\w+$", lines[2])
+    run(written)
+    run(enumerate_trials(tuner_file(folder, "width: [4]", "quiet.yaml")), quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_two_workers_run_at_the_same_time(folder):
     written = enumerate_trials(tuner_file(folder, "width: [50]\nlearning_rate: [1e-3, 1e-4, 1e-5]"))
     results = run(written, gpus=[-1, -1])
@@ -280,8 +292,9 @@ def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
 
     shown = script("--config", "grid.yaml", "--gpu", "-1")
     assert shown.out.splitlines()[0].split()[:2] == ["rank", "expid"]
-    assert shown.err.startswith("error: 1 of 1 trials failed")
-    assert shown.err.count("\n") == 1
+    told, error = shown.err.splitlines()
+    assert re.fullmatch(r"trial 1 of 1: Fake_tiny_001_\w+ failed: ValueError: width must not be 13", told)
+    assert error.startswith("error: 1 of 1 trials failed")
     document = json.loads(script("--config", "grid.yaml", "--json", "--quiet").out)
     assert [row["error"] for row in document["trials"]] == ["ValueError: width must not be 13"]
     shown = script("--config", "grid.yaml", "--quite")

@@ -1,0 +1,237 @@
+"""Calibration of predicted probabilities on the validation rows: Platt scaling, isotonic regression, beta calibration.
+
+Shape letters: R rows, K bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.runs import CALIBRATION, Run
+
+#: Methods, in the order of the number of their parameters.
+METHODS = ("platt", "beta", "isotonic")
+
+#: Folds of users by which a method is measured on rows that it was not fitted to.
+FOLDS = 5
+
+#: Bins of equal count of the expected calibration error.
+BINS = 15
+
+#: Predictions are kept this far from 0 and 1, where their logits are infinite.
+MARGIN = 1e-7
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    r"""A fitted monotone function from predictions to probabilities.
+
+    ::
+
+        platt     sigmoid(a logit(p) + c)
+        beta      sigmoid(a ln(p) - b ln(1 - p) + c),  a and b not negative
+        isotonic  linear between the points (x, y) of a monotone fit, constant beyond them
+
+    Platt, Advances in Large Margin Classifiers, 1999, applied to logits. Kull, Silva Filho and Flach, AISTATS 2017,
+    https://proceedings.mlr.press/v54/kull17a.html. Zadrozny and Elkan, KDD 2002,
+    https://doi.org/10.1145/775047.775151.
+
+    Parameters
+    ----------
+    method : str
+        One of ``METHODS``.
+    parameters : dict
+        ``a``, ``c`` and for beta ``b``; for isotonic the lists ``x`` and ``y``.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+
+    def __call__(self, prediction: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities ``(R,)`` float64 of predictions ``(R,)``."""
+        fitted = self.parameters
+        if self.method == "isotonic":
+            return np.interp(prediction.astype(np.float64), fitted["x"], fitted["y"])
+        low, high = _logs(prediction)
+        return _sigmoid(fitted["a"] * low + fitted.get("b", fitted["a"]) * high + fitted["c"])
+
+
+def _logs(prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ln(p) and -ln(1 - p), whose sum is the logit."""
+    clipped = prediction.astype(np.float64).clip(MARGIN, 1 - MARGIN)
+    return np.log(clipped), -np.log1p(-clipped)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logit.clip(-500, 500)))
+
+
+def fit(method: str, label: np.ndarray, prediction: np.ndarray) -> Calibrator:
+    """Fit a calibrator to labels and predictions ``(R,)``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method.
+    DataError
+        Predictions are not from 0 to 1, or there is one class only.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"calibrate: there is no method '{method}', expected one of {', '.join(METHODS)}")
+    if prediction.min() < 0 or prediction.max() > 1:
+        raise DataError(f"predictions are {prediction.min():g} to {prediction.max():g}, expected probabilities")
+    if label.min() == label.max():
+        raise DataError(f"all {len(label)} labels are {label[0]}; calibration needs both classes")
+    if method == "isotonic":
+        from sklearn.isotonic import IsotonicRegression
+
+        found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(prediction.astype(np.float64), label)
+        return Calibrator(method, {"x": found.X_thresholds_.tolist(), "y": found.y_thresholds_.tolist()})
+    low, high = _logs(prediction)
+    if method == "platt":
+        (a,), c = _logistic(label, low + high)
+        return Calibrator(method, {"a": a, "c": c})
+    (a, b), c = _logistic(label, low, high)
+    # As in the paper: a coefficient below 0 would not be monotone, so its term is left out.
+    if a < 0:
+        a, ((b,), c) = 0.0, _logistic(label, high)
+    elif b < 0:
+        b, ((a,), c) = 0.0, _logistic(label, low)
+    return Calibrator(method, {"a": max(a, 0.0), "b": max(b, 0.0), "c": c})
+
+
+def _logistic(label: np.ndarray, *columns: np.ndarray) -> tuple[list[float], float]:
+    """Return coefficients and intercept of a logistic regression without regularization."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(np.stack(columns, axis=1), label)
+    return found.coef_[0].tolist(), float(found.intercept_[0])
+
+
+def folds(group: np.ndarray | None, rows: int, count: int = FOLDS, seed: int = 0) -> np.ndarray:
+    """Return the fold of each row ``(R,)``, from 0: users are split at random, without groups the rows.
+
+    Parameters
+    ----------
+    group : ndarray or None
+        ``(R,)``
+    rows, count, seed : int
+        R, the number of folds, and the seed of the split.
+    """
+    user = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
+    number = int(user.max()) + 1
+    return (np.random.default_rng(seed).permutation(number) % min(count, number))[user]
+
+
+def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
+    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction, ties in the order of rows."""
+    bin_of = np.empty(len(prediction), dtype=np.int64)
+    for number, rows in enumerate(np.array_split(np.argsort(prediction, kind="stable"), bins)):
+        bin_of[rows] = number
+    return bin_of
+
+
+def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray) -> float:
+    r"""Return the expected calibration error, :math:`\sum_k \frac{n_k}{R} |\bar y_k - \bar p_k|`.
+
+    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015,
+    https://ojs.aaai.org/index.php/AAAI/article/view/9602; with bins of equal count instead of equal size.
+    """
+    return float(np.abs(np.bincount(bin_of, weights=label - prediction)).sum() / len(label))
+
+
+def measure(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """Return ``logloss`` and ``expected_calibration_error`` of probabilities ``(R,)``."""
+    clipped = prediction.astype(np.float64).clip(MARGIN, 1 - MARGIN)
+    logloss = -np.where(label == 1, np.log(clipped), np.log1p(-clipped)).mean()
+    bin_of = equal_bins(clipped, min(BINS, len(label)))
+    return {"logloss": float(logloss), "expected_calibration_error": expected_error(label, clipped, bin_of)}
+
+
+def calibrate_run(run: Run) -> dict[str, Any]:
+    """Fit all methods to the validation rows of a run and write them into its folder as ``calibration.json``.
+
+    Returns
+    -------
+    dict
+        What the file holds: ``rows``, ``uncalibrated`` with ``logloss`` and ``expected_calibration_error``, and
+        ``methods`` by name with ``parameters`` and the same two figures, of users that a method was not fitted to.
+
+    Raises
+    ------
+    MissingFileError, DataError
+        The run has no validation predictions, or they are no probabilities.
+    """
+    label, prediction, group = run.predictions()
+    fold = folds(group, len(label))
+    methods = {}
+    for method in METHODS:
+        fitted = fit(method, label, prediction)
+        unseen = np.empty(len(label))
+        for number in range(int(fold.max()) + 1):
+            held = fold == number
+            unseen[held] = fit(method, label[~held], prediction[~held])(prediction[held])
+        methods[method] = {"parameters": fitted.parameters, **measure(label, unseen)}
+    found = {
+        "fitted_on": "valid",
+        "rows": len(label),
+        "cross_fitted_by": "rows" if group is None else "users",
+        "uncalibrated": measure(label, prediction),
+        "methods": methods,
+    }
+    write_json(run.path / CALIBRATION, found)
+    return found
+
+
+def calibrator_of(run: Run, method: str) -> Calibrator:
+    """Return the saved calibrator of a run; it is fitted first where there is none.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method.
+    MissingFileError, DataError
+        As ``calibrate_run``, or the file is damaged.
+    """
+    path = run.path / CALIBRATION
+    found = read_json(path) if path.exists() else calibrate_run(run)
+    return _from_dict(path, method, found)
+
+
+def _from_dict(path: Path, method: str, found: Mapping[str, Any]) -> Calibrator:
+    if method not in METHODS:
+        raise ConfigError(f"calibrate: there is no method '{method}', expected one of {', '.join(METHODS)}")
+    try:
+        parameters = found["methods"][method]["parameters"]
+        wanted = {"isotonic": ("x", "y"), "platt": ("a", "c"), "beta": ("a", "b", "c")}[method]
+        values = {name: np.asarray(parameters[name], dtype=np.float64) for name in wanted}
+        shapes = {value.shape for value in values.values()}
+        sound = len(shapes) == 1 and len(next(iter(shapes))) == (method == "isotonic")
+        if not sound or not all(np.isfinite(value).all() and value.size for value in values.values()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path}: holds no parameters of {method}; delete the file, it is fitted again") from None
+    return Calibrator(method, {name: value.tolist() for name, value in values.items()})
+
+
+def describe(found: Mapping[str, Any], method: str) -> str:
+    """Return one line: what a method changes on the validation rows, and which would be better."""
+    before, after = found["uncalibrated"], found["methods"][method]
+    error = "expected_calibration_error"
+    line = (
+        f"calibrated by {method}: valid logloss {before['logloss']:.4f} -> {after['logloss']:.4f}, expected "
+        f"calibration error {before[error]:.4f} -> {after[error]:.4f} (cross-fitted by {found['cross_fitted_by']})"
+    )
+    best = min(found["methods"], key=lambda name: found["methods"][name]["logloss"])
+    if min(after["logloss"], before["logloss"]) > found["methods"][best]["logloss"] + 1e-4 and best != method:
+        line += f"; {best} reaches {found['methods'][best]['logloss']:.4f}"
+    elif after["logloss"] > before["logloss"]:
+        line += "; no better than without"
+    return line

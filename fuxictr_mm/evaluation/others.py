@@ -1,0 +1,212 @@
+"""Predictions of other programs: a CSV or Parquet file of scores, in row order or joined by ids.
+
+Shape letters: n examples of a split, R rows of a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.errors import DataError, MissingFileError, UserError
+from fuxictr_mm.runs import Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Endings of files of predictions.
+ENDINGS = (".csv", ".parquet")
+
+#: Names of a column of scores, in this order and in any case; without one of them, the only column of fractions.
+SCORES = ("prediction", "score", "probability", "y_pred", "pred", "logit", "task1", "task2", "task1&2")
+
+#: Names of a column that counts the rows from 0, in any case.
+ROW_NUMBERS = ("id", "row", "row_id", "index")
+
+
+@dataclass(frozen=True)
+class PredictionFile(Run):
+    """Predictions of another program, in the place of a run; ``path`` is the file.
+
+    Parameters
+    ----------
+    rows : tuple
+        Label, prediction and group, as ``Run.predictions`` returns them.
+    """
+
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+    def predictions(self, split: str = "valid") -> Any:
+        """Return label, prediction and group of the split that the file was read for."""
+        return self.rows
+
+
+def is_prediction_file(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a CSV or Parquet file, not of a run."""
+    return Path(name).suffix.lower() in ENDINGS
+
+
+def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid") -> PredictionFile:
+    """Read predictions of another program for the examples of a run.
+
+    The file has a column of scores (``SCORES``). Columns that the data file of the split has as well, such as user_id
+    and item_id, join the rows; else a column of row numbers (``ROW_NUMBERS``) orders them; else they are in the order
+    of the split's file. A column of labels must hold the same labels.
+
+    Parameters
+    ----------
+    name : path
+        ``.csv`` or ``.parquet``.
+    like : Run
+        A run that was evaluated on these examples.
+    split : {"valid", "test"}
+        Which of its examples.
+
+    Raises
+    ------
+    MissingFileError, DataError
+        No such file, no scores in it, or they do not fit the examples.
+    """
+    path = Path(name)
+    label, _, group = like.predictions(split)
+    if label is None:
+        raise DataError(f"{like.path}: the {split} rows have no labels; compare on --split valid")
+    table = _read(path)
+    column = _score_column(path, table)
+    data = like.config.get(f"{split}_data")
+    order = _order(path, table, column, len(label), _keys_of(data, table, like), data)
+    score = table[column].to_numpy()[order].astype(np.float64)
+    if not np.isfinite(score).all():
+        raise DataError(f"{path}: {column}: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
+    label_name = _label_name(like)
+    if label_name in table.column_names:
+        found = table[label_name].to_numpy()[order]
+        if not np.array_equal(found, label):
+            raise DataError(
+                f"{path}: {label_name}: differs from that of {like.run}, first in row "
+                f"{int(np.argmax(found != label))} of {split}; give predictions of the same file in its order, or ids"
+            )
+    return PredictionFile(
+        path=path,
+        run=path.name,
+        expid=path.stem,
+        dataset_id=like.dataset_id,
+        config={"predictions": str(path.resolve())},
+        finished=True,
+        rows=(label, score, group),
+    )
+
+
+def _label_name(run: Run) -> str:
+    label = run.config.get("label_col", "label")
+    return str(label.get("name", "label")) if isinstance(label, Mapping) else "label"
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; expected predictions of another program")
+    try:
+        table = csv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); expected a table of scores") from None
+    if len(set(table.column_names)) < table.num_columns:
+        raise DataError(f"{path}: columns have the same name ({', '.join(table.column_names)})")
+    return table
+
+
+def _score_column(path: Path, table: pa.Table) -> str:
+    import pyarrow as pa
+
+    by_lower_case = {name.lower(): name for name in reversed(table.column_names)}
+    found = next((by_lower_case[name] for name in SCORES if name in by_lower_case), None)
+    fractions = [name for name in table.column_names if pa.types.is_floating(table[name].type)]
+    if found is None and len(fractions) == 1:
+        found = fractions[0]
+    there = ", ".join(table.column_names)
+    if found is None:
+        raise DataError(f"{path}: no column of scores (columns: {there}); name it prediction")
+    kind = table[found].type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)) or table[found].null_count:
+        what = f"{table[found].null_count} nulls" if table[found].null_count else str(kind)
+        raise DataError(f"{path}: {found}: holds {what}, expected one number per row")
+    return found
+
+
+def _keys_of(data: Any, table: pa.Table, like: Run) -> dict[str, np.ndarray]:
+    """Return the columns of integers and texts that the data file of the split shares with a table, each ``(n,)``."""
+    import pyarrow as pa
+
+    from fuxictr_mm.data.parquet import open_parquet, part_files
+
+    try:
+        files = part_files(data) if data else []
+        schema = open_parquet(files[0]).schema_arrow if files else pa.schema([])
+    except UserError:
+        return {}  # moved since; row order and row numbers are left
+    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    names = [
+        name
+        for name in table.column_names
+        if name in schema.names and name != _label_name(like) and any(kind(schema.field(name).type) for kind in kinds)
+    ]
+    if not names:
+        return {}
+    read = pa.concat_tables(open_parquet(file).read(columns=names) for file in files)
+    return {name: read[name].to_numpy() for name in names}
+
+
+def _order(
+    path: Path, table: pa.Table, score: str, rows: int, keys: Mapping[str, np.ndarray], data: Any
+) -> np.ndarray | slice:
+    """Return which row of the file belongs to each example ``(n,)``."""
+    theirs = {name: table[name].to_numpy() for name in keys if name != score}
+    ours = [keys[name] for name in theirs]
+    if theirs and any(len(column) != rows for column in ours):
+        raise DataError(f"{data}: {len(ours[0])} rows, but the run was evaluated on {rows}; train it again")
+    if theirs:
+        if table.num_rows == rows and all(map(np.array_equal, ours, theirs.values())):
+            return slice(None)
+        return _join(path, ours, list(theirs.values()), list(theirs))
+    numbers = next((name for name in table.column_names if name.lower() in ROW_NUMBERS and name != score), None)
+    if table.num_rows != rows:
+        raise DataError(f"{path}: {table.num_rows} predictions, expected {rows}, one per row of {data}")
+    if numbers is None:
+        return slice(None)
+    found = table[numbers].to_numpy()
+    order = np.argsort(found, kind="stable")
+    if not np.array_equal(found[order], np.arange(rows)):
+        raise DataError(f"{path}: {numbers}: is no numbering of {rows} rows from 0; leave it out for row order")
+    return order
+
+
+def _join(path: Path, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    by = ", ".join(names)
+    rows = len(ours[0])
+    code = np.zeros(rows + len(theirs[0]), dtype=np.int64)
+    for name, first, second in zip(names, ours, theirs, strict=True):
+        if (first.dtype.kind in "iu") != (second.dtype.kind in "iu"):
+            raise DataError(f"{path}: {name}: holds {second.dtype}, expected {first.dtype} as in the data file")
+        index = np.unique(np.concatenate([first, second]), return_inverse=True)[1]
+        code = np.unique(code * (index.max() + 1) + index, return_inverse=True)[1]
+    wanted, found = code[:rows], code[rows:]
+    for what, codes in (("the data file", wanted), (str(path), found)):
+        if len(np.unique(codes)) < len(codes):
+            raise DataError(f"{path}: {by} repeat in {what}, so they do not tell rows apart; write all rows in order")
+    order = np.argsort(found, kind="stable")
+    place = np.searchsorted(found[order], wanted).clip(max=len(found) - 1)
+    missing = found[order][place] != wanted
+    if missing.any():
+        raise DataError(
+            f"{path}: {int(missing.sum())} of {rows} rows have no prediction, first row {int(np.argmax(missing))}; "
+            f"joined by {by}"
+        )
+    return order[place]

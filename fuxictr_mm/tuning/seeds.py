@@ -1,0 +1,152 @@
+"""Several seeds of an experiment, a process each, several at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.runs import Run
+from fuxictr_mm.tuning.runner import Trial, TrialResult, run_trials
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+
+def train_seeds(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    config_dir: Path,
+    script: Path,
+    *,
+    jobs: int | None = None,
+    resume: bool = False,
+    extra_args: Sequence[str] = (),
+    quiet: bool = False,
+) -> list[Run]:
+    """Train an experiment with several seeds, each in a process; the cores are divided among those that run at once.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What to train.
+    seeds : sequence of int
+        Different seeds.
+    config_dir, script : Path
+        Folder of the configuration, and run_expid.py.
+    jobs : int, optional
+        Most seeds at once; one for each core by default, on a GPU one.
+    resume : bool
+        Leave alone the seeds that have finished, continue those that were interrupted.
+    extra_args : sequence of str
+        More arguments for the script.
+    quiet : bool
+        No progress.
+
+    Returns
+    -------
+    list of Run
+        The runs, in the order of the seeds.
+
+    Raises
+    ------
+    ConfigError
+        A seed is given twice, or runs leave no folder.
+    UserError
+        A seed failed; the others have been trained.
+    KeyboardInterrupt, SystemExit
+        Ctrl-C or SIGTERM came; ``resume=True`` continues.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}, expected 1 or more")
+    if not experiment.config.record:
+        raise ConfigError(f"{experiment.config.expid}: record is False, so seeds would leave no runs; leave it out")
+    gpu = experiment.config.gpu
+    at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
+    trials = _Seeds([experiment.with_settings(seed=seed) for seed in seeds], resume)
+    logs = experiment.paths.folder / "logs"
+    arguments = ["--beside", *(["--resume"] if resume else []), *extra_args]
+    try:
+        run_trials(
+            trials, config_dir, [gpu] * min(at_once, len(seeds)), script, arguments, quiet, logs=logs, what="seed"
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if not quiet:
+            print("the same command with --resume continues", file=sys.stderr)
+        raise
+    failed = [result for result in trials.results() if result.error is not None]
+    if failed:
+        first = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(seeds)} seeds failed, first {first.expid}: {first.error}; see "
+            f"{logs / first.expid}.out, and run the same command with --resume for the missing ones"
+        )
+    return trials.runs()
+
+
+class _Seeds:
+    """The seeds of an experiment as trials: see ``fuxictr_mm.tuning.runner.Trials``."""
+
+    def __init__(self, experiments: Sequence[Experiment], resume: bool) -> None:
+        self._trials = [
+            Trial(
+                one.config.expid,
+                one.config.to_dict(),
+                one.paths,
+                number=number,
+                arguments=("--seed", str(one.config.seed)),
+                name=f"{one.config.expid}.seed{one.config.seed}",
+            )
+            for number, one in enumerate(experiments)
+        ]
+        self._experiments = experiments
+        self._before = [{run.run for run in one.finished_runs()} for one in experiments]
+        if resume:
+            self._before = [set() for _ in experiments]
+        self._errors: dict[int, str] = {}
+        self._waiting = [t for t in self._trials if self._run_of(t) is None]
+        self._skipped = {t.number for t in self._trials} - {t.number for t in self._waiting}
+        self.total = len(experiments)
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def take(self) -> Trial | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def goes_on(self, trial: Trial) -> bool:
+        return True
+
+    def finish(self, trial: Trial, error: str) -> None:
+        if self._run_of(trial) is None:
+            self._errors[trial.number] = error
+
+    def give_back(self, trial: Trial) -> None:
+        pass
+
+    def _run_of(self, trial: Trial) -> Run | None:
+        """Return the run of a trial that has finished since we began."""
+        number = trial.number
+        runs = self._experiments[number].finished_runs()
+        return next((run for run in runs if run.run not in self._before[number]), None)
+
+    def results(self) -> list[TrialResult]:
+        found = []
+        for trial in self._trials:
+            run, error = self._run_of(trial), self._errors.get(trial.number)
+            if error is not None:
+                found.append(TrialResult(trial.name, trial.params, error=error))
+            elif run is not None:
+                skipped = trial.number in self._skipped
+                found.append(TrialResult(trial.name, trial.params, run.valid, run.test, run.seconds, skipped=skipped))
+        return found
+
+    def runs(self) -> list[Run]:
+        """Return the runs that have finished, in the order of the seeds."""
+        return [run for trial in self._trials if (run := self._run_of(trial)) is not None]

@@ -1,0 +1,192 @@
+"""Averages and stacks of runs: their numbers, that fitted weights are honest, and what is refused."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import fuxictr_mm as fm
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.ensemble import describe, ensemble, greedy_weights, transform
+from fuxictr_mm.evaluation.significance import Ranking
+from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm.runs import find_runs
+
+
+@pytest.fixture
+def copy(runs_root, tmp_path):
+    """The runs, safe to change."""
+    shutil.copytree(runs_root, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def rows_of(run, split):
+    return pq.read_table(run.path / f"{split}_predictions.parquet")
+
+
+def plant(root, scores, split="valid"):
+    """Give each run of DIN_tiny with another seed other scores; of the same seed the newest is taken."""
+    for run in find_runs(root, expid="DIN_tiny"):
+        table = rows_of(run, split)
+        column = pa.array(scores[run.seed - 1].astype("f"))
+        table = table.set_column(table.column_names.index("prediction"), "prediction", column)
+        pq.write_table(table, run.path / f"{split}_predictions.parquet")
+
+
+def ranks(values):
+    """Mean ranks by counting, over n."""
+    return np.array([((values < v).sum() + ((values == v).sum() + 1) / 2) / len(values) for v in values])
+
+
+@pytest.mark.parametrize("average", ["rank", "logit", "mean"])
+def test_an_average_is_the_mean_over_seeds(average, copy):
+    found = ensemble(["DIN_tiny"], copy, average=average)
+    assert (found.expid, found.model, found.seed, found.state) == ("DIN_tiny_ensemble", "Ensemble", None, "finished")
+    members = {run.seed: run for run in reversed(find_runs(copy, expid="DIN_tiny"))}.values()
+    assert len(found.config["members"]) == len(members) == 3
+    for split in ("valid", "test"):
+        values = np.stack([run.predictions(split)[1].astype(float) for run in members])
+        if average == "rank":
+            expected = np.mean([ranks(row) for row in values], axis=0)
+        elif average == "mean":
+            expected = values.mean(axis=0)
+        else:
+            expected = 1 / (1 + np.exp(-np.log(values / (1 - values)).mean(axis=0)))
+        label, prediction, group = found.predictions(split)
+        np.testing.assert_allclose(prediction, expected, atol=1e-6)
+        assert (label is None) == (split == "test")
+        np.testing.assert_array_equal(group, next(iter(members)).predictions(split)[2])
+    label, prediction, group = found.predictions()
+    names = ["AUC", "gAUC"] if average == "rank" else ["AUC", "gAUC", "logloss"]
+    assert found.valid == pytest.approx(evaluate_metrics(label, prediction, names, group))
+    assert {run.run for run in find_runs(copy, expid="DIN_tiny_ensemble")} == {found.run}
+
+
+def test_an_ensemble_is_compared_by_its_name(copy):
+    ensemble(["DIN_tiny"], copy, name="mine")
+    found = compare(["mine", "DIN_tiny"], copy, samples=100)
+    assert [side.name for side in found.sides] == ["mine", "DIN_tiny"]
+    assert found.sides[0].mean == pytest.approx(find_runs(copy, expid="mine")[0].valid["AUC"])
+
+
+def test_greedy_weights():
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 2, 4000)
+    good = np.stack([label + generator.normal(size=4000) for _ in range(2)])
+    noise = generator.normal(size=(1, 4000))
+    weights = greedy_weights(label, np.concatenate([noise, good]))
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() >= 0
+    assert weights[0] < 0.1
+    assert Ranking(label, weights @ np.concatenate([noise, good])).auc > max(Ranking(label, row).auc for row in good)
+    np.testing.assert_array_equal(greedy_weights(label, good[:1]), [1.0])
+
+
+@pytest.mark.parametrize("how", [{"fit_weights": True}, pytest.param({"stack": True}, id="stack")])
+def test_what_is_fitted_to_noise_is_measured_as_noise(how, copy):
+    """The AUC of weights on the rows that they were fitted to would be above 0.5."""
+    if "stack" in how:
+        pytest.importorskip("lightgbm")
+    generator = np.random.default_rng(1)
+    plant(copy, generator.random((3, 3000)))
+    found = ensemble(["DIN_tiny"], copy, **how)
+    assert abs(found.valid["AUC"] - 0.5) < 0.02
+    lines = "\n".join(describe(found))
+    assert "cross-fitted by users" in lines
+
+
+def test_fitted_weights_leave_noise_out(copy):
+    generator = np.random.default_rng(1)
+    label = find_runs(copy, expid="DIN_tiny")[0].predictions()[0]
+    good = 1 / (1 + np.exp(-(label + generator.normal(size=3000))))
+    plant(copy, np.stack([good, generator.random(3000), generator.random(3000)]))
+    plain, fitted = (ensemble(["DIN_tiny"], copy, fit_weights=fit) for fit in (False, True))
+    assert fitted.valid["AUC"] > plain.valid["AUC"] + 0.02
+    weights = json.loads((fitted.path / "result.json").read_text())["weights"]
+    assert sum(weights.values()) == pytest.approx(1)
+    assert min(weights.values()) >= 0
+    assert max(weights.values()) > 0.9
+    tests = np.stack([fm.load_run(path).predictions("test")[1] for path in weights])
+    of_test = np.array(list(weights.values())) @ transform(tests, "rank")
+    np.testing.assert_allclose(fitted.predictions("test")[1], of_test, atol=1e-6)
+
+
+def test_folds_do_not_share_users(copy):
+    """One user's rows are all in a fold: a run that knows the labels of every user but its own is of no use."""
+    from fuxictr_mm.evaluation.calibration import folds
+
+    group = np.repeat(np.arange(50), 4)
+    fold = folds(group, 200)
+    assert sorted(set(fold)) == [0, 1, 2, 3, 4]
+    assert all(len(set(fold[group == user])) == 1 for user in range(50))
+    assert len(set(folds(None, 20))) == 5
+
+
+def test_missing_test_predictions_are_computed_and_kept(copy):
+    runs = find_runs(copy, expid="DIN_tiny")
+    before = runs[0].predictions("test")[1]
+    (runs[0].path / "test_predictions.parquet").unlink()
+    found = ensemble(["DIN_tiny"], copy)
+    np.testing.assert_allclose(runs[0].predictions("test")[1], before, atol=1e-6)
+    assert found.predictions("test")[2] is not None
+
+
+def test_a_single_run_is_itself(copy):
+    (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
+    assert ensemble(["DIN_MM_none_tiny"], copy).path == run.path
+    assert describe(run) == []
+
+
+def test_labels_of_test_are_only_reported(copy):
+    run = find_runs(copy, expid="DIN_MM_none_tiny")[0]
+    label = run.predictions("test")[0]
+    assert run.test
+    found = ensemble(["DIN_MM_none_tiny", "DIN_tiny"], copy)
+    assert set(found.test) == {"AUC", "gAUC"}
+    np.testing.assert_array_equal(found.predictions("test")[0], label)
+
+
+def test_what_does_not_fit_is_refused(copy):
+    with pytest.raises(MissingFileError):
+        ensemble(["DIN_tinny"], copy)
+    with pytest.raises(ConfigError, match="--average"):
+        ensemble(["DIN_tiny"], copy, average="median")
+    with pytest.raises(ConfigError, match="--fit-weights"):
+        ensemble(["DIN_tiny"], copy, fit_weights=True, stack=True)
+    with pytest.raises(ConfigError, match="--name"):
+        ensemble(["DIN_tiny"], copy, name="DIN_MM_none_tiny")
+    run = find_runs(copy, expid="DIN_tiny")[0]
+    pq.write_table(rows_of(run, "test").slice(0, 99), run.path / "test_predictions.parquet")
+    with pytest.raises(DataError, match="99"):
+        ensemble(["DIN_tiny"], copy)
+    table = rows_of(run, "valid")
+    flipped = table.set_column(0, "label", pa.array(1 - table["label"].to_numpy()))
+    pq.write_table(flipped, run.path / "valid_predictions.parquet")
+    with pytest.raises(DataError, match="labels differ, first in row 0"):
+        ensemble(["DIN_tiny"], copy)
+    assert not find_runs(copy, expid="DIN_tiny_ensemble")
+
+
+def test_no_probabilities_no_logits():
+    with pytest.raises(DataError, match="--average rank"):
+        transform(np.array([[0.5, 1.5]]), "logit")
+
+
+def test_stack_without_its_package_says_what_to_install(copy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ConfigError, match=r'pip install "fuxictr-mm\[stack\]"'):
+        ensemble(["DIN_tiny"], copy, stack=True)
+
+
+def test_an_ensemble_has_no_weights(copy):
+    found = ensemble(["DIN_tiny"], copy)
+    with pytest.raises(ConfigError, match="no weights of its own"):
+        found.predict()
+    assert fm.ensemble is ensemble
+    assert Path(found).is_dir()

@@ -1,0 +1,123 @@
+"""Predictions of other programs: how they are ordered, joined and refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fuxictr_mm.cli import main
+from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.others import read_file
+from fuxictr_mm.runs import find_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(runs_root):
+    """The run with test labels."""
+    return next(run for run in find_runs(runs_root) if run.test)
+
+
+@pytest.fixture
+def frame(run):
+    """Scores of its test rows with the columns of the test file, of rows that user and item tell apart."""
+    data = pd.read_parquet(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")[["user_id", "item_id", "label"]]
+    return data.assign(score=run.predictions("test")[1])
+
+
+def test_rows_in_order_and_by_number(run, frame, tmp_path):
+    expected = run.predictions("test")
+    for name, table in {
+        "plain.csv": frame[["score"]],
+        "plain.parquet": frame[["score"]],
+        "labelled.csv": frame[["label", "score"]],
+        "keys.csv": frame,
+        "submission.csv": pd.DataFrame({"ID": range(len(frame)), "Task2": frame["score"]}).sample(frac=1),
+    }.items():
+        path = tmp_path / name
+        table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
+        label, prediction, group = read_file(path, run, "test").predictions("test")
+        np.testing.assert_allclose(prediction, expected[1], atol=1e-7)
+        assert (label is expected[0]) or np.array_equal(label, expected[0])
+        np.testing.assert_array_equal(group, expected[2])
+
+
+@pytest.fixture
+def unique_keys(run, frame, tmp_path):
+    """The run with a test file where user and item occur once."""
+    folder = tmp_path / "runs" / "tiny_mm" / "A" / run.run
+    shutil.copytree(run.path, folder)
+    data = pd.read_parquet(run.config["test_data"])
+    keep = ~frame.duplicated(["user_id", "item_id"]).to_numpy()
+    data[keep].to_parquet(tmp_path / "test.parquet")
+    table = pd.read_parquet(folder / "test_predictions.parquet")
+    table[keep].to_parquet(folder / "test_predictions.parquet", index=False)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(run.config["test_data"], str(tmp_path / "test.parquet")))
+    return find_runs(tmp_path / "runs")[0], frame[keep]
+
+
+def test_rows_are_joined_by_ids(unique_keys, tmp_path):
+    run, frame = unique_keys
+    frame.sample(frac=1, random_state=1).to_csv(tmp_path / "x.csv", index=False)
+    np.testing.assert_allclose(read_file(tmp_path / "x.csv", run, "test").predictions()[1], frame["score"], atol=1e-7)
+    frame.sample(frac=0.9, random_state=1).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(DataError, match="have no prediction"):
+        read_file(tmp_path / "x.csv", run, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda f: f[["score"]].head(99), "99 predictions, expected 3000"),
+        (lambda f: f[["user_id", "score"]].sample(frac=1, random_state=1), "user_id repeat"),
+        (lambda f: f[["label"]].assign(label=1 - f["label"], score=f["score"]), "label: differs from that of"),
+        (lambda f: f[["user_id"]].rename(columns={"user_id": "x"}), "no column of scores"),
+        (lambda f: f[["score"]].assign(score="a"), "score: holds string"),
+        (lambda f: f[["score"]].assign(score=f["score"].where(f.index > 0)), "1 nulls|not finite"),
+        (lambda f: f[["score"]].assign(ID=f.index + 1), "ID: is no numbering"),
+        (lambda f: f[["score"]].assign(user_id="a"), "user_id: holds"),
+    ],
+)
+def test_files_that_do_not_fit(change, found, run, frame, tmp_path):
+    change(frame).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(DataError, match=found):
+        read_file(tmp_path / "x.csv", run, "test")
+
+
+def test_files_that_cannot_be_read(run, tmp_path):
+    with pytest.raises(MissingFileError):
+        read_file(tmp_path / "x.csv", run)
+    (tmp_path / "x.parquet").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_file(tmp_path / "x.parquet", run)
+
+
+def test_compared_with_runs(run, runs_root, tmp_path):
+    label, prediction, _ = run.predictions("test")
+    noise = np.random.default_rng(0).normal(size=len(label))
+    pd.DataFrame({"y_pred": prediction}).to_csv(tmp_path / "same.csv")
+    pd.DataFrame({"y_pred": label + 2 * noise}).to_csv(tmp_path / "other.csv")
+    names = [run.run, tmp_path / "same.csv", tmp_path / "other.csv"]
+    found = compare(names, runs_root, split="test", samples=100)
+    assert found.split == "test"
+    aucs = {side.name: side.mean for side in found.sides}
+    assert aucs[run.run] == pytest.approx(run.test["AUC"])
+    assert aucs["same.csv"] == pytest.approx(run.test["AUC"], abs=1e-5)
+    assert all(pair.found.seeds is None for pair in found.pairs)  # two files are no seeds of one configuration
+
+
+def test_test_without_labels_or_predictions_is_refused(runs_root, tmp_path, capsys):
+    arguments = ["compare", "DIN_tiny", "DIN_MM_none_tiny", "--root", str(runs_root), "--split", "test"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "have no labels" in capsys.readouterr().err
+    (tmp_path / "x.csv").write_text("score\n1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", str(tmp_path / "x.csv"), str(tmp_path / "x.csv")])
+    assert stopped.value.code == 2
