@@ -191,9 +191,11 @@ def _sample_tags(
 def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
     tastes = np.zeros((2, spec.users + 1, spec.topics // 2), dtype=np.float32)
     for chunk, start, stop in chunks(spec.users, USER_CHUNK):
-        drawn = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
-        drawn -= drawn.mean(axis=-1, keepdims=True)  # topics are centred: a liking of all of them alike has no effect
-        tastes[:, start + 1 : stop + 1] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+        sampled = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
+        sampled -= sampled.mean(
+            axis=-1, keepdims=True
+        )  # topics are centred: a liking of all of them alike has no effect
+        tastes[:, start + 1 : stop + 1] = sampled / np.linalg.norm(sampled, axis=-1, keepdims=True)
     return tastes[0], tastes[1]
 
 
@@ -274,8 +276,8 @@ def sample_history_chunk(
     spec = world.spec
     rng = generator(spec, Stream.HISTORIES, chunk)
     scale = (spec.history_mean + 0.5) / spec.history_shape  # half more, for rounding down
-    drawn = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
-    user = np.repeat(np.arange(stop - start), np.minimum(drawn, 2 * spec.seq_len))
+    sampled = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
+    user = np.repeat(np.arange(stop - start), np.minimum(sampled, 2 * spec.seq_len))
     candidates = _sample_exposed(rng, exposure, (len(user), spec.history_candidates))
     score = -np.log(-np.log(rng.random(candidates.shape)))
     for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
@@ -351,7 +353,7 @@ def sample_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
     ranked = np.argsort(-topics, axis=1, kind="stable")
     main, second = ranked[:, 0], ranked[:, 1]
     count, themes, nouns = len(topics), len(THEMES), len(THEMES[0])
-    place = _sample_below(rng, nouns, count)
+    index = _sample_below(rng, nouns, count)
     step = 1 + _sample_below(rng, nouns - 1, count)
     other = _sample_below(rng, nouns, count)
     words = pa.array([word for theme in THEMES for word in theme])
@@ -363,5 +365,5 @@ def sample_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
     mood_index = _sample_below(rng, max(len(MOODS) // sharing, 1), count) * sharing + main // themes
     mood = pa.array(MOODS).take(pa.array(mood_index % len(MOODS)))
     return pc.binary_join_element_wise(
-        mood, noun(main, place), noun(main, place + step), "and", noun(second, other), " "
+        mood, noun(main, index), noun(main, index + step), "and", noun(second, other), " "
     )

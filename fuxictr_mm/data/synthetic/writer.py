@@ -72,7 +72,7 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
 
 @contextmanager
 def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a new folder that takes the place of ``folder`` at the end, or is removed if something fails."""
+    """Yield a new folder that replaces ``folder`` at the end, or is removed if something fails."""
     folder = folder.resolve()
     _check_target(folder, overwrite)
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -127,7 +127,7 @@ def _write_items(world: World, folder: Path, progress: bool) -> None:
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
             ids = np.arange(start + 1, stop + 1)
-            raw = raw_embeddings.draw(chunk, ids)
+            raw = raw_embeddings.sample(chunk, ids)
             columns = {
                 "item_id": ids,
                 "item_title": sample_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids]),
@@ -157,7 +157,7 @@ class _RawEmbeddings:
         self.text = np.linalg.qr(rng.standard_normal((spec.text_dim, half)))[0].T
         self.image = np.linalg.qr(rng.standard_normal((spec.image_dim, half)))[0].T
 
-    def draw(self, chunk: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def sample(self, chunk: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the embeddings of the items of a chunk, (I, text and image dim), text first."""
         spec = self.world.spec
         rng = generator(spec, Stream.EMBEDDINGS, chunk)
@@ -226,7 +226,7 @@ def _write_embeddings(
         open_writer(folder / "item_info.parquet", info_schema) as info_writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
-            centred = raw_embeddings.draw(chunk, np.arange(start + 1, stop + 1)) - mean
+            centred = raw_embeddings.sample(chunk, np.arange(start + 1, stop + 1)) - mean
             columns: dict[str, NDArray] = {
                 name: half_precision(centred @ components * scale) for name, (components, scale) in projections.items()
             }
