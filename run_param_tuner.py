@@ -8,8 +8,8 @@ from fuxictr_mm.arguments import Parser, add_debug, add_examples, add_output_opt
 DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_space of values to try.
 
 A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
-trials: N, the points are drawn by Optuna from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
-The same command again goes on after a kill; given on several machines with one storage: URL, it shares the work."""
+trials: N, Optuna samples the points from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
+The same command resumes after a kill; on several machines with one storage: URL, it divides the trials among them."""
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         nargs="+",
         default=[-1],
         metavar="N",
-        help="a worker for each; -1 is the CPU, may be repeated",
+        help="device of each worker; -1 is the CPU, may be repeated",
     )
     parser.add_argument("--data_root", type=Path, metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")

@@ -1,1 +1,1 @@
-"""Speed and memory of this package, measured side by side with the padded way of doing the same."""
+"""Speed and memory of this package, compared with a padded reference."""

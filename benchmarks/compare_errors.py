@@ -1,9 +1,9 @@
-"""How often ``fuxictr-mm compare`` errs: on seeds of one experiment, and on a planted difference.
+"""Error rates of ``fuxictr-mm compare``: on seeds of one experiment, and on a planted difference.
 
     for seed in 1 2 3 4 5 6 7 8; do python run_expid.py --expid DIN_MM_tiny --seed $seed; done
     python -m benchmarks.compare_errors --expid DIN_MM_tiny
 
-Seeds of one configuration are given as if they were two configurations, so that "different" is always wrong.
+Seeds of one configuration are compared as if they were two configurations, so "different" is always wrong.
 
 Shape letters: R runs, N rows, S samples.
 """
@@ -32,13 +32,13 @@ def main() -> None:
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
     parser.add_argument("--expid", nargs="+", required=True, help="experiments with 6 finished seeds or more")
     parser.add_argument("--splits", type=int, default=300, help="random choices of 3 against 3 (300)")
-    parser.add_argument("--samples", type=int, default=1000, help="draws of users (1000)")
+    parser.add_argument("--samples", type=int, default=1000, help="bootstrap samples of users (1000)")
     parser.add_argument("--planted", type=float, default=0.01, help="difference in AUC to plant (0.01)")
     parser.add_argument("--plants", type=int, default=0, help="how often to plant it (0)")
     args = parser.parse_args()
     print(
-        "| validation rows | experiment | seeds | their deviation | different by rows alone, 3 against 3 "
-        "| by compare, 3 against 3 | by compare, single runs | seen with 80 % | planted: found | found or said unseen |"
+        "| validation rows | experiment | seeds | their std | false positives by rows alone, 3 against 3 | by compare, "
+        "3 against 3 | by compare, single runs | detectable with 80 % | planted: found | found or not detectable |"
     )
     print("| --- " * 10 + "|")
     for expid in args.expid:
@@ -46,21 +46,21 @@ def main() -> None:
         ranked = [Ranking(label, score) for score in scores]
         samples = bootstrap_aucs(ranked, user, args.samples, 0)
         compare = comparer(ranked, samples, int(user.max()) + 1)
-        deviation = np.std([run.auc for run in ranked], ddof=1)
+        std = np.std([run.auc for run in ranked], ddof=1)
         groups = list(false_differences(len(ranked), compare, args.splits))
         pairs = [
             compare([i], [j], [k for k in range(len(ranked)) if k not in (i, j)])
             for i, j in itertools.combinations(range(len(ranked)), 2)
         ]
-        shares = [
+        fractions = [
             np.mean([d.rows_low > 0 or d.rows_high < 0 for d in groups]),
             np.mean([d.is_significant() for d in groups]),
             np.mean([d.is_significant() for d in pairs]),
         ]
         planted = found_plants(scores, label, user, args.planted, args.plants) if args.plants else ("", "")
         print(
-            f"| {len(label):,} | {expid} | {len(ranked)} | {deviation:.4f} | "
-            + " | ".join(f"{share:.1%}" for share in shares)
+            f"| {len(label):,} | {expid} | {len(ranked)} | {std:.4f} | "
+            + " | ".join(f"{fraction:.1%}" for fraction in fractions)
             + f" | {np.mean([d.detectable for d in groups]):.3f} | {planted[0]} | {planted[1]} |",
             flush=True,
         )
@@ -92,16 +92,16 @@ def comparer(ranked: Sequence[Ranking], samples: np.ndarray, users: int) -> Call
 def false_differences(runs: int, compare: Callable[..., Difference], splits: int) -> list[Difference]:
     """Compare three random seeds with three others, again and again."""
     generator = random.Random(0)
-    drawn = [generator.sample(range(runs), 2 * GROUP) for _ in range(splits)]
-    return [compare(chosen[:GROUP], chosen[GROUP:]) for chosen in drawn]
+    sampled = [generator.sample(range(runs), 2 * GROUP) for _ in range(splits)]
+    return [compare(chosen[:GROUP], chosen[GROUP:]) for chosen in sampled]
 
 
 def found_plants(
     scores: Sequence[np.ndarray], label: np.ndarray, user: np.ndarray, size: float, trials: int
 ) -> tuple[str, str]:
-    """Add noise to the logits of three seeds until they are worse by ``size``; count how often that is seen."""
+    """Add noise to the logits of three seeds until they are worse by ``size``; count how often that is detected."""
     noise, generator = np.random.default_rng(0), random.Random(1)
-    found, told = [], []
+    found, reported = [], []
     for trial in range(trials):
         error = noise.normal(size=len(label))
         chosen = generator.sample(range(len(scores)), 2 * GROUP)
@@ -112,8 +112,8 @@ def found_plants(
         compare = comparer(ranked, bootstrap_aucs(ranked, user, 300, trial), int(user.max()) + 1)
         result = compare(range(GROUP), range(GROUP, 2 * GROUP))
         found.append(result.is_significant() and result.value > 0)
-        told.append(found[-1] or result.detectable > size)
-    return f"{np.mean(found):.0%}", f"{np.mean(told):.0%}"
+        reported.append(found[-1] or result.detectable > size)
+    return f"{np.mean(found):.0%}", f"{np.mean(reported):.0%}"
 
 
 def _mean_auc(label: np.ndarray, scores: Sequence[np.ndarray], error: np.ndarray) -> float:

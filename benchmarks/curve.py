@@ -1,7 +1,6 @@
-"""Whether a loss curve stays as near to the reference's as the reference's own does after a touch of rounding.
+"""Difference of the loss curve from the reference's, compared with that of the reference after a perturbation.
 
-Adam turns the rounding noise of a zero gradient into whole steps, so two curves of one function part in the end; more
-than that cannot be asked of another way to compute it.
+Adam turns the rounding noise of a zero gradient into full steps, so two curves of one function diverge in the end.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ROUNDING = 2.0**-24
 
 
 def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int, touched: int = 3) -> dict[str, Any]:
-    """Train ours, the reference, and references whose first weights were touched, without dropout, on the same rows.
+    """Train ours, the reference, and references with perturbed weights, without dropout, on the same rows.
 
     Parameters
     ----------
@@ -33,15 +32,15 @@ def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int,
     batch_size, max_len : int
         As in training.
     steps : int
-        How many.
+        Number of steps.
     touched : int
-        References with other weights: each is multiplied by 1 plus a normal number times ``ROUNDING``.
+        Perturbed references: each weight is multiplied by 1 plus a normal number times ``ROUNDING``.
 
     Returns
     -------
     dict
-        ``ours`` and ``touched``: the largest distance of the loss from the reference's at any step, for the latter of
-        each touched reference; ``loss``: the reference's curve.
+        ``ours`` and ``touched``: the largest difference of the loss from the reference's at any step, the latter for
+        each perturbed reference; ``loss``: the reference's curve.
     """
     changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {})}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)

@@ -45,7 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def make_data(rows: int, users: int, items: int) -> Path:
-    """Return the folder of a dataset in the shape of MicroLens_1M_x1, made on first use and kept in the temp folder."""
+    """Return the folder of a dataset with the sizes of MicroLens_1M_x1, made on first use in the temp folder."""
     folder = Path(tempfile.gettempdir()) / "fuxictr_mm_benchmark" / f"rows{rows}_users{users}_items{items}"
     if not (folder / "train.parquet").is_file():
         spec = dataclasses.replace(
@@ -55,7 +55,7 @@ def make_data(rows: int, users: int, items: int) -> Path:
             train_rows=rows,
             valid_rows=max(rows // 10, 1),
             test_rows=1,
-            # The unreduced vectors are read by nothing here.
+            # The unreduced embeddings are not read.
             text_dim=128,
             image_dim=128,
         )
@@ -69,8 +69,8 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
     if not info.is_file():
         raise MissingFileError(f"{info}: no such file; make the folder with: fuxictr-mm synth --preset microlens-1m")
     schema = pq.read_schema(info)
-    vector = next(name for name in schema.names if name.startswith("item_emb_d"))
-    dim = schema.field(vector).type.list_size
+    column = next(name for name in schema.names if name.startswith("item_emb_d"))
+    dim = schema.field(column).type.list_size
     num_items = pq.ParquetFile(info).metadata.num_rows
     columns: list[dict[str, Any]] = [
         {"name": "user_id", "dtype": "int", "type": "meta"},
@@ -79,7 +79,7 @@ def parameters(model: str, folder: Path, *, batch_size: int, max_len: int, gpu: 
         {"name": "views_level", "dtype": "int", "type": "categorical", "vocab_size": 11},
         {"name": "item_id", "dtype": "int", "type": "categorical", "source": "item", "vocab_size": num_items},
         {"name": "item_tags", "dtype": "int", "type": "sequence", "source": "item", "max_len": 5, "vocab_size": 11_740},
-        {"name": vector, "dtype": "float", "type": "embedding", "source": "item", "embedding_dim": dim},
+        {"name": column, "dtype": "float", "type": "embedding", "source": "item", "embedding_dim": dim},
     ]
     return {
         "model": model,

@@ -1,10 +1,10 @@
-"""Every strategy of turning text and image into what a model reads, on one dataset, with several seeds.
+"""Every strategy of text and image embeddings on one dataset, with several seeds.
 
 python -m benchmarks.embedding_strategies --dataset_id tiny_mm --seeds 3
 
 Table 1 of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961) and its
-future work. Vectors and codes are made from the raw vectors of the dataset's item files; DIN_MM with the settings of
-one experiment runs on each. Finished runs are kept and not repeated: the same command goes on where it stopped.
+future work. Embeddings and codes are computed from the raw embeddings of the dataset's item files; DIN_MM with the
+settings of one experiment runs on each. Finished runs are not repeated: after a kill, the same command resumes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_beside
 
-#: Strategy, what the model reads beside ids and tags.
+#: Strategies, and the input of the model besides ids and tags.
 STRATEGIES = {
-    "none": "no vectors",
+    "none": "no embeddings",
     "V1": "PCA(text)",
     "V2": "PCA(image)",
     "V3": "PCA(text, image)",
@@ -35,7 +35,7 @@ STRATEGIES = {
     "RQ": "residual codes of text and of image",
     "PQ": "product codes of text and of image",
     "VQ": "nearest centroid and nearest items, by text and by image",
-    "aligned": "vectors trained on Swing neighbours",
+    "aligned": "embeddings trained on Swing neighbours",
 }
 
 #: Validation AUC on MicroLens_1M_x1 as published in Table 1 of the paper; not measured here.
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     settings = Settings.for_items(sources, dim=args.dim, levels=args.levels, codes=args.codes, neighbors=args.neighbors)
     out = Path(args.out or f"embeddings/{args.dataset_id}")
     files = StrategyFiles(out, sources, config["train_data"], settings)
-    described = ", ".join(f"{source.name} {source.column} ({source.dim} wide)" for source in sources)
+    described = ", ".join(f"{source.name} {source.column} (dim {source.dim})" for source in sources)
     print(f"{MODEL} as in {expid} on {args.dataset_id}: {', '.join(fields)}, and of {described}")
     print(f"{settings}; files and runs in {files.folder}\n", _HEADER, sep="\n", flush=True)
     rows = []
     for strategy in args.strategies:
         item_file, columns = files.make(strategy)
         changes: dict[str, Any] = {
-            # The first file that has a column counts: a column of the same name elsewhere is not meant.
+            # A column is read from the first file that has it.
             "item_info": [*([str(item_file)] if item_file else []), *item_files],
             "feature_cols": [*_others(config["feature_cols"], columns), *columns],
             "use_features": [*fields, *(column["name"] for column in columns)],
@@ -115,15 +115,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset_id", required=True, metavar="D")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 1 to N (default 3)")
     parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default .)")
-    parser.add_argument("--expid", help=f"whose settings hold (default: the first {MODEL} of the dataset)")
+    parser.add_argument(
+        "--expid", help=f"experiment whose settings are used (default: the first {MODEL} of the dataset)"
+    )
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="S", help=", ".join(STRATEGIES))
     parser.add_argument("--out", metavar="DIR", help="files, runs and tables (default: embeddings/D)")
-    parser.add_argument("--text", metavar="COLUMN", help="raw text vectors (default: the widest txt_emb_*)")
-    parser.add_argument("--image", metavar="COLUMN", help="raw image vectors (default: the widest img_emb_*)")
-    parser.add_argument("--dim", type=int, help="width of V1 to V4 and aligned (default: 128, or half the raw width)")
+    parser.add_argument("--text", metavar="COLUMN", help="raw text embeddings (default: txt_emb_* of largest dim)")
+    parser.add_argument("--image", metavar="COLUMN", help="raw image embeddings (default: img_emb_* of largest dim)")
+    parser.add_argument("--dim", type=int, help="dim of V1 to V4 and aligned (default: 128, or half the raw dim)")
     parser.add_argument("--levels", type=int, help="of RQ and PQ (default 4)")
     parser.add_argument("--codes", type=int, help="per level (default: 256, or a power of two below sqrt(items))")
-    parser.add_argument("--neighbors", type=int, help="nearest items beside VQ's code (default 10)")
+    parser.add_argument("--neighbors", type=int, help="nearest items besides VQ's code (default 10)")
     parser.add_argument("--epochs", type=int, help="other than the experiment's")
     parser.add_argument("--test_data", metavar="FILE", help="a test split with labels, where the dataset's has none")
     parser.add_argument("--data_root", metavar="DIR", help="another folder of the data")
@@ -170,23 +172,22 @@ def _names(column: dict[str, Any]) -> list[str]:
 
 
 def _fields(config: dict[str, Any]) -> list[str]:
-    """Return the experiment's features without its vectors."""
+    """Return the experiment's features without its embeddings."""
     kinds = {name: column["type"] for column in config["feature_cols"] for name in _names(column)}
     active = [name for column in config["feature_cols"] if column.get("active", True) for name in _names(column)]
     return [n for n in config["use_features"] or active if kinds.get(n) not in ("embedding", "meta")]
 
 
 def _others(feature_cols: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out the dataset's own columns of the names that are about to be added."""
+    """Leave out the dataset's own columns with names that are added."""
     new = {column["name"] for column in columns}
     kept = [{**column, "name": [n for n in _names(column) if n not in new]} for column in feature_cols]
     return [column for column in kept if column["name"]]
 
 
 _HEADER = (
-    "| strategy | what the model reads | valid AUC | test AUC | seconds a run | paper, MicroLens_1M_x1 |\n"
-    + "| --- " * 6
-    + "|"
+    "| strategy | input besides ids and tags | valid AUC | test AUC | seconds a run "
+    "| paper (theirs), MicroLens_1M_x1 |\n" + "| --- " * 6 + "|"
 )
 
 

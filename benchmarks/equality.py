@@ -16,7 +16,7 @@ from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.model import MultimodalModel
 
-#: Gradients below this share of the whole gradient's norm are rounding noise: a bias before batch norm has none at all.
+#: Gradients below this fraction of the norm of all gradients are rounding noise, as of a bias before batch norm.
 NOISE = 1e-6
 
 #: What a model needs besides ``net_dropout: 0`` to be compared. QIN's logits soon pass 36, where the reference's loss,
@@ -98,7 +98,7 @@ def _to_double(model: Any) -> None:
     model.double()
     for encoder in model.embedding_layer.embedding_layer.feature_encoders.values():
         if isinstance(encoder, nn.Linear):
-            # FuxiCTR turns stored vectors into float32 whatever the type of the layer that takes them.
+            # FuxiCTR converts frozen embeddings to float32, whatever the type of the layer that takes them.
             encoder.register_forward_pre_hook(lambda layer, inputs: inputs[0].to(layer.weight.dtype))
 
 

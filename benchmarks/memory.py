@@ -29,12 +29,12 @@ def return_freed_memory() -> None:
 
 
 def in_use(device: str) -> int:
-    """Return the bytes in use; 0 where the system does not tell."""
+    """Return the bytes in use; 0 if the system does not report it."""
     return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
 
 
 def reset_peak(device: str) -> int:
-    """Let the peak begin again, where the system can; return the one so far."""
+    """Reset the peak, if the system can; return the one so far."""
     so_far = peak(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

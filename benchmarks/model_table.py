@@ -4,8 +4,8 @@
 
 DIR holds the challenge's files as dataset_config.yaml names them (MicroLens_1M_x1/train.parquet, item_emb.parquet ...),
 the real ones or those of ``fuxictr-mm synth --preset microlens-1m``. Each model is built with the settings of its
-experiment id NAME_MicroLens; no figure depends on what the rows say. Samples are counted per second of CPU time of all
-threads: with one thread, that is per second on an otherwise idle machine, and a busy one disturbs it little.
+experiment id NAME_MicroLens; no figure depends on the values in the rows. Samples are counted per second of CPU time
+of all threads: with one thread, that is per second on an otherwise idle machine, and a busy one disturbs it little.
 """
 
 from __future__ import annotations

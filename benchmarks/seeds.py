@@ -1,4 +1,4 @@
-"""Run experiments with several seeds and print mean and deviation.
+"""Run experiments with several seeds and print mean and standard deviation.
 
 python -m benchmarks.seeds --config benchmarks/real --expid DIN_ml100k DIN_MM_ml100k --seeds 1 2 3
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--config", default=".", metavar="DIR")
     parser.add_argument("--expid", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--precision", help="take the place of the experiments' own")
+    parser.add_argument("--precision", help="instead of the experiments' own")
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--data_root", metavar="DIR")
     args = parser.parse_args()
@@ -27,7 +27,7 @@ def main() -> None:
     from fuxictr_mm.experiment import Experiment
 
     logging.basicConfig(level=logging.WARNING)
-    header = "| experiment | what it has | valid AUC | test AUC | test gAUC | seconds a run |"
+    header = "| experiment | description | valid AUC | test AUC | test gAUC | seconds a run |"
     print(header, "| --- | --- | --- | --- | --- | --- |", sep="\n")
     for expid in args.expid:
         results = []

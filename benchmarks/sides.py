@@ -1,4 +1,4 @@
-"""What is measured against what: the same work done by this package and by the padded reference.
+"""The sides of a comparison: the same work by this package and by the padded reference.
 
 A side takes one batch at a time by ``step``; ``finish`` ends a block of steps and waits for the device.
 """
@@ -34,8 +34,8 @@ class Side:
     precision : {"fp32", "medium", "bf16"}
         Of its products of matrices.
     rates, cpu, waits, peaks : list of float
-        Of every block: samples per second, CPU seconds of all threads per sample, share of the time spent waiting for
-        a batch, bytes that its steps took on top of what both sides hold.
+        Of every block: samples per second, CPU seconds of all threads per sample, fraction of the time spent waiting
+        for a batch, bytes that its steps took on top of what both sides hold.
     highest : int
         Most bytes in use by all sides up to the last block.
     """

@@ -1,7 +1,6 @@
-"""The item files that the strategies read, made from raw text and image vectors by our own pipeline.
+"""The item files of the strategies, made from raw text and image embeddings by the embedding pipeline.
 
-A folder of files holds the settings that it was made with in its name, so that other settings, or raw vectors that
-changed, make other files and never mix with runs on these.
+The name of a folder has a hash of settings and raw embeddings, so that others get files and runs of their own.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ class Settings:
     Parameters
     ----------
     dim : int
-        Width of the vectors of V1 to V4 and of the aligned ones.
+        Dim of V1 to V4 and of the aligned embeddings.
     levels, codes : int
         Of RQ and PQ; VQ has one level of as many codes.
     neighbors : int
-        Nearest items beside VQ's code.
+        Nearest items besides VQ's code.
     """
 
     dim: int
@@ -48,7 +47,7 @@ class Settings:
 
     @classmethod
     def for_items(cls, sources: Sequence[Source], **given: int | None) -> Settings:
-        """Fill in what was not given: 128 wide or half of the narrower vectors, 256 codes or at most sqrt(items)."""
+        """Fill in defaults: dim 128 or half of the smaller raw dim, 256 codes or at most sqrt(items)."""
         items = len(read_ids(sources[0]))
         codes = 2 ** min(8, max(1, int(items**0.5).bit_length() - 1))
         dim = max(2, min(128, min(source.dim for source in sources) // 2))
@@ -57,7 +56,7 @@ class Settings:
 
 
 def find_source(name: str, prefix: str, item_files: Sequence[str], column: str | None = None) -> Source:
-    """Return a modality's raw vectors: the column that is named, or the widest whose name begins with ``prefix``.
+    """Return a modality's raw embeddings: the named column, or that of largest dim with the ``prefix``.
 
     Raises
     ------
@@ -66,7 +65,7 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
     """
     found: list[Source] = []
     seen: list[str] = []
-    # A dataset may name files that are made later, of codes for instance.
+    # A dataset may name files that do not exist yet, for example of codes.
     present = [path for path in item_files if _is_there(path)] or item_files
     for path in present:
         files = parquet.part_files(path)
@@ -80,7 +79,7 @@ def find_source(name: str, prefix: str, item_files: Sequence[str], column: str |
     if not found:
         expected = f"column '{column}'" if column else f"column {prefix}*"
         raise DataError(
-            f"{', '.join(present)}: no {expected} of raw vectors (there are: {', '.join(sorted(set(seen)))}); "
+            f"{', '.join(present)}: no {expected} of raw embeddings (there are: {', '.join(sorted(set(seen)))}); "
             f"name the column with --{name} COLUMN"
         )
     return max(found, key=lambda source: source.dim)
@@ -92,13 +91,13 @@ class StrategyFiles:
     Parameters
     ----------
     folder : path
-        Where all goes; the files lie in a subfolder named by a hash of settings and inputs.
+        Output folder; the files are in a subfolder named by a hash of settings and inputs.
     sources : sequence of Source
         Text and image.
     train : str
-        The training split, from which ``aligned`` learns; no other is read.
+        The training split, which ``aligned`` is trained on; no other is read.
     settings : Settings
-        How.
+        The settings.
     """
 
     def __init__(self, folder: Path, sources: Sequence[Source], train: str, settings: Settings) -> None:
@@ -114,12 +113,12 @@ class StrategyFiles:
         self.folder = folder / key
 
     def make(self, strategy: str) -> tuple[Path | None, list[dict[str, Any]]]:
-        """Return the item file of a strategy, made if it is not there, and its entries for ``feature_cols``.
+        """Return the item file of a strategy, made if missing, and its entries for ``feature_cols``.
 
         Raises
         ------
         UserError
-            Whatever is wrong with vectors, clicks or settings.
+            Embeddings, clicks or settings are wrong.
         """
         if strategy == "none":
             return None, []

@@ -1,4 +1,4 @@
-"""Training steps by how torch's threads wait and how many they are, on a quiet machine and beside a busy process.
+"""Training steps by wait policy and number of torch's threads, on an idle machine and with busy processes.
 
     python -m benchmarks.threads --expid DIN_MM_tiny --busy 0 1
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Name, what it is. "one" is what the others are compared with.
 SETTINGS = {
-    "torch": "as torch does: all cores, waiting threads spin",
+    "torch": "torch's default: all cores, waiting threads spin",
     "all": "all cores, waiting threads sleep",
     "auto": "threads: auto",
     "one": "one thread",
@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--pairs", type=int, default=10, help="blocks of each setting")
     option("--busy", type=int, nargs="+", default=[0, 1], help="how many busy processes to start, in turn")
     option("--settings", nargs="+", choices=[name for name in SETTINGS if name != "one"], help="default: all")
-    option("--json", type=Path, metavar="FILE", help="write the figures there")
+    option("--json", type=Path, metavar="FILE", help="file for the figures")
     option("--serve", choices=list(SETTINGS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.settings = args.settings or [name for name in SETTINGS if name != "one"]

@@ -304,7 +304,7 @@ def print_report(report: dict[str, Any]) -> None:
         found_curve = report["curve"]
         touched = ", ".join(f"{distance:.1e}" for distance in found_curve["touched"])
         print(f"loss {found_curve['loss'][0]:.4f} to {found_curve['loss'][-1]:.4f}; largest distance at any step:")
-        print(f"ours {found_curve['ours']:.1e}; the reference after a touch of rounding: {touched}")
+        print(f"ours {found_curve['ours']:.1e}; the reference after a perturbation: {touched}")
     for name, side in report.get("sides", {}).items():
         rate = side["samples_per_second"]
         parts = [f"{name:<16}{rate['median']:>12,.0f} samples/s ({rate['min']:,.0f} to {rate['max']:,.0f})"]

@@ -61,7 +61,7 @@ _HOMES = {
 
 
 def register() -> None:
-    """Make the layers of this package attributes of ``fuxictr.pytorch.layers``; a name that is there stays as it is."""
+    """Make the layers of this package attributes of ``fuxictr.pytorch.layers``; existing names are kept."""
     from fuxictr_mm import layers
 
     layers.register()

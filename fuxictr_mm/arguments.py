@@ -19,14 +19,14 @@ from fuxictr_mm.terminal import BOLD, RED, paint
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that adds its options when they are first needed, so that help does not wait for imports.
+    """A parser that adds its options when they are first needed, so that ``--help`` imports little.
 
     Parameters
     ----------
     load : callable, optional
-        Adds the arguments to the parser that it is given; called once, when the parser is about to parse.
+        Adds the arguments to the given parser; called once, before it parses.
     **options
-        Of ``argparse.ArgumentParser``; description and epilog are shown as they are written.
+        Of ``argparse.ArgumentParser``; description and epilog are not wrapped.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         return spelled.get(name.replace("_", "-"), name) + equals + value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is none of the choices."""
+        """Refuse a value that is not one of the choices."""
         if action.choices is None or value in action.choices:
             return
         if action is self._commands:
@@ -107,12 +107,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
-    """Add ``--debug``, which ``run_main`` looks for."""
+    """Add ``--debug``, which ``run_main`` reads."""
     parser.add_argument("--debug", action="store_true", help="show a traceback for errors")
 
 
 def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
-    """End the help of a command with examples, shown as they are written."""
+    """End the help of a command with examples, not wrapped."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n  ".join(["examples:", *examples])
 
@@ -169,6 +169,6 @@ def run_main(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output is gone (`... | head`); nothing is left to write, or to flush at exit.
+        # The reader of the output has ended (`... | head`); nothing can be written, or flushed at exit.
         sys.stderr.close()
         sys.exit(141)

@@ -1,7 +1,7 @@
-"""Values against annotated types: what is wrong is said in one line for each key.
+"""Checks of values against annotated types, with one sentence per wrong key.
 
-Shown in errors are the key, its value, what was expected and, for an unknown key, the nearest known one; pydantic's own
-messages are not.
+An error names the key, its value, what was expected and, for an unknown key, the nearest known one. Messages of
+pydantic are not shown.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def _nested_settings(annotation: Any) -> type[Settings] | None:
 
 
 def unknown_key(key: object, known: Iterable[str]) -> str:
-    """Say that a key is unknown, with the nearest known one."""
+    """Return a sentence about an unknown key, with the nearest known one."""
     return f"unknown key '{key}'{nearest(key, known)}"
 
 
 def mismatch(key: str, value: Any, annotation: Any) -> str:
-    """Say what was found and what was expected."""
+    """Return a sentence with what was found and what was expected."""
     return f"{key} is {value!r}, expected {describe(annotation)}{_hint(value, annotation)}"
 
 
@@ -235,7 +235,7 @@ def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any
 
 
 def uncheckable(model_class: type, name: str, annotation: Any, error: Exception) -> str:
-    """Say that an annotation in the signature of a model is no type that values can be checked against."""
+    """Return the error of an annotation that values cannot be checked against."""
     reason = " ".join(str(error).split()[:20])
     return (
         f"model {model_class.__name__}: the annotation {annotation!r} of {name} cannot be checked "

@@ -15,7 +15,7 @@ from fuxictr_mm.errors import UserError
 
 #: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
 COMMANDS = {
-    "synth": ("fuxictr_mm.data.synthetic.spec", "make a synthetic dataset in the challenge's layout"),
+    "synth": ("fuxictr_mm.data.synthetic.spec", "generate a synthetic dataset in the challenge's layout"),
     "prepare": ("fuxictr_mm.datasets.prepare", "turn a public dataset into this library's layout"),
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
@@ -27,10 +27,10 @@ COMMANDS = {
     "diagnose": ("fuxictr_mm.diagnosis.diagnose", "find what a trained model uses, ignores and gets wrong"),
     "export-hub": ("fuxictr_mm.hub", "write a trained experiment as a folder for the Hugging Face hub"),
     "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
-    "compare": ("fuxictr_mm.evaluation.compare", "tell whether a difference between experiments is more than noise"),
-    "report": ("fuxictr_mm.report.page", "write one page about runs: what is best, by how much, and why"),
+    "compare": ("fuxictr_mm.evaluation.compare", "test whether a difference between experiments is significant"),
+    "report": ("fuxictr_mm.report.page", "write one HTML page that compares runs"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
-    "completion": ("fuxictr_mm.cli", "print a script that completes this command line by the Tab key"),
+    "completion": ("fuxictr_mm.cli", "print a script for Tab completion of this command line"),
 }
 
 
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'eval "$(fuxictr-mm completion zsh)"        in ~/.zshrc, after compinit',
         "fuxictr-mm completion fish | source        in ~/.config/fish/config.fish",
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to run the script")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that runs the script")
 
 
 def main_from_args(args: argparse.Namespace) -> None:
@@ -145,5 +145,5 @@ def complete_value(prefix: str, action: argparse.Action, parsed_args: argparse.N
         if action.dest in MODELS and parsed_args.command == "runs":
             return list(list_models())
     except UserError:
-        return []  # there is no line to write an error to
+        return []  # an error cannot be shown
     return list(FilesCompleter()(prefix))

@@ -1,4 +1,4 @@
-"""The errors a user can act on: one line each, shown without a traceback and with exit code 2."""
+"""Errors that a user can fix: one line each, shown without a traceback and with exit code 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 class UserError(ValueError):
-    """Something the user gave (data, configuration, flag) is wrong.
+    """Data, configuration or an option is wrong.
 
     The message is one line: what was found, where, what was expected, what to do.
     """
@@ -26,7 +26,7 @@ class DataError(UserError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was named is not there."""
+    """A file or folder does not exist."""
 
 
 class Interrupted(KeyboardInterrupt):

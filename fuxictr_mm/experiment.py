@@ -101,7 +101,7 @@ class Experiment:
         Raises
         ------
         ConfigError, MissingFileError
-            Anything that is wrong with the configuration.
+            The configuration is wrong.
         """
         zoo = None if model_zoo is None else Path(model_zoo)
         find_model = partial(load_model_class, model_zoo=zoo)
@@ -159,7 +159,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            Anything that is wrong with them.
+            They are wrong.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)
@@ -184,7 +184,7 @@ class Experiment:
         Parameters
         ----------
         resume : bool
-            Continue a run of this configuration that was interrupted; where there is none, begin.
+            Resume an interrupted run of this configuration; without one, start a new run.
         progress : bool, optional
             Whether to show progress bars; the setting ``verbose`` by default, which shows them on a terminal.
         results_csv : path, optional
@@ -228,7 +228,7 @@ class Experiment:
         Raises
         ------
         MissingFileError, UserError
-            No such weights, or they do not fit; anything that is wrong with the data.
+            No such weights, or they do not fit, or wrong data.
         """
         return self._predict(data, self.find_weights(weights), [self.paths.log])
 
@@ -247,7 +247,7 @@ class Experiment:
             )
         if weights is None:
             if self.result(paths=False) is None:
-                logger.warning(f"{path}: not of a finished run of this very configuration; used all the same")
+                logger.warning(f"{path}: not from a finished run of exactly this configuration; used nevertheless")
             return path
         if path.is_dir():
             path = hub_weights(path)
@@ -309,7 +309,7 @@ class Experiment:
             return loop.predict(model, self.make_loader(dataset.splits["test"], model)).numpy()
 
     def prepare_process(self) -> None:
-        """Set seed, arithmetic and memory of this process as the configuration says."""
+        """Set seed, precision and memory of this process by the configuration."""
         config, device = self.config, device_of(self.config.gpu)
         seed_everything(config.seed)
         set_precision(config.precision, device)
@@ -349,7 +349,7 @@ class Experiment:
             model = model_class(feature_map, **config.model_arguments())
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a model file raises, the user set it off
+        except (Exception, SystemExit) as error:  # a model file may raise anything
             raise ConfigError(
                 f"{config.expid}: {model_class.__name__} cannot be built with these settings ({describe_error(error)})"
             ) from error
@@ -392,12 +392,12 @@ class Experiment:
         return StreamingLoader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> dict[str, Any] | None:
-        """Return ``EXPID.json`` of a finished run of this very configuration, None if there is none.
+        """Return ``EXPID.json`` of a finished run of exactly this configuration, None if there is none.
 
         Parameters
         ----------
         paths : bool
-            False: also of a run for which the data lay elsewhere, or of another seed.
+            False: also of a run with other data paths, or another seed.
         """
         found = self.newest_result()
         key = "config_hash" if paths else "settings_hash"
@@ -432,13 +432,13 @@ class Experiment:
         )
 
 
-#: Held by the experiment that trains or predicts: random numbers, arithmetic and signals are those of the process.
+#: Held by the experiment that trains or predicts, because random numbers, precision and signals belong to the process.
 _process = threading.Lock()
 
 
 @contextmanager
 def _only_one(expid: str) -> Iterator[None]:
-    """Refuse a second experiment at a time in this process, whose random numbers would mix with the first one's."""
+    """Refuse a second experiment at the same time, because both would share the random numbers of the process."""
     if not _process.acquire(blocking=False):
         raise UserError(
             f"{expid}: another experiment trains or predicts in this process, with the same random numbers; "
@@ -465,7 +465,7 @@ def _write_frame(frame: Any, path: str) -> None:
 
 
 def find_config(given: StrPath | None, script_folder: StrPath) -> Path:
-    """Return the configuration folder: the one given, else the working directory if it holds one, else the script's."""
+    """Return the configuration folder: the given one, else the working directory if it has one, else the script's."""
     if given is not None:
         return Path(given)
     here = Path(".")

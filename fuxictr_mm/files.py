@@ -50,7 +50,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of one; raises as ``atomic_path``."""
+    """Write a file atomically; raises as ``atomic_path``."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         try:
             write(stream)
@@ -66,12 +66,12 @@ def check_outputs(
     inputs: Iterable[str | os.PathLike[str] | None],
     overwrite: bool,
 ) -> None:
-    """Refuse, before any work, files that could not or should not be written; None stands for no file.
+    """Refuse output files that cannot or must not be written, before any work; None is no file.
 
     Raises
     ------
     ConfigError
-        A file that is read as well (also with ``overwrite``), named twice, a folder, there already, or in a folder that
+        A file that is an input as well (also with ``overwrite``), named twice, a folder, existing, or in a folder that
         cannot be written.
     """
     read = {Path(path).resolve() for path in inputs if path is not None}
@@ -81,7 +81,7 @@ def check_outputs(
             continue
         path = Path(output).resolve()
         if path in read or path.parent in read:
-            raise ConfigError(f"{output}: is read as well; choose another name to write")
+            raise ConfigError(f"{output}: is an input as well; choose another name for the output")
         if path in seen:
             raise ConfigError(f"{output}: is named for two outputs; choose another name for one")
         seen.add(path)
@@ -91,7 +91,7 @@ def check_outputs(
             raise ConfigError(f"{output}: exists already; add --overwrite or choose another name")
         folder = next(parent for parent in path.parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(f"{output}: {folder} cannot be written; choose another place")
+            raise ConfigError(f"{output}: {folder} cannot be written; choose another folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,15 +119,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 class InheritedLock:
-    """A lock on a file that child processes hold too: it ends with the last process that has its descriptor.
+    """A lock on a file that child processes inherit: it ends with the last process that has its descriptor.
 
-    filelock has no such lock: it unlocks the file for all who inherited the descriptor, and hides the descriptor. Where
-    the system has no ``fcntl`` (Windows) nothing is locked.
+    filelock has no such lock: it unlocks the file for all processes that inherited the descriptor, and hides the
+    descriptor. Without ``fcntl`` (Windows) nothing is locked.
 
     Parameters
     ----------
     path : Path
-        The file; it stays, because one who deleted it could delete the one that another process has just locked.
+        The file; it is never deleted, because another process could have locked it meanwhile.
 
     Raises
     ------

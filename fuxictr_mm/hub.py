@@ -62,9 +62,9 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     Parameters
     ----------
     experiment : Experiment
-        What was trained.
+        The trained experiment.
     out : path
-        The folder; it is complete or not written at all.
+        The folder, written atomically.
     weights : path, optional
         Those of the experiment's newest run by default.
     overwrite : bool
@@ -82,12 +82,12 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     dataset = experiment.load_dataset({}, checkpoint)
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
-    # The model's own feature map, if it keeps one: layers write their dims into it, and loading compares with it.
+    # The model's own feature map, if it has one: layers write their dims into it, and loading compares with it.
     feature_map = getattr(model, "feature_map", dataset.feature_map)
     # A result is of the experiment's own weights.
     result = None if weights else experiment.result(paths=False)
     if result is None:
-        logger.warning(f"{checkpoint}: no metrics of these weights are known; the card has no metrics")
+        logger.warning(f"{checkpoint}: the metrics of these weights are unknown; the card has no metrics")
     config = describe_experiment(experiment, result)
 
     def write(folder: Path) -> None:
@@ -125,7 +125,7 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a state dict; a table that features share is stored once, with its other names in the metadata.
 
     ``safetensors.torch.save_model`` does the same, but stores a part or the transpose of another tensor as if it were
-    the whole: read back, it would be another tensor.
+    all of it, so that another tensor would be read back.
     """
     import torch
     from safetensors import SafetensorError
@@ -145,7 +145,7 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
         kept[name] = tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
     try:
         save_file(kept, path, metadata={"format": "pt", **aliases})
-    except SafetensorError as error:  # as which it reports a full disk
+    except SafetensorError as error:  # also a full disk
         raise OSError(str(error)) from error
     path.chmod(0o644)
 
@@ -198,11 +198,11 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
-    """Refuse a folder in which something else would be lost."""
+    """Refuse a folder with other content."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / HUB_CONFIG).is_file() or not (out / HUB_WEIGHTS).is_file():
-        raise UserError(f"{out}: exists already and is no export of fuxictr-mm; give another folder")
+        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
     if not overwrite:
         raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
 

@@ -1,4 +1,4 @@
-"""``fuxictr-mm list``: models, experiments or datasets, a line each."""
+"""``fuxictr-mm list``: models, experiments or datasets, one per line."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 
 def _matching(rows: dict[str, str], pattern: str, what: str) -> dict[str, str]:
-    """Keep the names that a pattern fits, or that hold it if it has no ``*``, ``?`` or ``[``; case does not matter."""
+    """Keep the names that match a pattern, or contain it if it has no ``*``, ``?`` or ``[``; case-insensitive."""
     folded = pattern.lower() if any(mark in pattern for mark in "*?[") else f"*{pattern.lower()}*"
     kept = {name: line for name, line in rows.items() if fnmatch.fnmatchcase(name.lower(), folded)}
     if not kept:
-        raise ConfigError(f"none of the {len(rows)} {what} fits '{pattern}'{nearest(pattern, rows)}")
+        raise ConfigError(f"none of the {len(rows)} {what} matches '{pattern}'{nearest(pattern, rows)}")
     return kept
 
 

@@ -10,24 +10,24 @@ from pathlib import Path
 from fuxictr_mm.runs import unwritable
 from fuxictr_mm.runtime import is_main
 
-#: Of the package: its records reach the log files whatever the level of the root logger.
+#: Logger of the package: its messages reach the log files whatever the level of the root logger.
 _PACKAGE = "fuxictr_mm"
 _MOST_RECORDS = 100_000
 
 
 def set_up_logging() -> None:
-    """Log to the terminal, and keep what is logged before the log files are opened. For commands, not for notebooks."""
+    """Log to the terminal, and buffer messages until the log files are opened. For commands, not for notebooks."""
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not is_main():
-        terminal.setLevel(logging.ERROR)  # what the other processes log is the same
+        terminal.setLevel(logging.ERROR)  # the other processes log the same
     logging.basicConfig(level=logging.INFO, handlers=[terminal, _buffer()], force=True)
-    # FuxiCTR announces every object that it makes on the root logger; what matters of it is logged here.
+    # FuxiCTR logs every object that it creates on the root logger; this package logs what matters.
     logging.getLogger("root").addFilter(lambda record: "Set column index" not in record.msg)
 
 
 class LogFiles:
-    """Writes what is logged within a ``with`` block to files, also what was logged before they are opened."""
+    """Writes the messages of a ``with`` block to files, including those before they are opened."""
 
     def __init__(self) -> None:
         self._root = logging.getLogger()
@@ -38,7 +38,7 @@ class LogFiles:
     def __enter__(self) -> LogFiles:
         self._level, self._shown = self._package.level, self._package.getEffectiveLevel()
         if self._shown > logging.INFO:
-            # The files want more than the program's own handlers, which go on showing what they showed.
+            # The files get more messages than the handlers of the program, whose levels stay the same.
             self._package.setLevel(logging.INFO)
             self._filtered = list(self._root.handlers)
             for handler in self._filtered:
@@ -63,7 +63,7 @@ class LogFiles:
         return record.levelno >= self._shown
 
     def open(self, paths: Iterable[Path], mode: str) -> None:
-        """Open the files, ``mode`` as of ``open``; called once the input is known to be good.
+        """Open the files, ``mode`` as of ``open``; called when the input has been checked.
 
         Raises
         ------

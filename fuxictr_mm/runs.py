@@ -1,4 +1,4 @@
-"""Runs of experiments: where their files lie, what they hold, and ``fuxictr-mm runs``, which lists them."""
+"""Runs of experiments: paths and contents of their files, and ``fuxictr-mm runs``, which lists them."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ ENSEMBLE = "Ensemble"
 #: Files of a folder written by ``fuxictr-mm export-hub``.
 HUB_WEIGHTS, HUB_CONFIG, HUB_FEATURES, HUB_CARD = "model.safetensors", "config.json", "feature_map.json", "README.md"
 
-#: Name of a run: when it began, its seed, and a number where another run began in the same second.
+#: Name of a run: its start, its seed, and a number if another run started in the same second.
 RUN_NAME = re.compile(r"(?P<stamp>\d{8}-\d{6})-seed(?P<seed>\d+)(-(?P<number>\d+))?")
 
-#: Settings that two seeds of one configuration need not share.
+#: Settings in which two seeds of one configuration may differ.
 NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
 
-#: Metrics of which less is better; all others are better when higher.
+#: Metrics for which lower is better.
 FALLING = ("logloss", "binary_crossentropy")
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of an experiment lie; nothing else knows.
+    """Paths of the files of an experiment, defined only here.
 
     ``EXPID.model``, ``.log`` and ``.json`` are those of its newest run. Every run also has a folder of its own,
     ``EXPID/RUN``, which holds the files that this module names.
@@ -125,7 +125,7 @@ class RunPaths:
         return find_runs(self.model_root, dataset=self.dataset_id, expid=self.expid)
 
     def new_run(self, seed: int, started_at: datetime) -> Path:
-        """Make the folder of a new run, which no other process has made.
+        """Create the folder of a new run, with a name that no other process has taken.
 
         Raises
         ------
@@ -161,17 +161,17 @@ def vocabulary_of_weights(weights: Path) -> Path:
 
 
 def config_of_weights(weights: Path) -> Path | None:
-    """Return the configuration file of the run that weights are of, None where that cannot be told."""
+    """Return the configuration file of the run that wrote weights, None if that is unknown."""
     if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file():
         return weights.parent / CONFIG
-    # Those of an experiment are the same file as those of the run that wrote them last.
+    # The weights of an experiment are the same file as those of its newest run.
     runs = weights.with_suffix("").glob(f"*/{WEIGHTS}") if weights.exists() else ()
     return next((path.parent / CONFIG for path in runs if path.samefile(weights)), None)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of an experiment: its configuration, what it reached, and predictions with its weights.
+    """A run of an experiment: its configuration, its metrics, and predictions with its weights.
 
     It is a path, too: whatever takes the folder of a run takes a ``Run``.
 
@@ -202,7 +202,7 @@ class Run:
     valid_rows : int or None
         Rows of the validation file.
     problem : str
-        What of the folder cannot be read; empty if nothing.
+        Files of the folder that cannot be read; empty if none.
     model_zoo : path, optional
         A folder of model files to search first when the model is needed again.
     """
@@ -241,7 +241,7 @@ class Run:
 
     @property
     def description(self) -> str:
-        """What the configuration says of the experiment."""
+        """The description in the configuration."""
         return " ".join(str(self.config.get("description") or "").split())
 
     @property
@@ -252,12 +252,12 @@ class Run:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is finished and all of its folder can be read."""
+        """Whether it is finished and its folder can be read completely."""
         return self.finished and bool(self.config) and not self.problem
 
     @property
     def state(self) -> str:
-        """``finished``, ``unfinished``, or what is wrong with the folder."""
+        """``finished``, ``unfinished``, or the problem of the folder."""
         if self.problem:
             return f"broken: {self.problem}"
         return "finished" if self.finished else "unfinished"
@@ -378,7 +378,7 @@ def find_runs(
     model: str | None = None,
     expid: str | None = None,
 ) -> list[Run]:
-    """Return the runs below a folder, newest first, with unfinished and broken ones; links out of it are left out.
+    """Return the runs below a folder, newest first, with unfinished and broken ones; outside links are ignored.
 
     Parameters
     ----------
@@ -399,7 +399,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Read the folder of a run; what of it cannot be read is named in ``problem``."""
+    """Read the folder of a run; files that cannot be read are named in ``problem``."""
     path = Path(folder).resolve()
     problems: list[str] = []
 
@@ -512,11 +512,11 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """
     newest = max(folder.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime_ns, default=None)
     lines = [] if newest is None else read_lines(newest)
-    return list({line["step"]: line for line in lines}.values())  # one that was killed may have written a step twice
+    return list({line["step"]: line for line in lines}.values())  # a killed run may have written a step twice
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object per line; a last line without its end was cut off and is left out.
+    """Read a file of one JSON object per line; an incomplete last line is left out.
 
     Raises
     ------
@@ -534,7 +534,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             entry = None
         if not isinstance(entry, dict) or not _is_number(entry.get("step")):
-            raise DataError(f"{path}, line {number}: is no evaluation of a run; delete the line")
+            raise DataError(f"{path}, line {number}: is not an evaluation of a run; delete the line")
         entries.append(entry)
     return entries
 
@@ -577,7 +577,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _problem_of_result(result: dict[str, Any]) -> str:
-    """Return what is wrong with a result, empty if nothing."""
+    """Return the problem of a result, empty if none."""
     for name in ("valid", "test"):
         metrics = result.get(name)
         if metrics is None and name == "test":
@@ -610,7 +610,7 @@ def write_predictions(
 
 
 def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray) -> str:
-    """Return what is wrong with predictions, empty if nothing."""
+    """Return the problem of predictions, empty if none."""
     import numpy as np
 
     if not len(prediction):
@@ -711,7 +711,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def as_dict(run: Run) -> dict[str, Any]:
-    """Return what the list shows of a run, for JSON."""
+    """Return the entry of a run, for JSON."""
     names = ("run", "expid", "dataset_id", "model", "seed", "description", "started_at", "valid", "test", "parameters")
     values = {name: getattr(run, name) for name in (*names, "seconds", "finished", "problem")}
     return {**values, "path": str(run.path)}
@@ -720,10 +720,10 @@ def as_dict(run: Run) -> dict[str, Any]:
 def _none_found(args: argparse.Namespace) -> str:
     everything = find_runs(args.root)
     if not everything:
-        return f"no runs below {args.root}; run_expid.py makes them"
+        return f"no runs below {args.root}; run_expid.py writes them"
     hints = []
     for option, name in (("dataset", "dataset_id"), ("model", "model"), ("expid", "expid")):
         given, known = getattr(args, option), sorted({getattr(run, name) for run in everything})
         if given is not None and given not in known:
             hints.append(f"no run with --{option} {given}{nearest(given, known)} (there are: {', '.join(known)})")
-    return "; ".join(hints) or f"none of the {len(everything)} runs below {args.root} is of this kind"
+    return "; ".join(hints) or f"none of the {len(everything)} runs below {args.root} matches"

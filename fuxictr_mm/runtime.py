@@ -26,7 +26,7 @@ def device_of(gpu: int) -> torch.device:
     Raises
     ------
     ConfigError
-        There is no such GPU; FuxiCTR would take the CPU without a word.
+        There is no such GPU; FuxiCTR would use the CPU silently.
     """
     import torch
 
@@ -41,7 +41,7 @@ def device_of(gpu: int) -> torch.device:
 def collect_signals() -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in a list instead of letting them raise.
 
-    An exception amid a write, an update of the weights or the locks of threads would leave them in disorder.
+    An exception during a write, an update of the weights or inside a lock would leave them inconsistent.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -57,7 +57,7 @@ def collect_signals() -> Iterator[list[int]]:
 
 
 def is_one_of_several() -> bool:
-    """Whether ``torchrun`` started other processes beside this one."""
+    """Whether ``torchrun`` started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -72,7 +72,7 @@ def is_main() -> bool:
 
 
 def local_gpu(gpu: int) -> int:
-    """Return the GPU of this process: ``gpu`` if it is alone or on the CPU, else one for each process of a machine."""
+    """Return the GPU of this process: ``gpu`` for a single process or the CPU, else one per process of a machine."""
     return int(os.environ["LOCAL_RANK"]) if gpu >= 0 and is_one_of_several() else gpu
 
 
@@ -81,7 +81,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Choose the arithmetic of float32 matrix products for this process.
+    """Set the precision of float32 matrix products of this process.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def set_precision(precision: str, device: torch.device) -> None:
         at twice the rate of MKL's, on Intel's with AMX bfloat16 factors. ``bf16`` does the same for what autocast
         leaves in float32.
     device : torch.device
-        Where the model lives.
+        Device of the model.
     """
     import torch
 
@@ -99,12 +99,12 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step, instead of giving it back and having every page cleared again.
+    """Let glibc keep freed memory for the next step, instead of returning it and clearing every page again.
 
     Returns
     -------
     bool
-        Whether this is a glibc that took the settings.
+        Whether the C library is a glibc that accepted the settings.
     """
     if sys.platform != "linux":
         return False

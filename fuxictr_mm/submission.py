@@ -26,7 +26,7 @@ _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """What a submission holds.
+    """Summary of a submission.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def write_submission(
 ) -> Path:
     """Check predictions and write them as a submission; the same predictions give the same bytes.
 
-    Every number is the shortest decimal that reads back as the same number of its own type, float32 or float64.
+    Every number is the shortest decimal that round-trips in its type, float32 or float64.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def write_submission(
     predictions : array_like
         ``(n,)`` probabilities, one per row of the test file, in its order.
     task : str
-        The name of the second column, one of ``TASKS``.
+        Name of the second column, one of ``TASKS``.
     expected_rows : int, optional
         Rows of the test file.
 
@@ -70,11 +70,11 @@ def write_submission(
     Raises
     ------
     ConfigError
-        If the task is none of the challenge's.
+        The task is not one of the challenge's.
     DataError
-        If predictions are not one per row, not finite, outside [0, 1] or constant; nothing is written then.
+        Predictions are not one per row, not finite, outside [0, 1] or constant; nothing is written then.
     UserError
-        If the file cannot be written.
+        The file cannot be written.
     """
     import numpy as np
 
@@ -89,7 +89,7 @@ def write_submission(
     content = _csv_bytes(values, task)
     member = zipfile.ZipInfo(MEMBER, date_time=(1980, 1, 1, 0, 0, 0))
     member.compress_type = zipfile.ZIP_DEFLATED
-    member.create_system = 3  # Unix, also where it is written on another system
+    member.create_system = 3  # Unix, whatever the system that writes it
     member.external_attr = 0o644 << 16
 
     def write(stream: BinaryIO) -> None:
@@ -108,23 +108,23 @@ def _csv_bytes(values: "np.ndarray", task: str) -> bytes:
     table = pa.table({"ID": np.arange(len(values)), task: values})
     sink = pa.BufferOutputStream()
     csv.write_csv(table, sink, csv.WriteOptions(include_header=False))
-    # The header by hand: pyarrow puts names in quotes.
+    # Written separately, because pyarrow puts names in quotes.
     return f"ID,{task}\n".encode() + sink.getvalue().to_pybytes()
 
 
 def check_submission(
     path: str | os.PathLike[str], rows: int | None = None, task: str | None = None
 ) -> SubmissionReport:
-    """Check any file as the challenge's server would take it.
+    """Check a file by the rules of the challenge's server.
 
     Parameters
     ----------
     path : path
         The zip.
     rows : int, optional
-        Rows that the test file has; not checked when None.
+        Rows of the test file; None: not checked.
     task : str, optional
-        The task it is meant for; any of ``TASKS`` when None.
+        The expected task; None: any of ``TASKS``.
 
     Returns
     -------
@@ -133,11 +133,11 @@ def check_submission(
     Raises
     ------
     MissingFileError
-        If there is no such file.
+        The file does not exist.
     ConfigError
-        If ``task`` is none of the challenge's.
+        ``task`` is not one of the challenge's.
     DataError
-        At the first thing that is wrong, in one line with the line of the CSV.
+        The first problem, with the line of the CSV.
     """
     path = Path(path)
     if task is not None:
@@ -160,7 +160,7 @@ def check_submission(
 
 def _check_task(task: str) -> None:
     if task not in TASKS:
-        raise ConfigError(f"task {task!r} is none of the challenge's: expected one of {', '.join(TASKS)}")
+        raise ConfigError(f"task {task!r} is not one of the challenge's: expected one of {', '.join(TASKS)}")
 
 
 def _read_member(path: Path) -> bytes:
@@ -217,7 +217,7 @@ def _read_columns(where: str, content: bytes) -> tuple["pa.Array", "pa.Array"]:
         bad_rows.append(row)
         return "error"
 
-    # Not threaded, for pyarrow to count lines; a block as large as the file, for it to take lines of any length.
+    # Single-threaded, so that pyarrow counts lines; one chunk, so that lines may have any length.
     read = csv.ReadOptions(use_threads=False, column_names=["ID", "value"], block_size=len(body) + 1)
     parse = csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=remember)
     convert = csv.ConvertOptions(column_types={"ID": pa.string(), "value": pa.string()}, strings_can_be_null=False)
@@ -277,7 +277,7 @@ def _numbers(where: str, texts: "pa.Array") -> "np.ndarray":
 
 
 def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line: int) -> None:
-    """Refuse predictions that are not one per row, finite, in [0, 1] and of more than one value."""
+    """Refuse predictions that are not one per row, not finite, outside [0, 1] or constant."""
     import numpy as np
 
     if rows is not None and len(values) != rows:
@@ -314,8 +314,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm check-submission submission/DIN_MM_MicroLens.zip --rows 379142 --task Task2 --json",
     )
     parser.add_argument("file", type=Path, metavar="FILE.zip", help="the submission to check")
-    parser.add_argument("--rows", type=_row_count, help="rows of the test file; not checked when left out")
-    parser.add_argument("--task", choices=TASKS, help="the task it is meant for (default: any)")
+    parser.add_argument("--rows", type=_row_count, help="rows of the test file (default: not checked)")
+    parser.add_argument("--task", choices=TASKS, help="the task of the submission (default: any)")
     add_output_options(parser)
 
 
@@ -326,7 +326,7 @@ def _row_count(text: str) -> int:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Check one file and print one line about it."""
+    """Check a file and print one line."""
     report = check_submission(args.file, args.rows, args.task)
     summary = (
         f"OK: {args.file}: {report.rows} rows, {report.task}, "

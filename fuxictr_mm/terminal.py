@@ -17,7 +17,7 @@ from fuxictr_mm.runtime import is_main
 #: ANSI codes of ``paint``.
 BOLD, RED = "1", "31"
 
-#: For a missing value, and for the sign of a number: a hyphen is too short beside digits.
+#: Missing value, and sign of a number: a hyphen is too short next to digits.
 DASH, MINUS = "\u2013", "\u2212"
 
 #: Characters that XML or UTF-8 cannot hold, that break a line or reverse its direction, or that no font has.
@@ -25,7 +25,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\u
 
 
 def progress_bar(batches: Iterable[Any], what: str, verbose: int = 1, done: int = 0, total: int | None = None) -> tqdm:
-    """Return a progress bar over ``batches``, ``done`` of which are finished already.
+    """Return a progress bar over ``batches``, of which ``done`` are finished.
 
     Nothing is printed with ``verbose=0``, in a process other than the main one, or, with ``verbose=1``, without a
     terminal.
@@ -155,7 +155,7 @@ def paint(text: str, code: str, stream: TextIO) -> str:
 
 
 def fit_width(line: str, stream: TextIO) -> str:
-    """Cut a line to the width of the terminal; on any other stream it stays whole.
+    """Cut a line to the width of the terminal; on any other stream it is not cut.
 
     Examples
     --------

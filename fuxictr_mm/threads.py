@@ -1,6 +1,6 @@
-"""Threads of torch's operations on the CPU: how they wait for each other, and how many there are.
+"""Threads of torch's operations on the CPU: their wait policy and their number.
 
-Light to import: the wait policy has to be set before torch is.
+Imports little: the wait policy must be set before torch is imported.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Environment variables by which users choose how threads wait; the last two are of GNU's and LLVM's OpenMP.
+#: Environment variables that set the wait policy; the last two are of GNU's and LLVM's OpenMP.
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
-#: Environment variables by which users choose how many threads there are; torch reads them itself.
+#: Environment variables that set the number of threads; torch reads them itself.
 COUNT_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-#: Environment variable with the cores that a process may use; the tuner sets it for its trials.
+#: Environment variable with the number of cores of a process; the tuner sets it for its trials.
 CORES_VARIABLE = "FUXICTR_MM_CORES"
 
 #: Operations of a step for which two threads are barely slower than one: each is woken up for each parallel operation.
 _WORK = 6e8
 
-#: Whether torch was loaded before its threads could be told how to wait.
+#: Whether torch was imported before the wait policy was set.
 _spinning = False
 
 
 def set_wait_policy() -> None:
-    """Let threads that wait for others sleep (``OMP_WAIT_POLICY=PASSIVE``), unless the user has chosen how they wait.
+    """Let waiting threads sleep (``OMP_WAIT_POLICY=PASSIVE``), unless the user has set a wait policy.
 
-    By default they spin, and keep a core from the very thread that they wait for if another process is busy. OpenMP
+    By default they spin, and block a core that the thread they wait for needs if another process is busy. OpenMP
     reads the variable when torch is imported, so this is called when the package is. Child processes inherit it.
     """
     global _spinning
@@ -50,11 +50,10 @@ def set_wait_policy() -> None:
 
 
 def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: int, gpu: int = -1) -> int:
-    """Set the number of torch's threads for a model, as ``threads`` of its experiment says.
+    """Set the number of torch's threads for a model, by ``threads`` of its experiment.
 
-    ``auto`` depends on the model, its batch size and the number of cores, never on how busy they are: the number
-    decides in which order sums are taken, and with it the last digits of a result. The user's ``OMP_NUM_THREADS`` comes
-    first.
+    ``auto`` depends on the model, its batch size and the number of cores, never on their load: the number of
+    threads decides the order of sums, and with it the last digits of a result. ``OMP_NUM_THREADS`` has precedence.
 
     Parameters
     ----------
@@ -65,7 +64,7 @@ def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: in
     batch_size : int
         Rows per batch.
     gpu : int
-        Index of the GPU, -1 for the CPU; ``auto`` leaves the threads beside a GPU as they are.
+        Index of the GPU, -1 for the CPU; with a GPU, ``auto`` does not change the number.
 
     Returns
     -------
@@ -76,7 +75,7 @@ def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: in
 
     cores = _cores()
     if any(name in os.environ for name in COUNT_VARIABLES):
-        # torchrun sets OMP_NUM_THREADS=1 for its processes, whose number is no choice of the user's.
+        # torchrun sets OMP_NUM_THREADS=1 for its processes, so it is not the user's choice.
         by_torchrun = is_one_of_several() and os.environ.get("OMP_NUM_THREADS") == "1"
         threads = setting if by_torchrun and setting != "auto" else torch.get_num_threads()
     elif setting == "auto":
@@ -93,7 +92,7 @@ def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: in
 
 @contextmanager
 def restored_threads() -> Iterator[None]:
-    """Set torch's number of threads back at the end."""
+    """Restore torch's number of threads at the end."""
     import torch
 
     _cores()  # before it is changed
@@ -106,7 +105,7 @@ def restored_threads() -> Iterator[None]:
 
 
 def step_work(model: nn.Module, batch_size: int) -> float:
-    """Estimate the operations of a training step, and of what takes as long as operations would.
+    """Estimate the work of a training step in operations.
 
     A weight matrix takes part in three products, of two operations each, with every example; updating a parameter, rows
     of embedding tables included, takes as long as about 100 operations.
@@ -120,7 +119,7 @@ def step_work(model: nn.Module, batch_size: int) -> float:
 
 
 def choose_threads(work: float, cores: int) -> int:
-    """Return how many threads a step of so many operations is worth.
+    """Return the number of threads for a step of this many operations.
 
     The time of a step is ``work / n`` and a cost of waking up threads that grows with their number ``n``; the sum is
     least at an ``n`` proportional to the square root of the work.
@@ -130,7 +129,7 @@ def choose_threads(work: float, cores: int) -> int:
 
 @functools.cache
 def _cores() -> int:
-    """Return how many threads there may be: those that torch would take, or fewer for a trial of the tuner."""
+    """Return the largest number of threads: that of torch, or fewer for a trial of the tuner."""
     import torch
 
     cores = torch.get_num_threads()

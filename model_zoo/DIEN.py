@@ -1,4 +1,4 @@
-"""DIEN: interests that evolve along the history."""
+"""DIEN: interest evolution along the history."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ class DIEN(DNNModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the auxiliary loss."""
         loss = super().add_loss(return_dict, y_true)
-        auxiliary, self.auxiliary_loss = self.auxiliary_loss, None  # kept, it would hold the graph of the batch
+        auxiliary, self.auxiliary_loss = (
+            self.auxiliary_loss,
+            None,
+        )  # otherwise it keeps the graph of the batch in memory
         return loss if auxiliary is None else loss + self.auxiliary_weight * auxiliary
 
 

@@ -1,4 +1,4 @@
-"""DIN_CrossAttention: DIN and layers of cross-attention to the history."""
+"""DIN_CrossAttention: DIN and cross-attention layers over the history."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class MIND(DNNModel):
     with context c (the paper: the user's profile), target t and history items s. The order of the history does not
     matter.
 
-    Departures: it ranks, by a DNN, where the paper retrieves by the product of v and t; the routing starts from normal
-    numbers sampled once per item and capsule, where the paper samples them for each history; the p-th power keeps the
+    Departures: it ranks, by a DNN, where the paper retrieves by the product of v and t; the initial routing logits are
+    normal, sampled once per item and capsule, where the paper samples them for each history; the p-th power keeps the
     sign.
 
     Parameters
@@ -38,9 +38,9 @@ class MIND(DNNModel):
     num_rounds : int
         Rounds of routing.
     routing_deviation : float
-        Standard deviation of the numbers that the routing starts from.
+        Standard deviation of the initial routing logits.
     attention_power : float
-        p; the larger, the more the best interest dominates.
+        p, exponent of the label-aware attention; larger values favour the best interest.
     **params
         Those of DNNModel and MultimodalModel.
     """

@@ -32,7 +32,7 @@ class QIN(MultimodalModel):
     shaped as in the published code (its file QIN_variety_v9), so its weights load.
 
     Departures: the loss is taken on logits (``loss_from: probability`` gives the published form, whose gradient is zero
-    beyond a logit of 17; QIN passes that within a few steps).
+    beyond a logit of 17, which QIN exceeds within a few steps).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""SimCEN: an MLP of three parts with a contrastive loss."""
+"""SimCEN: an MLP in three parts with a contrastive loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SimCEN(MultimodalModel):
     with the fields of context c, target t and interest h, all of one dim, two views v of the products of all pairs of
     fields, and dropout D. The layers follow the published code, https://github.com/salmon1802/SimCEN.
 
-    Departures: the paper has no history; h is what multi-head target attention takes from it, split into the item's
+    Departures: the paper has no history; h is the output of multi-head target attention, split into the item's
     fields. One dropout and one batch norm setting hold for the three parts; all layers have the same dim, as their
     residuals demand. The contrast is computed in training only.
 
@@ -108,5 +108,5 @@ class SimCEN(MultimodalModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the contrast."""
         loss = super().add_loss(return_dict, y_true)
-        contrast, self.contrast = self.contrast, None  # kept, it would hold the graph of the batch
+        contrast, self.contrast = self.contrast, None  # otherwise it keeps the graph of the batch in memory
         return loss if contrast is None else loss + self.contrast_weight * contrast

@@ -25,7 +25,7 @@ class Transformer_DCN_Quant(Transformer_DCN):
     r"""1st Place Solution, its follow-up. Xu et al., WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2505.03543.
 
     Transformer_DCN with ids instead of the frozen embedding of an item: its cluster at each level of a residual
-    quantiser, and its nearest neighbours. Both are embedded by one table.
+    quantizer, and its nearest neighbours. Both are embedded by one table.
 
     .. math:: s_i = [\mathrm{id}_i, \mathrm{tags}_i, E_{z^1_i}, .., E_{z^L_i}, E_{n^1_i}, .., E_{n^K_i}]
 
@@ -44,7 +44,7 @@ class Transformer_DCN_Quant(Transformer_DCN):
     quantized_feature : str, optional
         The embedding that the ids are computed from; by default the only one.
     codebook_num : int
-        L, levels of the residual quantiser.
+        L, levels of the residual quantizer.
     num_clusters : int
         Centres of a level.
     top_k : int

@@ -383,12 +383,12 @@ def test_weights_are_read_without_running_anything(start, tmp_path, monkeypatch)
 
 
 def test_the_examples_of_the_documentation_are_right(tmp_path):
-    """Nothing in them is misspelt, and their features are there."""
+    """Their keys are known, and their features exist."""
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/drop_in.md").read_text(), flags=re.DOTALL)
     (tmp_path / "model_config.yaml").write_text("\n".join(blocks))
     shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
     experiments = list_experiments(tmp_path)
-    assert len(experiments) == len(blocks) == 4
+    assert len(experiments) == len(blocks) > 0
     for expid in experiments:
         params = load_config(tmp_path, expid)
         assert "item_id" in [f.name for f in parse_features(params)]

@@ -225,7 +225,7 @@ def test_nothing_is_overwritten_unasked(trained, exported, tmp_path):
     assert not (exported / "old").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").touch()
-    with pytest.raises(UserError, match="exists already and is no export"):
+    with pytest.raises(UserError, match="exists already and is not an export"):
         hub.export(read(trained), tmp_path / "mine", overwrite=True)
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "out"}
 

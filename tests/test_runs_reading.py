@@ -87,8 +87,8 @@ def test_unfinished_and_ambiguous_names(copy):
         ("result.json", '{"valid": 3}', "result.json: valid is 3, expected metrics"),
         ("result.json", '{"valid": {}, "seconds": "x"}', "result.json: seconds is 'x'"),
         ("result.json", '{"valid": {"AUC": true}, "seconds": 1}', "result.json: valid is {'AUC': True}"),
-        ("metrics.jsonl", "garbage\n", "metrics.jsonl, line 1: is no evaluation"),
-        ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl, line 1: is no evaluation"),
+        ("metrics.jsonl", "garbage\n", "metrics.jsonl, line 1: is not an evaluation"),
+        ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl, line 1: is not an evaluation"),
     ],
 )
 def test_what_is_broken_is_said(copy, name, content, problem):
@@ -111,7 +111,7 @@ def test_damaged_predictions_and_lines(copy):
     with pytest.raises(DataError, match="no predictions of a run"):
         run.predictions()
     (run.path / "metrics.jsonl").write_text('{"step": 1}\nnothing\n')
-    with pytest.raises(DataError, match=r"metrics.jsonl, line 2: is no evaluation of a run; delete the line"):
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 2: is not an evaluation of a run; delete the line"):
         run.history()
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
     assert read_lines(run.path / "metrics.jsonl") == [{"step": 1}]

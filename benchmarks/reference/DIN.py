@@ -1,4 +1,4 @@
-"""The padded twin of DIN."""
+"""The padded reference of DIN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The padded twin of DIN_MM."""
+"""The padded reference of DIN_MM."""
 
 from __future__ import annotations
 

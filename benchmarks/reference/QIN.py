@@ -1,4 +1,4 @@
-"""The padded twin of QIN."""
+"""The padded reference of QIN."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SparseTargetAttention(nn.Module):
 
 
 class QuadraticLayer(nn.Module):
-    """Sum of R linear maps, each times the input."""
+    """Sum of R linear projections, each times the input."""
 
     def __init__(self, input_dim: int, num_row: int, net_dropout: float) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class QuadraticLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, D)`` to ``(B, D)``."""
-        maps = self.linear(x).unflatten(1, (self.num_row, -1))
-        return torch.einsum("bd,brd->bd", x, maps)
+        projected = self.linear(x).unflatten(1, (self.num_row, -1))
+        return torch.einsum("bd,brd->bd", x, projected)
 
 
 class QuadraticNetwork(nn.Module):
@@ -64,7 +64,7 @@ class QuadraticNetwork(nn.Module):
 
 
 class PaddedQIN(PaddedModel):
-    """QIN as its paper and code have it: keys and values of every position, R maps in every quadratic layer."""
+    """QIN as its paper and code have it: keys and values of every position, R projections in every quadratic layer."""
 
     def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
         super().__init__(feature_map, params)

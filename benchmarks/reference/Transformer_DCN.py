@@ -1,4 +1,4 @@
-"""The padded twin of Transformer_DCN."""
+"""The padded reference of Transformer_DCN."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from benchmarks.reference.padded import PaddedBatch, PaddedModel
 class PaddedTransformer(nn.Module):
     """PyTorch's encoder over every position, each joined with the target; outputs of padding are zero."""
 
-    def __init__(self, width: int, params: Mapping[str, Any]) -> None:
+    def __init__(self, dim: int, params: Mapping[str, Any]) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
-            width,
+            dim,
             params["num_heads"],
             dim_feedforward=params["dim_feedforward"],
             dropout=params["transformer_dropout"],
@@ -28,7 +28,7 @@ class PaddedTransformer(nn.Module):
         self.transformer_encoder = nn.TransformerEncoder(
             layer, params["transformer_layers"], enable_nested_tensor=False
         )
-        self.out_linear = nn.Linear(width, width)
+        self.out_linear = nn.Linear(dim, dim)
         self.num_slots = params["first_k_cols"]
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
@@ -44,16 +44,16 @@ class PaddedTransformer(nn.Module):
 
 
 class PaddedTransformerDCN(PaddedModel):
-    """A transformer encoder, then FuxiCTR's CrossNetV2 beside a DNN, then an MLP."""
+    """A transformer encoder, then FuxiCTR's CrossNetV2 in parallel with a DNN, then an MLP."""
 
     def __init__(self, feature_map: FeatureMap, params: Mapping[str, Any]) -> None:
         super().__init__(feature_map, params)
         self.transformer_encoder = PaddedTransformer(2 * self.item_dim, params)
-        width = self.context_dim + self.item_dim + (params["first_k_cols"] + 1) * 2 * self.item_dim
-        self.crossnet = CrossNetV2(width, params["dcn_cross_layers"])
-        self.parallel_dnn = MLP_Block(width, params["dcn_hidden_units"], dropout_rates=params["net_dropout"])
+        dim = self.context_dim + self.item_dim + (params["first_k_cols"] + 1) * 2 * self.item_dim
+        self.crossnet = CrossNetV2(dim, params["dcn_cross_layers"])
+        self.parallel_dnn = MLP_Block(dim, params["dcn_hidden_units"], dropout_rates=params["net_dropout"])
         self.mlp = MLP_Block(
-            width + params["dcn_hidden_units"][-1],
+            dim + params["dcn_hidden_units"][-1],
             params["mlp_hidden_units"],
             output_dim=1,
             output_activation=self.output_activation,

@@ -1,4 +1,4 @@
-"""The padded twin of each model, by the model's name."""
+"""The padded reference of each model, by the model's name."""
 
 from benchmarks.reference.DIN import PaddedDIN
 from benchmarks.reference.DIN_MM import PaddedDINMM

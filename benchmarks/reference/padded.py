@@ -1,11 +1,11 @@
 """The padded reference: FuxiCTR's layers on padded tensors, fed the way the challenge's baseline feeds them.
 
 Written to be compared with, so neither slowed down nor sped up: rows pass one by one through a ``Dataset``, the item
-features of every position are looked up in a pandas frame and turned into arrays batch by batch, ids and vectors of
+features of every position are looked up in a pandas frame and turned into arrays batch by batch, ids and embeddings of
 padding are embedded and go through the attention like any other, and the regularizer is a norm of whole tables inside
 the graph. The step is that of FuxiCTR's ``BaseModel``.
 
-Shape letters: B rows, L padded history, D item width, C context width.
+Shape letters: B rows, L padded history, D item dim, C context dim.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class RowDataset(Dataset):
     Parameters
     ----------
     path : str
-        Parquet file; a list column takes as many columns of the matrix as it is wide.
+        Parquet file; a list column takes one column of the matrix per entry.
     """
 
     def __init__(self, path: str) -> None:
         frame = pd.read_parquet(path)
-        self.places: dict[str, int | slice] = {}
+        self.positions: dict[str, int | slice] = {}
         arrays, first = [], 0
         for name in frame.columns:
             is_list = frame[name].dtype == object
             array = np.array(frame[name].to_list()) if is_list else frame[name].to_numpy()
-            width = array.shape[1] if is_list else 1
-            self.places[name] = slice(first, first + width) if is_list else first
-            first += width
+            dim = array.shape[1] if is_list else 1
+            self.positions[name] = slice(first, first + dim) if is_list else first
+            first += dim
             arrays.append(array)
         self.matrix = np.column_stack(arrays)
 
@@ -62,24 +62,24 @@ class PaddedCollator:
     ----------
     wanted : set of str
         Columns to keep, of the rows and of the items.
-    places : mapping
-        Where each column stands in a row.
+    positions : mapping
+        Position of each column in a row.
     item_info : str
         Parquet file of item features, in which the row number is the item id.
     max_len : int
         L.
     """
 
-    def __init__(self, wanted: set[str], places: Mapping[str, int | slice], item_info: str, max_len: int) -> None:
+    def __init__(self, wanted: set[str], positions: Mapping[str, int | slice], item_info: str, max_len: int) -> None:
         self.wanted = wanted
-        self.places = places
+        self.positions = positions
         self.item_info = pd.read_parquet(item_info)
         self.max_len = max_len
 
     def __call__(self, rows: list[np.ndarray]) -> PaddedBatch:
         """Collate rows of the matrix, each ``(columns,)``."""
         matrix = default_collate(rows)
-        columns = {name: matrix[:, place] for name, place in self.places.items() if name in self.wanted}
+        columns = {name: matrix[:, position] for name, position in self.positions.items() if name in self.wanted}
         history = columns.pop("item_seq")[:, -self.max_len :]
         target = columns.pop("item_id").unsqueeze(1)
         chosen = self.item_info.iloc[torch.cat([history, target], dim=1).flatten().numpy()]
@@ -92,7 +92,7 @@ def padded_loader(params: Mapping[str, Any], *, shuffle: bool = False, num_worke
     """Return a loader of padded batches of the training file."""
     dataset = RowDataset(params["train_data"])
     wanted = {column["name"] for column in params["feature_cols"]} | {params["label_col"]["name"]}
-    collate = PaddedCollator(wanted, dataset.places, params["item_info"][0], params["max_len"])
+    collate = PaddedCollator(wanted, dataset.positions, params["item_info"][0], params["max_len"])
     return DataLoader(dataset, params["batch_size"], shuffle=shuffle, num_workers=num_workers, collate_fn=collate)
 
 
@@ -113,9 +113,9 @@ class PaddedModel(BaseModel):
         self._max_gradient_norm = 10.0
         self.embedding_layer = FeatureEmbedding(feature_map, params["embedding_dim"])
         specs = [spec for spec in feature_map.features.values() if spec["type"] != "meta"]
-        widths = [(spec.get("embedding_dim", params["embedding_dim"]), spec["source"] == "item") for spec in specs]
-        self.item_dim = sum(width for width, is_item in widths if is_item)
-        self.context_dim = sum(width for width, is_item in widths if not is_item)
+        dims = [(spec.get("embedding_dim", params["embedding_dim"]), spec["source"] == "item") for spec in specs]
+        self.item_dim = sum(dim for dim, is_item in dims if is_item)
+        self.context_dim = sum(dim for dim, is_item in dims if not is_item)
 
     def build(self, params: Mapping[str, Any]) -> None:
         """Make optimiser and loss as FuxiCTR does, initialise, move to the device."""
@@ -128,8 +128,8 @@ class PaddedModel(BaseModel):
         columns, items, mask = batch
         context = self.embedding_layer(self.get_inputs(columns), flatten_emb=True)
         items = {name: column.to(self.device) for name, column in items.items()}
-        vectors = self.embedding_layer(items, flatten_emb=True).view(mask.shape[0], -1, self.item_dim)
-        return context, vectors[:, -1], vectors[:, :-1], mask.to(self.device)
+        embeddings = self.embedding_layer(items, flatten_emb=True).view(mask.shape[0], -1, self.item_dim)
+        return context, embeddings[:, -1], embeddings[:, :-1], mask.to(self.device)
 
     def get_labels(self, batch: PaddedBatch) -> Tensor:
         """Return the labels ``(B, 1)``."""

@@ -45,7 +45,7 @@ def check_folder(
     checks : iterable of str, optional
         Names out of ``CHECKS``, all by default.
     title_column : str, optional
-        Column of the titles; ``item_title`` by default, which need not be there.
+        Column of the titles; ``item_title`` by default, which may be missing.
     text_column, image_column : str, optional
         Columns of the cross-modal check; found by their names by default.
     language : str, optional
@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("folder", metavar="DIR", help="folder with train, valid, test and item files (.parquet)")
     parser.add_argument("--report", metavar="FILE", help="write all findings, with every row, as JSON")
-    parser.add_argument("--clean", metavar="OUT_DIR", help="write a cleaned copy and say what was done")
+    parser.add_argument("--clean", metavar="OUT_DIR", help="write a cleaned copy and print what was changed")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks only")
     parser.add_argument("--skip", nargs="+", metavar="CHECK", help="leave these checks out")
     parser.add_argument("--max-examples", type=int, default=3, metavar="N", help="rows shown per finding (default: 3)")
@@ -165,7 +165,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.clean:
         actions = clean_folder(layout, report, args.clean)
         lines += ["", f"cleaned copy in {args.clean}:"]
-        lines.append(format_actions(actions) or "nothing was to be cleaned: the files are the same")
+        lines.append(format_actions(actions) or "nothing to clean: the files are the same")
         answer["cleaned"] = {"folder": str(args.clean), "actions": actions}
     answer = json.loads(json.dumps(answer, default=str))  # Parquet holds dates and bytes, JSON does not
     if args.report:
@@ -177,7 +177,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done, before any work."""
+    """Check the options, before any work."""
     if args.max_examples < 0:
         raise ConfigError(f"--max-examples is {args.max_examples}, expected 0 or more")
     check_outputs([args.report], Path(args.folder).glob("*.parquet"), overwrite=True)

@@ -1,4 +1,4 @@
-"""What a check is, and the report that collects the findings.
+"""Definition of a check, and the report that collects the findings.
 
 A check is a function that yields the faults of one *subject*: an item file, a column, a chunk of a split, two splits.
 Its name is that of the check, its docstring says what is wrong, and the decorator holds the rest::
@@ -8,8 +8,8 @@ Its name is that of the check, its docstring says what is wrong, and the decorat
         \"\"\"Labels that are neither 0 nor 1.\"\"\"
         yield from chunk.faults(LABEL, pl.col("click").is_null())
 
-``Report.examine(subject)`` runs the checks of a subject. A fault that a reader meets by itself is declared by
-``declare`` and handed to ``Report.add``.
+``Report.examine(subject)`` runs the checks of a subject. A fault that is found while reading is declared by
+``declare`` and passed to ``Report.add``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEVERITIES = (ERROR, WARNING, INFO)
 
 
 class Action(enum.Enum):
-    """What ``--clean`` does about a fault; the value is how it says so, unless the check has a text of its own."""
+    """What ``--clean`` does about a fault; the value is its text, unless the check has its own."""
 
     NOTHING = "left as it is"
     SKIP_FILE = "not copied"
@@ -45,8 +45,9 @@ class Action(enum.Enum):
 class Check(NamedTuple):
     """One kind of data-quality issue.
 
-    An error stops or falsifies training, a warning may harm it, an info is good to know; a fault may be milder than its
-    check. ``found`` is what is wrong, ``expected`` what was expected instead, ``done`` how cleaning names its action.
+    An error stops or falsifies training, a warning may make the model worse, an info occurs in clean data as well. A
+    fault may be milder than its check. ``found`` is what is wrong, ``expected`` what was expected instead, ``done`` the
+    action of cleaning.
     """
 
     name: str

@@ -62,7 +62,7 @@ def padding_row(item: ItemFile) -> Iterator[Fault]:
 
 @dataclass
 class Tally:
-    """What a column of numbers holds, counted chunk by chunk."""
+    """Counts of the numbers of a column, chunk by chunk."""
 
     #: Whether it holds floating-point numbers.
     floating: bool
@@ -171,7 +171,7 @@ class NumberColumn:
 
     @cached_property
     def tally(self) -> Tally:
-        """What the column holds."""
+        """The counts of the column."""
         kind = self.column.type.value_type if self.in_lists else self.column.type
         tally = Tally(pa.types.is_floating(kind), self.most)
         for chunk in self.chunks():

@@ -1,4 +1,4 @@
-"""The files of a dataset folder: which there are, what their columns hold, and how they are read in chunks."""
+"""The files of a dataset folder, the types of their columns, and reading in chunks."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: R
 
 
 def _hidden_numbers(array: pa.Array | None) -> str:
-    """Say in which form an array that models cannot read holds numbers; empty where it holds none."""
+    """Return the form of the numbers in an array that models cannot read; empty without numbers."""
     if array is None:
         return ""
     sample = split_lists(array)[0] if is_list(array.type) else array
@@ -260,7 +260,7 @@ def read_chunks(
     Raises
     ------
     DataError
-        The file is damaged; the message says after which row.
+        The file is damaged; the message has the row.
     """
     row = 0
     try:

@@ -51,17 +51,17 @@ BINS = 10
 
 
 class KnownItems:
-    """Which items there are, and which of them interactions show, in tables by id.
+    """Known items, and those that interactions show, in tables by id.
 
     Parameters
     ----------
     ids : ndarray of int64
-        Ids of the item files, sorted, without padding. Without any nothing is known, and nothing unknown.
+        Ids of the item files, sorted, without padding; if empty, no item is known and none is unknown.
     """
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
-        # As long as the largest id; pages of memory without an id are never touched.
+        # As long as the largest id; memory pages without an id are never written.
         length = int(ids.max(initial=0)) + 1
         self._known, self._shown = np.zeros(length, dtype=bool), np.zeros(length, dtype=bool)
         self._known[ids] = True
@@ -196,7 +196,7 @@ def future_click(chunk: Chunk) -> Iterator[Fault]:
 
 @dataclass(frozen=True)
 class Split:
-    """What is kept of a split."""
+    """The columns of a split that are kept."""
 
     path: Path
     #: ``row``, ``user``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and
@@ -303,7 +303,7 @@ def one_class(split: Split) -> Iterator[Fault]:
     """All labels are the same."""
     labels = split.rows["click"].drop_nulls()
     if labels.n_unique() == 1:
-        severity = WARNING if split.name == "test" else ERROR  # there they may stand for unknown ones
+        severity = WARNING if split.name == "test" else ERROR  # in test they may be placeholders
         yield Fault(split.file, LABEL, found=f"all {len(labels):,} labels are {labels[0]}", severity=severity)
 
 
@@ -453,7 +453,7 @@ def popularity_drift(pair: Comparison) -> Iterator[Fault | Measure]:
     if pair.earlier.name != "train":
         return
     counts = map(pair.earlier.popularity_of, (pair.earlier, pair.later))
-    then, now = (n[n > 0] for n in counts)  # cold targets are judged by themselves
+    then, now = (n[n > 0] for n in counts)  # cold targets have their own check
     if then.size and now.size:
         text = f"a median of {np.median(now):g} training rows per target that has any, "
         text += f"in {pair.earlier.file} {np.median(then):g}"

@@ -2,7 +2,7 @@ r"""Checks of titles, and how each title is fixed.
 
 A title has the first of these faults that holds, in the order of this file: empty, wrong encoding, JSON or code fence,
 a model's own sentence, HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a
-row), a character lost. Only titles with none of these are checked for their language, and conservatively:
+row), a character lost. Only titles with none of these are checked for their language, conservatively:
 
 - another script: at least two letters and 30 % of all letters are of no script of the expected language;
 - another language of the same script: at least 4 words and 15 letters, and the identifier gives the expected language
@@ -92,7 +92,7 @@ _SCRIPTS = {
     "bn": ("BENGALI",),
     "ta": ("TAMIL",),
 }
-#: Letters of signs and formulas that say nothing of a language.
+#: Letters of signs and formulas, which belong to no language.
 _NEUTRAL = ("MODIFIER", "MATHEMATICAL", "FEMININE", "MASCULINE", "MICRO", "SCRIPT", "DOUBLE-STRUCK", "FULLWIDTH")
 
 #: So many items that share a title are suspicious.
@@ -370,7 +370,7 @@ def _other_script(title: str, expected: Sequence[str]) -> str | None:
     scripts = Counter(unicodedata.name(c, "UNKNOWN").split()[0] for c in title if c.isalpha())
     total = sum(scripts.values())
     others = {s: n for s, n in scripts.items() if s not in expected and s not in _NEUTRAL}
-    # Latin names are common in every language; only a title that has nothing else is foreign.
+    # Latin names occur in every language; only a title without anything else is in another language.
     least = 1.0 if set(others) == {"LATIN"} else 0.3
     if sum(others.values()) < max(2, least * total) or (set(others) == {"LATIN"} and not _is_long(title)):
         return None
@@ -385,7 +385,7 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         similar=pl.Series([key in titles.similar for key in titles.rows[ITEM_ID]], dtype=pl.Boolean),
     )
     rows = rows.filter(pl.col(ITEM_ID).n_unique().over("key") > 1)
-    # Two items may well share a title. Another spelling, similar embeddings or a crowd say that something is wrong.
+    # Two items may share a title. Another spelling, similar embeddings or many such items are evidence of a fault.
     groups = rows.group_by("key", maintain_order=True).agg(
         pl.col("row", ITEM_ID, "value"),
         suspicious=(pl.col("value").n_unique() > 1) | (pl.col("similar").sum() > 1) | (pl.len() >= MOST_SHARING),

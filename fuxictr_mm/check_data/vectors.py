@@ -307,7 +307,7 @@ def find_modalities(
 
 @check(Modalities, WARNING, "distances near the median of the cross-modal fit")
 def modalities_disagree(pair: Modalities) -> Iterator[Fault | Measure]:
-    """Image embeddings far from what the text says."""
+    """Image embeddings that the text does not predict."""
     rows = np.flatnonzero(pair.text.is_intact & pair.image.is_intact)
     if len(rows) < LEAST_ITEMS:
         return

@@ -1,1 +1,1 @@
-"""Why a trained model is as good as it is: attention, heads, fields, vectors, calibration, groups of rows."""
+"""Diagnosis of a trained model: attention, heads, fields, embeddings, calibration, slices of the examples."""

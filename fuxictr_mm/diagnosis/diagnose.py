@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of the keys of a diagnosis and their meaning; raised where a reader of an older version would be misled.
+#: Version of the keys of a diagnosis and their meaning; raised for incompatible changes.
 VERSION = 1
 
-#: Settings of a run that this machine and this command replace.
+#: Settings of a run that this command replaces.
 OWN_KEYS = frozenset({"gpu", "data_root", "model_root", "verbose"})
 
 #: Sections that may be missing, and why.
@@ -69,9 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="trained weights (default: those of the run)")
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="examples to use (default: valid)")
     parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data; needs labels")
-    parser.add_argument("--rows", type=int, default=20_000, help="most examples, sampled (default: %(default)s)")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="largest number of examples, sampled (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="permutations of each field (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of sample and permutations (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sample and permutations (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", help="JSON file (default: diagnosis.json in the run's folder)")
     add_output_options(parser)
 
@@ -154,17 +156,17 @@ def find_trained(
     experiment = Experiment.load(expid, **where, **own)
     found = _find_run(experiment.paths, run) if run or not weights else None
     if found is not None and found.config:
-        # The experiment may have been edited since; paths stay those of the configuration, as files move.
+        # The configuration of the run is used; its paths are those of the folder, because files may have moved.
         settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
         experiment = Experiment.load(expid, **where, **{**settings, **own})
     newest = experiment.paths.weights
     if weights is not None:
         path, remedy = Path(weights), "give a file that run_expid.py wrote"
     elif found is not None:
-        path, remedy = found.weights, "the weights of this run are gone; name others by --weights"
+        path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
     else:
         path = newest
-        remedy = f"{expid} is not trained; run python run_expid.py --expid {expid}, or name a file by --weights"
+        remedy = f"{expid} is not trained; run python run_expid.py --expid {expid}, or give a file by --weights"
     if not path.exists():
         raise MissingFileError(f"{path}: no such file, {remedy}")
     output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
@@ -213,7 +215,7 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     config = trained.experiment.config
     if config.task != "binary_classification":
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
-    # AUC drops of a few ten-thousandths matter, which bf16 would blur; and the split has to be in memory.
+    # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
     settings = config.to_dict()
     plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
     experiment = trained.experiment.with_settings(resident=True, verbose=0, **plain)
@@ -294,7 +296,7 @@ def diagnose(
     experiment : Experiment
         The experiment of the model.
     model : BaseModel
-        With its trained weights; it is the same afterwards.
+        With its trained weights; it is not changed.
     table : InteractionTable
         Examples with labels, of both classes.
     popularity : Popularity, optional
@@ -397,7 +399,7 @@ def _findings_of_metrics(result: Mapping[str, Any]) -> Iterator[Finding]:
             "model",
             f"the model ranks at random: AUC {metrics['auc']:.4f}, and its 95 % interval ({metrics['low']:.4f} to "
             f"{metrics['high']:.4f}) contains 0.5",
-            "nothing can be said of its parts: see whether the training loss falls, run fuxictr-mm check-data, and "
+            "its parts cannot be diagnosed: check whether the training loss falls, run fuxictr-mm check-data, and "
             "use more rows if the interval is wide",
         )
 

@@ -23,7 +23,7 @@ from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, with_context, with_hist
 from fuxictr_mm.evaluation.significance import NORMAL_95
 from fuxictr_mm.terminal import format_table
 
-#: Parts of a column's name, between underscores, that tell its modality.
+#: Parts of a column's name, between underscores, that name its modality.
 MODALITIES = {
     "text": frozenset({"text", "txt", "title", "bert", "caption"}),
     "image": frozenset({"image", "img", "clip", "visual", "cover", "picture"}),
@@ -62,7 +62,7 @@ class Group:
 
 
 def modality_of(name: str, kind: str) -> str | None:
-    """Return ``text`` or ``image`` if the column's name tells, else the name of an embedding, None for an id.
+    """Return ``text`` or ``image`` by the column's name, else the name of an embedding, None for an id.
 
     Examples
     --------

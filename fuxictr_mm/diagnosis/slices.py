@@ -164,7 +164,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                 f"weak_by_{section}",
                 entry["name"],
                 _weak(entry, f"with {entry['name']} {counted}", overall) + more,
-                "compare with another model on these rows: they may be hard for any",
+                "compare with another model on these rows: they may be hard for all models",
             )
 
 

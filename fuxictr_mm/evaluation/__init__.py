@@ -1,1 +1,1 @@
-"""What a prediction is worth: metrics over all rows and within groups, influence of rows, diagnosis of a model."""
+"""Comparison of experiments, significance, and influence of training rows."""

@@ -30,7 +30,7 @@ from fuxictr_mm.evaluation.significance import (
 from fuxictr_mm.runs import Run, find_runs, resolve_one
 from fuxictr_mm.terminal import format_table, progress_bar
 
-#: Fewest users and bootstrap samples that make an interval.
+#: Smallest number of users and bootstrap samples for an interval.
 MIN_USERS, MIN_SAMPLES = 10, 100
 
 #: Called with the name of a group, a run of it that cannot be compared, and the reason.
@@ -198,8 +198,8 @@ def compare(
     notes += found.notes
     if len(found.pairs) > 1:
         notes.append(
-            f"p is corrected for all {len(found.pairs)} pairs (Holm), since the best was chosen among them; intervals "
-            "are of each pair alone"
+            f"p is corrected for all {len(found.pairs)} pairs (Holm), since the best was selected among them; "
+            "intervals are of each pair alone"
         )
     return replace(found, notes=notes)
 
@@ -373,7 +373,7 @@ def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[R
         try:
             label, prediction, _ = run.predictions(split)
         except UserError:
-            continue  # missing or not finite: not one of the runs that were asked for
+            continue  # missing or not finite: not one of the requested runs
         if label is not None and np.array_equal(label, compared[0].label):
             seeds.add(run.seed)
             aucs.append(Ranking(label, prediction).auc)

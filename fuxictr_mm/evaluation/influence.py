@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Rank the training examples, write and print the ranking; train without the worst if asked to."""
+    """Rank the training examples, write and print the ranking; train without the worst on request."""
     import pyarrow.parquet as pq
 
     from fuxictr_mm.logs import set_up_logging
@@ -637,8 +637,8 @@ def _metrics_text(metrics: Mapping[str, Any], dropped: int, rows: int) -> str:
     lines = [
         format_table(header, cells, right=header[1:]),
         f"trained without the worst {dropped} of {rows} rows; no file of the dataset was changed",
-        "valid is optimistic after: its rows chose what was dropped; judge by test, and by several seeds",
+        "valid is optimistic afterwards, because its rows selected what was dropped; use test and several seeds",
     ]
     if "test" not in metrics["before"]:
-        lines.append("test has no labels: name a file that has by --test_data FILE")
+        lines.append("test has no labels: give a file with labels by --test_data FILE")
     return "\n".join(lines)

@@ -141,7 +141,7 @@ def bootstrap_aucs(
 ) -> np.ndarray:
     """Return the AUC of each run on bootstrap samples of the users.
 
-    A sample is U users drawn with replacement, each with all examples. All runs share the samples, so differences
+    A sample is U users sampled with replacement, each with all examples. All runs share the samples, so differences
     between runs are paired. Samples with one class only are left out.
 
     Parameters
@@ -237,7 +237,7 @@ class Difference:
     rows_low, rows_high : float
         95 % percentile interval of the bootstrap, for these weights only.
     rows_error, seeds_error : float
-        Standard errors of the bootstrap and of the seeds (0 where nothing is known of them).
+        Standard errors of the bootstrap and of the seeds (0 if unknown).
     rows_reach, seeds_reach : float
         Half widths of the interval from either source alone.
     delong_p : float
@@ -340,7 +340,7 @@ def _seed_deviation(first: Side, second: Side) -> SeedDeviation | None:
     if first.configuration != second.configuration:
         return pool([[*side.aucs.tolist(), *side.other_seeds] for side in (first, second)])
     runs = [*first.aucs.tolist(), *second.aucs.tolist(), *first.other_seeds]
-    # Two runs alone would be judged by their own difference.
+    # With two runs alone, their own difference would be the estimate.
     return pool([runs]) if len(runs) > 2 else None
 
 

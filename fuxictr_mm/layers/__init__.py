@@ -54,8 +54,8 @@ __all__ = [
 def register() -> None:
     """Set each layer of this package as an attribute of ``fuxictr.pytorch.layers``.
 
-    A name that FuxiCTR has already is left alone: its models keep the layer they were written for. Calling it again
-    changes nothing.
+    Names that FuxiCTR has are kept, so that its models use the layers they were written for. Calling it again changes
+    nothing.
     """
     fuxictr_layers = importlib.import_module("fuxictr.pytorch.layers")
     for name in __all__:

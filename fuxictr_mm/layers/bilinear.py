@@ -23,7 +23,7 @@ class BilinearInteraction(fuxictr_layers.BilinearInteraction):
     .. math:: p_{ij} = (x_i W) \odot x_j, \qquad i < j, \qquad W \in \{ W, W_i, W_{ij} \}
 
     FuxiCTR's parameter, its initial values and its order of pairs, (0, 1), (0, 2) .. (F - 2, F - 1), but each field is
-    multiplied once for all its partners instead of once for every pair.
+    multiplied once instead of once per pair.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class BilinearInteraction(fuxictr_layers.BilinearInteraction):
     Raises
     ------
     ValueError
-        If ``bilinear_type`` is another or there are no two fields.
+        Another ``bilinear_type``, or fewer than two fields.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class BilinearInteraction(fuxictr_layers.BilinearInteraction):
         return torch.cat([left * feature_emb[:, i + 1 :] for i, left in enumerate(self._left(feature_emb))], dim=1)
 
     def _left(self, feature_emb: Tensor) -> Sequence[Tensor]:
-        """Map each field but the last for the fields after it: ``(B, 1, D)``, or ``(B, F - 1 - i, D)`` for field i."""
+        """Project each field but the last: ``(B, 1, D)``, or ``(B, F - 1 - i, D)`` for field i."""
         if self.bilinear_type == "field_all":
             return (feature_emb[:, :-1] @ self.bilinear_W).split(1, dim=1)
         if self.bilinear_type == "field_each":

@@ -26,7 +26,7 @@ def squash(capsules: Tensor) -> Tensor:
 
 
 class InterestCapsules(nn.Module):
-    r"""Routes each history item to the interests that it agrees with.
+    r"""Dynamic routing of history items to interests.
 
     Li et al., "Multi-Interest Network with Dynamic Routing for Recommendation at Tmall", CIKM 2019,
     https://arxiv.org/abs/1904.08030
@@ -37,7 +37,7 @@ class InterestCapsules(nn.Module):
         \beta_{n, k} \leftarrow \beta_{n, k} + u_{b, k} \cdot S s_n
 
     for some rounds, with :math:`K_b = \max(1, \min(K, \lfloor \log_2 L_b \rfloor))` interests for a history of
-    :math:`L_b` items. The weights are constants to the gradient, which flows through the sum of the last round.
+    :math:`L_b` items. The weights are detached: the gradient flows through the sum of the last round.
     :math:`S s_n` is computed once per distinct item.
 
     Parameters
@@ -71,7 +71,7 @@ class InterestCapsules(nn.Module):
         history : Jagged
             Entries of shape ``(.., D)``.
         initial : Tensor
-            ``(N, K)`` where the routing starts from: equal values would keep all capsules equal.
+            ``(N, K)`` initial routing logits; equal values would keep all capsules equal.
 
         Returns
         -------

@@ -31,7 +31,7 @@ class CrossAttentionLayer(nn.Module):
     num_heads : int
         H, a divisor of D.
     hidden_dim : int
-        Width inside the feed-forward network.
+        Hidden dim of the feed-forward network.
     dropout_rate : float
         On attention weights, both outputs and the hidden layer.
 

@@ -16,7 +16,7 @@ from fuxictr_mm.jagged import Jagged, weighted_sum
 
 
 class DINAttention(nn.Module):
-    r"""Sum of the history, weighted by a small MLP that sees the target and a history item.
+    r"""Sum of the history, weighted by an MLP of the target and each history item.
 
     Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018,
     https://arxiv.org/abs/1706.06978
@@ -27,8 +27,8 @@ class DINAttention(nn.Module):
 
     .. math:: W [t, s, t - s, t \odot s] = (W_t + W_d) t + (W_s - W_d) s + W_p (t \odot s),
 
-    so that only the last term costs a product per entry: the first is one per row, the second one per distinct item.
-    Parameters have the names and shapes of FuxiCTR's ``DIN_Attention``, and either loads the other's state dict.
+    so that only the last term needs a product per entry; the first is per row, the second per distinct item.
+    Parameters have the names and shapes of FuxiCTR's ``DIN_Attention``, so state dicts load in both directions.
 
     Departures from ``DIN_Attention``: with ``use_softmax`` an empty history gives zero (there: the mean of the
     padding); batch statistics (``batch_norm``, ``Dice``) are those of real items (there: padding counts too).
@@ -38,7 +38,7 @@ class DINAttention(nn.Module):
     embedding_dim : int
         D.
     attention_units : sequence of int
-        Widths of the hidden layers.
+        Dims of the hidden layers.
     hidden_activations : str or list of str
         One for all hidden layers or one each: a name of ``torch.nn`` or ``"Dice"``.
     output_activation : str, optional
@@ -84,7 +84,7 @@ class DINAttention(nn.Module):
         )
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
-        """Weigh and sum the history.
+        """Return the weighted sum of the history.
 
         Parameters
         ----------

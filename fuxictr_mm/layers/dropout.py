@@ -1,4 +1,4 @@
-"""Dropout that does not wait for its random numbers."""
+"""Dropout with a fast mask on the CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 class Dropout(nn.Dropout):
     """Dropout whose mask on the CPU is sampled four entries at a time.
 
-    PyTorch samples one 32-bit number per entry, one after the other; in a small network that costs more than its matrix
-    products. Here each 64-bit number of the generator gives four masks of 16 bits, so that ``p`` is met to 1 / 65536;
-    what is kept is scaled by exactly what is kept on average. Elsewhere PyTorch's own kernel runs.
+    PyTorch samples one 32-bit number per entry, one after the other; in a small network that takes longer than the
+    matrix products. Here each 64-bit number of the generator gives four masks of 16 bits, so that ``p`` is met to
+    1 / 65536; kept entries are scaled by the exact expected fraction. On other devices PyTorch's kernel runs.
 
     Srivastava et al., "Dropout", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html
 
@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
 
 
 def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """Draw which entries of a tensor on the CPU are kept.
+    """Sample which entries of a tensor on the CPU are kept.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
         One over the expected fraction of entries that are kept.
     """
     lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    # Lanes are even over -32768 .. 32767; the lowest `dropped` of these values mean zero.
+    # Lanes are uniform over -32768 .. 32767; the lowest `dropped` of these values mean zero.
     dropped = min(max(round(p * 65536), 1), 65535)
     # In the dtype of x: a product of two dtypes takes a slower kernel, here and in the backward pass.
     mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))

@@ -24,8 +24,8 @@ class HashAttention(nn.Module):
         z_{b, g} = \sum_{n \in b} [\mathrm{sign}(R_g s_n) = \mathrm{sign}(R_g t_b)] \, s_n
 
     With T rows in each :math:`R_g` an item counts with probability :math:`(1 - \angle(s_n, t_b) / \pi)^T`: an attention
-    that costs G comparisons of integers per item. An item is hashed once per batch. The hyperplanes :math:`R_g` are
-    sampled once and kept in the state dict; nothing is learned here.
+    of G integer comparisons per item. An item is hashed once per batch. The hyperplanes :math:`R_g` are
+    sampled once and saved in the state dict; nothing is learned.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class HashAttention(nn.Module):
     num_groups : int
         G.
     hash_width : int
-        T, at most 63; the larger, the more alike an item must be.
+        T, at most 63; the larger, the more similar an item must be.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class HashAttention(nn.Module):
         return (sides.unflatten(-1, (-1, self.powers.numel())) * self.powers).sum(dim=-1)
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
-        """Sum what collides with the target.
+        """Sum the items that collide with the target.
 
         Parameters
         ----------

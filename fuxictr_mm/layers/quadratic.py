@@ -16,19 +16,18 @@ from fuxictr_mm.layers.dropout import keep_mask
 
 
 class QuadraticLayer(nn.Module):
-    r"""Every product of two inputs, by R linear projections whose products with the input are summed.
+    r"""Sum of the products of the input with R linear projections of it.
 
     Li et al., "Quadratic Interest Network for Multimodal Click-Through Rate Prediction", WWW 2025 workshop EReL@MIR,
     https://arxiv.org/abs/2504.17699
 
     .. math:: y = \sum_{r=1}^{R} x \odot \mathrm{dropout}(W_r x + b_r)
 
-    Without dropout the projections are summed first, which is the same function for a product of a quarter the size
-    (with R = 4):
+    Without dropout the projections are summed first, which is the same function with one product instead of R:
 
     .. math:: y = x \odot \Big(\Big(\sum_r W_r\Big) x + \sum_r b_r\Big)
 
-    The sum is computed in every forward pass, so it never belongs to older weights.
+    The sum is computed in every forward pass, so it always belongs to the current weights.
 
     Parameters
     ----------
@@ -96,13 +95,13 @@ class QuadraticNetwork(nn.Module):
     input_dim : int
         D.
     num_layers : int
-        How often.
+        Number of layers.
     num_row : int
         R, linear projections of a layer.
     net_dropout : float
         On the linear projections of a layer, and again on its output.
     batch_norm : bool
-        Whether there is a BN.
+        Batch norm in each layer.
 
     Examples
     --------
@@ -128,7 +127,7 @@ class QuadraticNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logit ``(B, 1)`` of ``(B, D)``."""
         if torch.is_autocast_enabled(x.device.type):
-            # What lies between the products takes half the memory; batch norm keeps its statistics in float32.
+            # Activations between the products take half the memory; batch norm has its statistics in float32.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for layer, norm, activation, dropout in zip(self.layer, self.norm, self.activation, self.dropout, strict=True):
             x = x + dropout(activation(norm(layer(x))))
@@ -136,7 +135,7 @@ class QuadraticNetwork(nn.Module):
 
 
 class _DropThenSum(torch.autograd.Function):
-    """Dropout of ``(B, R, D)`` on the CPU and the sum over R, ``(B, D)``; of that size it keeps the mask alone."""
+    """Dropout of ``(B, R, D)`` on the CPU and the sum over R, ``(B, D)``; it saves the mask only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:

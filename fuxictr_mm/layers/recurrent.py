@@ -17,16 +17,16 @@ from fuxictr_mm.jagged import Jagged
 
 @dataclass(frozen=True)
 class Steps:
-    """The order in which a recurrent layer reads jagged rows: step after step, in each step the longest row first.
+    """Order in which a recurrent layer reads jagged rows: by step, and in each step the longest row first.
 
-    Rows are sorted by length, so that the rows still running are the first ones and no step works on padding.
+    Rows are sorted by length, so that the active rows are the first ones and no step works on padding.
 
     Parameters
     ----------
     order : Tensor
         ``(N,)`` index of the entry at each position.
     sizes : Tensor
-        ``(T,)`` rows that run in each step, on the CPU as ``PackedSequence`` wants it.
+        ``(T,)`` active rows of each step, on the CPU as ``PackedSequence`` requires.
     rows : Tensor
         ``(R,)`` rows that are not empty, the longest one first.
     """
@@ -53,11 +53,11 @@ class Steps:
         return cls(order, sizes, rows[: int(sizes[0]) if sizes.numel() else 0])
 
     def pack(self, values: Tensor) -> PackedSequence:
-        """Bring entries ``(N, ..)`` into this order."""
+        """Return entries ``(N, ..)`` in this order."""
         return PackedSequence(values.index_select(0, self.order), self.sizes)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """Bring what ``pack`` ordered, ``(N, ..)``, back into the order of the rows."""
+        """Return packed entries ``(N, ..)`` in the order of the rows."""
         return packed.index_select(0, self.order.argsort())
 
 
@@ -72,7 +72,7 @@ class AUGRU(nn.Module):
 
         h_t = (1 - u_t) \odot h_{t-1} + u_t \odot \tanh(W_h x_t + b_h + r_t \odot U_h h_{t-1}), \qquad h_0 = 0
 
-    An entry of weight 0 leaves the state as it is.
+    An entry of weight 0 does not change the state.
 
     Parameters
     ----------

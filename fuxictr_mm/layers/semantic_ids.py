@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def residual_codes(embeddings: Tensor, *, num_levels: int, num_clusters: int, seed: int = 0) -> Tensor:
-    r"""Return the cluster of each item at every level of a residual quantiser.
+    r"""Return the cluster of each item at every level of a residual quantizer.
 
     Juang and Gray, "Multiple stage vector quantization for speech coding", ICASSP 1982,
     https://doi.org/10.1109/ICASSP.1982.1171604
@@ -89,7 +89,7 @@ def k_means(points: Tensor, num_clusters: int, generator: torch.Generator, round
     centers = points[torch.randint(len(points), (1,), generator=generator).to(points.device)]
     while len(centers) < num_clusters:
         distance = torch.cdist(points, centers).amin(dim=1).square().cpu()
-        # All points on centres already: any will do.
+        # All points are centres already: take any.
         weights = distance if distance.sum() > 0 else torch.ones_like(distance)
         chosen = torch.multinomial(weights.double(), 1, generator=generator)
         centers = torch.cat([centers, points[chosen.to(points.device)]])

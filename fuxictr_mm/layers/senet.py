@@ -9,7 +9,7 @@ from fuxictr.pytorch.layers import SqueezeExcitation
 
 
 class SENet(SqueezeExcitation):
-    r"""Give each field a weight that depends on all fields: FuxiCTR's ``SqueezeExcitation`` under its usual name.
+    r"""Give each field a weight that depends on all fields: FuxiCTR's ``SqueezeExcitation``.
 
     Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, https://arxiv.org/abs/1709.01507; over fields in Huang et
     al., "FiBiNET", RecSys 2019, https://arxiv.org/abs/1905.09433
@@ -30,7 +30,7 @@ class SENet(SqueezeExcitation):
     Raises
     ------
     ValueError
-        If ``excitation_activation`` is another.
+        Another ``excitation_activation``.
 
     Examples
     --------

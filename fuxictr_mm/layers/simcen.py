@@ -1,4 +1,4 @@
-"""An MLP of three parts that see the same input in different ways.
+"""An MLP in three parts over different views of the input.
 
 Shape letters: B rows, F fields, D dim of a field, P pairs of fields, E dim of a part.
 """
@@ -65,7 +65,7 @@ class ContrastLayer(nn.Module):
     Parameters
     ----------
     input_dim : int
-        Width of the input, the three parts together.
+        Dim of the input, of the three parts together.
     hidden_dim : int
         E.
     first : bool
@@ -82,7 +82,7 @@ class ContrastLayer(nn.Module):
         self.gate = nn.Linear(hidden_dim, hidden_dim)
         self.gate_tau = nn.Parameter(torch.ones(hidden_dim))
         self.offset = None if first else nn.Parameter(torch.rand(2 * hidden_dim))
-        # Batch norm, ReLU and dropout take each column for itself: one for all three parts.
+        # Batch norm, ReLU and dropout are per column: one module for all three parts.
         norm = [nn.BatchNorm1d(3 * hidden_dim)] if batch_norm else []
         self.activation = nn.Sequential(*norm, nn.ReLU(), nn.Dropout(dropout_rate))
 

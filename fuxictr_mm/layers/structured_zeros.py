@@ -1,6 +1,6 @@
-"""Products of matrices whose zeros are known in advance, and the slots of a sequence encoder that make them.
+"""Matrix products with structural zeros, and the slots of a sequence encoder that cause them.
 
-Shape letters: B rows, N history items, M tokens (items that are seen), K slots.
+Shape letters: B rows, N history items, M tokens (items that are attended to), K slots.
 """
 
 from __future__ import annotations
@@ -165,14 +165,14 @@ def block_linear(x: Tensor, linear: nn.Linear, blocks: Sequence[Block]) -> Tenso
 
 
 class StaircaseCrossNetV2(CrossNetV2):
-    r"""Cross network of full matrices, without the products of what is structurally zero.
+    r"""Cross network of full matrices that skips structural zeros.
 
     Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems",
     WWW 2021, https://arxiv.org/abs/2008.13535
 
     .. math:: x_{l+1} = x_0 \odot (W_l x_l + b_l) + x_l
 
-    Where :math:`x_0` is zero every :math:`x_l` is: neither that row's outputs nor its inputs there are needed.
+    Where :math:`x_0` is zero, every :math:`x_l` is, so neither outputs nor inputs are needed there.
     Parameters are those of FuxiCTR's ``CrossNetV2``.
 
     Parameters
@@ -295,8 +295,8 @@ def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool)
     max_len : int
         Length that histories are padded to.
     every : bool
-        Every padding item as a token of its own: with dropout they differ. Without, all have one output, and one of
-        them represents all.
+        Whether every padding item is a token: with dropout they differ. Otherwise all have the same output, and one
+        token represents them.
 
     Examples
     --------

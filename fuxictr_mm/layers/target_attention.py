@@ -23,13 +23,13 @@ class MultiHeadTargetAttention(nn.Module):
         a_{n, h} = \mathrm{softmax}_{n \in b} \frac{(W_q t_b)_h \cdot (W_k s_n)_h}{\sqrt K}, \qquad
         o_b = W_o \left[ W_{v, h} \sum_{n \in b} a_{n, h} s_n \right]_{h = 1 .. H}
 
-    With ``sparse=True`` the softmax is a ReLU: an item that does not speak for the target has no weight at all, and
-    the weights of a row need not sum to one.
+    With ``sparse=True`` the softmax is a ReLU: items with a negative score have weight zero, and the weights of a row
+    need not sum to one.
 
     :math:`W_v` is applied after the sum, once per row, and :math:`W_k` to distinct items only, which is the same since
-    both are linear. With one head :math:`W_k` goes to the query instead, :math:`(W_k^\top W_q t_b) \cdot s_n`, so that
-    no item is projected, unless a batch has fewer distinct items than rows. Parameters have the names and shapes of
-    FuxiCTR's ``MultiHeadTargetAttention`` and either loads the other's state dict.
+    both are linear. With one head :math:`W_k` is applied to the query instead, :math:`(W_k^\top W_q t_b) \cdot s_n`, so
+    that no item is projected, unless a batch has fewer distinct items than rows. Parameters have the names and shapes
+    of FuxiCTR's ``MultiHeadTargetAttention``, so state dicts load in both directions.
 
     Departures: an empty history gives zero (in FuxiCTR: the mean of the padding). The residual ``+ t`` that the
     Quadratic Interest Network adds to the output is left to the model.
@@ -121,7 +121,7 @@ class MultiHeadTargetAttention(nn.Module):
 
     def _weights(self, target: Tensor, history: Jagged) -> Jagged:
         if self.use_qkvo and self.num_heads == 1 and history.num_rows <= history.distinct.shape[0]:
-            # multi_dot takes the cheaper order: two products per row, or one per row with the product of both weights.
+            # multi_dot chooses the cheaper order: two products per row, or one with the product of both weights.
             query_BD = torch.linalg.multi_dot([target, self.W_q.weight.t(), self.W_k.weight])
             product_ND = (query_BD / self.scale).index_select(0, history.rows) * history.values
             scores = history.with_values(product_ND.sum(dim=-1, keepdim=True))

@@ -98,7 +98,7 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         buckets : Buckets
             Their rows.
         projected : Tensor, optional
-            ``(N, 3 W)`` queries, keys and values side by side, if they are known already.
+            ``(N, 3 W)`` concatenated queries, keys and values, if computed already.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class TargetTransformer(nn.Module):
     num_heads : int
         H, a divisor of W.
     dim_feedforward : int
-        Width of their hidden layers.
+        Dim of their hidden layers.
     dropout : float
         Inside them.
     max_pool : bool
@@ -207,7 +207,7 @@ class TargetTransformer(nn.Module):
         output = torch.cat([nothing, tokens]).index_select(0, slots.flatten() + 1).view(slots.shape[0], -1)
         if self.out_linear is None:
             return output
-        # Equal items of a row share the gradient. torch.segment_reduce would give each of them all of it.
+        # Ties in a row divide the gradient; torch.segment_reduce would give all of it to each.
         rows = history.rows.unsqueeze(1).expand_as(tokens)
         peak = tokens.new_full((history.num_rows, tokens.shape[1]), -torch.inf).scatter_reduce(0, rows, tokens, "amax")
         return torch.cat([output, self.out_linear(peak)], dim=1)

@@ -35,7 +35,7 @@ class Experiment:
 
     @property
     def newest(self) -> Run:
-        """The newest run, which speaks for the configuration."""
+        """The newest run, whose settings represent the configuration."""
         return self.runs[0]
 
     def values(self, metric: str, split: str = "valid") -> list[float]:
@@ -74,7 +74,7 @@ class Gathered:
     experiments : list of Experiment
         In the order of their names.
     notes : list of str
-        What was left out, and why.
+        Omissions, with the reason.
     """
 
     dataset_id: str
@@ -82,7 +82,7 @@ class Gathered:
     notes: list[str]
 
 
-def gather(records: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
+def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
     """Group runs by dataset and experiment.
 
     The newest configuration of an experiment is kept, and the newest of several runs with one seed. Runs of an older
@@ -90,30 +90,30 @@ def gather(records: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ())
 
     Parameters
     ----------
-    records : sequence of Run
+    runs : sequence of Run
         Newest first.
     named : iterable of str or path
         Names and folders of the requested runs.
     """
     asked = {os.path.basename(os.path.normpath(name)) for name in named}
     datasets: dict[str, list[Run]] = {}
-    for record in records:
-        datasets.setdefault(record.dataset_id, []).append(record)
-    return [_of_dataset(name, runs, asked) for name, runs in sorted(datasets.items())]
+    for run in runs:
+        datasets.setdefault(run.dataset_id, []).append(run)
+    return [_of_dataset(name, members, asked) for name, members in sorted(datasets.items())]
 
 
-def _of_dataset(dataset_id: str, records: Sequence[Run], asked: set[str]) -> Gathered:
+def _of_dataset(dataset_id: str, runs: Sequence[Run], asked: set[str]) -> Gathered:
     notes: list[str] = []
     usable: dict[str, list[Run]] = {}
-    for record in records:
-        if record.is_usable and any(number(v) is not None for v in record.valid.values()):
-            usable.setdefault(record.expid, []).append(record)
+    for run in runs:
+        if run.is_usable and any(number(v) is not None for v in run.valid.values()):
+            usable.setdefault(run.expid, []).append(run)
         else:
-            why = "none of its metrics can be read" if record.is_usable else record.state
-            notes.append(f"{record.expid}, run {record.run}, is left out: {why}")
+            why = "none of its metrics can be read" if run.is_usable else run.state
+            notes.append(f"{run.expid}, run {run.run}, is left out: {why}")
     experiments: list[Experiment] = []
-    for expid, runs in sorted(usable.items()):
-        experiments += _of_experiment(expid, runs, asked, notes)
+    for expid, members in sorted(usable.items()):
+        experiments += _of_experiment(expid, members, asked, notes)
     return Gathered(dataset_id, experiments, notes)
 
 
@@ -286,7 +286,7 @@ def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
 def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
     """Return the part of the environment that all runs have in common, and the part that differs by experiment.
 
-    If the runs of an experiment differ among themselves, all their values are listed.
+    If the runs of an experiment differ, all values are listed.
     """
     columns: list[dict[str, Any]] = []
     for experiment in experiments:

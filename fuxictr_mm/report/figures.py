@@ -43,7 +43,7 @@ VARIABLES = {
 MARK = "\ue000"
 
 
-#: Approximate size of a letter in inches; the font is the reader's, so Matplotlib's slow layout knows no better.
+#: Approximate size of a letter in inches; the font is the reader's, so Matplotlib's slow layout is not used.
 LETTER = 0.083
 
 
@@ -91,7 +91,7 @@ class Plot:
     title : str
         A few words.
     caption : str
-        What it shows, in sentences with numbers; also its text alternative.
+        Sentences with the numbers; also its text alternative.
     drawing : str
         SVG in which each ``id`` begins with ``MARK``.
     """
@@ -125,7 +125,7 @@ def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Matplotlib measures text in a font without some letters; the page's font has them.
+        # Matplotlib's font for measuring does not have all letters; that of the page has.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(WIDTH, height))
         paint(figure)
@@ -163,13 +163,13 @@ def _attribute(key: str, value: str) -> str:
         return "; ".join(f"{name.strip()}: {_style(name.strip(), text.strip())}" for name, text in rules)
     if key == "id":
         return f"{MARK}{value}"
-    if key in ("d", "x", "y"):  # hundredths of a pixel are not seen, and six digits make a page large
+    if key in ("d", "x", "y"):  # more digits are not visible and make the page large
         return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value)
     return value.replace("#", f"#{MARK}") if key in ("clip-path", "href") else value
 
 
 def _style(name: str, value: str) -> str:
-    if name == "font":  # the size is kept, the family is the page's
+    if name == "font":  # the size of the figure, the family of the page
         size = re.search(r"[\d.]+px", value)
         return f"{size[0] if size else '9px'} var(--font)"
     return f"var({VARIABLES[value]})" if value in VARIABLES else value
@@ -186,15 +186,15 @@ class Dot:
     Parameters
     ----------
     name : str
-        Beside the row.
+        Next to the row.
     value : float
-        Where the dot is.
+        Position of the dot.
     low, high : float, optional
         Ends of the whisker.
     colour : str
         Of dot and whisker.
     others : sequence of float
-        Small rings, such as single seeds.
+        Small rings, for example single seeds.
     """
 
     name: str
@@ -270,7 +270,7 @@ class Line:
     dots : bool
         Whether points are marked.
     mark : (float, float), optional
-        A point that is marked more.
+        A point with a ring.
     """
 
     x: Sequence[float]
@@ -286,7 +286,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines with axes of their own.
+    """Lines with their own axes.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, squa
 
 
 def _place(figure: Any, left: float, bottom: float, top: float) -> None:
-    """Set the margins, in inches; at the right room for half of a number."""
+    """Set the margins, in inches; on the right, space for half of a number."""
     width, height = figure.get_size_inches()
     figure.subplots_adjust(left / width, bottom / height, 1 - 0.2 / width, 1 - top / height, hspace=0.12)
 
@@ -368,7 +368,7 @@ def _line(axes: Any, line: Line) -> None:
 
 
 def limits(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return limits that hold all but the wildest values, with some air; None of fewer than two.
+    """Return limits that contain all but outliers, with a margin; None for fewer than two values.
 
     Examples
     --------
@@ -378,8 +378,7 @@ def limits(values: Sequence[float]) -> tuple[float, float] | None:
     kept = sorted(value for value in values if math.isfinite(value))
     if len(kept) < 2:
         return None
-    # One run that went wild would flatten the others: where the outer 2 % take more room than all others, they leave
-    # the plot.
+    # A diverged run would flatten the others: if the outer 2 % span more than all others, they are left out.
     cut = len(kept) // 50
     low, high = kept[cut], kept[-1 - cut]
     low = kept[0] if low - kept[0] <= high - low else low
@@ -401,7 +400,7 @@ def plot_diagnosis(diagnosis: Mapping[str, Any]) -> tuple[list[Plot], list[str]]
             continue
         try:
             plots += build(diagnosis[section], diagnosis)
-        # The file may be of another version; what cannot be read is noted on the page.
+        # The file may have another version; unreadable sections are noted on the page.
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             notes.append(f"section {section} cannot be read ({type(error).__name__}: {error})")
     return plots, notes
@@ -434,7 +433,7 @@ def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
-    panel_lines, told, names = [], [], []
+    panel_lines, sentences, names = [], [], []
     for entry in section:
         for bucket in entry["by_length"]:
             if bucket["name"] not in names:
@@ -448,7 +447,7 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         panel_lines.append(Line(x, [b["entropy_ratio"] for b in known], entry["name"], colour))
         first, last = known[0], known[-1]
         by_length = [f"{decimal(b['entropy_ratio'], 3)} for {b['name']}" for b in (first, last)]
-        told.append(
+        sentences.append(
             f"{entry['name']}: {decimal(entry['entropy_ratio'], 3)} over all rows, {' and '.join(by_length)} items of "
             f"history; with uniform weights the AUC drops by {decimal(entry['uniform_auc_lost'])} "
             f"(±\u00a0{decimal(entry['uniform_noise'])})."
@@ -457,7 +456,8 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         even = Line([0.0, float(max(len(names) - 1, 1))], [1.0, 1.0], "uniform", MUTED, dashed=True, dots=False)
         yield lines(
             "Attention entropy by length of history",
-            f"Entropy of the weights relative to uniform weights. {' '.join(told)} At 1, attention does not select.",
+            f"Entropy of the weights relative to uniform weights. {' '.join(sentences)} At 1, attention does not "
+            "select.",
             [Panel([even, *panel_lines], "entropy / uniform", names)],
             "items of history",
         )
@@ -543,20 +543,20 @@ def _slices(title: str, what: str) -> Callable[[Any, Mapping[str, Any]], Iterato
 
 
 def _vectors(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
-    curves, told = [], []
+    curves, sentences = [], []
     for entry, colour in zip(section, SERIES, strict=False):
         x, y = [p["components"] / entry["width"] for p in entry["kept"]], [p["kept"] for p in entry["kept"]]
         curves.append(Line(x, y, entry["column"], colour, dots=entry["width"] < 32))
         reduction = entry.get("reduction")
         kept = f", its reduction kept {reduction['kept']:.1%}" if reduction else ""
-        told.append(
+        sentences.append(
             f"{entry['column']}: {entry['components_90']} of {entry['width']} directions hold 90 % of the variance, "
             f"effective rank {decimal(entry['effective_rank'], 1)}{kept}."
         )
     if curves:
         ninety = Line([0.0, 1.0], [0.9, 0.9], "", MUTED, dashed=True, dots=False)
         panel = Panel([ninety, *curves], "fraction of variance")
-        yield lines("Spectrum of the embeddings", " ".join(told), [panel], "fraction of directions, largest first")
+        yield lines("Spectrum of the embeddings", " ".join(sentences), [panel], "fraction of directions, largest first")
 
 
 def _first_number(name: str) -> int:
@@ -620,7 +620,7 @@ def _item(item: Mapping[str, Any]) -> str:
     return f"{item['item_id']} {title}" if title else str(item["item_id"])
 
 
-#: Experiments in one plot; the table has all of them.
+#: Experiments in one plot; the table has all.
 MOST_ROWS = 30
 
 
@@ -643,12 +643,12 @@ def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plo
     if not rows:
         return None
     best = rows[0]
-    told = [f"{best.name} is first with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
+    sentences = [f"{best.name} is first with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
     if len(rows) > 1:
         last = rows[-1]
-        told.append(f"{last.name} last with {decimal(last.value)} ({decimal(last.low)} to {decimal(last.high)})")
+        sentences.append(f"{last.name} last with {decimal(last.value)} ({decimal(last.low)} to {decimal(last.high)})")
     caption = (
-        f"{listed(told)}. Whiskers: 95 % interval over resampled users, for these weights"
+        f"{listed(sentences)}. Whiskers: 95 % interval over resampled users, for these weights"
         f"{'; rings: single seeds' if any(row.others for row in rows) else ''}. All experiments share the rows, so "
         "whiskers may overlap although a difference is significant: see the differences."
     )
@@ -669,9 +669,9 @@ def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> P
     if not rows:
         return None
     lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)
-    told = f"Significantly worse: {listed(shown)}" if shown else "None is significantly worse"
+    result = f"Significantly worse: {listed(shown)}" if shown else "None is significantly worse"
     caption = (
-        f"Against {named[0]}: {lost}. {told}. Whiskers: 95 % interval of the difference, over users and, where there "
+        f"Against {named[0]}: {lost}. {result}. Whiskers: 95 % interval of the difference, over users and, where there "
         "are several, seeds; one that crosses the dashed line at 0 may be noise."
     )
     caption += " With one seed per experiment, other seeds may differ as much: run three of each." if alone else ""
@@ -699,7 +699,7 @@ def plot_curves(experiments: Sequence[Experiment], metric: str) -> list[Plot]:
             ]
             panels.append(Panel([line for line in (*behind, *own) if line.x], label, limits=scales[key]))
         panels = [panel for panel in panels if panel.lines]
-        plots.append(lines(experiment.name, _tell_curves(runs, metric, bool(others)), panels, "training step"))
+        plots.append(lines(experiment.name, _describe_curves(runs, metric, bool(others)), panels, "training step"))
     return plots
 
 
@@ -732,18 +732,18 @@ def _best(entries: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any
     return choose(having, key=lambda e: e[metric]) if having else None
 
 
-def _tell_curves(runs: Sequence[tuple[Run, list[dict[str, Any]]]], metric: str, others: bool) -> str:
-    told = []
+def _describe_curves(runs: Sequence[tuple[Run, list[dict[str, Any]]]], metric: str, others: bool) -> str:
+    sentences = []
     for run, entries in runs[:MOST_SEEDS]:
         best, losses = _best(entries, metric), _points(entries, "loss")[1]
         assert best is not None
         loss = f"; training loss {decimal(losses[0], 3)} to {decimal(losses[-1], 3)}" if losses else ""
         epoch = number(best.get("epoch"))
         where = f"step {best['step']:.0f}" if epoch is None else f"epoch {epoch:.0f} of {_epochs(entries)}"
-        told.append(f"Seed {run.seed}: best {metric} {decimal(best[metric])} at {where}{loss}.")
+        sentences.append(f"Seed {run.seed}: best {metric} {decimal(best[metric])} at {where}{loss}.")
     if len(runs) > MOST_SEEDS:
-        told.append(f"{plural(len(runs) - MOST_SEEDS, 'more seed')} not shown.")
-    return " ".join(told) + " The ring marks the best." + (" Pale: the other experiments." if others else "")
+        sentences.append(f"{plural(len(runs) - MOST_SEEDS, 'more seed')} not shown.")
+    return " ".join(sentences) + " The ring marks the best." + (" Pale: the other experiments." if others else "")
 
 
 def _epochs(entries: Sequence[Mapping[str, Any]]) -> str:

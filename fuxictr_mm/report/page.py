@@ -75,14 +75,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason why the best experiment is good, in one sentence.
+    """A reason for the result of the best experiment, in one sentence.
 
     Parameters
     ----------
     text : str
         The sentence, without its full stop.
     section : {"ablation", "diagnosis"}
-        Part of the page that shows more.
+        Section of the page with the details.
     """
 
     text: str
@@ -173,7 +173,7 @@ def _changed(found: Sequence[Change]) -> str:
 
 
 def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
-    """Return what costs an experiment most when permuted; None if its diagnosis does not say."""
+    """Return what costs an experiment most when permuted; None if its diagnosis has no such entry."""
     importance = diagnosis.get("importance")
     entries = importance.get("groups") if isinstance(importance, Mapping) else None
     known = [
@@ -238,7 +238,7 @@ class DatasetSection:
 
     @property
     def sentences(self) -> list[str]:
-        """The first sentences: which experiment is best, and why."""
+        """The summary: which experiment is best, and why."""
         return [*self.lead, *(f"{reason.text}." for reason in self.reasons)]
 
 
@@ -454,10 +454,10 @@ def report(
     except ImportError as error:
         raise missing(error) from error
     known = find_runs(root)
-    records = _records(resolve(names, root) if names else known, root, dataset)
+    runs = _selected(resolve(names, root) if names else known, root, dataset)
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
     sections = []
-    for index, gathered in enumerate(gather(records, named), start=1):
+    for index, gathered in enumerate(gather(runs, named), start=1):
         sections.append(describe(gathered, index, known, lambda chunks: _progress(chunks, quiet)))
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
@@ -516,18 +516,18 @@ def check_replaceable(out: str | os.PathLike[str]) -> None:
         raise ConfigError(f"{out}: exists and is not an HTML page; choose another name, such as report.html")
 
 
-def _records(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
+def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
     if not everything:
         raise MissingFileError(
             f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"
         )
-    records = [record for record in everything if dataset in (None, record.dataset_id)]
-    if not records:
-        known = sorted({record.dataset_id for record in everything})
+    runs = [run for run in everything if dataset in (None, run.dataset_id)]
+    if not runs:
+        known = sorted({run.dataset_id for run in everything})
         raise MissingFileError(
             f"--dataset: no run on '{dataset}'{nearest(dataset, known)} (there are runs on: {', '.join(known)})"
         )
-    return sorted(records, key=lambda record: (record.started_at, record.run), reverse=True)
+    return sorted(runs, key=lambda run: (run.started_at, run.run), reverse=True)
 
 
 def _progress(chunks: Any, quiet: bool) -> Iterable[int]:

@@ -1,4 +1,4 @@
-"""What is told of a training run as it goes: the files in its folder, TensorBoard's event files."""
+"""Callbacks of the training loop: the files in the folder of a run, TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 
 
 class Callback(Protocol):
-    """Is told of the progress of a run and changes nothing of it; only the main process has callbacks."""
+    """Receives the progress of a run and does not change it; only the main process has callbacks."""
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps, 0 for a new run; evaluations of later steps will come again."""
+        """Begin after ``step`` steps, 0 for a new run; evaluations of later steps are repeated."""
 
     def add_training(self, step: int, values: Mapping[str, float]) -> None:
-        """Take a figure between two evaluations: ``loss``."""
+        """Receive a value between two evaluations: ``loss``."""
 
     def add_evaluation(
         self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """Take an evaluation.
+        """Receive an evaluation.
 
         Parameters
         ----------
@@ -69,11 +69,11 @@ class Callback(Protocol):
         """
 
     def close(self) -> None:
-        """Write out what is left, also where the run failed."""
+        """Write pending data, also if the run failed."""
 
 
 class RunWriter:
-    """Writes the folder of a run that trains; a ``Callback`` of the training loop.
+    """Writes the folder of a run; a ``Callback`` of the training loop.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class RunWriter:
     settings : mapping
         All settings of the experiment, plain values.
     started : float
-        When this process began with the run, by ``time.perf_counter()``.
+        Start of this process's part of the run, by ``time.perf_counter()``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], started: float) -> None:
@@ -96,7 +96,7 @@ class RunWriter:
 
     @classmethod
     def open(cls, paths: RunPaths, settings: Mapping[str, Any], started: float, resume: bool = False) -> RunWriter:
-        """Make a folder for a run, or take the newest unfinished one of the same configuration.
+        """Create a folder for a run, or take the newest unfinished one of the same configuration.
 
         Raises
         ------
@@ -121,11 +121,11 @@ class RunWriter:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run; of a run that was killed, what followed its last evaluation does not count."""
+        """Wall time of the run; for a killed run, the time after its last evaluation does not count."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps: drop the evaluations beyond them, and a line that was cut off."""
+        """Begin after ``step`` steps: drop later evaluations, and an incomplete line."""
         path = self.path / METRICS
         kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -139,7 +139,7 @@ class RunWriter:
     def add_evaluation(
         self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """Append a line to metrics.jsonl, at once.
+        """Append a line to metrics.jsonl, without buffering.
 
         Raises
         ------
@@ -155,12 +155,12 @@ class RunWriter:
             raise UserError(f"{self.path / METRICS}: could not be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """End metrics.jsonl."""
+        """Close metrics.jsonl."""
         if self._metrics is not None:
             self._metrics.close()
 
     def finish(self, result: Mapping[str, Any], model: Any, scored: Scored, test: Scored | None = None) -> None:
-        """Write what a finished run leaves; result.json comes last.
+        """Write the files of a finished run; result.json comes last.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class RunWriter:
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as plain values, as ``config_hash`` sees them."""
+    """Return settings as plain values, as ``config_hash`` uses them."""
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -213,7 +213,7 @@ def _to_numpy(scored: Scored) -> dict[str, Any]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make a hard link, so that weights take their space once; a copy where the disk has no links."""
+    """Make a hard link, so that weights take their space once; a copy if the disk has no links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -253,7 +253,7 @@ def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """Return the git commit of the working directory, and whether files differ from it; None where there is no git."""
+    """Return the git commit of the working directory, and whether files differ from it; None without git."""
     head = _git("rev-parse", "HEAD")
     status = None if head is None else _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": head, "dirty": None if status is None else bool(status)}
@@ -263,7 +263,7 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, no repository, or one too large to look through in passing
+        return None  # no git, no repository, or one that is too large
     return done.stdout.strip()
 
 
@@ -300,7 +300,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps; what an earlier run wrote beyond them is hidden, for 0 deleted.
+        """Begin after ``step`` steps; later entries of an earlier run are hidden, for 0 deleted.
 
         Raises
         ------
@@ -316,7 +316,7 @@ class TensorBoardLogger:
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(
-                f"{self.folder}: cannot be written ({error.strerror}); set tensorboard: False to do without"
+                f"{self.folder}: cannot be written ({error.strerror}); or set tensorboard: False"
             ) from error
 
     def add_training(self, step: int, values: Mapping[str, float]) -> None:
@@ -335,6 +335,6 @@ class TensorBoardLogger:
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write pending data."""
         if self._writer is not None:
             self._writer.close()

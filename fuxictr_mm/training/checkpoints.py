@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Settings that say where files lie on one machine, or change nothing of what a model computes.
+#: Settings that are paths, or do not change what a model computes.
 LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"})
 
 #: What DataParallel and DistributedDataParallel put before the name of every parameter.
@@ -85,7 +85,7 @@ def hub_weights(folder: Path) -> Path:
     Raises
     ------
     MissingFileError
-        There are none; a pickled ``pytorch_model.bin`` is not taken in their place.
+        There are none; a pickled ``pytorch_model.bin`` is not used instead.
     """
     path = folder / HUB_WEIGHTS
     if not path.is_file():
@@ -152,7 +152,7 @@ def saved_settings(weights: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def setting_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> list[str]:
-    """Return a phrase for each setting whose value differs; names and what holds on one machine only are left out.
+    """Return a phrase for each setting whose value differs; names and paths are left out.
 
     Examples
     --------
@@ -195,7 +195,7 @@ def read_tensors(path: Path) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # Of the pickle protocol, before the error below.
+            # About the pickle protocol, before the error below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -240,7 +240,7 @@ def describe_features(feature_map: FeatureMap) -> dict[str, Any]:
 
 
 def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
-    """Refuse weights of other features than a model's: in another order they would load and every score be wrong.
+    """Refuse weights of other features than a model's: in another order they would load, with wrong scores.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
 
 
 def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the features that reach a layer, with those of their settings that decide what it computes."""
+    """Return the embedded features, with the settings that decide what their layers compute."""
     kept = {
         name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb", "dropout")}
         for name, spec in features.items()

@@ -120,7 +120,7 @@ def process_group(gpu: int) -> Iterator[None]:
     Raises
     ------
     UserError
-        Another process has ended; its own message says why.
+        Another process has ended; its own message has the reason.
     """
     if not is_one_of_several() or dist.is_initialized():
         yield
@@ -145,16 +145,16 @@ def process_group(gpu: int) -> Iterator[None]:
 
 def _lost() -> UserError:
     return UserError(
-        "lost the other processes: one of them ended, and its message says why; "
+        "lost the other processes: one of them ended, and its message has the reason; "
         "once that is fixed, the same command with --resume continues"
     )
 
 
 def distribute(model: nn.Module) -> None:
-    """Make a model's steps count the samples of all ranks, and give each rank its own random numbers.
+    """Make the steps of a model use the samples of all ranks, and give each rank its own random numbers.
 
-    ``forward`` is wrapped, so that a model's own ``train_step`` stays as it is: in the backward pass, its outputs go
-    through a function that weights the gradient and has all gradients averaged when the backward pass ends.
+    ``forward`` is wrapped, so that a model's own ``train_step`` works unchanged: in the backward pass, its outputs pass
+    a function that weights the gradient and averages all gradients when the backward pass ends.
     ``DistributedDataParallel`` would refuse a parameter that is used outside ``forward``, in a regularizer or an
     auxiliary loss. In evaluation, ranks are independent.
     """
@@ -178,7 +178,7 @@ def distribute(model: nn.Module) -> None:
 
 
 def _weight(batch: Any, device: torch.device) -> Tensor:
-    """Return this rank's number of samples divided by the mean over ranks: in the average, all samples count alike."""
+    """Return this rank's number of samples divided by the mean over ranks: the average then weights samples equally."""
     rows = torch.tensor(num_rows(batch), dtype=torch.float64, device=device)
     everywhere = rows.clone()
     dist.all_reduce(everywhere)

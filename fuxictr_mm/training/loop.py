@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 #: Steps between two reads of the loss; each one waits for the device.
 LOG_STEPS = 50
-#: What a monitored value must gain to be better, as in FuxiCTR.
+#: Smallest improvement of a monitored value, as in FuxiCTR.
 MIN_DELTA = 1e-6
 
 
@@ -50,15 +50,15 @@ def fit(
     model : BaseModel
         Takes a step by ``train_step(batch)``.
     train : loader
-        Sized, yields what the model takes. To resume it must be a ``fuxictr_mm.data.loaders.Loader``.
+        Sized, yields batches in the format of the model. To resume, it must be a ``fuxictr_mm.data.loaders.Loader``.
     epochs : int
-        Most passes over ``train``.
+        Largest number of passes over ``train``.
     validation : loader, optional
         Without one, the last weights are kept.
     max_gradient_norm : float, optional
         Gradients are scaled down to this L2 norm; by default the model's own setting.
     checkpoint : TrainingCheckpoint, optional
-        Where to write what a killed run resumes from. With it, Ctrl-C and SIGTERM end the run after the current step.
+        From which a killed run resumes. With it, Ctrl-C and SIGTERM end the run after the current step.
     resume : bool
         Resume from the checkpoint, if there is one.
     callbacks : sequence of Callback
@@ -72,7 +72,7 @@ def fit(
     Raises
     ------
     UserError
-        The loss or the monitored metric is not finite: nothing after that could be trusted.
+        The loss or the monitored metric is not finite.
     Interrupted
         Ctrl-C or SIGTERM came; a training checkpoint has been written.
     """
@@ -134,7 +134,7 @@ class _Fitting:
     def begin(self, resume: bool) -> None:
         """Set the model's counters to the start, or to those of the training checkpoint."""
         model = self.model
-        # Some models step only every few batches: gradients of an earlier use must not leak in.
+        # Some models update only every few batches: gradients of earlier use are cleared.
         model.optimizer.zero_grad()
         if getattr(model, "average", None) is not None:
             model.average.begin()
@@ -201,7 +201,7 @@ class _Fitting:
         self.losses = _RunningLoss()
 
     def evaluate(self, epoch: int, index: int) -> None:
-        """Log the loss, evaluate, and decide what follows from it."""
+        """Log the loss, evaluate, and save, reduce the learning rate or stop."""
         model, progress = self.model, self.progress
         loss = distributed.total(self.losses.check(epoch, index)) / distributed.size()
         self.losses = _RunningLoss()
@@ -252,13 +252,13 @@ class _RunningLoss:
         if not math.isfinite(value):
             raise UserError(
                 f"the training loss is {value} by epoch {epoch + 1}, batch {index + 1}; "
-                "lower learning_rate, or look for extreme values in the features"
+                "lower learning_rate, or check the features for extreme values"
             )
         return value
 
 
 class _Speed:
-    """Samples of this process per time since it was made."""
+    """Samples of this process per second since its creation."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -281,7 +281,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     if not math.isfinite(value):
         raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")
     if type(model).checkpoint_and_earlystop is not BaseModel.checkpoint_and_earlystop:
-        # A FuxiCTR model that decides for itself, to lower its learning rate by another factor for example.
+        # A FuxiCTR model with a method of its own, for example to reduce the learning rate by another factor.
         before = model._best_metric
         model.checkpoint_and_earlystop(metrics)
         return model._best_metric != before or not model._save_best_only
@@ -311,7 +311,7 @@ class Scored(NamedTuple):
     prediction : Tensor
         ``(rows,)``
     label, group : Tensor or None
-        ``(rows,)``; None where not asked for, ``group`` also where there is no ``group_id``.
+        ``(rows,)``; None if not requested, ``group`` also without a ``group_id``.
     """
 
     prediction: Tensor

@@ -98,7 +98,7 @@ def make_optimizer(
         for group, decay in zip(groups, decays, strict=True):
             group |= {} if decay is None else {"weight_decay": decay}
         trainable = [group for group in groups if group["params"]]
-    # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of a dozen.
+    # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of many.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
         return _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
@@ -228,10 +228,10 @@ class WeightAverage:
 
 @functools.cache
 def _uncompiled(kind: Any) -> Any:
-    """Return an optimizer class whose methods are the same, but do not import torch's compiler, which takes a second.
+    """Return an optimizer class with the same methods, which do not import torch's compiler (that takes a second).
 
-    In torch they are wrapped to behave well inside compiled code, where an optimizer is never called here. What a later
-    version of torch does not wrap is called as it is.
+    torch wraps them for use inside compiled code, where no optimizer is called here. Methods that a later version of
+    torch does not wrap are called directly.
     """
     step = inspect.unwrap(kind.step)
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED_METHODS}
@@ -256,7 +256,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     coefficient = max_norm / (norm + 1e-6)
     if norm.device.type != "cpu":
         torch._foreach_mul_(gradients, coefficient.clamp(max=1.0))  # without waiting for the device
-    elif not coefficient >= 1:  # also where it is not a number
+    elif not coefficient >= 1:  # also for NaN
         torch._foreach_mul_(gradients, coefficient)
 
 

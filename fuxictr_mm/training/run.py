@@ -1,4 +1,4 @@
-"""One run of an experiment: its lock, its log, training, metrics, and the files that it leaves."""
+"""One run of an experiment: its lock, its log, training, metrics, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Settings that say how long to train, and change nothing of the steps until then.
+#: Settings of the length of training, which do not change its steps.
 LENGTH_KEYS = ("epochs", "early_stop_patience")
 
 
@@ -46,7 +46,7 @@ class TrainingRun:
     Parameters
     ----------
     experiment : Experiment
-        What to train.
+        The experiment.
     resume : bool
         Whether to continue an interrupted run.
     results_csv : Path, optional
@@ -62,7 +62,7 @@ class TrainingRun:
         self.results_csv = results_csv
 
     def run(self) -> Run:
-        """Train and return the run, or the finished one that is to be resumed."""
+        """Train and return the run, or the finished run if it is to be resumed."""
         experiment, config = self.experiment, self.config
         if self.resume:
             if result := experiment.result():
@@ -103,7 +103,7 @@ class TrainingRun:
             path.unlink()
 
     def _check_resumable(self) -> None:
-        """Refuse to train a finished run for longer: its training checkpoint is gone. Warn of one of other settings."""
+        """Refuse to train a finished run longer: its training checkpoint is deleted. Warn if settings differ."""
         if self.paths.checkpoint.exists() or self.experiment.newest_result() is None:
             return
         finished = next((run for run in self.paths.find_runs() if run.finished), None)
@@ -125,7 +125,7 @@ class TrainingRun:
         train = experiment.make_loader(dataset.splits["train"], model, shuffle=config.shuffle, training=True)
         valid = experiment.make_loader(dataset.splits["valid"], model)
         if is_main():
-            # A result of an earlier run says nothing about the weights that are about to be written.
+            # The result of an earlier run does not belong to the weights that are written next.
             self.paths.result.unlink(missing_ok=True)
         if distributed.size() > 1:
             rows = distributed.size() * config.batch_size
@@ -166,14 +166,14 @@ class TrainingRun:
         return experiment.run_of(result, None if writer is None else writer.path)
 
     def _test_has_labels(self, dataset: Dataset) -> bool:
-        """Whether test metrics can be taken; warns of a label that is the same in all rows, a placeholder."""
+        """Whether test metrics can be computed; warns of a label that is the same in all rows, a placeholder."""
         summary = dataset.summaries.get("test")
         if summary is None or not summary.labels:
             return False
         if self.config.task == "binary_classification" and len(summary.labels) == 1:
             logger.warning(
                 f"{self.config.dataset.test_data}: the label is {min(summary.labels):g} in all {summary.num_rows} "
-                "rows; it is taken for a placeholder, and there are no test metrics"
+                "rows, which is treated as a placeholder; no test metrics"
             )
             return False
         return True
@@ -223,15 +223,14 @@ def default_settings(model_class: type) -> dict[str, Any]:
 
 @contextmanager
 def _locked(paths: RunPaths) -> Iterator[None]:
-    """Keep other processes from training the same experiment into the same files meanwhile."""
+    """Lock the files of the experiment against other processes."""
     lock = FileLock(paths.lock, blocking=False)
     try:
         paths.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"{paths.expid}: another process trains it into {paths.folder} now; wait for its end, or set another "
-            "model_root"
+            f"{paths.expid}: another process writes to {paths.folder}; wait for its end, or set another model_root"
         ) from None
     except OSError as error:
         raise unwritable(paths.folder, error) from error
@@ -259,9 +258,9 @@ def _publish(paths: RunPaths) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a file that could not be appended to when the run is over."""
+    """Refuse a file that cannot be appended to, before the run."""
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():
-        raise ConfigError(f"{path}: results could not be appended to it; run in a folder of yours")
+        raise ConfigError(f"{path}: cannot be appended to; run in another folder")
 
 
 def append_result(result: Mapping[str, Any], dataset_id: str, path: Path) -> None:

@@ -1,12 +1,12 @@
-"""Search over ``tuner_space:`` of a tuner YAML, several trials at once, finished ones skipped.
+"""Hyperparameter search over ``tuner_space:`` of a tuner YAML: trials in parallel, finished ones are skipped.
 
-A grid is FuxiCTR's: its YAML, its folder and the experiment ids that come of it. Departures from FuxiCTR:
+A grid has the YAML, the folder and the experiment ids of FuxiCTR. Departures from FuxiCTR:
 
-- Hashes tell configurations apart (FuxiCTR hashes the sorted characters of the text: swapped digits collide) and stay
-  the same from run to run.
+- Different configurations have different hashes, which are the same in every run (FuxiCTR hashes the sorted characters
+  of the text, so swapped digits collide).
 - A grid over dataset settings keeps every combination (FuxiCTR keeps the last one of a parquet dataset).
 - A list-valued setting takes a list of lists; a flat list is refused instead of being taken as a grid of its numbers.
-- Every trial is checked before the first one starts, a trial that fails is reported, and a trial whose result is there
+- Every trial is checked before the first one starts, a trial that fails is reported, and a trial that has a result
   is not run again.
 - Random search and TPE, on an Optuna study.
 """
@@ -46,7 +46,7 @@ def run_tuner(
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Run what is left of a search and report all of it; parameters as of ``run_grid``, ``run_study``, ``report``."""
+    """Run the remaining trials of a search and report all; parameters as of ``run_grid``, ``run_study``, ``report``."""
     tuner = read_tuner(tuner_yaml, model_zoo)
     if tuner.search == "grid":
         enumerate_trials(tuner_yaml, model_zoo)

@@ -1,7 +1,7 @@
-"""Start a program that gets SIGTERM when the process that started it is gone, even by SIGKILL.
+"""Start a program that gets SIGTERM when its parent process has ended, even by SIGKILL.
 
-Run by its path: ``python -I child.py PARENT_PID PROGRAM ARGUMENT ...``. Linux tells a child of its parent's death;
-elsewhere the program simply starts, and the lock that it inherits keeps others off its files.
+Run by its path: ``python -I child.py PARENT_PID PROGRAM ARGUMENT ...``. Linux signals a child when its parent
+ends; elsewhere the program simply starts, and the lock that it inherits protects its files.
 """
 
 import ctypes
@@ -13,12 +13,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Ask for the signal, then become the program."""
+    """Request the signal, then execute the program."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != int(parent):  # it died before we had asked
-            sys.exit("the process that started this trial is gone")
+        if os.getppid() != int(parent):  # it ended before the request
+            sys.exit("the process that started this trial has ended")
     os.execv(command[0], command)
 
 

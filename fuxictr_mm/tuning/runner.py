@@ -26,12 +26,12 @@ from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.threads import CORES_VARIABLE
 from fuxictr_mm.tuning import child
 
-FOLLOWED_KEYS = ("model_id", "dataset_id")  # names that follow from the settings: no settings themselves
+FOLLOWED_KEYS = ("model_id", "dataset_id")  # names derived from the settings
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial.
+    """The result of a trial.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ class TrialResult:
     valid, test : dict of str to float
         Metrics; empty where there are none.
     seconds : float
-        How long it took; NaN where it failed.
+        Wall time; NaN if it failed.
     error : str, optional
         Last line of the output of a trial that failed.
     skipped : bool
         Whether it had finished before.
     pruned : bool
-        Whether it was ended early; ``valid`` is what it had reached.
+        Whether it was ended early; ``valid`` is its last evaluation.
     """
 
     expid: str
@@ -83,9 +83,9 @@ class Trial:
     params : dict
         Resolved parameters.
     paths : RunPaths, optional
-        Where its files lie; None where it is not known yet.
+        Where its files are; None if not known yet.
     lock : InheritedLock, optional
-        Keeps other processes off its files.
+        Protects its files from other processes.
     number : int
         Of the trial in its study.
     arguments : tuple of str
@@ -103,11 +103,11 @@ class Trial:
     name: str = ""
 
     def result(self, skipped: bool = False) -> TrialResult | None:
-        """Return the result that is on disk, None if there is none of these very parameters."""
+        """Return the result on disk, None if there is none of exactly these parameters."""
         try:
             record = {} if self.paths is None else read_json(self.paths.result)
         except UserError:
-            return None  # not finished, or not by us: run it
+            return None  # not finished, or not by this library: run it
         if record.get("config_hash") != config_hash(self.params):
             return None
         return TrialResult(
@@ -115,40 +115,40 @@ class Trial:
         )
 
     def release(self) -> None:
-        """Let other processes at its files."""
+        """Release the lock on its files."""
         if self.lock is not None:
             self.lock.release()
 
 
-POLL_SECONDS = 0.2  # between looks at the children, and at whether Ctrl-C or SIGTERM came
+POLL_SECONDS = 0.2  # between checks of the children and of signals
 
 
-LOG_TAIL = 8192  # bytes at the end of a log in which its last line is looked for
+LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
 class Trials(Protocol):
-    """Where trials come from, and where their outcomes go."""
+    """Source of trials, and receiver of their results."""
 
     total: int
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to take, now or later; asked after ``take``."""
+        """Whether no trial remains, now or later; called after ``take``."""
 
     def take(self) -> Trial | None:
-        """Return a trial to run, locked; None if there is none at the moment."""
+        """Return a locked trial to run; None if there is none at the moment."""
 
-    def goes_on(self, trial: Trial) -> bool:
-        """Whether a running trial should; asked all the time."""
+    def may_continue(self, trial: Trial) -> bool:
+        """Whether a running trial should continue; polled."""
 
     def finish(self, trial: Trial, error: str) -> None:
-        """Take note that a trial's process has ended; ``error`` is what to say if it left no result."""
+        """Record that a trial's process has ended; ``error`` is the reason if there is no result."""
 
     def give_back(self, trial: Trial) -> None:
-        """Take note that a trial was ended because we end: it goes on later."""
+        """Record that a trial was ended because this process ends; it resumes later."""
 
     def results(self) -> list[TrialResult]:
-        """Return the outcomes so far."""
+        """Return the results so far."""
 
 
 def run_grid(
@@ -163,8 +163,8 @@ def run_grid(
 ) -> list[TrialResult]:
     """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
 
-    Ctrl-C and SIGTERM end the trials that run; those that finished are skipped when the grid is run again. Two
-    processes on one folder share the work.
+    Ctrl-C and SIGTERM end the running trials; finished ones are skipped when the grid is run again. Several processes
+    on one folder divide the trials among them.
 
     Parameters
     ----------
@@ -175,11 +175,11 @@ def run_grid(
     tag : str, optional
         Keeps only the experiment ids that contain it.
     script : Path
-        What runs an experiment: run_expid.py.
+        The script that trains an experiment: run_expid.py.
     extra_args : sequence of str
         More arguments for the script.
     data_root, model_zoo : Path, optional
-        As for run_expid.py, which is given them too.
+        Passed on to run_expid.py.
     quiet : bool
         No progress bar.
 
@@ -191,7 +191,7 @@ def run_grid(
     Raises
     ------
     ConfigError, MissingFileError
-        If the tag matches nothing, a trial's configuration is wrong, or a device or the script is not there; before any
+        The tag matches nothing, a trial's configuration is wrong, or a device or the script does not exist; before any
         trial runs.
     """
     trials = _Grid(config_dir, tag, data_root, model_zoo)
@@ -200,7 +200,7 @@ def run_grid(
 
 
 def common_args(data_root: Path | None, model_zoo: Path | None) -> list[str]:
-    """Return the arguments of run_expid.py that the tuner was given for it."""
+    """Return the arguments that the tuner passes on to run_expid.py."""
     given = {"--data_root": data_root, "--model_zoo": model_zoo}
     return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
 
@@ -209,7 +209,7 @@ class _Grid:
     """The experiments of a configuration folder."""
 
     def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
-        # Here, because it imports FuxiCTR, which enumerating and tabling do without.
+        # Imported here because it imports FuxiCTR, which the other functions do not need.
         from fuxictr_mm.experiment import Experiment
 
         names = list(list_experiments(config_dir))
@@ -234,7 +234,7 @@ class _Grid:
         for trial in list(self._waiting):
             lock = try_lock(self._locks / f"{trial.expid}.lock")
             if lock is None:
-                continue  # it runs in another process
+                continue  # another process runs it
             self._waiting.remove(trial)
             self._results[trial.expid] = trial.result(skipped=True)
             if self._results[trial.expid] is None:
@@ -242,7 +242,7 @@ class _Grid:
             lock.release()
         return None
 
-    def goes_on(self, trial: Trial) -> bool:
+    def may_continue(self, trial: Trial) -> bool:
         return True
 
     def finish(self, trial: Trial, error: str) -> None:
@@ -274,7 +274,7 @@ def run_trials(
     Raises
     ------
     ConfigError, MissingFileError
-        A device or the script is not there.
+        A device or the script does not exist.
     KeyboardInterrupt, SystemExit
         Ctrl-C or SIGTERM came; the children have been ended.
     """
@@ -303,8 +303,8 @@ def run_trials(
                     running.trial.release()
                     progress.show()
                 for running in children:
-                    if not running.told_to_end and not trials.goes_on(running.trial):
-                        running.told_to_end = True
+                    if not running.asked_to_end and not trials.may_continue(running.trial):
+                        running.asked_to_end = True
                         running.process.terminate()
                 while free and not received and (trial := trials.take()) is not None:
                     command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
@@ -315,7 +315,7 @@ def run_trials(
                     break
                 if not children and not waited and not quiet:
                     waited = True
-                    print("the trials that are left run in other processes; waiting for them", file=sys.stderr)
+                    print("the remaining trials run in other processes; waiting for them", file=sys.stderr)
                 time.sleep(POLL_SECONDS)
         finally:
             _stop([running.process for running in children])
@@ -329,16 +329,16 @@ def run_trials(
 
 @dataclass
 class _Child:
-    """A trial that runs."""
+    """A running trial."""
 
     trial: Trial
     gpu: int
     process: subprocess.Popen[bytes]
     log: Path
-    told_to_end: bool = False
+    asked_to_end: bool = False
 
     def error(self) -> str:
-        """Return what to say of the process that has ended, if it left no result."""
+        """Return the reason why the process ended without a result."""
         code = self.process.returncode
         if code == 0:
             assert self.trial.paths is not None
@@ -347,7 +347,7 @@ class _Child:
 
 
 def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # The child ends with us, and holds the lock until it has: nobody else begins the trial while it still writes.
+    # The child ends with this process and holds the lock until then, so nobody starts the trial while it still writes.
     wrapper = [sys.executable, "-I", str(Path(child.__file__)), str(os.getpid())]
     locks = [] if trial.lock is None else [trial.lock.fileno()]
     with log.open("wb") as stream:
@@ -362,7 +362,7 @@ def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, s
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 10.0) -> None:
-    """End all; those that are still there after ``patience`` seconds are killed."""
+    """End all trials; kill those that still run after ``patience`` seconds."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -468,7 +468,7 @@ def format_table(results: Sequence[TrialResult]) -> str:
     """
 
     def text(column: str, cell: Any) -> str:
-        # Six digits are enough for the eye; the CSV keeps all.
+        # Six digits in the table; the CSV has all.
         if column.startswith(("valid ", "test ")) and cell != "":
             shown = f"{cell:.6f}"
         else:
@@ -501,16 +501,16 @@ def report(
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print the table, write it into the folder, and say so if trials failed.
+    """Print the table, write it into the folder, and raise an error if trials failed.
 
     Parameters
     ----------
     results : sequence of TrialResult
         At least one.
     config_dir : Path
-        Gets ``results.csv``, or ``results_TAG.csv`` where only the trials of a tag ran.
+        Gets ``results.csv``, or ``results_TAG.csv`` if only the trials of a tag ran.
     tag : str, optional
-        What the experiment ids had to contain.
+        Part of the experiment ids.
     importance : mapping of str to float, optional
         Importance of the settings, largest first.
     quiet : bool
@@ -532,7 +532,7 @@ def report(
     elif not quiet:
         print(format_table(results))
         if importance:
-            print("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in importance.items()))
+            print("importance: " + ", ".join(f"{key} {fraction:.2f}" for key, fraction in importance.items()))
         print(f"{len(results)} trials, {skipped} of them run before or elsewhere; written to {table}")
     failed = [result for result in results if result.error is not None]
     if failed:

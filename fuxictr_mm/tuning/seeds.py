@@ -120,7 +120,7 @@ class _Seeds:
     def take(self) -> Trial | None:
         return self._waiting.pop(0) if self._waiting else None
 
-    def goes_on(self, trial: Trial) -> bool:
+    def may_continue(self, trial: Trial) -> bool:
         return True
 
     def finish(self, trial: Trial, error: str) -> None:

@@ -24,7 +24,7 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock, write_beside, write_entries
 from fuxictr_mm.runs import monitored, read_evaluations
 from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, run_trials
-from fuxictr_mm.tuning.tuner_file import Drawing, Point, Tuner, check_points, number_of_points, read_tuner
+from fuxictr_mm.tuning.tuner_file import Point, Sampler, Tuner, check_points, number_of_points, read_tuner
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -38,7 +38,7 @@ def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
     Parameters
     ----------
     tuner_yaml : Path
-        As for ``read_tuner``: in ``tuner_space`` lists are the grid, scalars replace one value.
+        See ``read_tuner``: in ``tuner_space`` lists span the grid, a scalar replaces one value.
     model_zoo : Path, optional
         A folder of model files to search first.
 
@@ -50,7 +50,7 @@ def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
     Raises
     ------
     ConfigError, MissingFileError
-        Anything that is wrong with the file, or it asks for another search.
+        The file is wrong, or asks for another search.
     """
     tuner = read_tuner(tuner_yaml, model_zoo)
     if tuner.search != "grid":
@@ -85,7 +85,7 @@ BEAT_SECONDS = 20.0
 STALE_SECONDS = 180.0
 
 
-LOOK_SECONDS = 1.0  # between looks at the database for a trial to take, and at the record of one that runs
+LOOK_SECONDS = 1.0  # between reads of the database for a trial to take, and of the evaluations of a running one
 
 
 IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings is estimated
@@ -99,7 +99,7 @@ def run_study(
     model_zoo: Path | None = None,
     quiet: bool = False,
 ) -> tuple[list[TrialResult], dict[str, float]]:
-    """Go on with a study until it has all its trials, one at a time on each entry of ``gpus``.
+    """Run a study until it has all its trials, one at a time on each entry of ``gpus``.
 
     Parameters
     ----------
@@ -108,23 +108,23 @@ def run_study(
     gpus : sequence of int
         Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
     script : Path
-        What runs an experiment: run_expid.py.
+        The script that trains an experiment: run_expid.py.
     data_root, model_zoo : Path, optional
-        As for run_expid.py, which is given them too.
+        Passed on to run_expid.py.
     quiet : bool
         No progress bar.
 
     Returns
     -------
     results : list of TrialResult
-        One for each trial of the study, whoever ran it.
+        One for each trial of the study, of all processes.
     importance : dict of str to float
-        Share of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
+        Fraction of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
 
     Raises
     ------
     ConfigError, MissingFileError
-        Anything that is wrong with the configuration, the script, a device or the database; before any trial runs.
+        The configuration, the script, a device or the database is wrong; before any trial runs.
     UserError
         The database failed later.
     """
@@ -153,7 +153,7 @@ def run_study(
 
 
 def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
-    """Refuse, before anything is written, a value of the space that a trial would end at."""
+    """Refuse, before anything is written, a value of the space that would fail in a trial."""
     from fuxictr_mm.experiment import Experiment
 
     if (tuner.folder / "model_config.yaml").exists():
@@ -171,7 +171,7 @@ def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None
 
 
 def _write_experiment(folder: Path, tuner: Tuner, expid: str, point: Point) -> None:
-    """Write the files of an experiment: one of its own, and one of its dataset, which several may share."""
+    """Write the file of an experiment, and that of its dataset, which several experiments may share."""
     dataset_id, data = _dataset(tuner, point)
     entry = {**tuner.model, **{k: v for k, v in point.items() if k not in tuner.dataset_keys}, "dataset_id": dataset_id}
     write_entries(folder / "dataset_config" / f"{dataset_id}.yaml", {dataset_id: data}, tuner.path)
@@ -204,7 +204,7 @@ def _open_storage(tuner: Tuner) -> RDBStorage:
         backend = make_url(_url(tuner)).get_backend_name()
     except SQLAlchemyError:
         raise ConfigError(
-            f"{tuner.path}: storage is no database URL; expected one such as postgresql://user@host/optuna, "
+            f"{tuner.path}: storage is not a database URL; expected one such as postgresql://user@host/optuna, "
             "or leave it out for a file in the study's folder"
         ) from None
     # SQLite lets one process write at a time; the others wait for it.
@@ -215,13 +215,13 @@ def _open_storage(tuner: Tuner) -> RDBStorage:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise ConfigError(
             f"{tuner.path}: storage {_shown_url(tuner)} cannot be opened ({reason}); "
-            "look whether the database is there and its Python driver is installed"
+            "check that the database exists and its Python driver is installed"
         ) from error
 
 
 @dataclass
 class _Watch:
-    """What is known of a trial that we run."""
+    """A trial that this process runs."""
 
     reported: int
     beaten: float
@@ -231,7 +231,7 @@ class _Watch:
 
 
 class _StudyTrials:
-    """The trials of a study: where they come from, and where their outcomes go."""
+    """The trials of a study: source and receiver of results."""
 
     def __init__(self, tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
         from optuna.pruners import MedianPruner
@@ -241,17 +241,17 @@ class _StudyTrials:
         self._folder = tuner.folder
         self._locks = self._folder / "locks"
         self.total = int(min(tuner.trials, number_of_points(tuner.space)))
-        self._drawing = Drawing(tuner.space, tuner.search, tuner.seed)
+        self._sampler = Sampler(tuner.space, tuner.search, tuner.seed)
         warmup = tuner.warmup
         self._pruner = None if warmup is None else MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + 1)
         with self._alone():
             self._storage = _open_storage(tuner)
             self._study = self._create_study()
             self._study_id = self._storage.get_study_id_from_name(tuner.study)
-            self._here = self._place()
+            self._here = self._machine()
         self._ids: dict[int, int] = {}
         self._us = {"place": self._here, "process": uuid.uuid4().hex}
-        # Trials that had failed when we came get another chance, once; those that fail from now on, at another start.
+        # Trials that had failed before are repeated once; those that fail from now on, at the next start.
         self._retried = {trial.number: _error(trial) for trial in self._trials()}
         self._ran: set[int] = set()
         self._watches: dict[int, _Watch] = {}
@@ -265,8 +265,8 @@ class _StudyTrials:
         with FileLock(self._locks / "study.lock"):
             yield
 
-    def _place(self) -> str:
-        """Return a name of this machine and folder: those who share it see each other's locks."""
+    def _machine(self) -> str:
+        """Return a name of this machine and folder; processes that share it see each other's locks."""
         path = self._locks / "place"
         if not path.exists():
             name = uuid.uuid4().hex
@@ -292,12 +292,14 @@ class _StudyTrials:
         }
         theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
         if theirs is None:
-            raise ConfigError(f"{tuner.path}: {tuner.study} is a study of another program; give another, study: NAME")
+            raise ConfigError(
+                f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME"
+            )
         changed = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
         if changed:
             raise ConfigError(
                 f"{tuner.path}: the study '{tuner.study}' was begun with another {changed[0]}; "
-                "undo the change, or begin another with study: NAME"
+                "undo the change, or start another study with study: NAME"
             )
         study.set_user_attr("tuner", ours)
         return study
@@ -330,7 +332,7 @@ class _StudyTrials:
         return None
 
     def _claim(self) -> tuple[int, Any] | None:
-        """Take the first trial that is free, with its lock, and see to it that it has a point."""
+        """Take the first free trial with its lock, and sample its point if it has none."""
         with self._alone():
             trials = self._trials()
             for trial in trials:
@@ -338,7 +340,7 @@ class _StudyTrials:
                     continue
                 lock = try_lock(self._locks / f"{trial.number:04d}.lock")
                 if lock is None:
-                    continue  # it runs in another process
+                    continue  # another process runs it
                 if self._make_ours(trial.number):
                     return trial.number, lock
                 lock.release()
@@ -349,7 +351,7 @@ class _StudyTrials:
         return self._claim()
 
     def _make_ours(self, number: int) -> bool:
-        """Turn a trial whose lock we hold into one that we run, unless it runs or has finished elsewhere."""
+        """Start a trial whose lock is held, unless it runs or has finished elsewhere."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
@@ -368,7 +370,7 @@ class _StudyTrials:
         self._note(number, "owner", self._us)
         if "error" in trial.user_attrs:
             self._note(number, "error", None)
-        self._draw(number)
+        self._sample(number)
         return True
 
     def _is_abandoned(self, trial: FrozenTrial) -> bool:
@@ -382,26 +384,26 @@ class _StudyTrials:
             return False
         return time.monotonic() - since > STALE_SECONDS
 
-    def _draw(self, number: int) -> None:
+    def _sample(self, number: int) -> None:
         import optuna
 
         trial = self._trial(number)
         point = trial.user_attrs.get("point")
         if point is None:
-            # Loaded anew: a study keeps the trials it has seen for its samplers.
+            # Loaded again: a study caches its trials for the samplers.
             study = optuna.load_study(study_name=self._tuner.study, storage=self._storage)
             others = [t.user_attrs["point"] for t in study.get_trials(deepcopy=False) if "point" in t.user_attrs]
-            point = self._drawing.draw(study, trial, others)
-            # In one piece, so that a kill leaves a trial with a whole point or none.
+            point = self._sampler.sample(study, trial, others)
+            # In one transaction, so that a killed trial has a complete point or none.
             self._note(number, "point", point)
-        for key, choice in self._drawing.dimensions.drawn(point).items():
+        for key, choice in self._sampler.dimensions.sampled(point).items():
             if key not in trial.params:
-                distribution = self._drawing.dimensions.distributions[key]
+                distribution = self._sampler.dimensions.distributions[key]
                 internal = distribution.to_internal_repr(choice)
                 self._storage.set_trial_param(self._id(number), key, internal, distribution)
 
     def _prepare(self, number: int, lock: Any) -> Trial | None:
-        """Write the experiment of a trial; None if that already ends it."""
+        """Write the experiment of a trial; None if it fails already."""
         from fuxictr_mm.experiment import Experiment
 
         found = self._trial(number)
@@ -438,7 +440,7 @@ class _StudyTrials:
             watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, self._trial(trial.number)))
         return watch.pruned
 
-    def goes_on(self, trial: Trial) -> bool:
+    def may_continue(self, trial: Trial) -> bool:
         now, watch = time.monotonic(), self._watches[trial.number]
         if now - watch.beaten >= BEAT_SECONDS:
             watch.beaten = now
@@ -453,7 +455,7 @@ class _StudyTrials:
         return not watch.pruned
 
     def _report(self, trial: Trial, watch: _Watch) -> None:
-        """Hand on evaluations that are new, up to one that the trial should end at."""
+        """Report new evaluations, up to one at which the trial should end."""
         assert trial.paths is not None
         for evaluation in read_evaluations(trial.paths.runs)[watch.reported :]:
             watch.reported += 1
@@ -463,7 +465,7 @@ class _StudyTrials:
                 return
 
     def _is_lost(self, number: int) -> bool:
-        """Whether another machine has taken the trial from us, having heard nothing of us for long."""
+        """Whether another machine has taken over the trial because the heartbeat of this one stopped."""
         trial = self._trial(number)
         return trial.state.is_finished() or trial.user_attrs.get("owner") != self._us
 
@@ -493,7 +495,7 @@ class _StudyTrials:
                 self._note(number, "result", {"valid": valid, "seconds": evaluations[-1]["seconds"]})
             self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
             return
-        # A failure of its own, which those who saw an earlier one of the same words can tell from it.
+        # Unique, so that others can distinguish it from an earlier failure of the same text.
         self._note(number, "error", {"message": error, "failure": uuid.uuid4().hex})
         self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)
 
@@ -528,7 +530,7 @@ class _StudyTrials:
         return results
 
     def importance(self) -> dict[str, float]:
-        """Return the importance of the settings, largest first; empty where it cannot be told."""
+        """Return the importance of the settings, largest first; empty if it cannot be estimated."""
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
         from optuna.trial import TrialState
 
@@ -539,5 +541,5 @@ class _StudyTrials:
 
 
 def _error(trial: FrozenTrial) -> dict[str, str] | None:
-    """Return the failure of a trial that waits for another start, None if it has not failed."""
+    """Return the failure of a trial that is to be repeated, None if it has not failed."""
     return None if trial.state.is_finished() else trial.user_attrs.get("error")

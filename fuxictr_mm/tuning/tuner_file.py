@@ -1,7 +1,7 @@
-"""The values that a study may try, and how its points are drawn from them.
+"""The tuner file, the search space, and the sampling of its points.
 
-A point holds a value of each tuned setting. Which one trial number n gets is decided by the seed and n, for ``tpe``
-also by what is known of the other trials; it differs from every point that was drawn before it.
+A point has a value of each tuned setting. The point of trial n depends on the seed and n, for ``tpe`` also on the
+results of the other trials; it differs from all points sampled before.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class RangeSettings(Settings):
     step: Number | None = Field(None, description="Distance between neighbouring values.")
 
 
-WARMUP = 1  # evaluations that a trial gets in any case, with pruning: True
+WARMUP = 1  # evaluations of every trial with pruning: True
 
 
-TRIES = 20  # draws of a sampler that may repeat known points before chance decides
+TRIES = 20  # samples of a sampler that repeats known points, before random ones are taken
 
 
-RANDOM_TRIES = 200  # and of chance, before the points that are left are counted
+RANDOM_TRIES = 200  # random samples before the remaining points are enumerated
 
 
 Point: TypeAlias = dict[str, Any]
@@ -70,22 +70,22 @@ class Range:
     low, high : float
         Ends.
     step : float, optional
-        Distance between two values; None: 1 for whole numbers, any distance for others.
+        Distance between two values; None: 1 for integers, continuous otherwise.
     log : bool
-        Drawn evenly by their logarithm.
+        Sampled uniformly in the logarithm.
     whole : bool
-        Whole numbers only.
+        Integers only.
     """
 
     low: float
     high: float
     step: float | None = None
     log: bool = False
-    whole: bool = False
+    whole: bool = False  # the name under which studies store it
 
     @property
     def size(self) -> float:
-        """How many values there are."""
+        """Number of values."""
         step = self.step or (1 if self.whole else 0)
         return round((self.high - self.low) / step) + 1 if step else math.inf
 
@@ -106,14 +106,14 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
     settings : mapping
         ``low``, ``high``, and perhaps ``log`` or ``step``.
     annotation : Any
-        Type of the setting. Whole ends make a range of whole numbers, unless the setting is known to take fractions.
+        Type of the setting. Integer ends make a range of integers, unless the setting takes fractions.
     where : str
-        For the message.
+        Prefix of the message.
 
     Raises
     ------
     ConfigError
-        A key is unknown or missing, or there are no such numbers.
+        A key is unknown or missing, or the range is empty.
     """
     given = RangeSettings.read(settings, where)
     for key in ("low", "high"):
@@ -143,7 +143,7 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
 
 
 def number_of_points(space: Space) -> float:
-    """Return how many different points a space has."""
+    """Return the number of different points of a space."""
     return math.prod(values.size if isinstance(values, Range) else len(values) for values in space.values())
 
 
@@ -155,12 +155,12 @@ def check_points(space: Space) -> list[Point]:
 
 
 def point_key(point: Point) -> str:
-    """Return a text that is the same for the same points only."""
+    """Return a text that identifies a point."""
     return json.dumps(point, sort_keys=True, default=str)
 
 
 class Dimensions:
-    """A space as Optuna takes it: distributions of those settings that have more than one value."""
+    """Optuna distributions of a space, for the settings with more than one value."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -173,18 +173,18 @@ class Dimensions:
             if isinstance(values, Range) or len(values) > 1
         }
 
-    def point(self, drawn: Mapping[str, Any]) -> Point:
-        """Return the values of a draw, those of settings with a single value among them."""
+    def point(self, sampled: Mapping[str, Any]) -> Point:
+        """Return the point of Optuna's values, including settings with a single value."""
         point: Point = {}
         for key, values in self._space.items():
             if isinstance(values, Range):
-                point[key] = drawn[key]
+                point[key] = sampled[key]
             else:
-                point[key] = values[self._choices[key].index(drawn[key])] if key in drawn else values[0]
+                point[key] = values[self._choices[key].index(sampled[key])] if key in sampled else values[0]
         return point
 
-    def drawn(self, point: Point) -> dict[str, Any]:
-        """Return the draw that gave a point."""
+    def sampled(self, point: Point) -> dict[str, Any]:
+        """Return Optuna's values of a point."""
         result: dict[str, Any] = {}
         for key in self.distributions:
             values = self._space[key]
@@ -197,7 +197,7 @@ class Dimensions:
 
 
 def _choices(values: list[Any]) -> list[Any]:
-    """Return what stands for the values of a list: Optuna tells apart what ``==`` does, and stores no lists."""
+    """Return the choices of a list as Optuna takes them: distinct by ``==``, and no lists."""
     simple = all(value is None or isinstance(value, bool | int | float | str) for value in values)
     return values if simple and len(set(values)) == len(values) else [json.dumps(v, sort_keys=True) for v in values]
 
@@ -212,15 +212,15 @@ def _distribution(values: list[Any] | Range, choices: list[Any] | None) -> BaseD
     return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
 
 
-class Drawing:
-    """Draws the points of a study.
+class Sampler:
+    """Samples the points of a study.
 
     Parameters
     ----------
     space : dict
         Values to try.
     search : {"random", "tpe"}
-        How.
+        Sampler.
     seed : int
         Of the study.
     """
@@ -230,24 +230,24 @@ class Drawing:
         self._space = space
         self._search = search
         self._seed = seed
-        self._random: list[Point] = []  # those of trial 0, 1 ...
+        self._random: list[Point] = []  # points of trials 0, 1, ...
 
-    def draw(self, study: Study, trial: FrozenTrial, others: Collection[Point]) -> Point:
+    def sample(self, study: Study, trial: FrozenTrial, others: Collection[Point]) -> Point:
         """Return the point of a trial.
 
         Parameters
         ----------
         study : Study
-            Just loaded: it must not hold trials as they were before.
+            Just loaded, so that its trials are current.
         trial : FrozenTrial
             The trial, without values yet.
         others : collection of dict
-            Points of the other trials; ``random`` does without, since it knows those before by their numbers.
+            Points of the other trials; ``random`` does not need them, because it can repeat them by their numbers.
         """
         if self._search == "random":
             used = {point_key(point) for point in self._random}
             while len(self._random) <= trial.number:
-                point = self._draw_random(study, trial, len(self._random), used)
+                point = self._sample_random(study, trial, len(self._random), used)
                 self._random.append(point)
                 used.add(point_key(point))
             return self._random[trial.number]
@@ -259,9 +259,9 @@ class Drawing:
             point = self._sample(sampler, study, trial)
             if point_key(point) not in used:
                 return point
-        return self._draw_random(study, trial, trial.number, used)
+        return self._sample_random(study, trial, trial.number, used)
 
-    def _draw_random(self, study: Study, trial: FrozenTrial, number: int, used: Collection[str]) -> Point:
+    def _sample_random(self, study: Study, trial: FrozenTrial, number: int, used: Collection[str]) -> Point:
         from optuna.samplers import RandomSampler
 
         sampler = RandomSampler(seed=self._derived_seed(number))
@@ -269,7 +269,7 @@ class Drawing:
             point = self._sample(sampler, study, trial)
             if point_key(point) not in used:
                 return point
-        # Few are left of finitely many: the one that chance would have reached first is as good as any.
+        # Few points of a finite space are left: take the first by hash.
         columns = [values.values() if isinstance(values, Range) else values for values in self._space.values()]
         points = (dict(zip(self._space, values, strict=True)) for values in itertools.product(*columns))
         left = [point for point in points if point_key(point) not in used]
@@ -277,11 +277,11 @@ class Drawing:
 
     def _sample(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Point:
         relative = sampler.infer_relative_search_space(study, trial)
-        drawn = sampler.sample_relative(study, trial, relative)
+        sampled = sampler.sample_relative(study, trial, relative)
         for key, distribution in self.dimensions.distributions.items():
-            if key not in drawn:
-                drawn[key] = sampler.sample_independent(study, trial, key, distribution)
-        return self.dimensions.point(drawn)
+            if key not in sampled:
+                sampled[key] = sampler.sample_independent(study, trial, key, distribution)
+        return self.dimensions.point(sampled)
 
     def _derived_seed(self, *numbers: int) -> int:
         text = " ".join(map(str, (self._seed, *numbers)))
@@ -297,8 +297,8 @@ BASE_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset
 class StudySettings(Settings):
     """Keys of a tuner YAML for ``search: random`` and ``tpe``."""
 
-    trials: PositiveInt = Field(description="Points in all.")
-    seed: NonNegativeInt = Field(0, description="Decides which points are sampled.")
+    trials: PositiveInt = Field(description="Number of trials.")
+    seed: NonNegativeInt = Field(0, description="Seed of the sampler.")
     pruning: bool | dict[str, Any] = Field(False, description="Stop trials below the median, see `Pruning`.")
     study: str | None = Field(None, description="Name of the study and of its folder; that of the file if missing.")
     storage: str | None = Field(None, description="Database URL; SQLite in the folder if missing.")
@@ -315,7 +315,7 @@ class Pruning(Settings):
 
 @dataclass(frozen=True)
 class Tuner:
-    """A tuner YAML that has been read and checked.
+    """A checked tuner YAML.
 
     Parameters
     ----------
@@ -330,13 +330,13 @@ class Tuner:
     space : dict
         Values to try of each tuned setting: a list, or a range.
     search : {"grid", "random", "tpe"}
-        How points are chosen.
+        Search method.
     trials : int
-        Points in all; of no meaning for a grid.
+        Number of trials; not used by a grid.
     seed : int
-        Decides which points are drawn.
+        Seed of the sampler.
     warmup : int or None
-        Evaluations before a trial may be pruned; None: none is pruned.
+        Evaluations before a trial may be pruned; None: no pruning.
     warm_epochs : int or None
         Epochs before a trial may be pruned; None: a third of its epochs.
     study : str
@@ -380,9 +380,9 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     Parameters
     ----------
     tuner_yaml : Path
-        Holds ``base_expid`` and ``tuner_space``, and where the base comes from: ``base_config`` (a folder, its own by
-        default) or ``model_config`` and ``dataset_config`` inline. ``dataset_id`` takes the place of the one of the
-        experiment. ``search`` and the keys of a study say how points are chosen.
+        Holds ``base_expid`` and ``tuner_space``, and the base: ``base_config`` (a folder, by default that of the file)
+        or ``model_config`` and ``dataset_config`` inline. ``dataset_id`` replaces that of the experiment. ``search``
+        and the keys of a study define the search.
     model_zoo : Path, optional
         A folder of model files to search first.
 
@@ -390,7 +390,7 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     ------
     ConfigError, MissingFileError
         A key is unknown or its value wrong, a list is empty or repeats a value, a list-valued setting is given as a
-        flat list, or a range cannot be.
+        flat list, or a range is invalid.
     """
     tuner_yaml = Path(tuner_yaml)
     if tuner_yaml.suffix != ".yaml":
@@ -424,7 +424,7 @@ def _with_dataset_config(tuner: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how points are chosen: ``search`` and, unless it is a grid, the settings of the study."""
+    """Return ``search`` and, unless it is a grid, the settings of the study."""
     search = tuner.get("search", "grid")
     if search not in SEARCHES:
         listing = ", ".join(SEARCHES)
@@ -433,10 +433,12 @@ def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
     if search == "grid":
         if given:
             key = next(iter(given))
-            raise ConfigError(f"{tuner_yaml}: {key} has no meaning for search: grid; leave it out, or search: tpe")
+            raise ConfigError(f"{tuner_yaml}: {key} has no effect with search: grid; leave it out, or set search: tpe")
         return {"search": search}
     if "trials" not in given:
-        raise ConfigError(f"{tuner_yaml}: trials is missing; search: {search} needs the number of points, trials: 50")
+        raise ConfigError(
+            f"{tuner_yaml}: trials is missing; search: {search} needs the number of trials, such as trials: 50"
+        )
     settings = StudySettings.read(given, str(tuner_yaml))
     study = settings.study or tuner_yaml.stem
     if not re.fullmatch(r"\w[\w.-]*", study):
@@ -462,13 +464,13 @@ def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> dict[str,
 
 
 def _check_monitor(tuner: Tuner) -> None:
-    """A study is told the monitored metric of each trial, so all trials must have the same, and have it at all."""
+    """Refuse a study whose trials do not all have the same monitored metric."""
     if tuner.search == "grid":
         return
     for key in ("monitor", "monitor_mode", "metrics"):
         if key in tuner.space:
             raise ConfigError(
-                f"{tuner.path}: tuner_space: {key}: trials could not be compared; set it in the base experiment"
+                f"{tuner.path}: tuner_space: {key}: the trials would not be comparable; set it in the base experiment"
             )
     monitor, metrics = tuner.setting("monitor"), tuner.setting("metrics")
     for name in [monitor] if isinstance(monitor, str) else monitor:
@@ -477,7 +479,9 @@ def _check_monitor(tuner: Tuner) -> None:
                 f"{tuner.path}: the monitor {name} is not one of the metrics {metrics}; add it to metrics"
             )
     if tuner.warmup is not None and tuner.setting("record") is False:
-        raise ConfigError(f"{tuner.path}: pruning reads the run records; remove record: False of the base experiment")
+        raise ConfigError(
+            f"{tuner.path}: pruning reads the folders of the runs; remove record: False from the base experiment"
+        )
 
 
 def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:
@@ -504,7 +508,7 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
     else:
         dataset = load_dataset_config(base_folder, dataset_id)
         origin = base_folder
-    # The folder that is written is another than the base's: paths that count from there would not be found.
+    # The experiments are written to another folder, from which relative paths would not be found.
     found = {key: _from_folder(dataset[key], origin) for key in (*PATH_KEYS, "data_root") if dataset.get(key)}
     return model, dataset_id, {**dataset, **found}
 
@@ -532,7 +536,7 @@ def _from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
 
 
 def _belongs_to_dataset(key: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> bool:
-    # The dataset's settings win over the experiment's where both hold a key.
+    # The dataset's settings take precedence over the experiment's.
     return key in dataset or (key in DATASET_KEYS and key not in EXPERIMENT_KEYS and key not in model)
 
 

@@ -1,7 +1,7 @@
 """Synthetic data in the layout of MicroLens_1M_x1: its options, and the command ``fuxictr-mm synth``.
 
-``world`` draws users, items, histories and examples; ``writer`` writes the files and is imported only then, so that
-the command's help stays quick.
+``world`` samples users, items, histories and examples; ``writer`` writes the files and is imported only then, so that
+the command's help is fast.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """Every number of a synthetic dataset. The defaults are the preset ``tiny``.
+    """Settings of a synthetic dataset. The defaults are the preset ``tiny``.
 
     Raises
     ------
     ConfigError
-        At construction, for the first number that makes no dataset.
+        The first setting that is invalid.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class SyntheticSpec:
     text_noise: float = _option(0.2, "standard deviation of the noise on a text value, that of a topic being 1")
     image_noise: float = _option(0.2, "standard deviation of the noise on an image value, that of a topic being 1")
     text_scale: float = _option(1.0, "factor on all text values")
-    image_scale: float = _option(10.0, "factor on all image values; unequal scales are what makes v3 a poor fusion")
+    image_scale: float = _option(10.0, "factor on all image values; v3 is a poor fusion if the scales differ")
     text_effect: float = _option(1.4, "logit per standard deviation of taste times text topics")
     image_effect: float = _option(1.4, "logit per standard deviation of taste times image topics")
     popularity_effect: float = _option(0.5, "logit per standard deviation of an item's popularity")

@@ -21,7 +21,7 @@ from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 
 #: Levels of likes and views, and tags of an item at most.
 LEVELS, MAX_TAGS = 10, 5
-#: Users whose tastes, or histories, are drawn at a time.
+#: Users whose tastes, or histories, are sampled at a time.
 USER_CHUNK = 8192
 
 Floats = NDArray[np.float32]
@@ -97,15 +97,15 @@ class World:
 
     @classmethod
     def build(cls, spec: SyntheticSpec) -> World:
-        """Draw the world of a specification."""
+        """Sample the world of a specification."""
         rng = generator(spec, Stream.ITEMS)
-        text_topics, image_topics = _draw_topics(rng, spec), _draw_topics(rng, spec)
+        text_topics, image_topics = _sample_topics(rng, spec), _sample_topics(rng, spec)
         popularity = rng.standard_normal(spec.items).astype(np.float32)
         likes, views = popularity + 0.5 * rng.standard_normal((2, spec.items))
         cold = np.zeros(spec.items, dtype=bool)
         cold[np.argsort(rng.random(spec.items), kind="stable")[: spec.cold_count]] = True
-        tags = _draw_tags(rng, spec, text_topics.argmax(axis=1), image_topics.argmax(axis=1))
-        text_taste, image_taste = _draw_tastes(spec)
+        tags = _sample_tags(rng, spec, text_topics.argmax(axis=1), image_topics.argmax(axis=1))
+        text_taste, image_taste = _sample_tastes(spec)
         return cls(
             spec=spec,
             text_topics=_with_padding(text_topics),
@@ -156,8 +156,8 @@ def _with_padding(rows: NDArray) -> NDArray:
     return np.concatenate([np.zeros_like(rows[:1]), rows])
 
 
-def _draw_topics(rng: np.random.Generator, spec: SyntheticSpec) -> Floats:
-    """Draw softmax(sharpness * normal) over half the topics, centred and scaled to standard deviation 1, (I, K)."""
+def _sample_topics(rng: np.random.Generator, spec: SyntheticSpec) -> Floats:
+    """Sample softmax(sharpness * normal) over half the topics, centred and scaled to standard deviation 1, (I, K)."""
     weights = spec.topic_sharpness * rng.standard_normal((spec.items, spec.topics // 2))
     weights = np.exp(weights - weights.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
@@ -171,37 +171,41 @@ def _levels(values: NDArray) -> Integers:
     return level
 
 
-def _draw_tags(rng: np.random.Generator, spec: SyntheticSpec, text_topic: Integers, image_topic: Integers) -> Integers:
-    """Draw one to five tags per item, (I, T): tag 1 + k + topics * n belongs to topic k, small n being frequent."""
+def _sample_tags(
+    rng: np.random.Generator, spec: SyntheticSpec, text_topic: Integers, image_topic: Integers
+) -> Integers:
+    """Sample one to five tags per item, (I, T): tag 1 + k + topics * n belongs to topic k, small n being frequent."""
     shape = (spec.items, MAX_TAGS)
     main_topic = np.where(rng.random(shape) < 0.5, text_topic[:, None], spec.topics // 2 + image_topic[:, None])
-    any_topic = _draw_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
+    any_topic = _sample_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
     topic = np.where(rng.random(shape) < spec.tag_signal, main_topic, any_topic)
     tags_per_topic = (spec.tags - 1) // spec.topics
     tags = 1 + topic + spec.topics * (rng.random(shape) ** 2 * tags_per_topic).astype(np.int64)
-    tags[np.arange(MAX_TAGS) > _draw_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
+    tags[np.arange(MAX_TAGS) > _sample_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
     tags.sort(axis=1)  # zeros come first: left padding
     tags[:, 1:][tags[:, 1:] == tags[:, :-1]] = 0
     tags.sort(axis=1)
     return tags
 
 
-def _draw_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
+def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
     tastes = np.zeros((2, spec.users + 1, spec.topics // 2), dtype=np.float32)
     for chunk, start, stop in chunks(spec.users, USER_CHUNK):
-        drawn = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
-        drawn -= drawn.mean(axis=-1, keepdims=True)  # topics are centred: a liking of all of them alike has no effect
-        tastes[:, start + 1 : stop + 1] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+        sampled = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
+        sampled -= sampled.mean(
+            axis=-1, keepdims=True
+        )  # topics are centred: a liking of all of them alike has no effect
+        tastes[:, start + 1 : stop + 1] = sampled / np.linalg.norm(sampled, axis=-1, keepdims=True)
     return tastes[0], tastes[1]
 
 
-def _draw_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
-    """Draw ``count`` integers from 0 to ``bound`` - 1."""
+def _sample_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
+    """Sample ``count`` integers from 0 to ``bound`` - 1."""
     return (rng.random(count) * bound).astype(np.int64)
 
 
-def _draw_exposed(rng: np.random.Generator, exposure: NDArray[np.float64], shape: tuple[int, ...]) -> Integers:
-    """Draw item ids by their cumulative probability ``exposure`` (I + 1,), which is 0 for the padding item."""
+def _sample_exposed(rng: np.random.Generator, exposure: NDArray[np.float64], shape: tuple[int, ...]) -> Integers:
+    """Sample item ids by their cumulative probability ``exposure`` (I + 1,), which is 0 for the padding item."""
     return np.searchsorted(exposure, rng.random(shape), side="right")
 
 
@@ -254,13 +258,13 @@ class Histories:
         return rows
 
 
-def draw_history_chunk(
+def sample_history_chunk(
     world: World, exposure: NDArray[np.float64], chunk: int, start: int, stop: int
 ) -> tuple[NDArray[np.int32], Integers]:
-    """Draw what the users start + 1 to stop liked.
+    """Sample what the users start + 1 to stop liked.
 
-    For each event M candidates are drawn by ``exposure`` (I + 1,); the user takes the one with the largest
-    preference * (text affinity + image affinity) + Gumbel noise, that is, one drawn from a softmax.
+    For each event M candidates are sampled by ``exposure`` (I + 1,); the user takes the one with the largest
+    preference * (text affinity + image affinity) + Gumbel noise, that is, one sampled from a softmax.
 
     Returns
     -------
@@ -272,9 +276,9 @@ def draw_history_chunk(
     spec = world.spec
     rng = generator(spec, Stream.HISTORIES, chunk)
     scale = (spec.history_mean + 0.5) / spec.history_shape  # half more, for rounding down
-    drawn = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
-    user = np.repeat(np.arange(stop - start), np.minimum(drawn, 2 * spec.seq_len))
-    candidates = _draw_exposed(rng, exposure, (len(user), spec.history_candidates))
+    sampled = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
+    user = np.repeat(np.arange(stop - start), np.minimum(sampled, 2 * spec.seq_len))
+    candidates = _sample_exposed(rng, exposure, (len(user), spec.history_candidates))
     score = -np.log(-np.log(rng.random(candidates.shape)))
     for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
         affinity = np.einsum("ek,emk->em", taste[start + 1 : stop + 1][user], topics[candidates])
@@ -289,24 +293,24 @@ def draw_history_chunk(
     return chosen[recent].astype(np.int32), np.minimum(counts, spec.seq_len)
 
 
-def draw_row_chunk(
+def sample_row_chunk(
     world: World, histories: Histories, exposure: NDArray[np.float64], split: str, chunk: int, count: int
 ) -> dict[str, Integers]:
-    """Draw rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L)."""
+    """Sample rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L)."""
     spec = world.spec
     rng = generator(spec, SPLITS[split], chunk)
-    users = 1 + _draw_below(rng, spec.users, count)
+    users = 1 + _sample_below(rng, spec.users, count)
     warm, cold = np.flatnonzero(~world.cold[1:]) + 1, np.flatnonzero(world.cold)
-    popular = _draw_exposed(rng, exposure, (count,))
-    items = np.where(rng.random(count) < spec.popular_share, popular, warm[_draw_below(rng, len(warm), count)])
+    popular = _sample_exposed(rng, exposure, (count,))
+    items = np.where(rng.random(count) < spec.popular_share, popular, warm[_sample_below(rng, len(warm), count)])
     lengths = histories.offsets[users + 1] - histories.offsets[users]
     if split == "train":
         lengths = np.ceil(lengths * (0.5 + 0.5 * rng.random(count))).astype(np.int64)
     elif len(cold):
-        items = np.where(rng.random(count) < spec.cold_share, cold[_draw_below(rng, len(cold), count)], items)
+        items = np.where(rng.random(count) < spec.cold_share, cold[_sample_below(rng, len(cold), count)], items)
     clash = np.flatnonzero(histories.contains(users, items, spec.items))
     while len(clash):  # ends: a history holds at most half as many items as are warm
-        items[clash] = warm[_draw_below(rng, len(warm), len(clash))]
+        items[clash] = warm[_sample_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
     probability = 0.5 + 0.5 * np.tanh(world.true_logit(users, items) / 2)  # the sigmoid, without overflow
     return {
@@ -340,8 +344,8 @@ THEMES = (
 )
 
 
-def draw_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
-    """Draw a title per item (I,), such as "quiet harbour voyage and guitar".
+def sample_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
+    """Sample a title per item (I,), such as "quiet harbour voyage and guitar".
 
     The two largest of its ``topics`` (I, K) give the nouns. Topics beyond the 16 themes share their nouns and differ in
     the mood.
@@ -349,17 +353,17 @@ def draw_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
     ranked = np.argsort(-topics, axis=1, kind="stable")
     main, second = ranked[:, 0], ranked[:, 1]
     count, themes, nouns = len(topics), len(THEMES), len(THEMES[0])
-    place = _draw_below(rng, nouns, count)
-    step = 1 + _draw_below(rng, nouns - 1, count)
-    other = _draw_below(rng, nouns, count)
+    index = _sample_below(rng, nouns, count)
+    step = 1 + _sample_below(rng, nouns - 1, count)
+    other = _sample_below(rng, nouns, count)
     words = pa.array([word for theme in THEMES for word in theme])
 
     def noun(topic: NDArray, which: NDArray) -> pa.Array:
         return words.take(pa.array(topic % themes * nouns + which % nouns))
 
     sharing = -(-topics.shape[1] // themes)  # topics per theme, each with moods of its own while there are enough
-    mood_index = _draw_below(rng, max(len(MOODS) // sharing, 1), count) * sharing + main // themes
+    mood_index = _sample_below(rng, max(len(MOODS) // sharing, 1), count) * sharing + main // themes
     mood = pa.array(MOODS).take(pa.array(mood_index % len(MOODS)))
     return pc.binary_join_element_wise(
-        mood, noun(main, place), noun(main, place + step), "and", noun(second, other), " "
+        mood, noun(main, index), noun(main, index + step), "and", noun(second, other), " "
     )

@@ -24,10 +24,10 @@ from fuxictr_mm.data.synthetic.world import (
     Stream,
     World,
     chunks,
-    draw_history_chunk,
-    draw_row_chunk,
-    draw_titles,
     generator,
+    sample_history_chunk,
+    sample_row_chunk,
+    sample_titles,
 )
 from fuxictr_mm.errors import DataError
 
@@ -48,7 +48,7 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
     spec : SyntheticSpec
         What to make.
     folder : str or Path
-        Made if it is not there. It appears only when every file in it is complete.
+        Created if it does not exist, atomically: with all files or not at all.
     progress : bool
         Show a progress bar per step.
     overwrite : bool
@@ -65,14 +65,14 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
         world = World.build(spec)
         _write_items(world, partial_folder, progress)
         exposure = world.exposure()
-        histories = draw_histories(world, exposure, progress)
+        histories = sample_histories(world, exposure, progress)
         for split in SPLITS:
             _write_split(world, histories, exposure, split, partial_folder, progress)
 
 
 @contextmanager
 def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a new folder that takes the place of ``folder`` at the end, or is removed if something fails."""
+    """Yield a new folder that replaces ``folder`` at the end, or is removed if something fails."""
     folder = folder.resolve()
     _check_target(folder, overwrite)
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -127,10 +127,10 @@ def _write_items(world: World, folder: Path, progress: bool) -> None:
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
             ids = np.arange(start + 1, stop + 1)
-            raw = raw_embeddings.draw(chunk, ids)
+            raw = raw_embeddings.sample(chunk, ids)
             columns = {
                 "item_id": ids,
-                "item_title": draw_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids]),
+                "item_title": sample_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids]),
                 "item_tags": world.tags[ids],
                 "likes_level": world.likes_level[ids],
                 "views_level": world.views_level[ids],
@@ -157,7 +157,7 @@ class _RawEmbeddings:
         self.text = np.linalg.qr(rng.standard_normal((spec.text_dim, half)))[0].T
         self.image = np.linalg.qr(rng.standard_normal((spec.image_dim, half)))[0].T
 
-    def draw(self, chunk: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def sample(self, chunk: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the embeddings of the items of a chunk, (I, text and image dim), text first."""
         spec = self.world.spec
         rng = generator(spec, Stream.EMBEDDINGS, chunk)
@@ -226,7 +226,7 @@ def _write_embeddings(
         open_writer(folder / "item_info.parquet", info_schema) as info_writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
-            centred = raw_embeddings.draw(chunk, np.arange(start + 1, stop + 1)) - mean
+            centred = raw_embeddings.sample(chunk, np.arange(start + 1, stop + 1)) - mean
             columns: dict[str, NDArray] = {
                 name: half_precision(centred @ components * scale) for name, (components, scale) in projections.items()
             }
@@ -241,12 +241,12 @@ def _write_embeddings(
             bar.update(stop - start)
 
 
-def draw_histories(world: World, exposure: NDArray[np.float64], progress: bool = False) -> Histories:
-    """Draw what all users liked, chunk by chunk, by the cumulative ``exposure`` (I + 1,) of the items."""
+def sample_histories(world: World, exposure: NDArray[np.float64], progress: bool = False) -> Histories:
+    """Sample what all users liked, chunk by chunk, by the cumulative ``exposure`` (I + 1,) of the items."""
     values, counts = [], []
     with _progress_bar("histories", world.spec.users, "users", progress) as bar:
         for chunk, start, stop in chunks(world.spec.users, USER_CHUNK):
-            chunk_values, chunk_counts = draw_history_chunk(world, exposure, chunk, start, stop)
+            chunk_values, chunk_counts = sample_history_chunk(world, exposure, chunk, start, stop)
             values.append(chunk_values)
             counts.append(chunk_counts)
             bar.update(stop - start)
@@ -272,7 +272,7 @@ def _write_split(
         writers = [stack.enter_context(open_writer(folder / name, schema)) for name, schema in schemas.items()]
         bar = stack.enter_context(_progress_bar(split, total, "rows", progress))
         for chunk, start, stop in chunks(total, ROW_CHUNK):
-            columns = draw_row_chunk(world, histories, exposure, split, chunk, stop - start)
+            columns = sample_row_chunk(world, histories, exposure, split, chunk, stop - start)
             for writer, schema in zip(writers, schemas.values(), strict=True):
                 writer.write_table(_to_table(columns, schema))
             bar.update(stop - start)

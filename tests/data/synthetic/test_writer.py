@@ -165,10 +165,10 @@ def test_a_failure_midway_leaves_nothing(tmp_path, monkeypatch):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return draw(*args)
+        return sample(*args)
 
-    draw = writer.draw_row_chunk
-    monkeypatch.setattr(writer, "draw_row_chunk", fail_later)
+    sample = writer.sample_row_chunk
+    monkeypatch.setattr(writer, "sample_row_chunk", fail_later)
     with pytest.raises(KeyboardInterrupt):
         generate(SMALL, tmp_path / "new", progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +177,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path, monkeypatch):
 def test_a_failed_overwrite_keeps_the_old_folder(tmp_path, monkeypatch, hashes):
     generate(SMALL, tmp_path / "old", progress=False)
     before = hashes(tmp_path / "old")
-    monkeypatch.setattr(writer, "draw_histories", lambda *args: 1 / 0)
+    monkeypatch.setattr(writer, "sample_histories", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(dataclasses.replace(SMALL, seed=8), tmp_path / "old", progress=False, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
