@@ -74,7 +74,8 @@ def _describe_problem(
         return key, f"{where}{unknown_key(key, cls.model_fields)}"
     if found["type"] == "missing" and len(loc) == 1:
         return key, f"{where}{key} is missing"
-    value, annotation = values.get(key), cls.model_fields[key].rebuild_annotation()
+    value: Any = values.get(key)
+    annotation = cls.model_fields[key].rebuild_annotation()
     nested = _nested_settings(annotation)
     if nested is not None and len(loc) > 1:
         if isinstance(loc[1], int):

@@ -130,7 +130,7 @@ class Vocabulary:
         if len(distinct) == 0:
             return found
         nothing = parquet.numbers(pc.equal(distinct, pa.scalar(0 if self._is_integer else "").cast(distinct.type)))
-        possible = np.ones(len(distinct), dtype=bool)
+        possible: np.ndarray = np.ones(len(distinct), dtype=bool)
         if distinct.type != self.values.type:  # int64 and uint64 share the integers from 0 to 2**63 - 1
             possible = parquet.numbers(distinct).view(np.int64) >= 0
         seed, keys, order = self._index
@@ -139,7 +139,7 @@ class Vocabulary:
             if self._is_integer:
                 wanted = wanted.astype(keys.dtype)  # those that change by it are not possible
             ascending = np.argsort(wanted)  # neighbours in the table are found faster one after the other
-            places = np.empty(len(wanted), dtype=np.int64)
+            places: np.ndarray = np.empty(len(wanted), dtype=np.int64)
             places[ascending] = np.searchsorted(keys, wanted[ascending])
             places = np.minimum(places, len(keys) - 1)
             hit = possible & (keys[places] == wanted)

@@ -121,7 +121,8 @@ class TaobaoMM(Reader):
         users = _read_range(self._file(f"{split}_user_features"), int(first), CHUNK_USERS)
         samples = self._samples[split]
         keys = samples[USER].to_numpy()
-        begins, ends = (np.searchsorted(keys, users[USER].to_numpy(), side=side) for side in ("left", "right"))
+        asked = users[USER].to_numpy()
+        begins, ends = np.searchsorted(keys, asked, side="left"), np.searchsorted(keys, asked, side="right")
         counts = ends - begins
         which = np.repeat(np.arange(len(users)), counts)
         index = np.arange(counts.sum()) + np.repeat(begins - np.r_[0, np.cumsum(counts)[:-1]], counts)

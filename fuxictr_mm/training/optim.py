@@ -81,17 +81,18 @@ def make_optimizer(
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     trainable: list[Any] = [p for p in parameters if p.requires_grad]
-    decays = weight_decay, table_weight_decay
-    if decays != (None, None):
+    decays: list[float | None] = [weight_decay, table_weight_decay]
+    with_decay = any(decay is not None for decay in decays)
+    if with_decay:
         if chosen.__name__ not in _WITH_DECAY:
             raise ConfigError(
                 f"weight_decay: {chosen.__name__} has no decoupled weight decay; use optimizer: adam, adamw or sgd, "
                 "or net_regularizer and embedding_regularizer"
             )
         default = inspect.signature(chosen).parameters["weight_decay"].default
-        decays = tuple(default if decay is None else decay for decay in decays)
+        decays = [default if decay is None else decay for decay in decays]
         chosen = getattr(torch.optim, _WITH_DECAY[chosen.__name__])
-    if decays != (None, None) or table_learning_rate is not None:
+    if with_decay or table_learning_rate is not None:
         inside = {id(p) for p in tables}
         groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in inside]}]
         groups += [{"params": [p for p in trainable if id(p) in inside], "lr": table_learning_rate or learning_rate}]
@@ -112,7 +113,8 @@ def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn
     """Return the embedding tables of features, those in ``more`` included; linear projections are none."""
     inside = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is more]
     tables = [m for module in inside for m in module.modules() if isinstance(m, nn.Embedding)]
-    return list({id(table.weight): table.weight for table in tables}.values())
+    weights: dict[int, nn.Parameter] = {id(table.weight): table.weight for table in tables}
+    return list(weights.values())
 
 
 class Schedule:
