@@ -104,7 +104,7 @@ def write_config(folder: Path, dataset_id: str, reader: Reader, summary: Summary
 
     Files that are there already are kept: they may have been changed.
     """
-    from fuxictr_mm.files import dump_yaml, write_beside
+    from fuxictr_mm.files import atomic_path, dump_yaml
 
     dataset = dataset_entry(folder, reader, summary)
     experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}
@@ -114,8 +114,8 @@ def write_config(folder: Path, dataset_id: str, reader: Reader, summary: Summary
     for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
         path = folder / f"{stem}.yaml"
         if not path.exists():
-            text = dump_yaml(content).encode()
-            write_beside(path, lambda stream, text=text: stream.write(text))
+            with atomic_path(path) as temporary:
+                temporary.write_text(dump_yaml(content), encoding="utf-8")
     return list(experiments)
 
 
@@ -129,13 +129,13 @@ def dataset_entry(folder: Path, reader: Reader, summary: Summary) -> dict[str, A
     ]
     for name, kind in reader.context.items():
         columns.append(_feature(name, kind, summary))
-    kind = "categorical" if reader.embed_item_id else "meta"
-    columns.append({"name": "item_id", "dtype": "int", "type": kind, "source": "item", "vocab_size": summary.items + 1})
+    item_id = {"name": "item_id", "dtype": "int", "type": "categorical" if reader.embed_item_id else "meta"}
+    columns.append({**item_id, "source": "item", "vocab_size": summary.items + 1})
     for name, kind in reader.item_columns.items():
         if kind != "text":
             columns.append({**_feature(name, kind, summary), "source": "item"})
     for name in summary.coverage:
-        feature = {"name": name, "dtype": "float", "type": "embedding", "source": "item"}
+        feature: dict[str, Any] = {"name": name, "dtype": "float", "type": "embedding", "source": "item"}
         if name in summary.scales:
             feature["scale"] = summary.scales[name]
         columns.append(feature)

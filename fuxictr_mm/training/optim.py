@@ -113,7 +113,7 @@ def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn
     """Return the embedding tables of features, those in ``more`` included; linear projections are none."""
     inside = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is more]
     tables = [m for module in inside for m in module.modules() if isinstance(m, nn.Embedding)]
-    weights: dict[int, nn.Parameter] = {id(table.weight): table.weight for table in tables}
+    weights: dict[int, Any] = {id(table.weight): table.weight for table in tables}
     return list(weights.values())
 
 
