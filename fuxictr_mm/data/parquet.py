@@ -267,16 +267,46 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
 
 def decode_context(
     array: pa.Array, where: str, row: int, feature: Feature, vocabulary: Vocabulary | None = None
-) -> np.ndarray:
-    """Return a context column, which must be categorical or numeric; null and unseen texts are 0."""
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Return a context column: ``(R,)`` ids or numbers, ``(R, D)`` embeddings, or entries and offsets of sequences.
+
+    With a vocabulary, null and unseen texts are 0.
+    """
     if vocabulary is not None:
         return np.maximum(vocabulary.encode(array, where), 0).astype(np.int32)
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
-    raise DataError(
-        f"{where}: a {feature.type} column of the interactions, expected categorical or numeric; "
-        "sequences and embeddings are read from item files (source: item)"
-    )
+    flat, offsets = lists(array, where, row)
+    if feature.type == "embedding":
+        dim = feature.pretrain_dim or int(offsets[1])
+        wrong = np.flatnonzero(np.diff(offsets) != dim)
+        if wrong.size:
+            found = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
+            raise DataError(f"{where}: row {row + int(wrong[0])} has {found} numbers, expected {dim} (pretrain_dim)")
+        embeddings = flat.astype(np.float32).reshape(-1, dim)
+        _check_finite(embeddings, where, row)
+        return embeddings
+    rows = row + np.repeat(np.arange(len(array)), np.diff(offsets))
+    ids = integers(flat, where, rows)
+    check_ids(ids, feature.vocab_size, where, rows)
+    return _trim(ids.astype(np.int32), offsets, feature.max_len, feature.padding == "pre")
+
+
+def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows to ``max_len`` on one side, as FuxiCTR does, and drop their padding on that side.
+
+    Zeros in between stay: padded again, the rows are as they were.
+    """
+    starts, stops, kept = offsets[:-1], offsets[1:], np.flatnonzero(ids)
+    if pre:
+        starts = starts if max_len is None else np.maximum(starts, stops - max_len)
+        starts = np.minimum(np.append(kept, ids.size)[np.searchsorted(kept, starts)], stops)
+    else:
+        stops = stops if max_len is None else np.minimum(stops, starts + max_len)
+        stops = np.maximum(np.append(-1, kept)[np.searchsorted(kept, stops)] + 1, starts)
+    trimmed = np.concatenate(([0], np.cumsum(stops - starts)))
+    index = np.arange(trimmed[-1]) + np.repeat(starts - trimmed[:-1], stops - starts)
+    return ids[index], trimmed
 
 
 def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
