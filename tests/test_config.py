@@ -235,9 +235,9 @@ def test_missing_files_and_names(folder, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("data_format: parquet", "data_format: h5", "dataset d: data_format is 'h5', expected one of 'parquet', 'csv', 'npz'"),
+        ("data_format: parquet", "data_format: h5", "data_format is 'h5', expected one of 'parquet', 'csv', 'npz'"),
         ("data_format: parquet", "data_format: csv", "data_format: csv with item_info"),
-        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", "valid_size: 0.1; splits are not cut here"),
+        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", "valid_size: 0.1; splits are not cut"),
         ("train_data:", "trian_data:", "dataset d: unknown key 'trian_data'; did you mean 'train_data'?"),
         (
             "vocab_size: 11",

@@ -37,8 +37,8 @@ CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
 READ_BYTES = 1 << 20
 
 
-def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files of a dataset: one file, the same with ``.parquet`` appended, or a folder of part files.
+def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[Path]:
+    """Return the files of a dataset: one file, the same with ``suffix`` appended, or a folder of part files.
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
     as ``dt=2024-01-01``) are read as well; names that begin with ``_`` or ``.`` are ignored, as in Spark.
@@ -46,33 +46,33 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    with_suffix = Path(f"{path}.parquet")
+    with_suffix = Path(f"{path}{suffix}")
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
-        files = _files_of_folder(path)
+        files = _files_of_folder(path, suffix)
         if files:
             return files
         raise MissingFileError(
-            f"{path}: the folder holds no .parquet file (other subfolders than partitions such as dt=2024-01-01 are "
+            f"{path}: the folder holds no {suffix} file (other subfolders than partitions such as dt=2024-01-01 are "
             "not read)"
         )
     folder = path.parent
-    present = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
-    near = nearest(path.stem + ".parquet", present)
-    hint = f"{near} ({folder} holds: {', '.join(present[:8]) or 'no .parquet file'})"
+    present = sorted(p.name for p in folder.glob(f"*{suffix}")) if folder.is_dir() else []
+    near = nearest(path.stem + suffix, present)
+    hint = f"{near} ({folder} holds: {', '.join(present[:8]) or f'no {suffix} file'})"
     raise MissingFileError(f"{path}: no such file or folder{hint if folder.is_dir() else ''}")
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder and of its Hive partitions, in natural order."""
+def _files_of_folder(folder: Path, suffix: str) -> list[Path]:
+    """Return the files of a folder and of its Hive partitions, in natural order."""
     files: list[Path] = []
     for path in sorted(folder.iterdir(), key=_natural_key):
         if path.name.startswith(("_", ".")):
             continue
         if path.is_dir():
-            files += _files_of_folder(path) if "=" in path.name else []
-        elif path.suffix.lower() == ".parquet":
+            files += _files_of_folder(path, suffix) if "=" in path.name else []
+        elif path.suffix.lower() == suffix:
             files.append(path)
     return files
 
@@ -108,7 +108,7 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
     """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:
-            if Path(path).is_file() and name in _pandas_index(Path(path)):
+            if Path(path).is_file() and Path(path).suffix != ".csv" and name in _pandas_index(Path(path)):
                 raise DataError(
                     f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
                     "write it with frame.reset_index().to_parquet(...)"

@@ -280,7 +280,7 @@ def test_sequences_of_interactions_are_held_without_padding_and_padded_as_fuxict
     data = {**columns([[1]] * len(rows)), "words": pa.array(rows, pa.list_(pa.int64()))}
     table = InteractionTable.from_parquet(write(tmp_path / "x.parquet", data), [feature], ITEMS)
     words = table.context["words"]
-    padded, mask = words.to_padded(max_len, side={"post": "right", "pre": "left"}[side])
+    padded, _ = words.to_padded(max_len, side={"post": "right", "pre": "left"}[side])
     assert padded.tolist() == pad_sequences(rows, max_len, padding=side, truncating=side).tolist()
     entries = [words.values[a:b].tolist() for a, b in itertools.pairwise(words.offsets.tolist())]
     assert all(row[-1 if side == "post" else 0] for row in entries if row)
