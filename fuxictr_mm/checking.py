@@ -79,12 +79,12 @@ def _describe_problem(
     nested = _nested_settings(annotation)
     if nested is not None and len(loc) > 1:
         if isinstance(loc[1], int):
-            entry = value[loc[1]]
+            entry = values[key][loc[1]]
             if len(loc) == 2:
                 return key, f"{where}{key}: the entry {entry!r} is no {describe(nested)[2:]}"
             name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
         else:
-            entry, name, loc = value, key, loc[1:]
+            entry, name, loc = values[key], key, loc[1:]
         inner, sentence = _describe_problem(nested, entry, loc, found, f"{name}: ")
         return f"{name}.{inner}", sentence
     if found["type"] == "value_error":

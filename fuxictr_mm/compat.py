@@ -109,13 +109,13 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
     for key in OWN_SETTINGS:
         if params.get(key):
             raise ConfigError(f"{key} is {params[key]}, but {model_class.__name__} is no MultimodalModel; leave it out")
-    for column in [*params["feature_cols"], *(params.get("feature_specs") or [])]:
-        if column.get("freeze_emb") is False:
+    for column in [*(params.get("feature_cols") or []), *(params.get("feature_specs") or [])]:
+        if column.get("freeze_emb") is False and not column.get("pretrained_emb"):
             raise ConfigError(
                 f"feature '{column['name']}': freeze_emb is False, but {model_class.__name__} is no MultimodalModel "
                 "and gets the stored embeddings unchanged; leave it out"
             )
-    for feature in parse_features(params):
+    for feature in parse_features(params) if params.get("feature_cols") else []:
         if feature.dropout or feature.is_computed:
             what = f"dropout is {feature.dropout}" if feature.dropout else f"type is {feature.type}"
             raise ConfigError(

@@ -59,7 +59,7 @@ class FeatureSpec(Settings):
 
     name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
     active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
-    dtype: Literal["int", "float", "str"] | None = Field(None, description="Type of the stored values.")
+    dtype: Literal["int", "float", "str", "list"] | None = Field(None, description="Type of the stored values.")
     type: FeatureType | None = Field(
         None,
         description="Kind of feature; `meta` columns are read but not embedded, `embedding` is a frozen embedding, "
@@ -110,11 +110,25 @@ class FeatureSpec(Settings):
         description="True: `batch_view: challenge` also has this context column in its item dict, read from the item "
         "files.",
     )
-    fill_na: str | Number | None = Field(None, description=_NO_EFFECT)
-    remap: bool | None = Field(None, description=_NO_EFFECT)
-    splitter: str | None = Field(None, description=_NO_EFFECT)
-    padding: Literal["pre", "post"] | None = Field(None, description=_NO_EFFECT)
-    min_categr_count: int | None = Field(None, description=_NO_EFFECT)
+    padding: Literal["pre", "post"] | None = Field(
+        None, description="Side on which a sequence of the interactions is padded and cut; null: `post`."
+    )
+    fill_na: str | Number | None = Field(None, description="Encoding: value in place of a missing one.")
+    remap: bool | None = Field(None, description="Encoding: False keeps the integers of a `meta` column.")
+    splitter: str | None = Field(None, description="Encoding: what separates the entries of a sequence; null: `^`.")
+    min_categr_count: int | None = Field(None, description="Encoding: as the dataset's, for this feature.")
+    normalizer: Literal["StandardScaler", "MinMaxScaler"] | None = Field(
+        None, description="Encoding: scale a numeric column by the statistics of the training split."
+    )
+    preprocess: str | None = Field(None, description="Encoding: `copy_from(COLUMN)`; other functions are refused.")
+    category_processor: str | None = Field(None, description="Encoding: refused, as FuxiCTR 2.3.10 fails with it.")
+    num_buckets: int | None = Field(None, description="Belongs to `category_processor`.")
+    pretrained_emb: str | None = Field(
+        None, description="Encoding: file of embeddings (`key`, `value`) that the embedding table starts from."
+    )
+    pretrain_usage: Literal["init", "sum", "concat"] | None = Field(
+        None, description="How FuxiCTR combines `pretrained_emb` with a trained embedding; null: `init`."
+    )
 
     @field_validator("statistics")
     @classmethod
@@ -136,7 +150,7 @@ class FeatureSpec(Settings):
 class FeatureConfig(FeatureSpec):
     """One entry of ``feature_cols``."""
 
-    dtype: Literal["int", "float", "str"] | None = Field(
+    dtype: Literal["int", "float", "str", "list"] | None = Field(
         None, description="Type of the stored values; required, except for `length` and `similarity`."
     )
     type: FeatureType = Field(description=FeatureSpec.model_fields["type"].description)
@@ -156,6 +170,7 @@ class LabelConfig(Settings):
 
     name: str = Field(description="Name of the column.")
     dtype: Literal["int", "float"] = Field("float", description="Type of the stored values.")
+    fill_na: Number | None = Field(None, description="Encoding: label in place of a missing one; null: an error.")
 
 
 class Roles(Settings):
@@ -220,14 +235,19 @@ class DatasetConfig(Settings):
     data_root: str | None = Field(
         None, description="Folder that `--data_root` replaces in the paths below; environment variables are expanded."
     )
-    data_format: Literal["parquet"] = Field("parquet", description="Format of the files.")
+    data_format: Literal["parquet", "csv", "npz"] = Field(
+        "parquet", description="Format of the files; `csv` and `npz` are converted once, see [Your data](your_data.md)."
+    )
+    sep: str = Field(",", min_length=1, max_length=1, description="Separator of the columns of CSV files.")
     train_data: str | None = Field(
         None, description="Interactions of the training split: a file, or a folder of files."
     )
     valid_data: str | None = Field(None, description="Interactions of the validation split.")
     test_data: str | None = Field(None, description="Interactions of the test split; it may lack labels.")
-    item_info: Annotated[str | list[str], Field(min_length=1)] = Field(
-        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these."
+    item_info: Annotated[str | list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these; null: one of "
+        "FuxiCTR's datasets, without items.",
     )
     global_item_info: str | None = Field(
         None, description="Catalogue of the published Transformer_DCN_Quant; no effect on the models of this library."
@@ -239,10 +259,26 @@ class DatasetConfig(Settings):
         "`vocabulary` takes any integers or texts and numbers the items in the order of the item files; `auto` takes a "
         "vocabulary for ids that cannot be taken as they are.",
     )
-    rebuild_dataset: bool = Field(False, description="Must be False: ids are integers already.")
-    feature_cols: list[FeatureConfig] = Field(min_length=1, description="The features, see below.")
-    label_col: LabelConfig = Field(description="The label, see below.")
-    min_categr_count: int = Field(1, description=_NO_EFFECT)
+    rebuild_dataset: bool | None = Field(
+        None, description="True: encode the columns of Parquet files as those of CSV files are; null: only CSV files."
+    )
+    feature_cols: list[FeatureConfig] | None = Field(
+        None,
+        min_length=1,
+        validate_default=True,
+        description="The features, see below; null: those of FuxiCTR's `feature_map.json`.",
+    )
+    label_col: LabelConfig | None = Field(
+        None,
+        validate_default=True,
+        description="The label, see below; null: that of FuxiCTR's `feature_map.json`.",
+    )
+    min_categr_count: int = Field(1, description="Encoding: rarer values of the training split share one id.")
+    valid_size: Number = Field(0, description="Must be 0: FuxiCTR 2.3.10 fails with it; name the split's file.")
+    test_size: Number = Field(0, description="Must be 0, as `valid_size`.")
+    split_type: str | None = Field(None, description=_NO_EFFECT)
+    data_block_size: int = Field(0, description=_NO_EFFECT)
+    num_buckets: int | None = Field(None, description=_NO_EFFECT)
 
     @field_validator("label_col", mode="before")
     @classmethod
@@ -253,14 +289,44 @@ class DatasetConfig(Settings):
             )
         return label
 
+    @field_validator("valid_size", "test_size")
+    @classmethod
+    def _check_size(cls, size: Number, info: ValidationInfo) -> Number:
+        if size:
+            split = str(info.field_name).split("_")[0]
+            raise ConfigError(f"{info.field_name}: {size}; splits are not cut here, name the file as {split}_data")
+        return size
+
+    @field_validator("item_info")
+    @classmethod
+    def _check_items(cls, paths: Any, info: ValidationInfo) -> Any:
+        if paths is not None and info.data.get("data_format") != "parquet":
+            raise ConfigError(
+                f"data_format: {info.data.get('data_format')} with item_info; item files need Parquet files"
+            )
+        return paths
+
     @field_validator("rebuild_dataset")
     @classmethod
-    def _check_rebuild(cls, value: bool) -> bool:
-        if value:
+    def _check_rebuild(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("item_info") is not None:
             raise ConfigError(
-                "rebuild_dataset: True; ids must be integers already (FuxiCTR's FeatureProcessor can make them), "
+                "rebuild_dataset: True; ids must be integers already where there are item files, "
                 "set rebuild_dataset: False"
             )
+        if value is False and info.data.get("data_format") == "csv":
+            raise ConfigError(
+                "rebuild_dataset: False with data_format: csv; CSV files are always encoded, leave it out"
+            )
+        return value
+
+    @field_validator("feature_cols", "label_col")
+    @classmethod
+    def _check_present(cls, value: Any, info: ValidationInfo) -> Any:
+        """Only FuxiCTR's encoded datasets may leave these out: their ``feature_map.json`` has them."""
+        encoded = info.data.get("data_format") != "csv" and not info.data.get("rebuild_dataset")
+        if value is None and not (encoded and info.data.get("item_info") is None):
+            raise ConfigError(f"{info.field_name} is missing")
         return value
 
 
@@ -453,15 +519,23 @@ class ExperimentConfig(ModelSettings):
         known = {*DATASET_KEYS, *SHARED_KEYS}
         problems = {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
-        for key in PATH_KEYS:
+        holders = [(values, key) for key in PATH_KEYS]
+        if isinstance(columns := values.get("feature_cols"), list):
+            holders += [(c, "pretrained_emb") for c in columns if isinstance(c, dict) and "pretrained_emb" in c]
+        for holder, key in holders:
             try:
-                values[key] = _resolve(values[key], folder, values.get("data_root"), data_root)
+                holder[key] = _resolve(holder[key], folder, values.get("data_root"), data_root)
             except KeyError:
                 pass  # no such split
             except ConfigError as error:
                 problems[key] = f"{where}: {key}: {error}"
         if data_root is not None:
             values["data_root"] = str(data_root)
+        elif values.get("item_info") is None and isinstance(values.get("data_root"), str):
+            # Read and written below it: FuxiCTR's feature_map.json, and encoded files.
+            values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
+            if not Path(values["data_root"]).exists() and (folder / values["data_root"]).exists():
+                values["data_root"] = str(folder / values["data_root"])
         values.update(overrides or {})
         values.pop("model_id", None)
         config, found = cls._check(expid, values)
@@ -498,7 +572,7 @@ class ExperimentConfig(ModelSettings):
         rest = {
             "expid": expid,
             # Replaced below; the experiment is checked even if its dataset is wrong.
-            "dataset": dataset or DatasetConfig.model_construct(),  # type: ignore[call-arg]
+            "dataset": dataset or DatasetConfig.model_construct(),
             "model_settings": {k: v for k, v in values.items() if k not in DATASET_KEYS and k not in EXPERIMENT_KEYS},
         }
         config, more = validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})

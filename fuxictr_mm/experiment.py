@@ -21,11 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fuxictr_mm.compat import check_params, is_third_party, make_safe
 from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
-from fuxictr_mm.data.dataset import Dataset, load_dataset
+from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.logs import LogFiles
@@ -141,6 +142,12 @@ class Experiment:
         monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
         check_metrics([*config.metrics, *monitored], config.group_id)
         third_party = is_third_party(model_class)
+        named = config.dataset.roles.model_fields_set
+        if config.dataset.item_info is None and not self._is_flat and not {"target", "history"} <= named:
+            raise ConfigError(
+                f"dataset {config.dataset_id}: item_info is missing; {config.model} needs items: name their files, or "
+                "the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+            )
         if config.batch_view is not None and (config.batch_view == "jagged") == third_party:
             takes = "challenge or flat" if third_party else "jagged"
             raise ConfigError(
@@ -299,10 +306,13 @@ class Experiment:
             distributed.process_group(self.config.gpu),
             restored_threads(),
             LogFiles() as files,
+            tempfile.TemporaryDirectory() as scratch,
         ):
             self.prepare_process()
             vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
-            dataset = load_dataset({**self.config.to_dict(), "test_data": path}, {"test": False}, vocabularies)
+            other = None if path == self.config.dataset.test_data else path
+            params, needs, folder = self.config.to_dict(), {"test": False}, Path(scratch)
+            dataset = load_dataset(params, needs, vocabularies, flat=self._is_flat, test_data=other, scratch=folder)
             model = self.build_model(dataset)
             model.load_weights(weights)
             files.open(logs, "a")
@@ -332,7 +342,12 @@ class Experiment:
             Anything that is wrong with the data, or with the file of the vocabularies.
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
-        return load_dataset(self.config.to_dict(), splits, vocabularies)
+        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self._is_flat)
+
+    @property
+    def _is_flat(self) -> bool:
+        """Whether the model takes a dict of columns."""
+        return self.batch_format(self.model_class) == "flat"
 
     def build_model(self, dataset: Dataset) -> Any:
         """Build the model, its item table on its device, and choose the number of threads.

@@ -168,6 +168,8 @@ def try_lock(path: Path) -> InheritedLock | None:
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML 1.2 file whose top level is a mapping; its keys are taken as strings, such as the experiment id 2024.
 
+    A key that is null may be given again.
+
     Raises
     ------
     MissingFileError
@@ -233,6 +235,12 @@ def _yaml() -> Any:
                 if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                     key.tag = "tag:yaml.org,2002:str"
             return super().construct_document(node)
+
+        def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+            # FuxiCTR's files list a key with null and set it further down.
+            return (key in mapping and mapping[key] is None) or super().check_mapping_key(
+                node, key_node, mapping, key, value
+            )
 
     class Representer(SafeRepresenter):
         def ignore_aliases(self, data: Any) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings
-from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
@@ -297,7 +297,8 @@ class MultimodalModel(BaseModel):
         if not self.context_fields:
             return torch.zeros(len(batch), 0, device=batch.target.device)
         context = self.with_computed(batch).context
-        return self.embedding_layer(self._dropped({n: context[n] for n in self.context_fields}), flatten_emb=True)
+        columns = pad_columns({n: context[n] for n in self.context_fields}, self.feature_map)
+        return self.embedding_layer(self._dropped(columns), flatten_emb=True)
 
     def with_computed(self, batch: Batch) -> Batch:
         """Return a batch with the features of ``type: length`` and ``similarity`` in its context.

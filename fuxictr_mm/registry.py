@@ -15,6 +15,9 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
+#: Where the files of models are in a folder: ours, and those of a checkout of FuxiCTR (DIN/src/DIN.py).
+FILES = ("*.py", "*/src/*.py", "*/*/src/*.py")
+
 _registered: dict[str, type] = {}
 
 
@@ -83,8 +86,9 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
     """Return every model name with its file, or with the entry point that declares it."""
     found: dict[str, Path | str] = {name: f"{cls.__module__}:{name}" for name, cls in _registered.items()}
     for folder in search_folders(model_zoo):
-        for path in sorted(folder.glob("*.py")):
-            if path.stem.isidentifier() and not path.stem.startswith("_"):
+        for path in [file for pattern in FILES for file in sorted(folder.glob(pattern))]:
+            is_tensorflow = any(part.endswith("_tf") for part in path.parts)
+            if path.stem.isidentifier() and not path.stem.startswith("_") and not is_tensorflow:
                 found.setdefault(path.stem, path)
     for point in entry_points(group=ENTRY_POINTS):
         found.setdefault(point.name, point.value)
@@ -97,7 +101,8 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     Parameters
     ----------
     name : str
-        ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, or ``package.module:Class``.
+        ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, also one of FuxiCTR's ``model_zoo``, or
+        ``package.module:Class``.
     model_zoo : path, optional
         See ``search_folders``.
 

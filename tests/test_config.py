@@ -150,8 +150,8 @@ def test_a_run_loads_from_its_own_dict(folder):
     again = ExperimentConfig.from_dict(config.to_dict())
     assert again == config
     assert again.model_arguments() == {k: v for k, v in config.to_dict().items() if k != "model"}
-    with pytest.raises(ConfigError, match=r"X_tiny: .*item_info is missing.*epochs is 0"):
-        ExperimentConfig.from_dict({**{k: v for k, v in config.to_dict().items() if k != "item_info"}, "epochs": 0})
+    with pytest.raises(ConfigError, match=r"X_tiny: .*label_col is missing.*epochs is 0"):
+        ExperimentConfig.from_dict({**{k: v for k, v in config.to_dict().items() if k != "label_col"}, "epochs": 0})
 
 
 def test_every_experiment_of_the_repository_loads():
@@ -235,7 +235,9 @@ def test_missing_files_and_names(folder, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("data_format: parquet", "data_format: csv", "dataset d: data_format is 'csv', expected 'parquet'"),
+        ("data_format: parquet", "data_format: h5", "data_format is 'h5', expected one of 'parquet', 'csv', 'npz'"),
+        ("data_format: parquet", "data_format: csv", "data_format: csv with item_info"),
+        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", "valid_size: 0.1; splits are not cut"),
         ("train_data:", "trian_data:", "dataset d: unknown key 'trian_data'; did you mean 'train_data'?"),
         (
             "vocab_size: 11",
@@ -250,7 +252,7 @@ def test_missing_files_and_names(folder, tmp_path):
         ("rebuild_dataset: False", "rebuild_dataset: True", "rebuild_dataset: True; ids must be integers already"),
         ("label_col: {name: label", "label_col: {nam: label", "label_col: unknown key 'nam'"),
         ("    label_col: {name: label, dtype: float}", "    label_col: [{name: label, dtype: float}]", "one label"),
-        ("    item_info: ./data/d/item_info.parquet\n", "", "item_info is missing"),
+        ("    label_col: {name: label, dtype: float}\n", "", "label_col is missing"),
         ("item_info: ./data/d/item_info.parquet", "item_info: []", "item_info is [], expected"),
         ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", "the entry 'user_id'"),
     ],
@@ -315,14 +317,14 @@ class Foreign:
 
 def test_all_problems_in_one_message(folder, monkeypatch):
     monkeypatch.delenv("SOME_DATA", raising=False)
-    change(folder / "dataset_config.yaml", "data_format: parquet", "data_format: csv")
+    change(folder / "dataset_config.yaml", "data_format: parquet", "data_format: h5")
     change(folder / "dataset_config.yaml", "./data/d/train", "${SOME_DATA}/d/train")
     change(folder / "dataset_config.yaml", "type: meta", "type: mta")
     change(folder / "model_config.yaml", "epochs: 7", "epochs: '7'")
     add(folder, "dept: 1", "units: [3, x]")
     message = refused(folder, find_model=lambda name: Ours)
     for part in (
-        "'csv'",
+        "'h5'",
         "variable SOME_DATA",
         "'mta'",
         "epochs is '7'",

@@ -24,8 +24,8 @@ class Batch:
 
     Parameters
     ----------
-    context : dict of str to Tensor
-        ``(B,)`` each, the context columns.
+    context : dict of str to Tensor or Jagged
+        The context columns: ``(B,)`` ids or numbers, ``(B, D)`` embeddings, or a sequence per row.
     target : Tensor
         ``(B,)`` ids of the target items.
     history : Jagged
@@ -36,7 +36,7 @@ class Batch:
         ``(B,)`` group of each row.
     """
 
-    context: dict[str, Tensor]
+    context: dict[str, Tensor | Jagged]
     target: Tensor
     history: Jagged
     label: Tensor | None = None
@@ -106,14 +106,27 @@ def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len
     ``item_seq`` ``(B, L)``, left padded, is included if the feature map has it as a sequence.
     """
     columns = _row_columns(batch, feature_map)
-    columns.update(items.rows(batch.target.long(), _item_names(feature_map, items)))
-    if feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
+    names = [n for n in _item_names(feature_map, items) if n not in columns]
+    columns.update(items.rows(batch.target.long(), names))
+    if ITEM_SEQ not in columns and feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
         columns[ITEM_SEQ] = items.trained_ids(batch.history.to_padded(max_len)[0].long())
     return columns
 
 
+def pad_columns(context: Mapping[str, Tensor | Jagged], feature_map: FeatureMap) -> dict[str, Tensor]:
+    """Return context columns with every sequence padded to its ``max_len``, as FuxiCTR pads it."""
+    columns = {}
+    for name, column in context.items():
+        if isinstance(column, Jagged):
+            spec = feature_map.features[name]
+            side = "left" if spec.get("padding") == "pre" else "right"
+            column = column.to_padded(spec["max_len"], side=side)[0]
+        columns[name] = column
+    return columns
+
+
 def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
-    columns = dict(batch.context)
+    columns = pad_columns(batch.context, feature_map)
     if batch.group is not None:
         columns.setdefault(feature_map.group_id, batch.group)
     if batch.label is not None:

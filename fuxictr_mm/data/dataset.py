@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import Roles
@@ -61,7 +62,8 @@ def load_dataset(
     started = time.perf_counter()
     features = parse_features(params)
     names = {f.name for f in features}
-    if ITEM_ID not in names:
+    has_items = params.get("item_info") is not None
+    if has_items and ITEM_ID not in names:
         features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
     if params.get("group_id") and params["group_id"] not in names:
         # FuxiCTR's models look up every column of a batch in the feature map.
@@ -71,9 +73,11 @@ def load_dataset(
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
     roles, ids = Roles.of(params), params.get("ids", "auto")
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
-    items = ItemTable.from_parquet(
-        params["item_info"], features, target=roles.target, ids=ids, vocabularies=vocabularies
-    )
+    items = _ids_only(features)
+    if params.get("item_info"):
+        items = ItemTable.from_parquet(
+            params["item_info"], features, target=roles.target, ids=ids, vocabularies=vocabularies
+        )
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
 
     def files_of(split: str, needs_label: bool) -> InteractionFiles:
@@ -87,6 +91,7 @@ def load_dataset(
             needs_label=needs_label,
             binary_label=params.get("task", "binary_classification") == "binary_classification",
             encoding=encoding,
+            has_items=has_items,
         )
 
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
@@ -100,15 +105,31 @@ def load_dataset(
     tables = {split: _read(files[split], split in resident) for split in needs_labels}
     dims = {f.name: items.dim(f.name) for f in features if f.is_item and f.type in ("sequence", "embedding")}
     summaries = {split: summary for split, (_, summary) in tables.items()}
+    _check_dims(features, summaries)
     features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
     feature_map = build_feature_map(features, params)
-    for split, (_, summary) in tables.items():
-        mean = summary.num_history_items / summary.num_rows
+    for split, summary in summaries.items():
+        history = f"{summary.num_history_items / summary.num_rows:.2f} history items each, " if has_items else ""
         where = "in memory" if split in resident else "streamed"
-        logger.info(f"{split}: {summary.num_rows} rows, {mean:.2f} history items each, {where} ({files[split].path})")
+        logger.info(f"{split}: {summary.num_rows} rows, {history}{where} ({files[split].path})")
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
     splits = {split: table for split, (table, _) in tables.items()}
     return Dataset(features, feature_map, items, splits, summaries, vocabularies)
+
+
+def _ids_only(features: Sequence[Feature]) -> ItemTable:
+    """Return items without features, all ids of the vocabulary; of a dataset without items, the padding item alone."""
+    num_items = next((f.vocab_size or 1 for f in features if f.is_item and f.name == ITEM_ID), 1)
+    return ItemTable({}, torch.ones(num_items, dtype=torch.bool))
+
+
+def _check_dims(features: Sequence[Feature], summaries: Mapping[str, Summary]) -> None:
+    """Refuse a sequence or embedding of the interactions whose length is not configured: the splits would differ."""
+    for feature in features:
+        key = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(feature.type)
+        if key is not None and feature.is_context and getattr(feature, key) is None:
+            found = max((summary.longest.get(feature.name, 1) for summary in summaries.values()), default=1)
+            raise ConfigError(f"feature '{feature.name}': {key} is missing; write {key}: {max(found, 1)}")
 
 
 def _vocabulary_sizes(
@@ -117,9 +138,9 @@ def _vocabulary_sizes(
     """Return the vocabulary sizes that follow from the files; context columns of numbers have theirs configured."""
     of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_items
     sizes = {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()}
-    sizes |= {ITEM_ID: of_items, ITEM_SEQ: of_items}
+    sizes |= {f.name: of_items for f in features if f.is_history or (f.is_item and f.name == ITEM_ID)}
     for feature in features:
-        follows = feature.name == ITEM_SEQ or feature.name in vocabularies
+        follows = feature.is_history or feature.name in vocabularies
         if follows and feature.vocab_size is not None and feature.vocab_size < sizes[feature.name]:
             each = "item" if feature.name in (ITEM_ID, ITEM_SEQ) else "value"
             raise ConfigError(
@@ -130,7 +151,7 @@ def _vocabulary_sizes(
             continue
         if not feature.is_item:
             # The splits hold different ids, so an inferred size would change between training and scoring.
-            found = 1 + max(summary.largest[feature.name] for summary in summaries.values())
+            found = 1 + max(summary.largest.get(feature.name, 0) for summary in summaries.values())
             raise ConfigError(
                 f"feature '{feature.name}': vocab_size is missing; ids of {', '.join(summaries)} are below {found}, "
                 f"write vocab_size: {found} or more"

@@ -20,19 +20,23 @@ from torch import Tensor
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, Feature
+from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.jagged import Jagged
+
+#: A context column: ``(R,)`` ids or numbers, ``(R, D)`` embeddings, or a sequence of ids per row.
+Column = Tensor | Jagged
 
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """Interactions as columns.
+    """Interactions as columns. Without items, every target is the padding item 0 and every history is empty.
 
     Parameters
     ----------
-    context : dict of str to Tensor
-        ``(R,)`` each, int32 ids or float32 numbers.
+    context : dict of str to Tensor or Jagged
+        ``(R,)`` int32 ids or float32 numbers, ``(R, D)`` float32 embeddings, or int32 sequences without padding.
     target : Tensor
         ``(R,)`` int32, the item that was shown.
     history_values : Tensor
@@ -47,7 +51,7 @@ class InteractionTable:
         Where the rows come from, for errors.
     """
 
-    context: dict[str, Tensor]
+    context: dict[str, Column]
     target: Tensor
     history_values: Tensor
     history_offsets: Tensor
@@ -61,7 +65,9 @@ class InteractionTable:
     @property
     def num_bytes(self) -> int:
         """Size of all columns in bytes."""
-        tensors = [*self.context.values(), self.target, self.history_values, self.history_offsets]
+        tensors = [self.target, self.history_values, self.history_offsets]
+        for column in self.context.values():
+            tensors += [column.values, column.offsets] if isinstance(column, Jagged) else [column]
         tensors += [t for t in (self.label, self.group) if t is not None]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -80,7 +86,12 @@ class InteractionTable:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> InteractionTable:
         return InteractionTable(
-            {name: change(column) for name, column in self.context.items()},
+            {
+                name: Jagged(change(column.values), change(column.offsets))
+                if isinstance(column, Jagged)
+                else change(column)
+                for name, column in self.context.items()
+            },
             change(self.target),
             change(self.history_values),
             change(self.history_offsets),
@@ -91,12 +102,15 @@ class InteractionTable:
 
     def slice(self, start: int, stop: int) -> InteractionTable:
         """Return rows ``start`` to ``stop - 1``; all columns but the offsets are not copied."""
-        first, last = int(self.history_offsets[start]), int(self.history_offsets[stop])
+        history = slice_jagged(Jagged(self.history_values, self.history_offsets), start, stop)
         return InteractionTable(
-            {name: column[start:stop] for name, column in self.context.items()},
+            {
+                name: slice_jagged(column, start, stop) if isinstance(column, Jagged) else column[start:stop]
+                for name, column in self.context.items()
+            },
             self.target[start:stop],
-            self.history_values[first:last],
-            self.history_offsets[start : stop + 1] - first,
+            history.values,
+            history.offsets,
             None if self.label is None else self.label[start:stop],
             None if self.group is None else self.group[start:stop],
             self.source,
@@ -119,15 +133,21 @@ class InteractionTable:
         return table
 
 
+def slice_jagged(column: Jagged, start: int, stop: int) -> Jagged:
+    """Return rows ``start`` to ``stop - 1``; the entries are not copied."""
+    first, last = int(column.offsets[start]), int(column.offsets[stop])
+    return Jagged(column.values[first:last], column.offsets[start : stop + 1] - first)
+
+
 def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
     """Concatenate tables; chunks that nobody else refers to are freed column by column, to bound the peak memory."""
     columns: dict[tuple[str, str], list[Tensor]] = {}
     source = ""
     for chunk in chunks:
         source = source or chunk.source
-        found = {("context", name): column for name, column in chunk.context.items()}
-        found["", "target"], found["", "history"] = chunk.target, chunk.history_values
-        found["", "lengths"] = chunk.history_offsets.diff()
+        found = {("", "target"): chunk.target, **_parts("", Jagged(chunk.history_values, chunk.history_offsets))}
+        for name, column in chunk.context.items():
+            found |= _parts(name, column)
         if chunk.label is not None:
             found["", "label"] = chunk.label
         if chunk.group is not None:
@@ -136,18 +156,34 @@ def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
             columns.setdefault(key, []).append(column)
     # Popped one by one: two copies of all columns would double the peak memory.
     joined = {key: torch.cat(columns.pop(key)) for key in list(columns)}
-    lengths = joined["", "lengths"]
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
-    torch.cumsum(lengths, 0, out=offsets[1:])
+    context: dict[str, Column] = {}
+    for kind, name in joined:
+        if kind == "dense":
+            context[name] = joined[kind, name]
+        elif kind == "values" and name:
+            context[name] = Jagged(joined[kind, name], _offsets(joined["lengths", name]))
     return InteractionTable(
-        {name: column for (kind, name), column in joined.items() if kind == "context"},
+        context,
         joined["", "target"],
-        joined["", "history"],
-        offsets,
+        joined["values", ""],
+        _offsets(joined["lengths", ""]),
         joined.get(("", "label")),
         joined.get(("", "group")),
         source,
     )
+
+
+def _parts(name: str, column: Column) -> dict[tuple[str, str], Tensor]:
+    """Return what is concatenated of a column."""
+    if isinstance(column, Jagged):
+        return {("values", name): column.values, ("lengths", name): column.lengths}
+    return {("dense", name): column}
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    return offsets
 
 
 @dataclass(frozen=True)
@@ -161,15 +197,18 @@ class Summary:
     num_history_items : int
         Number of items of all histories, without padding.
     largest : dict of str to int
-        Largest id of every categorical context column.
+        Largest id of every categorical context column and sequence.
     labels : set of float
         The smallest and the largest label; empty for a file without labels.
+    longest : dict of str to int
+        Length of the longest row of every sequence, and dim of every embedding of the context.
     """
 
     num_rows: int
     num_history_items: int
     largest: dict[str, int]
     labels: frozenset[float] = frozenset()
+    longest: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +235,8 @@ class InteractionFiles:
         Labels must be 0 or 1, and both must occur if ``needs_label``. False for a regression.
     encoding : Encoding
         Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
+    has_items : bool
+        False for a dataset without target and history.
     """
 
     path: Path
@@ -207,6 +248,7 @@ class InteractionFiles:
     needs_label: bool = True
     binary_label: bool = True
     encoding: Encoding = field(default_factory=Encoding)
+    has_items: bool = True
 
     def __len__(self) -> int:
         return sum(footer.num_rows for footer in self._footers.values())
@@ -237,7 +279,7 @@ class InteractionFiles:
 
     @property
     def _context(self) -> list[Feature]:
-        return [f for f in self.features if not (f.is_item or f.is_computed or f.type == "meta" or f.name == ITEM_SEQ)]
+        return [f for f in self.features if f.is_context]
 
     def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
         """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""
@@ -257,7 +299,8 @@ class InteractionFiles:
         """
         if len(self) == 0:
             raise DataError(f"{self.path}: no rows, expected at least one")
-        wanted = [self.encoding.target, self.encoding.history, *(f.column for f in self._context)]
+        wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
+        wanted += [f.column for f in self._context]
         wanted += [self.label] if self.has_labels else []
         wanted += [self.group_id] if self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
@@ -270,17 +313,21 @@ class InteractionFiles:
 
         how = self.encoding
         item_ids = how.vocabularies.get(ITEM_ID)
-        target = parquet.decode_target(*column(how.target), self.known, item_ids)
-        history, offsets = parquet.decode_history(
-            *column(how.history), self.known, self.max_len, item_ids, how.zero_ends
-        )
+        target = np.zeros(batch.num_rows, np.int32)
+        history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
+        if self.has_items:
+            target = parquet.decode_target(*column(how.target), self.known, item_ids)
+            history, offsets = parquet.decode_history(
+                *column(how.history), self.known, self.max_len, item_ids, how.zero_ends
+            )
         context = {
-            f.name: parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)) for f in self._context
+            f.name: _to_column(parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
+            for f in self._context
         }
         label = parquet.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
         group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
         return InteractionTable(
-            {name: torch.from_numpy(values) for name, values in context.items()},
+            context,
             torch.from_numpy(target),
             torch.from_numpy(history),
             torch.from_numpy(offsets),
@@ -330,14 +377,19 @@ class InteractionFiles:
         """
         rows = items = 0
         largest: dict[str, int] = {}
+        longest: dict[str, int] = {}
         labels: set[float] = set()
         for chunk in self.chunks() if chunks is None else chunks:
             rows += len(chunk)
             items += chunk.history_values.numel()
-            for feature in self._context:
-                if feature.type == "categorical" and feature.name not in self.encoding.vocabularies:
-                    highest = int(chunk.context[feature.name].max())
-                    largest[feature.name] = max(largest.get(feature.name, 0), highest)
+            for name, column in chunk.context.items():
+                values = column.values if isinstance(column, Jagged) else column
+                if not values.is_floating_point() and len(values) and name not in self.encoding.vocabularies:
+                    largest[name] = max(largest.get(name, 0), int(values.max()))
+                if isinstance(column, Jagged):
+                    longest[name] = max(longest.get(name, 0), int(column.lengths.max()))
+                elif column.dim() > 1:
+                    longest[name] = column.shape[1]
             if chunk.label is not None:
                 labels |= {float(bound) for bound in chunk.label.aminmax()}
         if self.needs_label and self.binary_label and len(labels) == 1:
@@ -345,4 +397,10 @@ class InteractionFiles:
                 f"{self.path}: {self.label} is {labels.pop():g} in all {rows} rows, expected both 0 and 1; "
                 "nothing can be learned or ranked"
             )
-        return Summary(rows, items, largest, frozenset(labels))
+        return Summary(rows, items, largest, frozenset(labels), longest)
+
+
+def _to_column(decoded: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Column:
+    if isinstance(decoded, tuple):
+        return Jagged(torch.from_numpy(decoded[0]), torch.from_numpy(decoded[1]))
+    return torch.from_numpy(decoded)

@@ -171,17 +171,24 @@ class InMemoryLoader(Loader):
 
 def gather(table: InteractionTable, rows: Tensor) -> Batch:
     """Return the batch of the given rows ``(B,)``, in their order."""
-    starts = table.history_offsets.index_select(0, rows)
-    lengths = table.history_offsets.index_select(0, rows + 1) - starts
+    return Batch(
+        {
+            name: _gather_rows(column, rows) if isinstance(column, Jagged) else column.index_select(0, rows)
+            for name, column in table.context.items()
+        },
+        table.target.index_select(0, rows),
+        _gather_rows(Jagged(table.history_values, table.history_offsets), rows),
+        None if table.label is None else table.label.index_select(0, rows),
+        None if table.group is None else table.group.index_select(0, rows),
+    )
+
+
+def _gather_rows(column: Jagged, rows: Tensor) -> Jagged:
+    starts = column.offsets.index_select(0, rows)
+    lengths = column.offsets.index_select(0, rows + 1) - starts
     offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
     total = int(offsets[-1])
     shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)
     index_N = shift.add_(torch.arange(total, device=rows.device))
-    return Batch(
-        {name: column.index_select(0, rows) for name, column in table.context.items()},
-        table.target.index_select(0, rows),
-        Jagged(table.history_values.index_select(0, index_N), offsets),
-        None if table.label is None else table.label.index_select(0, rows),
-        None if table.group is None else table.group.index_select(0, rows),
-    )
+    return Jagged(column.values.index_select(0, index_N), offsets)

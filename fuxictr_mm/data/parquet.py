@@ -37,8 +37,8 @@ CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
 READ_BYTES = 1 << 20
 
 
-def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files of a dataset: one file, the same with ``.parquet`` appended, or a folder of part files.
+def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[Path]:
+    """Return the files of a dataset: one file, the same with ``suffix`` appended, or a folder of part files.
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
     as ``dt=2024-01-01``) are read as well; names that begin with ``_`` or ``.`` are ignored, as in Spark.
@@ -46,33 +46,33 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    with_suffix = Path(f"{path}.parquet")
+    with_suffix = Path(f"{path}{suffix}")
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
-        files = _files_of_folder(path)
+        files = _files_of_folder(path, suffix)
         if files:
             return files
         raise MissingFileError(
-            f"{path}: the folder holds no .parquet file (other subfolders than partitions such as dt=2024-01-01 are "
+            f"{path}: the folder holds no {suffix} file (other subfolders than partitions such as dt=2024-01-01 are "
             "not read)"
         )
     folder = path.parent
-    present = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
-    near = nearest(path.stem + ".parquet", present)
-    hint = f"{near} ({folder} holds: {', '.join(present[:8]) or 'no .parquet file'})"
+    present = sorted(p.name for p in folder.glob(f"*{suffix}")) if folder.is_dir() else []
+    near = nearest(path.stem + suffix, present)
+    hint = f"{near} ({folder} holds: {', '.join(present[:8]) or f'no {suffix} file'})"
     raise MissingFileError(f"{path}: no such file or folder{hint if folder.is_dir() else ''}")
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder and of its Hive partitions, in natural order."""
+def _files_of_folder(folder: Path, suffix: str) -> list[Path]:
+    """Return the files of a folder and of its Hive partitions, in natural order."""
     files: list[Path] = []
     for path in sorted(folder.iterdir(), key=_natural_key):
         if path.name.startswith(("_", ".")):
             continue
         if path.is_dir():
-            files += _files_of_folder(path) if "=" in path.name else []
-        elif path.suffix.lower() == ".parquet":
+            files += _files_of_folder(path, suffix) if "=" in path.name else []
+        elif path.suffix.lower() == suffix:
             files.append(path)
     return files
 
@@ -108,7 +108,7 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
     """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:
-            if Path(path).is_file() and name in _pandas_index(Path(path)):
+            if Path(path).is_file() and Path(path).suffix != ".csv" and name in _pandas_index(Path(path)):
                 raise DataError(
                     f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
                     "write it with frame.reset_index().to_parquet(...)"
@@ -267,16 +267,46 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
 
 def decode_context(
     array: pa.Array, where: str, row: int, feature: Feature, vocabulary: Vocabulary | None = None
-) -> np.ndarray:
-    """Return a context column, which must be categorical or numeric; null and unseen texts are 0."""
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Return a context column: ``(R,)`` ids or numbers, ``(R, D)`` embeddings, or entries and offsets of sequences.
+
+    With a vocabulary, null and unseen texts are 0.
+    """
     if vocabulary is not None:
         return np.maximum(vocabulary.encode(array, where), 0).astype(np.int32)
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
-    raise DataError(
-        f"{where}: a {feature.type} column of the interactions, expected categorical or numeric; "
-        "sequences and embeddings are read from item files (source: item)"
-    )
+    flat, offsets = lists(array, where, row)
+    if feature.type == "embedding":
+        dim = feature.pretrain_dim or int(offsets[1])
+        wrong = np.flatnonzero(np.diff(offsets) != dim)
+        if wrong.size:
+            found = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
+            raise DataError(f"{where}: row {row + int(wrong[0])} has {found} numbers, expected {dim} (pretrain_dim)")
+        embeddings = flat.astype(np.float32).reshape(-1, dim)
+        _check_finite(embeddings, where, row)
+        return embeddings
+    rows = row + np.repeat(np.arange(len(array)), np.diff(offsets))
+    ids = integers(flat, where, rows)
+    check_ids(ids, feature.vocab_size, where, rows)
+    return _trim(ids.astype(np.int32), offsets, feature.max_len, feature.padding == "pre")
+
+
+def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows to ``max_len`` on one side, as FuxiCTR does, and drop their padding on that side.
+
+    Zeros in between stay: padded again, the rows are as they were.
+    """
+    starts, stops, kept = offsets[:-1], offsets[1:], np.flatnonzero(ids)
+    if pre:
+        starts = starts if max_len is None else np.maximum(starts, stops - max_len)
+        starts = np.minimum(np.append(kept, ids.size)[np.searchsorted(kept, starts)], stops)
+    else:
+        stops = stops if max_len is None else np.minimum(stops, starts + max_len)
+        stops = np.maximum(np.append(-1, kept)[np.searchsorted(kept, stops)] + 1, starts)
+    trimmed = np.concatenate(([0], np.cumsum(stops - starts)))
+    index = np.arange(trimmed[-1]) + np.repeat(starts - trimmed[:-1], stops - starts)
+    return ids[index], trimmed
 
 
 def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:

@@ -69,6 +69,12 @@ class Feature:
     on_disk : str, optional
         Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
         ``item_seq`` in every model.
+    padding : {"post", "pre"}
+        Side on which a sequence of the interactions is padded and cut.
+    has_items : bool
+        False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
+    pretrained : mapping, optional
+        FuxiCTR's settings of a file of embeddings that the embedding table starts from.
     """
 
     name: str
@@ -97,6 +103,9 @@ class Feature:
         return self.type in COMPUTED_TYPES
 
     on_disk: str | None = None
+    padding: str = "post"
+    has_items: bool = True
+    pretrained: Mapping[str, Any] | None = None
 
     @property
     def column(self) -> str:
@@ -106,7 +115,17 @@ class Feature:
     @property
     def is_item(self) -> bool:
         """Whether the column describes items."""
-        return self.source == ITEM_SOURCE
+        return self.has_items and self.source == ITEM_SOURCE
+
+    @property
+    def is_history(self) -> bool:
+        """Whether the column is the history of items."""
+        return self.has_items and self.name == ITEM_SEQ
+
+    @property
+    def is_context(self) -> bool:
+        """Whether models read the column from the interactions."""
+        return not (self.is_item or self.is_computed or self.is_history or self.type == "meta")
 
 
 def parse_features(params: Mapping[str, Any]) -> list[Feature]:
@@ -129,9 +148,10 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
                 f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and models "
                 "give that this name; rename the column"
             )
+    has_items = params.get("item_info") is not None
     features: list[Feature] = []
     for column in used.values():
-        feature = _feature(column)
+        feature = _feature(column, has_items)
         shared = feature.share_embedding
         if shared is not None:
             _known(shared, used, f"share_embedding of '{feature.name}'", where)
@@ -141,7 +161,7 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
                     f"share_embedding of '{feature.name}': '{shared}' is listed later; list it before '{feature.name}'"
                 )
         feature = _named_by_role(feature, roles)
-        if feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
+        if has_items and feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
             raise ConfigError(
                 f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}"
             )
@@ -199,7 +219,7 @@ def _compared_embeddings(
         if feature.type != "similarity":
             continue
         _known(str(feature.of), columns, f"of of '{feature.name}'", where)
-        compared = _feature(columns[str(feature.of)])
+        compared = _feature(columns[str(feature.of)], feature.has_items)
         if compared.type != "embedding" or not compared.is_item or not compared.freeze_emb:
             raise ConfigError(f"feature '{feature.name}': of is {feature.of}, expected a frozen embedding of items")
         if compared.name not in [f.name for f in features]:
@@ -224,7 +244,7 @@ _ONLY_OF = {
 }
 
 
-def _feature(column: Mapping[str, Any]) -> Feature:
+def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
     kind = column["type"]
     for key, kinds in _ONLY_OF.items():
         if column.get(key) is not None and kind not in kinds:
@@ -262,6 +282,9 @@ def _feature(column: Mapping[str, Any]) -> Feature:
         dropout=column.get("dropout") or 0.0,
         of=column.get("of"),
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
+        padding=column.get("padding") or "post",
+        has_items=has_items,
+        pretrained=column.get("pretrained"),
     )
 
 
@@ -273,16 +296,16 @@ def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mappin
     features : list of Feature
         As parsed.
     dims : mapping
-        Stored length of every sequence and dim of every frozen embedding.
+        Stored length of every sequence of items and dim of their frozen embeddings.
     sizes : mapping
         Largest id plus one of every categorical and sequence feature.
     """
     completed = []
     for feature in features:
         if feature.type == "embedding":
-            feature = replace(feature, pretrain_dim=dims[feature.name])
-        if feature.type == "sequence" and feature.name != ITEM_SEQ:
-            feature = replace(feature, max_len=dims[feature.name])
+            feature = replace(feature, pretrain_dim=dims.get(feature.name, feature.pretrain_dim))
+        if feature.type == "sequence" and not feature.is_history:
+            feature = replace(feature, max_len=dims.get(feature.name, feature.max_len))
         if feature.type in ("categorical", "sequence") and feature.vocab_size is None:
             feature = replace(feature, vocab_size=sizes[feature.name])
         completed.append(feature)
@@ -337,7 +360,11 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     if feature.type in ("categorical", "sequence"):
         spec.update(padding_idx=feature.padding_idx, vocab_size=feature.vocab_size)
     if feature.type == "sequence":
-        spec["max_len"] = (history_len if feature.name == ITEM_SEQ else None) or feature.max_len
+        spec["max_len"] = (history_len if feature.is_history else None) or feature.max_len
+        if feature.padding == "pre":
+            spec["padding"] = "pre"  # no key of FuxiCTR's, whose files hold padded lists
+    if feature.pretrained:
+        spec.update(feature.pretrained)
     if feature.type == "embedding":
         spec["pretrain_dim"] = feature.pretrain_dim
         spec["freeze_emb"] = feature.freeze_emb

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
 from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError
 
@@ -267,9 +268,31 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path, name):
         read(path, group_id="user_id")
 
 
-def test_sequences_and_vectors_of_interactions_are_refused(tmp_path):
-    path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1], [2]]})
-    with pytest.raises(
-        DataError, match="words: a sequence column of the interactions, expected categorical or numeric"
-    ):
-        InteractionTable.from_parquet(path, [Feature("words", "sequence", vocab_size=3)], ITEMS)
+SEQUENCES = st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=2, max_size=8)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=SEQUENCES, max_len=st.integers(1, 7), side=st.sampled_from(["post", "pre"]))
+def test_sequences_of_interactions_are_held_without_padding_and_padded_as_fuxictr_pads(tmp_path, rows, max_len, side):
+    from fuxictr.preprocess.tokenizer import pad_sequences
+
+    feature = Feature("words", "sequence", vocab_size=5, max_len=max_len, padding=side)
+    data = {**columns([[1]] * len(rows)), "words": pa.array(rows, pa.list_(pa.int64()))}
+    table = InteractionTable.from_parquet(write(tmp_path / "x.parquet", data), [feature], ITEMS)
+    words = table.context["words"]
+    padded, _ = words.to_padded(max_len, side={"post": "right", "pre": "left"}[side])
+    assert padded.tolist() == pad_sequences(rows, max_len, padding=side, truncating=side).tolist()
+    entries = [words.values[a:b].tolist() for a, b in itertools.pairwise(words.offsets.tolist())]
+    assert all(row[-1 if side == "post" else 0] for row in entries if row)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    batch = gather(concatenate([table.slice(0, 1), table.slice(1, len(table))]), order)
+    taken = [batch.context["words"].values[a:b].tolist() for a, b in itertools.pairwise(batch.context["words"].offsets)]
+    assert taken == [entries[i] for i in order.tolist()]
+
+
+def test_embeddings_of_interactions(tmp_path):
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1.0, 2.0], [3.0, 4.0]]})
+    table = InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=2)], ITEMS)
+    assert table.context["words"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    with pytest.raises(DataError, match="row 0 has 2 numbers, expected 3"):
+        InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=3)], ITEMS)

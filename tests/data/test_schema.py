@@ -27,6 +27,7 @@ CHALLENGE = [
 def params(columns=CHALLENGE, **others):
     return {
         "dataset_id": "d",
+        "item_info": "items.parquet",
         "model_id": "m",
         "feature_cols": copy.deepcopy(columns),
         "label_col": {"name": "label", "dtype": "float"},

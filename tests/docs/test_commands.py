@@ -72,6 +72,7 @@ NOT_RUN = {
     r"^pip install": "changes the environment; the extra has to be in pyproject.toml",
     r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
+    r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"benchmarks\.compare_errors ": "takes six seeds of each experiment; the options have to be those of the script",
 }
 

@@ -1,0 +1,1 @@
+"""Datasets of raw columns, encoded as integers in Parquet files that ``fuxictr_mm.data`` reads."""

@@ -1,0 +1,141 @@
+"""Where encoded splits are kept: ``DATA_ROOT/DATASET_ID/encoded-FINGERPRINT``.
+
+The fingerprint is that of the settings that decide the encoding and of the files that it was made from (name, size and
+time of the last change), so that a change of either is another folder. A folder holds::
+
+    manifest.json               settings, files, lengths and scales; written last: without it, the folder is not used
+    vocabulary.parquet          feature, token, id (pad and OOV left out)
+    feature_vocab.json, pretrained_NAME.npz     what FuxiCTR's layers read, where a feature has ``pretrained_emb``
+    train-FINGERPRINT.parquet   an encoded split; likewise valid and test
+
+Every file is written under another name and then renamed. One process at a time writes below a dataset's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock
+
+from fuxictr_mm.encoding.encode import Encoding
+from fuxictr_mm.encoding.vocabulary import Vocabulary
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import atomic_path, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+#: Raised when the same settings and files are encoded in another way.
+VERSION = 1
+
+
+def fingerprint_of_files(files: Iterable[Path]) -> list[list[Any]]:
+    """Return name, size and time of the last change of every file."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def digest(content: Any) -> str:
+    """Return a short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+class Cache:
+    """The encoded files of a dataset with one fingerprint.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset's folder.
+    made_from : mapping
+        Settings and files that decide the encoding.
+    """
+
+    def __init__(self, root: Path, made_from: Mapping[str, Any]) -> None:
+        self.root = root
+        self.made_from = {"version": VERSION, **made_from}
+        self.folder = root / f"encoded-{digest(self.made_from)}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing; what one of them left half-written is deleted.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".encoded.lock"):
+                for left in self.folder.glob(".*"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: encoded files could not be written ({error.strerror or error}); give a data_root that "
+                "can be written"
+            ) from error
+
+    def split_path(self, split: str, files: Iterable[Path]) -> Path:
+        """Return where a split is kept, for the files that it is made from."""
+        return self.folder / f"{split}-{digest(fingerprint_of_files(files))}.parquet"
+
+    def write(self, path: Path, write: Callable[[Path], None]) -> None:
+        """Let ``write`` write a file under another name, then rename it."""
+        with atomic_path(path) as temporary:
+            write(temporary)
+
+    def load(self) -> Encoding | None:
+        """Return the encoding, None if it is not here or not whole."""
+        try:
+            manifest = read_json(self.folder / "manifest.json")
+            if manifest["made_from"] != json.loads(json.dumps(self.made_from, default=str)):
+                return None
+            table = pl.read_parquet(self.folder / "vocabulary.parquet")
+            tables = {name: rows for (name,), rows in table.partition_by("feature", as_dict=True).items()}
+            vocabularies = {}
+            for name, oov in manifest["oov"].items():
+                rows = tables.get(name, table.head(0)).sort("id")
+                vocabularies[name] = Vocabulary(
+                    rows.filter(pl.col("id") < oov)["token"], rows.filter(pl.col("id") > oov)["token"]
+                )
+            return Encoding(vocabularies, manifest["lengths"], manifest["scales"])
+        except (UserError, KeyError, OSError, pl.exceptions.PolarsError):
+            return None
+
+    def save(self, encoding: Encoding) -> None:
+        """Write the vocabularies, then the manifest."""
+        frames = [
+            pl.DataFrame(
+                {
+                    "feature": name,
+                    "token": pl.concat([words.tokens, words.extra]),
+                    "id": pl.concat(
+                        [pl.int_range(1, words.oov, eager=True), pl.int_range(words.oov + 1, words.size, eager=True)]
+                    ),
+                },
+                schema={"feature": pl.String, "token": pl.String, "id": pl.Int64},
+            )
+            for name, words in encoding.vocabularies.items()
+        ]
+        empty = pl.DataFrame(schema={"feature": pl.String, "token": pl.String, "id": pl.Int64})
+        self.write(self.folder / "vocabulary.parquet", pl.concat([empty, *frames]).write_parquet)
+        manifest = {
+            "made_from": self.made_from,
+            "oov": {name: words.oov for name, words in encoding.vocabularies.items()},
+            "lengths": encoding.lengths,
+            "scales": encoding.scales,
+        }
+        write_json(self.folder / "manifest.json", json.loads(json.dumps(manifest, default=str)))
+        others = [p for p in self.root.glob("encoded-*") if p != self.folder]
+        if others:
+            logger.info(
+                f"{self.root}: {len(others)} encodings of other settings or files are kept; delete them if unused"
+            )

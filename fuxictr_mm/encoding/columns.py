@@ -1,0 +1,251 @@
+"""Columns of a raw dataset, as FuxiCTR's ``feature_cols`` and ``label_col`` describe them, and how they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
+from fuxictr_mm.errors import ConfigError, DataError
+
+TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64}
+
+#: What FuxiCTR puts in place of a missing value.
+MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column to encode.
+
+    Parameters
+    ----------
+    spec : mapping
+        Its entry of ``feature_cols``, or that of ``label_col`` with ``type: label``.
+    """
+
+    spec: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the encoded column."""
+        return self.spec["name"]
+
+    @property
+    def type(self) -> str:
+        """Kind of feature, or ``label``."""
+        return self.spec["type"]
+
+    @property
+    def dtype(self) -> str:
+        """Type of the stored values; sequences are texts."""
+        return "str" if self.type == "sequence" else self.spec.get("dtype", "float")
+
+    @property
+    def source(self) -> str:
+        """Name of the column of the files."""
+        preprocess = self.spec.get("preprocess")
+        if not preprocess:
+            return self.name
+        copied = re.fullmatch(r"copy_from\(([^()]+)\)", preprocess)
+        if copied is None:
+            raise ConfigError(
+                f"feature '{self.name}': preprocess: {preprocess}; functions of a FeatureProcessor of yours are not "
+                "called, only copy_from(COLUMN) is known; write the column into the files instead"
+            )
+        return copied[1].strip()
+
+    @property
+    def missing(self) -> Any:
+        """The value that FuxiCTR's tokenizer takes for a missing one."""
+        value = self.spec.get("fill_na")
+        return "" if value is None else value
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether values are replaced by ids."""
+        return self.type in ("categorical", "sequence") or (self.type == "meta" and self.spec.get("remap") is not False)
+
+    @property
+    def splitter(self) -> str:
+        """What separates the entries of a sequence."""
+        return self.spec.get("splitter") or "^"
+
+    def check(self) -> None:
+        """Refuse what FuxiCTR 2.3.10 cannot do either, or does wrong.
+
+        Raises
+        ------
+        ConfigError
+            With the feature and the key.
+        """
+        where = f"feature '{self.name}'"
+        if self.spec.get("category_processor"):
+            raise ConfigError(
+                f"{where}: category_processor: {self.spec['category_processor']}; FuxiCTR 2.3.10 fails with it, and it "
+                "is not supported here; write the buckets into the files"
+            )
+        if self.type in ("categorical", "sequence") and self.spec.get("remap") is False:
+            raise ConfigError(
+                f"{where}: remap: False; FuxiCTR 2.3.10 fails with it; leave it out, or give encoded Parquet files"
+            )
+        if self.dtype == "list" and self.type != "embedding":
+            raise ConfigError(f"{where}: dtype is list, expected int, float or str for type: {self.type}")
+
+    def select(self, schema: Mapping[str, Any]) -> pl.Expr:
+        """Return the expression that reads the column, with missing values filled."""
+        values = pl.col(self.source)
+        if isinstance(schema[self.source], pl.List | pl.Array):
+            if self.type == "sequence":
+                values = values.cast(pl.List(pl.String)).list.eval(pl.element().fill_null(str(self.missing)))
+            return values.alias(self.name)
+        if self.type == "embedding":
+            raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
+        values = values.cast(TYPES[self.dtype])
+        fill = self.spec.get("fill_na")
+        if fill is None and self.type != "label":
+            fill = MISSING[self.dtype]
+        if fill is not None:
+            try:
+                values = values.fill_null(pl.lit({"str": str, "int": int, "float": float}[self.dtype](fill)))
+            except ValueError:
+                raise ConfigError(
+                    f"'{self.name}': fill_na is {fill!r}, expected a value of dtype {self.dtype}"
+                ) from None
+        return values.alias(self.name)
+
+
+def columns_of(params: Mapping[str, Any]) -> list[Column]:
+    """Return the active features in their order, and the label.
+
+    Raises
+    ------
+    ConfigError
+        A feature that is listed twice, or a setting that is not supported.
+    """
+    found: dict[str, Column] = {}
+    for spec in params["feature_cols"]:
+        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
+            if name in found:
+                raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
+            if spec.get("active", True):
+                found[name] = Column({**spec, "name": name})
+    label = Column({**params["label_col"], "type": "label"})
+    columns = [*found.values(), label]
+    for column in columns:
+        column.check()
+    return columns
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """A split on disk: a file or a folder of part files, CSV or Parquet.
+
+    Parameters
+    ----------
+    path : path
+        The file or folder.
+    form : {"csv", "parquet"}
+        Format of the files.
+    separator : str
+        Separator of the columns of CSV files.
+    """
+
+    path: Path
+    form: str
+    separator: str = ","
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, in natural order."""
+        return part_files(self.path, f".{self.form}")
+
+    def scan(self, columns: Sequence[Column], needs_label: bool) -> tuple[pl.LazyFrame, list[Column]]:
+        """Return the columns with missing values filled, lazily, and which ones there are: the label may be missing.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            A column or the file is missing.
+        """
+        frames: list[pl.LazyFrame] = []
+        found: list[Column] = []
+        for file in self.files:
+            with self._named_errors(file):
+                schema = self._schema(file)
+            present = [c for c in columns if c.type != "label" or needs_label or c.source in schema]
+            require_columns(file, list(schema), [c.source for c in present])
+            if frames and found != present:
+                raise DataError(f"{self.path}: only some part files have a label, expected it in all or in none")
+            found = present
+            frame = pl.scan_parquet(file)
+            if self.form == "csv":
+                # A column that is read under two names is text, and cast for each.
+                kinds: dict[str, set[str]] = {}
+                for column in present:
+                    kinds.setdefault(column.source, set()).add(column.dtype)
+                overrides = {n: TYPES[kind.pop()] if len(kind) == 1 else pl.String for n, kind in kinds.items()}
+                schema = {**schema, **overrides}
+                frame = self._scan_csv(file, overrides)
+            frames.append(frame.select(c.select(schema) for c in present))
+        return pl.concat(frames), found
+
+    def _scan_csv(self, file: Path, types: Mapping[str, Any]) -> pl.LazyFrame:
+        return pl.scan_csv(file, separator=self.separator, schema_overrides=dict(types), infer_schema=False)
+
+    def _schema(self, file: Path) -> dict[str, Any]:
+        if self.form == "csv":
+            return dict(self._scan_csv(file, {}).collect_schema())
+        open_parquet(file)
+        return dict(pl.scan_parquet(file).collect_schema())
+
+    @contextmanager
+    def named_errors(self, columns: Sequence[Column]) -> Iterator[None]:
+        """Turn an error of reading into one line with the file, the column, the row and the value."""
+        try:
+            yield
+        except pl.exceptions.PolarsError as error:
+            for file in self.files:
+                self._find_bad_number(file, columns)
+            raise DataError(f"{self.path}: cannot be read ({_reason(error)})") from None
+
+    @contextmanager
+    def _named_errors(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{file}: cannot be read as {self.form} ({_reason(error)})") from None
+
+    def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
+        """Raise a DataError for the first text in a column of numbers."""
+        frame = self._scan_csv(file, {}) if self.form == "csv" else pl.scan_parquet(file)
+        schema = frame.collect_schema()
+        for column in columns:
+            kind = TYPES.get(column.dtype, pl.String)
+            if column.source not in schema or schema[column.source] != pl.String or kind == pl.String:
+                continue
+            value = pl.col(column.source)
+            bad = (
+                frame.select(value)
+                .with_row_index("row")
+                .filter(value.is_not_null(), value.cast(kind, strict=False).is_null())
+            )
+            try:
+                found = bad.head(1).collect(engine="streaming")
+            except pl.exceptions.PolarsError:  # the file is damaged in another way
+                return
+            if len(found):
+                raise DataError(
+                    f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
+                    f"number (dtype: {column.dtype}); correct the file, or write dtype: str for the column"
+                )
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,193 @@
+"""Encode raw columns as integers: FuxiCTR's ``FeatureProcessor``, streamed.
+
+The vocabularies and statistics come from the training split (those of ``meta`` columns from all splits). CSV files are
+parsed once, into a temporary Parquet file; counting and encoding then read one column at a time, or stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from fuxictr_mm.encoding.columns import Column, RawFiles
+from fuxictr_mm.encoding.vocabulary import Vocabulary, as_text
+from fuxictr_mm.errors import ConfigError, DataError
+
+#: Rows of a row group of the files that are written; a shuffle buffer mixes many of them.
+ROW_GROUP = 100_000
+
+
+class Split:
+    """A raw split, parsed.
+
+    Parameters
+    ----------
+    raw : RawFiles
+        The files.
+    columns : sequence of Column
+        What is read of them.
+    parsed : Path
+        Where the parsed columns of CSV files are put.
+    needs_label : bool
+        Whether the label may not be missing.
+    """
+
+    def __init__(self, raw: RawFiles, columns: Sequence[Column], parsed: Path, needs_label: bool = False) -> None:
+        self.raw = raw
+        self.frame, self.columns = raw.scan(columns, needs_label)
+        if raw.form == "csv":
+            with raw.named_errors(columns):
+                self.frame.sink_parquet(parsed, compression="lz4", row_group_size=ROW_GROUP)
+            self.frame = pl.scan_parquet(parsed)
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Run a query on the split in bounded memory."""
+        with self.raw.named_errors(self.columns):
+            return frame.collect(engine="streaming")
+
+    def entries(self, column: Column) -> pl.Expr:
+        """Return a sequence as a list of texts."""
+        values = pl.col(column.name)
+        is_list = isinstance(self.frame.collect_schema()[column.name], pl.List)
+        return values if is_list else values.str.split(column.splitter)
+
+    def counts(self, column: Column) -> pl.DataFrame:
+        """Return the columns ``value`` and ``len``: every value or entry with its count."""
+        values = self.frame.select(
+            (self.entries(column).explode() if column.type == "sequence" else pl.col(column.name)).alias("value")
+        )
+        return self.collect(values.group_by("value").len())
+
+
+class Encoding:
+    """What the training split decides: vocabularies, lengths of sequences, scales of numbers.
+
+    Parameters
+    ----------
+    vocabularies : mapping of str to Vocabulary
+        By feature.
+    lengths : mapping of str to int
+        ``max_len`` of every sequence.
+    scales : mapping of str to pair of float
+        What is subtracted from a numeric column, and what it is then divided by.
+    """
+
+    def __init__(
+        self,
+        vocabularies: Mapping[str, Vocabulary],
+        lengths: Mapping[str, int],
+        scales: Mapping[str, Sequence[float]],
+    ) -> None:
+        self.vocabularies = dict(vocabularies)
+        self.lengths = dict(lengths)
+        self.scales = dict(scales)
+
+    @classmethod
+    def fit(
+        cls,
+        columns: Sequence[Column],
+        train: Split,
+        others: Sequence[Split],
+        min_count: int,
+        keys: Mapping[str, pl.Series],
+    ) -> Encoding:
+        """Build vocabularies and statistics.
+
+        Parameters
+        ----------
+        columns : sequence of Column
+            The columns.
+        train : Split
+            The training split.
+        others : sequence of Split
+            The other splits, which the vocabularies of meta columns cover as well.
+        min_count : int
+            The dataset's ``min_categr_count``.
+        keys : mapping of str to Series
+            Keys of the files of embeddings, by feature.
+        """
+        vocabularies: dict[str, Vocabulary] = {}
+        lengths: dict[str, int] = {}
+        scales: dict[str, Sequence[float]] = {}
+        for column in columns:
+            if column.has_vocabulary:
+                counts = train.counts(column)
+                least = column.spec.get("min_categr_count")
+                if column.type == "meta":
+                    counts = pl.concat([counts, *(split.counts(column) for split in others)])
+                    counts = counts.group_by("value").agg(pl.col("len").sum())
+                    own = Vocabulary.of_counts(counts, 1, "")
+                else:
+                    own = Vocabulary.of_counts(counts, min_count if least is None else least, column.missing)
+                owner = _owner(column, columns)
+                if owner is not column:
+                    own = vocabularies[owner.name].merged(own)
+                vocabularies[owner.name] = own
+            if column.type == "sequence":
+                lengths[column.name] = column.spec.get("max_len") or _longest(train, column)
+            if column.type == "numeric" and column.spec.get("normalizer"):
+                scales[column.name] = _scale(train, column)
+        owners = {c.name: _owner(c, columns).name for c in columns if c.has_vocabulary}
+        for name, series in keys.items():
+            vocabularies[owners[name]] = vocabularies[owners[name]].with_keys(series)
+        vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}
+        return cls(vocabularies, lengths, scales)
+
+    def write(self, split: Split, path: Path) -> None:
+        """Write the encoded columns of a split."""
+        frame = split.frame.select(self._encoded(column, split).alias(column.name) for column in split.columns)
+        with split.raw.named_errors(split.columns):
+            frame.sink_parquet(path, compression="lz4", row_group_size=ROW_GROUP)
+
+    def _encoded(self, column: Column, split: Split) -> pl.Expr:
+        values = pl.col(column.name)
+        if column.type == "embedding":
+            return values.cast(pl.List(pl.Float32))
+        if column.type == "sequence":
+            entry = pl.element()
+            ids = pl.when(entry == str(column.missing)).then(0).otherwise(self.vocabularies[column.name].ids(entry))
+            return split.entries(column).list.eval(ids)
+        if column.has_vocabulary:
+            return self.vocabularies[column.name].ids(as_text(values, column.dtype == "float"))
+        if column.type == "meta":
+            return values.cast(pl.Int64)
+        if column.name in self.scales:
+            shift, scale = self.scales[column.name]
+            values = (values - shift) / scale
+        return values.cast(pl.Float32)
+
+
+def _owner(column: Column, columns: Sequence[Column]) -> Column:
+    """Return the column whose embedding table a column uses, its own by default."""
+    by_name = {c.name: (place, c) for place, c in enumerate(columns)}
+    owner = column
+    while (name := owner.spec.get("share_embedding")) is not None:
+        where = f"feature '{owner.name}': share_embedding: {name}"
+        if name not in by_name or by_name[name][0] >= by_name[owner.name][0]:
+            raise ConfigError(f"{where}; expected an active feature that is listed before it")
+        if by_name[name][1].dtype != owner.dtype:
+            raise ConfigError(
+                f"{where}; the one is read as {by_name[name][1].dtype}, the other as {owner.dtype}, so that no value "
+                "would be shared; write dtype: str for both"
+            )
+        owner = by_name[name][1]
+    return owner
+
+
+def _longest(train: Split, column: Column) -> int:
+    return max(int(train.collect(train.frame.select(train.entries(column).list.len().max())).item() or 0), 1)
+
+
+def _scale(train: Split, column: Column) -> tuple[float, float]:
+    """Return mean and deviation, or minimum and range, of a numeric column."""
+    values = pl.col(column.name)
+    if column.spec["normalizer"] == "StandardScaler":
+        shift, scale = values.mean(), values.std(ddof=0)
+    else:
+        shift, scale = values.min(), values.max() - values.min()
+    found = train.collect(train.frame.select(shift.alias("shift"), scale.alias("scale")))
+    if len(found) == 0 or found["shift"][0] is None:
+        raise DataError(f"{train.raw.path}: no rows, expected at least one")
+    return float(found["shift"][0]), float(found["scale"][0]) or 1.0

@@ -1,0 +1,153 @@
+"""FuxiCTR's own datasets: CSV or Parquet files of raw columns, or files of integers with their ``feature_map.json``.
+
+What is encoded or converted here is then read by ``fuxictr_mm.data`` as any Parquet file of integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.config import FeatureSpec, Roles
+from fuxictr_mm.data import dataset
+from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.schema import ITEM_SOURCE
+from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.files import read_json
+
+#: Keys by which FuxiCTR's layers read a file of embeddings.
+PRETRAINED_KEYS = ("pretrained_emb", "pretrain_usage", "pretrain_dim", "freeze_emb", "oov_idx")
+
+
+def load_dataset(
+    params: Mapping[str, Any],
+    needs_labels: Mapping[str, bool],
+    vocabularies: Vocabularies | None = None,
+    *,
+    flat: bool,
+    test_data: str | None = None,
+    scratch: Path | None = None,
+) -> Dataset:
+    """Read and check a dataset of any layout; one without item files is encoded first, where it holds raw columns.
+
+    Parameters
+    ----------
+    params : mapping
+        Checked parameters of an experiment.
+    needs_labels : mapping of str to bool
+        Which splits to read, and whether each must have labels.
+    vocabularies : Vocabularies, optional
+        Those of the run whose weights are used.
+    flat : bool
+        Whether the model takes a dict of columns, as FuxiCTR's do, rather than target and history.
+    test_data : str, optional
+        Read in place of the dataset's test split, with the same vocabularies.
+    scratch : Path, optional
+        Folder for what is encoded of ``test_data``.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        Anything that is wrong with settings or files.
+    """
+    if params.get("item_info") is not None:
+        return dataset.load_dataset(
+            params if test_data is None else {**params, "test_data": test_data}, needs_labels, vocabularies
+        )
+    paths: dict[str, str] = {}
+    for split in needs_labels:
+        path = test_data if split == "test" and test_data is not None else params.get(f"{split}_data")
+        if not path:
+            raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
+        paths[split] = path
+    folder = Path(params.get("data_root") or ".") / params["dataset_id"]
+    form = params.get("data_format", "parquet")
+    read = {**params, **{f"{split}_data": path for split, path in paths.items()}}
+    if form == "csv" or params.get("rebuild_dataset"):
+        from fuxictr_mm.encoding.prepare import encode  # polars takes a while to import, and is seldom needed
+
+        changes, folder = encode(params, paths, needs_labels, folder, None if test_data is None else scratch)
+        read.update(changes)
+    else:
+        read.update(_described(params, folder))
+        if form == "npz":
+            from fuxictr_mm.encoding.prepare import convert
+
+            read.update(convert(paths, folder))
+    read = {**read, "roles": {}} if flat else _with_items(read)
+    try:
+        loaded = dataset.load_dataset(read, needs_labels, vocabularies)
+    except DataError as error:  # of what the user has, not of what was made of it
+        text = str(error)
+        for split, path in paths.items():
+            text = text.replace(str(read[f"{split}_data"]), str(path))
+        raise type(error)(text) from error
+    loaded.feature_map.data_dir = str(folder)  # where FuxiCTR's layers look for files of embeddings
+    return loaded
+
+
+def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return features and label of a dataset of integers: those of its entry, else of ``feature_map.json``.
+
+    Raises
+    ------
+    MissingFileError, DataError, ConfigError
+        There is no such file, or it is none of FuxiCTR's; several labels.
+    """
+    if params.get("feature_cols") and params.get("label_col"):
+        return {}
+    path = folder / "feature_map.json"
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path}: no such file; dataset {params['dataset_id']} has no feature_cols and label_col, name them or "
+            "write FuxiCTR's feature_map.json"
+        )
+    content = read_json(path)
+    try:
+        labels = content["labels"]
+        specs = [(str(name), dict(spec)) for entry in content["features"] for name, spec in entry.items()]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path}: expected FuxiCTR's feature map, with 'labels' and 'features'") from None
+    if len(labels) != 1:
+        raise ConfigError(f"{path}: {len(labels)} labels {labels}; this library trains on one, name it as label_col")
+    columns = []
+    for name, spec in specs:
+        known = {k: v for k, v in spec.items() if k in FeatureSpec.model_fields}
+        FeatureSpec.read({**known, "name": name}, f"{path}: feature '{name}'")
+        pretrained = {k: spec[k] for k in PRETRAINED_KEYS if k in spec} if "pretrained_emb" in spec else None
+        # FuxiCTR writes no encoder where there is none.
+        columns.append({"feature_encoder": None, **known, "name": name, "pretrained": pretrained})
+    label = params.get("label_col") or {"name": labels[0]}
+    return {"feature_cols": params.get("feature_cols") or columns, "label_col": label}
+
+
+def _with_items(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with the ids of the target's vocabulary as items, named by ``roles``.
+
+    Raises
+    ------
+    ConfigError
+        A role that is missing, or is no column with the vocabulary that it needs.
+    """
+    where = f"dataset {params['dataset_id']}"
+    roles = Roles.of(params)
+    columns = {}
+    for spec in params["feature_cols"]:
+        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
+            columns[name] = {**spec, "name": name, "source": ""}
+    for role, name, kind in (("target", roles.target, "categorical"), ("history", roles.history, "sequence")):
+        if name not in columns or columns[name]["type"] != kind:
+            raise ConfigError(
+                f"{where}: roles: {role} is {name}, expected a column of type: {kind}"
+                f" (there are: {', '.join(n for n, c in columns.items() if c['type'] == kind) or 'none'})"
+            )
+    if columns[roles.history].get("share_embedding") != roles.target:
+        raise ConfigError(
+            f"{where}: roles: {roles.history} and {roles.target} have vocabularies of their own; write "
+            f"share_embedding: {roles.target} for {roles.history}"
+        )
+    columns[roles.target]["source"] = ITEM_SOURCE
+    columns[roles.history] = {"name": roles.history, "type": "meta"}
+    return {**params, "feature_cols": list(columns.values()), "item_info": [], "ids": "as_is"}

@@ -1,0 +1,204 @@
+"""Encode the splits of a dataset, or take them from the cache."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.encoding.cache import Cache, fingerprint_of_files
+from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
+from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.files import write_json
+
+logger = logging.getLogger(__name__)
+
+#: Keys of a feature that decide how it is encoded.
+ENCODING_KEYS = (
+    "name", "type", "dtype", "fill_na", "remap", "splitter", "max_len", "min_categr_count", "normalizer", "preprocess",
+    "share_embedding", "pretrained_emb",
+)  # fmt: skip
+
+
+def encode(
+    params: Mapping[str, Any],
+    paths: Mapping[str, str],
+    needs_labels: Mapping[str, bool],
+    root: Path,
+    scratch: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Encode splits, unless they are in the cache.
+
+    Parameters
+    ----------
+    params : mapping
+        Checked parameters of an experiment.
+    paths : mapping of str to str
+        The splits to encode.
+    needs_labels : mapping of str to bool
+        Whether each must have labels.
+    root : Path
+        The dataset's folder, for the cache.
+    scratch : Path, optional
+        Given if the test split is none of the dataset's own: where it is written to.
+
+    Returns
+    -------
+    changes : dict
+        The parameters that read the result: files and ``feature_cols``.
+    folder : Path
+        Where it is.
+    """
+    changes: dict[str, Any] = {}
+    columns = columns_of(params)
+    form = params.get("data_format", "parquet")
+    raw = {
+        s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
+    }
+    keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
+    min_count = params.get("min_categr_count", 1)
+    made_from = {
+        "data_format": form,
+        "sep": params.get("sep", ","),
+        "min_categr_count": min_count,
+        "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
+        "files": {split: fingerprint_of_files(files.files) for split, files in raw.items()},
+        "pretrained": fingerprint_of_files(keys.values()),
+    }
+    cache = Cache(root, made_from)
+    with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
+        parsed: dict[str, Split] = {}
+
+        def parse(split: str, files: RawFiles) -> Split:
+            if split not in parsed:
+                parsed[split] = Split(
+                    files, columns, Path(temporary) / f"{split}.parquet", needs_labels.get(split, False)
+                )
+            return parsed[split]
+
+        encoding = cache.load()
+        if encoding is None:
+            started = time.perf_counter()
+            splits = [parse(split, files) for split, files in raw.items()]
+            encoding = Encoding.fit(
+                columns, splits[0], splits[1:], min_count, {n: _keys(n, p) for n, p in keys.items()}
+            )
+            _write_pretrained(cache, encoding, keys)
+            cache.save(encoding)
+            logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
+        for split, path in paths.items():
+            files = RawFiles(Path(path), form, params.get("sep", ","))
+            of_user = split == "test" and scratch is not None
+            target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.files)
+            changes[f"{split}_data"] = str(target)
+            if target.exists():
+                logger.info(f"{path}: encoded before, {target} is used")
+                continue
+            started = time.perf_counter()
+            source = parse("other" if of_user else split, files)
+            cache.write(target, partial(encoding.write, source))
+            logger.info(f"{path}: encoded in {time.perf_counter() - started:.1f} s, written to {target}")
+    changes["feature_cols"] = [_encoded_spec(c, encoding) for c in columns if c.type != "label"]
+    return changes, cache.folder
+
+
+def _splits_to_fit(params: Mapping[str, Any], columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:
+    """Return the splits that decide the encoding: the vocabularies of meta columns cover all of them."""
+    if not params.get("train_data"):
+        raise ConfigError(f"dataset {params['dataset_id']}: train_data is missing; vocabularies are built from it")
+    splits = ["train"]
+    if any(c.type == "meta" and c.has_vocabulary for c in columns):
+        splits += ["valid"] if scratch is not None else ["valid", "test"]
+    return {split: params[f"{split}_data"] for split in splits if params.get(f"{split}_data")}
+
+
+def _encoded_spec(column: Column, encoding: Encoding) -> dict[str, Any]:
+    """Return the entry of ``feature_cols`` of an encoded column."""
+    spec = dict(column.spec)
+    if column.type in ("categorical", "sequence"):
+        spec["vocab_size"] = encoding.vocabularies[column.name].size
+    if column.type == "sequence":
+        spec["max_len"] = encoding.lengths[column.name]
+    if spec.get("pretrained_emb"):
+        spec["pretrained"] = {
+            "pretrained_emb": _pretrained_name(column.name, Path(spec["pretrained_emb"])),
+            "pretrain_usage": spec.get("pretrain_usage") or "init",
+            "freeze_emb": spec.get("freeze_emb", True),
+            "oov_idx": encoding.vocabularies[column.name].oov,
+            **({"pretrain_dim": spec["pretrain_dim"]} if spec.get("pretrain_dim") else {}),
+        }
+    return spec
+
+
+def _pretrained_name(feature: str, path: Path) -> str:
+    return f"pretrained_{feature}{path.suffix}"
+
+
+def _keys(feature: str, path: Path) -> pl.Series:
+    """Return the keys of a file of embeddings as texts."""
+    where = f"feature '{feature}': pretrained_emb: {path}"
+    if not path.is_file():
+        raise MissingFileError(f"{where}: no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                keys = arrays["key"]
+        elif path.suffix == ".h5":
+            import h5py
+
+            with h5py.File(path) as file:
+                keys = file["key"].asstr()[:] if h5py.check_string_dtype(file["key"].dtype) else file["key"][:]
+        elif path.suffix == ".parquet":
+            return pl.read_parquet(path, columns=["key"])["key"].cast(pl.String)
+        else:
+            raise ConfigError(f"{where}: expected a file .npz, .h5 or .parquet with 'key' and 'value'")
+    except (KeyError, ValueError, OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{where}: cannot be read ({error}); expected arrays 'key' and 'value'") from None
+    return pl.Series([str(key) for key in keys.tolist()], dtype=pl.String)
+
+
+def _write_pretrained(cache: Cache, encoding: Encoding, keys: Mapping[str, Path]) -> None:
+    """Copy files of embeddings to where FuxiCTR's layers read them, with the vocabularies in FuxiCTR's form."""
+    for name, path in keys.items():
+        cache.write(cache.folder / _pretrained_name(name, path), partial(shutil.copyfile, path))
+    if keys:
+        write_json(cache.folder / "feature_vocab.json", {n: v.to_dict() for n, v in encoding.vocabularies.items()})
+
+
+def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
+    """Convert the arrays of .npz files to Parquet, unless that was done before; return the splits' new paths."""
+    changes = {}
+    cache = Cache(root, {"data_format": "npz"})
+    with cache.locked():
+        for split, path in paths.items():
+            files = part_files(path, ".npz")
+            target = cache.split_path(split, files)
+            changes[f"{split}_data"] = str(target)
+            if target.exists():
+                logger.info(f"{path}: converted before, {target} is used")
+                continue
+            cache.write(target, partial(_write_arrays, files))
+            logger.info(f"{path}: converted to {target}")
+    return changes
+
+
+def _write_arrays(files: Sequence[Path], target: Path) -> None:
+    frames = []
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                frames.append(pl.DataFrame({name: arrays[name] for name in arrays.files}))
+        except (ValueError, OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"{file}: cannot be read as .npz ({error}); expected arrays of numbers") from None
+    frame = pl.concat(frames).with_columns(pl.selectors.by_dtype(pl.Array).arr.to_list())
+    frame.write_parquet(target, row_group_size=ROW_GROUP)

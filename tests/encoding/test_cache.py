@@ -1,0 +1,133 @@
+"""Encoded files are used again, made again when something changes, and never used half-written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.encoding import prepare
+from fuxictr_mm.encoding.encode import Encoding
+from fuxictr_mm.errors import UserError
+from tests.encoding.raw import params_of, rows_of, write_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS = {"train": True, "valid": True}
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """List the files that are encoded."""
+    found = []
+    write = Encoding.write
+
+    def listing(self, split, path):
+        found.append(Path(split.raw.path).stem)
+        write(self, split, path)
+
+    monkeypatch.setattr(Encoding, "write", listing)
+    return found
+
+
+def encode(params, needs=NEEDS, scratch=None, **paths):
+    files = {split: paths.get(split, params[f"{split}_data"]) for split in needs}
+    return prepare.encode(params, files, needs, Path(params["data_root"]) / "d", scratch)
+
+
+def test_encoded_files_are_used_again(folder, written):
+    params = params_of(folder)
+    first, where = encode(params)
+    assert written == ["train", "valid"]
+    assert encode(params) == (first, where)
+    assert encode({**params, "embedding_dim": 9}) == (first, where)  # decides nothing of the encoding
+    assert written == ["train", "valid"]
+    encode(params, {"test": False})
+    assert written == ["train", "valid", "test"]
+    assert where.parent == folder / "ours" / "d"
+    names = sorted(path.name.split("-")[0] for path in where.iterdir())
+    assert names == ["manifest.json", "test", "train", "valid", "vocabulary.parquet"]
+
+
+def test_a_change_of_settings_or_files_is_encoded_again(folder, written):
+    params = params_of(folder)
+    encode(params)
+    encode({**params, "min_categr_count": 2})
+    assert written == ["train", "valid"] * 2
+    write_csv(folder / "train.csv", rows_of(80, 7))
+    assert pq.read_metadata(encode(params)[0]["train_data"]).num_rows == 80
+    assert written == ["train", "valid"] * 3
+
+
+def test_a_change_of_validation_keeps_the_training_split(folder, written):
+    params = params_of(folder, [{"name": "city", "dtype": "str", "type": "categorical"}])
+    encode(params)
+    write_csv(folder / "valid.csv", rows_of(30, 7))
+    encode(params)
+    assert written == ["train", "valid", "valid"]
+
+
+def test_another_test_file_is_encoded_with_the_same_vocabulary_elsewhere(folder, tmp_path, written):
+    params = params_of(folder)
+    other = write_csv(tmp_path / "other.csv", rows_of(10, 3))
+    kept, _ = encode(params, {"train": True, "test": False})
+    changes, _ = encode(params, {"test": False}, tmp_path, test=other)
+    assert written == ["train", "test", "other"]
+    assert changes["test_data"] == str(tmp_path / "test.parquet")
+    assert changes["feature_cols"] == kept["feature_cols"]
+
+
+@pytest.mark.parametrize("broken", ["manifest.json", "vocabulary.parquet"])
+def test_a_damaged_cache_is_made_again(folder, broken):
+    params = params_of(folder)
+    changes, where = encode(params)
+    (where / broken).write_bytes((where / broken).read_bytes()[:20])
+    assert encode(params)[0] == changes
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from fuxictr_mm.encoding import prepare
+from fuxictr_mm.encoding.encode import Encoding
+
+params = json.loads(sys.argv[1])
+if sys.argv[2] == "kill":
+    def write(self, split, path):
+        path.write_bytes(b"PAR1 half of a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    Encoding.write = write
+prepare.encode(params, {"train": params["train_data"]}, {"train": True}, Path(params["data_root"]) / "d")
+"""
+
+
+def start(params, how):
+    import json
+
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(params), how], env=env)
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_nothing_that_is_used(folder):
+    params = params_of(folder)
+    assert start(params, "kill").wait() == -9
+    changes, where = encode(params)
+    assert pq.read_metadata(changes["train_data"]).num_rows == 60
+    assert not list(where.glob(".*"))
+
+
+@pytest.mark.slow
+def test_processes_at_once_leave_one_encoding(folder):
+    params = params_of(folder)
+    processes = [start(params, "live") for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    where = encode(params, {"train": True})[1]
+    assert len(list(where.parent.glob("encoded-*"))) == len(list(where.glob("train-*.parquet"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(folder):
+    (folder / "ours").write_text("a file")
+    with pytest.raises(UserError, match="ours"):
+        encode(params_of(folder))

@@ -1,0 +1,192 @@
+"""The encoding against FuxiCTR's ``FeatureProcessor``, column by column."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fuxictr.preprocess import FeatureProcessor
+from fuxictr.preprocess.build_dataset import merge_meta_ddf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.data.batch import flat_format
+from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.encoding.fuxictr import load_dataset
+from fuxictr_mm.encoding.vocabulary import Vocabulary
+from tests.encoding.raw import COLUMNS, both_labels, params_of, rows_of, same, write_csv
+
+TEXTS = st.sampled_from(["", "a", "b", "B", "ä", "日本", 'say "x"', "x,y", " a ", "10", "9", "𝄞", "\uffee", "a\nb"])
+ROW = st.fixed_dictionaries(
+    {
+        "user": TEXTS,
+        "city": TEXTS,
+        "shop": TEXTS,
+        "item_id": st.sampled_from(["", "3", "20", "-7", "100"]),
+        "price": st.sampled_from(["", "0.5", "-2", "1e3"]),
+        "age": st.sampled_from(["", "1.5", "4", "9.25"]),
+        "size": st.sampled_from(["", "2", "3.5"]),
+        "seen": st.lists(st.sampled_from(["a", "b", "zz", ""]), max_size=5).map("^".join),
+        "tags": st.lists(st.sampled_from(["t1", "t2", "", "日"]), max_size=4).map(" | ".join),
+        "unused": st.just("x"),
+        "clk": st.sampled_from(["0", "1"]),
+    }
+)
+
+
+def reference(params, folder):
+    """Return FuxiCTR's feature map and its encoded splits."""
+    processor = FeatureProcessor(params["feature_cols"], params["label_col"], "d", str(folder / "theirs"))
+    options = {"data_format": params["data_format"], "sep": params.get("sep", ",")}
+    frames = {
+        split: processor.preprocess(processor.read_data(params[f"{split}_data"], **options))
+        for split in ("train", "valid", "test")
+    }
+    processor.fit(
+        frames["train"],
+        meta_ddf=merge_meta_ddf(processor, frames["train"], frames["valid"], frames["test"]),
+        min_categr_count=params["min_categr_count"],
+    )
+    encoded = {}
+    for split, frame in frames.items():
+        table = frame.collect()
+        encoded[split] = processor.transform({name: table[name].to_numpy() for name in table.columns})
+    return processor.feature_map, encoded
+
+
+def columns_of(loaded, split):
+    """Return the columns of a split as a model of FuxiCTR's gets them."""
+    table = loaded.splits[split]
+    batch = gather(table, torch.arange(len(table)))
+    return flat_format(batch, loaded.feature_map, loaded.items, 100)
+
+
+def assert_equal(params, folder, names=None):
+    loaded = load_dataset(params, {"train": False, "valid": False, "test": False}, flat=True)
+    feature_map, encoded = reference(params, folder)
+    for name, spec in feature_map.features.items():
+        ours = {k: v for k, v in loaded.feature_map.features[name].items() if k not in ("padding", "source")}
+        assert ours == {k: v for k, v in spec.items() if k not in ("source", "oov_idx")}, name
+        assert loaded.feature_map.features[name]["source"] == spec.get("source", "")
+    assert loaded.feature_map.total_features == feature_map.total_features
+    for split, columns in encoded.items():
+        found = columns_of(loaded, split)
+        for name, spec in feature_map.features.items():
+            if spec["type"] != "meta" or name == params["group_id"]:
+                torch.testing.assert_close(
+                    found[name].double(),
+                    torch.tensor(columns[name]).double(),
+                    rtol=1e-6,
+                    atol=1e-6,
+                    msg=f"{split} {name}",
+                )
+        assert found["clk"].tolist() == columns["clk"].tolist()
+    return loaded
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    splits=st.tuples(*[st.lists(ROW, min_size=2, max_size=12)] * 3),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    least=st.sampled_from([1, 2]),
+)
+def test_every_column_equals_that_of_fuxictr(tmp_path_factory, splits, quoting, least):
+    folder = tmp_path_factory.mktemp("data")
+    for split, rows in zip(("train", "valid", "test"), splits, strict=True):
+        write_csv(folder / f"{split}.csv", both_labels(rows), quoting)
+    params = params_of(folder, min_categr_count=least, group_id="user")
+    try:
+        reference(params, folder)
+    except IndexError:  # FuxiCTR fails if no value of a column is left; ours must not
+        load_dataset(params, {"train": False}, flat=True)
+        return
+    assert_equal(params, folder)
+
+
+def test_a_dataset_of_all_kinds_of_columns_equals_that_of_fuxictr(folder):
+    assert_equal(params_of(folder, min_categr_count=2, group_id="user"), folder)
+
+
+def test_another_separator(folder):
+    for split in ("train", "valid", "test"):
+        path = folder / f"{split}.csv"
+        pl.read_csv(path, infer_schema=False).write_csv(path, separator="\t")
+    assert_equal(params_of(folder, sep="\t"), folder)
+
+
+def test_raw_parquet_files_with_lists(folder):
+    """FuxiCTR 2.3.10 joins lists to texts with ``^``, after a fill of missing values that fails on lists."""
+    columns = [c for c in COLUMNS if c["name"] != "tags"]
+    columns += [{"name": "tags", "active": True, "dtype": "str", "type": "sequence", "max_len": 3}]
+    (folder / "lists").mkdir()
+    for split in ("train", "valid", "test"):
+        frame = pl.read_csv(folder / f"{split}.csv", schema_overrides={"clk": pl.Float64, "item_id": pl.Int64})
+        frame = frame.with_columns(
+            pl.col("age", "size", "price").cast(pl.Float64), pl.col("tags").str.replace_all(r" \| ", "^")
+        )
+        frame.write_parquet(folder / f"{split}.parquet")
+        frame.with_columns(pl.col("tags").str.split("^")).write_parquet(folder / "lists" / f"{split}.parquet")
+    params = params_of(folder, columns, "parquet", rebuild_dataset=True)
+    joined = assert_equal(params, folder)
+    lists = load_dataset({**params, "train_data": str(folder / "lists" / "train")}, {"train": True}, flat=True)
+    assert same(joined.splits["train"], lists.splits["train"])
+
+
+def test_part_files_are_one_split(folder):
+    rows = rows_of(40)
+    write_csv(folder / "parts" / "part.2.csv", rows[:20])
+    write_csv(folder / "parts" / "part.10.csv", rows[20:])
+    write_csv(folder / "whole.csv", rows)
+    tables = [
+        load_dataset(params_of(folder, train_data=str(folder / name)), {"train": True}, flat=True).splits["train"]
+        for name in ("parts", "whole.csv")
+    ]
+    assert same(*tables)
+
+
+def test_vocabulary_of_pretrained_keys(folder):
+    keys = np.array(["a", "new", "b", "new2"])
+    np.savez(folder / "emb.npz", key=keys, value=np.arange(8.0).reshape(4, 2))
+    columns = [
+        {"name": "city", "active": True, "dtype": "str", "type": "categorical", "embedding_dim": 2,
+         "pretrained_emb": str(folder / "emb.npz"),
+         "freeze_emb": True},
+        {"name": "shop", "active": True, "dtype": "str", "type": "categorical"},
+    ]  # fmt: skip
+    params = params_of(folder, columns)
+    loaded = load_dataset(params, {"valid": False}, flat=True)
+    feature_map, encoded = reference(params, folder)
+    expected = {k: v for k, v in feature_map.features["city"].items() if k != "source"}
+    assert {k: v for k, v in loaded.feature_map.features["city"].items() if k != "source"} == expected
+    assert columns_of(loaded, "valid")["city"].tolist() == encoded["valid"]["city"]
+    where = Path(loaded.feature_map.data_dir)
+    theirs = folder / "theirs" / "d"
+    ours, expected = (json.loads((f / "feature_vocab.json").read_text()) for f in (where, theirs))
+    assert ours == expected
+    assert (where / "pretrained_city.npz").read_bytes() == (folder / "emb.npz").read_bytes()
+
+
+def test_a_vocabulary_without_values_has_padding_and_oov():
+    counts = pl.DataFrame({"value": ["", "x"], "len": [9, 1]})
+    vocabulary = Vocabulary.of_counts(counts, 2, "")
+    assert vocabulary.to_dict() == {"__PAD__": 0, "__OOV__": 1}
+    assert pl.DataFrame({"a": ["x", ""]}).select(vocabulary.ids(pl.col("a")))["a"].to_list() == [1, 1]
+
+
+def test_embeddings_of_rows_pass(tmp_path):
+    table = {"vector": pa.array([[1.0, 2.0], [3.0, 4.0]]), "word": ["a", "b"], "clk": [0.0, 1.0]}
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    columns = [
+        {"name": "vector", "active": True, "dtype": "list", "type": "embedding", "pretrain_dim": 2},
+        {"name": "word", "active": True, "dtype": "str", "type": "categorical"},
+    ]
+    params = params_of(tmp_path, columns, "parquet", rebuild_dataset=True)
+    found = columns_of(load_dataset(params, {"train": True}, flat=True), "train")
+    assert found["vector"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert found["word"].tolist() == [1, 2]

@@ -1,0 +1,258 @@
+"""FuxiCTR's datasets through the loaders: streamed, without a feature map, with items by roles; and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from fuxictr_mm.data.interactions import concatenate
+from fuxictr_mm.encoding.fuxictr import load_dataset
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.experiment import Experiment
+from tests.encoding.raw import COLUMNS, LABEL, params_of, rows_of, same, write_csv
+from tests.encoding.test_encode import columns_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DNN = """
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+
+
+class PlainDNN(BaseModel):
+    def __init__(self, feature_map, model_id="PlainDNN", gpu=-1, learning_rate=1e-3, embedding_dim=8, **kwargs):
+        super().__init__(feature_map, model_id=model_id, gpu=gpu, **kwargs)
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        self.mlp = MLP_Block(feature_map.sum_emb_out_dim(), hidden_units=[9], output_dim=1, output_activation="sigmoid")
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        return {"y_pred": self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))}
+"""
+
+
+def configuration(folder, model="PlainDNN", **dataset):
+    """Write a configuration as FuxiCTR's users do, with a checkout's layout of model files."""
+    (folder / "zoo" / "PlainDNN" / "src").mkdir(parents=True, exist_ok=True)
+    (folder / "zoo" / "PlainDNN" / "src" / "PlainDNN.py").write_text(DNN)
+    entry = {k: v for k, v in params_of(folder).items() if k.endswith("_data") or k in ("data_root", "data_format")}
+    entry |= {"feature_cols": COLUMNS, "label_col": LABEL, **dataset}
+    experiment = {
+        "model": model, "dataset_id": "d", "epochs": 1, "batch_size": 32, "embedding_dim": 4, "tensorboard": False,
+        "metrics": ["AUC", "gAUC"], "group_id": "user", "model_root": str(folder / "checkpoints"), "verbose": 0,
+        "optimizer": "adam", "loss": "binary_crossentropy", "dnn_hidden_units": [8],
+    }  # fmt: skip
+    (folder / "dataset_config.yaml").write_text(json.dumps({"d": {k: v for k, v in entry.items() if v is not None}}))
+    (folder / "model_config.yaml").write_text(json.dumps({"X": experiment}))
+    return folder
+
+
+def test_streamed_is_as_in_memory(folder):
+    params = params_of(folder, group_id="user")
+    needs = {"train": True, "test": False}
+    memory = load_dataset(params, needs, flat=True)
+    streamed = load_dataset({**params, "resident": False}, needs, flat=True)
+    assert streamed.feature_map.features == memory.feature_map.features
+    assert same(concatenate(streamed.splits["train"].chunks()), memory.splits["train"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_model_of_fuxictr_trains_and_predicts(folder, resident):
+    experiment = Experiment.load("X", configuration(folder), model_zoo=folder / "zoo", resident=resident)
+    run = experiment.fit()
+    assert run.valid.keys() == {"AUC", "gAUC"}
+    predictions = experiment.predict()
+    assert predictions.shape == (60,)
+    raw = pl.read_csv(folder / "test.csv", infer_schema=False)
+    raw.head(7).drop("clk").write_csv(folder / "few.csv")
+    np.testing.assert_allclose(experiment.predict(folder / "few.csv"), predictions[:7], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_our_model_takes_target_and_history_by_roles(folder):
+    columns = [c for c in COLUMNS if c["name"] != "item_id"]
+    config = configuration(folder, "DIN", roles={"target": "shop", "history": "seen"}, feature_cols=columns)
+    experiment = Experiment.load("X", config, model_zoo=ROOT / "model_zoo")
+    dataset = experiment.load_dataset({"train": True})
+    flat = load_dataset(experiment.config.to_dict(), {"train": True}, flat=True)
+    plain, table = columns_of(flat, "train"), dataset.splits["train"]
+    assert table.target.tolist() == plain["shop"].tolist()
+    assert dataset.items.num_items == flat.feature_map.features["shop"]["vocab_size"]
+    # FuxiCTR cuts to the first three of four; a history keeps the newest ones, without padding.
+    for row, seen in zip(plain["seen"].tolist(), histories(table), strict=True):
+        assert seen[: sum(i > 0 for i in row)] == [i for i in row if i]
+    assert max(map(len, histories(table))) == 4
+    assert {"shop", "seen"}.isdisjoint(dataset.feature_map.features)
+    assert experiment.fit().valid["AUC"] >= 0
+
+
+def histories(table):
+    return [table.slice(i, i + 1).history_values.tolist() for i in range(len(table))]
+
+
+def encoded(folder):
+    """Write integers as FuxiCTR's processor leaves them, with padded sequences."""
+    rng = np.random.default_rng(0)
+    root = folder / "data" / "d"
+    root.mkdir(parents=True)
+    features = {
+        "user": {"type": "meta"},
+        "shop": {"source": "item", "type": "categorical", "padding_idx": 0, "vocab_size": 9},
+        "seen": {"source": "", "type": "sequence", "share_embedding": "shop", "padding_idx": 0, "max_len": 4,
+                 "vocab_size": 9},
+        "price": {"source": "", "type": "numeric"},
+    }  # fmt: skip
+    for split in ("train", "valid"):
+        arrays = {
+            "user": rng.integers(0, 5, 40),
+            "shop": rng.integers(1, 9, 40),
+            "seen": np.sort(rng.integers(0, 9, (40, 4)) * rng.integers(0, 2, (40, 4)), axis=1)[:, ::-1].copy(),
+            "price": rng.random(40).astype(np.float32),
+            "clk": (np.arange(40) % 2).astype(np.float32),
+        }
+        np.savez(root / f"{split}.npz", **arrays)
+        pl.DataFrame(arrays).write_parquet(root / f"{split}.parquet")
+    content = {"dataset_id": "d", "labels": ["clk"], "features": [{k: v} for k, v in features.items()]}
+    (root / "feature_map.json").write_text(json.dumps(content))
+    return features, arrays
+
+
+@pytest.mark.parametrize("form", ["parquet", "npz"])
+def test_integers_with_a_feature_map(tmp_path, form):
+    features, arrays = encoded(tmp_path)
+    root = tmp_path / "data"
+    params = {
+        "dataset_id": "d", "data_root": str(root), "data_format": form, "resident": True, "group_id": "user",
+        **{f"{split}_data": str(root / "d" / f"{split}.{form}") for split in ("train", "valid")},
+    }  # fmt: skip
+    loaded = load_dataset(params, {"train": True, "valid": True}, flat=True)
+    assert {n: dict(s) for n, s in loaded.feature_map.features.items() if n != "user"} == {
+        n: s for n, s in features.items() if n != "user"
+    }
+    found = columns_of(loaded, "valid")
+    for name, column in arrays.items():
+        torch.testing.assert_close(found[name].double(), torch.tensor(column).double(), msg=name)
+    items = load_dataset({**params, "roles": {"target": "shop", "history": "seen"}}, {"valid": True}, flat=False)
+    assert items.splits["valid"].target.tolist() == arrays["shop"].tolist()
+    assert items.splits["valid"].history_values.tolist() == arrays["seen"][arrays["seen"] > 0].tolist()
+
+
+def test_a_feature_map_is_checked(tmp_path):
+    encoded(tmp_path)
+    root = tmp_path / "data"
+    params = {"dataset_id": "d", "data_root": str(root), "valid_data": str(root / "d" / "valid.parquet")}
+    path = root / "d" / "feature_map.json"
+    text = path.read_text()
+    path.write_text(text.replace('"max_len"', '"feature_encoder": "__import__(\'os\')", "max_len"'))
+    with pytest.raises(ConfigError, match="feature_encoder"):
+        load_dataset(params, {"valid": True}, flat=True)
+    path.write_text(text.replace('"features"', '"feats"'))
+    with pytest.raises(DataError, match=r"feature_map\.json"):
+        load_dataset(params, {"valid": True}, flat=True)
+    path.unlink()
+    with pytest.raises(MissingFileError, match=r"feature_map\.json"):
+        load_dataset(params, {"valid": True}, flat=True)
+
+
+def changed(**settings):
+    """Return the features with settings of one changed."""
+    name = settings.pop("name")
+    return [{**c, **settings} if c["name"] == name else c for c in COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            changed(name="price", category_processor="quantile_bucket"),
+            ["price", "category_processor", "quantile_bucket"],
+        ),
+        (changed(name="copy", preprocess="convert_hour"), ["copy", "preprocess", "convert_hour"]),
+        (changed(name="item_id", remap=False), ["item_id", "remap"]),
+        (changed(name="seen", share_embedding="item_id"), ["seen", "share_embedding", "item_id"]),
+        (changed(name="seen", share_embedding="tags"), ["seen", "share_embedding", "tags"]),
+        (changed(name="age", fill_na="none"), ["age", "fill_na", "none"]),
+    ],
+)
+def test_what_is_not_supported_is_refused(folder, columns, words):
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(params_of(folder, columns), {"train": True}, flat=True)
+    assert all(word in str(caught.value) for word in words)
+
+
+def edited(folder, change):
+    rows = rows_of(60)
+    change(rows)
+    write_csv(folder / "train.csv", rows)
+    return params_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[41].update(price="cheap"), ["train.csv", "price", "row 41", "'cheap'"]),
+        (lambda rows: rows[3].update(item_id="4.5"), ["train.csv", "item_id", "row 3", "'4.5'"]),
+        (lambda rows: rows[5].update(clk="yes"), ["train.csv", "clk", "row 5", "'yes'"]),
+        (lambda rows: rows[5].update(clk=""), ["train.csv", "clk", "row 5", "null"]),
+        (lambda rows: rows[5].update(clk="7"), ["train.csv", "clk", "row 5", "7"]),
+        (lambda rows: rows[7].update(age="inf"), ["train.csv", "age"]),
+        (lambda rows: [row.pop("city") for row in rows], ["train.csv", "city"]),
+        (lambda rows: [row.pop("clk") for row in rows], ["train.csv", "clk"]),
+    ],
+)
+def test_wrong_data_is_named_with_file_column_row_and_value(folder, change, words):
+    with pytest.raises(DataError) as caught:
+        load_dataset(edited(folder, change), {"train": True}, flat=True)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_missing_label_may_be_filled(folder):
+    params = edited(folder, lambda rows: rows[5].update(clk=""))
+    label = load_dataset({**params, "label_col": {**LABEL, "fill_na": 1}}, {"train": True}, flat=True)
+    assert label.splits["train"].label[5] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"unfinished\n'])
+def test_a_damaged_file_is_an_error(folder, content):
+    (folder / "train.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.csv"):
+        load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"target": "nowhere", "history": "seen"},
+        {"target": "shop", "history": "city"},
+        {"target": "city", "history": "seen"},
+    ],
+)
+def test_roles_must_name_columns_of_one_vocabulary(folder, roles):
+    with pytest.raises(ConfigError, match="roles"):
+        load_dataset(params_of(folder, roles=roles), {"train": True}, flat=False)
+
+
+def test_our_model_without_items_is_told_of_roles(folder):
+    with pytest.raises(ConfigError, match="roles"):
+        Experiment.load("X", configuration(folder, "DIN"), model_zoo=ROOT / "model_zoo")
+
+
+@pytest.mark.slow
+def test_bad_data_ends_a_command_with_exit_code_2(folder):
+    edited(folder, lambda rows: rows[41].update(price="cheap"))
+    configuration(folder)
+    command = [sys.executable, str(ROOT / "run_expid.py"), "--expid", "X", "--model_zoo", "zoo"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "row 41" in done.stderr
