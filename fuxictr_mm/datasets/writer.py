@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.datasets.numbering import Numbering
+from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import atomic_path, read_json, write_json
@@ -175,8 +175,8 @@ class Writer:
         return frame
 
     @cached_property
-    def _items(self) -> Numbering:
-        return Numbering(self._item_frame["item_id"])
+    def _items(self) -> Vocabulary:
+        return _build(self._item_frame["item_id"])
 
     def _write_items(self) -> tuple[dict[str, float], dict[str, float]]:
         """Write the item file and a file per embedding; return coverage and scale of each embedding."""
@@ -206,9 +206,9 @@ class Writer:
             return column.cast(pl.String).fill_null("").to_arrow()
         vocabulary = self._vocabulary(name)
         if kind == "categorical":
-            return pa.array(vocabulary.encode(column))
+            return pa.array(_codes(vocabulary, column))
         values, offsets = _parts(column.to_arrow())
-        return pa.LargeListArray.from_arrays(offsets, pa.array(vocabulary.encode(values)))
+        return pa.LargeListArray.from_arrays(offsets, pa.array(_codes(vocabulary, values)))
 
     def _write_embeddings(self, name: str, embeddings: Embeddings) -> float:
         """Write the embeddings of known items; return the fraction of the items that have one."""
@@ -220,7 +220,7 @@ class Writer:
         with atomic_path(path) as temporary:
             try:
                 for ids, values in progress_bar(embeddings.chunks(), name, self.verbose):
-                    numbers = self._items.encode(ids)
+                    numbers = _codes(self._items, ids)
                     kept = np.flatnonzero(numbers)
                     kept = kept[~seen[numbers[kept]]]
                     seen[numbers[kept]] = True
@@ -239,10 +239,10 @@ class Writer:
     # Rows
 
     @cached_property
-    def _vocabularies(self) -> dict[str, Numbering]:
+    def _vocabularies(self) -> dict[str, Vocabulary]:
         return {}
 
-    def _vocabulary(self, name: str) -> Numbering:
+    def _vocabulary(self, name: str) -> Vocabulary:
         """Return the numbering of an item column, of a context column or of the users."""
         if name not in self._vocabularies:
             if name in self.reader.item_columns:
@@ -250,7 +250,7 @@ class Writer:
                 values = values.explode() if values.dtype == pl.List else values
             else:
                 values = self.reader.values(name)
-            self._vocabularies[name] = Numbering(values)
+            self._vocabularies[name] = _build(values)
         return self._vocabularies[name]
 
     def _write_vocabularies(self) -> dict[str, int]:
@@ -262,7 +262,7 @@ class Writer:
             sizes[name] = len(values) + 1
             path = self.folder / "vocabularies" / f"{name}.parquet"
             if not path.exists():
-                table = pa.table({"code": np.arange(1, sizes[name], dtype=np.int32), "value": values.to_arrow()})
+                table = pa.table({"code": np.arange(1, sizes[name], dtype=np.int32), "value": values})
                 with atomic_path(path) as temporary:
                     pq.write_table(table, temporary, compression="zstd")
         return sizes
@@ -305,23 +305,23 @@ class Writer:
     def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
         """Yield the rows of each split with all ids as numbers."""
         reader, columns = self.reader, rows.columns
-        target = self._items.encode(columns["item_id"])
+        target = _codes(self._items, columns["item_id"])
         values, offsets = _parts(rows.histories)
-        items = self._items.encode(values)
+        items = _codes(self._items, values)
         known = np.r_[0, np.cumsum(items > 0)]
         ends = known[offsets]
         unknown = np.diff(offsets) - np.diff(ends)
         histories = _newest(items[items > 0], ends, reader.max_len)
         which = np.arange(len(columns)) if rows.which is None else rows.which
         data: dict[str, Any] = {
-            "user_id": self._vocabulary("user_id").encode(columns["user_id"]),
+            "user_id": _codes(self._vocabulary("user_id"), columns["user_id"]),
             "item_id": target,
             "item_seq": histories.take(pa.array(which)),
         }
         for name, kind in reader.context.items():
             column = columns[name]
             data[name] = (
-                self._vocabulary(name).encode(column)
+                _codes(self._vocabulary(name), column)
                 if kind == "categorical"
                 else column.cast(pl.Float32).fill_null(0).to_numpy()
             )
@@ -365,6 +365,15 @@ class Writer:
 def _stat(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _build(values: pl.Series) -> Vocabulary:
+    return Vocabulary.build([values.to_arrow()])
+
+
+def _codes(vocabulary: Vocabulary, values: pl.Series) -> np.ndarray:
+    """Return the number of each value, int32; 0 for a null and for one that is unknown."""
+    return np.maximum(vocabulary.encode(values.to_arrow()), 0).astype(np.int32)
 
 
 def _parts(lists: pa.Array) -> tuple[pl.Series, np.ndarray]:
