@@ -51,6 +51,8 @@ class SyntheticSpec:
     text_dim: int = _option(32, "dimension of txt_emb_BERT")
     image_dim: int = _option(48, "dimension of img_emb_CLIPRN50")
     emb_dim: int = _option(16, "dimension D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
+    emb_bits: int = _option(32, "8 stores the reduced embeddings as 8-bit integers, 16 times their value")
+    emb_items: float = _option(1.0, "fraction of items in item_feature and item_emb; the others are in item_info alone")
     text_noise: float = _option(0.2, "standard deviation of the noise on a text value, that of a topic being 1")
     image_noise: float = _option(0.2, "standard deviation of the noise on an image value, that of a topic being 1")
     text_scale: float = _option(1.0, "factor on all text values")
@@ -84,6 +86,8 @@ class SyntheticSpec:
             2 <= self.emb_dim <= most and self.emb_dim % 2 == 0,
             f"an even number from 2 to {most}, the smaller of text_dim and image_dim",
         )
+        self._require("emb_bits", self.emb_bits in (8, 32), "8 or 32")
+        self._require("emb_items", 0 < self.emb_items <= 1, "a fraction above 0, up to 1")
         for name in ("popular_share", "cold_share", "tag_signal"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
         self._require("cold_items", 0 <= self.cold_items < 1, "a fraction from 0 to below 1")
@@ -104,6 +108,17 @@ class SyntheticSpec:
         if not holds:
             raise ConfigError(f"synthetic data: {name} is {getattr(self, name)}; expected {expected}")
 
+    def scaled(self, factor: float) -> SyntheticSpec:
+        """Return a world with ``factor`` times as many users, items and rows.
+
+        Examples
+        --------
+        >>> SyntheticSpec().scaled(0.1).train_rows
+        1600
+        """
+        sizes = ("users", "items", "train_rows", "valid_rows", "test_rows")
+        return dataclasses.replace(self, **{name: round(getattr(self, name) * factor) for name in sizes})
+
     @property
     def cold_count(self) -> int:
         """Number of cold items."""
@@ -117,6 +132,24 @@ class SyntheticSpec:
 
 PRESETS: dict[str, SyntheticSpec] = {
     "tiny": SyntheticSpec(),
+    # As many rows, users and items in histories as Taobao-MM: use it with --scale.
+    "taobao-mm": SyntheticSpec(
+        users=8_800_000,
+        items=243_000_000,
+        tags=14_000,
+        train_rows=75_255_000,
+        valid_rows=760_000,
+        test_rows=22_979_000,
+        seq_len=1000,
+        history_mean=400.0,
+        history_shape=1.0,
+        history_candidates=2,
+        text_dim=128,
+        image_dim=128,
+        emb_dim=128,
+        emb_bits=8,
+        emb_items=0.146,
+    ),
     "microlens-1m": SyntheticSpec(
         users=1_000_000,
         items=91_717,
@@ -142,9 +175,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm synth --preset tiny --out data/my_data",
         "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
+        "fuxictr-mm synth --preset taobao-mm --scale 0.01 --out data/taobao_like",
         "fuxictr-mm synth --users 5000 --items 3000 --text-noise 1 --seed 8 --out data/noisy --json",
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
+    parser.add_argument("--scale", type=float, metavar="X", help="X times as many users, items and rows")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an older dataset in FOLDER")
     add_output_options(parser)
@@ -161,7 +196,10 @@ def main_from_args(args: argparse.Namespace) -> None:
 
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SyntheticSpec)}
     changes = {name: value for name, value in given.items() if value is not None}
-    spec = dataclasses.replace(PRESETS[args.preset], **changes)
+    if args.scale is not None and not 0 < args.scale <= 1000:
+        raise ConfigError(f"--scale is {args.scale}, expected a number above 0 and at most 1000")
+    spec = PRESETS[args.preset] if args.scale is None else PRESETS[args.preset].scaled(args.scale)
+    spec = dataclasses.replace(spec, **changes)
     generate(spec, args.out, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
     files = sorted(path.name for path in Path(args.out).iterdir())
     document = {"folder": str(args.out), "preset": args.preset, "spec": dataclasses.asdict(spec), "files": files}

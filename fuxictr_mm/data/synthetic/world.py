@@ -40,6 +40,7 @@ class Stream(enum.IntEnum):
     TRAIN = 6
     VALID = 7
     TEST = 8
+    EMBEDDED = 9
 
 
 SPLITS = {"train": Stream.TRAIN, "valid": Stream.VALID, "test": Stream.TEST}
@@ -143,6 +144,14 @@ class World:
             levels = (self.likes_level[items] + self.views_level[items] - 2 * middle) / deviation
             logit += spec.popularity_effect * self.popularity[items] + spec.context_effect * levels
         return logit
+
+    def embedded(self, chunk: int, ids: Integers) -> NDArray[np.bool_]:
+        """Return for the items of a chunk (I,) whether they have text, image and embeddings."""
+        if self.spec.emb_items == 1:
+            return np.ones(len(ids), dtype=bool)
+        kept = generator(self.spec, Stream.EMBEDDED, chunk).random(len(ids)) < self.spec.emb_items
+        kept[:1] = True  # a chunk without any would have no rows
+        return kept
 
     def exposure(self) -> NDArray[np.float64]:
         """Return the cumulative probability of each item to be seen, (I + 1,): Zipf's law over the warm items."""

@@ -31,8 +31,11 @@ from fuxictr_mm.data.synthetic.world import (
 )
 from fuxictr_mm.errors import DataError
 
-#: Items, and rows of a split, that are written at a time.
+#: Items, and rows of a split with histories of up to 100 items, that are written at a time.
 ITEM_CHUNK, ROW_CHUNK = 8192, 100_000
+
+#: What reduced embeddings are multiplied by where they are 8-bit integers.
+INT8_FACTOR = 16
 
 FILES = {
     *("train.parquet", "valid.parquet", "test.parquet", "test_labelled.parquet"),
@@ -120,17 +123,19 @@ def _write_items(world: World, folder: Path, progress: bool) -> None:
     )
     raw_embeddings = _RawEmbeddings(world)
     dim = spec.text_dim + spec.image_dim
-    total, products = np.zeros(dim), np.zeros((dim, dim))
+    total, products, count = np.zeros(dim), np.zeros((dim, dim)), 0
     with (
         _progress_bar("items", spec.items, "items", progress) as bar,
         open_writer(folder / "item_feature.parquet", schema) as writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
             ids = np.arange(start + 1, stop + 1)
-            raw = raw_embeddings.sample(chunk, ids)
+            titles = sample_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids])
+            kept = world.embedded(chunk, ids)
+            raw, ids = raw_embeddings.sample(chunk, ids)[kept], ids[kept]
             columns = {
                 "item_id": ids,
-                "item_title": sample_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids]),
+                "item_title": titles.filter(pa.array(kept)),
                 "item_tags": world.tags[ids],
                 "likes_level": world.likes_level[ids],
                 "views_level": world.views_level[ids],
@@ -141,9 +146,10 @@ def _write_items(world: World, folder: Path, progress: bool) -> None:
             exact = raw.astype(np.float64)
             total += exact.sum(axis=0)
             products += exact.T @ exact
-            bar.update(len(ids))
-    mean = total / spec.items
-    projections = _fit_projections(spec, products / spec.items - np.outer(mean, mean))
+            count += len(ids)
+            bar.update(stop - start)
+    mean = total / count
+    projections = _fit_projections(spec, products / count - np.outer(mean, mean))
     _write_embeddings(world, raw_embeddings, mean, projections, folder, progress)
 
 
@@ -171,6 +177,13 @@ class _RawEmbeddings:
 def half_precision(values: NDArray) -> NDArray[np.float32]:
     """Round to what float16 can hold, kept as float32: half the size on disk once compressed."""
     return values.astype(np.float16).astype(np.float32)
+
+
+def _stored(values: NDArray, spec: SyntheticSpec) -> NDArray:
+    """Return reduced embeddings as they are written."""
+    if spec.emb_bits == 8:
+        return np.clip(np.rint(values * INT8_FACTOR), -127, 127).astype(np.int8)
+    return half_precision(values)
 
 
 def _half_names(spec: SyntheticSpec) -> tuple[str, str]:
@@ -212,32 +225,38 @@ def _write_embeddings(
     folder: Path,
     progress: bool,
 ) -> None:
-    """Write item_info.parquet (v3 as its embedding) and item_emb.parquet, both with the padding row 0."""
+    """Write item_info.parquet (v3 as its embedding) and item_emb.parquet, both with the padding row 0.
+
+    Where some items have no embedding, item_info has the ids and tags of all, and item_emb the rows of the others.
+    """
     spec = world.spec
     stem, halves = spec.embedding_name, _half_names(spec)
     dims = {f"{stem}_{version}": spec.emb_dim for version in ("v1", "v2", "v3", "e4")}
     dims |= dict.fromkeys(halves, spec.emb_dim // 2)
     ids_field, tags_field = ("item_id", pa.int64()), ("item_tags", pa.list_(pa.int64(), MAX_TAGS))
-    emb_schema = pa.schema([ids_field, *((name, pa.list_(pa.float32(), dim)) for name, dim in dims.items())])
-    info_schema = pa.schema([ids_field, tags_field, (stem, pa.list_(pa.float32(), spec.emb_dim))])
+    kind = pa.int8() if spec.emb_bits == 8 else pa.float32()
+    emb_schema = pa.schema([ids_field, *((name, pa.list_(kind, dim)) for name, dim in dims.items())])
+    info_embedding = [(stem, pa.list_(kind, spec.emb_dim))] if spec.emb_items == 1 else []
+    info_schema = pa.schema([ids_field, tags_field, *info_embedding])
     with (
         _progress_bar("item embeddings", spec.items, "items", progress) as bar,
         open_writer(folder / "item_emb.parquet", emb_schema) as emb_writer,
         open_writer(folder / "item_info.parquet", info_schema) as info_writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
-            centred = raw_embeddings.sample(chunk, np.arange(start + 1, stop + 1)) - mean
+            ids = np.arange(start + 1, stop + 1)
+            kept = world.embedded(chunk, ids)
+            centred = raw_embeddings.sample(chunk, ids)[kept] - mean
             columns: dict[str, NDArray] = {
-                name: half_precision(centred @ components * scale) for name, (components, scale) in projections.items()
+                name: _stored(centred @ components * scale, spec) for name, (components, scale) in projections.items()
             }
             columns[f"{stem}_e4"] = np.concatenate([columns[name] for name in halves], axis=1)
             columns[stem] = columns[f"{stem}_v3"]
             if chunk == 0:
                 columns = {name: np.pad(rows, ((1, 0), (0, 0))) for name, rows in columns.items()}
-            ids = np.arange(start + (chunk > 0), stop + 1)
-            columns |= {"item_id": ids, "item_tags": world.tags[ids]}
-            emb_writer.write_table(_to_table(columns, emb_schema))
-            info_writer.write_table(_to_table(columns, info_schema))
+                ids, kept = np.r_[0, ids], np.r_[True, kept]
+            emb_writer.write_table(_to_table({**columns, "item_id": ids[kept]}, emb_schema))
+            info_writer.write_table(_to_table({**columns, "item_id": ids, "item_tags": world.tags[ids]}, info_schema))
             bar.update(stop - start)
 
 
@@ -271,7 +290,7 @@ def _write_split(
     with ExitStack() as stack:
         writers = [stack.enter_context(open_writer(folder / name, schema)) for name, schema in schemas.items()]
         bar = stack.enter_context(_progress_bar(split, total, "rows", progress))
-        for chunk, start, stop in chunks(total, ROW_CHUNK):
+        for chunk, start, stop in chunks(total, ROW_CHUNK * 100 // max(world.spec.seq_len, 100)):
             columns = sample_row_chunk(world, histories, exposure, split, chunk, stop - start)
             for writer, schema in zip(writers, schemas.values(), strict=True):
                 writer.write_table(_to_table(columns, schema))

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LinearRegression
@@ -224,3 +225,24 @@ def test_extreme_options_still_make_a_dataset(tmp_path, changes, column):
     generate(spec, tmp_path / "data", progress=False)
     assert pq.read_metadata(tmp_path / "data" / "train.parquet").num_rows == spec.train_rows
     assert set(column(tmp_path / "data" / "train.parquet", "label")) <= {0, 1}
+
+
+def test_the_shape_of_taobao_mm(tmp_path):
+    spec = dataclasses.replace(
+        PRESETS["taobao-mm"].scaled(0.00002), train_rows=400, valid_rows=50, test_rows=50, seq_len=300, users=60
+    )
+    generate(spec, tmp_path / "out", progress=False)
+    emb = pq.read_table(tmp_path / "out" / "item_emb.parquet")
+    info = pq.read_table(tmp_path / "out" / "item_info.parquet")
+    assert info["item_id"].to_pylist() == list(range(spec.items + 1))
+    assert 0.1 < (len(emb) - 1) / spec.items < 0.2
+    feature = pq.read_table(tmp_path / "out" / "item_feature.parquet")
+    assert feature["item_id"].to_pylist() == emb["item_id"].to_pylist()[1:]
+    name = f"{spec.embedding_name}_e4"
+    assert emb.schema.field(name).type == pa.list_(pa.int8(), 128)
+    values = np.stack(emb[name].to_numpy())[1:]
+    # On unit scale, times 16, and few values beyond 8 bits.
+    assert 12 < values.astype(float).std() < 18
+    assert (np.abs(values) == 127).mean() < 0.01
+    lengths = (np.stack(pq.read_table(tmp_path / "out" / "train.parquet")["item_seq"].to_numpy()) > 0).sum(1)
+    assert lengths.max() > 200
