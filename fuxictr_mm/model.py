@@ -176,7 +176,7 @@ class MultimodalModel(BaseModel):
             raise ConfigError(f"{model_id}: {error} Its layer does not take these arguments") from error
         self._check_encoders()
         self.similarities = nn.ModuleDict(
-            {n: HistorySimilarity(self.items[s["of"]], s["statistics"])
+            {n: HistorySimilarity(self.items.stored(s["of"]), s["statistics"])
              for n, s in self.computed.items() if s["computed"] == "similarity"}
         )  # fmt: skip
         # Trainable embeddings start from the stored values and are parameters of the model.
@@ -313,7 +313,7 @@ class MultimodalModel(BaseModel):
     def _compute(self, name: str, batch: Batch) -> Tensor:
         spec = self.computed[name]
         if spec["computed"] == "similarity":
-            return self.similarities[name](self.items[spec["of"]], batch.target, batch.history)
+            return self.similarities[name](self.items.stored(spec["of"]), batch.target, batch.history)
         lengths = batch.history.lengths
         if spec["type"] == "numeric":
             return lengths.float().log1p()

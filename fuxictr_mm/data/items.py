@@ -78,6 +78,10 @@ class ItemTable(nn.Module):
     def _decoded(self, name: str, column: Tensor) -> Tensor:
         return column.float() * self.scales.get(name, 1.0) if column.dtype == torch.int8 else column
 
+    def stored(self, name: str) -> Tensor:
+        """Return a column as it is kept: 8-bit integers are not decoded."""
+        return self.get_buffer(f"column_{name}")
+
     def dim(self, name: str) -> int:
         """Return the dim of an embedding, or the length of a sequence."""
         return self.get_buffer(f"column_{name}").shape[1]
@@ -178,7 +182,7 @@ class ItemTable(nn.Module):
             known[part.ids] = True
         for name, feature in wanted.items():
             _decode_ids(feature, found[name], vocabularies, items_of, num_trained)
-        columns = {name: _assemble(f, found[name], num_items, known, items_of) for name, f in wanted.items()}
+        columns = {n: _assemble(f, found[n], num_items, known, items_of, num_trained) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
         return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
 
@@ -525,7 +529,12 @@ def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where:
 
 
 def _assemble(
-    feature: Feature, parts: Sequence[_Part], num_items: int, known: np.ndarray, vocabulary: Vocabulary | None
+    feature: Feature,
+    parts: Sequence[_Part],
+    num_items: int,
+    known: np.ndarray,
+    vocabulary: Vocabulary | None,
+    num_trained: int | None,
 ) -> Tensor:
     """Write the rows of all part files to the rows of their ids."""
     columns = [part.columns[feature.name] for part in parts]
@@ -557,10 +566,10 @@ def _assemble(
         )
     if values.dtype == np.int8:
         return torch.from_numpy(values)
-    return torch.from_numpy(normalize(values, feature.norm, feature.scale))
+    return torch.from_numpy(normalize(values, feature.norm, feature.scale, num_trained))
 
 
-def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0) -> np.ndarray:
+def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0, num_trained: int | None = None) -> np.ndarray:
     """Normalise frozen embeddings, once for all batches.
 
     Parameters
@@ -572,6 +581,8 @@ def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0) -> np.nd
         variance 1 of each dim over the items that have an embedding; a dim that is constant becomes zero.
     scale : float
         What the result is multiplied by.
+    num_trained : int, optional
+        Items from this number on are new, and do not count in mean and variance of ``standard``.
 
     Returns
     -------
@@ -590,9 +601,11 @@ def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0) -> np.nd
     if norm == "l2":
         found /= np.linalg.norm(found, axis=1, keepdims=True)
     elif found.size:
-        axis = 1 if norm == "layer" else 0
-        found -= found.mean(axis=axis, keepdims=True)
-        deviation = found.std(axis=axis, keepdims=True)
+        axis, counted = (
+            (1, found) if norm == "layer" else (0, found[np.flatnonzero(present) < (num_trained or len(values))])
+        )
+        mean, deviation = counted.mean(axis=axis, keepdims=True), counted.std(axis=axis, keepdims=True)
+        found -= mean
         found /= np.where(deviation > 1e-12, deviation, 1)
     normalized = np.zeros_like(values)
     normalized[present] = found * scale

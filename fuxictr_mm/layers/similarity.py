@@ -30,7 +30,7 @@ class HistorySimilarity(nn.Module):
     Parameters
     ----------
     table : Tensor
-        ``(I, D)`` frozen embeddings.
+        ``(I, D)`` frozen embeddings; those of 8-bit integers are compared as float32, whatever their factor.
     statistics : sequence of str
         Each ``mean``, ``max``, ``newest_K`` (the mean of the newest K) or ``histogram_K``: the logarithm of one plus
         the number of cosines in each of K equal bins from -1 to 1.
@@ -48,7 +48,7 @@ class HistorySimilarity(nn.Module):
     def __init__(self, table: Tensor, statistics: Sequence[str]) -> None:
         super().__init__()
         self.statistics = tuple(statistics)
-        lengths = torch.linalg.vector_norm(table, dim=1)
+        lengths = torch.cat([torch.linalg.vector_norm(_floating(part), dim=1) for part in table.split(CHUNK)])
         inverse = torch.where(lengths > 0, lengths.reciprocal(), 0)
         self.register_buffer("inverse_lengths", inverse, persistent=False)
 
@@ -72,12 +72,16 @@ class HistorySimilarity(nn.Module):
         """
         targets, values = target.long().index_select(0, history.rows), history.values.long()
         products = [
-            (table.index_select(0, one) * table.index_select(0, other)).sum(1)
+            (_floating(table.index_select(0, one)) * _floating(table.index_select(0, other))).sum(1)
             for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
         ]
         scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
         cosines = torch.cat(products) * scale
         return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
+
+
+def _floating(rows: Tensor) -> Tensor:
+    return rows if rows.is_floating_point() else rows.float()
 
 
 def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:

@@ -334,6 +334,14 @@ def test_standard_counts_items_with_an_embedding():
     assert not found[:, 2].any()
 
 
+def test_new_items_do_not_change_standardised_ones():
+    values = stored()
+    found = normalize(values, "standard", num_trained=5)
+    np.testing.assert_array_equal(found[:5], normalize(values[:5], "standard"))
+    rows = values[[1, 2, 3]].astype(np.float64)
+    np.testing.assert_allclose(found[6], (values[6] - rows.mean(0)) / rows.std(0), rtol=1e-5)
+
+
 def test_without_norm_and_scale_nothing_is_copied():
     values = stored()
     assert normalize(values, None) is values

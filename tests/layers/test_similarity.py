@@ -52,5 +52,13 @@ def test_only_empty_histories():
     assert layer(torch.ones(3, 2), torch.tensor([1]), empty).tolist() == [[0.0] * 8]
 
 
+def test_a_table_of_8_bits_has_the_cosines_of_its_numbers():
+    table = torch.randint(-128, 128, (9, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    history = Jagged(torch.tensor([1, 2, 3]), torch.tensor([0, 3]))
+    target = torch.tensor([4])
+    found = HistorySimilarity(table, STATISTICS)(table, target, history)
+    torch.testing.assert_close(found, HistorySimilarity(table.float(), STATISTICS)(table.float(), target, history))
+
+
 def test_it_is_no_part_of_the_state_dict():
     assert not HistorySimilarity(torch.ones(3, 2), ["mean"]).state_dict()
