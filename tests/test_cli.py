@@ -109,7 +109,7 @@ for words in [[], *([name] for name in COMMANDS), *(["embed", s] for s in ("enco
         (["synth", "--out", "x", "--items", "many"], "error: argument --items: invalid int value: 'many'"),
         (["check-submission", "none.zip", "--rows", "0"], "error: argument --rows: '0' is no number of rows"),
         (["completion", "basch"], "error: shell is 'basch'; did you mean 'bash'? (expected one of: bash, zsh, fish)"),
-        (["list", "models", "DIN_MN"], "error: none of the 12 models fits 'DIN_MN'; did you mean 'DIN_MM'?"),
+        (["list", "models", "DIN_MN"], "error: none of the 12 models matches 'DIN_MN'; did you mean 'DIN_MM'?"),
     ],
 )
 def test_what_is_mistyped_is_one_line(arguments, line, capsys, monkeypatch):
