@@ -139,6 +139,8 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):  # has its own
+        return TypeAdapter(annotation)
     return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 

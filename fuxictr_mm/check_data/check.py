@@ -17,7 +17,7 @@ from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
 from fuxictr_mm.check_data.splits import check_interactions
 from fuxictr_mm.check_data.titles import check_titles
-from fuxictr_mm.check_data.translation import Translation
+from fuxictr_mm.check_data.translation import LABEL, Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
 from fuxictr_mm.config import Roles, nearest
 from fuxictr_mm.errors import ConfigError
@@ -34,6 +34,7 @@ def check_folder(
     language: str | None = None,
     roles: Roles | None = None,
     ids: str = "auto",
+    label: str = LABEL,
     verbose: int = 0,
 ) -> tuple[Report, Layout]:
     """Check a dataset in the challenge's layout.
@@ -54,6 +55,8 @@ def check_folder(
         Names of the columns with a role; by default those of the challenge.
     ids : {"auto", "as_is", "vocabulary"}
         As in ``dataset_config.yaml``.
+    label : str
+        Column of the label.
     verbose : int
         0 shows no progress.
 
@@ -72,7 +75,7 @@ def check_folder(
         A column that was named is not there.
     """
     report = Report(checks)
-    translation = Translation.find(sorted(Path(folder).glob("*.parquet")), roles or Roles(), ids)
+    translation = Translation.find(sorted(Path(folder).glob("*.parquet")), roles or Roles(), ids, label)
     with translation.active() if translation else nullcontext():
         layout = find_layout(Path(folder), report, title_column or TITLE)
         layout.translation = translation
@@ -133,6 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="image embeddings of it (default: by name)")
     parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
     add_roles(parser)
+    parser.add_argument("--label", default=LABEL, metavar="NAME", help="column of the label (default: label)")
     add_output_options(parser)
 
 
@@ -149,6 +153,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         language=args.language,
         roles=Roles.parse(args.roles),
         ids=args.ids,
+        label=args.label,
         verbose=0 if args.quiet else 1,
     )
     findings = report.findings()

@@ -28,7 +28,7 @@ CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16
 #: In the order of time: a later split must not show in an earlier one.
 SPLITS = ("train", "valid", "test")
 ITEM_FILES = ("item_info", "item_feature", "item_emb")
-LABEL, TITLE = "label", "item_title"
+TITLE = "item_title"
 
 #: Fraction of the numbers of a column that are exceptions: fractions among integers, outliers, negative ones among ids.
 RARE = 0.01

@@ -27,7 +27,6 @@ from fuxictr_mm.check_data.items import ContextColumn
 from fuxictr_mm.check_data.layout import (
     COLUMN_TYPE,
     EMPTY_FILE,
-    LABEL,
     MISSING_COLUMN,
     USER_ID,
     ItemFile,
@@ -40,6 +39,7 @@ from fuxictr_mm.check_data.layout import (
     require,
     to_series,
 )
+from fuxictr_mm.check_data.translation import LABEL
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 #: A PSI above it is a finding, if the histograms would differ as much less often than ``UNLIKELY``.

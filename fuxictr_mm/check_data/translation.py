@@ -25,7 +25,7 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError
 
-USER_ID = "user_id"
+USER_ID, LABEL = "user_id", "label"
 
 _active: ContextVar[Translation | None] = ContextVar("translation", default=None)
 
@@ -40,14 +40,17 @@ class Translation:
         Names of the columns in the files.
     items, users : Vocabulary or None
         By which ids become positive integers; ids that are None stay as they are.
+    label : str
+        Name of the label's column in the files.
     """
 
     roles: Roles
     items: Vocabulary | None = None
     users: Vocabulary | None = None
+    label: str = LABEL
 
     @classmethod
-    def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto") -> Translation | None:
+    def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation | None:
         """Return how the files of a folder are to be translated, None if they are not.
 
         Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1; users where all
@@ -64,8 +67,8 @@ class Translation:
         keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
         numbered = names._number([*keys, *items], keys, MAX_IDS, ids)
-        found = cls(roles, numbered, names._number(users, users, 2**63, "auto"))
-        unchanged = roles == Roles() and found.items is None and found.users is None
+        found = cls(roles, numbered, names._number(users, users, 2**63, "auto"), label)
+        unchanged = roles == Roles() and label == LABEL and found.items is None and found.users is None
         return None if unchanged else found
 
     def _number(
@@ -117,7 +120,7 @@ class Translation:
     def names(self, present: Sequence[str]) -> dict[str, str]:
         """Return the checks' name of each column of a file; that of time has none."""
         key = self.roles.target if self.roles.target in present or ITEM_ID not in present else ITEM_ID
-        own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID}
+        own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
         return {name: own.get(name, name) for name in present if name != self.roles.time}
 
     def columns(self, path: Path, wanted: Sequence[str]) -> list[str]:
@@ -166,7 +169,7 @@ class Translation:
 
     def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
         """Return the column and the rows of a finding with names and ids of the files."""
-        names = {ITEM_ID: self.roles.target, ITEM_SEQ: self.roles.history, USER_ID: self.roles.user}
+        names = {ITEM_ID: self.roles.target, ITEM_SEQ: self.roles.history, USER_ID: self.roles.user, LABEL: self.label}
         for name in (ITEM_ID, USER_ID):
             if name in rows.columns and (vocabulary := self._vocabulary(name)) is not None:
                 rows = rows.with_columns(_decode(rows[name], vocabulary))

@@ -171,7 +171,8 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         elif program == "python":
             inner.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
-            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+            script = Path(words[0]) if Path(words[0]).is_file() else ROOT / words[0]  # one that the page shows
+            runpy.run_path(str(script), run_name="__main__")
         elif program == "fuxictr-mm":
             inner.setattr(sys, "argv", [program, *words])
             cli.main()
