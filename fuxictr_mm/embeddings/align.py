@@ -175,6 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     parser.add_argument("--train", metavar="FILE", help="training split, from which Swing takes the clicks")
+    parser.add_argument("--label", default="label", metavar="NAME", help="column of the label (default: label)")
     parser.add_argument(
         "--neighbors", metavar="FILE", help="with --train: write the Swing neighbors; without: read them"
     )
@@ -235,7 +236,7 @@ def _find_neighbors(arguments: argparse.Namespace, verbose: int) -> Neighbors:
     if arguments.train is None:
         return Neighbors.read(arguments.neighbors)
     options = SwingOptions.read(given_settings(arguments, SwingOptions), "swing")
-    neighbors = swing(Clicks.read(arguments.train), options, verbose)
+    neighbors = swing(Clicks.read(arguments.train, arguments.label), options, verbose)
     if arguments.neighbors is not None:
         neighbors.write(arguments.neighbors)
     return neighbors

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from fuxictr_mm.arguments import Parser, add_debug, add_output_options
+from fuxictr_mm.arguments import Parser, add_debug, add_output_options, add_roles
+from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
     from fuxictr_mm.checking import Settings
@@ -28,6 +29,7 @@ def _module(stage: str) -> Any:
 
 def _load(stage: str, parser: Parser) -> None:
     _module(stage).add_arguments(parser)
+    add_roles(parser)
     add_debug(parser)
 
 
@@ -40,8 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Run the stage that was asked for."""
-    _module(args.stage).main_from_args(args)
+    """Run the stage that was asked for, on ids of any kind."""
+    from fuxictr_mm.config import Roles
+    from fuxictr_mm.embeddings.numbering import Numbering
+
+    roles = Roles.parse(args.roles)
+    with Numbering.find(_item_files(args), roles, args.ids, getattr(args, "train", None)).active():
+        _module(args.stage).main_from_args(args)
+
+
+def _item_files(args: argparse.Namespace) -> list[str]:
+    """Return the item files that a stage reads ids from; what is wrong with their names is found by the stage."""
+    from fuxictr_mm.embeddings.item_files import Source
+
+    files = []
+    for text in (*_of(args, "sources"), *_of(args, "among")):
+        try:
+            files.append(str(Source.parse(text).path))
+        except ConfigError:
+            continue
+    read_neighbors = [] if getattr(args, "train", None) else _of(args, "neighbors")
+    return [*files, *_of(args, "texts"), *_of(args, "items"), *read_neighbors]
+
+
+def _of(args: argparse.Namespace, name: str) -> list[str]:
+    value = getattr(args, name, None)
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

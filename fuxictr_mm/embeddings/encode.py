@@ -44,7 +44,8 @@ from fuxictr_mm.embeddings.encoders import (
     model_stem,
     require_extra,
 )
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids, require_unique
+from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, key_of, read_ids, require_unique
+from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.terminal import item_bar, listed
@@ -74,7 +75,7 @@ class EncodeReport:
     column: str  #: Of the embeddings.
     width: int  #: D.
     items: int  #: Rows, without the padding.
-    missing: dict[int, str]  #: The reason of each zero embedding, by item.
+    missing: dict[Any, str]  #: The reason of each zero embedding, by item.
     skipped: list[str] = field(default_factory=list)  #: Files that are no image of a requested item.
     prompt: str = ""  #: Default prompt of the model, put before every text.
 
@@ -228,7 +229,7 @@ class _Job:
             raise ConfigError(f"chunk_rows {chunk_rows}, expected 1 or more")
         self.out, self.flag = Path(out), f"{modality}_missing"
         self.column = column or f"{modality}_emb_{model_stem(model)}"
-        if self.column in (ITEM_ID, self.flag) or not self.column.isidentifier():
+        if self.column in (ITEM_ID, numbering().roles.target, self.flag) or not self.column.isidentifier():
             raise ConfigError(f"column '{self.column}', expected a name of letters, digits and _; give --column")
         self._rows, self._restart, self._verbose = chunk_rows, restart, verbose
         self._outputs = [self.out, *([] if report is None else [Path(report)])]
@@ -296,9 +297,8 @@ class _Job:
             for start in range(0, len(items), CHUNK_ROWS):
                 some = items[start : start + CHUNK_ROWS]
                 writer.write(some, {self.column: self._gather(ids, some, dim), self.flag: np.isin(some, flagged)})
-        done = EncodeReport(
-            str(self.out), self.column, dim, len(items), dict(sorted(missing.items())), skipped or [], prompt
-        )
+        shown = {numbering().show(item): reason for item, reason in sorted(missing.items())}
+        done = EncodeReport(str(self.out), self.column, dim, len(items), shown, skipped or [], prompt)
         text = json.dumps(asdict(done), indent=1, ensure_ascii=False)
         for report in self._outputs[1:]:
             write_beside(report, lambda stream: stream.write(text.encode(errors="replace")))
@@ -439,12 +439,12 @@ class ImageFiles:
         found: dict[int, _Member] = {}
         try:
             for member in self._members():
-                item = _item_id(member.name)
+                item = _item_id(member.name) if numbering().items is None else _item_number(member.name)
                 if item is None:
                     self.others.append(member.name)
                 elif item in found:
                     names = f"'{found[item].name}' and '{member.name}'"
-                    raise DataError(f"{path}: item {item} has two images, {names}; leave one")
+                    raise DataError(f"{path}: item {numbering().show(item)} has two images, {names}; leave one")
                 else:
                     found[item] = member
         except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
@@ -557,6 +557,22 @@ def _item_id(name: str) -> int | None:
     return int(found[1])
 
 
+def _item_number(name: str) -> int | None:
+    """Return the number of the item ID in ``folder/ID.jpg``; None for any other name, and for one that is no item."""
+    items = numbering().items
+    assert items is not None
+    stem, dot, ending = re.split(r"[/\\]", name)[-1].rpartition(".")
+    if dot + ending.lower() not in IMAGES:
+        return None
+    ids = pa.array([stem])
+    if pa.types.is_integer(items.values.type):
+        if not re.fullmatch(r"-?[0-9]{1,20}", stem):
+            return None
+        ids = pa.array([int(stem)], pa.uint64() if int(stem) >= 2**63 else pa.int64())
+    number = int(items.encode(ids.cast(pa.large_binary()) if items.values.type == pa.large_binary() else ids)[0])
+    return number if number > 0 else None
+
+
 class ItemTexts:
     """Texts of items, read in the order of the file; row 0, the padding, is left out.
 
@@ -619,9 +635,9 @@ class ItemTexts:
 
     def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
         for file in parquet.part_files(self.path):
-            for row, batch in parquet.read_chunks(file, [ITEM_ID, *self._columns]):
-                ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
-                parquet.check_ids(ids, None, f"{file}: {ITEM_ID}", row)
+            key = key_of(file)
+            for row, batch in parquet.read_chunks(file, [key, *self._columns]):
+                ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
                 batch = batch.filter(pa.array(ids != 0))
                 columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
                 yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]

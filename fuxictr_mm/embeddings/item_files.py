@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from fuxictr_mm.config import nearest
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
+from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import atomic_path, write_beside
 
@@ -85,7 +86,7 @@ class Source:
         files = parquet.part_files(self.path)
         for file in files:
             schema = parquet.open_parquet(file).schema_arrow
-            parquet.require_columns(file, schema.names, [ITEM_ID, self.column])
+            parquet.require_columns(file, schema.names, [numbering().key(schema.names), self.column])
             kind = schema.field(self.column).type
             kind = getattr(kind, "storage_type", kind)
             if pa.types.is_fixed_size_list(kind):
@@ -104,8 +105,9 @@ class Source:
 
 def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield ids, their entries end to end, their lengths, and whether there is a list; the padding is left out."""
-    for row, batch in parquet.read_chunks(file, [ITEM_ID, column], max_rows=READ_ROWS):
-        ids = parquet.scalars(batch.column(ITEM_ID), f"{file}: {ITEM_ID}", row)
+    key = key_of(file)
+    for row, batch in parquet.read_chunks(file, [key, column], max_rows=READ_ROWS):
+        ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
         if (ids == 0).any():
             batch = batch.filter(pa.array(ids != 0))
             ids = ids[ids != 0]
@@ -113,6 +115,11 @@ def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarra
             array = batch.column(column)
             flat, offsets = parquet.lists(array, f"{file}: {column}", row)
             yield ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def key_of(file: Path) -> str:
+    """Return the name of the key of an item file."""
+    return numbering().key(parquet.open_parquet(file).schema_arrow.names)
 
 
 def read_ids(source: Source) -> np.ndarray:
@@ -125,10 +132,9 @@ def read_ids(source: Source) -> np.ndarray:
     """
     parts = [np.zeros(0, dtype=np.int64)]
     for file in parquet.part_files(source.path):
-        where = f"{file}: {ITEM_ID}"
-        for row, batch in parquet.read_chunks(file, [ITEM_ID]):
-            ids = parquet.scalars(batch.column(0), where, row)
-            parquet.check_ids(ids, None, where, row)
+        key = key_of(file)
+        for row, batch in parquet.read_chunks(file, [key]):
+            ids = numbering().numbers(batch.column(0), f"{file}: {key}", row)
             parts.append(ids[ids != 0])
     ids = np.concatenate(parts)
     if ids.size == 0:
@@ -142,7 +148,8 @@ def require_unique(ids: np.ndarray, where: str) -> None:
     ascending = np.sort(ids)
     twice = ascending[1:][ascending[1:] == ascending[:-1]]
     if twice.size:
-        raise DataError(f"{where}: {ITEM_ID} {twice[0]} occurs more than once, expected once")
+        found = f"{numbering().roles.target} {numbering().show(int(twice[0]))}"
+        raise DataError(f"{where}: {found} occurs more than once, expected once")
 
 
 def read_embeddings(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -168,8 +175,9 @@ def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         for ids, flat, lengths, present in _read_lists(file, source.column):
             wrong = np.flatnonzero(present & (lengths != dim))
             if wrong.size:
+                shown = f"{numbering().roles.target} {numbering().show(int(ids[wrong[0]]))}"
                 raise DataError(
-                    f"{where}: {ITEM_ID} {ids[wrong[0]]} has an embedding of dim {lengths[wrong[0]]}, expected {dim} "
+                    f"{where}: {shown} has an embedding of dim {lengths[wrong[0]]}, expected {dim} "
                     "as of the first one; write null or zeros where an embedding is missing"
                 )
             embeddings = np.zeros((len(ids), dim), dtype=np.float32)
@@ -177,8 +185,9 @@ def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]
                 embeddings[present] = flat.reshape(-1, dim)
             if not np.isfinite(embeddings).all():
                 item, position = np.argwhere(~np.isfinite(embeddings))[0]
+                shown = f"{numbering().roles.target} {numbering().show(int(ids[item]))}"
                 raise DataError(
-                    f"{where}: {ITEM_ID} {ids[item]} holds {embeddings[item, position]} at position {position}, "
+                    f"{where}: {shown} holds {embeddings[item, position]} at position {position}, "
                     "expected finite numbers; write null or zeros where an embedding is missing"
                 )
             yield ids, embeddings
@@ -298,7 +307,8 @@ def code_type(levels: int) -> pa.DataType:
 class ItemFileWriter:
     """Write an item file chunk by chunk and atomically.
 
-    Row 0, the padding, is written first: zeros, empty texts, False.
+    Row 0, the padding, is written first: zeros, empty texts, False. Where a vocabulary numbers the items there is none,
+    and the ids are written.
 
     Parameters
     ----------
@@ -327,19 +337,25 @@ class ItemFileWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], schema: Mapping[str, pa.DataType], overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        schema: Mapping[str, pa.DataType],
+        overwrite: bool = False,
+        of_items: Collection[str] = (),
     ) -> None:
-        self.path = Path(path)
+        self.path, self.of_items = Path(path), of_items
         if self.path.is_dir():
             raise ConfigError(f"{self.path}: is a folder, expected the name of a file to write")
         if self.path.exists() and not overwrite:
             raise ConfigError(f"{self.path}: exists already; add --overwrite or choose another name")
-        self.schema = pa.schema([(ITEM_ID, pa.int64()), *schema.items()])
+        self.schema = pa.schema([(numbering().roles.target, numbering().type), *schema.items()])
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        padding = [pa.array([_nothing(field.type)], field.type) for field in self.schema]
-        self._held = [pa.Table.from_arrays(padding, schema=self.schema)]
+        self._held = []
+        if numbering().items is None:
+            padding = [pa.array([_nothing(field.type)], field.type) for field in self.schema]
+            self._held = [pa.Table.from_arrays(padding, schema=self.schema)]
         self._ids: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         with atomic_path(self.path) as temporary, open_writer(temporary, self.schema) as self._writer:
             yield
@@ -371,7 +387,10 @@ class ItemFileWriter:
             raise DataError(f"{self.path}: {ITEM_ID} {ids.min()}, expected 1 or more (0 is padding)")
         if set(columns) != set(self.schema.names[1:]):
             raise ValueError(f"columns {sorted(columns)} given, expected {sorted(self.schema.names[1:])}")
-        arrays = [pa.array(ids), *(_to_arrow(columns[f.name], f, len(ids)) for f in list(self.schema)[1:])]
+        arrays = [
+            numbering().ids(ids),
+            *(_to_arrow(columns[f.name], f, len(ids), f.name in self.of_items) for f in list(self.schema)[1:]),
+        ]
         self._ids.append(ids)
         self._held.append(pa.Table.from_arrays(arrays, schema=self.schema))
         if sum(table.num_rows for table in self._held) >= CHUNK_ROWS:
@@ -383,7 +402,7 @@ class ItemFileWriter:
         self._held = []
 
 
-def _to_arrow(values: Any, field: pa.Field, rows: int) -> pa.Array:
+def _to_arrow(values: Any, field: pa.Field, rows: int, of_items: bool) -> pa.Array:
     kind = field.type
     if len(values) != rows:
         raise ValueError(f"column '{field.name}' has {len(values)} rows, expected {rows}")
@@ -392,6 +411,8 @@ def _to_arrow(values: Any, field: pa.Field, rows: int) -> pa.Array:
     matrix = np.asarray(values)
     if matrix.shape != (rows, kind.list_size):
         raise ValueError(f"column '{field.name}' is of shape {matrix.shape}, expected {(rows, kind.list_size)}")
+    if of_items:
+        return pa.FixedSizeListArray.from_arrays(numbering().ids(matrix.ravel()), kind.list_size)
     flat = np.ascontiguousarray(matrix).ravel().astype(kind.value_type.to_pandas_dtype(), casting="same_kind")
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
 

@@ -43,6 +43,7 @@ from fuxictr_mm.embeddings.item_files import (
     embedding_type,
     read_ids,
 )
+from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.terminal import format_table, progress_bar
@@ -280,11 +281,12 @@ def _write(
     for column, book in books.items():
         schema[column] = code_type(book.levels)
         if neighbors:
-            schema[_related(column, "neighbors")] = code_type(neighbors)
+            schema[_related(column, "neighbors")] = pa.list_(numbering().type, neighbors)
         if decoded:
             schema[_related(column, "decoded")] = embedding_type(book.space.dim)
     statistics = {column: _Statistics(book) for column, book in books.items()}
-    with ItemFileWriter(out, schema, overwrite) as writer:
+    of_items = [_related(column, "neighbors") for column in books]
+    with ItemFileWriter(out, schema, overwrite, of_items) as writer:
         for ids, parts in _bar(joined, "encoding", quiet):
             columns: dict[str, Any] = {}
             for column, book in books.items():
@@ -428,7 +430,7 @@ def yaml_lines(report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, larg
     neighbors : int
         K of ``quantize``.
     largest_id : int
-        The largest item id.
+        The largest item id; 0 where a vocabulary numbers the items.
 
     Examples
     --------
@@ -441,8 +443,9 @@ feature_encoder: layers.MaskedSumPooling()}'
         shape = f"max_len: {values['levels']}, vocab_size: {values['vocab_size']}"
         lines.append(f"- {{name: {column}, {start}, {shape}, feature_encoder: layers.MaskedSumPooling()}}")
         if neighbors:
-            shape = f"max_len: {neighbors}, vocab_size: {largest_id + 1}"
-            lines.append(f"- {{name: {_related(column, 'neighbors')}, {start}, {shape}, share_embedding: item_id}}")
+            shape = f"max_len: {neighbors}" + (f", vocab_size: {largest_id + 1}" if largest_id else "")
+            shape += f", share_embedding: {numbering().roles.target}"
+            lines.append(f"- {{name: {_related(column, 'neighbors')}, {start}, {shape}}}")
     return lines
 
 
@@ -524,7 +527,9 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
     if arguments.report is not None:
         write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
-    largest_id = max(int(read_ids(s).max()) for s in (*sources, *among)) if arguments.neighbors else 0
+    numbered = numbering().items is not None
+    searched = (*sources, *among) if arguments.neighbors and not numbered else ()
+    largest_id = max((int(read_ids(source).max()) for source in searched), default=0)
     lines = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id)]
     wrote = f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):"
     show(arguments, report, "\n".join([describe(report), wrote, *lines]))

@@ -31,6 +31,7 @@ from fuxictr_mm.embeddings.item_files import (
     embedding_type,
     read_embeddings,
 )
+from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import atomic_path, check_outputs, write_beside
 from fuxictr_mm.terminal import format_table, item_bar
@@ -676,6 +677,8 @@ def reduce_vectors(
     h5_files = {name: Path(f"{h5}_{name}.h5") for name in names} if h5 else {}
     outputs = [out, None if apply else save, report, *h5_files.values()]
     check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
+    if h5 and numbering().items is not None:
+        raise ConfigError("--h5: holds items as integers, and the ids of these items are none; leave it out")
     with JoinedEmbeddings(sources) as joined:
         if reducer is None:
             with item_bar(len(joined.ids), "fitting", int(progress)) as bar:

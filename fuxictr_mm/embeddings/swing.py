@@ -34,6 +34,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.data import parquet
+from fuxictr_mm.embeddings.item_files import key_of
+from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.terminal import item_bar
@@ -130,21 +132,30 @@ class Clicks:
 def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
     """Yield the distinct clicks of each chunk, as keys."""
     for file in parquet.part_files(path):
-        for row, batch in parquet.read_chunks(file, ["user_id", "item_id", "item_seq", label]):
-            users = parquet.scalars(batch.column("user_id"), f"{file}: user_id", row)
+        names, user_ids = numbering().roles, numbering().users
+        columns = [names.user, names.target, names.history, label]
+        for row, batch in parquet.read_chunks(file, columns):
+            if user_ids is None:
+                users = parquet.scalars(batch.column(names.user), f"{file}: {names.user}", row)
+            else:
+                users = user_ids.encode(batch.column(names.user), f"{file}: {names.user}")
             wrong = np.flatnonzero((users < 0) | (users >= MAX_USERS))
             if len(wrong):
                 raise DataError(
-                    f"{file}: user_id: row {row + wrong[0]} holds the id {users[wrong[0]]}, expected 0 to "
+                    f"{file}: {names.user}: row {row + wrong[0]} holds the id {users[wrong[0]]}, expected 0 to "
                     f"{MAX_USERS - 1}; renumber the users"
                 )
-            targets = parquet.scalars(batch.column("item_id"), f"{file}: item_id", row)
-            parquet.check_ids(targets, None, f"{file}: item_id", row)
+            targets = numbering().numbers(batch.column(names.target), f"{file}: {names.target}", row)
             labels = parquet.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
-            flat, offsets = parquet.lists(batch.column("item_seq"), f"{file}: item_seq", row)
+            where = f"{file}: {names.history}"
+            if numbering().items is None:
+                flat, offsets = parquet.lists(batch.column(names.history), where, row)
+            else:
+                entries, offsets = parquet.list_entries(batch.column(names.history), where)
+                flat = numbering().numbers(entries, where, row)
             row_of = np.repeat(np.arange(len(users)), np.diff(offsets))[flat != 0]  # 0 is padding
-            history = parquet.integers(flat[flat != 0], f"{file}: item_seq", row + row_of)
-            parquet.check_ids(history, None, f"{file}: item_seq", row + row_of)
+            history = parquet.integers(flat[flat != 0], where, row + row_of)
+            parquet.check_ids(history, None, where, row + row_of)
             clicked = (labels > 0) & (targets > 0)
             yield np.unique(np.concatenate([_keys(users[row_of], history), _keys(users[clicked], targets[clicked])]))
 
@@ -198,8 +209,8 @@ class Neighbors:
         offsets = pa.array(np.append(starts, len(self.items)), pa.int64())
         table = pa.table(
             {
-                "item_id": self.items[starts],
-                "neighbors": pa.LargeListArray.from_arrays(offsets, pa.array(self.neighbors)),
+                numbering().roles.target: numbering().ids(self.items[starts]),
+                "neighbors": pa.LargeListArray.from_arrays(offsets, numbering().ids(self.neighbors)),
                 "scores": pa.LargeListArray.from_arrays(offsets, pa.array(self.scores)),
             }
         )
@@ -227,10 +238,14 @@ class Neighbors:
 
 def _read_neighbors(file: os.PathLike[str]) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
     """Yield ids, lengths of the lists, neighbors and scores of each chunk."""
-    for row, batch in parquet.read_chunks(parquet.Path(file), ["item_id", "neighbors", "scores"]):
-        ids = parquet.scalars(batch.column("item_id"), f"{file}: item_id", row)
-        parquet.check_ids(ids, None, f"{file}: item_id", row)
-        flat, offsets = parquet.lists(batch.column("neighbors"), f"{file}: neighbors", row)
+    key = key_of(parquet.Path(file))
+    for row, batch in parquet.read_chunks(parquet.Path(file), [key, "neighbors", "scores"]):
+        ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
+        if numbering().items is None:
+            flat, offsets = parquet.lists(batch.column("neighbors"), f"{file}: neighbors", row)
+        else:
+            entries, offsets = parquet.list_entries(batch.column("neighbors"), f"{file}: neighbors")
+            flat = numbering().numbers(entries, f"{file}: neighbors", row)
         scores, score_offsets = parquet.lists(batch.column("scores"), f"{file}: scores", row)
         lengths = np.diff(offsets)
         unequal = np.flatnonzero(lengths != np.diff(score_offsets))

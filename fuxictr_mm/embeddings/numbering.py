@@ -1,0 +1,139 @@
+"""Item files whose ids are no small integers, or whose key has another name: the stages see integers from 1.
+
+``Numbering.find`` looks what files have; while it is ``active``, all stages read ids as numbers and write ids.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fuxictr_mm.config import Roles
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.parquet import MAX_IDS
+from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
+from fuxictr_mm.errors import DataError, UserError
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Names of columns, and the vocabularies of ids; by default ids are as they are, and 0 is padding.
+
+    Parameters
+    ----------
+    roles : Roles
+        Names of the columns of interactions; the target's is that of the key of item files.
+    items, users : Vocabulary or None
+        By which ids become integers from 1.
+    """
+
+    roles: Roles = field(default_factory=Roles)
+    items: Vocabulary | None = None
+    users: Vocabulary | None = None
+
+    @classmethod
+    def find(cls, files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None) -> Numbering:
+        """Return how the ids of item files, and of a training split, are numbered.
+
+        Items are numbered where an id is a text, negative, or 2**31 or more, or where ``ids`` is ``vocabulary``: those
+        of the item files in their order, then those of the training split. Files that cannot be read are left to the
+        stages.
+        """
+        names = cls(roles)
+        try:
+            keys = list(names._read(files, None))
+            items = Vocabulary.build(keys) if keys and _is_needed(keys, ids) else None
+            users = None
+            if train is not None:
+                if items is not None:
+                    items = Vocabulary.build([items.values, *names._read([train], roles.target)])
+                    items = Vocabulary.build([items.values, *names._read([train], roles.history)])
+                found = Vocabulary.build(names._read([train], roles.user))
+                users = found if len(found) and _is_needed([found.values], "auto", 2**32) else None
+        except UserError:
+            return names
+        if items is not None and not (ids == "vocabulary" and pa.types.is_integer(items.values.type)):
+            padding = pa.scalar(0 if pa.types.is_integer(items.values.type) else "").cast(items.values.type)
+            items = Vocabulary(items.values.filter(pc.not_equal(items.values, padding)))
+        return cls(roles, items, users)
+
+    def _read(self, files: Sequence[StrPath], column: str | None) -> Iterator[pa.Array]:
+        """Yield the ids of a column, or of the keys, also those in lists."""
+        for file in (part for path in files for part in parquet.part_files(path)):
+            name = column or self.key(parquet.open_parquet(file).schema_arrow.names)
+            for _, batch in parquet.read_chunks(file, [name]):
+                kind = batch.column(0).type
+                where = f"{file}: {name}"
+                is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+                entries = parquet.list_entries(batch.column(0), where)[0] if is_list else batch.column(0)
+                yield plain(entries, where)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let the stages number ids so."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+    def key(self, present: Sequence[str]) -> str:
+        """Return the name of the key of an item file with these columns."""
+        return self.roles.target if self.roles.target in present or ITEM_ID not in present else ITEM_ID
+
+    def numbers(self, array: pa.Array, where: str, row: int) -> np.ndarray:
+        """Return the items ``(R,)`` int64, 0 for padding; ``where`` and ``row`` are for errors."""
+        if self.items is None:
+            ids = parquet.scalars(array, where, row)
+            parquet.check_ids(ids, None, where, row)
+            return ids
+        found = self.items.encode(array, where)
+        if (found == UNKNOWN).any():
+            bad = int(np.flatnonzero(found == UNKNOWN)[0])
+            raise DataError(f"{where}: row {row + bad} holds {array[bad].as_py()!r}, which no item file has")
+        return found
+
+    def ids(self, numbers: np.ndarray) -> pa.Array:
+        """Return the ids ``(n,)`` of items, to write; null for padding."""
+        if self.items is None:
+            return pa.array(numbers.astype(np.int64, copy=False))
+        return self.items.decode(numbers).cast(self.type)
+
+    def show(self, number: int) -> object:
+        """Return the id of an item, for messages and reports."""
+        return number if self.items is None else as_text(self.items.decode(np.array([number]))[0].as_py())
+
+    @property
+    def type(self) -> pa.DataType:
+        """Type of the ids in files."""
+        if self.items is None:
+            return pa.int64()
+        kind = self.items.values.type
+        return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+
+
+_active: ContextVar[Numbering] = ContextVar("numbering", default=Numbering())  # noqa: B039 - immutable
+
+
+def numbering() -> Numbering:
+    """Return the numbering that is active."""
+    return _active.get()
+
+
+def _is_needed(keys: Sequence[pa.Array], ids: str, most: int = MAX_IDS) -> bool:
+    if ids != "auto":
+        return ids == "vocabulary"
+    if any(not pa.types.is_integer(array.type) for array in keys):
+        return True
+    values = [parquet.numbers(array.drop_null()) for array in keys]
+    return any(len(v) and (int(v.min()) < 0 or int(v.max()) >= most) for v in values)
