@@ -295,18 +295,18 @@ class _Autopilot:
         self.folder = args.out / args.dataset_id
         self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
         self.script = find_script()
+        self.state = self.folder / "state.json"
         self.started = time.monotonic()
         self.told: list[str] = []
 
     def run(self) -> Outcome:
         """Go through all stages; those that are finished take no time."""
         from fuxictr_mm.config import load_dataset_config
-        from fuxictr_mm.files import read_json, write_json
+        from fuxictr_mm.files import read_json
 
         args = self.args
         load_dataset_config(args.config, args.dataset_id)
-        state = self.folder / "state.json"
-        self.spent = float(read_json(state).get("spent", 0.0)) if state.exists() else 0.0
+        self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
         try:
@@ -314,11 +314,18 @@ class _Autopilot:
             members = self.train(results)
             return self.finish(results, members)
         finally:
-            write_json(state, {"spent": self.spent + time.monotonic() - self.started})
+            self.save()
+
+    def save(self) -> None:
+        """Write down how much of the budget is spent."""
+        from fuxictr_mm.files import write_json
+
+        write_json(self.state, {"spent": self.spent + time.monotonic() - self.started})
 
     def tell(self, line: str) -> None:
         """Say what is done, and keep it for the page."""
         self.told.append(line)
+        self.save()
         if not self.args.quiet:
             print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
 
