@@ -16,7 +16,7 @@ from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.metrics import evaluate_metrics
-from fuxictr_mm.runs import RunPaths, find_runs
+from fuxictr_mm.runs import RunPaths, best_epoch_was_last, find_runs
 from fuxictr_mm.training import callbacks
 from fuxictr_mm.training.callbacks import RunWriter
 
@@ -40,6 +40,8 @@ def test_the_files_say_what_happened(train, tmp_path):
     assert [line["step"] for line in history] == [20, 40, 60, 80, 100, 120]
     assert max(line["AUC"] for line in history) == pytest.approx(run.valid["AUC"], abs=1e-12)
     assert all(line["rows_per_second"] > 0 and 0 < line["learning_rate"] <= 0.002 for line in history)
+    told = "The best epoch was the last allowed one" in (run.path / "run.log").read_text()
+    assert told == best_epoch_was_last(history, run.config)
     seconds = [line["seconds"] for line in history]
     assert seconds == sorted(seconds)
     assert seconds[-1] <= run.seconds == result["seconds"]

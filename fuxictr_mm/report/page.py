@@ -298,8 +298,8 @@ def describe(
     )
 
 
-def render(sections: Sequence[DatasetSection], title: str) -> str:
-    """Return the HTML page.
+def render(sections: Sequence[DatasetSection], title: str, intro: Sequence[str] = ()) -> str:
+    """Return the HTML page; ``intro`` is a list of sentences at its beginning.
 
     Raises
     ------
@@ -325,6 +325,7 @@ def render(sections: Sequence[DatasetSection], title: str) -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         sections=sections,
+        intro=intro,
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -422,6 +423,7 @@ def report(
     *,
     dataset: str | None = None,
     title: str | None = None,
+    intro: Sequence[str] = (),
     quiet: bool = True,
 ) -> list[DatasetSection]:
     """Write the page about some runs, or about all.
@@ -438,6 +440,8 @@ def report(
         Keeps runs on this dataset only.
     title : str, optional
         Heading.
+    intro : sequence of str
+        Sentences at the beginning of the page.
     quiet : bool
         No progress bar.
 
@@ -464,7 +468,7 @@ def report(
         raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
     sections.sort(key=lambda section: not section.rows)
     heading = title or f"Experiments on {listed([section.dataset_id for section in sections])}"
-    page = render(sections, heading)
+    page = render(sections, heading, intro)
     write_beside(out, lambda stream: stream.write(page.encode("utf-8", errors="replace")))
     return sections
 

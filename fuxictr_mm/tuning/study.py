@@ -98,6 +98,8 @@ def run_study(
     data_root: Path | None = None,
     model_zoo: Path | None = None,
     quiet: bool = False,
+    *,
+    until: float = math.inf,
 ) -> tuple[list[TrialResult], dict[str, float]]:
     """Run a study until it has all its trials, one at a time on each entry of ``gpus``.
 
@@ -113,6 +115,8 @@ def run_study(
         Passed on to run_expid.py.
     quiet : bool
         No progress bar.
+    until : float
+        No trial begins after this time, by ``time.monotonic()``.
 
     Returns
     -------
@@ -138,7 +142,7 @@ def run_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _check_settings(tuner, data_root, model_zoo)
     try:
-        trials = _StudyTrials(tuner, data_root, model_zoo)
+        trials = _StudyTrials(tuner, data_root, model_zoo, until)
         if trials.total < tuner.trials and not quiet:
             print(f"{tuner.path}: trials is {tuner.trials}, the space has {trials.total} points", file=sys.stderr)
         extra_args = ["--resume", *common_args(data_root, model_zoo)]
@@ -233,7 +237,7 @@ class _Watch:
 class _StudyTrials:
     """The trials of a study: source and receiver of results."""
 
-    def __init__(self, tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
+    def __init__(self, tuner: Tuner, data_root: Path | None, model_zoo: Path | None, until: float = math.inf) -> None:
         from optuna.pruners import MedianPruner
 
         self._tuner = tuner
@@ -257,6 +261,7 @@ class _StudyTrials:
         self._watches: dict[int, _Watch] = {}
         self._seen_beats: dict[int, tuple[Any, float]] = {}
         self._look_again = 0.0
+        self._until = until
         self.done = False
 
     @contextmanager
@@ -323,7 +328,9 @@ class _StudyTrials:
         return error is not None and error != self._retried.get(trial.number)
 
     def take(self) -> Trial | None:
-        if time.monotonic() < self._look_again:
+        if time.monotonic() > self._until:
+            self.done = True
+        if self.done or time.monotonic() < self._look_again:
             return None
         while (claimed := self._claim()) is not None:
             if (trial := self._prepare(*claimed)) is not None:
@@ -393,7 +400,8 @@ class _StudyTrials:
             # Loaded again: a study caches its trials for the samplers.
             study = optuna.load_study(study_name=self._tuner.study, storage=self._storage)
             others = [t.user_attrs["point"] for t in study.get_trials(deepcopy=False) if "point" in t.user_attrs]
-            point = self._sampler.sample(study, trial, others)
+            first = self._tuner.first if number == 0 else None
+            point = first or self._sampler.sample(study, trial, others)
             # In one transaction, so that a killed trial has a complete point or none.
             self._note(number, "point", point)
         for key, choice in self._sampler.dimensions.sampled(point).items():

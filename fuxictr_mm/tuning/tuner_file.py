@@ -343,6 +343,8 @@ class Tuner:
         Name of the study and of its folder.
     storage : str or None
         Database URL; None: SQLite in the folder.
+    first : dict, optional
+        The point of the first trial, in place of a sampled one.
     """
 
     path: Path
@@ -358,6 +360,7 @@ class Tuner:
     warm_epochs: int | None = None
     study: str = ""
     storage: str | None = None
+    first: Point | None = None
 
     @property
     def folder(self) -> Path:

@@ -318,6 +318,8 @@ def refusal(capsys, *options):
 def test_the_newest_finished_run_is_diagnosed(workplace, capsys):
     make_run("DIN_MM_tiny", "20260101-000001-seed1")
     newest = make_run("DIN_MM_tiny", "20260101-000002-seed1")
+    line = json.dumps({"epoch": 12, "step": 1, "AUC": 0.5})  # the last one that the configuration allows
+    (newest / "metrics.jsonl").write_text(f"{line}\n")
     make_run("DIN_MM_tiny", "20260101-000003-seed1", finished=False)
     before = set(workplace.rglob("*"))
     run("--expid", "DIN_MM_tiny")
@@ -327,13 +329,18 @@ def test_the_newest_finished_run_is_diagnosed(workplace, capsys):
         "DIN_MM_tiny", newest.name, "DIN_MM", "tiny_mm", "valid"
     )  # fmt: skip
     assert found["weights"] == str(newest / "best.model")
+    assert "best_epoch_was_last" in {finding["code"] for finding in found["findings"]}
+    by_popularity = found["calibration"]["by_popularity"]
+    assert [b["rows"] for b in by_popularity] == [b["rows"] for b in found["popularity"]]
     assert (found["rows"], found["rows_in_split"], found["repeats"]) == (400, 3000, 1)
     printed = capsys.readouterr().out
     assert f"AUC {found['metrics']['auc']:.4f}" in printed
     assert str(newest / "diagnosis.json") in printed
     run("--expid", "DIN_MM_tiny", "--run", "20260101-000001-seed1", "--quiet")
     assert capsys.readouterr().out == ""
-    assert json.loads((newest.parent / "20260101-000001-seed1" / "diagnosis.json").read_text())["seed"] == 0
+    other = json.loads((newest.parent / "20260101-000001-seed1" / "diagnosis.json").read_text())
+    assert other["seed"] == 0
+    assert "best_epoch_was_last" not in {finding["code"] for finding in other["findings"]}
 
 
 def test_a_run_is_built_by_its_own_configuration(workplace, capsys):

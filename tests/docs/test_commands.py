@@ -62,6 +62,7 @@ SMALL = [
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
     (r"--dataset_id mine", "--dataset_id tiny_mm"),
+    (r"(fuxictr-mm autopilot [^#\n]*--budget) 20m", r"\1 1s"),
     (r"data/mine/", "data/tiny_mm/"),
     (r"--config din --expid \w+", "--config grid --expid {trial}"),
 ]
@@ -80,7 +81,7 @@ NOT_RUN = {
 EXIT_CODES = {"check-data": (0, 1)}
 
 #: Programs of seconds; a line of theirs that stands on several pages is run once.
-COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagnose")
+COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagnose", "autopilot")
 
 #: Datasets that pages speak of, with the options of ``fuxictr-mm synth``; a page that makes one replaces it.
 DATASETS = {

@@ -1,0 +1,509 @@
+"""``fuxictr-mm autopilot``: from a dataset to a submission within a time budget.
+
+Models are compared with a few trials each, TPE tunes the best of them, the best configurations are trained with several
+seeds and averaged. Every choice is made on the validation rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.config import DatasetConfig
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runs import Run
+    from fuxictr_mm.tuning import TrialResult
+
+#: What is tried of every model, in the form of ``tuner_space``.
+SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
+    "embedding_regularizer": {"low": 1e-6, "high": 1e-3, "log": True},
+    "net_dropout": {"low": 0.0, "high": 0.4},
+}
+
+#: Where every model begins: the point of its first trial, beside which the others are sampled.
+FIRST = {"learning_rate": 2e-3, "embedding_regularizer": 1e-4, "net_dropout": 0.1}
+FIRST_OF = {"Transformer_DCN": {"learning_rate": 5e-4}}
+
+#: Models with their own settings, the shortest mean history that they are tried for, and why they are tried.
+MODELS: dict[str, tuple[dict[str, Any], float, str]] = {
+    "DIN_MM": ({"num_heads": 4, "batch_norm": True}, 0, "multi-head target attention, SENet over ids, text and image"),
+    "DIN": ({"batch_norm": True}, 0, "the challenge's baseline"),
+    "Transformer_DCN": ({"first_k_cols": 4, "transformer_layers": 1}, 5, "a transformer over histories of some length"),
+}
+
+#: Settings by the number of training rows: those of the first bound that is larger.
+SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
+    (1e5, {"batch_size": 256, "epochs": 12, "embedding_dim": 16, "units": [64, 32]}),
+    (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "units": [128, 64]}),
+    (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "units": [256, 128]}),
+)
+
+#: The setting of a model that takes the hidden units.
+UNITS = {"Transformer_DCN": ("dcn_hidden_units", "mlp_hidden_units")}
+
+#: Trials of each model before the best goes on alone.
+FIRST_TRIALS = 3
+
+#: Parts of the budget for comparing models, and for that and tuning; the rest is for seeds.
+COMPARING, SEARCHING = 0.35, 0.65
+
+#: Most trials of a model, seeds of a configuration, and AUC that a second configuration may be behind the best.
+MOST_TRIALS, MOST_SEEDS, CLOSE = 100, 5, 0.01
+
+#: Rows that the length of histories is measured on.
+SAMPLED_ROWS = 20_000
+
+_UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "": 60}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm autopilot``."""
+    add_examples(
+        parser,
+        "fuxictr-mm autopilot --dataset_id tiny_mm --budget 20m",
+        "fuxictr-mm autopilot --dataset_id MicroLens_1M_x1 --budget 8h --gpu 0",
+    )
+    parser.add_argument("--dataset_id", required=True, metavar="ID", help="dataset in dataset_config.yaml")
+    parser.add_argument("--budget", type=_seconds, default=1800, metavar="TIME", help="such as 45m or 8h (30m)")
+    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
+    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes at once (one a core; on a GPU 1)")
+    parser.add_argument("--data_root", type=Path, metavar="DIR", help="replaces the dataset's data_root")
+    parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
+    parser.add_argument(
+        "--out", type=Path, default=Path("autopilot"), metavar="DIR", help="folder to write (autopilot)"
+    )
+    add_output_options(parser)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 45m or 8h")
+    return float(found[1]) * _UNITS_OF_TIME[found[2]]
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Run or continue, print what was found."""
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError(f"--jobs is {args.jobs}, expected 1 or more")
+    found = _Autopilot(args).run()
+    show(args, asdict(found), "\n".join([*found.told, f"page: {found.page}"]))
+
+
+@dataclass
+class Outcome:
+    """What an autopilot has reached.
+
+    Parameters
+    ----------
+    name : str
+        Experiment id of the ensemble, or of the single run.
+    valid, test : dict of str to float
+        Its metrics.
+    submission : str or None
+        The submission; None without test rows.
+    page : str
+        The report.
+    told : list of str
+        What was tried, and why.
+    """
+
+    name: str
+    valid: dict[str, float]
+    test: dict[str, float]
+    submission: str | None
+    page: str
+    told: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides which models are tried, and with which settings.
+
+    Parameters
+    ----------
+    rows : dict of str to int
+        By split.
+    items : int
+        Rows of the first item file.
+    history_mean, history_high : float
+        Mean length of the histories, and their 95 % quantile.
+    cold : dict of str to float
+        Fraction of the targets of a split without a training row.
+    embeddings : dict of str to str
+        The narrowest embedding column of each modality.
+    """
+
+    rows: dict[str, int]
+    items: int
+    history_mean: float
+    history_high: float
+    cold: dict[str, float]
+    embeddings: dict[str, str]
+
+    def sentence(self) -> str:
+        """Return the facts in a sentence."""
+        rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
+        cold = ", ".join(f"{share:.1%} of {split}" for split, share in self.cold.items())
+        vectors = ", ".join(f"{column} ({modality})" for modality, column in self.embeddings.items()) or "none"
+        return (
+            f"Data: {rows} rows; {self.items:,} items; histories of {self.history_mean:.1f} items on average; "
+            f"cold targets: {cold or 'unknown'}; embeddings: {vectors}."
+        )
+
+
+def look(dataset: DatasetConfig) -> Facts:
+    """Measure a dataset, column by column.
+
+    Raises
+    ------
+    UserError
+        A file or a column is missing or damaged.
+    """
+    import pyarrow as pa
+
+    from fuxictr_mm.data.parquet import count_rows, lists, numbers, part_files, read_chunks
+
+    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
+    paths = {split: path for split, path in paths.items() if path}
+    for split in ("train", "valid"):
+        if split not in paths:
+            raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and chooses by valid")
+    target, history = dataset.roles.target, dataset.roles.history
+    shown = {split: _column(path, target) for split, path in paths.items()}
+    lengths: list[np.ndarray] = []
+    for row, batch in read_chunks(part_files(paths["train"])[0], [history]):
+        array = batch.column(history)
+        if pa.types.is_integer(array.type.value_type):  # padded with 0
+            values, offsets = lists(array, history, row)
+            kept = np.concatenate([[0], np.cumsum(values != 0)])
+            lengths.append(kept[offsets[1:]] - kept[offsets[:-1]])
+        else:
+            lengths.append(numbers(array.value_lengths().fill_null(0)))
+        if row + batch.num_rows >= SAMPLED_ROWS:
+            break
+    length = np.concatenate(lengths)
+    items = [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
+    return Facts(
+        rows={split: len(ids) for split, ids in shown.items()},
+        items=count_rows(items[0]),
+        history_mean=float(length.mean()),
+        history_high=float(np.quantile(length, 0.95)),
+        cold={
+            split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"
+        },
+        embeddings=_embeddings(dataset, items),
+    )
+
+
+def _column(path: str, name: str) -> np.ndarray:
+    """Return a column of integers or texts of all part files."""
+    from fuxictr_mm.data.parquet import part_files, read_chunks
+
+    chunks = [batch.column(0) for file in part_files(path) for _, batch in read_chunks(file, [name])]
+    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:
+    """Return the narrowest embedding column, of 8 dims or more, of text and of image."""
+    from fuxictr_mm.data.parquet import open_parquet, part_files
+    from fuxictr_mm.diagnosis.importance import modality_of
+
+    names = [
+        n
+        for c in dataset.feature_cols
+        if c.type == "embedding"
+        for n in ([c.name] if isinstance(c.name, str) else c.name)
+    ]
+    found: dict[str, tuple[int, str]] = {}
+    for file in [file for path in item_files for file in part_files(path)]:
+        parquet = open_parquet(file)
+        for name in set(names) & set(parquet.schema_arrow.names):
+            modality = modality_of(name, "embedding")
+            if modality not in ("text", "image"):
+                continue
+            first = next(parquet.iter_batches(batch_size=2, columns=[name]))
+            dim = len(first.column(0)[first.num_rows - 1].as_py() or ())
+            if dim >= 8:
+                found[modality] = min(found.get(modality, (dim, name)), (dim, name))
+    return {modality: name for modality, (_, name) in sorted(found.items())}
+
+
+def features_to_try(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
+    """Return the active features and, if that is another list, those with an embedding each of text and image."""
+    active, others = list[str](), list[str]()
+    for column in dataset.feature_cols:
+        names = [column.name] if isinstance(column.name, str) else list(column.name)
+        if column.active and column.type != "meta":
+            active += names
+            others += names if column.type != "embedding" else []
+    choices = [active]
+    if facts.embeddings and set(facts.embeddings.values()) - set(active):
+        choices.append([*others, *facts.embeddings.values()])
+    return choices
+
+
+def models_to_try(facts: Facts) -> dict[str, str]:
+    """Return the models that suit the data, each with the reason."""
+    return {name: why for name, (_, least, why) in MODELS.items() if facts.history_mean >= least}
+
+
+def settings_for(model: str, dataset_id: str, facts: Facts, group_id: str | None) -> dict[str, Any]:
+    """Return the base settings of a model for data of this size."""
+    size = dict(next(settings for bound, settings in SIZES if facts.rows["train"] < bound))
+    units = size.pop("units")
+    keys = UNITS.get(model, ("dnn_hidden_units",))
+    return {
+        "model": model,
+        "dataset_id": dataset_id,
+        "metrics": ["AUC", "gAUC", "logloss"] if group_id else ["AUC", "logloss"],
+        **({"group_id": group_id} if group_id else {}),
+        "monitor": "AUC",
+        "monitor_mode": "max",
+        "early_stop_patience": 2,
+        "max_len": int(min(100, max(10, math.ceil(facts.history_high)))),
+        "model_root": "./checkpoints/",
+        "verbose": 0,
+        **size,
+        **dict.fromkeys(keys, units),
+        **MODELS[model][0],
+    }
+
+
+class _Autopilot:
+    """One start of an autopilot; the state of an earlier one is in its folder."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder = args.out / args.dataset_id
+        self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
+        self.script = find_script()
+        self.state = self.folder / "state.json"
+        self.started = time.monotonic()
+        self.told: list[str] = []
+
+    def run(self) -> Outcome:
+        """Go through all stages; those that are finished take no time."""
+        from fuxictr_mm.config import load_dataset_config
+        from fuxictr_mm.files import read_json
+
+        args = self.args
+        load_dataset_config(args.config, args.dataset_id)
+        self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
+        if self.spent:
+            self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
+        try:
+            results = self.search()
+            members = self.train(results)
+            return self.finish(results, members)
+        finally:
+            self.save()
+
+    def save(self) -> None:
+        """Write down how much of the budget is spent."""
+        from fuxictr_mm.files import write_json
+
+        write_json(self.state, {"spent": self.spent + time.monotonic() - self.started})
+
+    def tell(self, line: str) -> None:
+        """Say what is done, and keep it for the page."""
+        self.told.append(line)
+        self.save()
+        if not self.args.quiet:
+            print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    def until(self, part: float) -> float:
+        """Return when this part of the budget is over, by ``time.monotonic()``."""
+        return self.started + part * self.args.budget - self.spent
+
+    def search(self) -> dict[str, list[TrialResult]]:
+        """Compare the models with a few trials each, then tune the best; the results of each model, best first."""
+        dataset, group_id = self.dataset()
+        facts = look(dataset)
+        self.tell(facts.sentence())
+        models = models_to_try(facts)
+        for name, why in models.items():
+            self.tell(f"{name} is tried: {why}.")
+        features = features_to_try(dataset, facts)
+        self.tuners = {name: self.write_tuner(name, facts, features, group_id) for name in models}
+        self.first = {"use_features": features[-1]} if len(features) > 1 else {}
+        results: dict[str, list[TrialResult]] = {}
+        for index, name in enumerate(models):
+            if index == 0:
+                self.study(name, 1, math.inf)  # one trial there is, however long it takes
+            results[name] = self.study(name, FIRST_TRIALS, self.until(COMPARING * (index + 1) / len(models)))
+        for name in [name for name, found in results.items() if not found]:
+            self.tell(f"{name}: no trial has finished within its part of the budget.")
+            del results[name]
+        if not results:
+            raise UserError(f"no trial has finished; see {self.folder}/*/logs")
+        best = self.best_of(results)
+        self.tell(f"{best} is best after {sum(map(len, results.values()))} trials, so it is tuned.")
+        results[best] = self.study(best, MOST_TRIALS, self.until(SEARCHING))
+        top = results[self.best_of(results)][0]
+        self.tell(f"Best of {sum(map(len, results.values()))} trials: {top.expid}, valid AUC {top.score:.4f}.")
+        return results
+
+    def dataset(self) -> tuple[DatasetConfig, str | None]:
+        """Return the dataset, checked, and the column of users if the validation file has it."""
+        from fuxictr_mm.config import ExperimentConfig
+        from fuxictr_mm.data.parquet import open_parquet, part_files
+        from fuxictr_mm.files import write_entries
+
+        args = self.args
+        entry = {"look": {"model": "DIN", "dataset_id": args.dataset_id}}
+        write_entries(self.folder / "look" / "model_config.yaml", entry, Path("autopilot"))
+        for name in ("dataset_config.yaml", "dataset_config"):
+            source, link = Path(args.config) / name, self.folder / "look" / name
+            if source.exists() and not link.exists():
+                link.symlink_to(source.resolve())
+        dataset = ExperimentConfig.load(self.folder / "look", "look", args.data_root).dataset
+        user = dataset.roles.user
+        valid = part_files(dataset.valid_data)[0] if dataset.valid_data else None
+        has_user = valid is not None and user in open_parquet(valid).schema_arrow.names
+        return dataset, user if has_user else None
+
+    def write_tuner(self, model: str, facts: Facts, features: list[list[str]], group_id: str | None) -> Path:
+        """Write the tuner file of a model."""
+        from fuxictr_mm.files import write_entries
+
+        name = f"AUTO_{model}"
+        space = {**SPACE, **({"use_features": features} if len(features) > 1 else {})}
+        base = settings_for(model, self.args.dataset_id, facts, group_id)
+        content = {
+            "base_config": str(Path(self.args.config).resolve()),
+            "base_expid": name,
+            "model_config": {name: base},
+            "search": "tpe",
+            "trials": FIRST_TRIALS,
+            "pruning": True,
+            "tuner_space": space,
+        }
+        path = self.folder / f"{name}.yaml"
+        write_entries(path, content, Path("autopilot"))
+        return path
+
+    def study(self, model: str, trials: int, until: float) -> list[TrialResult]:
+        """Go on with the study of a model; its finished trials, best first."""
+        from dataclasses import replace
+
+        from fuxictr_mm.tuning import read_tuner, run_study
+
+        args = self.args
+        first = {**FIRST, **FIRST_OF.get(model, {}), **self.first}
+        tuner = replace(read_tuner(self.tuners[model], args.model_zoo), trials=trials, first=first)
+        gpus = [args.gpu] * self.jobs
+        results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
+        finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
+        return sorted(finished, key=lambda result: -result.score)
+
+    def best_of(self, results: Mapping[str, Sequence[TrialResult]]) -> str:
+        """Return the model of the best trial."""
+        return max(results, key=lambda name: results[name][0].score)
+
+    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> dict[str, list[Run]]:
+        """Train seeds of the best trial, and of the best of another model if it is close; their runs by experiment."""
+        from fuxictr_mm.tuning import train_seeds
+        from fuxictr_mm.tuning.runner import common_args
+
+        args = self.args
+        order = sorted(results, key=lambda name: -results[name][0].score)
+        best = results[order[0]][0]
+        left = self.until(1.0) - time.monotonic()
+        count = min(2 * MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs)
+        chosen = [(order[0], best)]
+        if count >= 4 and len(order) > 1 and results[order[1]][0].score > best.score - CLOSE:
+            chosen.append((order[1], results[order[1]][0]))
+        seeds = max(2, min(MOST_SEEDS, count // len(chosen)))
+        runs = {}
+        for name, trial in chosen:
+            self.tell(f"{trial.expid} is trained with {seeds} more seeds: their average is better than one.")
+            folder = self.tuners[name].with_suffix("")
+            experiment = self.load(trial.expid, folder)
+            options = {"jobs": self.jobs, "resume": True, "quiet": args.quiet}
+            extra = common_args(args.data_root, args.model_zoo)
+            runs[trial.expid] = train_seeds(
+                experiment, range(1, seeds + 1), folder, self.script, extra_args=extra, **options
+            )
+        return runs
+
+    def load(self, expid: str, folder: Path) -> Experiment:
+        """Return an experiment of a study."""
+        from fuxictr_mm.experiment import Experiment
+
+        args = self.args
+        return Experiment.load(expid, folder, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+
+    def finish(self, results: Mapping[str, Sequence[TrialResult]], runs: Mapping[str, Sequence[Run]]) -> Outcome:
+        """Average, calibrate, write the submission and the page."""
+        from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+        from fuxictr_mm.evaluation.ensemble import ensemble
+        from fuxictr_mm.report.page import report
+        from fuxictr_mm.submission import write_submission
+
+        args, name = self.args, f"AUTO_{self.args.dataset_id}"
+        root = next(iter(runs.values()))[0].path.parents[2]
+        best = ensemble([next(iter(runs))], root, average="logit", name=name, gpu=args.gpu)
+        self.tell(
+            f"{name}: average of {len(best.config['members'])} runs of the best, valid AUC {best.valid['AUC']:.4f}."
+        )
+        if len(runs) > 1:
+            both = ensemble(list(runs), root, average="logit", fit_weights=True, name=f"{name}_models", gpu=args.gpu)
+            self.tell(
+                f"{name}_models: both models, weights fitted on valid, AUC {both.valid['AUC']:.4f} (cross-fitted)."
+            )
+            best = max(best, both, key=lambda run: run.valid["AUC"])
+        submission = None
+        if best.config.get("test_data"):
+            scores = best.predictions("test")[1]
+            measured = calibrate_run(best)
+            # Not isotonic, whose ties would cost AUC.
+            method = min(("platt", "beta"), key=lambda m: measured["methods"][m]["logloss"])
+            if measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
+                scores = calibrator_of(best, method)(scores)
+                self.tell(f"{describe(measured, method)}.")
+            else:
+                self.tell("No calibration: it would not lower the logloss on valid.")
+            submission = str(write_submission(self.folder / f"{name}.zip", scores, args.task))
+            self.tell(f"Submission of {best.expid}: {submission}.")
+        if best.test:
+            self.tell(
+                "Test, which nothing was chosen by: " + ", ".join(f"{k} {v:.4f}" for k, v in best.test.items()) + "."
+            )
+        page = self.folder / "report.html"
+        tried = [found[0].expid for found in results.values()]
+        names = list(dict.fromkeys([best.expid, *runs, *tried]))
+        report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
+        return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
+
+
+def find_script() -> Path:
+    """Return run_expid.py, of the working directory or of the checkout of this package.
+
+    Raises
+    ------
+    MissingFileError
+        It is in neither.
+    """
+    places = [Path("run_expid.py"), Path(__file__).resolve().parents[1] / "run_expid.py"]
+    for path in places:
+        if path.is_file():
+            return path.resolve()
+    raise MissingFileError("run_expid.py: not in this folder; run autopilot in a checkout of the project")

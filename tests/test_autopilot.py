@@ -1,0 +1,121 @@
+"""What the autopilot sees of a dataset and makes of it, and the whole way on few rows, resumed."""
+
+import argparse
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm import autopilot
+from fuxictr_mm.cli import main
+from fuxictr_mm.config import ExperimentConfig
+from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.runs import find_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def dataset(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return ExperimentConfig.load(ROOT, "DIN_tiny").dataset
+
+
+def test_the_facts_by_brute_force(dataset):
+    facts = autopilot.look(dataset)
+    tables = {split: pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet") for split in facts.rows}
+    assert facts.rows == {split: table.num_rows for split, table in tables.items()}
+    shown = {split: table["item_id"].to_pylist() for split, table in tables.items()}
+    for split in ("valid", "test"):
+        cold = np.mean([item not in set(shown["train"]) for item in shown[split]])
+        assert facts.cold[split] == pytest.approx(cold)
+    lengths = [sum(item != 0 for item in row) for row in tables["train"]["item_seq"].to_pylist()]
+    assert facts.history_mean == pytest.approx(np.mean(lengths))
+    assert facts.history_high == pytest.approx(np.quantile(lengths, 0.95))
+    assert facts.embeddings == {"image": "img_emb_pca8", "text": "txt_emb_pca8"}
+    assert "tiny" not in facts.sentence()
+    assert f"{facts.cold['valid']:.1%} of valid" in facts.sentence()
+
+
+def test_features_models_and_settings(dataset):
+    facts = autopilot.look(dataset)
+    first, second = autopilot.features_to_try(dataset, facts)
+    assert "item_emb_d16" in first
+    assert {"txt_emb_pca8", "img_emb_pca8"} <= set(second)
+    assert set(first) - set(second) == {"item_emb_d16"}
+    short = autopilot.Facts(facts.rows, facts.items, 2.0, 4.0, {}, {})
+    assert autopilot.features_to_try(dataset, short) == [first]
+    assert "Transformer_DCN" in autopilot.models_to_try(facts)
+    assert "Transformer_DCN" not in autopilot.models_to_try(short)
+    for name in autopilot.MODELS:
+        small = autopilot.settings_for(name, "tiny_mm", facts, "user_id")
+        large = autopilot.settings_for(name, "tiny_mm", autopilot.Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), None)
+        assert small["batch_size"] < large["batch_size"]
+        assert small["epochs"] > large["epochs"]
+        assert ("gAUC" in small["metrics"], "gAUC" in large["metrics"]) == (True, False)
+        assert (small["max_len"] <= 20, large["max_len"]) == (True, 100)
+
+
+def test_time():
+    assert [autopilot._seconds(text) for text in ("90s", "45m", "1.5h", "30")] == [90, 2700, 5400, 1800]
+    for text in ("0m", "-1m", "soon", "3d"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            autopilot._seconds(text)
+
+
+def test_what_is_missing_is_named(dataset, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match="valid_data"):
+        autopilot.look(dataset.model_copy(update={"valid_data": None}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["autopilot", "--dataset_id", "tiny_m", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "did you mean 'tiny_mm'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(autopilot, "__file__", str(tmp_path / "a" / "b" / "autopilot.py"))
+    with pytest.raises(MissingFileError, match=r"run_expid\.py"):
+        autopilot.find_script()
+
+
+@pytest.mark.slow
+def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    pytest.importorskip("matplotlib")
+    data = tmp_path / "data" / "tiny_mm"
+    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    for name, rows in (("train", 600), ("valid", 500), ("test_labelled", 400)):
+        pq.write_table(pq.read_table(data / f"{name}.parquet").slice(0, rows), data / f"{name}.parquet")
+    shutil.copytree(ROOT / "data" / "tiny_mm_derived", tmp_path / "data" / "tiny_mm_derived")
+    text = (ROOT / "dataset_config.yaml").read_text().replace("tiny_mm/test.parquet", "tiny_mm/test_labelled.parquet")
+    (tmp_path / "dataset_config.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sizes = tuple((bound, {**settings, "epochs": 2}) for bound, settings in autopilot.SIZES)
+    monkeypatch.setattr(autopilot, "SIZES", sizes)
+    arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--json"]
+    main(arguments)
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["name"] == "AUTO_tiny_mm"
+    runs = find_runs("checkpoints")
+    trained = {run.run for run in runs if run.model != "Ensemble"}
+    assert {run.model for run in runs} == {"DIN_MM", "Ensemble"}
+    assert len(trained) == 3  # a trial and two seeds
+    ensemble = next(run for run in runs if run.model == "Ensemble")
+    assert found["valid"] == pytest.approx(ensemble.valid)
+    assert found["test"] == pytest.approx(ensemble.test)
+    with zipfile.ZipFile(found["submission"]) as archive:
+        assert archive.read("prediction.csv").count(b"\n") == 401
+    page = Path(found["page"]).read_text()
+    assert "What was tried, and why" in page
+    assert "is tried: multi-head target attention" in page
+    assert any("no trial has finished" in line for line in found["told"])
+    main(arguments)  # goes on from where it ended, so trains nothing
+    again = {run.run for run in find_runs("checkpoints") if run.model != "Ensemble"}
+    assert again == trained
+    assert json.loads(capsys.readouterr().out)["valid"] == pytest.approx(found["valid"])
