@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def load_dataset(
 
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
     for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
-        vocabularies.of(feature.name, lambda column=feature.column: files_of("train", False).build_vocabulary(column))
+        build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
+        vocabularies.of(feature.name, build, feature.column)
     encoding.vocabularies.update(vocabularies)
     if items.vocabulary is not None:
         encoding.vocabularies[ITEM_ID] = items.vocabulary
