@@ -96,8 +96,8 @@ def load_dataset(
 
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
     for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
-        build = partial(files_of("train", False).build_vocabulary, feature.column)
-        vocabularies.of(feature.name, build)
+        build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
+        vocabularies.of(feature.name, build, feature.column)
     encoding.vocabularies.update(vocabularies)
     if items.vocabulary is not None:
         encoding.vocabularies[ITEM_ID] = items.vocabulary

@@ -167,7 +167,9 @@ class ItemTable(nn.Module):
             num_items = limit or _infer_num_items(read)
             _warn_of_item_zero(found)
         else:
-            trained = vocabularies.of(ITEM_ID, partial(_number_items, read, found, ids, reason))
+            build = partial(_number_items, read, found, ids, reason)
+            remedy = "; if the run took them as they are, set ids: as_is" if ids == "auto" else ""
+            trained = vocabularies.of(ITEM_ID, build, read[0].key, remedy)
             items_of = _place_by_vocabulary(read, trained)
             num_items = max(limit or 0, len(items_of) + 1)
             if len(items_of) > len(trained):

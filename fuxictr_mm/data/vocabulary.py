@@ -182,8 +182,10 @@ class Vocabularies(dict[str, Vocabulary]):
         super().__init__(found or {})
         self.path = path
 
-    def of(self, name: str, build: Callable[[], Vocabulary], hint: str = "") -> Vocabulary:
+    def of(self, name: str, build: Callable[[], Vocabulary], column: str = "", remedy: str = "") -> Vocabulary:
         """Return the vocabulary of a feature, built where these are not those of a run.
+
+        ``column`` is its name on disk, ``remedy`` what else may be done without one; both are for the error.
 
         Raises
         ------
@@ -192,10 +194,11 @@ class Vocabularies(dict[str, Vocabulary]):
         """
         if name not in self:
             if self.path is not None:
-                what = f"holds no vocabulary of '{name}'" if self.path.exists() else "no such file"
+                column = column or name
+                what = f"holds no vocabulary of '{column}'" if self.path.exists() else "no such file"
                 raise MissingFileError(
-                    f"{self.path}: {what}, by which the weights number the ids of '{name}'; keep the two files "
-                    f"together, or train again{hint}"
+                    f"{self.path}: {what}, by which the weights number the ids of '{column}'; keep it with the "
+                    f"weights, or train again{remedy}"
                 )
             self[name] = build()
         return self[name]

@@ -1,5 +1,9 @@
+import dataclasses
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +396,32 @@ def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
     assert "\n" not in str(raised.value)
     experiment = Experiment.of_run(run)
     assert len(experiment.predict()) == 300  # with the weights of the experiment, which have their own
+
+
+@pytest.mark.parametrize("how", ["cut", "missing"])
+def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how):
+    folder = text_run[2]
+    path = folder / "checkpoints/d/X.vocabulary.parquet"
+    path.unlink() if how == "missing" else damaged(path, how)
+    command = [sys.executable, str(world.ROOT / "prediction.py"), "--config", str(folder), "--expid", "X"]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(world.ROOT)}, capture_output=True)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 2
+    assert [str(path) in line for line in lines if line.startswith("error:")] == [True]
+    assert not (folder / "submission").exists()
+
+
+def test_a_run_on_ids_from_zero_of_before_is_read_as_it_was(tmp_path):
+    found = world.with_ids(world.tables(), world.KINDS["from_zero"])
+    found = {name: table.filter(pa.array(table["item_id"].to_numpy() != 0)) for name, table in found.items()}
+    zero = found["items"].slice(0, 1)
+    found["items"] = pa.concat_tables([world.put(zero, "item_id", pa.array([0])), found["items"]])
+    run = fit(tmp_path, found, ids="as_is")
+    before = run.predict()
+    config = {key: value for key, value in run.config.items() if key != "ids"}
+    with pytest.raises(MissingFileError, match="ids: as_is"):
+        dataclasses.replace(run, config=config).predict()
+    np.testing.assert_array_equal(dataclasses.replace(run, config={**config, "ids": "as_is"}).predict(), before)
 
 
 def test_another_vocabulary_replaces_the_weights_it_would_misread(text_run, monkeypatch):
