@@ -181,6 +181,11 @@ def look(dataset: DatasetConfig) -> Facts:
 
     from fuxictr_mm.data.parquet import count_rows, lists, numbers, part_files, read_chunks
 
+    items = [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
+    if not items or not dataset.feature_cols:
+        raise ConfigError(
+            "the dataset has no item_info or feature_cols; autopilot is for items with a file of their own"
+        )
     paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
     paths = {split: path for split, path in paths.items() if path}
     for split in ("train", "valid"):
@@ -200,7 +205,6 @@ def look(dataset: DatasetConfig) -> Facts:
         if row + batch.num_rows >= SAMPLED_ROWS:
             break
     length = np.concatenate(lengths)
-    items = [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
     return Facts(
         rows={split: len(ids) for split, ids in shown.items()},
         items=count_rows(items[0]),
@@ -228,7 +232,7 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
 
     names = [
         n
-        for c in dataset.feature_cols
+        for c in dataset.feature_cols or ()
         if c.type == "embedding"
         for n in ([c.name] if isinstance(c.name, str) else c.name)
     ]
@@ -249,7 +253,7 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
 def features_to_try(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
     """Return the active features and, if that is another list, those with an embedding each of text and image."""
     active, others = list[str](), list[str]()
-    for column in dataset.feature_cols:
+    for column in dataset.feature_cols or ():
         names = [column.name] if isinstance(column.name, str) else list(column.name)
         if column.active and column.type != "meta":
             active += names
