@@ -97,8 +97,10 @@ def encode(
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
         for split, path in paths.items():
-            files = RawFiles(Path(path), form, params.get("sep", ","))
             of_user = split == "test" and scratch is not None
+            suffix = Path(path).suffix[1:]
+            kind = suffix if of_user and suffix in ("csv", "parquet") else form
+            files = RawFiles(Path(path), kind, params.get("sep", ","))
             target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.files)
             changes[f"{split}_data"] = str(target)
             if target.exists():
@@ -181,6 +183,8 @@ def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
     cache = Cache(root, {"data_format": "npz"})
     with cache.locked():
         for split, path in paths.items():
+            if Path(path).suffix == ".parquet":  # of a data frame to score
+                continue
             files = part_files(path, ".npz")
             target = cache.split_path(split, files)
             changes[f"{split}_data"] = str(target)

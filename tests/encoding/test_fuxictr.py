@@ -246,6 +246,23 @@ def test_our_model_without_items_is_told_of_roles(folder):
 
 
 @pytest.mark.slow
+def test_prediction_writes_a_submission_and_other_commands_ask_for_items(folder):
+    configuration(folder)
+    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    Experiment.load("X", folder, model_zoo=folder / "zoo").fit()
+    words = ["--expid", "X", "--config", ".", "--model_zoo", "zoo"]
+    command = [sys.executable, str(ROOT / "prediction.py"), *words]
+    assert subprocess.run(command, cwd=folder, capture_output=True, env=env).returncode == 0
+    assert (folder / "submission" / "X.zip").is_file()
+    for name in ("diagnose", "influence"):
+        done = subprocess.run(
+            [sys.executable, "-m", "fuxictr_mm", name, *words], cwd=folder, capture_output=True, env=env
+        )
+        assert done.returncode == 2
+        assert b"item_info" in done.stderr
+
+
+@pytest.mark.slow
 def test_bad_data_ends_a_command_with_exit_code_2(folder):
     edited(folder, lambda rows: rows[41].update(price="cheap"))
     configuration(folder)
