@@ -66,6 +66,9 @@ def encode(
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }
     keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
+    for name, file in keys.items():
+        if not file.is_file():
+            raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
     min_count = params.get("min_categr_count", 1)
     made_from = {
         "data_format": form,
@@ -149,8 +152,6 @@ def _pretrained_name(feature: str, path: Path) -> str:
 def _keys(feature: str, path: Path) -> pl.Series:
     """Return the keys of a file of embeddings as texts."""
     where = f"feature '{feature}': pretrained_emb: {path}"
-    if not path.is_file():
-        raise MissingFileError(f"{where}: no such file")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

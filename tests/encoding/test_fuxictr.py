@@ -180,12 +180,24 @@ def changed(**settings):
         (changed(name="seen", share_embedding="item_id"), ["seen", "share_embedding", "item_id"]),
         (changed(name="seen", share_embedding="tags"), ["seen", "share_embedding", "tags"]),
         (changed(name="age", fill_na="none"), ["age", "fill_na", "none"]),
+        (changed(name="age", pretrained_emb="emb.npz"), ["age", "pretrained_emb", "numeric"]),
     ],
 )
 def test_what_is_not_supported_is_refused(folder, columns, words):
     with pytest.raises(ConfigError) as caught:
         load_dataset(params_of(folder, columns), {"train": True}, flat=True)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_missing_files_are_named(folder):
+    params = params_of(folder)
+    (folder / "valid.csv").unlink()
+    with pytest.raises(MissingFileError, match=r"valid\.csv: no such file"):
+        load_dataset(params, {"train": True, "valid": True}, flat=True)
+    with pytest.raises(MissingFileError, match=r"'copy'.*emb\.npz: no such file"):
+        load_dataset(
+            {**params, "feature_cols": changed(name="copy", pretrained_emb="emb.npz")}, {"train": True}, flat=True
+        )
 
 
 def edited(folder, change):
