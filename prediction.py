@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.arguments import Parser, add_debug, add_examples, run_main
 from fuxictr_mm.errors import ConfigError
@@ -59,15 +59,16 @@ def main() -> None:
     from fuxictr_mm.submission import write_submission
 
     set_up_logging()
-    name, scores, test_data = _of_runs(args) if args.runs else _of_experiment(args)
+    name, scores, settings = _of_runs(args) if args.runs else _of_experiment(args)
     if is_main():
-        rows = count_rows(test_data)
+        is_parquet = settings.get("data_format", "parquet") == "parquet"
+        rows = count_rows(settings["test_data"]) if is_parquet else len(scores)
         written = write_submission(args.out / f"{name}.zip", scores, task=args.task, expected_rows=rows)
         print(f"{written}: {len(scores)} rows, column {args.task}")
 
 
-def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
-    """Return the experiment id, the scores by its newest weights, and the test file."""
+def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
+    """Return the experiment id, the scores by its newest weights, and its settings."""
     from fuxictr_mm.experiment import Experiment, find_config
 
     for option in ("fit_weights", "stack", "name"):
@@ -83,11 +84,11 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
     scores = experiment.predict(weights=args.weights)
     if run is not None:
         scores = _calibrate(run, scores, args.calibrate)
-    return args.expid, scores, str(experiment.config.dataset.test_data)
+    return args.expid, scores, experiment.config.to_dict()
 
 
-def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
-    """Return the name of the ensemble, its scores, and the test file."""
+def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
+    """Return the name of the ensemble, its scores, and its settings."""
     from fuxictr_mm.evaluation.ensemble import describe, ensemble
     from fuxictr_mm.runtime import is_one_of_several
 
@@ -105,7 +106,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", str]:
     scores = run.predictions("test")[1]
     if args.calibrate:
         scores = _calibrate(run, scores, args.calibrate)
-    return run.expid, scores, run.config["test_data"]
+    return run.expid, scores, run.config
 
 
 def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":

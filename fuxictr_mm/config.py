@@ -280,6 +280,30 @@ class DatasetConfig(Settings):
     data_block_size: int = Field(0, description=_NO_EFFECT)
     num_buckets: int | None = Field(None, description=_NO_EFFECT)
 
+    @property
+    def item_files(self) -> list[str]:
+        """The item files, an empty list without any."""
+        return [self.item_info] if isinstance(self.item_info, str) else list(self.item_info or [])
+
+    @property
+    def label_name(self) -> str:
+        """Name of the label column, of a dataset whose entry has it."""
+        assert self.label_col is not None
+        return self.label_col.name
+
+    def require_items(self, command: str) -> None:
+        """Refuse a dataset without item files.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
+        if self.item_info is None:
+            raise ConfigError(
+                f"{command}: the dataset has no item_info; this command reads only datasets with item files"
+            )
+
     @field_validator("label_col", mode="before")
     @classmethod
     def _check_label(cls, label: Any) -> Any:

@@ -94,6 +94,11 @@ def test_broken_yaml(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+def test_a_key_that_is_null_may_be_given_again(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: {b: null, c: 1, b: [2]}\n")
+    assert load_yaml(tmp_path / "x.yaml") == {"a": {"b": [2], "c": 1}}
+
+
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(ConfigError, match="not a text file in UTF-8"):

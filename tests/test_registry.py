@@ -124,6 +124,19 @@ def test_the_folder_given_comes_first(zoo, tmp_path):
         load_model_class("Twice", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("place", ["Plain/src", "Plain/Plain_torch/src", "multitask/Plain/src"])
+def test_a_model_of_a_checkout_of_fuxictr(zoo, place):
+    folder = zoo / place
+    folder.mkdir(parents=True)
+    drop(folder, "Plain")
+    other = zoo / "Plain" / "Plain_tf" / "src"
+    other.mkdir(parents=True)
+    drop(other, "TensorPlain")
+    assert {"Plain"} <= list_models().keys()
+    assert "TensorPlain" not in list_models()
+    assert load_model_class("Plain").__doc__ == "src"
+
+
 def test_the_stray_package_of_fuxictr_is_never_used(zoo, monkeypatch):
     before = {name for name in sys.modules if name.split(".")[0] == "model_zoo"}
     drop(zoo, "Dropped")

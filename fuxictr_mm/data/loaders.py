@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.interactions import Column, InteractionTable
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 
@@ -171,19 +171,22 @@ class InMemoryLoader(Loader):
 
 def gather(table: InteractionTable, rows: Tensor) -> Batch:
     """Return the batch of the given rows ``(B,)``, in their order."""
+    history = _gather_jagged(Jagged(table.history_values, table.history_offsets), rows)
     return Batch(
-        {
-            name: _gather_rows(column, rows) if isinstance(column, Jagged) else column.index_select(0, rows)
-            for name, column in table.context.items()
-        },
+        {name: gather_column(column, rows) for name, column in table.context.items()},
         table.target.index_select(0, rows),
-        _gather_rows(Jagged(table.history_values, table.history_offsets), rows),
+        history,
         None if table.label is None else table.label.index_select(0, rows),
         None if table.group is None else table.group.index_select(0, rows),
     )
 
 
-def _gather_rows(column: Jagged, rows: Tensor) -> Jagged:
+def gather_column(column: Column, rows: Tensor) -> Column:
+    """Return the given rows ``(B,)`` of a context column, in their order."""
+    return _gather_jagged(column, rows) if isinstance(column, Jagged) else column.index_select(0, rows)
+
+
+def _gather_jagged(column: Jagged, rows: Tensor) -> Jagged:
     starts = column.offsets.index_select(0, rows)
     lengths = column.offsets.index_select(0, rows + 1) - starts
     offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)

@@ -26,7 +26,6 @@ from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
-    from fuxictr_mm.config import DatasetConfig
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.data.items import ItemTable
     from fuxictr_mm.diagnosis.slices import Popularity
@@ -93,7 +92,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     trained = find_trained(args.expid, **{name: getattr(args, name) for name in options})
     out = Path(args.out) if args.out else trained.output
     data = trained.experiment.config.dataset
-    inputs = [*_item_files(data), data.train_data, data.valid_data, data.test_data, trained.weights]
+    data.require_items("diagnose")
+    inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, trained.weights]
     check_outputs([out], inputs, overwrite=True)
     verbose = 0 if args.quiet else 1
     result = diagnose_trained(
@@ -102,10 +102,6 @@ def main_from_args(args: argparse.Namespace) -> None:
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_beside(out, lambda stream: stream.write(text.encode()))
     show(args, result, f"{format_summary(result)}\n\nall figures: {out}")
-
-
-def _item_files(dataset: DatasetConfig) -> list[str]:
-    return [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
 
 
 @dataclass(frozen=True)
@@ -264,7 +260,7 @@ def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
 
     dataset = experiment.config.dataset
     try:
-        label, target = dataset.label_col.name, dataset.roles.target
+        label, target = dataset.label_name, dataset.roles.target
         return count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")
@@ -361,7 +357,7 @@ def diagnose(
             columns,
             clicks,
             items.known.cpu().numpy(),
-            _item_files(experiment.config.dataset),
+            experiment.config.dataset.item_files,
             vectors.ItemNames(experiment.config.dataset.roles.target, items.vocabulary),
         ),
         "calibration": calibration.measure(label, prediction, seed=seed),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.data.loaders import gather, gather_column
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, delong_variance
 from fuxictr_mm.experiment import Experiment
@@ -135,7 +135,7 @@ def sample(table: InteractionTable, most: int, seed: int) -> InteractionTable:
 
 def with_context(table: InteractionTable, names: Sequence[str], rows: Tensor) -> InteractionTable:
     """Return a table whose named context columns come from other examples ``(R,)``."""
-    moved = {name: table.context[name].index_select(0, rows) for name in names}
+    moved = {name: gather_column(table.context[name], rows) for name in names}
     return replace(table, context={**table.context, **moved})
 
 

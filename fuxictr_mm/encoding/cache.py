@@ -18,12 +18,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fuxictr_mm.encoding.encode import Encoding
 from fuxictr_mm.encoding.vocabulary import Vocabulary
@@ -73,15 +73,25 @@ class Cache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".encoded.lock"):
+            with self._acquired():
                 for left in self.folder.glob(".*"):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 yield
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(
                 f"{self.folder}: encoded files could not be written ({error.strerror or error}); give a data_root that "
                 "can be written"
             ) from error
+
+    def _acquired(self) -> AbstractContextManager[Any]:
+        lock = FileLock(self.root / ".encoded.lock")
+        try:
+            return lock.acquire(timeout=1)
+        except Timeout:
+            logger.info(f"{self.root}: another process writes encoded files there; waiting for it")
+            return lock.acquire()
 
     def split_path(self, split: str, files: Iterable[Path]) -> Path:
         """Return where a split is kept, for the files that it is made from."""

@@ -95,6 +95,8 @@ class Column:
             raise ConfigError(
                 f"{where}: remap: False; FuxiCTR 2.3.10 fails with it; leave it out, or give encoded Parquet files"
             )
+        if self.spec.get("pretrained_emb") and self.type not in ("categorical", "sequence"):
+            raise ConfigError(f"{where}: pretrained_emb with type: {self.type}, expected categorical or sequence")
         if self.dtype == "list" and self.type != "embedding":
             raise ConfigError(f"{where}: dtype is list, expected int, float or str for type: {self.type}")
 

@@ -66,6 +66,9 @@ def encode(
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }
     keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
+    for name, file in keys.items():
+        if not file.is_file():
+            raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
     min_count = params.get("min_categr_count", 1)
     made_from = {
         "data_format": form,
@@ -97,8 +100,10 @@ def encode(
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
         for split, path in paths.items():
-            files = RawFiles(Path(path), form, params.get("sep", ","))
             of_user = split == "test" and scratch is not None
+            suffix = Path(path).suffix[1:]
+            kind = suffix if of_user and suffix in ("csv", "parquet") else form
+            files = RawFiles(Path(path), kind, params.get("sep", ","))
             target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.files)
             changes[f"{split}_data"] = str(target)
             if target.exists():
@@ -147,8 +152,6 @@ def _pretrained_name(feature: str, path: Path) -> str:
 def _keys(feature: str, path: Path) -> pl.Series:
     """Return the keys of a file of embeddings as texts."""
     where = f"feature '{feature}': pretrained_emb: {path}"
-    if not path.is_file():
-        raise MissingFileError(f"{where}: no such file")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -181,6 +184,8 @@ def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
     cache = Cache(root, {"data_format": "npz"})
     with cache.locked():
         for split, path in paths.items():
+            if Path(path).suffix == ".parquet":  # of a data frame to score
+                continue
             files = part_files(path, ".npz")
             target = cache.split_path(split, files)
             changes[f"{split}_data"] = str(target)

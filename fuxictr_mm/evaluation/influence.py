@@ -105,7 +105,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
-        ranking = make_ranking(str(config.train_data), config.label_col.name, influence, config.roles)
+        ranking = make_ranking(str(config.train_data), config.label_name, influence, config.roles)
         write_beside(out, lambda stream: pq.write_table(ranking, stream))
         if num_worst is not None:
             if "before" not in metrics:
@@ -149,8 +149,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
     )
     out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
     data = experiment.config.dataset
-    items = [data.item_info] if isinstance(data.item_info, str) else data.item_info
-    inputs = [*items, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
+    data.require_items("influence")
+    inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
     check_outputs([out], inputs, overwrite=True)
     set_precision(experiment.config.precision, device_of(experiment.config.gpu))
     return experiment, out

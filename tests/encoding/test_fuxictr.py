@@ -180,12 +180,24 @@ def changed(**settings):
         (changed(name="seen", share_embedding="item_id"), ["seen", "share_embedding", "item_id"]),
         (changed(name="seen", share_embedding="tags"), ["seen", "share_embedding", "tags"]),
         (changed(name="age", fill_na="none"), ["age", "fill_na", "none"]),
+        (changed(name="age", pretrained_emb="emb.npz"), ["age", "pretrained_emb", "numeric"]),
     ],
 )
 def test_what_is_not_supported_is_refused(folder, columns, words):
     with pytest.raises(ConfigError) as caught:
         load_dataset(params_of(folder, columns), {"train": True}, flat=True)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_missing_files_are_named(folder):
+    params = params_of(folder)
+    (folder / "valid.csv").unlink()
+    with pytest.raises(MissingFileError, match=r"valid\.csv: no such file"):
+        load_dataset(params, {"train": True, "valid": True}, flat=True)
+    with pytest.raises(MissingFileError, match=r"'copy'.*emb\.npz: no such file"):
+        load_dataset(
+            {**params, "feature_cols": changed(name="copy", pretrained_emb="emb.npz")}, {"train": True}, flat=True
+        )
 
 
 def edited(folder, change):
@@ -243,6 +255,23 @@ def test_roles_must_name_columns_of_one_vocabulary(folder, roles):
 def test_our_model_without_items_is_told_of_roles(folder):
     with pytest.raises(ConfigError, match="roles"):
         Experiment.load("X", configuration(folder, "DIN"), model_zoo=ROOT / "model_zoo")
+
+
+@pytest.mark.slow
+def test_prediction_writes_a_submission_and_other_commands_ask_for_items(folder):
+    configuration(folder)
+    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    Experiment.load("X", folder, model_zoo=folder / "zoo").fit()
+    words = ["--expid", "X", "--config", ".", "--model_zoo", "zoo"]
+    command = [sys.executable, str(ROOT / "prediction.py"), *words]
+    assert subprocess.run(command, cwd=folder, capture_output=True, env=env).returncode == 0
+    assert (folder / "submission" / "X.zip").is_file()
+    for name in ("diagnose", "influence"):
+        done = subprocess.run(
+            [sys.executable, "-m", "fuxictr_mm", name, *words], cwd=folder, capture_output=True, env=env
+        )
+        assert done.returncode == 2
+        assert b"item_info" in done.stderr
 
 
 @pytest.mark.slow
