@@ -129,7 +129,7 @@ def _write_items(world: World, folder: Path, progress: bool) -> None:
         open_writer(folder / "item_feature.parquet", schema) as writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
-            ids = np.arange(start + 1, stop + 1)
+            ids: np.ndarray = np.arange(start + 1, stop + 1)
             titles = sample_titles(generator(spec, Stream.TITLES, chunk), world.text_topics[ids])
             kept = world.embedded(chunk, ids)
             raw, ids = raw_embeddings.sample(chunk, ids)[kept], ids[kept]
@@ -244,7 +244,7 @@ def _write_embeddings(
         open_writer(folder / "item_info.parquet", info_schema) as info_writer,
     ):
         for chunk, start, stop in chunks(spec.items, ITEM_CHUNK):
-            ids = np.arange(start + 1, stop + 1)
+            ids: np.ndarray = np.arange(start + 1, stop + 1)
             kept = world.embedded(chunk, ids)
             centred = raw_embeddings.sample(chunk, ids)[kept] - mean
             columns: dict[str, NDArray] = {
