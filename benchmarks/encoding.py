@@ -94,7 +94,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
-    """Keep the largest sum of the proportional set sizes of a process and its descendants, in kB."""
+    """Keep the largest memory of a process and its descendants, mapped files left out, in kB."""
     while process.poll() is None:
         parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
@@ -112,7 +112,7 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             except OSError:
                 continue
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
         peak[0] = max(peak[0], total)
         time.sleep(0.2)
 
