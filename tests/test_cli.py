@@ -119,7 +119,7 @@ def test_what_is_mistyped_is_one_line(arguments, line, capsys, monkeypatch):
 
 
 def test_scripts_speak_the_same_way(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run_expid.py", "--expid", "x", "--see", "1", "--modelzoo", "y"])
+    monkeypatch.setattr(sys, "argv", ["run_expid.py", "--expid", "x", "--res", "--modelzoo", "y"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "run_expid.py"), run_name="__main__")
     assert stop.value.code == 2
@@ -258,7 +258,7 @@ def test_the_script_completes_in_bash(tmp_path):
         "fuxictr-mm influence --drop": "--drop-worst",
         "fuxictr-mm influence --expid DIN_MM_cross_v2_": "DIN_MM_cross_v2_tiny DIN_MM_cross_v2_MicroLens",
         "fuxictr-mm compare DIN_ti": "DIN_tiny",
-        "fuxictr-mm synth --preset ": "microlens-1m tiny",
+        "fuxictr-mm synth --preset ": "microlens-1m taobao-mm tiny",
         "fuxictr-mm embed red": "reduce",
         "fuxictr-mm check-submission REA": "README.md",
     }

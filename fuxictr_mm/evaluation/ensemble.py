@@ -46,6 +46,7 @@ ROUNDS = 50
 
 #: Settings of the runs that an ensemble has as well.
 SHARED = (
+    "data_format",
     "group_id",
     "label_col",
     "metrics",

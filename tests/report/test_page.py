@@ -83,7 +83,7 @@ def test_every_number_is_that_of_the_records(written: Any) -> None:
     found = find_runs(written.root)
     for name in ("BEST", "NEXT", "WORST"):
         aucs = [run.valid["AUC"] for run in found if run.expid == name]
-        assert f"{np.mean(aucs):.4f}±\u00a0{np.std(aucs, ddof=1):.4f}" in page.text
+        assert f"{np.mean(aucs):.4f}± {np.std(aucs, ddof=1):.4f}" in page.text
     assert "48,765" in page.text
     assert "1,002" in page.text  # mean speed of seeds 1 to 3
     assert "6.5" in page.text
