@@ -14,13 +14,14 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fuxictr_mm.arguments import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Options of ``fuxictr-mm synth`` for each world.
-WORLDS = {
+WORLDS: dict[str, dict[str, Any]] = {
     "memorised": {"cold_items": 0.3, "cold_share": 0.8, "train_rows": 3000, "popularity_effect": 0.0},
     "informative": {
         "items": 300, "cold_items": 0.0, "cold_share": 0.0, "text_noise": 3.0, "image_noise": 3.0,
@@ -64,7 +65,7 @@ def _test_auc(folder: Path, world: str, dropout: float, seed: int) -> float:
     data = folder / "tiny_mm"
     if not data.exists():
         generate(SyntheticSpec(**WORLDS[world]), data)
-    settings = {
+    settings: dict[str, Any] = {
         "seed": seed,
         "model_root": str(folder / "runs"),
         "record": False,
