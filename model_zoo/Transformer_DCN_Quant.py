@@ -66,7 +66,7 @@ class Transformer_DCN_Quant(Transformer_DCN):
         num_clusters: PositiveInt = 5,
         top_k: NonNegativeInt = 3,
         quantizer_seed: int = 20242025,
-        default_vocab: int | None = None,
+        default_vocab: PositiveInt | None = None,
         **params: Any,
     ) -> None:
         model_id = params["model_id"]

@@ -215,7 +215,7 @@ CASES = {
     "broken file": (cut("train.parquet"), ["train.parquet", "Parquet"]),
     "text ids": (
         data("train.parquet", likes_level=lambda c: pa.array([str(v) for v in c.to_pylist()])),
-        ["likes_level", "string"],
+        ["valid.parquet", "likes_level", "texts"],
     ),
 }
 
