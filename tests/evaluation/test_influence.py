@@ -275,6 +275,7 @@ def load(**settings):
     return Experiment.load("DIN_MM_tiny", ROOT, model_zoo=ROOT / "model_zoo", verbose=0, **settings)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_run_expid(tmp_path):
     """The metrics before are those of the experiment; its own weights are the last checkpoint."""
     experiment = load(model_root=str(tmp_path), epochs=2, test_data=None)

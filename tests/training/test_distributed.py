@@ -209,6 +209,7 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     assert loop.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     folder, run = dying
     path = folder / "model_config.yaml"

@@ -72,6 +72,7 @@ def test_seeds_side_by_side(project, monkeypatch, capsys):
     np.testing.assert_array_equal(alone.predictions()[1], runs[2].predictions()[1])
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_missing_seeds_are_trained(project, capsys):
     experiment = Experiment.load("DIN_tiny", project, verbose=0)
     (project / "broken").touch()

@@ -233,6 +233,7 @@ def test_two_tuners_on_one_study(folder, forked):
     assert points_of(results) == undisturbed(path)
 
 
+@pytest.mark.slow
 def test_of_two_tuners_one_is_killed(folder, forked, wait_for):
     path = tuner_file(folder, search="tpe", trials=5)
     (folder / "slow").touch()
@@ -329,6 +330,7 @@ def test_trials_below_the_median_are_pruned(folder, capsys):
     assert len(noted(folder, "begin")) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruning", "cut"),
     [(True, False), ({}, False), ({"epochs": 2}, False), ({"epochs": 1}, True), ({"warmup": 1}, True)],
