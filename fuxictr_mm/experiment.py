@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import os
 import tempfile
@@ -278,7 +279,8 @@ class Experiment:
         """
         path = self.find_weights()
         for run in self.paths.find_runs():
-            if run.is_usable and run.weights.exists() and run.weights.samefile(path):
+            # One file under two names; a copy of the folder holds it twice.
+            if run.is_usable and run.weights.exists() and filecmp.cmp(run.weights, path, shallow=False):
                 return run
         raise MissingFileError(
             f"{path}: of no finished run with a folder (record: False?), so there are no validation predictions; train "

@@ -17,6 +17,7 @@ from fuxictr_mm.config import Roles
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
+from fuxictr_mm.data.parquet import is_zero_padded
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError
@@ -75,8 +76,14 @@ def load_dataset(
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
     items = _ids_only(features)
     if params.get("item_info"):
+        first_split = params[f"{next(iter(needs_labels))}_data"]
         items = ItemTable.from_parquet(
-            params["item_info"], features, target=roles.target, ids=ids, vocabularies=vocabularies
+            params["item_info"],
+            features,
+            target=roles.target,
+            ids=ids,
+            vocabularies=vocabularies,
+            zero_is_padding=ids == "auto" and is_zero_padded(first_split, roles.history),
         )
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
 

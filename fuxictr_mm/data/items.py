@@ -106,6 +106,7 @@ class ItemTable(nn.Module):
         target: str = ITEM_ID,
         ids: Literal["auto", "as_is", "vocabulary"] = "as_is",
         vocabularies: Vocabularies | None = None,
+        zero_is_padding: bool = False,
     ) -> ItemTable:
         """Read item features from one file or several, joined on their key.
 
@@ -124,6 +125,8 @@ class ItemTable(nn.Module):
             Whether the ids are the numbers of the items, or a vocabulary gives the numbers; see ``DatasetConfig``.
         vocabularies : Vocabularies, optional
             Those of a run; or those that are built here, of the ids and of columns of text, are added.
+        zero_is_padding : bool
+            Histories are padded with 0: with ``ids="auto"``, features of item 0 are then no reason for a vocabulary.
 
         Raises
         ------
@@ -161,7 +164,7 @@ class ItemTable(nn.Module):
                 present = sorted({c for part in read for c in part.present})
                 parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
         num_trained = items_of = None
-        reason = _why_vocabulary(read, found, limit, ids, vocabularies)
+        reason = _why_vocabulary(read, found, limit, ids, vocabularies, zero_is_padding)
         if reason is None:
             _place_by_id(read, limit)
             num_items = limit or _infer_num_items(read)
@@ -195,6 +198,7 @@ def _why_vocabulary(
     limit: int | None,
     ids: str,
     vocabularies: Vocabularies,
+    zero_is_padding: bool,
 ) -> str | None:
     """Return why items are numbered by a vocabulary, None where their ids are their numbers."""
     if ITEM_ID in vocabularies:
@@ -209,7 +213,7 @@ def _why_vocabulary(
     count = sum(len(part.keys) for part in parts)
     if highest >= parquet.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
         return f"the id {highest} of {count} items"
-    return "the id 0 with features" if _item_zero(found) else None
+    return "the id 0 with features" if _item_zero(found) and not zero_is_padding else None
 
 
 def _bounds(parts: Sequence[_Part]) -> tuple[int, int]:

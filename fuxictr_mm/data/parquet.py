@@ -475,16 +475,33 @@ def _check_numbers(
     )
 
 
+def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
+    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end."""
+    for file in part_files(path):
+        if column not in open_parquet(file).schema_arrow.names:
+            return False
+        for _, batch in read_chunks(file, [column], max_rows=1000):
+            entries, offsets = list_entries(batch.column(0), f"{file}: {column}")
+            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, offsets, 1).any())
+    return False
+
+
+def _zero_padded(entries: pa.Array, offsets: np.ndarray, zero_ends: int) -> np.ndarray:
+    """Return which lists ``(R,)`` seem to be padded by ``zero_ends`` zeros; none where lengths differ."""
+    lengths = np.diff(offsets)
+    if lengths.size < 2 or lengths.min() != lengths.max() or lengths[0] < max(2, zero_ends):
+        return np.zeros(lengths.size, dtype=bool)
+    zero = numbers(entries.cast(pa.float64(), safe=False).fill_null(1)).reshape(lengths.size, -1) == 0
+    return zero[:, :zero_ends].all(axis=1) | zero[:, -zero_ends:].all(axis=1)
+
+
 def _check_zero_padding(entries: pa.Array, offsets: np.ndarray, where: str, row: int, zero_ends: int) -> None:
     """Refuse histories that 0 pads, it seems, where 0 is an item: all of one length, and zeros at an end.
 
     Lists that differ in length have no padding. ``zero_ends`` is how many zeros at an end make it padding.
     """
     lengths = np.diff(offsets)
-    if lengths.size < 2 or lengths.min() != lengths.max() or lengths[0] < max(2, zero_ends):
-        return
-    zero = numbers(entries.cast(pa.float64(), safe=False).fill_null(1)).reshape(lengths.size, -1) == 0
-    padded = zero[:, :zero_ends].all(axis=1) | zero[:, -zero_ends:].all(axis=1)
+    padded = _zero_padded(entries, offsets, zero_ends)
     if padded.any():
         fix = "write the histories without padding"
         if zero_ends == 1:
