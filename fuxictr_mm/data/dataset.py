@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,14 +76,13 @@ def load_dataset(
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
     items = _ids_only(features)
     if params.get("item_info"):
-        first_split = params[f"{next(iter(needs_labels))}_data"]
         items = ItemTable.from_parquet(
             params["item_info"],
             features,
             target=roles.target,
             ids=ids,
             vocabularies=vocabularies,
-            zero_is_padding=ids == "auto" and is_zero_padded(first_split, roles.history),
+            zero_is_padding=ids == "auto" and _zero_is_padding(params, needs_labels, roles.history),
         )
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
 
@@ -122,6 +121,15 @@ def load_dataset(
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
     splits = {split: table for split, (table, _) in tables.items()}
     return Dataset(features, feature_map, items, splits, summaries, vocabularies)
+
+
+def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: str) -> bool:
+    """Whether histories are padded with 0, by the training split, or by the first that is read where it is not there."""
+    for split in ("train", *splits):
+        path = params.get(f"{split}_data")
+        if path and (Path(path).exists() or Path(f"{path}.parquet").exists()):
+            return is_zero_padded(path, history)
+    return False
 
 
 def _ids_only(features: Sequence[Feature]) -> ItemTable:

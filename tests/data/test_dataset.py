@@ -163,3 +163,25 @@ def test_the_committed_tiny_dataset_loads():
     assert dataset.items.known.all()
     assert dataset.feature_map.features["txt_emb_pca8"]["pretrain_dim"] == 8
     assert dataset.splits["train"].history_values.min() > 0
+
+
+@pytest.mark.parametrize(("histories", "numbered"), [([[0, 0, 2], [0, 1, 2]], False), ([[2], [1, 0]], True)])
+def test_features_of_item_zero_where_histories_are_padded(tmp_path, caplog, histories, numbered):
+    """Lists of one length with zeros at an end are padded: 0 is no item, whatever row 0 of the item file holds."""
+    pq.write_table(pa.table({"item_id": [0, 1, 2], "level": [5, 6, 7]}), tmp_path / "items.parquet")
+    rows = pa.table({"item_id": [1, 2], "item_seq": histories, "label": [0, 1]})
+    pq.write_table(rows, tmp_path / "train.parquet")
+    params = {
+        "dataset_id": "x",
+        "train_data": str(tmp_path / "train.parquet"),
+        "item_info": str(tmp_path / "items.parquet"),
+        "feature_cols": [{"name": "level", "dtype": "int", "type": "categorical", "source": "item", "vocab_size": 9}],
+        "label_col": {"name": "label"},
+    }
+    with caplog.at_level("WARNING"):
+        dataset = load_dataset(params, {"train": True})
+    assert ("item_id" in dataset.vocabularies) == numbered
+    assert dataset.items["level"].tolist() == ([0, 5, 6, 7] if numbered else [0, 6, 7])
+    values = dataset.splits["train"].history_values.tolist()
+    assert values == ([3, 2, 1] if numbered else [2, 1, 2])
+    assert bool(caplog.records) != numbered
