@@ -124,7 +124,7 @@ def load_dataset(
 
 
 def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: str) -> bool:
-    """Whether histories are padded with 0, by the training split, or by the first that is read where it is not there."""
+    """Whether histories are padded with 0, by the training split or, where it is missing, the first that is read."""
     for split in ("train", *splits):
         path = params.get(f"{split}_data")
         if path and (Path(path).exists() or Path(f"{path}.parquet").exists()):
