@@ -31,6 +31,7 @@ from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.logs import LogFiles
+from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import describe_error, load_model_class
@@ -44,6 +45,22 @@ from fuxictr_mm.training.run import TrainingRun
 logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
+
+
+def read_params(
+    config_dir: StrPath, expid: str, *, overrides: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[dict[str, Any], type]:
+    """Return the settings and the model class of ``Experiment.load``, for scripts written before it."""
+    experiment = Experiment.load(expid, config_dir, **{**(overrides or {}), **options})
+    return experiment.config.to_dict(), experiment.model_class
+
+
+def run_experiment(
+    params: Mapping[str, Any], model_class: type, results_csv: Path | None = None, resume: bool = False
+) -> Run:
+    """Train what ``read_params`` has returned; see ``Experiment.fit``."""
+    experiment = Experiment(ExperimentConfig.from_dict(params), model_class)
+    return experiment.fit(resume=resume, results_csv=results_csv)
 
 
 class Experiment:

@@ -34,6 +34,7 @@ from fuxictr_mm.check_data.layout import (
     as_id,
     check_types,
     is_number,
+    is_text,
     read_chunks,
     read_schema,
     require,
@@ -512,6 +513,7 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
     known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
     splits: list[Split] = []
     # Later splits first: a click of theirs must not be in an earlier history.
+    _compare_types(layout, report)
     for path in reversed(layout.splits.values()):
         with report.reading(path):
             split = _read_split(path, known, splits, layout, report, verbose)
@@ -527,6 +529,21 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
     report.examine(interactions)
     for key, fractions in interactions.measures().items():
         report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
+
+
+def _compare_types(layout: Layout, report: Report) -> None:
+    """Report context columns that are text in one split and numbers in another."""
+    texts: dict[str, Path] = {}
+    numbers: dict[str, Path] = {}
+    for path in layout.splits.values():
+        with report.reading(path):
+            for column in read_schema(path):
+                if column.name not in (USER_ID, ITEM_ID, ITEM_SEQ, LABEL):
+                    kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
+                    kinds.setdefault(column.name, path)
+    for name in sorted(texts.keys() & numbers.keys()):
+        found = f"holds text, and {numbers[name].name} holds numbers"
+        report.add(COLUMN_TYPE, Fault(texts[name].name, name, found=found, expected="one type in all splits"))
 
 
 def _measure_cold_targets(layout: Layout, report: Report) -> None:

@@ -347,7 +347,8 @@ class InteractionFiles:
         schemas = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
 
         def holds_text(column: str) -> bool:
-            return any(is_text(schema.field(column).type) for schema in schemas if column in schema.names)
+            # A name that occurs twice is refused where the column is read.
+            return any(is_text(s.field(column).type) for s in schemas if s.names.count(column) == 1)
 
         categorical = [f for f in self._context if f.type == "categorical"]
         return [f for f in categorical if holds_text(f.column) or (always and f.vocab_size is None)]

@@ -370,8 +370,8 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], target: str) -> _Part:
     schema = parquet.open_parquet(path).schema_arrow
     present = schema.names
     key = target if target in present or ITEM_ID not in present else ITEM_ID
-    parquet.require_columns(path, present, [key])
     names = [n for n in wanted if n in present]
+    parquet.require_columns(path, present, [key, *names])
     deferred = [n for n in names if _may_be_ids(wanted[n], schema.field(n).type)]
     keys: list[pa.Array] = []
     parts: dict[str, list[np.ndarray]] = {n: [] for n in names if n not in deferred}

@@ -221,3 +221,13 @@ def test_unused_items_are_neither_target_nor_in_a_history(tmp_path):
     report, _ = check_folder(tmp_path, ["unused-item"])
     (finding,) = report.findings()
     assert finding.rows.select("row", "item_id").rows() == [(1, 4), (5, 5)]
+
+
+def test_text_in_one_split_and_numbers_in_another(tmp_path):
+    for name, levels in (("train", ["5", "6"]), ("valid", [5, 6])):
+        rows = {"user_id": [1, 2], "item_id": [1, 2], "item_seq": [[], [1]], "level": levels, "label": [0, 1]}
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "items.parquet")
+    report, _ = check_folder(tmp_path)
+    found = [(f.check, f.severity, f.file) for f in report.findings() if f.column == "level"]
+    assert ("column-type", "error", "train.parquet") in found
