@@ -300,3 +300,12 @@ def test_the_log_shows_the_settings_that_differ_from_the_defaults(tmp_path):
     assert len({len(re.match(r"  \S+ +", line)[0]) for line in block.splitlines()}) == 1
     assert result.config["optimizer"] == "adam"
     assert result.config["feature_cols"]
+
+
+def test_functions_that_scripts_call_train_the_experiment(train, tmp_path):
+    from fuxictr_mm.experiment import read_params, run_experiment, set_up_logging
+
+    assert callable(set_up_logging)
+    overrides = {"model_root": str(tmp_path / "b"), "verbose": 0, "epochs": 1, "tensorboard": False}
+    run = run_experiment(*read_params(ROOT, "DIN_tiny", overrides=overrides))
+    assert run.valid == train(tmp_path / "a").valid

@@ -185,3 +185,24 @@ def test_features_of_item_zero_where_histories_are_padded(tmp_path, caplog, hist
     values = dataset.splits["train"].history_values.tolist()
     assert values == ([3, 2, 1] if numbered else [2, 1, 2])
     assert bool(caplog.records) != numbered
+
+
+@pytest.mark.parametrize("name", ["train", "items"])
+def test_a_column_that_occurs_twice_is_refused(tmp_path, name):
+    tables = {
+        "items": pa.table({"item_id": [1, 2], "level": [6, 7]}),
+        "train": pa.table({"item_id": [1, 2], "item_seq": [[2], [1]], "level": [1, 2], "label": [0, 1]}),
+    }
+    tables[name] = tables[name].append_column("level", tables[name]["level"])
+    for file, table in tables.items():
+        pq.write_table(table, tmp_path / f"{file}.parquet")
+    level = {"name": "level", "dtype": "int", "type": "categorical", "vocab_size": 9}
+    params = {
+        "dataset_id": "x",
+        "train_data": str(tmp_path / "train.parquet"),
+        "item_info": str(tmp_path / "items.parquet"),
+        "feature_cols": [{**level, "source": "item"} if name == "items" else level],
+        "label_col": {"name": "label"},
+    }
+    with pytest.raises(DataError, match=rf"{name}\.parquet.*'level'"):
+        load_dataset(params, {"train": True})
