@@ -297,7 +297,9 @@ class Experiment:
         path = self.find_weights()
         for run in self.paths.find_runs():
             # One file under two names; a copy of the folder holds it twice.
-            if run.is_usable and run.weights.exists() and filecmp.cmp(run.weights, path, shallow=False):
+            if not run.is_usable or not run.weights.exists():
+                continue
+            if run.weights.samefile(path) or filecmp.cmp(run.weights, path, shallow=False):
                 return run
         raise MissingFileError(
             f"{path}: of no finished run with a folder (record: False?), so there are no validation predictions; train "

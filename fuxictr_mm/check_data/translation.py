@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
-from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, key_of_items
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError
 
@@ -87,11 +86,9 @@ class Translation:
             for entries in [_entries(batch.column(0), f"{path}: {self.on_disk(path, name)}")]
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
-        values, is_integer = vocabulary.values, pa.types.is_integer(vocabulary.values.type)
-        if is_integer and ids != "auto":
+        if vocabulary.is_integer and ids != "auto":
             return vocabulary
-        padding = pa.scalar(0 if is_integer else "").cast(values.type)
-        return Vocabulary(values.filter(pc.not_equal(values, padding)))
+        return vocabulary.without_padding()
 
     def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
         """Whether most ids are no integers from 0 to below ``most``."""
@@ -119,7 +116,7 @@ class Translation:
 
     def names(self, present: Sequence[str]) -> dict[str, str]:
         """Return the checks' name of each column of a file; that of time has none."""
-        key = self.roles.target if self.roles.target in present or ITEM_ID not in present else ITEM_ID
+        key = key_of_items(self.roles.target, present)
         own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
         return {name: own.get(name, name) for name in present if name != self.roles.time}
 

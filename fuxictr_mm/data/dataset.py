@@ -82,7 +82,7 @@ def load_dataset(
             target=roles.target,
             ids=ids,
             vocabularies=vocabularies,
-            zero_is_padding=ids == "auto" and _zero_is_padding(params, needs_labels, roles.history),
+            zero_is_padding=partial(_zero_is_padding, params, needs_labels, roles.history),
         )
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.parquet import SCALAR_TYPES, decode_scalar
-from fuxictr_mm.data.schema import ITEM_ID, Feature
+from fuxictr_mm.data.schema import ITEM_ID, Feature, key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabularies, Vocabulary, is_text, plain
 from fuxictr_mm.errors import DataError, MissingFileError
 
@@ -106,7 +106,7 @@ class ItemTable(nn.Module):
         target: str = ITEM_ID,
         ids: Literal["auto", "as_is", "vocabulary"] = "as_is",
         vocabularies: Vocabularies | None = None,
-        zero_is_padding: bool = False,
+        zero_is_padding: Callable[[], bool] = lambda: False,
     ) -> ItemTable:
         """Read item features from one file or several, joined on their key.
 
@@ -125,8 +125,9 @@ class ItemTable(nn.Module):
             Whether the ids are the numbers of the items, or a vocabulary gives the numbers; see ``DatasetConfig``.
         vocabularies : Vocabularies, optional
             Those of a run; or those that are built here, of the ids and of columns of text, are added.
-        zero_is_padding : bool
-            Histories are padded with 0: with ``ids="auto"``, features of item 0 are then no reason for a vocabulary.
+        zero_is_padding : callable
+            Returns whether histories are padded with 0; called where item 0 has features, with ``ids="auto"``. They are
+            then no reason for a vocabulary.
 
         Raises
         ------
@@ -198,7 +199,7 @@ def _why_vocabulary(
     limit: int | None,
     ids: str,
     vocabularies: Vocabularies,
-    zero_is_padding: bool,
+    zero_is_padding: Callable[[], bool],
 ) -> str | None:
     """Return why items are numbered by a vocabulary, None where their ids are their numbers."""
     if ITEM_ID in vocabularies:
@@ -213,7 +214,7 @@ def _why_vocabulary(
     count = sum(len(part.keys) for part in parts)
     if highest >= parquet.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
         return f"the id {highest} of {count} items"
-    return "the id 0 with features" if _item_zero(found) and not zero_is_padding else None
+    return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
 
 
 def _bounds(parts: Sequence[_Part]) -> tuple[int, int]:
@@ -369,7 +370,7 @@ def _read_file(path: Path, wanted: Mapping[str, Feature], target: str) -> _Part:
     """Return the requested columns of one file; a part file may have no rows."""
     schema = parquet.open_parquet(path).schema_arrow
     present = schema.names
-    key = target if target in present or ITEM_ID not in present else ITEM_ID
+    key = key_of_items(target, present)
     names = [n for n in wanted if n in present]
     parquet.require_columns(path, present, [key, *names])
     deferred = [n for n in names if _may_be_ids(wanted[n], schema.field(n).type)]

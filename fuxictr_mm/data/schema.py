@@ -128,6 +128,11 @@ class Feature:
         return not (self.is_item or self.is_computed or self.is_history or self.type == "meta")
 
 
+def key_of_items(target: str, present: Sequence[str]) -> str:
+    """Return the name of the key of an item file: the target's, or ``item_id`` where only that is present."""
+    return target if target in present or ITEM_ID not in present else ITEM_ID
+
+
 def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``).
 

@@ -80,13 +80,19 @@ class Vocabulary:
         """Return a vocabulary in which further ids follow; those of this one keep their numbers."""
         return Vocabulary.build([self.values, values], where)
 
+    def without_padding(self) -> Vocabulary:
+        """Return a vocabulary without the integer 0 or the empty text; ids after it move up by one."""
+        padding = pa.scalar(0 if self.is_integer else "").cast(self.values.type)
+        return Vocabulary(self.values.filter(pc.not_equal(self.values, padding)))
+
     @property
     def has_zero(self) -> bool:
         """Whether the integer 0 is an id like any other."""
-        return self._is_integer and bool((self.encode(pa.array([0])) > 0).all())
+        return self.is_integer and bool((self.encode(pa.array([0])) > 0).all())
 
     @property
-    def _is_integer(self) -> bool:
+    def is_integer(self) -> bool:
+        """Whether the ids are integers, not texts or bytes."""
         return pa.types.is_integer(self.values.type)
 
     def encode(self, values: pa.Array, where: str = "ids") -> np.ndarray:
@@ -118,8 +124,8 @@ class Vocabulary:
 
     def _find(self, distinct: pa.Array, where: str) -> np.ndarray:
         """Return the numbers of distinct ids without nulls."""
-        if self._is_integer != pa.types.is_integer(distinct.type) or (
-            not self._is_integer and distinct.type != self.values.type
+        if self.is_integer != pa.types.is_integer(distinct.type) or (
+            not self.is_integer and distinct.type != self.values.type
         ):
             raise DataError(
                 f"{where}: holds {_describe(distinct.type)}, but the ids are {_describe(self.values.type)} in the item "
@@ -128,21 +134,21 @@ class Vocabulary:
         found = np.full(len(distinct), UNKNOWN, dtype=np.int64)
         if len(distinct) == 0:
             return found
-        nothing = parquet.numbers(pc.equal(distinct, pa.scalar(0 if self._is_integer else "").cast(distinct.type)))
+        nothing = parquet.numbers(pc.equal(distinct, pa.scalar(0 if self.is_integer else "").cast(distinct.type)))
         possible: np.ndarray = np.ones(len(distinct), dtype=bool)
         if distinct.type != self.values.type:  # int64 and uint64 share the integers from 0 to 2**63 - 1
             possible = parquet.numbers(distinct).view(np.int64) >= 0
         seed, keys, order = self._index
         if len(keys):
             wanted = _keys(distinct, seed)
-            if self._is_integer:
+            if self.is_integer:
                 wanted = wanted.astype(keys.dtype)  # those that change by it are not possible
             ascending = np.argsort(wanted)  # neighbours in the table are found faster one after the other
             places: np.ndarray = np.empty(len(wanted), dtype=np.int64)
             places[ascending] = np.searchsorted(keys, wanted[ascending])
             places = np.minimum(places, len(keys) - 1)
             hit = possible & (keys[places] == wanted)
-            if not self._is_integer:  # two texts may have one hash
+            if not self.is_integer:  # two texts may have one hash
                 rows = order[places[hit]]
                 hit[hit] = parquet.numbers(pc.equal(self.values.take(pa.array(rows)), distinct.filter(pa.array(hit))))
             found[hit] = order[places[hit]] + 1
@@ -156,7 +162,7 @@ class Vocabulary:
             keys = _keys(self.values, seed)
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            if self._is_integer or not (keys[1:] == keys[:-1]).any():
+            if self.is_integer or not (keys[1:] == keys[:-1]).any():
                 return seed, keys, order
         raise ValueError("the values of a vocabulary are not distinct")
 

@@ -15,6 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the integers from each of ``begins`` on, as many as ``lengths`` says, one range after the other.
+
+    Examples
+    --------
+    >>> ranges(np.array([7, 0, 3]), np.array([2, 0, 1])).tolist()
+    [7, 8, 3]
+    """
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(begins - (ends - lengths), lengths)
+
+
 def histories_before(
     users: np.ndarray, times: np.ndarray, items: pa.Array, positive: np.ndarray, max_len: int
 ) -> pa.Array:
@@ -46,7 +58,7 @@ def histories_before(
     first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
     lengths = np.minimum(last - first, max_len)
     offsets = np.r_[0, np.cumsum(lengths)]
-    index = np.arange(offsets[-1]) + np.repeat(last - offsets[1:], lengths)
+    index = ranges(last - lengths, lengths)
     liked = items.take(pa.array(np.flatnonzero(positive)))
     return pa.LargeListArray.from_arrays(offsets, liked.take(pa.array(index)))
 

@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
 
@@ -134,8 +135,7 @@ class LongCTR(Reader):
         begin = np.maximum(stop - self.max_len, starts[user])
         lengths = stop - begin
         offsets = np.r_[0, np.cumsum(lengths)]
-        index = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
-        histories = pa.LargeListArray.from_arrays(offsets, items.take(pa.array(index)))
+        histories = pa.LargeListArray.from_arrays(offsets, items.take(pa.array(ranges(begin, lengths))))
         columns = frame.select(
             pl.lit(split).alias("split"),
             pl.col("user_index").alias("user_id"),

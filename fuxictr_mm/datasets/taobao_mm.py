@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
 
@@ -125,8 +126,7 @@ class TaobaoMM(Reader):
         begins, ends = np.searchsorted(keys, asked, side="left"), np.searchsorted(keys, asked, side="right")
         counts = ends - begins
         which = np.repeat(np.arange(len(users)), counts)
-        index = np.arange(counts.sum()) + np.repeat(begins - np.r_[0, np.cumsum(counts)[:-1]], counts)
-        rows = samples[index]
+        rows = samples[ranges(begins, counts)]
         held_out = (pl.col(USER) % VALID_USERS == 0) & (split == "train")
         columns = users.select(
             pl.col(USER).alias("user_id"),

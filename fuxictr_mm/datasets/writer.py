@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from fuxictr_mm.data.vocabulary import Vocabulary
+from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import atomic_path, read_json, write_json
@@ -388,5 +389,4 @@ def _newest(values: np.ndarray, offsets: np.ndarray, max_len: int) -> pa.LargeLi
     """Return lists with their last ``max_len`` values."""
     lengths = np.minimum(np.diff(offsets), max_len)
     kept = np.r_[0, np.cumsum(lengths)]
-    index = np.arange(kept[-1]) + np.repeat(offsets[1:] - kept[1:], lengths)
-    return pa.LargeListArray.from_arrays(kept, pa.array(values[index]))
+    return pa.LargeListArray.from_arrays(kept, pa.array(values[ranges(offsets[1:] - lengths, lengths)]))

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.parquet import MAX_IDS
-from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.data.schema import key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
 from fuxictr_mm.errors import DataError, UserError
 
@@ -62,9 +61,8 @@ class Numbering:
                 users = found if len(found) and _is_needed([found.values], "auto", 2**32) else None
         except UserError:
             return names
-        if items is not None and not (ids == "vocabulary" and pa.types.is_integer(items.values.type)):
-            padding = pa.scalar(0 if pa.types.is_integer(items.values.type) else "").cast(items.values.type)
-            items = Vocabulary(items.values.filter(pc.not_equal(items.values, padding)))
+        if items is not None and not (ids == "vocabulary" and items.is_integer):
+            items = items.without_padding()
         return cls(roles, items, users)
 
     def _read(self, files: Sequence[StrPath], column: str | None) -> Iterator[pa.Array]:
@@ -89,7 +87,7 @@ class Numbering:
 
     def key(self, present: Sequence[str]) -> str:
         """Return the name of the key of an item file with these columns."""
-        return self.roles.target if self.roles.target in present or ITEM_ID not in present else ITEM_ID
+        return key_of_items(self.roles.target, present)
 
     def numbers(self, array: pa.Array, where: str, row: int) -> np.ndarray:
         """Return the items ``(R,)`` int64, 0 for padding; ``where`` and ``row`` are for errors."""
