@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -159,7 +159,7 @@ class MultimodalModel(BaseModel):
         self._total_steps = self._planned_steps = 0
         self.accumulation_steps = settings.accumulation_steps
         self.precision = settings.precision
-        self.compiled_logits = torch.compile(self.logits, dynamic=True) if compile else None
+        self.compiled_logits = compiled(self.logits) if compile else None
         self._max_gradient_norm = settings.max_gradient_norm
         self._batch_index, self._steps_per_epoch = 0, 1
         self.items: ItemTable = feature_map.items
@@ -249,6 +249,7 @@ class MultimodalModel(BaseModel):
         replace_dropout(self)
         self.model_to_device()
         settings = self._settings
+        self._trained = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             self.optimizer_name,
             self.parameters(),
@@ -415,7 +416,7 @@ class MultimodalModel(BaseModel):
         (loss / count).backward()
         if done + 1 == count:
             self.penalty.add_gradients()
-            clip_gradients(self.parameters(), self._max_gradient_norm)
+            clip_gradients(self._trained, self._max_gradient_norm)
             self.schedule.set_rates(self._total_steps, self._planned_steps)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -497,6 +498,16 @@ class DNNModel(MultimodalModel):
     def make_dnn(self, input_dim: int) -> MLP_Block:
         """Return an MLP from ``(B, input_dim)`` to logits ``(B, 1)``."""
         return MLP_Block(input_dim=input_dim, output_dim=1, **self._dnn_settings)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function of batches of any size."""
+    import torch._inductor
+
+    # An analysis of torch 2.11 that fails for jagged rows on a GPU.
+    analysis = "triton.coalesce_tiling_analysis"
+    options = {analysis: False} if analysis in torch._inductor.list_options() else {}
+    return torch.compile(function, dynamic=True, options=options)
 
 
 def check_is_built(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ Light to import: used before torch is.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def device_of(gpu: int) -> torch.device:
@@ -94,8 +97,20 @@ def set_precision(precision: str, device: torch.device) -> None:
     """
     import torch
 
+    if precision == "bf16" and device.type == "cpu" and not _has_fast_bfloat16():
+        logger.warning(
+            "precision: bf16: this processor has no fast bfloat16, so that training may be 100 times slower; "
+            "use precision: tf32 or fp32"
+        )
     faster = "high" if device.type == "cuda" else "medium"
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else faster)
+
+
+def _has_fast_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 in less than many times the time of float32."""
+    import torch
+
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def keep_freed_memory() -> bool:

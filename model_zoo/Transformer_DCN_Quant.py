@@ -93,14 +93,16 @@ class Transformer_DCN_Quant(Transformer_DCN):
         ids = torch.zeros(feature_map.items.num_items, codebook_num + top_k, dtype=torch.int64)
         if torch.get_default_device().type != "meta":  # where a model is made for its shapes, no codes are needed
             logger.info(f"{model_id}: semantic ids of {len(known)} items from '{name}'")
-            found = feature_map.items[name][known]
+            # On the CPU: the rounding of a GPU would give other codes, and weights would fit one device only.
+            known = known.cpu()
+            found = feature_map.items[name].cpu()[known]
             codes = residual_codes(found, num_levels=codebook_num, num_clusters=num_clusters, seed=quantizer_seed)
             # In the table: a row per item, then C rows per level.
             codes += feature_map.items.num_items + num_clusters * torch.arange(codebook_num, device=codes.device)
-            ids = ids.to(known.device)
             ids[known] = torch.cat([codes, known[cosine_neighbors(found, top_k)]], dim=1)
         vocab_size = feature_map.items.num_items + num_clusters * codebook_num
         dim = ModelSettings.of(params, model_id).embedding_dim
+        ids = ids.to(feature_map.items.known.device)
         super().__init__(_replace_embedding(feature_map, name, ids, vocab_size, dim), **params)
 
 

@@ -28,6 +28,13 @@ def test_precision_of_products():
     assert torch.get_float32_matmul_precision() == "high"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_on_a_processor_without_it_is_slow_and_says_so(monkeypatch, caplog, fast):
+    monkeypatch.setattr("fuxictr_mm.runtime._has_fast_bfloat16", lambda: fast)
+    set_precision("bf16", torch.device("cpu"))
+    assert ("precision: bf16" in caplog.text) is not fast
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_is_kept_or_the_library_is_another():
     assert keep_freed_memory() in (True, False)

@@ -157,8 +157,12 @@ class InMemoryLoader(Loader):
         self.table = table
 
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
-        for rows in self.order()[row : self._stop].split(list(sizes)):
-            yield gather(self.table, self._shard(rows))
+        parts = [self._shard(rows) for rows in self.order()[row : self._stop].split(list(sizes))]
+        if self.table.target.device.type == "cpu" or not parts:
+            yield from (gather(self.table, rows) for rows in parts)
+        else:  # the sizes are read from the device once per epoch, so that no batch waits for it
+            for rows, size in zip(parts, history_sizes(self.table, parts), strict=True):
+                yield gather(self.table, rows, size)
 
     def order(self) -> Tensor:
         """Return the order of this epoch, ``(num_samples,)``, and advance to the next epoch."""
@@ -169,9 +173,20 @@ class InMemoryLoader(Loader):
         return torch.randperm(self.num_samples, generator=self._begin_epoch()).to(device)
 
 
-def gather(table: InteractionTable, rows: Tensor) -> Batch:
-    """Return the batch of the given rows ``(B,)``, in their order."""
-    history = _gather_jagged(Jagged(table.history_values, table.history_offsets), rows)
+def history_sizes(table: InteractionTable, parts: Sequence[Tensor]) -> list[int]:
+    """Return the number of history items of every batch of rows, none of which is empty."""
+    lengths = table.history_offsets.diff().index_select(0, torch.cat(list(parts)))
+    stops = torch.tensor([len(rows) for rows in parts]).cumsum(0).to(lengths.device)
+    totals = lengths.cumsum(0).index_select(0, stops - 1)
+    return totals.diff(prepend=totals.new_zeros(1)).tolist()
+
+
+def gather(table: InteractionTable, rows: Tensor, num_history_items: int | None = None) -> Batch:
+    """Return the batch of the given rows ``(B,)``, in their order.
+
+    Where the number of their history items is given, a GPU is not waited for.
+    """
+    history = _gather_jagged(Jagged(table.history_values, table.history_offsets), rows, num_history_items)
     return Batch(
         {name: gather_column(column, rows) for name, column in table.context.items()},
         table.target.index_select(0, rows),
@@ -186,12 +201,13 @@ def gather_column(column: Column, rows: Tensor) -> Column:
     return _gather_jagged(column, rows) if isinstance(column, Jagged) else column.index_select(0, rows)
 
 
-def _gather_jagged(column: Jagged, rows: Tensor) -> Jagged:
+def _gather_jagged(column: Jagged, rows: Tensor, total: int | None = None) -> Jagged:
     starts = column.offsets.index_select(0, rows)
     lengths = column.offsets.index_select(0, rows + 1) - starts
     offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
-    total = int(offsets[-1])
+    if total is None:
+        total = int(offsets[-1])
     shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)
     index_N = shift.add_(torch.arange(total, device=rows.device))
     return Jagged(column.values.index_select(0, index_N), offsets)

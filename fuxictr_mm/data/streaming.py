@@ -126,7 +126,7 @@ class StreamingLoader(Loader):
         self, ranges: Sequence[parquet.RowGroupRange], positions: Tensor, first: int
     ) -> Iterator[list[InteractionTable]]:
         """Yield the rows at the sorted ``positions`` of the stream, then those of each round from ``first`` on."""
-        if self.device.type == "cuda":
+        if self.device.index is not None:
             torch.cuda.set_device(self.device)  # of this thread: pinning memory would otherwise initialise GPU 0
         if len(positions):
             yield list(self._pick(ranges, positions))

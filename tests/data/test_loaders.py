@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.loaders import InMemoryLoader, gather
+from fuxictr_mm.data.loaders import InMemoryLoader, gather, history_sizes
 
 
 def make_table(histories, labelled=True):
@@ -140,3 +140,15 @@ def test_without_shuffling_every_epoch_is_the_same():
 def test_a_view_is_applied_to_every_batch():
     loader = InMemoryLoader(make_table([[1], [], [2, 3]]), 2, view=lambda batch: rows_of(batch.history))
     assert list(loader) == [[[1], []], [[2, 3]]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories=HISTORIES, batch=st.integers(1, 7))
+def test_sizes_of_the_histories_of_an_epoch(histories, batch):
+    """With them, gathering a batch does not wait for a GPU."""
+    table = make_table(histories)
+    parts = torch.arange(len(histories)).flip(0).split(batch)
+    sizes = history_sizes(table, parts)
+    assert sizes == [sum(len(histories[row]) for row in rows.tolist()) for rows in parts]
+    for rows, size in zip(parts, sizes, strict=True):
+        assert rows_of(gather(table, rows, size).history) == rows_of(gather(table, rows).history)
