@@ -1,7 +1,7 @@
 """``fuxictr-mm autopilot``: from a dataset to a submission within a time budget.
 
-Models are compared with a few trials each, TPE tunes the best of them, the best configurations are trained with several
-seeds and averaged. Every choice is made on the validation rows.
+Models are compared with a few trials each, TPE tunes the best of them, the best configuration is trained with several
+seeds, and the trials and seeds that are best together are averaged. Every choice is made on the validation rows.
 """
 
 from __future__ import annotations
@@ -35,23 +35,49 @@ SPACE: dict[str, Any] = {
     "net_dropout": {"low": 0.0, "high": 0.4},
 }
 
+#: Further settings of a model, whose use depends on the data (``docs/choosing_settings.md``). They also make the
+#: members of the ensemble differ.
+SPACE_OF: dict[str, dict[str, Any]] = {
+    "DIN_MM": {
+        "interest": ["din", "multi_head"],
+        "cross": [None, "v2"],
+        "label_smoothing": [0.0, 0.1],
+        "ema": [None, 0.999],
+    },
+}
+
 #: Where every model begins: the point of its first trial, beside which the others are sampled.
-FIRST = {"learning_rate": 2e-3, "embedding_regularizer": 1e-4, "net_dropout": 0.1}
-FIRST_OF = {"Transformer_DCN": {"learning_rate": 5e-4}}
+FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
+FIRST_OF: dict[str, dict[str, Any]] = {
+    "DIN_MM": {"interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
+    "Transformer_DCN": {"learning_rate": 5e-4},
+}
+
+#: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
+COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
 
 #: Models with their own settings, the shortest mean history that they are tried for, and why they are tried.
 MODELS: dict[str, tuple[dict[str, Any], float, str]] = {
-    "DIN_MM": ({"num_heads": 4, "batch_norm": True}, 0, "multi-head target attention, SENet over ids, text and image"),
+    "DIN_MM": (
+        {"num_heads": 4, "attention_hidden_units": [32], "din_use_softmax": True, "attention_dropout": 0.1,
+         "batch_norm": False},
+        0,
+        "target attention, SENet and cross network over ids, text and image",
+    ),
     "DIN": ({"batch_norm": True}, 0, "the challenge's baseline"),
     "Transformer_DCN": ({"first_k_cols": 4, "transformer_layers": 1}, 5, "a transformer over histories of some length"),
-}
+}  # fmt: skip
 
 #: Settings by the number of training rows: those of the first bound that is larger.
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (1e5, {"batch_size": 256, "epochs": 12, "embedding_dim": 16, "units": [64, 32]}),
+    (1e5, {"batch_size": 256, "epochs": 20, "embedding_dim": 32, "units": [128, 64]}),
     (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "units": [128, 64]}),
     (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "units": [256, 128]}),
 )
+
+#: Computed features that are added to the dataset's: the length of the history, and its similarity to the target.
+LENGTH, SIMILARITY = "autopilot_length", "autopilot_similarity"
+STATISTICS = ["mean", "max", "newest_5"]
 
 #: The setting of a model that takes the hidden units.
 UNITS = {"Transformer_DCN": ("dcn_hidden_units", "mlp_hidden_units")}
@@ -60,10 +86,10 @@ UNITS = {"Transformer_DCN": ("dcn_hidden_units", "mlp_hidden_units")}
 FIRST_TRIALS = 3
 
 #: Parts of the budget for comparing models, and for that and tuning; the rest is for seeds.
-COMPARING, SEARCHING = 0.35, 0.65
+COMPARING, SEARCHING = 0.3, 0.8
 
-#: Most trials of a model, seeds of a configuration, and AUC that a second configuration may be behind the best.
-MOST_TRIALS, MOST_SEEDS, CLOSE = 100, 5, 0.01
+#: Most trials of a model, seeds of a configuration, and experiments whose runs are averaged.
+MOST_TRIALS, MOST_SEEDS, MOST_MEMBERS = 100, 3, 20
 
 #: Rows that the length of histories is measured on.
 SAMPLED_ROWS = 20_000
@@ -250,18 +276,50 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
     return {modality: name for modality, (_, name) in sorted(found.items())}
 
 
+def computed_features(dataset: DatasetConfig, facts: Facts) -> list[dict[str, Any]]:
+    """Return entries of features that are computed from target and history: its length, and its similarities to it."""
+    names, _ = _names(dataset)
+    stored = [n for n in names if names[n] == "embedding"] or list(facts.embeddings.values())
+    entries: list[dict[str, Any]] = [{"name": LENGTH, "active": False, "type": "length"}]
+    for number, name in enumerate(dict.fromkeys([*stored[:1], *facts.embeddings.values()])):
+        entry = {"name": f"{SIMILARITY}_{number}", "active": False, "type": "similarity", "of": name}
+        entries.append({**entry, "statistics": STATISTICS})
+    return entries
+
+
 def features_to_try(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
-    """Return the active features and, if that is another list, those with an embedding each of text and image."""
-    active, others = list[str](), list[str]()
-    for column in dataset.feature_cols or ():
-        names = [column.name] if isinstance(column.name, str) else list(column.name)
-        if column.active and column.type != "meta":
-            active += names
-            others += names if column.type != "embedding" else []
+    """Return lists of features: the active ones, those with an embedding each of text and image, and both with more.
+
+    The first list is that of the first trial: the active features, with what is computed from their embeddings.
+    """
+    names, active = _names(dataset)
+    others = [n for n in active if names[n] != "embedding"]
     choices = [active]
     if facts.embeddings and set(facts.embeddings.values()) - set(active):
         choices.append([*others, *facts.embeddings.values()])
-    return choices
+    similar = {entry["of"]: entry["name"] for entry in computed_features(dataset, facts) if "of" in entry}
+    more = [[*choice, LENGTH, *(similar[n] for n in choice if n in similar)] for choice in choices]
+    return [*more, *choices]
+
+
+def _names(dataset: DatasetConfig) -> tuple[dict[str, str], list[str]]:
+    """Return the type of every feature that is not meta, and the names of the active ones."""
+    types: dict[str, str] = {}
+    active: list[str] = []
+    for column in dataset.feature_cols or ():
+        for name in [column.name] if isinstance(column.name, str) else column.name:
+            if column.type != "meta":
+                types[name] = str(column.type)
+                active += [name] if column.active else []
+    return types, active
+
+
+def space_of(model: str, facts: Facts, features: list[list[str]], target: str) -> dict[str, Any]:
+    """Return what is tried of a model, in the form of ``tuner_space``."""
+    space = {**SPACE, **SPACE_OF.get(model, {}), "use_features": features}
+    if max(facts.cold.values(), default=0) >= COLD and all(target in names for names in features):
+        space["feature_specs"] = [[{"name": target, "dropout": p}] if p else [] for p in ID_DROPOUT]
+    return space
 
 
 def models_to_try(facts: Facts) -> dict[str, str]:
@@ -341,13 +399,15 @@ class _Autopilot:
         """Compare the models with a few trials each, then tune the best; the results of each model, best first."""
         dataset, group_id = self.dataset()
         facts = look(dataset)
+        self.target = dataset.roles.target
+        self.entry = self.extended_entry(computed_features(dataset, facts))
         self.tell(facts.sentence())
         models = models_to_try(facts)
         for name, why in models.items():
             self.tell(f"{name} is tried: {why}.")
         features = features_to_try(dataset, facts)
         self.tuners = {name: self.write_tuner(name, facts, features, group_id) for name in models}
-        self.first = {"use_features": features[-1]} if len(features) > 1 else {}
+        self.first = {"use_features": features[0]}
         results: dict[str, list[TrialResult]] = {}
         for index, name in enumerate(models):
             if index == 0:
@@ -384,21 +444,29 @@ class _Autopilot:
         has_user = valid is not None and user in open_parquet(valid).schema_arrow.names
         return dataset, user if has_user else None
 
+    def extended_entry(self, more: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the dataset's entry with more features, and paths that are found from the folders of the studies."""
+        from fuxictr_mm.config import PATH_KEYS, load_dataset_config
+        from fuxictr_mm.tuning.tuner_file import from_folder
+
+        folder = Path(self.args.config)
+        entry = load_dataset_config(folder, self.args.dataset_id)
+        found = {key: from_folder(entry[key], folder) for key in (*PATH_KEYS, "data_root") if entry.get(key)}
+        return {**entry, **found, "feature_cols": [*entry["feature_cols"], *more]}
+
     def write_tuner(self, model: str, facts: Facts, features: list[list[str]], group_id: str | None) -> Path:
         """Write the tuner file of a model."""
         from fuxictr_mm.files import write_entries
 
-        name = f"AUTO_{model}"
-        space = {**SPACE, **({"use_features": features} if len(features) > 1 else {})}
-        base = settings_for(model, self.args.dataset_id, facts, group_id)
+        name, dataset_id = f"AUTO_{model}", self.args.dataset_id
         content = {
-            "base_config": str(Path(self.args.config).resolve()),
             "base_expid": name,
-            "model_config": {name: base},
+            "model_config": {name: settings_for(model, dataset_id, facts, group_id)},
+            "dataset_config": {dataset_id: self.entry},
             "search": "tpe",
             "trials": FIRST_TRIALS,
             "pruning": True,
-            "tuner_space": space,
+            "tuner_space": space_of(model, facts, features, self.target),
         }
         path = self.folder / f"{name}.yaml"
         write_entries(path, content, Path("autopilot"))
@@ -412,7 +480,10 @@ class _Autopilot:
 
         args = self.args
         first = {**FIRST, **FIRST_OF.get(model, {}), **self.first}
-        tuner = replace(read_tuner(self.tuners[model], args.model_zoo), trials=trials, first=first)
+        tuner = read_tuner(self.tuners[model], args.model_zoo)
+        if "feature_specs" in tuner.space:
+            first["feature_specs"] = tuner.space["feature_specs"][1]  # the least dropout
+        tuner = replace(tuner, trials=trials, first=first)
         gpus = [args.gpu] * self.jobs
         results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
@@ -422,31 +493,27 @@ class _Autopilot:
         """Return the model of the best trial."""
         return max(results, key=lambda name: results[name][0].score)
 
-    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> dict[str, list[Run]]:
-        """Train seeds of the best trial, and of the best of another model if it is close; their runs by experiment."""
+    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> list[Run]:
+        """Train the best trial with more seeds; its runs."""
         from fuxictr_mm.tuning import train_seeds
         from fuxictr_mm.tuning.runner import common_args
 
-        args = self.args
-        order = sorted(results, key=lambda name: -results[name][0].score)
-        best = results[order[0]][0]
+        args, name = self.args, self.best_of(results)
+        best = results[name][0]
         left = self.until(1.0) - time.monotonic()
-        count = min(2 * MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs)
-        chosen = [(order[0], best)]
-        if count >= 4 and len(order) > 1 and results[order[1]][0].score > best.score - CLOSE:
-            chosen.append((order[1], results[order[1]][0]))
-        seeds = max(2, min(MOST_SEEDS, count // len(chosen)))
-        runs = {}
-        for name, trial in chosen:
-            self.tell(f"{trial.expid} is trained with {seeds} more seeds: their average is better than one.")
-            folder = self.tuners[name].with_suffix("")
-            experiment = self.load(trial.expid, folder)
-            options = {"jobs": self.jobs, "resume": True, "quiet": args.quiet}
-            extra = common_args(args.data_root, args.model_zoo)
-            runs[trial.expid] = train_seeds(
-                experiment, range(1, seeds + 1), folder, self.script, extra_args=extra, **options
-            )
-        return runs
+        seeds = max(2, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
+        self.tell(f"{best.expid} is trained with {seeds} more seeds: their average is better than one.")
+        folder = self.tuners[name].with_suffix("")
+        return train_seeds(
+            self.load(best.expid, folder),
+            range(1, seeds + 1),
+            folder,
+            self.script,
+            extra_args=common_args(args.data_root, args.model_zoo),
+            jobs=self.jobs,
+            resume=True,
+            quiet=args.quiet,
+        )
 
     def load(self, expid: str, folder: Path) -> Experiment:
         """Return an experiment of a study."""
@@ -455,7 +522,7 @@ class _Autopilot:
         args = self.args
         return Experiment.load(expid, folder, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
 
-    def finish(self, results: Mapping[str, Sequence[TrialResult]], runs: Mapping[str, Sequence[Run]]) -> Outcome:
+    def finish(self, results: Mapping[str, Sequence[TrialResult]], runs: Sequence[Run]) -> Outcome:
         """Average, calibrate, write the submission and the page."""
         from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
         from fuxictr_mm.evaluation.ensemble import ensemble
@@ -463,17 +530,20 @@ class _Autopilot:
         from fuxictr_mm.submission import write_submission
 
         args, name = self.args, f"AUTO_{self.args.dataset_id}"
-        root = next(iter(runs.values()))[0].path.parents[2]
-        best = ensemble([next(iter(runs))], root, average="logit", name=name, gpu=args.gpu)
+        root = runs[0].path.parents[2]
+        best = ensemble([runs[0].expid], root, average="logit", name=name, gpu=args.gpu)
         self.tell(
             f"{name}: average of {len(best.config['members'])} runs of the best, valid AUC {best.valid['AUC']:.4f}."
         )
-        if len(runs) > 1:
-            both = ensemble(list(runs), root, average="logit", fit_weights=True, name=f"{name}_models", gpu=args.gpu)
+        trials = sorted((r for found in results.values() for r in found), key=lambda result: -result.score)
+        members = [trial.expid for trial in trials[:MOST_MEMBERS]]
+        if len(members) > 1:
+            several = ensemble(members, root, average="logit", fit_weights=True, name=f"{name}_trials", gpu=args.gpu)
             self.tell(
-                f"{name}_models: both models, weights fitted on valid, AUC {both.valid['AUC']:.4f} (cross-fitted)."
+                f"{name}_trials: the best {len(members)} trials and all seeds, weights fitted on valid, AUC "
+                f"{several.valid['AUC']:.4f} (cross-fitted)."
             )
-            best = max(best, both, key=lambda run: run.valid["AUC"])
+            best = max(best, several, key=lambda run: run.valid["AUC"])
         submission = None
         if best.config.get("test_data"):
             scores = best.predictions("test")[1]
@@ -493,7 +563,7 @@ class _Autopilot:
             )
         page = self.folder / "report.html"
         tried = [found[0].expid for found in results.values()]
-        names = list(dict.fromkeys([best.expid, *runs, *tried]))
+        names = list(dict.fromkeys([best.expid, runs[0].expid, *tried]))
         report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
 

@@ -43,12 +43,20 @@ def test_the_facts_by_brute_force(dataset):
 
 def test_features_models_and_settings(dataset):
     facts = autopilot.look(dataset)
-    first, second = autopilot.features_to_try(dataset, facts)
+    more, both_more, first, second = autopilot.features_to_try(dataset, facts)
     assert "item_emb_d16" in first
     assert {"txt_emb_pca8", "img_emb_pca8"} <= set(second)
     assert set(first) - set(second) == {"item_emb_d16"}
+    added = {entry["name"]: entry for entry in autopilot.computed_features(dataset, facts)}
+    for plain, with_more in ((first, more), (second, both_more)):
+        assert with_more[: len(plain)] == plain
+        assert {added[n].get("of") for n in with_more[len(plain) :]} - {None} == {n for n in plain if "emb" in n}
     short = autopilot.Facts(facts.rows, facts.items, 2.0, 4.0, {}, {})
-    assert autopilot.features_to_try(dataset, short) == [first]
+    assert autopilot.features_to_try(dataset, short)[1:] == [first]
+    for cold, tried in ((0.005, False), (0.05, True)):
+        facts_of = autopilot.Facts(facts.rows, facts.items, 2.0, 4.0, {"test": cold}, {})
+        assert ("feature_specs" in autopilot.space_of("DIN_MM", facts_of, [first], "item_id")) is tried
+        assert "feature_specs" not in autopilot.space_of("DIN_MM", facts_of, [["user_id"]], "item_id")
     assert "Transformer_DCN" in autopilot.models_to_try(facts)
     assert "Transformer_DCN" not in autopilot.models_to_try(short)
     for name in autopilot.MODELS:
@@ -113,7 +121,7 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
         assert archive.read("prediction.csv").count(b"\n") == 401
     page = Path(found["page"]).read_text()
     assert "What was tried, and why" in page
-    assert "is tried: multi-head target attention" in page
+    assert "DIN_MM is tried: target attention" in page
     assert any("no trial has finished" in line for line in found["told"])
     main(arguments)  # goes on from where it ended, so trains nothing
     again = {run.run for run in find_runs("checkpoints") if run.model != "Ensemble"}

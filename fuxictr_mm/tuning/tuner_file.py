@@ -512,7 +512,7 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         dataset = load_dataset_config(base_folder, dataset_id)
         origin = base_folder
     # The experiments are written to another folder, from which relative paths would not be found.
-    found = {key: _from_folder(dataset[key], origin) for key in (*PATH_KEYS, "data_root") if dataset.get(key)}
+    found = {key: from_folder(dataset[key], origin) for key in (*PATH_KEYS, "data_root") if dataset.get(key)}
     return model, dataset_id, {**dataset, **found}
 
 
@@ -529,9 +529,10 @@ def _entry(tuner_yaml: Path, key: str, name: str, entries: Mapping[str, Any]) ->
     return entries[name]
 
 
-def _from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
+def from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
+    """Return paths of a dataset's entry so that they are found from anywhere, if they are relative to its folder."""
     if isinstance(paths, list):
-        return [str(_from_folder(path, folder)) for path in paths]
+        return [str(from_folder(path, folder)) for path in paths]
     path = Path(paths)
     if path.is_absolute() or path.exists() or not (folder / path).exists():
         return paths
