@@ -1,6 +1,7 @@
 """The base class of the model zoo.
 
-Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim.
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim,
+T labels of a row, one for each task.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings
+from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, unify_dims
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.similarity import HistorySimilarity
@@ -112,11 +113,13 @@ class MultimodalModel(BaseModel):
     ) -> None:
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
-        task = settings.task
-        if settings.loss not in LOSSES[task]:
-            raise ConfigError(
-                f"{model_id}: task: {task} does not train on loss: {settings.loss}; write loss: {LOSSES[task][0]}"
-            )
+        task = kind_of_task(settings.task)
+        check_tasks(settings, feature_map.labels, model_id)
+        for loss in settings.loss if isinstance(settings.loss, list) else [settings.loss]:
+            if loss not in LOSSES[task]:
+                raise ConfigError(
+                    f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}"
+                )
         plateau = settings.reduce_lr_on_plateau if settings.lr_schedule is None else settings.lr_schedule == "plateau"
         if settings.plateau_patience > 1 and not plateau:
             raise ConfigError(
@@ -147,6 +150,8 @@ class MultimodalModel(BaseModel):
             metrics=list(settings.metrics),
         )
         self.task = task
+        self.num_tasks = len(feature_map.labels)
+        self.task_weights = [(settings.task_weights or {}).get(name, 1.0) for name in feature_map.labels]
         self.loss_from = loss_from
         self.factor = factor
         self.learning_rate = settings.learning_rate
@@ -264,7 +269,7 @@ class MultimodalModel(BaseModel):
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; every model defines this method."""
+        """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""
         raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
     def embed(self, batch: Batch) -> Embedded:
@@ -343,8 +348,8 @@ class MultimodalModel(BaseModel):
         Returns
         -------
         dict
-            ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
-            ``(B, 1)``.
+            ``y_pred`` ``(B, T)``, the probability of a click (the value itself for a regression), and ``logit``
+            ``(B, T)``; T is 1 for one label.
         """
         if self.precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
@@ -352,12 +357,14 @@ class MultimodalModel(BaseModel):
             logit = logit.float()
         else:
             logit = self._compute_logits(batch)
-        if logit.shape not in ((len(batch), 1), (len(batch),)):
+        expected = (len(batch), self.num_tasks)
+        if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
+            labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
                 f"{_source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
-                f"{len(batch)} rows, expected ({len(batch)}, 1)"
+                f"{len(batch)} rows, expected {expected}{labels}"
             )
-        logit = logit.reshape(-1, 1)
+        logit = logit.reshape(expected)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:
@@ -373,14 +380,18 @@ class MultimodalModel(BaseModel):
             raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
-        """Return the loss of a batch, without the regularizers."""
+        """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
         if self.task == "regression":
-            return F.mse_loss(return_dict["y_pred"], y_true)
+            loss, inputs = F.mse_loss, return_dict["y_pred"]
+        elif self.loss_from == "probability":
+            loss, inputs = F.binary_cross_entropy, return_dict["y_pred"]
+        else:
+            loss, inputs = F.binary_cross_entropy_with_logits, return_dict["logit"]
         if self.training and self.label_smoothing:
             y_true = y_true + self.label_smoothing * (0.5 - y_true)
-        if self.loss_from == "probability":
-            return F.binary_cross_entropy(return_dict["y_pred"], y_true)
-        return F.binary_cross_entropy_with_logits(return_dict["logit"], y_true)
+        if self.num_tasks == 1:
+            return loss(inputs, y_true)
+        return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), self.task_weights)
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
         """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
@@ -393,9 +404,9 @@ class MultimodalModel(BaseModel):
         return self.penalty.value()
 
     def get_labels(self, batch: Batch) -> Tensor:
-        """Return the labels ``(B, 1)``."""
+        """Return the labels ``(B, T)``, NaN for one of several that is missing."""
         assert batch.label is not None
-        return batch.label.to(self.device).view(-1, 1)
+        return batch.label.to(self.device).view(-1, self.num_tasks)
 
     def get_group_id(self, batch: Batch) -> Tensor | None:
         """Return the group of each row ``(B,)``."""
@@ -440,7 +451,7 @@ class MultimodalModel(BaseModel):
         return loop.evaluate(self, data_generator, metrics or self.validation_metrics)
 
     def predict(self, data_generator: Iterable[Any]) -> np.ndarray:
-        """Return the predictions ``(rows,)`` float64 over a loader, in its order."""
+        """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, float64, over a loader, in its order."""
         return loop.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
@@ -496,8 +507,67 @@ class DNNModel(MultimodalModel):
         }
 
     def make_dnn(self, input_dim: int) -> MLP_Block:
-        """Return an MLP from ``(B, input_dim)`` to logits ``(B, 1)``."""
-        return MLP_Block(input_dim=input_dim, output_dim=1, **self._dnn_settings)
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label."""
+        return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
+
+
+def check_tasks(settings: ModelSettings, labels: Sequence[str], model_id: str) -> None:
+    """Refuse settings of other labels than those of the dataset.
+
+    Raises
+    ------
+    ConfigError
+        A list ``task`` or ``loss`` of another length, a weight of no label or of one alone.
+    """
+    names = ", ".join(labels)
+    for key in ("task", "loss"):
+        given = getattr(settings, key)
+        if isinstance(given, list) and len(given) != len(labels):
+            raise ConfigError(
+                f"{model_id}: {key} has {len(given)} entries, but the dataset has {len(labels)} labels ({names}); "
+                "expected one entry for each, or no list"
+            )
+    for name in settings.task_weights or {}:
+        if name not in labels:
+            raise ConfigError(
+                f"{model_id}: task_weights: there is no label '{name}'{nearest(name, labels)} (there are: {names})"
+            )
+    if settings.task_weights and len(labels) == 1:
+        raise ConfigError(f"{model_id}: task_weights with one label ({names}) scales the learning rate; leave it out")
+    if settings.task_weights and not any(settings.task_weights.get(name, 1) for name in labels):
+        raise ConfigError(f"{model_id}: task_weights are 0 for all labels ({names}); nothing would be trained")
+
+
+def loss_of_tasks(
+    losses: Sequence[Callable[..., Tensor]],
+    predictions: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    weights: Sequence[float],
+) -> Tensor:
+    r"""Return the weighted sum of the losses of several labels, each the mean over the rows that have the label.
+
+    .. math:: L = \sum_t \frac{w_t}{n_t} \sum_{b: y_{bt}\ \text{is known}} \ell_t(p_{bt}, y_{bt})
+
+    A label that no row of the batch has adds zero.
+
+    Parameters
+    ----------
+    losses : sequence of callable
+        A function of torch for each label, that takes ``reduction``.
+    predictions : sequence of Tensor
+        What it takes for each label, of one shape.
+    labels : sequence of Tensor
+        The labels of the same shape, NaN for one that is missing.
+    weights : sequence of float
+        w, the weight of each label.
+    """
+    total = predictions[0].new_zeros(())
+    for loss, prediction, label, weight in zip(losses, predictions, labels, weights, strict=True):
+        missing = label.isnan()
+        values = loss(prediction, label.masked_fill(missing, 0), reduction="none").masked_fill(missing, 0)
+        # No count is read from the device: it would wait for it.
+        total = total + weight * values.sum() / (~missing).sum().clamp(min=1)
+    return total
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

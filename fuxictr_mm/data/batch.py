@@ -31,7 +31,7 @@ class Batch:
     history : Jagged
         ``(N,)`` item ids, oldest first; an empty history is an empty row.
     label : Tensor, optional
-        ``(B,)`` float, 1 for a click.
+        ``(B,)`` float, 1 for a click; ``(B, T)`` of T labels, NaN for one that is missing.
     group : Tensor, optional
         ``(B,)`` group of each row.
     """
@@ -130,7 +130,7 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
     if batch.group is not None:
         columns.setdefault(feature_map.group_id, batch.group)
     if batch.label is not None:
-        columns[feature_map.labels[0]] = batch.label
+        columns.update(zip(feature_map.labels, batch.label.view(len(batch), -1).unbind(dim=1), strict=True))
     return columns
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import Roles
+from fuxictr_mm.config import Roles, kind_of_task, label_names
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
@@ -91,11 +91,11 @@ def load_dataset(
             Path(params[f"{split}_data"]),
             features,
             items.known.numpy(),
-            label=params["label_col"]["name"],
+            labels=label_names(params),
             group_id=params.get("group_id"),
             max_len=params.get("max_len"),
             needs_label=needs_label,
-            binary_label=params.get("task", "binary_classification") == "binary_classification",
+            binary_label=kind_of_task(params.get("task", "binary_classification")) == "binary_classification",
             encoding=encoding,
             has_items=has_items,
         )

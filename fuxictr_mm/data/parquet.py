@@ -321,14 +321,19 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     return scalars(array, where, row)
 
 
-def decode_label(array: pa.Array, where: str, row: int, binary: bool) -> np.ndarray:
-    """Return the labels, ``(R,)`` float32."""
+def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing: bool = False) -> np.ndarray:
+    """Return the labels, ``(R,)`` float32; with ``missing``, a null or NaN is NaN instead of an error."""
+    absent = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False) if missing else np.zeros(len(array), bool)
+    if absent.all() and missing:
+        return np.full(len(array), np.nan, np.float32)
+    if absent.any():
+        array = array.take(pa.array(np.where(absent, absent.argmin(), np.arange(len(array)))))
     values = scalars(array, where, row, floating=True)
     wrong = (values != 0) & (values != 1)
     if binary and wrong.any():
         bad = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{where}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
-    return values
+    return np.where(absent, np.float32(np.nan), values) if absent.any() else values
 
 
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) -> np.ndarray:

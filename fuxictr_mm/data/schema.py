@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import COMPUTED_TYPES, Roles
+from fuxictr_mm.config import COMPUTED_TYPES, Roles, label_names
 from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -324,7 +324,7 @@ def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) ->
     """
     dataset_id = params["dataset_id"]
     feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
-    feature_map.labels = [params["label_col"]["name"]]
+    feature_map.labels = label_names(params)
     feature_map.group_id = params.get("group_id")
     feature_map.default_emb_dim = params.get("embedding_dim")
     for feature in features:

@@ -206,10 +206,12 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     ConfigError, DataError, MissingFileError
         Configuration, data or weights are wrong.
     """
+    from fuxictr_mm.config import kind_of_task
     from fuxictr_mm.data.interactions import InteractionTable
 
     config = trained.experiment.config
-    if config.task != "binary_classification":
+    config.dataset.require_one_label("diagnose")
+    if kind_of_task(config.task) != "binary_classification":
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
     settings = config.to_dict()
@@ -260,7 +262,7 @@ def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
 
     dataset = experiment.config.dataset
     try:
-        label, target = dataset.label_name, dataset.roles.target
+        label, target = dataset.label_names[0], dataset.roles.target
         return count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")

@@ -27,7 +27,7 @@ class Column:
     Parameters
     ----------
     spec : mapping
-        Its entry of ``feature_cols``, or that of ``label_col`` with ``type: label``.
+        Its entry of ``feature_cols``, or one of ``label_col`` with ``type: label``.
     """
 
     spec: Mapping[str, Any]
@@ -124,7 +124,7 @@ class Column:
 
 
 def columns_of(params: Mapping[str, Any]) -> list[Column]:
-    """Return the active features in their order, and the label.
+    """Return the active features in their order, and the labels.
 
     Raises
     ------
@@ -138,8 +138,9 @@ def columns_of(params: Mapping[str, Any]) -> list[Column]:
                 raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
             if spec.get("active", True):
                 found[name] = Column({**spec, "name": name})
-    label = Column({**params["label_col"], "type": "label"})
-    columns = [*found.values(), label]
+    given = params["label_col"]
+    labels = [Column({**label, "type": "label"}) for label in (given if isinstance(given, list) else [given])]
+    columns = [*found.values(), *labels]
     for column in columns:
         column.check()
     return columns

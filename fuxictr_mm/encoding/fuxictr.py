@@ -89,12 +89,12 @@ def load_dataset(
 
 
 def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return features and label of a dataset of integers: those of its entry, else of ``feature_map.json``.
+    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``.
 
     Raises
     ------
-    MissingFileError, DataError, ConfigError
-        There is no such file, or it is none of FuxiCTR's; several labels.
+    MissingFileError, DataError
+        There is no such file, or it is none of FuxiCTR's.
     """
     if params.get("feature_cols") and params.get("label_col"):
         return {}
@@ -106,12 +106,12 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
     content = read_json(path)
     try:
-        labels = content["labels"]
+        labels = [{"name": str(name)} for name in content["labels"]]
         specs = [(str(name), dict(spec)) for entry in content["features"] for name, spec in entry.items()]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path}: expected FuxiCTR's feature map, with 'labels' and 'features'") from None
-    if len(labels) != 1:
-        raise ConfigError(f"{path}: {len(labels)} labels {labels}; this library trains on one, name it as label_col")
+    if not labels:
+        raise DataError(f"{path}: 'labels' is empty, expected one label or more")
     columns = []
     for name, spec in specs:
         known = {k: v for k, v in spec.items() if k in FeatureSpec.model_fields}
@@ -119,8 +119,8 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         pretrained = {k: spec[k] for k in PRETRAINED_KEYS if k in spec} if "pretrained_emb" in spec else None
         # FuxiCTR writes no encoder where there is none.
         columns.append({"feature_encoder": None, **known, "name": name, "pretrained": pretrained})
-    label = params.get("label_col") or {"name": labels[0]}
-    return {"feature_cols": params.get("feature_cols") or columns, "label_col": label}
+    given = params.get("label_col") or (labels if len(labels) > 1 else labels[0])
+    return {"feature_cols": params.get("feature_cols") or columns, "label_col": given}
 
 
 def _with_items(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
-        ranking = make_ranking(str(config.train_data), config.label_name, influence, config.roles)
+        ranking = make_ranking(str(config.train_data), config.label_names[0], influence, config.roles)
         write_beside(out, lambda stream: pq.write_table(ranking, stream))
         if num_worst is not None:
             if "before" not in metrics:
@@ -150,6 +150,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
     out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
     data = experiment.config.dataset
     data.require_items("influence")
+    data.require_one_label("influence")
     inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
     check_outputs([out], inputs, overwrite=True)
     set_precision(experiment.config.precision, device_of(experiment.config.gpu))
@@ -455,7 +456,8 @@ def train_keeping_checkpoints(
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
     metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
-    if "test" in splits and len(dataset.summaries["test"].labels) > 1:  # a single label is a placeholder
+    # A label of one value is a placeholder.
+    if "test" in splits and any(len(values) > 1 for values in dataset.summaries["test"].labels):
         metrics["test"] = loop.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
     return keeper.kept, metrics
 
