@@ -65,7 +65,8 @@ with deferred_imports(*DEFERRED):
 # Not at the top: these import FuxiCTR's layers and models too.
 from fuxictr_mm.config import ModelSettings  # noqa: E402
 from fuxictr_mm.data.schema import parse_features  # noqa: E402
-from fuxictr_mm.model import MultimodalModel, check_tasks, loss_of_tasks  # noqa: E402
+from fuxictr_mm.model import MultimodalModel  # noqa: E402
+from fuxictr_mm.tasks import check_tasks, loss_of_tasks  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
 from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -25,11 +25,12 @@ from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, unify_dims
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
+from fuxictr_mm.tasks import check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optim import (
@@ -509,75 +510,6 @@ class DNNModel(MultimodalModel):
     def make_dnn(self, input_dim: int) -> MLP_Block:
         """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label."""
         return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
-
-
-def check_tasks(settings: ModelSettings, labels: Sequence[str], model_id: str) -> None:
-    """Refuse settings of other labels than those of the dataset.
-
-    Raises
-    ------
-    ConfigError
-        A list ``task`` or ``loss`` of another length, a weight of no label or of one alone.
-    """
-    names = ", ".join(labels)
-    for key in ("task", "loss"):
-        given = getattr(settings, key)
-        if isinstance(given, list) and len(given) != len(labels):
-            raise ConfigError(
-                f"{model_id}: {key} has {len(given)} entries, but the dataset has {len(labels)} labels ({names}); "
-                "expected one entry for each, or no list"
-            )
-    for name in settings.task_weights or {}:
-        if name not in labels:
-            raise ConfigError(
-                f"{model_id}: task_weights: there is no label '{name}'{nearest(name, labels)} (there are: {names})"
-            )
-    if settings.task_weights and len(labels) == 1:
-        raise ConfigError(f"{model_id}: task_weights with one label ({names}) scales the learning rate; leave it out")
-    if settings.task_weights and not any(settings.task_weights.get(name, 1) for name in labels):
-        raise ConfigError(f"{model_id}: task_weights are 0 for all labels ({names}); nothing would be trained")
-
-
-def loss_of_tasks(
-    losses: Sequence[Callable[..., Tensor]],
-    predictions: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    weights: Sequence[float],
-) -> Tensor:
-    r"""Return the weighted sum of the losses of several labels, each the mean over the rows that have the label.
-
-    .. math:: L = \sum_t \frac{w_t}{n_t} \sum_{b: y_{bt}\ \text{is known}} \ell_t(p_{bt}, y_{bt})
-
-    A label that no row of the batch has adds zero.
-
-    Parameters
-    ----------
-    losses : sequence of callable
-        A function of torch for each label, that takes ``reduction``.
-    predictions : sequence of Tensor
-        What it takes for each label, of one shape.
-    labels : sequence of Tensor
-        The labels of the same shape, NaN for one that is missing.
-    weights : sequence of float
-        w, the weight of each label.
-    """
-    total = predictions[0].new_zeros(())
-    for loss, prediction, label, weight in zip(losses, predictions, labels, weights, strict=True):
-        missing = label.isnan()
-        values = loss(prediction, label.masked_fill(missing, 0), reduction="none").masked_fill(missing, 0)
-        # No count is read from the device: it would wait for it.
-        total = total + weight * values.sum() / (~missing).sum().clamp(min=1)
-    return total
-
-
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a function of batches of any size."""
-    import torch._inductor
-
-    # An analysis of torch 2.11 that fails for jagged rows on a GPU.
-    analysis = "triton.coalesce_tiling_analysis"
-    options = {analysis: False} if analysis in torch._inductor.list_options() else {}
-    return torch.compile(function, dynamic=True, options=options)
 
 
 def check_is_built(model: nn.Module) -> None:

@@ -283,6 +283,11 @@ class InteractionFiles:
         return present
 
     @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return bool(self.present_labels)
+
+    @property
     def _context(self) -> list[Feature]:
         return [f for f in self.features if f.is_context]
 
@@ -414,11 +419,10 @@ class InteractionFiles:
                     found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
         for name, found in zip(self.labels, labels, strict=False):
             if self.needs_label and len(found) < (2 if self.binary_label else 1):
-                what = f"{min(found):g} in all {rows} rows that have it" if found else f"missing in all {rows} rows"
-                raise DataError(
-                    f"{self.path}: {name} is {what}, expected {'both 0 and 1' if self.binary_label else 'numbers'}; "
-                    "nothing can be learned or ranked"
-                )
+                that = " that have it" if len(self.labels) > 1 else ""
+                what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
+                expected = "both 0 and 1" if self.binary_label else "numbers"
+                raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
         return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest)
 
 
