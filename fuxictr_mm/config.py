@@ -304,8 +304,9 @@ class DatasetConfig(Settings):
     @property
     def label_names(self) -> list[str]:
         """Names of the label columns, one for each task; empty for a dataset whose entry has none."""
-        labels = self.label_col if isinstance(self.label_col, list) else [self.label_col]
-        return [label.name for label in labels if label is not None]
+        if self.label_col is None:
+            return []
+        return [label.name for label in (self.label_col if isinstance(self.label_col, list) else [self.label_col])]
 
     def require_one_label(self, command: str) -> str:
         """Return the name of the label, and refuse a dataset with several.
@@ -341,7 +342,7 @@ class DatasetConfig(Settings):
         entries = given if isinstance(given, list) else [given]
         if given is None or not entries:
             return given
-        labels = []
+        labels: list[LabelConfig] = []
         for entry in entries:
             if not isinstance(entry, dict | LabelConfig):
                 raise ConfigError(f"label_col: found {entry!r}, expected {describe(LabelConfig)} or a list of these")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -383,7 +383,8 @@ class MultimodalModel(BaseModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
         if self.task == "regression":
-            loss, inputs = F.mse_loss, return_dict["y_pred"]
+            loss: Callable[..., Tensor] = F.mse_loss
+            inputs = return_dict["y_pred"]
         elif self.loss_from == "probability":
             loss, inputs = F.binary_cross_entropy, return_dict["y_pred"]
         else:

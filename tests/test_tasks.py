@@ -1,6 +1,8 @@
 """Several labels per row, from the loss to the predictions of a run."""
 
 import math
+import runpy
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torch.nn import functional as F
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.tasks import check_tasks, loss_of_tasks
@@ -143,6 +147,37 @@ def test_one_of_several_must_be_named(world, tmp_path):
         run.predictions()
     with pytest.raises(ConfigError, match=r"lik.*click, like"):
         run.predictions("valid", "lik")
+
+
+def test_submission_and_comparison_of_a_label(tmp_path, monkeypatch, capsys):
+    write_world(tmp_path, rows=1200)
+    runs = [Experiment.load("X", tmp_path, seed=seed, epochs=seed).fit() for seed in (1, 2)]
+
+    def run(script, *arguments):
+        monkeypatch.setattr("sys.argv", [script, *map(str, arguments)])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    arguments = ("--expid", "X", "--config", tmp_path, "--out", tmp_path)
+    written = {}
+    for options, label in (((), "click"), (("--label", "like"), "like")):
+        run("prediction.py", *arguments, *options)
+        assert f"label {label} of click, like" in capsys.readouterr().out
+        with zipfile.ZipFile(tmp_path / "X.zip") as archive:
+            written[label] = np.loadtxt(archive.open("prediction.csv"), delimiter=",", skiprows=1)[:, 1]
+    for label, scores in written.items():
+        np.testing.assert_allclose(scores, runs[1].predictions("test", label)[1], rtol=1e-5)
+    for options, words in ((("--label", "likes"), "likes"), (("--calibrate", "platt"), "click, like")):
+        with pytest.raises(SystemExit) as stopped:
+            run("prediction.py", *arguments, *options)
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    found = compare([run.path for run in runs], tmp_path / "checkpoints", task="like", samples=200)
+    assert found.rows == pl.read_parquet(tmp_path / "valid.parquet")["like"].count()
+    assert {side.name: side.mean for side in found.sides} == pytest.approx(
+        {run.run: run.valid["like_AUC"] for run in runs}, abs=1e-6
+    )
+    with pytest.raises(ConfigError, match="click, like"):
+        ensemble([run.path for run in runs], tmp_path / "checkpoints", name="both")
 
 
 def test_a_label_can_be_monitored(world, tmp_path):
