@@ -66,19 +66,26 @@ def encode(
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }
     keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
-    for name, file in keys.items():
-        if not file.is_file():
-            raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
     min_count = params.get("min_categr_count", 1)
-    made_from = {
+    settings = {
         "data_format": form,
         "sep": params.get("sep", ","),
         "min_categr_count": min_count,
         "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
-        "files": {split: fingerprint_of_files(files.files) for split, files in raw.items()},
-        "pretrained": fingerprint_of_files(keys.values()),
     }
-    cache = Cache(root, made_from)
+    try:
+        for name, file in keys.items():
+            if not file.is_file():
+                raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
+        files_of = {split: fingerprint_of_files(files.files) for split, files in raw.items()}
+        cache = Cache(root, {**settings, "files": files_of, "pretrained": fingerprint_of_files(keys.values())})
+    except MissingFileError:
+        # To score, the vocabularies of an earlier run are enough.
+        kept = None if "train" in paths else Cache.find(root, settings)
+        if kept is None:
+            raise
+        logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
+        cache = kept
     with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
         parsed: dict[str, Split] = {}
 

@@ -318,3 +318,63 @@ def test_labels_of_a_feature_map(tmp_path):
     path.write_text(path.read_text().replace('["clk", "price"]', "[]"))
     with pytest.raises(DataError, match=r"feature_map\.json.*labels"):
         load_dataset(params, {"valid": True}, flat=True)
+
+
+def test_scoring_needs_no_training_files(tmp_path):
+    write_world(tmp_path, "csv", rows=400, epochs=1)
+    experiment = Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo")
+    run = experiment.fit()
+    expected = experiment.predict(tmp_path / "test.csv")
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").unlink()
+    np.testing.assert_array_equal(experiment.predict(tmp_path / "test.csv"), expected)
+    np.testing.assert_array_equal(run.predict(pl.read_csv(tmp_path / "test.csv").drop("click", "like")), expected)
+    np.testing.assert_array_equal(experiment.predict(), expected)
+    with pytest.raises(MissingFileError, match=r"train\.csv"):
+        experiment.fit()
+    write_world(tmp_path, "csv", rows=600, epochs=1)
+    experiment.fit()
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").unlink()
+    first, second = (tmp_path / "d").glob("encoded-*")
+    with pytest.raises(UserError, match=f"{first.name}|{second.name}"):
+        experiment.predict()
+    for folder in (first, second):
+        (folder / "manifest.json").write_text("{")
+    with pytest.raises(MissingFileError, match=r"train\.csv"):
+        experiment.predict()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path, resident):
+    write_world(tmp_path, "csv", rows=1200)
+    options = {"model_zoo": tmp_path / "zoo", "resident": resident, "buffer_rows": 500}
+
+    def fit(folder, die_at=None, resume=False):
+        experiment = Experiment.load("Towers", tmp_path, model_root=str(tmp_path / folder), **options)
+        build = experiment.build_model
+
+        def build_model(dataset):
+            model = build(dataset)
+            step = model.train_step
+
+            def train_step(batch):
+                if model._total_steps == die_at:
+                    raise KeyboardInterrupt
+                return step(batch)
+
+            model.train_step = train_step
+            return model
+
+        experiment.build_model = build_model
+        try:
+            experiment.fit(resume=resume)
+        except KeyboardInterrupt:
+            assert experiment.paths.checkpoint.exists()
+            return None
+        return torch.load(experiment.paths.weights, weights_only=True)
+
+    expected = fit("whole")
+    assert fit("killed", die_at=9) is None
+    found = fit("killed", resume=True)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
