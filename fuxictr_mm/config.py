@@ -104,6 +104,11 @@ class FeatureSpec(Settings):
         description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
         "training: an id becomes padding, an embedding or a number zero.",
     )
+    history: str | None = Field(
+        None,
+        description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
+        "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
+    )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
@@ -213,6 +218,17 @@ class Roles(Settings):
     time: str | None = Field(
         None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
     )
+    histories: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Further lists of items, for models that ask for them: `embed(batch, [NAME])`."
+    )
+
+    @field_validator("histories")
+    @classmethod
+    def _check_histories(cls, columns: list[str], info: ValidationInfo) -> list[str]:
+        for column in columns:
+            if column in info.data.values() or columns.count(column) > 1:
+                raise ConfigError(f"histories: the column '{column}' has two roles; expected one for each")
+        return columns
 
     @field_validator("history", "user", "time")
     @classmethod

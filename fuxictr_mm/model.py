@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -61,11 +61,14 @@ class Embedded:
         ``(B, D)`` concatenated fields of the target item.
     history : Jagged
         ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
+    histories : dict of str to Jagged
+        The same of each further history that was asked for.
     """
 
     context: Tensor
     target: Tensor
     history: Jagged
+    histories: Mapping[str, Jagged] = field(default_factory=dict)
 
 
 class MultimodalModel(BaseModel):
@@ -273,15 +276,39 @@ class MultimodalModel(BaseModel):
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""
         raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
-    def embed(self, batch: Batch) -> Embedded:
-        """Embed a batch, each distinct item once."""
+    def embed(self, batch: Batch, histories: Sequence[str] = ()) -> Embedded:
+        """Embed a batch, each distinct item once.
+
+        Parameters
+        ----------
+        batch : Batch
+            B rows.
+        histories : sequence of str
+            Further histories to embed as well, columns with the role ``histories``.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has no such history.
+        """
+        for name in histories:
+            if name not in batch.context:
+                raise ConfigError(
+                    f"{self.model_id}: the dataset has no history '{name}', which {type(self).__name__} embeds; write "
+                    f"roles: {{histories: [{name}]}} in its entry"
+                )
         batch = self.with_computed(batch)
-        distinct, target, history = distinct_items(batch, self.items.num_items)
+        others: dict[str, Jagged] = {name: batch.context[name] for name in histories}
+        distinct, target, history, *further = distinct_items(batch, self.items.num_items, list(others.values()))
         embeddings = self.embed_items(distinct)
         return Embedded(
             self.embed_context(batch),
             embeddings.index_select(0, target),
             Jagged(embeddings, batch.history.offsets, history),
+            {
+                name: Jagged(embeddings, column.offsets, index)
+                for (name, column), index in zip(others.items(), further, strict=True)
+            },
         )
 
     def embed_items(self, ids: Tensor) -> Tensor:
@@ -537,7 +564,7 @@ def _source_of(cls: type) -> str:
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
-def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = ()) -> tuple[Tensor, ...]:
     """Find the distinct items of a batch.
 
     Parameters
@@ -546,6 +573,8 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
         B rows, N history items.
     num_items : int
         Ids are below this.
+    histories : sequence of Jagged
+        Further histories.
 
     Returns
     -------
@@ -555,16 +584,19 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
         ``(B,)`` index of each target among them.
     history : Tensor
         ``(N,)`` index of each history item among them.
+    *further : Tensor
+        The same of each further history.
     """
-    history, target = batch.history.values.long(), batch.target.long()
+    target = batch.target.long()
+    parts = [history.values.long() for history in (batch.history, *histories)]
     # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does.
     seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
-    seen[history] = True
-    seen[target] = True
+    for ids in (*parts, target):
+        seen[ids] = True
     distinct = seen.nonzero().squeeze(1)
     index = torch.zeros(num_items, dtype=torch.int64, device=target.device)
     index[distinct] = torch.arange(distinct.numel(), device=target.device)
-    return distinct, index.index_select(0, target), index.index_select(0, history)
+    return distinct, index.index_select(0, target), *(index.index_select(0, ids) for ids in parts)
 
 
 __all__ = ["ITEM_ID", "DNNModel", "Embedded", "MultimodalModel", "distinct_items"]

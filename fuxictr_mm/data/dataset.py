@@ -142,7 +142,7 @@ def _check_dims(features: Sequence[Feature], summaries: Mapping[str, Summary]) -
     """Refuse a sequence or embedding of the interactions whose length is not configured: the splits would differ."""
     for feature in features:
         key = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(feature.type)
-        if key is not None and feature.is_context and getattr(feature, key) is None:
+        if key is not None and feature.is_context and feature.embedded and getattr(feature, key) is None:
             found = max((summary.longest.get(feature.name, 1) for summary in summaries.values()), default=1)
             raise ConfigError(f"feature '{feature.name}': {key} is missing; write {key}: {max(found, 1)}")
 
@@ -163,6 +163,8 @@ def _vocabulary_sizes(
                 f"more, one for every {each} and one for padding"
             )
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
+            continue
+        if feature.is_number:
             continue
         if not feature.is_item:
             # The splits hold different ids, so an inferred size would change between training and scoring.

@@ -37,6 +37,7 @@ class InteractionTable:
     ----------
     context : dict of str to Tensor or Jagged
         ``(R,)`` int32 ids or float32 numbers, ``(R, D)`` float32 embeddings, or int32 sequences without padding.
+        Further histories are sequences of items; those along a history have one entry for each of its items.
     target : Tensor
         ``(R,)`` int32, the item that was shown.
     history_values : Tensor
@@ -289,7 +290,13 @@ class InteractionFiles:
 
     @property
     def _context(self) -> list[Feature]:
-        return [f for f in self.features if f.is_context]
+        return [f for f in self.features if f.is_context and f.history is None]
+
+    @property
+    def _histories(self) -> list[Feature]:
+        """The further histories, then the sequences along any history."""
+        found = [f for f in self.features if f.history is not None]
+        return sorted(found, key=lambda feature: not feature.is_further_history)
 
     def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
         """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""
@@ -310,7 +317,7 @@ class InteractionFiles:
         if len(self) == 0:
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
-        wanted += [f.column for f in self._context]
+        wanted += [f.column for f in [*self._context, *self._histories]]
         wanted += self.present_labels
         wanted += [self.group_id] if self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
@@ -325,15 +332,22 @@ class InteractionFiles:
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
+        positions: dict[str, parquet.Positions] = {}
         if self.has_items:
             target = parquet.decode_target(*column(how.target), self.known, item_ids)
-            history, offsets = parquet.decode_history(
-                *column(how.history), self.known, self.max_len, item_ids, how.zero_ends
-            )
+            lengths = {how.history: self.max_len}
+            lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
+            for name, max_len in lengths.items():
+                positions[name] = parquet.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+            history, offsets = positions[how.history].items, positions[how.history].offsets
         context = {
             f.name: _to_column(parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
             for f in self._context
         }
+        for f in self._histories:
+            of = positions[str(f.history)]
+            entries = of.items if f.is_further_history else parquet.decode_along(*column(f.column), f, of)
+            context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
         return InteractionTable(

@@ -68,9 +68,16 @@ class Column:
         return "" if value is None else value
 
     @property
+    def is_number(self) -> bool:
+        """Whether the entries of a sequence along a history are numbers."""
+        return self.type == "sequence" and bool(self.spec.get("history")) and self.spec.get("dtype") == "float"
+
+    @property
     def has_vocabulary(self) -> bool:
         """Whether values are replaced by ids."""
-        return self.type in ("categorical", "sequence") or (self.type == "meta" and self.spec.get("remap") is not False)
+        if self.type == "meta":
+            return self.spec.get("remap") is not False
+        return self.type in ("categorical", "sequence") and not self.is_number
 
     @property
     def splitter(self) -> str:

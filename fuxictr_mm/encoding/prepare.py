@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Keys of a feature that decide how it is encoded.
 ENCODING_KEYS = (
     "name", "type", "dtype", "fill_na", "remap", "splitter", "max_len", "min_categr_count", "normalizer", "preprocess",
-    "share_embedding", "pretrained_emb",
+    "share_embedding", "pretrained_emb", "history",
 )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def _splits_to_fit(params: Mapping[str, Any], columns: Sequence[Column], scratch
 def _encoded_spec(column: Column, encoding: Encoding) -> dict[str, Any]:
     """Return the entry of ``feature_cols`` of an encoded column."""
     spec = dict(column.spec)
-    if column.type in ("categorical", "sequence"):
+    if column.type in ("categorical", "sequence") and not column.is_number:
         spec["vocab_size"] = encoding.vocabularies[column.name].size
     if column.type == "sequence":
         spec["max_len"] = encoding.lengths[column.name]
