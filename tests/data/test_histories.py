@@ -33,10 +33,13 @@ class Baskets(DNNModel):
     def logits(self, batch):
         e = self.embed(batch, ["bought"])
         kind, price = batch.context["kind"], batch.context["price"]
-        bought = e.histories["bought"]
         along = torch.cat([self.kinds(kind.values.long()), price.values.unsqueeze(1)], dim=1)
-        mean = torch.zeros(len(batch), 5).index_add(0, kind.rows, along) / bought.lengths.clamp(min=1).unsqueeze(1)
-        return self.dnn(torch.cat([e.context, e.target, e.history.mean(), bought.mean(), mean], dim=-1))
+        means = [mean(x) for x in (e.history, e.histories["bought"], price.with_values(along))]
+        return self.dnn(torch.cat([e.context, e.target, *means], dim=-1))
+
+
+def mean(x):
+    return x.sum() / x.lengths.clamp(min=1).unsqueeze(1)
 """
 
 
