@@ -349,7 +349,8 @@ class DatasetConfig(Settings):
         """
         if self.item_info is None:
             raise ConfigError(
-                f"{command}: the dataset has no item_info; this command reads only datasets with item files"
+                f"{command}: the dataset has no item_info; this command takes models of this library, on item files or on "
+                "roles: {target: COLUMN, history: COLUMN}"
             )
 
     @field_validator("label_col", mode="before")

@@ -540,6 +540,16 @@ class DNNModel(MultimodalModel):
         return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
 
 
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function of batches of any size."""
+    import torch._inductor
+
+    # An analysis of torch 2.11 that fails for jagged rows on a GPU.
+    analysis = "triton.coalesce_tiling_analysis"
+    options = {analysis: False} if analysis in torch._inductor.list_options() else {}
+    return torch.compile(function, dynamic=True, options=options)
+
+
 def check_is_built(model: nn.Module) -> None:
     """Refuse a MultimodalModel that its author did not finish.
 
