@@ -349,8 +349,8 @@ class DatasetConfig(Settings):
         """
         if self.item_info is None:
             raise ConfigError(
-                f"{command}: the dataset has no item_info; this command takes models of this library, on item files or on "
-                "roles: {target: COLUMN, history: COLUMN}"
+                f"{command}: the dataset has no item_info; this command takes models of this library, on item files or "
+                "on columns with the roles target and history"
             )
 
     @field_validator("label_col", mode="before")
