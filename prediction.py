@@ -30,6 +30,7 @@ def main() -> None:
     what.add_argument("--runs", nargs="+", metavar="NAME", help="experiment ids, runs or folders, to be averaged")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
+    parser.add_argument("--label", metavar="NAME", help="of several labels, the one to write (default: the first)")
     parser.add_argument(
         "--weights",
         type=Path,
@@ -61,10 +62,24 @@ def main() -> None:
     set_up_logging()
     name, scores, settings = _of_runs(args) if args.runs else _of_experiment(args)
     if is_main():
+        scores, of_label = _of_label(scores, settings, args.label)
         is_parquet = settings.get("data_format", "parquet") == "parquet"
         rows = count_rows(settings["test_data"]) if is_parquet else len(scores)
         written = write_submission(args.out / f"{name}.zip", scores, task=args.task, expected_rows=rows)
-        print(f"{written}: {len(scores)} rows, column {args.task}")
+        print(f"{written}: {len(scores)} rows, column {args.task}{of_label}")
+
+
+def _of_label(scores: "np.ndarray", settings: dict[str, Any], label: str | None) -> tuple["np.ndarray", str]:
+    """Return the scores of one label, and what is printed of it; ``(rows,)`` scores are of the only one."""
+    from fuxictr_mm.config import label_names
+
+    names = label_names(settings) if settings.get("label_col") else []
+    if label is not None and label not in names:
+        raise ConfigError(f"--label {label}: the labels of {settings['model_id']} are {', '.join(names)}")
+    if scores.ndim == 1:
+        return scores, ""
+    name = label or names[0]
+    return scores[:, names.index(name)], f", label {name} of {', '.join(names)}"
 
 
 def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:

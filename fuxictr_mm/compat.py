@@ -12,7 +12,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -60,11 +60,13 @@ class _Deferred(ModuleType):
 
 with deferred_imports(*DEFERRED):
     from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
-    from fuxictr.pytorch.models import BaseModel
+    from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 
 # Not at the top: these import FuxiCTR's layers and models too.
+from fuxictr_mm.config import ModelSettings  # noqa: E402
 from fuxictr_mm.data.schema import parse_features  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
+from fuxictr_mm.tasks import check_tasks, loss_of_tasks  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
 from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
 
@@ -98,9 +100,10 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
     ConfigError
         A loss or optimizer that does not exist; embeddings that should be trained, which only a MultimodalModel can do.
     """
-    if params["loss"] not in LOSSES:
-        known = ", ".join(LOSSES)
-        raise ConfigError(f"loss: there is no '{params['loss']}'{nearest(params['loss'], LOSSES)} (there are: {known})")
+    for loss in params["loss"] if isinstance(params["loss"], list) else [params["loss"]]:
+        if loss not in LOSSES:
+            known = ", ".join(LOSSES)
+            raise ConfigError(f"loss: there is no '{loss}'{nearest(loss, LOSSES)} (there are: {known})")
     optimizer_class(params["optimizer"])
     for key in ("embedding_regularizer", "net_regularizer"):
         parse_regularizer(params.get(key), key)
@@ -123,12 +126,39 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
             )
 
 
-def make_safe(model: Any, view: str = "flat") -> None:
+def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Refuse labels that a FuxiCTR model would not train on, or not without an error of Python.
+
+    Raises
+    ------
+    ConfigError
+        Several labels, or lists of settings for them, for a model of one label; another number of them than the model
+        is set to.
+    """
+    name, names = model_class.__name__, ", ".join(labels)
+    if not issubclass(model_class, MultiTaskModel):
+        if len(labels) > 1:
+            raise ConfigError(
+                f"{name} trains on one label, but label_col names {len(labels)} ({names}); name one of them, or take a "
+                "subclass of FuxiCTR's MultiTaskModel"
+            )
+        for key in ("task", "loss"):
+            if isinstance(params.get(key), list):
+                raise ConfigError(f"{key} is {params[key]}, but {name} trains on one label; write {params[key][0]}")
+    elif (given := params.get("num_tasks", 1)) != len(labels):
+        raise ConfigError(
+            f"num_tasks is {given}, but the dataset has {len(labels)} labels ({names}); set num_tasks: {len(labels)}"
+        )
+    check_tasks(ModelSettings.of(params, name), labels, name)
+
+
+def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | None = None) -> None:
     """Adapt a FuxiCTR model to this library's training, on batches of a format.
 
-    Weights are written atomically and read without unpickling. Frozen embeddings get the weight that is missing in
-    linear terms, and the feature embedding takes the arguments of older versions. An exception on the first batch
-    becomes an error of one line. Redefined methods that are not called are logged.
+    A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. State dicts are
+    written atomically and read without unpickling. Frozen embeddings get the weight that is missing in linear terms,
+    and the feature embedding takes the arguments of older versions. An exception on the first batch becomes an error of
+    one line. Redefined methods that are not called are logged.
     """
 
     def save_weights(checkpoint: str) -> None:
@@ -138,13 +168,24 @@ def make_safe(model: Any, view: str = "flat") -> None:
     model.save_weights = save_weights
     model.load_weights = partial(load_state_dict, model)
     model.forward = partial(_first_forward, model, view)
+    if getattr(type(model), "add_loss", None) is MultiTaskModel.add_loss:
+        weights = [(task_weights or {}).get(name, 1.0) for name in model.feature_map.labels]
+        model.add_loss = partial(_add_loss_of_tasks, model, weights)
     _add_linear_weights(model)
     _take_older_arguments(model)
     if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
         model.train_step = partial(_train_by_loss_of_batch, model)
     for name in NOT_CALLED:
-        if getattr(type(model), name) is not getattr(BaseModel, name):
+        if getattr(type(model), name) not in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
+
+
+def _add_loss_of_tasks(
+    model: Any, weights: Sequence[float], return_dict: Mapping[str, Tensor], y_true: Sequence[Tensor]
+) -> Tensor:
+    """Return the sum of the losses of a multi-task model of FuxiCTR."""
+    predictions = [return_dict[f"{name}_pred"] for name in model.feature_map.labels]
+    return loss_of_tasks(model.loss_fn, predictions, y_true, weights)
 
 
 def _first_forward(model: Any, view: str, inputs: Any) -> Any:

@@ -20,6 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 from fuxictr_mm.checking import (
     Settings,
     check_call,
+    describe,
     error_of,
     is_multimodal,
     matches,
@@ -47,6 +48,20 @@ HiddenUnits = Sequence[PositiveInt]
 #: Types of features that are computed from the target and the history; they have no column.
 COMPUTED_TYPES = ("length", "similarity")
 FeatureType = Literal["meta", "categorical", "sequence", "numeric", "embedding", "length", "similarity"]
+
+
+Task = Literal["binary_classification", "regression"]
+
+
+def kind_of_task(task: str | Sequence[str]) -> str:
+    """Return the kind of task of all labels; FuxiCTR's list has an entry for each, all equal."""
+    return task if isinstance(task, str) else task[0]
+
+
+def label_names(params: Mapping[str, Any]) -> list[str]:
+    """Return the names of the label columns in flat settings, one for each task."""
+    labels = params["label_col"]
+    return [label["name"] for label in (labels if isinstance(labels, list) else [labels])]
 
 
 _NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
@@ -88,6 +103,11 @@ class FeatureSpec(Settings):
         None,
         description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
         "training: an id becomes padding, an embedding or a number zero.",
+    )
+    history: str | None = Field(
+        None,
+        description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
+        "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
     )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
@@ -164,7 +184,7 @@ class FeatureConfig(FeatureSpec):
 
 
 class LabelConfig(Settings):
-    """The label column."""
+    """A label column."""
 
     example: ClassVar[str] = "{name: label, dtype: float}"
 
@@ -198,6 +218,17 @@ class Roles(Settings):
     time: str | None = Field(
         None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
     )
+    histories: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Further lists of items, for models that ask for them: `embed(batch, [NAME])`."
+    )
+
+    @field_validator("histories")
+    @classmethod
+    def _check_histories(cls, columns: list[str], info: ValidationInfo) -> list[str]:
+        for column in columns:
+            if column in info.data.values() or columns.count(column) > 1:
+                raise ConfigError(f"histories: the column '{column}' has two roles; expected one for each")
+        return columns
 
     @field_validator("history", "user", "time")
     @classmethod
@@ -268,10 +299,11 @@ class DatasetConfig(Settings):
         validate_default=True,
         description="The features, see below; null: those of FuxiCTR's `feature_map.json`.",
     )
-    label_col: LabelConfig | None = Field(
+    label_col: LabelConfig | Annotated[list[LabelConfig], Field(min_length=1)] | None = Field(
         None,
         validate_default=True,
-        description="The label, see below; null: that of FuxiCTR's `feature_map.json`.",
+        description="The label, or a list of labels, one for each task, see below; null: that of FuxiCTR's "
+        "`feature_map.json`.",
     )
     min_categr_count: int = Field(1, description="Encoding: rarer values of the training split share one id.")
     valid_size: Number = Field(0, description="Must be 0: FuxiCTR 2.3.10 fails with it; name the split's file.")
@@ -286,10 +318,26 @@ class DatasetConfig(Settings):
         return [self.item_info] if isinstance(self.item_info, str) else list(self.item_info or [])
 
     @property
-    def label_name(self) -> str:
-        """Name of the label column, of a dataset whose entry has it."""
-        assert self.label_col is not None
-        return self.label_col.name
+    def label_names(self) -> list[str]:
+        """Names of the label columns, one for each task; empty for a dataset whose entry has none."""
+        if self.label_col is None:
+            return []
+        return [label.name for label in (self.label_col if isinstance(self.label_col, list) else [self.label_col])]
+
+    def require_one_label(self, command: str) -> str:
+        """Return the name of the label, and refuse a dataset with several.
+
+        Raises
+        ------
+        ConfigError
+            It has several.
+        """
+        if len(self.label_names) > 1:
+            raise ConfigError(
+                f"{command}: label_col names {len(self.label_names)} labels ({', '.join(self.label_names)}); this "
+                "command reads only experiments on one label, train one with a dataset entry that names it alone"
+            )
+        return self.label_names[0]
 
     def require_items(self, command: str) -> None:
         """Refuse a dataset without item files.
@@ -301,17 +349,25 @@ class DatasetConfig(Settings):
         """
         if self.item_info is None:
             raise ConfigError(
-                f"{command}: the dataset has no item_info; this command reads only datasets with item files"
+                f"{command}: the dataset has no item_info; this command takes models of this library, on item files or "
+                "on columns with the roles target and history"
             )
 
     @field_validator("label_col", mode="before")
     @classmethod
-    def _check_label(cls, label: Any) -> Any:
-        if isinstance(label, list):
-            raise ConfigError(
-                "label_col: a list; this library trains on one label, give one mapping {name: label, dtype: float}"
-            )
-        return label
+    def _check_labels(cls, given: Any) -> Any:
+        entries = given if isinstance(given, list) else [given]
+        if given is None or not entries:
+            return given
+        labels: list[LabelConfig] = []
+        for entry in entries:
+            if not isinstance(entry, dict | LabelConfig):
+                raise ConfigError(f"label_col: found {entry!r}, expected {describe(LabelConfig)} or a list of these")
+            label = LabelConfig.read(entry, "label_col") if isinstance(entry, dict) else entry
+            if label.name in [other.name for other in labels]:
+                raise ConfigError(f"label_col: the label '{label.name}' is listed twice; keep one of them")
+            labels.append(label)
+        return labels if isinstance(given, list) else labels[0]
 
     @field_validator("valid_size", "test_size")
     @classmethod
@@ -358,11 +414,18 @@ class ModelSettings(Settings):
     """Settings that the constructor of every ``MultimodalModel`` takes, most of them FuxiCTR's."""
 
     model_root: str = Field("./checkpoints/", description="Folder of checkpoints, logs and runs.")
-    task: Literal["binary_classification", "regression"] = Field(
+    task: Task | Annotated[list[Task], Field(min_length=1)] = Field(
         "binary_classification",
-        description="Classification trains on logits with binary cross-entropy, regression with squared error.",
+        description="Classification trains on logits with binary cross-entropy, regression with squared error. A list, "
+        "as FuxiCTR's, has an entry for each label, all equal.",
     )
-    loss: str = Field("binary_crossentropy", description="The task's loss: `binary_crossentropy` or `mse_loss`.")
+    loss: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "binary_crossentropy",
+        description="The task's loss: `binary_crossentropy` or `mse_loss`; or a list, one for each label.",
+    )
+    task_weights: dict[str, Annotated[Number, Field(ge=0, lt=math.inf)]] | None = Field(
+        None, description="Weights of the labels' losses by name, such as `{click: 1, like: 0.5}`; 1 if not named."
+    )
     optimizer: str = Field("adam", description="Name of a class of `torch.optim`; `adam` is fused.")
     learning_rate: Number = Field(1e-3, gt=0, lt=math.inf, description="Learning rate of the optimizer.")
     embedding_dim: PositiveInt = Field(
@@ -425,6 +488,13 @@ class ModelSettings(Settings):
         "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products of a GPU in TF32."
     )
     verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 also elsewhere.")
+
+    @field_validator("task")
+    @classmethod
+    def _check_tasks(cls, task: Any) -> Any:
+        if isinstance(task, list) and len(set(task)) > 1:
+            raise ConfigError(f"task: {task}, expected equal entries: labels of several kinds have no metric in common")
+        return task
 
     @classmethod
     def of(cls, params: Mapping[str, Any], where: str) -> ModelSettings:

@@ -19,7 +19,7 @@ import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fuxictr_mm.compat import check_params, is_third_party, make_safe
+from fuxictr_mm.compat import check_labels, check_params, is_third_party, make_safe
 from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
@@ -158,7 +158,8 @@ class Experiment:
         for doubt in config.check_model(model_class):
             logger.warning(f"{doubt}; perhaps nothing reads it")
         monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
-        check_metrics([*config.metrics, *monitored], config.group_id)
+        labels = config.dataset.label_names
+        check_metrics([*config.metrics, *monitored], config.group_id, labels if len(labels) > 1 else ())
         third_party = is_third_party(model_class)
         named = config.dataset.roles.model_fields_set
         if config.dataset.item_info is None and not self._is_flat and not {"target", "history"} <= named:
@@ -248,7 +249,7 @@ class Experiment:
         Returns
         -------
         ndarray
-            ``(rows,)`` float32, in the order of the rows.
+            ``(rows,)`` float32, in the order of the rows; ``(rows, T)`` with T labels, in the order of ``label_col``.
 
         Raises
         ------
@@ -381,6 +382,8 @@ class Experiment:
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map
         feature_map.items = dataset.items.to(device_of(config.gpu))
+        if is_third_party(model_class):
+            check_labels(model_class, config.to_dict(), feature_map.labels)
         try:
             model = model_class(feature_map, **config.model_arguments())
         except UserError:
@@ -393,7 +396,7 @@ class Experiment:
         if config.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             raise ConfigError(f"{config.expid}: batch_size is 1, but batch norm needs 2 rows or more")
         if is_third_party(model_class):
-            make_safe(model, self.batch_format(model))
+            make_safe(model, self.batch_format(model), config.task_weights)
         if self.paths.suffix:
             model.checkpoint = str(self.paths.weights.absolute())
         model.settings = config.to_dict()  # to name what differs where weights of other settings are loaded

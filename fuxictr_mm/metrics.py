@@ -13,10 +13,13 @@ Departures from FuxiCTR:
 - ``gAUC_pos`` and ``gAUC_mean`` are added, the two other weights of group AUC in use.
 - Labels other than 0 and 1, and predictions that are NaN or infinite, are refused.
 
-Shape letters: n examples, G groups, T runs of tied scores.
+Of several labels per example, every metric is computed for each of them, on the examples that have it, and averaged.
+
+Shape letters: n examples, G groups, T runs of tied scores, or labels of an example.
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ import numpy as np
 import torch
 
 from fuxictr_mm.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 _ROW_METRICS = ("AUC", "logloss", "binary_crossentropy")
 _GROUP_AUC_METRICS = ("gAUC", "gAUC_pos", "gAUC_mean", "avgAUC")
@@ -94,7 +99,20 @@ def parse_metric(name: str) -> Metric:
     raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{hint}")
 
 
-def check_metrics(names: Sequence[str], group_id: Any = None) -> list[Metric]:
+def split_task(name: str, tasks: Sequence[str] = ()) -> tuple[str | None, str]:
+    """Return the label that a metric is of, None for the mean of all, and the metric.
+
+    Examples
+    --------
+    >>> split_task("click_AUC", ["click", "like"])
+    ('click', 'AUC')
+    """
+    found = [task for task in tasks if isinstance(name, str) and name.startswith(f"{task}_")]
+    task = max(found, key=len, default=None)
+    return (None, name) if task is None else (task, name[len(task) + 1 :])
+
+
+def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[str] = ()) -> list[Metric]:
     """Check the metrics of a configuration before anything is trained.
 
     Parameters
@@ -103,6 +121,8 @@ def check_metrics(names: Sequence[str], group_id: Any = None) -> list[Metric]:
         Names as in ``parse_metric``.
     group_id : object, optional
         The column of groups, its name or its values; None where there is none.
+    tasks : sequence of str
+        Names of several labels, of which ``LABEL_METRIC`` is a metric.
 
     Returns
     -------
@@ -115,7 +135,7 @@ def check_metrics(names: Sequence[str], group_id: Any = None) -> list[Metric]:
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
-    metrics = [parse_metric(name) for name in names]
+    metrics = [parse_metric(split_task(name, tasks)[1]) for name in names]
     for metric in metrics:
         if metric.needs_group and group_id is None:
             raise ConfigError(f"metric {metric.name!r} is computed within groups: set group_id, e.g. group_id: user_id")
@@ -179,6 +199,62 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
         else:
             results[metric.name] = _log_loss(label, score)
     return results
+
+
+def evaluate_tasks(
+    y_true: torch.Tensor,
+    y_pred: torch.Tensor,
+    metrics: Sequence[str],
+    tasks: Sequence[str],
+    group_id: torch.Tensor | None = None,
+) -> dict[str, float]:
+    """Compute metrics of several labels, each on the rows that have it.
+
+    Parameters
+    ----------
+    y_true : torch.Tensor
+        ``(n, T)`` labels 0 and 1, NaN for one that is missing.
+    y_pred : torch.Tensor
+        ``(n, T)``.
+    metrics : sequence of str
+        Names as in ``parse_metric``, or with a label before them: ``click_AUC``.
+    tasks : sequence of str
+        Names of the T labels.
+    group_id : torch.Tensor, optional
+        ``(n,)``
+
+    Returns
+    -------
+    dict of str to float
+        ``LABEL_METRIC`` of every label and metric, then every metric's mean over the labels, as FuxiCTR names them. A
+        label without rows of both classes is left out, with a warning.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As ``evaluate_metrics``; no label has rows of both classes.
+    """
+    names = list(dict.fromkeys(split_task(name, tasks)[1] for name in metrics))
+    results: dict[str, float] = {}
+    left_out = []
+    for task, label, prediction in zip(tasks, y_true.unbind(dim=1), y_pred.unbind(dim=1), strict=True):
+        rows = (~label.isnan()).nonzero().squeeze(1)
+        label = label[rows]
+        if len(rows) == 0 or label.min() == label.max():
+            left_out.append(task)
+            continue
+        group = None if group_id is None else group_id[rows]
+        try:
+            found = evaluate_metrics(label, prediction[rows], names, group)
+        except DataError as error:
+            raise DataError(f"label {task}: {error}") from error
+        results |= {f"{task}_{name}": value for name, value in found.items()}
+    kept = [task for task in tasks if task not in left_out]
+    if not kept:
+        raise DataError(f"no label of {', '.join(tasks)} has rows of both classes; nothing can be ranked")
+    if left_out:
+        logger.warning(f"No metrics of {', '.join(left_out)}: no rows of both classes; means are of {', '.join(kept)}")
+    return results | {name: sum(results[f"{task}_{name}"] for task in kept) / len(kept) for name in names}
 
 
 class _SortedGroups:

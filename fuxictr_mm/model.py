@@ -1,6 +1,7 @@
 """The base class of the model zoo.
 
-Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim.
+Shape letters: B rows, N history items of all rows, U distinct items of a batch, F fields, C context dim, D item dim,
+T labels of a row, one for each task.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings
+from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, unify_dims
@@ -29,6 +30,7 @@ from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
+from fuxictr_mm.tasks import check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optim import (
@@ -59,11 +61,14 @@ class Embedded:
         ``(B, D)`` concatenated fields of the target item.
     history : Jagged
         ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
+    histories : dict of str to Jagged
+        The same of each further history that was asked for.
     """
 
     context: Tensor
     target: Tensor
     history: Jagged
+    histories: Mapping[str, Jagged] = field(default_factory=dict)
 
 
 class MultimodalModel(BaseModel):
@@ -112,11 +117,13 @@ class MultimodalModel(BaseModel):
     ) -> None:
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
-        task = settings.task
-        if settings.loss not in LOSSES[task]:
-            raise ConfigError(
-                f"{model_id}: task: {task} does not train on loss: {settings.loss}; write loss: {LOSSES[task][0]}"
-            )
+        task = kind_of_task(settings.task)
+        check_tasks(settings, feature_map.labels, model_id)
+        for loss in settings.loss if isinstance(settings.loss, list) else [settings.loss]:
+            if loss not in LOSSES[task]:
+                raise ConfigError(
+                    f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}"
+                )
         plateau = settings.reduce_lr_on_plateau if settings.lr_schedule is None else settings.lr_schedule == "plateau"
         if settings.plateau_patience > 1 and not plateau:
             raise ConfigError(
@@ -147,6 +154,8 @@ class MultimodalModel(BaseModel):
             metrics=list(settings.metrics),
         )
         self.task = task
+        self.num_tasks = len(feature_map.labels)
+        self.task_weights = [(settings.task_weights or {}).get(name, 1.0) for name in feature_map.labels]
         self.loss_from = loss_from
         self.factor = factor
         self.learning_rate = settings.learning_rate
@@ -264,18 +273,42 @@ class MultimodalModel(BaseModel):
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)`` or ``(B,)``; every model defines this method."""
+        """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""
         raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
-    def embed(self, batch: Batch) -> Embedded:
-        """Embed a batch, each distinct item once."""
+    def embed(self, batch: Batch, histories: Sequence[str] = ()) -> Embedded:
+        """Embed a batch, each distinct item once.
+
+        Parameters
+        ----------
+        batch : Batch
+            B rows.
+        histories : sequence of str
+            Further histories to embed as well, columns with the role ``histories``.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has no such history.
+        """
+        for name in histories:
+            if name not in batch.context:
+                raise ConfigError(
+                    f"{self.model_id}: the dataset has no history '{name}', which {type(self).__name__} embeds; write "
+                    f"roles: {{histories: [{name}]}} in its entry"
+                )
         batch = self.with_computed(batch)
-        distinct, target, history = distinct_items(batch, self.items.num_items)
+        others: dict[str, Jagged] = {name: batch.context[name] for name in histories}
+        distinct, target, history, *further = distinct_items(batch, self.items.num_items, list(others.values()))
         embeddings = self.embed_items(distinct)
         return Embedded(
             self.embed_context(batch),
             embeddings.index_select(0, target),
             Jagged(embeddings, batch.history.offsets, history),
+            {
+                name: Jagged(embeddings, column.offsets, index)
+                for (name, column), index in zip(others.items(), further, strict=True)
+            },
         )
 
     def embed_items(self, ids: Tensor) -> Tensor:
@@ -343,8 +376,8 @@ class MultimodalModel(BaseModel):
         Returns
         -------
         dict
-            ``y_pred`` ``(B, 1)``, the probability of a click (the value itself for a regression), and ``logit``
-            ``(B, 1)``.
+            ``y_pred`` ``(B, T)``, the probability of a click (the value itself for a regression), and ``logit``
+            ``(B, T)``; T is 1 for one label.
         """
         if self.precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
@@ -352,12 +385,14 @@ class MultimodalModel(BaseModel):
             logit = logit.float()
         else:
             logit = self._compute_logits(batch)
-        if logit.shape not in ((len(batch), 1), (len(batch),)):
+        expected = (len(batch), self.num_tasks)
+        if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
+            labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
                 f"{_source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
-                f"{len(batch)} rows, expected ({len(batch)}, 1)"
+                f"{len(batch)} rows, expected {expected}{labels}"
             )
-        logit = logit.reshape(-1, 1)
+        logit = logit.reshape(expected)
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def _compute_logits(self, batch: Batch) -> Tensor:
@@ -373,14 +408,19 @@ class MultimodalModel(BaseModel):
             raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
-        """Return the loss of a batch, without the regularizers."""
+        """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
         if self.task == "regression":
-            return F.mse_loss(return_dict["y_pred"], y_true)
+            loss: Callable[..., Tensor] = F.mse_loss
+            inputs = return_dict["y_pred"]
+        elif self.loss_from == "probability":
+            loss, inputs = F.binary_cross_entropy, return_dict["y_pred"]
+        else:
+            loss, inputs = F.binary_cross_entropy_with_logits, return_dict["logit"]
         if self.training and self.label_smoothing:
             y_true = y_true + self.label_smoothing * (0.5 - y_true)
-        if self.loss_from == "probability":
-            return F.binary_cross_entropy(return_dict["y_pred"], y_true)
-        return F.binary_cross_entropy_with_logits(return_dict["logit"], y_true)
+        if self.num_tasks == 1:
+            return loss(inputs, y_true)
+        return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), self.task_weights)
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
         """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
@@ -393,9 +433,9 @@ class MultimodalModel(BaseModel):
         return self.penalty.value()
 
     def get_labels(self, batch: Batch) -> Tensor:
-        """Return the labels ``(B, 1)``."""
+        """Return the labels ``(B, T)``, NaN for one of several that is missing."""
         assert batch.label is not None
-        return batch.label.to(self.device).view(-1, 1)
+        return batch.label.to(self.device).view(-1, self.num_tasks)
 
     def get_group_id(self, batch: Batch) -> Tensor | None:
         """Return the group of each row ``(B,)``."""
@@ -440,7 +480,7 @@ class MultimodalModel(BaseModel):
         return loop.evaluate(self, data_generator, metrics or self.validation_metrics)
 
     def predict(self, data_generator: Iterable[Any]) -> np.ndarray:
-        """Return the predictions ``(rows,)`` float64 over a loader, in its order."""
+        """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, float64, over a loader, in its order."""
         return loop.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
@@ -496,8 +536,8 @@ class DNNModel(MultimodalModel):
         }
 
     def make_dnn(self, input_dim: int) -> MLP_Block:
-        """Return an MLP from ``(B, input_dim)`` to logits ``(B, 1)``."""
-        return MLP_Block(input_dim=input_dim, output_dim=1, **self._dnn_settings)
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label."""
+        return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -534,7 +574,7 @@ def _source_of(cls: type) -> str:
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
-def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = ()) -> tuple[Tensor, ...]:
     """Find the distinct items of a batch.
 
     Parameters
@@ -543,6 +583,8 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
         B rows, N history items.
     num_items : int
         Ids are below this.
+    histories : sequence of Jagged
+        Further histories.
 
     Returns
     -------
@@ -552,16 +594,19 @@ def distinct_items(batch: Batch, num_items: int) -> tuple[Tensor, Tensor, Tensor
         ``(B,)`` index of each target among them.
     history : Tensor
         ``(N,)`` index of each history item among them.
+    *further : Tensor
+        The same of each further history.
     """
-    history, target = batch.history.values.long(), batch.target.long()
+    target = batch.target.long()
+    parts = [history.values.long() for history in (batch.history, *histories)]
     # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does.
     seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
-    seen[history] = True
-    seen[target] = True
+    for ids in (*parts, target):
+        seen[ids] = True
     distinct = seen.nonzero().squeeze(1)
     index = torch.zeros(num_items, dtype=torch.int64, device=target.device)
     index[distinct] = torch.arange(distinct.numel(), device=target.device)
-    return distinct, index.index_select(0, target), index.index_select(0, history)
+    return distinct, index.index_select(0, target), *(index.index_select(0, ids) for ids in parts)
 
 
 __all__ = ["ITEM_ID", "DNNModel", "Embedded", "MultimodalModel", "distinct_items"]

@@ -55,6 +55,11 @@ NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
 FALLING = ("logloss", "binary_crossentropy")
 
 
+def is_falling(metric: str) -> bool:
+    """Whether lower is better, also of one label's metric, such as ``click_logloss``."""
+    return metric.endswith(tuple(f"_{name}" for name in FALLING)) or metric in FALLING
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Paths of the files of an experiment, defined only here.
@@ -274,23 +279,35 @@ class Run:
         return read_lines(path) if path.exists() else []
 
     @overload
-    def predictions(self, split: Literal["valid"] = "valid") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
+    def predictions(
+        self, split: Literal["valid"] = "valid", task: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
 
     @overload
-    def predictions(self, split: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
+    def predictions(
+        self, split: str, task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
 
-    def predictions(self, split: str = "valid") -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    def predictions(
+        self, split: str = "valid", task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
         """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
 
-        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None.
+        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None. Of a run
+        on several labels, validation rows without the label are left out, and a label that some test rows do not
+        have is None.
 
         Parameters
         ----------
         split : {"valid", "test"}
             Runs of version 0.1 have no predictions of the test rows; ``predict`` computes them.
+        task : str, optional
+            The label, of a run on several.
 
         Raises
         ------
+        ConfigError
+            The run has not this label, or has several and none is named.
         MissingFileError, DataError
             The file is not there or damaged, labels are not 0 and 1, or predictions are not finite numbers.
         """
@@ -306,14 +323,39 @@ class Run:
         try:
             table = pq.read_table(path)
             columns = {name: table[name].to_numpy() for name in table.column_names}
-            label, prediction, group = columns.get("label"), columns["prediction"], columns.get("group")
-            if label is None and split == "valid":
-                raise KeyError("label")
+            suffix = self._suffix_of(table.column_names, task)
+            label, prediction, group = (columns.get(n) for n in (f"label{suffix}", f"prediction{suffix}", "group"))
+            if prediction is None or (label is None and split == "valid"):
+                raise KeyError("prediction" if prediction is None else "label")
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
+        if suffix and label is not None and label.dtype.kind == "f":  # of a column with nulls
+            known = label == label
+            if split == "valid":
+                label, prediction = label[known].astype("int8"), prediction[known]
+                group = None if group is None else group[known]
+            else:
+                label = label.astype("int8") if known.all() else None
         if problem := _problem_of_rows(label, prediction):
             raise DataError(f"{path}: {problem}; train it again")
         return label, prediction, group.astype(str) if group is not None and group.dtype.kind not in "iu" else group
+
+    def _suffix_of(self, columns: Sequence[str], task: str | None) -> str:
+        """Return what follows ``label`` and ``prediction`` in the names of a label's columns."""
+        tasks = [name.removeprefix("prediction_") for name in columns if name.startswith("prediction_")]
+        if not tasks:
+            label = self.config.get("label_col")
+            own = label.get("name") if isinstance(label, dict) else None
+            if task is not None and own not in (None, task):
+                raise ConfigError(f"{self.path}: the run has the label '{own}', not '{task}'")
+            return ""
+        if task not in tasks:
+            found = "has" if task is None else f"has no label '{task}'{nearest(task, tasks)}; it has"
+            raise ConfigError(
+                f"{self.path}: the run {found} the labels {', '.join(tasks)}; name one (compare --label {tasks[0]}), "
+                "ensembles and calibration are of runs on one label"
+            )
+        return f"_{task}"
 
     def predict(self, data: Any = None, *, gpu: int = -1) -> np.ndarray:
         """Return the predicted probabilities of the rows of a file or data frame, with the weights of this run.
@@ -590,20 +632,34 @@ def _problem_of_result(result: dict[str, Any]) -> str:
 
 
 def write_predictions(
-    path: Path, *, prediction: np.ndarray, label: np.ndarray | None = None, group: np.ndarray | None = None
+    path: Path,
+    *,
+    prediction: np.ndarray,
+    label: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+    tasks: Sequence[str] = (),
 ) -> None:
-    """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write."""
+    """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write.
+
+    Of T ``tasks``, predictions and labels are ``(rows, T)``, NaN for a label that is missing, and written as columns
+    ``prediction_TASK`` and ``label_TASK``.
+    """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from fuxictr_mm.data.parquet import from_numbers
 
     columns = {"label": label, "prediction": prediction, "group": group}
-    arrays = {
-        name: from_numbers(column) if column.dtype.kind in "iuf" else pa.array(column)
-        for name, column in columns.items()
-        if column is not None
-    }
+    arrays: dict[str, pa.Array] = {}
+    for index, task in enumerate(tasks):
+        if label is not None:
+            missing = np.isnan(label[:, index])
+            arrays[f"label_{task}"] = pa.array(np.nan_to_num(label[:, index]).astype(np.int8), mask=missing)
+        arrays[f"prediction_{task}"] = from_numbers(np.ascontiguousarray(prediction[:, index]))
+    for name, column in columns.items():
+        if column is not None and (not tasks or name == "group"):
+            arrays[name] = from_numbers(column) if column.dtype.kind in "iuf" else pa.array(column)
     buffer = io.BytesIO()
     pq.write_table(pa.table(arrays), buffer)
     write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
@@ -691,7 +747,7 @@ def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
         known = sorted({name for run in runs for name in run.valid})
         there = ", ".join(known) or "none, no run is finished"
         raise ConfigError(f"--best: no run has the metric '{metric}'{nearest(metric, known)} (there are: {there})")
-    return sorted(having, key=lambda run: run.valid[metric], reverse=metric not in FALLING)
+    return sorted(having, key=lambda run: run.valid[metric], reverse=not is_falling(metric))
 
 
 def table(runs: Sequence[Run]) -> str:

@@ -90,4 +90,4 @@ class LateFusion(DNNModel):
             history = Jagged(e.history.distinct.index_select(1, columns), e.history.offsets, e.history.index)
             votes.append(self.dnn[name](torch.cat([e.context, target, self.attention[name](target, history)], dim=-1)))
         weights = self.gate(torch.cat([e.context, e.target], dim=-1)).softmax(dim=-1)
-        return (weights * torch.cat(votes, dim=-1)).sum(dim=-1, keepdim=True)
+        return (weights.unsqueeze(1) * torch.stack(votes, dim=-1)).sum(dim=-1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from fuxictr.features import FeatureMap
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
@@ -69,6 +69,8 @@ class QIN(MultimodalModel):
             net_dropout=net_dropout,
             batch_norm=batch_norm,
         )
+        if self.num_tasks > 1:
+            self.qnn.fc = nn.Linear(self.qnn.fc.in_features, self.num_tasks)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:

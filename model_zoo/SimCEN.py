@@ -91,7 +91,7 @@ class SimCEN(MultimodalModel):
               for i, w in enumerate(widths))
         )  # fmt: skip
         self.dropout = nn.Dropout(through_dropout)
-        self.fc = nn.Linear(3 * hidden_dim, 1)
+        self.fc = nn.Linear(3 * hidden_dim, self.num_tasks)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:

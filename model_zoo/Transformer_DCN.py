@@ -121,7 +121,7 @@ class Transformer_DCN(MultimodalModel):
         self.parallel_dnn = MLP_Block(
             dim, list(dcn_hidden_units), dropout_rates=net_dropout, batch_norm=batch_norm, **hidden
         )
-        self.mlp = MLP_Block(dim + dcn_hidden_units[-1], list(mlp_hidden_units), output_dim=1, **hidden)
+        self.mlp = MLP_Block(dim + dcn_hidden_units[-1], list(mlp_hidden_units), output_dim=self.num_tasks, **hidden)
         self.build()
 
     def seen_items(self, history: Jagged) -> SeenItems:

@@ -17,6 +17,7 @@ from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
+from tests.two_labels import MULTI_TASK, write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -463,3 +464,43 @@ def test_what_was_deferred_is_fuxictrs_own(tmp_path):
     command = [sys.executable, "-c", PREPROCESSING]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_multi_task_model_trains_as_by_fuxictrs_own_loop(tmp_path):
+    write_world(tmp_path, missing=0)
+    experiment = Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo", shuffle=False, max_gradient_norm=10.0)
+    run = experiment.fit()
+    dataset = experiment.load_dataset({"train": True, "valid": True})
+    ours = experiment.build_model(dataset)
+    loaders = [experiment.make_loader(dataset.splits[split], ours) for split in ("train", "valid")]
+    experiment.prepare_process()
+    plain = type(ours)(dataset.feature_map, **experiment.config.model_arguments())
+    plain.fit(loaders[0], epochs=2, validation_data=loaders[1])
+    found = plain.evaluate(loaders[1], ["AUC", "logloss"])
+    assert found.keys() == run.valid.keys()
+    # The loss is summed in another order, and a pair of rows may change places.
+    assert found == pytest.approx(dict(run.valid), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("expid", "settings", "words"),
+    [
+        ("Towers", {"num_tasks": 1, "task": "binary_classification", "loss": "bce"}, ["num_tasks", "1", "2"]),
+        ("Towers", {"task": ["binary_classification"]}, ["task", "1", "click, like"]),
+        ("Towers", {"loss": ["bce", "eval('1')"]}, ["loss", "eval"]),
+        ("Towers", {"task_weights": {"clicks": 1}}, ["task_weights", "clicks"]),
+    ],
+)
+def test_labels_that_a_multi_task_model_is_not_set_to(tmp_path, expid, settings, words):
+    write_world(tmp_path, rows=400)
+    with pytest.raises(ConfigError) as error:
+        Experiment.load(expid, tmp_path, model_zoo=tmp_path / "zoo", **settings).fit()
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_model_of_one_label_is_refused_several(tmp_path):
+    write_world(tmp_path, rows=400)
+    text = MULTI_TASK.replace("MultiTaskModel", "BaseModel").replace("task=task, num_tasks=num_tasks, ", "")
+    (tmp_path / "zoo" / "Towers" / "src" / "Towers.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"Towers trains on one label.*2 \(click, like\)"):
+        Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo").fit()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import check_metrics, evaluate_metrics, parse_metric
+from fuxictr_mm.metrics import check_metrics, evaluate_metrics, evaluate_tasks, parse_metric, split_task
 
 ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]
 
@@ -199,3 +199,34 @@ def test_bad_examples_are_refused(label, score, metrics, found):
 def test_group_ids_must_be_one_per_example():
     with pytest.raises(DataError, match="3 group ids"):
         evaluate_metrics([0, 1], [0.1, 0.2], ["gAUC"], group_id=[1, 2, 3])
+
+
+def test_metrics_of_several_labels(caplog):
+    generator = torch.Generator().manual_seed(0)
+    label = (torch.rand(300, 3, generator=generator) < 0.4).float()
+    label[torch.rand(300, 3, generator=generator) < 0.3] = math.nan
+    label[:, 2] = torch.where(label[:, 2].isnan(), math.nan, 0.0)
+    score, group = torch.rand(300, 3, generator=generator), torch.randint(0, 9, (300,), generator=generator)
+    with caplog.at_level("WARNING"):
+        found = evaluate_tasks(label, score, ["b_AUC", "gAUC", "NDCG@5", "logloss"], ["a", "b", "c"], group)
+    assert "c" in caplog.text
+    names = ["AUC", "gAUC", "NDCG@5", "logloss"]
+    assert list(found) == [*(f"a_{name}" for name in names), *(f"b_{name}" for name in names), *names]
+    for task, column in (("a", 0), ("b", 1)):
+        known = [row for row in range(300) if not math.isnan(label[row, column])]
+        expected = evaluate_metrics(label[known, column], score[known, column], names, group[known])
+        assert {name: found[f"{task}_{name}"] for name in names} == expected
+    assert all(found[name] == (found[f"a_{name}"] + found[f"b_{name}"]) / 2 for name in names)
+    with pytest.raises(DataError, match="a, b"):
+        evaluate_tasks(torch.ones(300, 2), score[:, :2], ["AUC"], ["a", "b"])
+
+
+def test_a_label_before_a_metric_is_the_longest_that_fits():
+    tasks = ["is_like", "is", "AUC"]
+    assert split_task("is_like_AUC", tasks) == ("is_like", "AUC")
+    assert split_task("is_gAUC_pos", tasks) == ("is", "gAUC_pos")
+    assert split_task("gAUC_pos", tasks) == (None, "gAUC_pos")
+    assert split_task("AUC", tasks) == (None, "AUC")
+    check_metrics(["is_like_AUC", "logloss"], None, tasks)
+    with pytest.raises(ConfigError, match="group_id"):
+        check_metrics(["is_gAUC"], None, tasks)

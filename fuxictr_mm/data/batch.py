@@ -25,13 +25,14 @@ class Batch:
     Parameters
     ----------
     context : dict of str to Tensor or Jagged
-        The context columns: ``(B,)`` ids or numbers, ``(B, D)`` embeddings, or a sequence per row.
+        The context columns: ``(B,)`` ids or numbers, ``(B, D)`` embeddings, or a sequence per row. Further histories
+        are ``Jagged`` of item ids, and sequences along a history have an entry for each of its items.
     target : Tensor
         ``(B,)`` ids of the target items.
     history : Jagged
         ``(N,)`` item ids, oldest first; an empty history is an empty row.
     label : Tensor, optional
-        ``(B,)`` float, 1 for a click.
+        ``(B,)`` float, 1 for a click; ``(B, T)`` of T labels, NaN for one that is missing.
     group : Tensor, optional
         ``(B,)`` group of each row.
     """
@@ -114,11 +115,16 @@ def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len
 
 
 def pad_columns(context: Mapping[str, Tensor | Jagged], feature_map: FeatureMap) -> dict[str, Tensor]:
-    """Return context columns with every sequence padded to its ``max_len``, as FuxiCTR pads it."""
+    """Return context columns with every sequence padded to its ``max_len``, as FuxiCTR pads it.
+
+    Further histories, and sequences along a history, are left out.
+    """
     columns = {}
     for name, column in context.items():
         if isinstance(column, Jagged):
-            spec = feature_map.features[name]
+            spec = feature_map.features.get(name, {"type": "meta"})
+            if spec["type"] == "meta":
+                continue
             side = "left" if spec.get("padding") == "pre" else "right"
             column = column.to_padded(spec["max_len"], side=side)[0]
         columns[name] = column
@@ -130,7 +136,7 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
     if batch.group is not None:
         columns.setdefault(feature_map.group_id, batch.group)
     if batch.label is not None:
-        columns[feature_map.labels[0]] = batch.label
+        columns.update(zip(feature_map.labels, batch.label.view(len(batch), -1).unbind(dim=1), strict=True))
     return columns
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import Roles
+from fuxictr_mm.config import Roles, kind_of_task, label_names
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
@@ -91,11 +91,11 @@ def load_dataset(
             Path(params[f"{split}_data"]),
             features,
             items.known.numpy(),
-            label=params["label_col"]["name"],
+            labels=label_names(params),
             group_id=params.get("group_id"),
             max_len=params.get("max_len"),
             needs_label=needs_label,
-            binary_label=params.get("task", "binary_classification") == "binary_classification",
+            binary_label=kind_of_task(params.get("task", "binary_classification")) == "binary_classification",
             encoding=encoding,
             has_items=has_items,
         )
@@ -142,7 +142,7 @@ def _check_dims(features: Sequence[Feature], summaries: Mapping[str, Summary]) -
     """Refuse a sequence or embedding of the interactions whose length is not configured: the splits would differ."""
     for feature in features:
         key = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(feature.type)
-        if key is not None and feature.is_context and getattr(feature, key) is None:
+        if key is not None and feature.is_context and feature.embedded and getattr(feature, key) is None:
             found = max((summary.longest.get(feature.name, 1) for summary in summaries.values()), default=1)
             raise ConfigError(f"feature '{feature.name}': {key} is missing; write {key}: {max(found, 1)}")
 
@@ -163,6 +163,8 @@ def _vocabulary_sizes(
                 f"more, one for every {each} and one for padding"
             )
         if feature.vocab_size is not None or feature.type not in ("categorical", "sequence") or feature.name in sizes:
+            continue
+        if feature.is_number:
             continue
         if not feature.is_item:
             # The splits hold different ids, so an inferred size would change between training and scoring.

@@ -1,6 +1,6 @@
 """Interactions: context, target item, history and label of each impression, one tensor per column.
 
-Shape letters: R rows, N history items of all rows.
+Shape letters: R rows, N history items of all rows, T labels of a row, one for each task.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class InteractionTable:
     ----------
     context : dict of str to Tensor or Jagged
         ``(R,)`` int32 ids or float32 numbers, ``(R, D)`` float32 embeddings, or int32 sequences without padding.
+        Further histories are sequences of items; those along a history have one entry for each of its items.
     target : Tensor
         ``(R,)`` int32, the item that was shown.
     history_values : Tensor
@@ -44,7 +45,8 @@ class InteractionTable:
     history_offsets : Tensor
         ``(R + 1,)`` int64, offsets of each row's history.
     label : Tensor or None
-        ``(R,)`` float32, 1 for a click; None for a file without labels.
+        ``(R,)`` float32, 1 for a click; ``(R, T)`` of several labels, NaN for one that is missing; None for a file
+        without labels.
     group : Tensor or None
         ``(R,)`` int64, the group of each row, for metrics by group.
     source : str
@@ -73,7 +75,7 @@ class InteractionTable:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is a label for every row."""
+        """Whether there are labels."""
         return self.label is not None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> InteractionTable:
@@ -198,8 +200,9 @@ class Summary:
         Number of items of all histories, without padding.
     largest : dict of str to int
         Largest id of every categorical context column and sequence.
-    labels : set of float
-        The smallest and the largest label; empty for a file without labels.
+    labels : tuple of set of float
+        The smallest and the largest value of each label, empty for one that is missing in all rows; empty for a file
+        without labels.
     longest : dict of str to int
         Length of the longest row of every sequence, and dim of every embedding of the context.
     """
@@ -207,7 +210,7 @@ class Summary:
     num_rows: int
     num_history_items: int
     largest: dict[str, int]
-    labels: frozenset[float] = frozenset()
+    labels: tuple[frozenset[float], ...] = ()
     longest: dict[str, int] = field(default_factory=dict)
 
 
@@ -223,16 +226,16 @@ class InteractionFiles:
         Those that do not come from the item files are read.
     known : ndarray
         ``(I,)`` bool, True for ids of the item files; every target and history item must be one of them.
-    label : str
-        Label column.
+    labels : sequence of str
+        Label columns. Of several, values may be missing.
     group_id : str, optional
         Group column.
     max_len : int, optional
         Keep the last ``max_len`` items of each history.
     needs_label : bool
-        False for a file that is scored only: the label column may be missing.
+        False for a file that is scored only: label columns may be missing.
     binary_label : bool
-        Labels must be 0 or 1, and both must occur if ``needs_label``. False for a regression.
+        Labels must be 0 or 1, and both must occur of each if ``needs_label``. False for a regression.
     encoding : Encoding
         Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
     has_items : bool
@@ -242,7 +245,7 @@ class InteractionFiles:
     path: Path
     features: Sequence[Feature]
     known: np.ndarray
-    label: str = "label"
+    labels: Sequence[str] = ("label",)
     group_id: str | None = None
     max_len: int | None = None
     needs_label: bool = True
@@ -258,28 +261,42 @@ class InteractionFiles:
         return {file: parquet.open_parquet(file).metadata for file in parquet.part_files(self.path)}
 
     @cached_property
-    def has_labels(self) -> bool:
-        """Whether there is a label for every row.
+    def present_labels(self) -> list[str]:
+        """The label columns that the files have.
 
         Raises
         ------
         DataError
-            Only some part files have the column, or none has one that is needed.
+            Only some part files have a column, or none has one that is needed.
         """
         names = {file: footer.schema.to_arrow_schema().names for file, footer in self._footers.items()}
         if self.needs_label:
-            for file, present in names.items():
-                parquet.require_columns(file, present, [self.label])
-        having = [self.label in present for present in names.values()]
-        if any(having) and not all(having):
-            raise DataError(
-                f"{self.path}: only some part files have a column '{self.label}', expected it in all or in none"
-            )
-        return all(having)
+            for file, columns in names.items():
+                parquet.require_columns(file, columns, list(self.labels))
+        present = []
+        for label in self.labels:
+            having = [label in columns for columns in names.values()]
+            if any(having) and not all(having):
+                raise DataError(
+                    f"{self.path}: only some part files have a column '{label}', expected it in all or in none"
+                )
+            present += [label] * all(having)
+        return present
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return bool(self.present_labels)
 
     @property
     def _context(self) -> list[Feature]:
-        return [f for f in self.features if f.is_context]
+        return [f for f in self.features if f.is_context and f.history is None]
+
+    @property
+    def _histories(self) -> list[Feature]:
+        """The further histories, then the sequences along any history."""
+        found = [f for f in self.features if f.history is not None]
+        return sorted(found, key=lambda feature: not feature.is_further_history)
 
     def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
         """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""
@@ -300,8 +317,8 @@ class InteractionFiles:
         if len(self) == 0:
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
-        wanted += [f.column for f in self._context]
-        wanted += [self.label] if self.has_labels else []
+        wanted += [f.column for f in [*self._context, *self._histories]]
+        wanted += self.present_labels
         wanted += [self.group_id] if self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
             for row, batch in parquet.read_chunks(row_groups.path, list(dict.fromkeys(wanted)), row_groups):
@@ -315,16 +332,23 @@ class InteractionFiles:
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
+        positions: dict[str, parquet.Positions] = {}
         if self.has_items:
             target = parquet.decode_target(*column(how.target), self.known, item_ids)
-            history, offsets = parquet.decode_history(
-                *column(how.history), self.known, self.max_len, item_ids, how.zero_ends
-            )
+            lengths = {how.history: self.max_len}
+            lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
+            for name, max_len in lengths.items():
+                positions[name] = parquet.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+            history, offsets = positions[how.history].items, positions[how.history].offsets
         context = {
             f.name: _to_column(parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
             for f in self._context
         }
-        label = parquet.decode_label(*column(self.label), self.binary_label) if self.has_labels else None
+        for f in self._histories:
+            of = positions[str(f.history)]
+            entries = of.items if f.is_further_history else parquet.decode_along(*column(f.column), f, of)
+            context[f.name] = _to_column((entries, of.offsets))
+        label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
         return InteractionTable(
             context,
@@ -335,6 +359,17 @@ class InteractionFiles:
             None if group is None else torch.from_numpy(group),
             str(self.path),
         )
+
+    def _decode_labels(self, batch: pa.RecordBatch, file: Path, row: int) -> np.ndarray:
+        """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
+        several = len(self.labels) > 1
+        columns = [
+            parquet.decode_label(batch.column(name), f"{file}: {name}", row, self.binary_label, missing=several)
+            if name in self.present_labels
+            else np.full(batch.num_rows, np.nan, np.float32)
+            for name in self.labels
+        ]
+        return np.stack(columns, axis=1) if several else columns[0]
 
     def columns_of_ids(self, always: bool) -> list[Feature]:
         """Return the context columns that a vocabulary numbers: those of text.
@@ -374,12 +409,12 @@ class InteractionFiles:
         Raises
         ------
         DataError
-            All labels are equal although ``needs_label``, or an error of ``chunks``.
+            All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
         """
         rows = items = 0
         largest: dict[str, int] = {}
         longest: dict[str, int] = {}
-        labels: set[float] = set()
+        labels: list[set[float]] = []
         for chunk in self.chunks() if chunks is None else chunks:
             rows += len(chunk)
             items += chunk.history_values.numel()
@@ -392,13 +427,17 @@ class InteractionFiles:
                 elif column.dim() > 1:
                     longest[name] = column.shape[1]
             if chunk.label is not None:
-                labels |= {float(bound) for bound in chunk.label.aminmax()}
-        if self.needs_label and self.binary_label and len(labels) == 1:
-            raise DataError(
-                f"{self.path}: {self.label} is {labels.pop():g} in all {rows} rows, expected both 0 and 1; "
-                "nothing can be learned or ranked"
-            )
-        return Summary(rows, items, largest, frozenset(labels), longest)
+                labels = labels or [set() for _ in self.labels]
+                for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
+                    values = values[~values.isnan()]
+                    found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
+        for name, found in zip(self.labels, labels, strict=False):
+            if self.needs_label and len(found) < (2 if self.binary_label else 1):
+                that = " that have it" if len(self.labels) > 1 else ""
+                what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
+                expected = "both 0 and 1" if self.binary_label else "numbers"
+                raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
+        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest)
 
 
 def _to_column(decoded: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Column:

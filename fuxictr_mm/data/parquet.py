@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -231,6 +231,41 @@ def decode_history(
 
     With a vocabulary, null, an empty text and a 0 that is no item are padding; ``zero_ends`` is that of ``Encoding``.
     """
+    found = decode_positions(array, where, row, known, max_len, vocabulary, zero_ends)
+    return found.items, found.offsets
+
+
+class Positions(NamedTuple):
+    """A history, and which entries of its lists it is.
+
+    Parameters
+    ----------
+    items : ndarray
+        ``(N,)`` int32.
+    offsets : ndarray
+        ``(R + 1,)`` int64, of each row in the items.
+    kept : ndarray
+        ``(N,)`` index of each item in the entries of all lists.
+    lists : ndarray
+        ``(R + 1,)`` int64, of each row in the entries of all lists.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    kept: np.ndarray
+    lists: np.ndarray
+
+
+def decode_positions(
+    array: pa.Array,
+    where: str,
+    row: int,
+    known: np.ndarray,
+    max_len: int | None,
+    vocabulary: Vocabulary | None = None,
+    zero_ends: int = 1,
+) -> Positions:
+    """Return a history as ``decode_history`` does, with the positions that sequences along it are read at."""
     if vocabulary is None:
         flat, offsets = lists(array, where, row)
     else:
@@ -250,10 +285,38 @@ def decode_history(
     rows = row + np.repeat(np.arange(lengths.size), lengths)
     if vocabulary is not None:
         _check_numbers(flat[kept], entries, where, rows, known, kept)
-        return flat[kept].astype(np.int32), ends.astype(np.int64, copy=False)
+        return Positions(flat[kept].astype(np.int32), ends.astype(np.int64, copy=False), kept, offsets)
     ids = integers(flat[kept], where, rows)
     _check_items(ids, where, rows, known)
-    return ids.astype(np.int32), ends.astype(np.int64, copy=False)
+    return Positions(ids.astype(np.int32), ends.astype(np.int64, copy=False), kept, offsets)
+
+
+def decode_along(array: pa.Array, where: str, row: int, feature: Feature, history: Positions) -> np.ndarray:
+    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item.
+
+    Raises
+    ------
+    DataError
+        A row has another number of entries than the list of its history; an entry is no number or id.
+    """
+    flat, offsets = lists(array, where, row)
+    wrong = np.flatnonzero(np.diff(offsets) != np.diff(history.lists))
+    if wrong.size:
+        bad = int(wrong[0])
+        found, expected = (int(ends[bad + 1] - ends[bad]) for ends in (offsets, history.lists))
+        raise DataError(
+            f"{where}: row {row + bad} has {found} entries, expected {expected}, one for each of the list of "
+            f"{feature.history}, padding included"
+        )
+    entries = flat[history.kept]
+    if feature.is_number:
+        entries = entries.astype(np.float32)
+        _check_finite(entries, where, row)
+        return entries
+    rows = row + np.repeat(np.arange(len(array)), np.diff(history.offsets))
+    ids = integers(entries, where, rows)
+    check_ids(ids, feature.vocab_size, where, rows)
+    return ids.astype(np.int32)
 
 
 def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
@@ -321,14 +384,19 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     return scalars(array, where, row)
 
 
-def decode_label(array: pa.Array, where: str, row: int, binary: bool) -> np.ndarray:
-    """Return the labels, ``(R,)`` float32."""
+def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing: bool = False) -> np.ndarray:
+    """Return the labels, ``(R,)`` float32; with ``missing``, a null or NaN is NaN instead of an error."""
+    absent = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False) if missing else np.zeros(len(array), bool)
+    if absent.all() and missing:
+        return np.full(len(array), np.nan, np.float32)
+    if absent.any():
+        array = array.take(pa.array(np.where(absent, absent.argmin(), np.arange(len(array)))))
     values = scalars(array, where, row, floating=True)
     wrong = (values != 0) & (values != 1)
     if binary and wrong.any():
         bad = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{where}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
-    return values
+    return np.where(absent, np.float32(np.nan), values) if absent.any() else values
 
 
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import COMPUTED_TYPES, Roles
+from fuxictr_mm.config import COMPUTED_TYPES, Roles, label_names
 from fuxictr_mm.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,11 @@ class Feature:
     statistics : tuple of str
         What a similarity takes of the cosines.
     embedded : bool
-        False for an embedding that only a similarity reads.
+        False for an embedding that only a similarity reads, and for a sequence along a history.
+    history : str, optional
+        Of a sequence along a history, and of a further history: the history's column.
+    is_number : bool
+        Whether a sequence along a history holds numbers instead of ids.
     on_disk : str, optional
         Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
         ``item_seq`` in every model.
@@ -96,6 +100,8 @@ class Feature:
     of: str | None = None
     statistics: tuple[str, ...] = ()
     embedded: bool = True
+    history: str | None = None
+    is_number: bool = False
 
     @property
     def is_computed(self) -> bool:
@@ -121,6 +127,11 @@ class Feature:
     def is_history(self) -> bool:
         """Whether the column is the history of items."""
         return self.has_items and self.name == ITEM_SEQ
+
+    @property
+    def is_further_history(self) -> bool:
+        """Whether the column is one of the role ``histories``."""
+        return self.type == "meta" and self.history == self.column
 
     @property
     def is_context(self) -> bool:
@@ -170,8 +181,26 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
             raise ConfigError(
                 f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}"
             )
+        if feature.history is not None and feature.history not in (roles.history, *roles.histories):
+            raise ConfigError(
+                f"feature '{feature.name}': history is {feature.history}, expected a column with the role history or "
+                f"histories ({', '.join([roles.history, *roles.histories])})"
+            )
         features.append(feature)
+    if has_items:
+        features = _with_histories(features, roles.histories)
     return features + _compared_embeddings(features, columns, where)
+
+
+def _with_histories(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
+    """Return the features with those of further histories, which need no entry of their own."""
+    listed = {feature.column for feature in features}
+    added = [Feature(name, "meta") for name in names if name not in listed]
+    found = [replace(f, history=f.column) if f.column in names else f for f in [*features, *added]]
+    for feature in found:
+        if feature.column in names and feature.type != "meta":
+            raise ConfigError(f"feature '{feature.column}': type is {feature.type}, a history has type: meta")
+    return found
 
 
 def _configured_columns(params: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
@@ -244,6 +273,7 @@ _ONLY_OF = {
     "norm": ("embedding",),
     "scale": ("embedding",),
     "of": ("similarity",),
+    "history": ("sequence",),
     "statistics": ("similarity",),
     "dropout": ("categorical", "sequence", "numeric", "embedding", *COMPUTED_TYPES),
 }
@@ -289,6 +319,9 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
         padding=column.get("padding") or "post",
         has_items=has_items,
+        history=column.get("history") if has_items else None,
+        is_number=column.get("history") is not None and column.get("dtype") == "float",
+        embedded=not (has_items and column.get("history")),
         pretrained=column.get("pretrained"),
     )
 
@@ -311,7 +344,7 @@ def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mappin
             feature = replace(feature, pretrain_dim=dims.get(feature.name, feature.pretrain_dim))
         if feature.type == "sequence" and not feature.is_history:
             feature = replace(feature, max_len=dims.get(feature.name, feature.max_len))
-        if feature.type in ("categorical", "sequence") and feature.vocab_size is None:
+        if feature.type in ("categorical", "sequence") and feature.vocab_size is None and not feature.is_number:
             feature = replace(feature, vocab_size=sizes[feature.name])
         completed.append(feature)
     return completed
@@ -324,7 +357,7 @@ def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) ->
     """
     dataset_id = params["dataset_id"]
     feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
-    feature_map.labels = [params["label_col"]["name"]]
+    feature_map.labels = label_names(params)
     feature_map.group_id = params.get("group_id")
     feature_map.default_emb_dim = params.get("embedding_dim")
     for feature in features:
@@ -343,6 +376,12 @@ def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) ->
         1 if s["type"] == "numeric" else s.get("vocab_size", 0) for s in specs.values() if "share_embedding" not in s
     )
     feature_map.set_column_index()
+    # What a model needs to embed a sequence along a history: no key of FuxiCTR's.
+    feature_map.along_history = {
+        f.name: {"history": f.history, "type": "numeric" if f.is_number else "categorical", "vocab_size": f.vocab_size}
+        for f in features
+        if f.history is not None and not f.is_further_history
+    }
     return feature_map
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_examples(
         parser,
         "fuxictr-mm prepare kuairand --source KuaiRand-Pure --out data/kuairand_pure",
+        "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
         "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
     )
@@ -51,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; run again to continue")
     parser.add_argument("--max_len", type=int, metavar="N", help="newest items kept of a history (default: by dataset)")
+    parser.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="labels to train on, of the kinds of feedback (default: the first)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin again: delete what is in --out")
     add_output_options(parser)
 
@@ -65,14 +70,20 @@ def main_from_args(args: argparse.Namespace) -> None:
         set_up_logging()
     if args.max_len is not None and args.max_len < 1:
         raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
-    if args.overwrite and (args.out / MANIFEST).exists():
-        shutil.rmtree(args.out)
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
+    labels = choose_labels(args.name, reader, args.labels)
+    if args.overwrite and (args.out / MANIFEST).exists():
+        shutil.rmtree(args.out)
+    if args.labels and (args.out / "dataset_config.yaml").exists():
+        raise ConfigError(
+            f"--labels: {args.out / 'dataset_config.yaml'} is there already and is kept; change its label_col, or give "
+            "--overwrite"
+        )
     name = args.name.partition(":")[2] or args.name
     summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write()
     dataset_id = args.out.resolve().name
-    experiments = write_config(args.out, dataset_id, reader, summary)
+    experiments = write_config(args.out, dataset_id, reader, summary, labels)
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
     show(args, document, format_summary(summary, args.out, experiments))
 
@@ -99,14 +110,33 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
     return "\n".join(lines)
 
 
-def write_config(folder: Path, dataset_id: str, reader: Reader, summary: Summary) -> list[str]:
+def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
+    """Return the labels to train on, by default the reader's own.
+
+    Raises
+    ------
+    ConfigError
+        The dataset has no such label, or one is given twice.
+    """
+    labels = list(given or [reader.label])
+    known = [reader.label, *reader.other_labels]
+    for label in labels:
+        if label not in known or labels.count(label) > 1:
+            what = "is given twice" if label in known else f"no label of {name}{nearest(label, known)}"
+            raise ConfigError(f"--labels {label}: {what} (there are: {', '.join(known)})")
+    return labels
+
+
+def write_config(
+    folder: Path, dataset_id: str, reader: Reader, summary: Summary, labels: Sequence[str] = ()
+) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
 
     Files that are there already are kept: they may have been changed.
     """
     from fuxictr_mm.files import atomic_path, dump_yaml
 
-    dataset = dataset_entry(folder, reader, summary)
+    dataset = dataset_entry(folder, reader, summary, labels)
     experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}
     if summary.coverage:
         settings = {**FIRST_SETTINGS, "num_heads": 4}
@@ -119,8 +149,8 @@ def write_config(folder: Path, dataset_id: str, reader: Reader, summary: Summary
     return list(experiments)
 
 
-def dataset_entry(folder: Path, reader: Reader, summary: Summary) -> dict[str, Any]:
-    """Return the entry of ``dataset_config.yaml`` for a prepared folder."""
+def dataset_entry(folder: Path, reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
     from fuxictr_mm.datasets.writer import ITEM_FILE
 
     columns: list[dict[str, Any]] = [
@@ -140,6 +170,7 @@ def dataset_entry(folder: Path, reader: Reader, summary: Summary) -> dict[str, A
             feature["scale"] = summary.scales[name]
         columns.append(feature)
     paths = {f"{split}_data": f"./{split}" for split in summary.splits}
+    label_col = [{"name": name, "dtype": "float"} for name in labels or [reader.label]]
     return {
         "data_root": "./",
         "data_format": "parquet",
@@ -147,7 +178,7 @@ def dataset_entry(folder: Path, reader: Reader, summary: Summary) -> dict[str, A
         "item_info": [f"./{ITEM_FILE}", *(f"./{name}.parquet" for name in summary.coverage)],
         "rebuild_dataset": False,
         "feature_cols": columns,
-        "label_col": {"name": reader.label, "dtype": "float"},
+        "label_col": label_col if len(label_col) > 1 else label_col[0],
     }
 
 

@@ -92,7 +92,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     trained = find_trained(args.expid, **{name: getattr(args, name) for name in options})
     out = Path(args.out) if args.out else trained.output
     data = trained.experiment.config.dataset
-    data.require_items("diagnose")
+    if trained.experiment.batch_format(trained.experiment.model_class) == "flat":
+        data.require_items("diagnose")
     inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, trained.weights]
     check_outputs([out], inputs, overwrite=True)
     verbose = 0 if args.quiet else 1
@@ -206,10 +207,12 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     ConfigError, DataError, MissingFileError
         Configuration, data or weights are wrong.
     """
+    from fuxictr_mm.config import kind_of_task
     from fuxictr_mm.data.interactions import InteractionTable
 
     config = trained.experiment.config
-    if config.task != "binary_classification":
+    config.dataset.require_one_label("diagnose")
+    if kind_of_task(config.task) != "binary_classification":
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
     settings = config.to_dict()
@@ -256,11 +259,20 @@ def _findings_of_training(trained: Trained) -> Iterator[Finding]:
 
 def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
     """Count clicks in the training file, None where there is none."""
-    from fuxictr_mm.diagnosis.slices import count_items
+    from fuxictr_mm.data.interactions import InteractionTable
+    from fuxictr_mm.diagnosis.slices import Popularity, count_items
 
     dataset = experiment.config.dataset
     try:
-        label, target = dataset.label_name, dataset.roles.target
+        if dataset.item_info is None:  # items are those of encoded columns
+            table = experiment.load_dataset({"train": True}).splits["train"]
+            assert isinstance(table, InteractionTable)
+            assert table.label is not None
+            counts = [
+                rows.bincount(minlength=items.num_items) for rows in (table.target, table.target[table.label == 1])
+            ]
+            return Popularity(*(count.numpy() for count in counts))
+        label, target = dataset.label_names[0], dataset.roles.target
         return count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")

@@ -46,6 +46,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _is_part_of(settings: Mapping[str, Any], made_from: Mapping[str, Any]) -> bool:
+    """Whether a manifest has these settings, as JSON holds them."""
+    return all(made_from.get(key) == json.loads(json.dumps(value, default=str)) for key, value in settings.items())
+
+
 class Cache:
     """The encoded files of a dataset with one fingerprint.
 
@@ -61,6 +66,30 @@ class Cache:
         self.root = root
         self.made_from = {"version": VERSION, **made_from}
         self.folder = root / f"encoded-{digest(self.made_from)}"
+
+    @classmethod
+    def find(cls, root: Path, settings: Mapping[str, Any]) -> Cache | None:
+        """Return the cache with some settings, whatever files it was made from; None if there is none.
+
+        Raises
+        ------
+        UserError
+            There are several.
+        """
+        found = []
+        for path in sorted(root.glob("encoded-*/manifest.json")):
+            try:
+                made_from = read_json(path).get("made_from")
+            except UserError:  # damaged
+                continue
+            if isinstance(made_from, dict) and _is_part_of({"version": VERSION, **settings}, made_from):
+                found.append(cls(root, made_from))
+        if len(found) > 1:
+            names = ", ".join(cache.folder.name for cache in found)
+            raise UserError(
+                f"{root}: {names} are of these settings and of other training files each; keep the one of the weights"
+            )
+        return found[0] if found else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ class Column:
     Parameters
     ----------
     spec : mapping
-        Its entry of ``feature_cols``, or that of ``label_col`` with ``type: label``.
+        Its entry of ``feature_cols``, or one of ``label_col`` with ``type: label``.
     """
 
     spec: Mapping[str, Any]
@@ -68,9 +68,16 @@ class Column:
         return "" if value is None else value
 
     @property
+    def is_number(self) -> bool:
+        """Whether the entries of a sequence along a history are numbers."""
+        return self.type == "sequence" and bool(self.spec.get("history")) and self.spec.get("dtype") == "float"
+
+    @property
     def has_vocabulary(self) -> bool:
         """Whether values are replaced by ids."""
-        return self.type in ("categorical", "sequence") or (self.type == "meta" and self.spec.get("remap") is not False)
+        if self.type == "meta":
+            return self.spec.get("remap") is not False
+        return self.type in ("categorical", "sequence") and not self.is_number
 
     @property
     def splitter(self) -> str:
@@ -124,7 +131,7 @@ class Column:
 
 
 def columns_of(params: Mapping[str, Any]) -> list[Column]:
-    """Return the active features in their order, and the label.
+    """Return the active features in their order, and the labels.
 
     Raises
     ------
@@ -138,8 +145,9 @@ def columns_of(params: Mapping[str, Any]) -> list[Column]:
                 raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
             if spec.get("active", True):
                 found[name] = Column({**spec, "name": name})
-    label = Column({**params["label_col"], "type": "label"})
-    columns = [*found.values(), label]
+    given = params["label_col"]
+    labels = [Column({**label, "type": "label"}) for label in (given if isinstance(given, list) else [given])]
+    columns = [*found.values(), *labels]
     for column in columns:
         column.check()
     return columns

@@ -145,6 +145,10 @@ class Encoding:
         values = pl.col(column.name)
         if column.type == "embedding":
             return values.cast(pl.List(pl.Float32))
+        if column.is_number:
+            entry = pl.element().cast(pl.String)
+            number = pl.when(entry != "").then(entry).cast(pl.Float32).fill_null(0)
+            return split.entries(column).list.eval(number)
         if column.type == "sequence":
             entry = pl.element()
             ids = pl.when(entry == str(column.missing)).then(0).otherwise(self.vocabularies[column.name].ids(entry))

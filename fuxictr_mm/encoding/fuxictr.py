@@ -76,7 +76,7 @@ def load_dataset(
             from fuxictr_mm.encoding.prepare import convert
 
             read.update(convert(paths, folder))
-    read = {**read, "roles": {}} if flat else _with_items(read)
+    read = _without_items(read) if flat else _with_items(read)
     try:
         loaded = dataset.load_dataset(read, needs_labels, vocabularies)
     except DataError as error:  # of what the user has, not of what was made of it
@@ -89,12 +89,12 @@ def load_dataset(
 
 
 def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return features and label of a dataset of integers: those of its entry, else of ``feature_map.json``.
+    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``.
 
     Raises
     ------
-    MissingFileError, DataError, ConfigError
-        There is no such file, or it is none of FuxiCTR's; several labels.
+    MissingFileError, DataError
+        There is no such file, or it is none of FuxiCTR's.
     """
     if params.get("feature_cols") and params.get("label_col"):
         return {}
@@ -106,12 +106,12 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
     content = read_json(path)
     try:
-        labels = content["labels"]
+        labels = [{"name": str(name)} for name in content["labels"]]
         specs = [(str(name), dict(spec)) for entry in content["features"] for name, spec in entry.items()]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path}: expected FuxiCTR's feature map, with 'labels' and 'features'") from None
-    if len(labels) != 1:
-        raise ConfigError(f"{path}: {len(labels)} labels {labels}; this library trains on one, name it as label_col")
+    if not labels:
+        raise DataError(f"{path}: 'labels' is empty, expected one label or more")
     columns = []
     for name, spec in specs:
         known = {k: v for k, v in spec.items() if k in FeatureSpec.model_fields}
@@ -119,8 +119,14 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         pretrained = {k: spec[k] for k in PRETRAINED_KEYS if k in spec} if "pretrained_emb" in spec else None
         # FuxiCTR writes no encoder where there is none.
         columns.append({"feature_encoder": None, **known, "name": name, "pretrained": pretrained})
-    label = params.get("label_col") or {"name": labels[0]}
-    return {"feature_cols": params.get("feature_cols") or columns, "label_col": label}
+    given = params.get("label_col") or (labels if len(labels) > 1 else labels[0])
+    return {"feature_cols": params.get("feature_cols") or columns, "label_col": given}
+
+
+def _without_items(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters without roles; a sequence of numbers is no feature of FuxiCTR's models."""
+    columns = [c for c in params["feature_cols"] if not (c.get("history") and c.get("dtype") == "float")]
+    return {**params, "feature_cols": columns, "roles": {}}
 
 
 def _with_items(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,17 +143,21 @@ def _with_items(params: Mapping[str, Any]) -> dict[str, Any]:
     for spec in params["feature_cols"]:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
             columns[name] = {**spec, "name": name, "source": ""}
-    for role, name, kind in (("target", roles.target, "categorical"), ("history", roles.history, "sequence")):
+    wanted = [("target", roles.target, "categorical"), ("history", roles.history, "sequence")]
+    for role, name, kind in [*wanted, *(("histories", name, "sequence") for name in roles.histories)]:
         if name not in columns or columns[name]["type"] != kind:
             raise ConfigError(
                 f"{where}: roles: {role} is {name}, expected a column of type: {kind}"
                 f" (there are: {', '.join(n for n, c in columns.items() if c['type'] == kind) or 'none'})"
             )
-    if columns[roles.history].get("share_embedding") != roles.target:
-        raise ConfigError(
-            f"{where}: roles: {roles.history} and {roles.target} have vocabularies of their own; write "
-            f"share_embedding: {roles.target} for {roles.history}"
-        )
+    for name in (roles.history, *roles.histories):
+        if columns[name].get("share_embedding") != roles.target:
+            raise ConfigError(
+                f"{where}: roles: {name} and {roles.target} have vocabularies of their own; write "
+                f"share_embedding: {roles.target} for {name}"
+            )
     columns[roles.target]["source"] = ITEM_SOURCE
     columns[roles.history] = {"name": roles.history, "type": "meta"}
+    for name in roles.histories:
+        columns[name] = {"name": name, "type": "meta", "max_len": columns[name].get("max_len")}
     return {**params, "feature_cols": list(columns.values()), "item_info": [], "ids": "as_is"}

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Keys of a feature that decide how it is encoded.
 ENCODING_KEYS = (
     "name", "type", "dtype", "fill_na", "remap", "splitter", "max_len", "min_categr_count", "normalizer", "preprocess",
-    "share_embedding", "pretrained_emb",
+    "share_embedding", "pretrained_emb", "history",
 )  # fmt: skip
 
 
@@ -66,19 +66,26 @@ def encode(
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }
     keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
-    for name, file in keys.items():
-        if not file.is_file():
-            raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
     min_count = params.get("min_categr_count", 1)
-    made_from = {
+    settings = {
         "data_format": form,
         "sep": params.get("sep", ","),
         "min_categr_count": min_count,
         "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
-        "files": {split: fingerprint_of_files(files.files) for split, files in raw.items()},
-        "pretrained": fingerprint_of_files(keys.values()),
     }
-    cache = Cache(root, made_from)
+    try:
+        for name, file in keys.items():
+            if not file.is_file():
+                raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
+        files_of = {split: fingerprint_of_files(files.files) for split, files in raw.items()}
+        cache = Cache(root, {**settings, "files": files_of, "pretrained": fingerprint_of_files(keys.values())})
+    except MissingFileError:
+        # To score, the vocabularies of an earlier run are enough.
+        kept = None if "train" in paths else Cache.find(root, settings)
+        if kept is None:
+            raise
+        logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
+        cache = kept
     with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
         parsed: dict[str, Split] = {}
 
@@ -130,7 +137,7 @@ def _splits_to_fit(params: Mapping[str, Any], columns: Sequence[Column], scratch
 def _encoded_spec(column: Column, encoding: Encoding) -> dict[str, Any]:
     """Return the entry of ``feature_cols`` of an encoded column."""
     spec = dict(column.spec)
-    if column.type in ("categorical", "sequence"):
+    if column.type in ("categorical", "sequence") and not column.is_number:
         spec["vocab_size"] = encoding.vocabularies[column.name].size
     if column.type == "sequence":
         spec["max_len"] = encoding.lengths[column.name]

@@ -117,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
     parser.add_argument("--split", choices=("valid", "test"), default="valid", help="examples to compare on (valid)")
+    parser.add_argument("--label", metavar="NAME", help="the label to compare on, of runs on several")
     parser.add_argument("--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)")
     add_output_options(parser)
@@ -130,7 +131,8 @@ def main_from_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
-    found = compare(args.names, args.root, split=args.split, samples=args.samples, seed=args.seed, quiet=args.quiet)
+    options = {"split": args.split, "task": args.label, "samples": args.samples, "seed": args.seed}
+    found = compare(args.names, args.root, quiet=args.quiet, **options)
     show(args, as_dict(found), as_text(found))
 
 
@@ -139,6 +141,7 @@ def compare(
     root: str | os.PathLike[str] = "checkpoints",
     *,
     split: str = "valid",
+    task: str | None = None,
     samples: int = 2000,
     seed: int = 0,
     quiet: bool = True,
@@ -153,6 +156,8 @@ def compare(
         The ``model_root`` of the runs.
     split : {"valid", "test"}
         Examples to compare on. What is chosen by its result on test is no longer measured by it.
+    task : str, optional
+        The label to compare on, of runs on several.
     samples, seed : int
         Bootstrap samples of users, and their seed.
     quiet : bool
@@ -186,11 +191,12 @@ def compare(
         raise ConfigError(f"compare: '{files[0]}' and the others are files; give one run or more that knows the labels")
     runs = [run for group in groups.values() for run in group]
     for name in files:
-        groups[_label(name, names)] = [read_file(name, runs[0], split)]
+        groups[_label(name, names)] = [read_file(name, runs[0], split, task)]
     found = compare_groups(
         groups,
         known,
         split=split,
+        task=task,
         samples=samples,
         seed=seed,
         track=lambda chunks: progress_bar(chunks, "bootstrap", verbose=0 if quiet else 1),
@@ -253,6 +259,7 @@ def compare_groups(
     split: str = "valid",
     samples: int = 2000,
     seed: int = 0,
+    task: str | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     on_problem: OnProblem = _raise,
 ) -> Comparison:
@@ -268,6 +275,8 @@ def compare_groups(
         Examples to compare on; they need labels.
     samples, seed : int
         Bootstrap samples of users, and their seed.
+    task : str, optional
+        The label to compare on, of runs on several.
     track : callable
         Wraps the iterable of chunks of samples, for a progress bar.
     on_problem : callable
@@ -279,7 +288,7 @@ def compare_groups(
     UserError
         Nothing can be compared, or ``on_problem`` raises.
     """
-    found = _read(groups, split, on_problem)
+    found = _read(groups, split, task, on_problem)
     label, group_id = _most_common_examples(found)
     kept = [entry for entry in found if _has_examples(entry, label, group_id, on_problem)]
     user, notes = _users(group_id, len(label))
@@ -292,7 +301,7 @@ def compare_groups(
     for name in dict.fromkeys(entry.name for entry in kept):
         members = [i for i, entry in enumerate(kept) if entry.name == name]
         runs = [kept[i].run for i in members]
-        others = _other_seeds(runs[0], kept, known, split)
+        others = _other_seeds(runs[0], kept, known, split, task)
         side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others)
         compared.append((side, runs))
     if len(compared) > 2:
@@ -311,11 +320,13 @@ def compare_groups(
     )
 
 
-def _read(groups: Mapping[str, Sequence[Run]], split: str, on_problem: OnProblem) -> list[_Predictions]:
+def _read(
+    groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem
+) -> list[_Predictions]:
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
-            label, prediction, group = run.predictions(split)
+            label, prediction, group = run.predictions(split, task)
             if label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
             found.append(_Predictions(name, run, label, prediction, group))
@@ -361,7 +372,9 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
     return user, []
 
 
-def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[Run], split: str) -> list[float]:
+def _other_seeds(
+    first: Run, compared: Sequence[_Predictions], known: Sequence[Run], split: str, task: str | None
+) -> list[float]:
     """Return the AUC of further seeds of a run's configuration on the same examples."""
     taken = {entry.run.path.resolve() for entry in compared}
     seeds = {entry.run.seed for entry in compared if entry.run.config_key == first.config_key}
@@ -371,7 +384,7 @@ def _other_seeds(first: Run, compared: Sequence[_Predictions], known: Sequence[R
         if not fits or run.path.resolve() in taken:
             continue
         try:
-            label, prediction, _ = run.predictions(split)
+            label, prediction, _ = run.predictions(split, task)
         except UserError:
             continue  # missing or not finite: not one of the requested runs
         if label is not None and np.array_equal(label, compared[0].label):

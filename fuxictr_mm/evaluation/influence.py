@@ -105,7 +105,8 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
-        ranking = make_ranking(str(config.train_data), config.label_name, influence, config.roles)
+        separator = config.sep if config.data_format == "csv" else None
+        ranking = make_ranking(str(config.train_data), config.label_names[0], influence, config.roles, separator)
         write_beside(out, lambda stream: pq.write_table(ranking, stream))
         if num_worst is not None:
             if "before" not in metrics:
@@ -149,7 +150,9 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
     )
     out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
     data = experiment.config.dataset
-    data.require_items("influence")
+    if experiment.batch_format(experiment.model_class) == "flat":
+        data.require_items("influence")
+    data.require_one_label("influence")
     inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
     check_outputs([out], inputs, overwrite=True)
     set_precision(experiment.config.precision, device_of(experiment.config.gpu))
@@ -455,7 +458,8 @@ def train_keeping_checkpoints(
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
     metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
-    if "test" in splits and len(dataset.summaries["test"].labels) > 1:  # a single label is a placeholder
+    # A label of one value is a placeholder.
+    if "test" in splits and any(len(values) > 1 for values in dataset.summaries["test"].labels):
         metrics["test"] = loop.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
     return keeper.kept, metrics
 
@@ -535,29 +539,51 @@ def without(dataset: Dataset, rows: np.ndarray) -> Dataset:
 
 
 def make_ranking(
-    path: str | os.PathLike[str], label: str, influence: np.ndarray, roles: Roles | None = None
+    path: str | os.PathLike[str],
+    label: str,
+    influence: np.ndarray,
+    roles: Roles | None = None,
+    separator: str | None = None,
 ) -> pa.Table:
     """Return ``row``, ``user_id`` (if the file has it), ``item_id``, ``label``, ``influence`` and ``rank``, by row.
 
-    User and item are named as ``roles`` say, and are as in the file. Rank 1 has the lowest influence; of equals the
-    first example.
+    User and item are named as ``roles`` say, and are as in the file: Parquet or, with a ``separator``, CSV. Rank 1 has
+    the lowest influence; of equals the first example.
     """
     import pyarrow as pa
 
     from fuxictr_mm.data import parquet
 
     roles = roles or Roles()
-    parts = []
-    for file in parquet.part_files(path):
-        present = parquet.open_parquet(file).schema_arrow.names
-        columns = [*([roles.user] if roles.user in present else []), roles.target, label]
-        parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    wanted = [roles.user, roles.target, label]
+    if separator is not None:
+        rows = _read_csv(parquet.part_files(path, ".csv"), wanted, label, separator)
+    else:
+        parts = []
+        for file in parquet.part_files(path):
+            present = parquet.open_parquet(file).schema_arrow.names
+            columns = [name for name in wanted if name != roles.user or name in present]
+            parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
+        rows = pa.concat_tables(parts, promote_options="permissive")
     rows = rows.rename_columns(["label" if name == label else name for name in rows.column_names])
     rank = np.empty(len(influence), dtype=np.int64)
     rank[np.argsort(influence, kind="stable")] = np.arange(1, len(influence) + 1)
     rows = rows.add_column(0, "row", pa.array(np.arange(rows.num_rows)))
     return rows.append_column("influence", pa.array(influence)).append_column("rank", pa.array(rank))
+
+
+def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separator: str) -> pa.Table:
+    """Return those of the columns that the files have, as texts, and the label as a number."""
+    import polars as pl
+
+    frames = [pl.scan_csv(file, separator=separator, infer_schema=False) for file in files]
+    columns = [name for name in wanted if name in frames[0].collect_schema()]
+    return (
+        pl.concat(frame.select(columns) for frame in frames)
+        .with_columns(pl.col(label).cast(pl.Float64))
+        .collect()
+        .to_arrow()
+    )
 
 
 def summarize(ranking: pa.Table, item_column: str = "item_id") -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class PredictionFile(Run):
 
     rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
-    def predictions(self, split: str = "valid") -> Any:
+    def predictions(self, split: str = "valid", task: str | None = None) -> Any:
         """Return label, prediction and group of the split that the file was read for."""
         return self.rows
 
@@ -51,7 +51,7 @@ def is_prediction_file(name: str | os.PathLike[str]) -> bool:
     return Path(name).suffix.lower() in ENDINGS
 
 
-def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid") -> PredictionFile:
+def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", task: str | None = None) -> PredictionFile:
     """Read predictions of another program for the examples of a run.
 
     The file has a column of scores (``SCORES``). Columns that the data file of the split has as well, such as user_id
@@ -66,6 +66,8 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid") -> 
         A run that was evaluated on these examples.
     split : {"valid", "test"}
         Which of its examples.
+    task : str, optional
+        The label, of a run on several.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid") -> 
         No such file, no scores in it, or they do not fit the examples.
     """
     path = Path(name)
-    label, _, group = like.predictions(split)
+    label, _, group = like.predictions(split, task)
     if label is None:
         raise DataError(f"{like.path}: the {split} rows have no labels; compare on --split valid")
     table = _read(path)
@@ -83,7 +85,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid") -> 
     score = table[column].to_numpy()[order].astype(np.float64)
     if not np.isfinite(score).all():
         raise DataError(f"{path}: {column}: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
-    label_name = _label_name(like)
+    label_name = task or _label_name(like)
     if label_name in table.column_names:
         found = table[label_name].to_numpy()[order]
         if not np.array_equal(found, label):

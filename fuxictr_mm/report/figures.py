@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from fuxictr_mm.report.experiments import Comparisons, Experiment, average, history
-from fuxictr_mm.runs import FALLING, Run
+from fuxictr_mm.runs import Run, is_falling
 from fuxictr_mm.terminal import decimal, grouped, listed, number, plural, printable, signed
 
 if TYPE_CHECKING:
@@ -728,7 +728,7 @@ def _curve(entries: Sequence[Mapping[str, Any]], key: str, colour: str, name: st
 
 def _best(entries: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any] | None:
     having = [e for e in entries if number(e.get(metric)) is not None]
-    choose = min if metric in FALLING else max
+    choose = min if is_falling(metric) else max
     return choose(having, key=lambda e: e[metric]) if having else None
 
 

@@ -36,7 +36,7 @@ from fuxictr_mm.report.experiments import (
     settings_of,
 )
 from fuxictr_mm.report.figures import Plot, speed_of
-from fuxictr_mm.runs import FALLING, RUN_NAME, Run, best_epoch_was_last, find_runs, resolve
+from fuxictr_mm.runs import RUN_NAME, Run, best_epoch_was_last, find_runs, is_falling, resolve
 from fuxictr_mm.terminal import decimal, listed, number, plural, printable
 
 #: Metric that experiments are ordered by, if they have it.
@@ -108,7 +108,7 @@ def metrics_of(experiments: Sequence[Experiment], split: str = "valid") -> list[
 def leaderboard(experiments: Sequence[Experiment], comparisons: Comparisons) -> list[Row]:
     """Return a row for each experiment, best first; those without the first metric last."""
     metrics = metrics_of(experiments)
-    sign = -1 if metrics and metrics[0] in FALLING else 1
+    sign = -1 if metrics and is_falling(metrics[0]) else 1
 
     def sort_key(experiment: Experiment) -> tuple[bool, float, str]:
         mean = experiment.mean(metrics[0]) if metrics else None
@@ -134,7 +134,7 @@ def lead(rows: Sequence[Row]) -> list[str]:
     ends = " to ".join(decimal(end) for end in first.interval or ())
     within = f", 95 % interval {ends}" if ends else ""
     sentences = [
-        f"{first.experiment.name} has the {'lowest' if metrics[0] in FALLING else 'highest'} validation {metrics[0]}: "
+        f"{first.experiment.name} has the {'lowest' if is_falling(metrics[0]) else 'highest'} validation {metrics[0]}: "
         f"{decimal(first.experiment.mean(metrics[0]))}{of}{within}."
     ]
     if len(rows) == 1:

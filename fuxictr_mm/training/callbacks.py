@@ -206,10 +206,11 @@ def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any]) -> Path | N
 
 
 def _to_numpy(scored: Scored) -> dict[str, Any]:
-    """Return label, prediction and group of scored rows as arrays or None."""
-    label = None if scored.label is None else scored.label.char()
+    """Return label, prediction and group of scored rows as arrays or None, and the names of several labels."""
+    label = None if scored.label is None else scored.label if scored.tasks else scored.label.char()
     columns = {"label": label, "prediction": scored.prediction.float(), "group": scored.group}
-    return {name: None if column is None else column.cpu().numpy() for name, column in columns.items()}
+    arrays = {name: None if column is None else column.cpu().numpy() for name, column in columns.items()}
+    return {**arrays, "tasks": scored.tasks}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -309,14 +309,19 @@ class Scored(NamedTuple):
     Parameters
     ----------
     prediction : Tensor
-        ``(rows,)``
-    label, group : Tensor or None
-        ``(rows,)``; None if not requested, ``group`` also without a ``group_id``.
+        ``(rows,)``, or ``(rows, T)`` of T labels.
+    label : Tensor or None
+        The same, NaN for one of several labels that is missing; None if not requested.
+    group : Tensor or None
+        ``(rows,)``; None if not requested, or without a ``group_id``.
+    tasks : sequence of str
+        Names of several labels; empty for one.
     """
 
     prediction: Tensor
     label: Tensor | None
     group: Tensor | None
+    tasks: Sequence[str] = ()
 
 
 @torch.no_grad()
@@ -325,12 +330,13 @@ def score(
 ) -> Scored:
     """Score the samples of a loader; ``what`` names the progress bar."""
     model.eval()
+    names = model.feature_map.labels
     predictions, truths, users = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:
         for batch in bar:
-            predictions.append(model.forward(batch)["y_pred"].reshape(-1))
+            predictions.append(_of_tasks(_predictions(model.forward(batch), names), len(names)))
             if labels:
-                truths.append(model.get_labels(batch).reshape(-1))
+                truths.append(_of_tasks(model.get_labels(batch), len(names)))
             if groups and model.feature_map.group_id is not None:
                 users.append(model.get_group_id(batch).reshape(-1))
     joined = [torch.cat(parts) if parts else None for parts in (predictions, truths, users)]
@@ -338,7 +344,19 @@ def score(
         raise DataError(f"{what}: no rows")
     y_pred = distributed.gather_rows(joined[0])
     y_true, group = (None if part is None else distributed.gather_rows(part) for part in joined[1:])
-    return Scored(y_pred, y_true, group)
+    return Scored(y_pred, y_true, group, tuple(names) if len(names) > 1 else ())
+
+
+def _predictions(output: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Return what a model predicts: one tensor, or one for each label of FuxiCTR's multi-task models."""
+    return output["y_pred"] if "y_pred" in output else [output[f"{name}_pred"] for name in names]
+
+
+def _of_tasks(values: Tensor | Sequence[Tensor], num_tasks: int) -> Tensor:
+    """Return predictions or labels as ``(B,)``, or ``(B, T)`` of several."""
+    if not isinstance(values, Tensor):
+        values = torch.cat([value.view(-1, 1) for value in values], dim=1)
+    return values.reshape(-1) if num_tasks == 1 else values
 
 
 def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) -> dict[str, float]:
@@ -348,13 +366,17 @@ def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) ->
 
 def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
     """Return metrics of scored rows, and log them."""
-    from fuxictr_mm.metrics import evaluate_metrics
+    from fuxictr_mm.metrics import evaluate_metrics, evaluate_tasks
 
-    result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
+    if scored.tasks:
+        assert scored.label is not None
+        result = evaluate_tasks(scored.label, scored.prediction, metrics, scored.tasks, scored.group)
+    else:
+        result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
     logger.info("[Metrics] " + " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
     return dict(result)
 
 
 def predict(model: BaseModel, loader: Iterable[Any]) -> Tensor:
-    """Return the predictions ``(rows,)`` over a loader, on the CPU, in its order."""
+    """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, over a loader, on the CPU, in its order."""
     return score(model, loader, "scoring", labels=False, groups=False).prediction.cpu()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.vocabulary import Vocabularies
@@ -170,10 +170,11 @@ class TrainingRun:
         summary = dataset.summaries.get("test")
         if summary is None or not summary.labels:
             return False
-        if self.config.task == "binary_classification" and len(summary.labels) == 1:
+        if kind_of_task(self.config.task) == "binary_classification" and all(len(v) < 2 for v in summary.labels):
+            values = ", ".join(f"{min(v):g}" if v else "missing" for v in summary.labels)
             logger.warning(
-                f"{self.config.dataset.test_data}: the label is {min(summary.labels):g} in all {summary.num_rows} "
-                "rows, which is treated as a placeholder; no test metrics"
+                f"{self.config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows, which is "
+                "treated as a placeholder; no test metrics"
             )
             return False
         return True

@@ -181,6 +181,32 @@ def test_labels_of_one_class_are_refused_only_where_labels_are_needed(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.int8(), pa.bool_()])
+def test_several_labels_with_missing_cells(tmp_path, kind):
+    like = pa.array([None, 1, 0], pa.int8()).cast(kind)
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2], []]), "like": like})
+    table = read(path, labels=("like", "label"))
+    assert table.label.dtype == torch.float32
+    np.testing.assert_array_equal(table.label, [[np.nan, 0], [1, 1], [0, 0]])
+    with pytest.raises(DataError, match=r"x\.parquet: like: row 0 is null"):
+        read(path, labels=("like",))
+    nan = pa.array([np.nan, 1, 0])
+    path = write(tmp_path / "y.parquet", {**columns([[1], [2], []]), "like": nan})
+    np.testing.assert_array_equal(read(path, labels=("like", "label")).label[:, 0], [np.nan, 1, 0])
+
+
+def test_a_label_column_of_several_may_be_absent_where_none_is_needed(tmp_path):
+    path = write(tmp_path / "x.parquet", columns([[1], [2]]))
+    np.testing.assert_array_equal(
+        read(path, labels=("like", "label"), needs_label=False).label, [[np.nan, 0], [np.nan, 1]]
+    )
+    with pytest.raises(DataError, match=r"x\.parquet: no column 'like'"):
+        read(path, labels=("like", "label"))
+    empty = write(tmp_path / "y.parquet", {**columns([[1], [2]]), "like": pa.nulls(2)})
+    with pytest.raises(DataError, match=r"y\.parquet: like is missing in all 2 rows"):
+        read(empty, labels=("label", "like"))
+
+
 def test_two_classes_may_lie_in_different_part_files(tmp_path):
     for part in (0, 1):
         write(tmp_path / f"parts/{part}.parquet", {**columns([[1], [2]]), "label": [part, part]})

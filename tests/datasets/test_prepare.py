@@ -4,6 +4,7 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.config import load_yaml
+from fuxictr_mm.experiment import Experiment
 
 
 def run(*arguments: object) -> int:
@@ -55,6 +56,7 @@ def test_overwrite_begins_again(microlens, tmp_path):
         (["microlens", "--max_len", "0"], "--max_len"),
         (["no_such_module:Reader"], "no_such_module"),
         (["json:loads"], "json:loads"),
+        (["microlens", "--labels", "like"], "--labels like"),
     ],
 )
 def test_bad_arguments_exit_with_2(arguments, named, microlens, tmp_path, capsys):
@@ -63,6 +65,20 @@ def test_bad_arguments_exit_with_2(arguments, named, microlens, tmp_path, capsys
     assert named in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out" / "train").exists()
+
+
+def test_labels_to_train_on(kuairand, tmp_path, capsys):
+    options = ("--out", tmp_path / "k", "--quiet", "--labels", "is_click", "is_like")
+    arguments = ("kuairand", "--source", kuairand, *options)
+    assert run(*arguments) == 0
+    experiment = Experiment.load("DIN_k", tmp_path / "k", verbose=0, epochs=1, model_root=str(tmp_path / "ck"))
+    assert experiment.config.dataset.label_names == ["is_click", "is_like"]
+    assert {"is_click_AUC", "is_like_AUC", "AUC"} <= experiment.fit().valid.keys()
+    capsys.readouterr()
+    assert run(*arguments[:-1], "long_view") == 2  # the configuration is kept
+    assert "dataset_config.yaml" in capsys.readouterr().err
+    assert run(*arguments[:-1], "long_view", "--overwrite") == 0
+    assert Experiment.load("DIN_k", tmp_path / "k").config.dataset.label_names == ["is_click", "long_view"]
 
 
 def test_a_reader_of_the_user(tmp_path, monkeypatch, capsys):

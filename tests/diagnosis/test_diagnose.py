@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fuxictr_mm.diagnosis.findings import SEVERITIES
 from fuxictr_mm.diagnosis.scorer import take
 from fuxictr_mm.diagnosis.slices import count_items
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from tests.data import test_histories as raw_world
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -436,3 +439,20 @@ def test_a_regression_is_refused(workplace, capsys):
     Path("model_config.yaml").write_text(yaml.safe_dump(config))
     save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
     assert "regression" in refusal(capsys, "--expid", "DIN_tiny")
+
+
+def test_items_of_raw_columns(tmp_path, capsys):
+    raw_world.write_world(tmp_path, "csv", rows=1000)
+    raw_world.load(tmp_path, "DIN").fit()
+    cli.main(["diagnose", "--config", str(tmp_path), "--expid", "DIN", "--json", "--repeats", "2"])
+    found = json.loads(capsys.readouterr().out)
+    # Rows of the validation split, by the clicks of their item in training.
+    raw = {split: pl.read_csv(tmp_path / f"{split}.csv") for split in ("train", "valid")}
+    counts = Counter(raw["train"].filter(pl.col("label") == 1)["shown"].to_list())
+    for bucket in found["popularity"]:
+        low, high = bucket["from"], bucket["to"]
+        within = [
+            item for item in raw["valid"]["shown"] if low <= counts[item] and (high is None or counts[item] <= high)
+        ]
+        assert bucket["rows"] == len(within)
+    assert sum(bucket["rows"] for bucket in found["popularity"]) == len(raw["valid"])

@@ -16,6 +16,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserErro
 from fuxictr_mm.experiment import Experiment
 from tests.encoding.raw import COLUMNS, LABEL, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
+from tests.two_labels import write_world
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -285,3 +286,95 @@ def test_bad_data_ends_a_command_with_exit_code_2(folder):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "row 41" in done.stderr
+
+
+def test_several_labels_of_raw_columns(tmp_path):
+    write_world(tmp_path, "csv", rows=1200, epochs=3)
+    options = {"model_zoo": tmp_path / "zoo", "model_root": str(tmp_path / "ck"), "shuffle": False}
+    memory, streamed = (Experiment.load("Towers", tmp_path, resident=r, **options) for r in (True, False))
+    raw = pl.read_csv(tmp_path / "train.csv")
+    table = memory.load_dataset({"train": True}).splits["train"]
+    expected = raw.select(pl.col("click", "like").cast(pl.Float32)).to_numpy()
+    np.testing.assert_array_equal(table.label.numpy(), expected)
+    assert np.isnan(expected[:, 1]).sum() == raw["like"].null_count() > 300
+    runs = [experiment.fit() for experiment in (memory, streamed)]
+    assert runs[0].valid == runs[1].valid
+    assert min(runs[0].valid["click_AUC"], runs[0].valid["like_AUC"]) > 0.8
+    pl.read_csv(tmp_path / "test.csv").drop("click", "like").write_csv(tmp_path / "unlabelled.csv")
+    predictions = memory.predict(tmp_path / "unlabelled.csv")
+    assert predictions.shape == (200, 2)
+    np.testing.assert_array_equal(predictions, memory.predict())
+
+
+def test_labels_of_a_feature_map(tmp_path):
+    _, arrays = encoded(tmp_path)
+    root = tmp_path / "data"
+    path = root / "d" / "feature_map.json"
+    path.write_text(path.read_text().replace('["clk"]', '["clk", "price"]'))
+    params = {"dataset_id": "d", "data_root": str(root), "valid_data": str(root / "d" / "valid.parquet")}
+    loaded = load_dataset({**params, "task": "regression"}, {"valid": True}, flat=True)
+    assert loaded.feature_map.labels == ["clk", "price"]
+    np.testing.assert_array_equal(loaded.splits["valid"].label.numpy(), np.stack([arrays["clk"], arrays["price"]], 1))
+    path.write_text(path.read_text().replace('["clk", "price"]', "[]"))
+    with pytest.raises(DataError, match=r"feature_map\.json.*labels"):
+        load_dataset(params, {"valid": True}, flat=True)
+
+
+def test_scoring_needs_no_training_files(tmp_path):
+    write_world(tmp_path, "csv", rows=400, epochs=1)
+    experiment = Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo")
+    run = experiment.fit()
+    expected = experiment.predict(tmp_path / "test.csv")
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").unlink()
+    np.testing.assert_array_equal(experiment.predict(tmp_path / "test.csv"), expected)
+    np.testing.assert_array_equal(run.predict(pl.read_csv(tmp_path / "test.csv").drop("click", "like")), expected)
+    np.testing.assert_array_equal(experiment.predict(), expected)
+    with pytest.raises(MissingFileError, match=r"train\.csv"):
+        experiment.fit()
+    write_world(tmp_path, "csv", rows=600, epochs=1)
+    experiment.fit()
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").unlink()
+    first, second = (tmp_path / "d").glob("encoded-*")
+    with pytest.raises(UserError, match=f"{first.name}|{second.name}"):
+        experiment.predict()
+    for folder in (first, second):
+        (folder / "manifest.json").write_text("{")
+    with pytest.raises(MissingFileError, match=r"train\.csv"):
+        experiment.predict()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path, resident):
+    write_world(tmp_path, "csv", rows=1200)
+    options = {"model_zoo": tmp_path / "zoo", "resident": resident, "buffer_rows": 500}
+
+    def fit(folder, die_at=None, resume=False):
+        experiment = Experiment.load("Towers", tmp_path, model_root=str(tmp_path / folder), **options)
+        build = experiment.build_model
+
+        def build_model(dataset):
+            model = build(dataset)
+            step = model.train_step
+
+            def train_step(batch):
+                if model._total_steps == die_at:
+                    raise KeyboardInterrupt
+                return step(batch)
+
+            model.train_step = train_step
+            return model
+
+        experiment.build_model = build_model
+        try:
+            experiment.fit(resume=resume)
+        except KeyboardInterrupt:
+            assert experiment.paths.checkpoint.exists()
+            return None
+        return torch.load(experiment.paths.weights, weights_only=True)
+
+    expected = fit("whole")
+    assert fit("killed", die_at=9) is None
+    found = fit("killed", resume=True)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())

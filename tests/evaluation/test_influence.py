@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from fuxictr_mm.evaluation.influence import (
     summarize,
     train_keeping_checkpoints,
 )
+from tests.data import test_histories as raw_world
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
@@ -321,3 +323,16 @@ def test_streamed_examples_are_ranked_but_not_dropped(tmp_path, build):
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
     with pytest.raises(UserError, match="resident: True"):
         number_of_worst(dataset, 5)
+
+
+def test_rows_of_csv_files(tmp_path, capsys):
+    raw_world.write_world(tmp_path, "csv", rows=600)
+    cli.main(
+        ["influence", "--config", str(tmp_path), "--expid", "DIN", "--out", str(tmp_path / "r.parquet"), "--quiet"]
+    )
+    found = pl.read_parquet(tmp_path / "r.parquet")
+    raw = pl.read_csv(tmp_path / "train.csv", infer_schema=False)
+    assert found["shown"].to_list() == raw["shown"].to_list()
+    assert found["user"].to_list() == raw["user"].to_list()
+    assert found["label"].to_list() == raw["label"].cast(pl.Float64).to_list()
+    assert sorted(found["rank"].to_list()) == list(range(1, 601))

@@ -1,0 +1,263 @@
+"""Several labels per row, from the loss to the predictions of a run."""
+
+import math
+import runpy
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fuxictr_mm.config import ModelSettings
+from fuxictr_mm.data.interactions import concatenate
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.ensemble import ensemble
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm.tasks import check_tasks, loss_of_tasks
+from fuxictr_mm.training import loop
+from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.two_labels import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
+NAN = math.nan
+
+
+def test_the_loss_in_closed_form():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [-0.5, 3.0, 1.0], [0.0, 1.0, -2.0]], dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([[1.0, NAN, NAN], [0.0, 1.0, NAN], [NAN, 0.0, NAN]], dtype=torch.float64)
+    weights = [1.0, 0.25, 7.0]
+    losses = [F.binary_cross_entropy_with_logits] * 3
+    loss = loss_of_tasks(losses, logits.unbind(dim=1), labels.unbind(dim=1), weights)
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    # Mean over the two rows that have each label; the third label is in no row.
+    expected = (softplus(-2.0) + softplus(-0.5)) / 2 + 0.25 * (softplus(-3.0) + softplus(1.0)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    by_hand = torch.zeros(3, 3, dtype=torch.float64)
+    for (row, task), label in np.ndenumerate(labels.numpy()):
+        if not math.isnan(label):
+            by_hand[row, task] = weights[task] / 2 * (logits[row, task].sigmoid().item() - label)
+    torch.testing.assert_close(gradient, by_hand, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": ["regression"] * 3}, ["task", "3", "click, like"]),
+        ({"loss": ["bce"]}, ["loss", "1", "click, like"]),
+        ({"task_weights": {"lik": 2}}, ["task_weights", "lik", "like"]),
+        ({"task_weights": {"click": 0, "like": 0}}, ["task_weights", "0"]),
+        ({"task": ["regression", "binary_classification"]}, ["task", "regression"]),
+        ({"task_weights": {"like": -1}}, ["task_weights", "-1"]),
+    ],
+)
+def test_settings_of_other_labels_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        check_tasks(ModelSettings.of(settings, "X"), ["click", "like"], "X")
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py")))
+def test_every_model_has_a_column_for_each_label(tiny_dataset, make_batch, name, tmp_path):
+    loss_from = "probability" if name == "DIN" else "logits"
+    experiment = Experiment.load(f"{name}_tiny", ROOT, model_root=str(tmp_path), loss_from=loss_from)
+    dataset = tiny_dataset(experiment.config.to_dict())
+    dataset.feature_map.labels = ["click", "like"]
+    model = experiment.build_model(dataset)
+    batch = make_batch(dataset.splits["train"], range(32))
+    like = torch.where(torch.arange(32) % 3 == 0, NAN, 1 - batch.label)
+    batch = replace(batch, label=torch.stack([batch.label, like], dim=1).float())
+    model.train()
+    returned = model(batch)
+    assert returned["logit"].shape == returned["y_pred"].shape == (32, 2)
+    assert not torch.equal(returned["logit"][:, 0], returned["logit"][:, 1])
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert math.isfinite(model.train_step(batch))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+SINGLE = """
+from fuxictr_mm.model import MultimodalModel
+
+
+class Single(MultimodalModel):
+    def __init__(self, feature_map, *, dnn_hidden_units: list = (), **params):
+        super().__init__(feature_map, **params)
+        self.build()
+
+    def logits(self, batch):
+        return self.embed(batch).target.sum(1)
+"""
+
+
+def test_a_model_with_one_column_is_refused(tmp_path):
+    (write_world(tmp_path) / "zoo" / "Single.py").write_text(SINGLE)
+    experiment = Experiment.load("X", tmp_path, model="Single", model_zoo=tmp_path / "zoo")
+    with pytest.raises(ConfigError, match=r"Single\.logits returns \(200,\).*\(200, 2\).*click, like"):
+        experiment.fit()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def load(world, folder, expid="X", **settings):
+    return Experiment.load(expid, world, model_zoo=world / "zoo", model_root=str(folder / "ck"), **settings)
+
+
+@pytest.mark.parametrize("expid", ["X", "Towers"])
+def test_two_tasks_are_learned(world, tmp_path, expid):
+    experiment = load(world, tmp_path, expid, epochs=3)
+    run = experiment.fit()
+    # The labels follow properties that have nothing to do with each other.
+    assert run.valid["click_AUC"] > 0.85
+    assert run.valid["like_AUC"] > 0.85
+    assert list(run.valid) == ["click_AUC", "click_logloss", "like_AUC", "like_logloss", "AUC", "logloss"]
+    rows = pl.read_parquet(world / "valid.parquet")
+    for task in ("click", "like"):
+        label, prediction, _ = run.predictions("valid", task)
+        known = rows[task].drop_nulls().to_numpy()
+        assert label.tolist() == known.tolist()
+        again = evaluate_metrics(label, prediction, ["AUC", "logloss"])
+        for name, value in again.items():
+            assert run.valid[f"{task}_{name}"] == pytest.approx(value, abs=1e-6)
+    for name in ("AUC", "logloss"):
+        assert run.valid[name] == pytest.approx((run.valid[f"click_{name}"] + run.valid[f"like_{name}"]) / 2)
+    predictions = experiment.predict()
+    assert predictions.shape == (200, 2)
+    assert predictions[:, 1].tolist() == pytest.approx(run.predictions("test", "like")[1].tolist(), abs=1e-6)
+    unlabelled = pl.read_parquet(world / "test.parquet").drop("click", "like")
+    np.testing.assert_allclose(run.predict(unlabelled) if expid == "X" else predictions, predictions, rtol=1e-6)
+
+
+def test_one_of_several_must_be_named(world, tmp_path):
+    run = load(world, tmp_path, epochs=1).fit()
+    with pytest.raises(ConfigError, match="click, like"):
+        run.predictions()
+    with pytest.raises(ConfigError, match=r"lik.*click, like"):
+        run.predictions("valid", "lik")
+
+
+def test_submission_and_comparison_of_a_label(tmp_path, monkeypatch, capsys):
+    write_world(tmp_path, rows=1200)
+    runs = [Experiment.load("X", tmp_path, seed=seed, epochs=seed).fit() for seed in (1, 2)]
+
+    def run(script, *arguments):
+        monkeypatch.setattr("sys.argv", [script, *map(str, arguments)])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    arguments = ("--expid", "X", "--config", tmp_path, "--out", tmp_path)
+    written = {}
+    for options, label in (((), "click"), (("--label", "like"), "like")):
+        run("prediction.py", *arguments, *options)
+        assert f"label {label} of click, like" in capsys.readouterr().out
+        with zipfile.ZipFile(tmp_path / "X.zip") as archive:
+            written[label] = np.loadtxt(archive.open("prediction.csv"), delimiter=",", skiprows=1)[:, 1]
+    for label, scores in written.items():
+        np.testing.assert_allclose(scores, runs[1].predictions("test", label)[1], rtol=1e-5)
+    for options, words in ((("--label", "likes"), "likes"), (("--calibrate", "platt"), "click, like")):
+        with pytest.raises(SystemExit) as stopped:
+            run("prediction.py", *arguments, *options)
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    found = compare([run.path for run in runs], tmp_path / "checkpoints", task="like", samples=200)
+    assert found.rows == pl.read_parquet(tmp_path / "valid.parquet")["like"].count()
+    assert {side.name: side.mean for side in found.sides} == pytest.approx(
+        {run.run: run.valid["like_AUC"] for run in runs}, abs=1e-6
+    )
+    with pytest.raises(ConfigError, match="click, like"):
+        ensemble([run.path for run in runs], tmp_path / "checkpoints", name="both")
+
+
+def test_a_label_can_be_monitored(world, tmp_path):
+    history = {name: load(world, tmp_path / name, monitor=name).fit().history() for name in ("like_AUC", "AUC")}
+    assert [set(entry) for entry in history["like_AUC"]] == [set(entry) for entry in history["AUC"]]
+    with pytest.raises(ConfigError, match="likes_AUC"):
+        load(world, tmp_path, monitor="likes_AUC")
+
+
+def test_weights_decide_what_is_learned(world, tmp_path):
+    zero = load(world, tmp_path, task_weights={"like": 0}, epochs=3).fit()
+    assert zero.valid["click_AUC"] > 0.85
+    assert abs(zero.valid["like_AUC"] - 0.5) < 0.2
+
+
+def weights_of(experiment, resume=False):
+    experiment.fit(resume=resume)
+    return torch.load(experiment.paths.weights, weights_only=True)
+
+
+def test_streamed_is_as_in_memory(world, tmp_path):
+    memory, streamed = (load(world, tmp_path / str(r), resident=r, shuffle=False) for r in (True, False))
+    tables = [e.load_dataset({"train": True}).splits["train"] for e in (memory, streamed)]
+    streamed_table = concatenate(tables[1].chunks())
+    assert tables[0].label.shape == (4000, 2)
+    assert 1000 < tables[0].label.isnan().sum() < 1400
+    torch.testing.assert_close(streamed_table.label, tables[0].label, rtol=0, atol=0, equal_nan=True)
+    found = [weights_of(e) for e in (memory, streamed)]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_killed_run_resumes_bit_for_bit(world, tmp_path, resident):
+    def train(folder, die_at=None, resume=False):
+        experiment = load(world, folder, resident=resident, buffer_rows=1000)
+        torch.manual_seed(1)
+        dataset = experiment.load_dataset({"train": True, "valid": True})
+        model = experiment.build_model(dataset)
+        step = model.train_step
+
+        def counted(batch):
+            loss = step(batch)
+            if model._total_steps == die_at:
+                raise Killed
+            return loss
+
+        model.train_step = counted
+        train = experiment.make_loader(dataset.splits["train"], model, shuffle=True, training=True)
+        valid = experiment.make_loader(dataset.splits["valid"], model)
+        checkpoint = TrainingCheckpoint(folder / "snapshot", "hash", every_seconds=0)
+        return model.state_dict(), loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=resume)
+
+    expected, history = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", die_at=27)
+    found, resumed = train(tmp_path / "killed", resume=True)
+    assert resumed == history
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1.0, "like is 1 "), (None, "like is missing"), (2.0, "like.* 2, expected 0 or 1")]
+)
+def test_a_label_that_says_nothing_is_refused(tmp_path, value, words):
+    path = write_world(tmp_path) / "train.parquet"
+    pl.read_parquet(path).with_columns(like=pl.lit(value, pl.Float64)).write_parquet(path)
+    with pytest.raises(DataError, match=rf"train\.parquet.*{words}"):
+        load(tmp_path, tmp_path).fit()
+
+
+def test_a_placeholder_among_the_test_labels_is_left_out(tmp_path):
+    write_world(tmp_path)
+    rows = pl.read_parquet(tmp_path / "test.parquet")
+    rows.with_columns(click=pl.lit(0.0)).write_parquet(tmp_path / "test.parquet")
+    run = load(tmp_path, tmp_path).fit()
+    assert list(run.test) == ["like_AUC", "like_logloss", "AUC", "logloss"]
+    assert run.test["AUC"] == run.test["like_AUC"]
+    rows.drop("like").write_parquet(tmp_path / "test.parquet")
+    assert list(load(tmp_path, tmp_path).fit().test) == ["click_AUC", "click_logloss", "AUC", "logloss"]
