@@ -89,6 +89,12 @@ class FeatureSpec(Settings):
         description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
         "training: an id becomes padding, an embedding or a number zero.",
     )
+    table: Literal["auto", "dense", "touched"] | None = Field(
+        None,
+        description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
+        "cost that does not grow with the table; null or `auto`: `touched` from 200,000 rows on. See "
+        "[Scale](scale.md#embedding-tables).",
+    )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
@@ -383,6 +389,11 @@ class ModelSettings(Settings):
     )
     weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
         None, description="The same for all other parameters."
+    )
+    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] | None = Field(
+        None,
+        description="Optimizer of the embedding tables with `table: touched`; `rowwise_adagrad` keeps one number per "
+        "row; null: as `optimizer`, which must be `adam`, `adamw`, `adagrad` or `sgd`.",
     )
     metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
     monitor: str | dict[str, Number] = Field(
