@@ -281,7 +281,9 @@ class MultimodalModel(BaseModel):
             obstacle = f"optimizer: {self.optimizer_name} updates all rows and table_optimizer is not set"
         elif self.compiled_logits is not None:
             obstacle = "compile is True"
-        choose_kinds(tables, self.feature_map.features, obstacle)
+        own_step = type(self).train_step is not MultimodalModel.train_step  # which may not take sparse gradients
+        doubt = f"{type(self).__name__} has a train_step of its own" if own_step else None
+        choose_kinds(tables, self.feature_map.features, obstacle, doubt)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``; every model defines this method."""

@@ -8,7 +8,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 
 #: Of a process with torch and this library, before it reads data.
-PROCESS_BYTES = 450_000_000
+PROCESS_BYTES = 350_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +103,8 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         budget -= size
         add(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}")
     sent = 0.0
+    # The weights beside their average in an evaluation, and the best weights on the CPU while they are read at the end.
+    copies = (gpus is None) + (config.ema is not None)
     for table in model.tables:
         reached = min(table.rows, ids) if table.touched else table.rows
         sizes = {
@@ -111,16 +113,18 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
             # Twice: as the backward pass makes it, and with each row once.
             "gradient": 4.0 * reached * table.dim * (2 if table.touched else 1),
         }
+        if copies:
+            sizes["copies"] = 4.0 * table.weights * copies
         if config.ema is not None:
-            sizes["average"] = 8.0 * table.weights + 8.0 * table.rows * table.touched  # and a copy at evaluation
+            sizes["average"] = 4.0 * table.weights + 8.0 * table.rows * table.touched
         kind = "touched" if table.touched else "dense"
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
         gathered = (processes - 1) * reached * (4 * table.dim + 8)
         sent += gathered if table.touched else _ring(sizes["weights"], processes)
         tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
-    copies = 2 + model.other_state + 2 * (config.ema is not None)
-    add("network", 4 * model.other * copies, f"{model.other:,} parameters, their gradients and optimizer")
+    numbers = 2 + model.other_state + copies + (config.ema is not None)
+    add("network", 4 * model.other * numbers, f"{model.other:,} parameters, with gradients, optimizer and copies")
     sent += _ring(4 * model.other, processes)
     note = "not known for a network of this size"
     size = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find the distinct items

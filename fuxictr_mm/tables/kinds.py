@@ -17,7 +17,10 @@ AUTO_ROWS = 200_000
 
 
 def choose_kinds(
-    tables: Iterable[tuple[str, nn.Module]], features: Mapping[str, Mapping[str, Any]], obstacle: str | None = None
+    tables: Iterable[tuple[str, nn.Module]],
+    features: Mapping[str, Mapping[str, Any]],
+    obstacle: str | None = None,
+    doubt: str | None = None,
 ) -> None:
     """Give every table its kind: gradients of ``touched`` ones are sparse from here on. Names and weights stay.
 
@@ -29,6 +32,8 @@ def choose_kinds(
         Settings by feature; ``table`` is ``dense``, ``touched`` or ``auto``, the default.
     obstacle : str, optional
         A setting with which tables cannot be ``touched``.
+    doubt : str, optional
+        What may not work with them: ``auto`` is ``dense``.
 
     Raises
     ------
@@ -45,9 +50,11 @@ def choose_kinds(
             large = kind == "auto" and len(table.weight) >= AUTO_ROWS
             if obstacle is not None and kind == "touched":
                 raise ConfigError(f"feature '{name}': table is touched, but {obstacle}; set table: dense")
-            if kind == "touched" or (large and obstacle is None):
+            if kind == "touched" or (large and obstacle is None and doubt is None):
                 table.sparse = True
                 why = f", from {AUTO_ROWS:,} rows on by table: auto" if large else ""
                 logger.info(f"feature '{name}': table of {len(table.weight):,} rows, touched ones are updated{why}")
             elif large:
-                logger.info(f"feature '{name}': table of {len(table.weight):,} rows, all are updated, as {obstacle}")
+                logger.info(
+                    f"feature '{name}': table of {len(table.weight):,} rows, all are updated, as {obstacle or doubt}"
+                )

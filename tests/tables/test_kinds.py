@@ -142,6 +142,11 @@ def test_auto_by_the_number_of_rows(build, monkeypatch, caplog):
     assert touched_parameters(build("DIN_MM_tiny", **specs("dense"))[0]) == []
     # With what touched rows do not have, tables stay dense.
     assert touched_parameters(build("DIN_MM_tiny", optimizer="rmsprop")[0]) == []
+    with monkeypatch.context() as patch:
+        cls = type(model)
+        patch.setattr(cls, "train_step", lambda self, batch: super(cls, self).train_step(batch), raising=False)
+        assert touched_parameters(build("DIN_MM_tiny")[0]) == []
+        assert len(touched_parameters(build("DIN_MM_tiny", **specs("touched"))[0])) == 3
     rowwise, _ = build("DIN_MM_tiny", optimizer="rmsprop", table_optimizer="rowwise_adagrad")
     assert rowwise.optimizer.param_groups[-1]["rule"] == "rowwise_adagrad"
 
