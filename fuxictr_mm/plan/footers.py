@@ -160,6 +160,7 @@ def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) 
     """Return the key and every wanted column, from the first path that has it, as ``ItemTable.from_parquet`` does."""
     key: Column | None = None
     found: dict[str, Column] = {}
+    present: set[str] = set()
     absent: MissingFileError | None = None
     for path in paths:
         missing = [f.column for f in wanted if f.column not in found]
@@ -175,12 +176,13 @@ def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) 
         own = columns[name]
         if key is None or (own.largest or own.rows) > (key.largest or key.rows):
             key = own
+        present |= columns.keys()
         found |= {column: columns[column] for column in missing if column in columns}
     missing = [f.column for f in wanted if f.column not in found]
     if absent is not None and (missing or key is None):
         raise absent
     assert key is not None
-    parquet.require_columns(", ".join(paths), list(found), missing)
+    parquet.require_columns(", ".join(paths), sorted(present), missing)
     return key, found
 
 
