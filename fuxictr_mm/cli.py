@@ -29,6 +29,7 @@ COMMANDS = {
     "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
     "compare": ("fuxictr_mm.evaluation.compare", "test whether a difference between experiments is significant"),
     "report": ("fuxictr_mm.report.page", "write one HTML page that compares runs"),
+    "plan": ("fuxictr_mm.plan.command", "print the memory that an experiment would take, before it runs"),
     "autopilot": ("fuxictr_mm.autopilot", "from a dataset to a submission within a time budget"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
     "completion": ("fuxictr_mm.cli", "print a script for Tab completion of this command line"),
@@ -38,7 +39,7 @@ COMMANDS = {
 #: The groups of the help; a command in none of them comes last.
 GROUPS = {
     "data and items": ("prepare", "synth", "check-data", "embed"),
-    "experiments": ("list", "runs", "compare", "diagnose", "influence", "report", "autopilot"),
+    "experiments": ("list", "plan", "runs", "compare", "diagnose", "influence", "report", "autopilot"),
     "files for others": ("check-submission", "export-hub"),
     "this command line": ("completion",),
 }

@@ -83,7 +83,7 @@ NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics",
 #: Settings of training that only a MultimodalModel has.
 OWN_SETTINGS = (
     "weight_decay", "embedding_weight_decay", "embedding_learning_rate", "warmup_steps", "lr_schedule", "ema",
-    "label_smoothing",
+    "label_smoothing", "table_optimizer",
 )  # fmt: skip
 
 
@@ -119,8 +119,9 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
                 "and gets the stored embeddings unchanged; leave it out"
             )
     for feature in parse_features(params) if params.get("feature_cols") else []:
-        if feature.dropout or feature.is_computed:
+        if feature.dropout or feature.is_computed or feature.table == "touched":
             what = f"dropout is {feature.dropout}" if feature.dropout else f"type is {feature.type}"
+            what = "table is touched" if feature.table == "touched" else what
             raise ConfigError(
                 f"feature '{feature.name}': {what}, but {model_class.__name__} is no MultimodalModel; leave it out"
             )

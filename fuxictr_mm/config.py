@@ -109,6 +109,12 @@ class FeatureSpec(Settings):
         description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
         "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
     )
+    table: Literal["auto", "dense", "touched"] | None = Field(
+        None,
+        description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
+        "cost that does not grow with the table; null or `auto`: `touched` from 200,000 rows on. See "
+        "[Scale](scale.md#embedding-tables).",
+    )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
@@ -446,6 +452,11 @@ class ModelSettings(Settings):
     )
     weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
         None, description="The same for all other parameters."
+    )
+    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] | None = Field(
+        None,
+        description="Optimizer of the embedding tables with `table: touched`; `rowwise_adagrad` keeps one number per "
+        "row; null: as `optimizer`, which must be `adam`, `adamw`, `adagrad` or `sgd`.",
     )
     metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
     monitor: str | dict[str, Number] = Field(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 from pydantic import Field
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
+from fuxictr_mm.tables import choose_kinds, touched_parameters
 from fuxictr_mm.tasks import check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -40,6 +41,7 @@ from fuxictr_mm.training.optim import (
     clip_gradients,
     embedding_tables,
     make_optimizer,
+    touched_rule,
 )
 
 #: FuxiCTR's names of the loss of each task.
@@ -47,6 +49,10 @@ LOSSES = {
     "binary_classification": ("binary_crossentropy", "binary_cross_entropy", "bce"),
     "regression": ("mse_loss",),
 }
+
+
+#: Items per id of a batch above which its distinct ids are found by sorting.
+FLAGS_PER_ID = 32
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,7 @@ class MultimodalModel(BaseModel):
         self.model_to_device()
         settings = self._settings
         self._trained = [p for p in self.parameters() if p.requires_grad]
+        self._choose_tables()
         self.optimizer = make_optimizer(
             self.optimizer_name,
             self.parameters(),
@@ -267,10 +274,25 @@ class MultimodalModel(BaseModel):
             tables=embedding_tables(self, self.item_vectors),
             table_learning_rate=settings.embedding_learning_rate,
             table_weight_decay=settings.embedding_weight_decay,
+            touched=touched_parameters(self),
+            table_optimizer=settings.table_optimizer,
         )
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
+
+    def _choose_tables(self) -> None:
+        """Give the embedding table of every feature its kind (``table``)."""
+        layers = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
+        tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
+        obstacle = None
+        if touched_rule(self.optimizer_name, self._settings.table_optimizer) is None:
+            obstacle = f"optimizer: {self.optimizer_name} updates all rows and table_optimizer is not set"
+        elif self.compiled_logits is not None:
+            obstacle = "compile is True"
+        own_step = type(self).train_step is not MultimodalModel.train_step  # which may not take sparse gradients
+        doubt = f"{type(self).__name__} has a train_step of its own" if own_step else None
+        choose_kinds(tables, self.feature_map.features, obstacle, doubt)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""
@@ -458,6 +480,8 @@ class MultimodalModel(BaseModel):
             self.penalty.add_gradients()
             clip_gradients(self._trained, self._max_gradient_norm)
             self.schedule.set_rates(self._total_steps, self._planned_steps)
+            if self.average is not None:
+                self.average.before_update()
             self.optimizer.step()
             self.optimizer.zero_grad()
             if self.average is not None:
@@ -599,7 +623,11 @@ def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = (
     """
     target = batch.target.long()
     parts = [history.values.long() for history in (batch.history, *histories)]
-    # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does.
+    sizes = [ids.numel() for ids in (target, *parts)]
+    if num_items > FLAGS_PER_ID * sum(sizes):
+        distinct, index = torch.unique(torch.cat([target, *parts]), return_inverse=True)
+        return distinct, *index.split(sizes)
+    # A pass over a table of flags is cheaper than sorting the ids, as torch.unique does, unless the table is long.
     seen = torch.zeros(num_items, dtype=torch.bool, device=target.device)
     for ids in (*parts, target):
         seen[ids] = True

@@ -108,12 +108,13 @@ def step_work(model: nn.Module, batch_size: int) -> float:
     """Estimate the work of a training step in operations.
 
     A weight matrix takes part in three products, of two operations each, with every example; updating a parameter, rows
-    of embedding tables included, takes as long as about 100 operations.
+    of embedding tables with ``table: dense`` included, takes as long as about 100 operations.
     """
     from torch import nn
 
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    touched = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in touched]
     weights = sum(p.numel() for p in trainable if p.dim() > 1 and id(p) not in tables)
     return 6.0 * batch_size * weights + 100.0 * sum(p.numel() for p in trainable)
 

@@ -28,10 +28,11 @@ def test_distinct_items_are_those_of_unique(target, history):
     values = torch.tensor(history, dtype=torch.int32)
     offsets = torch.tensor([0] * len(target) + [len(history)])
     batch = Batch({}, torch.tensor(target, dtype=torch.int32), Jagged(values, offsets))
-    distinct, place, history_place = distinct_items(batch, 20)
     expected, inverse = torch.unique(torch.tensor(target + history), return_inverse=True)
-    assert torch.equal(distinct, expected)
-    assert torch.equal(torch.cat([place, history_place]), inverse)
+    for num_items in (20, 100_000):  # by flags, by sorting
+        distinct, place, history_place = distinct_items(batch, num_items)
+        assert torch.equal(distinct, expected)
+        assert torch.equal(torch.cat([place, history_place]), inverse)
 
 
 @pytest.mark.parametrize(("expid", "given"), [("DIN_tiny", {}), ("DIN_MM_tiny", {}), ("DIN_MM_tiny", TRAINED)])

@@ -75,6 +75,8 @@ class Feature:
         ``item_seq`` in every model.
     padding : {"post", "pre"}
         Side on which a sequence of the interactions is padded and cut.
+    table : {"auto", "dense", "touched"}
+        Which rows of the embedding table a step updates.
     has_items : bool
         False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
     pretrained : mapping, optional
@@ -110,6 +112,7 @@ class Feature:
 
     on_disk: str | None = None
     padding: str = "post"
+    table: str = "auto"
     has_items: bool = True
     pretrained: Mapping[str, Any] | None = None
 
@@ -276,6 +279,7 @@ _ONLY_OF = {
     "history": ("sequence",),
     "statistics": ("similarity",),
     "dropout": ("categorical", "sequence", "numeric", "embedding", *COMPUTED_TYPES),
+    "table": ("categorical", "sequence", "embedding"),
 }
 
 
@@ -295,6 +299,17 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         raise ConfigError(f"feature '{column['name']}': vocab_size is 1, expected 2 or more: 0 is padding")
     if kind == "similarity" and not column.get("of"):
         raise ConfigError(f"feature '{column['name']}': of is missing; name the frozen embedding that is compared")
+    if column.get("table") is not None:
+        if kind == "embedding" and column.get("freeze_emb", True):
+            raise ConfigError(
+                f"feature '{column['name']}': table is {column['table']}, but its embeddings are frozen; set "
+                "freeze_emb: False, or leave it out"
+            )
+        if column.get("share_embedding"):
+            raise ConfigError(
+                f"feature '{column['name']}': table is {column['table']}, but it shares the table of "
+                f"{column['share_embedding']}; set it there"
+            )
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
@@ -318,6 +333,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         of=column.get("of"),
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
         padding=column.get("padding") or "post",
+        table=column.get("table") or "auto",
         has_items=has_items,
         history=column.get("history") if has_items else None,
         is_number=column.get("history") is not None and column.get("dtype") == "float",
@@ -389,6 +405,8 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     spec: dict[str, Any] = {"source": feature.source, "type": feature.type}
     if feature.type == "meta":
         return spec
+    if feature.table != "auto":
+        spec["table"] = feature.table
     if feature.dropout:
         spec["dropout"] = feature.dropout
     if feature.is_computed:

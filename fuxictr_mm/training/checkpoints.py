@@ -268,7 +268,9 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
 def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the embedded features, with the settings that decide what their layers compute."""
     kept = {
-        name: {k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb", "dropout")}
+        name: {
+            k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb", "dropout", "table")
+        }
         for name, spec in features.items()
         if isinstance(spec, dict)
     }

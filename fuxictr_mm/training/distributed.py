@@ -8,6 +8,7 @@ of one process with batches of W * B, up to rounding: batch norm counts the samp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map
 from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.runtime import device_of, is_one_of_several
+from fuxictr_mm.tables.gradients import no_gradient, sparse_gradient, touched_parameters, touched_rows
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -164,13 +166,14 @@ def distribute(model: nn.Module) -> None:
     replace_batch_norm(model)
     broadcast_state(model)
     alone = model.forward
+    touched = frozenset(id(p) for p in touched_parameters(model))
 
     def forward(batch: Any) -> Any:
         outputs = alone(batch)
         if not (model.training and torch.is_grad_enabled()):
             return outputs
         weight = _weight(batch, next(model.parameters()).device)
-        average = partial(_average_gradients, list(model.parameters()))
+        average = partial(_average_gradients, list(model.parameters()), touched)
         return tree_map(lambda value: _with_weight(value, weight, average), outputs)
 
     model.forward = forward
@@ -210,14 +213,25 @@ def _with_weight(value: Any, weight: Tensor, average: Callable[[], None]) -> Any
     return _WeightGradient.apply(value, weight, average) if isinstance(value, Tensor) and value.requires_grad else value
 
 
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over ranks; one that no rank has stays None."""
+def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[int] = frozenset()) -> None:
+    """Replace every gradient by its mean over ranks; one that no rank has stays None.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+        The same on every rank.
+    touched : set of int
+        ``id`` of those whose gradient is sparse: ranks exchange the rows that they reach.
+    """
     _WeightGradient.is_due = False
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
     dist.all_reduce(has, dist.ReduceOp.MAX)
     bucket: list[Tensor] = []
     for parameter, anywhere in zip(parameters, has.tolist(), strict=True):
         if not anywhere:
+            continue
+        if id(parameter) in touched:
+            _average_rows(parameter)
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -237,6 +251,15 @@ def _average(gradients: Sequence[Tensor]) -> None:
     flat /= size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+@torch.no_grad()
+def _average_rows(table: nn.Parameter) -> None:
+    """Replace a sparse gradient by its mean over ranks, in the rows that it reaches on any rank."""
+    if table.grad is None:
+        table.grad = no_gradient(table)
+    rows, values = touched_rows(table)
+    table.grad = sparse_gradient(table, gather_rows(rows), gather_rows(values) / size())
 
 
 def broadcast_state(model: nn.Module) -> None:

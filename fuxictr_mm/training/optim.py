@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Regularizer
 from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.tables import Optimizers, RowAverage, TouchedOptimizer, touched_parameters, touched_rows
 
 #: The base class, one that needs a closure, one for sparse gradients only.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
@@ -44,6 +45,14 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 #: Optimizers whose weight decay is decoupled, with their form that has it: SGD has no momentum here.
 _WITH_DECAY = {"Adam": "AdamW", "AdamW": "AdamW", "SGD": "SGD"}
 
+#: Optimizers with a form for touched rows, and its name.
+_TOUCHED_RULES = {"Adam": "adam", "AdamW": "adam", "SGD": "sgd", "Adagrad": "adagrad"}
+
+
+def touched_rule(name: str, table_optimizer: str | None = None) -> str | None:
+    """Return how an optimizer of this name updates touched rows, None if it cannot; ``table_optimizer`` replaces it."""
+    return table_optimizer or _TOUCHED_RULES.get(optimizer_class(name).__name__)
+
 
 def make_optimizer(
     name: str,
@@ -54,7 +63,9 @@ def make_optimizer(
     tables: Iterable[nn.Parameter] = (),
     table_learning_rate: float | None = None,
     table_weight_decay: float | None = None,
-) -> torch.optim.Optimizer:
+    touched: Iterable[nn.Parameter] = (),
+    table_optimizer: str | None = None,
+) -> torch.optim.Optimizer | Optimizers:
     """Return an optimizer of ``torch.optim``, fused where torch has a fused form.
 
     Parameters
@@ -71,6 +82,10 @@ def make_optimizer(
         Those of ``parameters`` that ``table_learning_rate`` and ``table_weight_decay`` are meant for.
     table_learning_rate, table_weight_decay : float, optional
         The same for ``tables``.
+    touched : iterable of Parameter
+        Those of ``tables`` with sparse gradients; they have an optimizer of their own.
+    table_optimizer : str, optional
+        Its rule, see ``TouchedOptimizer``; that of the optimizer by default.
 
     Raises
     ------
@@ -80,8 +95,13 @@ def make_optimizer(
     chosen: Any = optimizer_class(name)
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
-    trainable: list[Any] = [p for p in parameters if p.requires_grad]
+    touched = list(touched)
+    apart = {id(p) for p in touched}
+    trainable: list[Any] = [p for p in parameters if p.requires_grad and id(p) not in apart]
     decays: list[float | None] = [weight_decay, table_weight_decay]
+    touched_decay = table_weight_decay
+    if touched_decay is None:
+        touched_decay = 1e-2 if chosen is torch.optim.AdamW else 0.0  # as in torch
     with_decay = any(decay is not None for decay in decays)
     if with_decay:
         if chosen.__name__ not in _WITH_DECAY:
@@ -93,7 +113,7 @@ def make_optimizer(
         decays = [default if decay is None else decay for decay in decays]
         chosen = getattr(torch.optim, _WITH_DECAY[chosen.__name__])
     if with_decay or table_learning_rate is not None:
-        inside = {id(p) for p in tables}
+        inside = {id(p) for p in tables} - apart
         groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in inside]}]
         groups += [{"params": [p for p in trainable if id(p) in inside], "lr": table_learning_rate or learning_rate}]
         for group, decay in zip(groups, decays, strict=True):
@@ -102,11 +122,16 @@ def make_optimizer(
     # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of many.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
-        return _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
+        dense = _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
     except ValueError as error:
         raise ConfigError(
             f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
         ) from error
+    if not touched:
+        return dense
+    rule = touched_rule(name, table_optimizer)
+    rate = table_learning_rate or learning_rate
+    return Optimizers(dense, _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay))
 
 
 def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn.Parameter]:
@@ -136,7 +161,7 @@ class Schedule:
         w.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, kind: str | None, warmup_steps: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer | Optimizers, kind: str | None, warmup_steps: int) -> None:
         self.optimizer = optimizer
         self.kind = kind
         self.warmup_steps = warmup_steps
@@ -177,7 +202,8 @@ class WeightAverage:
     Parameters
     ----------
     model : nn.Module
-        Its floating-point parameters and buffers, as in its state dict, are averaged.
+        Its floating-point parameters and buffers, as in its state dict, are averaged; of tables with sparse gradients,
+        an update costs as much as its rows (``RowAverage``).
     decay : float
         d.
     """
@@ -192,20 +218,35 @@ class WeightAverage:
         self.updates = 0
         # Views of the weights, which optimizer and load_state_dict change in place.
         self._weights = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
-        self._average = {k: v.clone() for k, v in self._weights.items()}
+        self._touched = {p.data_ptr(): p for p in touched_parameters(self.model)}
+        self._rows = {k: RowAverage(v) for k, v in self._weights.items() if v.data_ptr() in self._touched}
+        self._average = {k: v.clone() for k, v in self._weights.items() if k not in self._rows}
+        self._reached: dict[str, Tensor] = {}
+
+    def before_update(self) -> None:
+        """Note the rows of sparse gradients, before the optimizer takes its step."""
+        self._reached = {}
+        for name, rows in self._rows.items():
+            table = self._touched[rows.weight.data_ptr()]
+            if table.grad is not None:
+                self._reached[name] = touched_rows(table)[0]
+                rows.before(self._reached[name])
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an update."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
+        dense = [self._weights[name] for name in self._average]
+        torch._foreach_lerp_(list(self._average.values()), dense, 1 - decay)
+        for name, rows in self._rows.items():
+            rows.after(self._reached.get(name, torch.zeros(0, dtype=torch.int64, device=rows.weight.device)), decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the model the average for the duration of a block."""
         weights = {k: v.clone() for k, v in self._weights.items()}
-        self._copy(self._average, self._weights)
+        self._copy(self._average | {name: rows.complete() for name, rows in self._rows.items()}, self._weights)
         try:
             yield
         finally:
@@ -213,13 +254,16 @@ class WeightAverage:
 
     def state(self) -> dict[str, Any]:
         """Return what ``load`` restores."""
-        return {"updates": self.updates, "average": self._average}
+        rows = {name: rows.state() for name, rows in self._rows.items()}
+        return {"updates": self.updates, "average": self._average, "rows": rows}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a state; the model has its weights already."""
         self.begin()
         self.updates = state["updates"]
         self._copy(state["average"], self._average)
+        for name, rows in self._rows.items():
+            rows.load(state["rows"][name])
 
     @staticmethod
     @torch.no_grad()
@@ -249,9 +293,12 @@ def _uncompiled(kind: Any) -> Any:
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """Clip the total L2 norm of all gradients to ``max_norm``, as ``nn.utils.clip_grad_norm_`` does.
 
-    On the CPU, gradients below it are not written again: for large tables that is a tenth of a step.
+    A sparse gradient counts with the rows that it reaches; it is zero in the others. On the CPU, gradients below the
+    norm are not written again: for large tables that is a tenth of a step.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [
+        touched_rows(p)[1] if p.grad.layout is torch.sparse_coo else p.grad for p in parameters if p.grad is not None
+    ]
     if not gradients:
         return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -299,7 +346,7 @@ class Penalty:
 
     Parameters of the feature embedding take ``embedding_regularizer``, all others ``net_regularizer``. The gradient,
     ``weight * sign(w)`` for p = 1 and ``weight * w`` for p = 2, is added after the backward pass, so that no norm of a
-    whole table enters the graph.
+    whole table enters the graph. A table with sparse gradients is regularized in the rows that a gradient reaches.
 
     Parameters
     ----------
@@ -321,6 +368,7 @@ class Penalty:
         embeddings = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is tables]
         inside = {id(p) for module in embeddings for p in module.parameters()}
         trainable = [p for p in model.parameters() if p.requires_grad]
+        self._touched = {id(p) for p in touched_parameters(model)}
         self._groups = [
             (
                 [p for p in trainable if id(p) in inside],
@@ -339,6 +387,13 @@ class Penalty:
     def add_gradients(self) -> None:
         """Add the gradient of the penalty to every parameter's ``grad``."""
         for parameters, norm, weight in self._terms():
+            for table in [p for p in parameters if id(p) in self._touched and p.grad is not None]:
+                rows, values = touched_rows(table)
+                kept = table.index_select(0, rows)
+                values.add_(kept.sign_() if norm == 1 else kept, alpha=weight)
+            parameters = [p for p in parameters if id(p) not in self._touched]
+            if not parameters:
+                continue
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -347,7 +402,7 @@ class Penalty:
             torch._foreach_add_(gradients, torch._foreach_sign(weights) if norm == 1 else weights, alpha=weight)
 
     def value(self) -> Tensor:
-        """Return the penalty as a scalar that can be differentiated."""
+        """Return the penalty of all weights, as a scalar that can be differentiated."""
         total = torch.zeros(())
         for parameters, norm, weight in self._terms():
             for parameter in parameters:

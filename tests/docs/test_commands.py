@@ -60,6 +60,7 @@ SMALL = [
         r"(benchmarks\.throughput [^#\n]*)",
         r"\1 --batch_size 64 --steps 1 --repeats 1 --warmup 1 --threads 1 --rows 600 --users 200 --items 300",
     ),
+    (r"(benchmarks\.tables)[^#\n]*", r"\1 --rows 2000 --batch_size 64 --distinct 90 --steps 1 --repeats 1"),
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
     (r"MLS_MM=FOLDER", "MLS_MM=data/mls"),

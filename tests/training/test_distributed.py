@@ -27,15 +27,15 @@ import test_distributed as test
 
 with distributed.process_group(-1):
     share = lambda by: Shard(distributed.rank(), distributed.size(), by)
-    found = test.gradients_and_scores({expid!r}, {folder!r}, 500, share, distributed.distribute)
+    found = test.gradients_and_scores({expid!r}, {folder!r}, 500, share, distributed.distribute, {settings!r})
     torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
 """
 
 
-def gradients_and_scores(expid, folder, batch_size, share, distribute):
+def gradients_and_scores(expid, folder, batch_size, share, distribute, settings):
     """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
     torch.Tensor.float = torch.Tensor.double
-    overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size}
+    overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size, **settings}
     experiment = Experiment.load(expid, ROOT, **overrides)
     dataset = experiment.load_dataset({"train": True, "valid": True})
     torch.manual_seed(1)
@@ -52,7 +52,7 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute):
         optimizer.zero_grad()
         outputs = model.forward(batch)
         model.add_loss(outputs, model.get_labels(batch).double()).backward()
-        points.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        points.append({name: p.grad.to_dense() + 0 for name, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
     valid = InMemoryLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
     scores, labels, groups = loop.score(model, valid)
@@ -68,14 +68,22 @@ def start(script, *arguments, processes=2, cwd=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny"])
-def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, expid, monkeypatch):
+@pytest.mark.parametrize(
+    ("expid", "settings"),
+    [
+        ("DIN_MM_tiny", {}),
+        ("DIN_tiny", {}),
+        ("DIN_MM_tiny", {"feature_specs": [{"name": ["item_id", "likes_level"], "table": "touched"}]}),
+    ],
+)
+def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, expid, settings, monkeypatch):
     script = tmp_path / "together.py"
-    script.write_text(TOGETHER.format(here=str(Path(__file__).parent), expid=expid, folder=str(tmp_path)))
+    text = TOGETHER.format(here=str(Path(__file__).parent), expid=expid, folder=str(tmp_path), settings=settings)
+    script.write_text(text)
     done = start(script)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
-    expected = gradients_and_scores(expid, str(tmp_path), 1000, lambda by: None, lambda model: None)
+    expected = gradients_and_scores(expid, str(tmp_path), 1000, lambda by: None, lambda model: None, settings)
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert len(found["points"]) == len(expected["points"]) == 3
@@ -214,7 +222,8 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     folder, run = dying
     path = folder / "model_config.yaml"
     settings = "ema: 0.9\n    warmup_steps: 5\n    lr_schedule: linear\n    embedding_weight_decay: 0.1\n    "
-    settings += "feature_specs: [{name: [item_id, txt_emb_pca8], dropout: 0.3}]\n    eval_steps: 8"
+    settings += "feature_specs: [{name: txt_emb_pca8, dropout: 0.3}, {name: item_id, dropout: 0.3, table: touched}]"
+    settings += "\n    eval_steps: 8"
     path.write_text(path.read_text().replace("eval_steps: 8", settings))
     weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
     done = run()

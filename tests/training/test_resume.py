@@ -83,13 +83,25 @@ SETTINGS = {
 }
 
 
+TOUCHED = {
+    **SETTINGS,
+    "embedding_regularizer": 1e-4,
+    "feature_specs": [
+        {"name": "item_id", "table": "touched", "dropout": 0.3},
+        {"name": "txt_emb_pca8", "freeze_emb": False, "table": "touched"},
+    ],
+}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {**SETTINGS, "eval_steps": 2, "plateau_patience": 2, "early_stop_patience": 20},
         {**SETTINGS, "lr_schedule": "cosine", "accumulation_steps": 3, "precision": "bf16"},
+        {**TOUCHED, "eval_steps": 5, "accumulation_steps": 3},
+        {**TOUCHED, "table_optimizer": "rowwise_adagrad", "eval_steps": 2, "early_stop_patience": 20},
     ],
-    ids=["plateau", "cosine"],
+    ids=["plateau", "cosine", "touched", "touched, row-wise"],
 )
 def test_settings_with_a_state_of_their_own_resume(tmp_path, settings):
     test_the_same_weights_after_a_kill(tmp_path, 19, settings)

@@ -1,0 +1,1 @@
+"""What a run would take in memory, before it runs."""

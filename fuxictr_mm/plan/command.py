@@ -1,0 +1,166 @@
+"""``fuxictr-mm plan``: the memory that an experiment would take, without reading its rows or making its tables."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+
+#: Of a process with torch and this library, before it reads data.
+PROCESS_BYTES = 350_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm plan``."""
+    add_examples(
+        parser,
+        "fuxictr-mm plan --expid DIN_MM_tiny",
+        "fuxictr-mm plan --expid DIN_MM_tiny --gpus 8 --memory 80",
+    )
+    parser.add_argument("--expid", required=True, metavar="X", help="experiment id in model_config.yaml")
+    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes, one on each GPU (default: one on the CPU)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory of each (default: what is free here)")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Print the plan."""
+    from fuxictr_mm.experiment import Experiment
+
+    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    document = make_plan(experiment, args.gpus, args.memory)
+    show(args, document, describe(document))
+
+
+def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = None) -> dict[str, Any]:
+    """Return the memory of each process in bytes, part by part, and whether it fits.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Of a MultimodalModel and a dataset with item files.
+    gpus : int, optional
+        Number of processes, each on a GPU; None for one on the CPU.
+    memory : float, optional
+        GB of each; by default what is free on this machine, shared by the processes.
+
+    Returns
+    -------
+    dict
+        ``parts``: name, bytes and a note of each part; ``tables``: shape, kind and bytes of each; ``total``, ``limit``,
+        ``fits``; ``sent``, bytes that a process sends in a step.
+
+    Raises
+    ------
+    ConfigError
+        Another kind of model or dataset, or an option out of range.
+    """
+    import torch
+
+    from fuxictr_mm.compat import is_third_party
+    from fuxictr_mm.data.memory import MEMORY_FRACTION, free_memory
+    from fuxictr_mm.errors import ConfigError
+    from fuxictr_mm.model import FLAGS_PER_ID
+    from fuxictr_mm.plan.footers import measure_data
+    from fuxictr_mm.plan.model import measure_model
+
+    config = experiment.config
+    if is_third_party(experiment.model_class):
+        raise ConfigError(f"plan: {config.model} is no MultimodalModel, expected one; its memory is not known before")
+    config.dataset.require_items("plan")
+    if not config.dataset.train_data:
+        raise ConfigError(f"plan: dataset {config.dataset_id}: train_data is missing; name the split's file")
+    for name, value in (("--gpus", gpus), ("--memory", memory)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} is {value}, expected a number above 0")
+    processes = gpus or 1
+    free = free_memory(torch.device("cpu"))
+    limit = memory * 1e9 if memory is not None else free / processes
+    data = measure_data(config.to_dict())
+    model = measure_model(experiment, data.features, data.num_items, data.history)
+    batch = min(config.batch_size, data.split_rows.get("train", config.batch_size))
+    ids = batch * (1 + data.history)
+    parts: list[dict[str, Any]] = []
+    tables: list[dict[str, Any]] = []
+
+    def add(name: str, size: float, note: str = "") -> None:
+        parts.append({"part": name, "bytes": int(size), "note": note})
+
+    add("process", PROCESS_BYTES, "Python, torch, libraries")
+    columns = ", ".join(name for name in data.item_bytes if name != "known") or "none"
+    add("items", sum(data.item_bytes.values()), f"{data.num_items:,} items; features: {columns}")
+    budget = MEMORY_FRACTION * limit
+    for name in sorted(data.split_bytes, key=lambda name: name == "train"):
+        size = data.split_bytes[name]
+        resident = config.resident is True or (size <= budget and (name != "train" or config.resident != False))  # noqa: E712
+        rows = data.split_rows.get(name, 0)
+        if not resident:
+            size = size * min(config.buffer_rows, rows) // max(rows, 1)
+        budget -= size
+        add(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}")
+    sent = 0.0
+    # The weights beside their average in an evaluation, and the best weights on the CPU while they are read at the end.
+    copies = (gpus is None) + (config.ema is not None)
+    for table in model.tables:
+        reached = min(table.rows, ids) if table.touched else table.rows
+        sizes = {
+            "weights": 4.0 * table.weights,
+            "optimizer": 4.0 * table.weights * table.state,
+            # Twice: as the backward pass makes it, and with each row once.
+            "gradient": 4.0 * reached * table.dim * (2 if table.touched else 1),
+        }
+        if copies:
+            sizes["copies"] = 4.0 * table.weights * copies
+        if config.ema is not None:
+            sizes["average"] = 4.0 * table.weights + 8.0 * table.rows * table.touched
+        kind = "touched" if table.touched else "dense"
+        shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
+        add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
+        gathered = (processes - 1) * reached * (4 * table.dim + 8)
+        sent += gathered if table.touched else _ring(sizes["weights"], processes)
+        tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
+    numbers = 2 + model.other_state + copies + (config.ema is not None)
+    add("network", 4 * model.other * numbers, f"{model.other:,} parameters, with gradients, optimizer and copies")
+    sent += _ring(4 * model.other, processes)
+    note = "not known for a network of this size"
+    size = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find the distinct items
+    if model.activations is not None:
+        fixed, per_row = model.activations
+        size += fixed + per_row * batch
+        note = f"approximate: of {batch:,} rows, with {data.history} history items each, what the forward pass keeps"
+    add("batch", size, note)
+    total = sum(part["bytes"] for part in parts)
+    return {
+        "expid": config.expid,
+        "processes": processes,
+        "device": "CPU" if gpus is None else "GPU",
+        "parts": parts,
+        "tables": tables,
+        "sent": int(sent),
+        "total": total,
+        "limit": int(limit),
+        "fits": total <= limit,
+    }
+
+
+def _ring(size: float, processes: int) -> float:
+    """Return the bytes that a process sends to average ``size`` bytes with the others."""
+    return 2 * size * (processes - 1) / processes
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """Return a plan as a table."""
+    where = f"each of {plan['processes']} processes" if plan["processes"] > 1 else "one process"
+    width = max(len(part["part"]) for part in plan["parts"])
+    lines = [f"{plan['expid']}, {where} on the {plan['device']}, MB:"]
+    lines += [f"  {p['part']:{width}}  {p['bytes'] / 1e6:11,.1f}  {p['note']}".rstrip() for p in plan["parts"]]
+    answer = "fits" if plan["fits"] else "does not fit"
+    lines.append(f"  {'total':{width}}  {plan['total'] / 1e6:11,.1f}  of {plan['limit'] / 1e6:,.0f}: {answer}")
+    if plan["processes"] > 1:
+        lines.append(f"Every process has all tables and reads all rows; it sends {plan['sent'] / 1e6:,.1f} MB a step.")
+    lines.append("Not counted: temporary copies while files are read or written, and of the backward pass.")
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""Sizes of an experiment's data, from the footers of its Parquet files: no row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fuxictr_mm.config import Roles
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.items import MANY_ITEMS, MAX_GAP
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SOURCE, Feature, complete, key_of_items, parse_features
+from fuxictr_mm.data.vocabulary import is_text
+from fuxictr_mm.errors import MissingFileError
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column by the footers of its files.
+
+    Parameters
+    ----------
+    rows : int
+        Its rows.
+    entries : int
+        Its values; of lists those of all rows, padding included.
+    kind : DataType
+        Type of a value.
+    dim : int, optional
+        Length of lists of one length.
+    largest : int, optional
+        Largest value of integers, where the footers have it.
+    smallest : int, optional
+        The smallest.
+    """
+
+    rows: int
+    entries: int
+    kind: pa.DataType
+    dim: int | None = None
+    largest: int | None = None
+    smallest: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Mean length of its lists, rounded up; 1 for scalars."""
+        return self.dim or -(-self.entries // max(self.rows, 1))
+
+
+def read_columns(path: str | Path) -> dict[str, Column]:
+    """Return the columns of a file or folder of part files."""
+    columns: dict[str, Column] = {}
+    for file in parquet.part_files(path):
+        opened = parquet.open_parquet(file)
+        footer = opened.metadata
+        for field in opened.schema_arrow:
+            kind, dim = field.type, None
+            if pa.types.is_fixed_size_list(kind):
+                dim = kind.list_size
+            if pa.types.is_list(kind) or pa.types.is_large_list(kind) or dim is not None:
+                kind = kind.value_type
+            found = columns.get(field.name, Column(0, 0, kind, dim))
+            columns[field.name] = replace(found, rows=found.rows + footer.num_rows)
+        for group in range(footer.num_row_groups):
+            for index in range(footer.num_columns):
+                chunk = footer.row_group(group).column(index)
+                name = chunk.path_in_schema.split(".")[0]
+                if name in columns:
+                    columns[name] = _with_chunk(columns[name], chunk)
+    return columns
+
+
+def _with_chunk(column: Column, chunk: Any) -> Column:
+    column = replace(column, entries=column.entries + chunk.num_values)
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, int):
+        return column
+    largest = max(statistics.max, statistics.max if column.largest is None else column.largest)
+    smallest = min(statistics.min, statistics.min if column.smallest is None else column.smallest)
+    return replace(column, largest=largest, smallest=smallest)
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """Sizes of a dataset.
+
+    Parameters
+    ----------
+    features : list of Feature
+        Complete, as those of a loaded dataset.
+    num_items : int
+        Items, padding included.
+    item_bytes : dict of str to int
+        Of every feature of items, in memory; ``known`` are the flags of the items that are there.
+    split_rows, split_bytes : dict of str to int
+        Of every split, if it is in memory.
+    history : int
+        Items of a history, on average; padding that the files hold counts.
+    """
+
+    features: list[Feature]
+    num_items: int
+    item_bytes: dict[str, int]
+    split_rows: dict[str, int]
+    split_bytes: dict[str, int]
+    history: int
+
+
+def measure_data(params: Mapping[str, Any]) -> DataSizes:
+    """Return the sizes of the data of an experiment's flat settings.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        The features are wrong; a file or a column is missing.
+    """
+    features = parse_features(params)
+    roles = Roles.of(params)
+    if ITEM_ID not in {f.name for f in features}:
+        features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
+    paths = params["item_info"]
+    wanted = [f for f in features if f.is_item and f.name != ITEM_ID]
+    key, columns = _item_columns([paths] if isinstance(paths, str) else list(paths), wanted, roles.target)
+    item_id = next((f for f in features if f.is_item and f.name == ITEM_ID), None)
+    num_items = item_id.vocab_size if item_id is not None else None
+    num_items = max(num_items or 0, 0) or _count_items(key, params.get("ids", "auto"))
+    dims = {f.name: f.max_len or f.pretrain_dim or columns[f.column].length for f in wanted if f.type in _LISTS}
+    splits = {name: read_columns(params[f"{name}_data"]) for name in ("train", "valid", "test") if _has(params, name)}
+    train = next(iter(splits.values()))
+    sizes = {f.name: num_items for f in features if f.is_history or f.name == ITEM_ID}
+    for feature in [f for f in features if f.type in ("categorical", "sequence") and f.name not in sizes]:
+        column = columns.get(feature.column) or train.get(feature.column)
+        if column is not None:
+            sizes[feature.name] = 1 + (column.rows if column.largest is None else column.largest)
+    features = complete(features, dims, sizes)
+    item_bytes = {f.name: num_items * _row_bytes(f, columns[f.column]) for f in features if f.name in columns}
+    max_len = params.get("max_len") or 100
+    history = train.get(roles.history)
+    return DataSizes(
+        features,
+        num_items,
+        {**item_bytes, "known": num_items},
+        {name: found[roles.target].rows for name, found in splits.items() if roles.target in found},
+        {name: _split_bytes(found, features, params, roles, max_len) for name, found in splits.items()},
+        0 if history is None else min(history.length, max_len),
+    )
+
+
+_LISTS = ("sequence", "embedding")
+
+
+def _has(params: Mapping[str, Any], split: str) -> bool:
+    return bool(params.get(f"{split}_data"))
+
+
+def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) -> tuple[Column, dict[str, Column]]:
+    """Return the key and every wanted column, from the first path that has it, as ``ItemTable.from_parquet`` does."""
+    key: Column | None = None
+    found: dict[str, Column] = {}
+    present: set[str] = set()
+    absent: MissingFileError | None = None
+    for path in paths:
+        missing = [f.column for f in wanted if f.column not in found]
+        if key is not None and not missing:
+            break
+        try:
+            columns = read_columns(path)
+        except MissingFileError as error:
+            absent = absent or error
+            continue
+        name = key_of_items(target, list(columns))
+        parquet.require_columns(path, list(columns), [name])
+        own = columns[name]
+        if key is None or (own.largest or own.rows) > (key.largest or key.rows):
+            key = own
+        present |= columns.keys()
+        found |= {column: columns[column] for column in missing if column in columns}
+    missing = [f.column for f in wanted if f.column not in found]
+    if absent is not None and (missing or key is None):
+        raise absent
+    assert key is not None
+    parquet.require_columns(", ".join(paths), sorted(present), missing)
+    return key, found
+
+
+def _count_items(key: Column, ids: str) -> int:
+    """Return the number of items with padding: the largest id and one, or the rows where a vocabulary numbers them."""
+    sparse = key.largest is not None and key.largest >= max(MANY_ITEMS, MAX_GAP * key.rows)
+    numbered = ids == "vocabulary" or is_text(key.kind) or (key.smallest or 0) < 0 or (ids == "auto" and sparse)
+    return 1 + (key.rows if numbered or key.largest is None else key.largest)
+
+
+def _row_bytes(feature: Feature, column: Column) -> int:
+    """Return the bytes of a feature of one item."""
+    if feature.type == "embedding":
+        as_stored = column.kind == pa.int8() and feature.norm is None and feature.freeze_emb
+        return (feature.pretrain_dim or 0) * (1 if as_stored else 4)
+    return 4 * ((feature.max_len or 1) if feature.type == "sequence" else 1)
+
+
+def _split_bytes(
+    columns: Mapping[str, Column], features: Sequence[Feature], params: Mapping[str, Any], roles: Roles, max_len: int
+) -> int:
+    """Return the bytes of a split in memory, see ``InteractionTable``."""
+    rows = next(iter(columns.values())).rows
+    total = 4 * rows + 8 * rows  # target, offsets of the histories
+    if (history := columns.get(roles.history)) is not None:
+        total += 4 * min(history.entries, rows * max_len)
+    for feature in [f for f in features if f.is_context and f.column in columns]:
+        entries = columns[feature.column].entries
+        total += 4 * entries + (8 * rows if feature.type == "sequence" else 0)
+    total += 4 * rows * (params["label_col"]["name"] in columns)
+    return total + 8 * rows * bool(params.get("group_id"))

@@ -1,0 +1,17 @@
+"""Embedding tables whose training costs as much as the rows of a batch, not as the table is long."""
+
+from fuxictr_mm.tables.average import RowAverage
+from fuxictr_mm.tables.gradients import touched_parameters, touched_rows
+from fuxictr_mm.tables.kinds import AUTO_ROWS, choose_kinds
+from fuxictr_mm.tables.optim import RULES, Optimizers, TouchedOptimizer
+
+__all__ = [
+    "AUTO_ROWS",
+    "RULES",
+    "Optimizers",
+    "RowAverage",
+    "TouchedOptimizer",
+    "choose_kinds",
+    "touched_parameters",
+    "touched_rows",
+]

@@ -1,0 +1,157 @@
+"""Optimizers of tables with sparse gradients: rows that no gradient reaches keep weights and state.
+
+Shape letters: R rows of a table, D its dim, U touched rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.tables.gradients import touched_rows
+
+#: Updates of touched rows, see ``TouchedOptimizer``.
+RULES = ("adam", "adagrad", "rowwise_adagrad", "sgd")
+
+
+class TouchedOptimizer(torch.optim.Optimizer):
+    r"""Adam, Adagrad, row-wise Adagrad or gradient descent over the rows that a gradient reaches.
+
+    ``adam`` is ``torch.optim.Adam`` with the rule of ``SparseAdam``: moments of other rows do not decay, and the bias
+    is corrected by the number of updates of the table. ``eps`` is added after the correction, as in ``Adam``, so that a
+    table of which every step reaches all rows is trained as a dense one. ``adagrad`` is ``torch.optim.Adagrad``.
+    ``rowwise_adagrad`` has one number of state per row, the sum of the mean squares of its gradients, as in DLRM
+    (Naumov et al., 2019, https://arxiv.org/abs/1906.00091):
+
+    .. math:: s_r \leftarrow s_r + \frac{1}{D} \lVert g_r \rVert^2, \qquad
+        w_r \leftarrow w_r - \eta \frac{g_r}{\sqrt{s_r} + \epsilon}
+
+    Weight decay is decoupled, of touched rows: they are multiplied by one minus the learning rate times the decay.
+
+    Parameters
+    ----------
+    params : iterable of Parameter
+        Tables ``(R, D)`` with sparse gradients.
+    lr : float
+        Learning rate.
+    rule : {"adam", "adagrad", "rowwise_adagrad", "sgd"}
+        How a row is updated.
+    weight_decay : float
+        Decoupled weight decay.
+    betas : (float, float)
+        Decay of Adam's moments.
+    eps : float, optional
+        By default 1e-8 for ``adam``, else 1e-10, as in torch.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        rule: str = "adam",
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | None = None,
+    ) -> None:
+        eps = (1e-8 if rule == "adam" else 1e-10) if eps is None else eps
+        defaults = {"lr": lr, "rule": rule, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(params, defaults)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the touched rows of every table."""
+        with torch.no_grad():
+            for group in self.param_groups:
+                for table in [p for p in group["params"] if p.grad is not None]:
+                    self._update(table, group)
+
+    def _update(self, table: nn.Parameter, group: dict[str, Any]) -> None:
+        rows, gradient = touched_rows(table)
+        if group["weight_decay"]:
+            kept = table.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
+            table.index_copy_(0, rows, kept)
+        change, rate = self._change(table, group, rows, gradient)
+        table.index_add_(0, rows, change, alpha=-rate)
+
+    def _change(
+        self, table: nn.Parameter, group: dict[str, Any], rows: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, float]:
+        """Return what is subtracted from the rows ``(U, D)``, and its factor."""
+        state, rule, rate = self.state[table], group["rule"], group["lr"]
+        if rule == "sgd":
+            return gradient, rate
+        if not state:
+            names = ("exp_avg", "exp_avg_sq") if rule == "adam" else ("sum",)
+            dim = 1 if rule == "rowwise_adagrad" else table.shape[1]
+            state.update({name: table.new_zeros(len(table), dim) for name in names}, step=0)
+        state["step"] += 1
+        if rule == "adam":
+            first, second = group["betas"]
+            mean, square = (state[name].index_select(0, rows) for name in ("exp_avg", "exp_avg_sq"))
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            state["exp_avg"].index_copy_(0, rows, mean)
+            state["exp_avg_sq"].index_copy_(0, rows, square)
+            scale = math.sqrt(1 - second ** state["step"])
+            return mean.div_(square.sqrt_().div_(scale).add_(group["eps"])), rate / (1 - first ** state["step"])
+        square = gradient.square()
+        total = state["sum"].index_select(0, rows)
+        total += square.mean(1, keepdim=True) if rule == "rowwise_adagrad" else square
+        state["sum"].index_copy_(0, rows, total)
+        return gradient / total.sqrt_().add_(group["eps"]), rate
+
+
+class Optimizers:
+    """Two optimizers that take their steps together, in the place of one: of dense parameters, and of touched rows.
+
+    Parameters
+    ----------
+    dense, touched : Optimizer
+        Their parameter groups follow each other.
+    """
+
+    def __init__(self, dense: torch.optim.Optimizer, touched: torch.optim.Optimizer) -> None:
+        self.parts = {"dense": dense, "touched": touched}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add a group of dense parameters."""
+        self.parts["dense"].add_param_group(group)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts.values():
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Update all parameters."""
+        for part in self.parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` restores."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Raises
+        ------
+        UserError
+            It is of other kinds of tables.
+        """
+        if state.keys() != self.parts.keys():
+            raise UserError(
+                "the training checkpoint has tables of another kind than this run (table: dense, touched or auto); "
+                "restore that setting, or start again without --resume"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])

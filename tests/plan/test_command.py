@@ -1,0 +1,84 @@
+"""The command prints the plan; its total is what a run takes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fuxictr_mm.cli import main
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.plan.command import make_plan
+from tests.docs.fences import ROOT
+
+
+def plan(capsys, *words):
+    main(["plan", "--config", str(ROOT), *words])
+    return capsys.readouterr().out
+
+
+def test_text_and_json(capsys):
+    text = plan(capsys, "--expid", "DIN_MM_tiny", "--memory", "1")
+    assert "table item_id" in text
+    assert "1,001 x 16, dense" in text
+    assert "1,000: fits" in text
+    document = json.loads(plan(capsys, "--expid", "DIN_MM_tiny", "--gpus", "8", "--memory", "0.3", "--json"))
+    assert document["processes"] == 8
+    assert document["fits"] is False
+    assert document["total"] == sum(part["bytes"] for part in document["parts"])
+    assert document["limit"] == 300_000_000
+
+
+def test_a_table_of_a_thousand_million_rows():
+    """Nothing is made: 1 B x 64 in float32 is 256 GB, with Adam 768 GB."""
+    specs = [{"name": "item_id", "vocab_size": 1_000_000_000, "embedding_dim": 64, "table": "touched"}]
+    found = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
+    table = next(t for t in found["tables"] if t["feature"] == "item_id")
+    assert table["weights"] == 256e9
+    assert table["optimizer"] == 512e9
+    assert table["gradient"] < 1e7
+    assert found["sent"] < 1e8
+    assert not found["fits"]
+    specs[0]["table"] = "dense"
+    dense = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
+    assert dense["sent"] > 2 * 7 / 8 * 256e9
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--expid", "nothing"),
+        ("--expid", "Transformer_DCN_Quant_tiny"),  # reads item features while it is built
+        ("--expid", "DIN_MM_tiny", "--gpus", "0"),
+        ("--expid", "DIN_MM_tiny", "--memory", "-1"),
+    ],
+)
+def test_errors_are_one_line(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--config", str(ROOT), *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words[-1].strip("-") in error or words[1].removesuffix("_tiny") in error
+
+
+MEASURE = """
+from benchmarks import memory
+from fuxictr_mm.experiment import Experiment
+experiment = Experiment.load("DIN_MM_tiny", {root!r}, model_root={folder!r}, **{settings!r})
+experiment.fit()
+print(memory.peak("cpu"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"table_optimizer": "rowwise_adagrad"}])
+@pytest.mark.parametrize("table", ["dense", "touched"])
+def test_the_total_is_what_a_run_takes(tmp_path, table, settings):
+    specs = [{"name": "item_id", "vocab_size": 2_000_000, "table": table}]
+    settings = {**settings, "feature_specs": specs, "epochs": 1, "batch_size": 1024, "record": False, "verbose": 0}
+    expected = make_plan(Experiment.load("DIN_MM_tiny", ROOT, **settings))["total"]
+    code = MEASURE.format(root=str(ROOT), folder=str(tmp_path), settings=settings)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    measured = int(done.stdout.split()[-1])
+    assert expected == pytest.approx(measured, rel=0.1)

@@ -1,0 +1,147 @@
+"""Updates of touched rows equal those of torch, or a dense re-computation; other rows keep weights and state."""
+
+import copy
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.tables import Optimizers, TouchedOptimizer
+from fuxictr_mm.training.optim import make_optimizer
+
+ROWS, DIM = 9, 3
+
+
+def gradients(steps=7):
+    """Yield rows, with duplicates, and their gradients; one step reaches no row."""
+    generator = torch.Generator().manual_seed(3)
+    for step in range(steps):
+        count = 0 if step == 3 else 6
+        rows = torch.randint(0, ROWS - 2, (count,), generator=generator)
+        yield rows, torch.randn(count, DIM, generator=generator, dtype=torch.float64)
+
+
+def train(make):
+    """Return table and optimizer after a few steps; rows 7 and 8 are never reached."""
+    table = nn.Parameter(torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM))
+    optimizer = make([table])
+    for rows, values in gradients():
+        table.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), values, table.shape, check_invariants=True)
+        optimizer.step()
+    return table, optimizer
+
+
+@pytest.mark.parametrize(
+    ("rule", "theirs"),
+    [
+        ("adam", partial(torch.optim.SparseAdam, eps=1e-20)),  # which is added before the correction of the bias there
+        ("adagrad", torch.optim.Adagrad),
+        ("sgd", torch.optim.SGD),
+    ],
+)
+def test_updates_are_those_of_torch(rule, theirs):
+    eps = 1e-20 if rule == "adam" else None
+    table, optimizer = train(lambda tables: TouchedOptimizer(tables, 0.1, rule, eps=eps))
+    expected, _ = train(lambda tables: theirs(tables, lr=0.1))
+    torch.testing.assert_close(table, expected, rtol=1e-12, atol=1e-12)
+    start = torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM)
+    assert torch.equal(table[7:], start[7:])
+    for value in optimizer.state[table].values():
+        assert not isinstance(value, torch.Tensor) or not value[7:].any()
+
+
+def test_row_wise_adagrad_in_closed_form():
+    table, optimizer = train(lambda tables: TouchedOptimizer(tables, 0.1, "rowwise_adagrad"))
+    expected = torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM)
+    total = torch.zeros(ROWS, 1, dtype=torch.float64)
+    for rows, values in gradients():
+        dense = torch.zeros(ROWS, DIM, dtype=torch.float64).index_add_(0, rows, values)
+        total += dense.square().sum(1, keepdim=True) / DIM
+        expected -= torch.where(dense != 0, 0.1 * dense / (total.sqrt() + 1e-10), 0.0)
+    torch.testing.assert_close(table.data, expected, rtol=1e-12, atol=1e-12)
+    assert optimizer.state[table]["sum"].shape == (ROWS, 1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])
+def test_a_table_of_which_every_step_reaches_all_rows_is_trained_as_a_dense_one(name):
+    """Weight decay included, which AdamW has by default."""
+    start = torch.randn(5, DIM, dtype=torch.float64)
+    sparse, dense, net = (nn.Parameter(start.clone()) for _ in range(3))
+    settings = {"table_weight_decay": 0.3} if name in ("adam", "sgd") else {}
+    touched = make_optimizer(name, [net, sparse], 0.1, tables=[sparse], touched=[sparse], **settings)
+    whole = make_optimizer(name, [dense], 0.1, tables=[dense], **settings)
+    for _ in range(5):
+        gradient = torch.randn(5, DIM, dtype=torch.float64)
+        sparse.grad, dense.grad, net.grad = gradient.to_sparse(1), gradient, torch.zeros_like(gradient)
+        touched.step()
+        whole.step()
+    torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-12)
+
+
+def test_weight_decay_is_that_of_touched_rows():
+    table = nn.Parameter(torch.ones(4, 2))
+    optimizer = TouchedOptimizer([table], 0.5, "sgd", weight_decay=0.2)
+    table.grad = torch.sparse_coo_tensor(
+        [[1, 3]], torch.tensor([[1.0, 0.0], [0.0, 0.0]]), (4, 2), check_invariants=True
+    )
+    optimizer.step()
+    torch.testing.assert_close(table.data, torch.tensor([[1, 1], [0.4, 0.9], [1, 1], [0.9, 0.9]]))
+
+
+def test_two_optimizers_are_used_as_one():
+    def make():
+        torch.manual_seed(0)
+        net, table = nn.Linear(2, 1), nn.Embedding(6, 2, sparse=True)
+        parameters = [*net.parameters(), table.weight]
+        rates = {"tables": [table.weight], "touched": [table.weight], "table_learning_rate": 0.3}
+        return net, table, make_optimizer("adam", parameters, 0.1, **rates)
+
+    def step(net, table, optimizer, ids):
+        net(table(torch.tensor(ids))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    one, other = make(), make()
+    assert isinstance(one[2], Optimizers)
+    assert [group["lr"] for group in one[2].param_groups] == [0.1, 0.3]
+    for ids in ([1, 2], [2, 2, 5], [0]):
+        step(*one, ids)
+    for module, source in zip(other[:2], one[:2], strict=True):
+        module.load_state_dict(source.state_dict())
+    other[2].load_state_dict(copy.deepcopy(one[2].state_dict()))
+    for ids in ([5, 1], [3]):
+        step(*one, ids)
+        step(*other, ids)
+    assert torch.equal(one[1].weight, other[1].weight)
+    assert torch.equal(one[0].weight, other[0].weight)
+    assert all(p.grad is None for p in (one[1].weight, *one[0].parameters()))
+    with pytest.raises(UserError, match="tables of another kind"):
+        other[2].load_state_dict(torch.optim.Adam(one[0].parameters()).state_dict())
+
+
+def test_a_dense_gradient_is_refused():
+    table = nn.Parameter(torch.ones(4, 2))
+    table.grad = torch.ones(4, 2)
+    with pytest.raises(ConfigError, match=r"\(4, 2\).*table: dense"):
+        TouchedOptimizer([table], 0.5).step()
+
+
+def test_a_step_does_not_import_the_compiler():
+    code = """
+import sys
+import torch
+from fuxictr_mm import compat
+from fuxictr_mm.training.optim import make_optimizer
+net, table = torch.nn.Linear(2, 1), torch.nn.Embedding(3, 2, sparse=True)
+optimizer = make_optimizer("adam", [*net.parameters(), table.weight], 0.1, touched=[table.weight])
+net(table(torch.tensor([1]))).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
