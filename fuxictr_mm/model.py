@@ -269,14 +269,44 @@ class MultimodalModel(BaseModel):
 
     def embed(self, batch: Batch) -> Embedded:
         """Embed a batch, each distinct item once."""
-        batch = self.with_computed(batch)
-        distinct, target, history = distinct_items(batch, self.items.num_items)
+        target, (history,) = self.embed_histories(batch, batch.history)
+        return Embedded(self.embed_context(batch), target, history)
+
+    def embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
+        """Embed the target items ``(B, D)`` and histories of ids, each distinct item once.
+
+        Parts of the batch's history, for instance; items that are in none of them are not embedded.
+        """
+        ids = Jagged(torch.cat([history.values for history in histories]), batch.history.offsets)
+        distinct, target, index = distinct_items(replace(batch, history=ids), self.items.num_items)
         embeddings = self.embed_items(distinct)
-        return Embedded(
-            self.embed_context(batch),
-            embeddings.index_select(0, target),
-            Jagged(embeddings, batch.history.offsets, history),
-        )
+        parts = index.split([history.num_values for history in histories])
+        return embeddings.index_select(0, target), [
+            Jagged(embeddings, history.offsets, part) for history, part in zip(histories, parts, strict=True)
+        ]
+
+    def item_column(self, key: str, name: str | None, command: str) -> str:
+        """Return the name of a column of the items that a model reads as it is stored.
+
+        Parameters
+        ----------
+        key, name : str
+            The model's setting and its value.
+        command : str
+            What writes such a column.
+
+        Raises
+        ------
+        ConfigError
+            The experiment does not read it.
+        """
+        if name not in self.items.names:
+            raise ConfigError(
+                f"{self.model_id}: {key} is {name}, expected a column of the items that the experiment reads "
+                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it is a field "
+                f"as well. Written by: {command}"
+            )
+        return str(name)
 
     def embed_items(self, ids: Tensor) -> Tensor:
         """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""

@@ -14,6 +14,16 @@ from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.hash_attention import HashAttention
+from fuxictr_mm.layers.history_search import (
+    EqualCodes,
+    InnerProduct,
+    SameCategory,
+    directions,
+    newest,
+    search,
+    signs,
+    take,
+)
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
@@ -34,8 +44,10 @@ __all__ = [
     "CrossNetMix",
     "CrossNetV2",
     "DINAttention",
+    "EqualCodes",
     "HashAttention",
     "HistorySimilarity",
+    "InnerProduct",
     "InterestCapsules",
     "Jagged",
     "JaggedTransformerLayer",
@@ -43,10 +55,16 @@ __all__ = [
     "QuadraticLayer",
     "QuadraticNetwork",
     "SENet",
+    "SameCategory",
     "StaircaseCrossNetV2",
     "TargetTransformer",
     "contrastive_loss",
+    "directions",
+    "newest",
     "register",
+    "search",
+    "signs",
+    "take",
     "weighted_sum",
 ]
 
