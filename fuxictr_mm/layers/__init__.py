@@ -10,6 +10,7 @@ from torch import nn
 from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
+from fuxictr_mm.layers.content_attention import BucketAttention, SemanticAttention, SimTier, tiers
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
@@ -36,6 +37,7 @@ from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, Targe
 __all__ = [
     "AUGRU",
     "BilinearInteraction",
+    "BucketAttention",
     "Buckets",
     "ContrastLayer",
     "ContrastiveProduct",
@@ -56,6 +58,8 @@ __all__ = [
     "QuadraticNetwork",
     "SENet",
     "SameCategory",
+    "SemanticAttention",
+    "SimTier",
     "StaircaseCrossNetV2",
     "TargetTransformer",
     "contrastive_loss",
@@ -65,6 +69,7 @@ __all__ = [
     "search",
     "signs",
     "take",
+    "tiers",
     "weighted_sum",
 ]
 
