@@ -27,6 +27,7 @@ from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
+from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
@@ -307,6 +308,12 @@ class MultimodalModel(BaseModel):
                 f"as well. Written by: {command}"
             )
         return str(name)
+
+    def contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
+        """Return a frozen embedding of the targets ``(B, A)`` and histories at length 1, once per distinct item."""
+        distinct, target, index = distinct_items(batch, self.items.num_items)
+        contents = directions(self.items.stored(name).index_select(0, distinct))
+        return contents.index_select(0, target), Jagged(contents, batch.history.offsets, index)
 
     def embed_items(self, ids: Tensor) -> Tensor:
         """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, mean_pooling, segment_products, weighted_sum
-from fuxictr_mm.layers import InnerProduct, SemanticAttention, SimTier, directions, newest, search, take
-from fuxictr_mm.model import DNNModel, distinct_items
+from fuxictr_mm.layers import InnerProduct, SemanticAttention, SimTier, newest, search, take
+from fuxictr_mm.model import DNNModel
 
 
 class MUSE(DNNModel):
@@ -88,10 +88,8 @@ class MUSE(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         ids = batch.history
-        distinct, of_target, index = distinct_items(batch, self.items.num_items)
-        keys = directions(self.items.stored(self.content).index_select(0, distinct))
-        queries, contents = keys.index_select(0, of_target), Jagged(keys, ids.offsets, index)
-        found = search(contents, InnerProduct(keys, queries), self.top_k)
+        queries, contents = self.contents(batch, self.content)
+        found = search(contents, InnerProduct(contents.distinct, queries), self.top_k)
         near, new = (
             part.with_values(segment_products(queries, part))
             for part in (take(contents, found), newest(contents, self.short_len))
