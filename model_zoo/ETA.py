@@ -69,7 +69,7 @@ class ETA(DNNModel):
         self.check_heads(num_heads, attention_dim, "attention_dim")
         self.top_k, self.short_len = top_k, short_len
         dim = self.item_dim
-        self.register_buffer("random_rotations", torch.randn(dim, hash_bits))
+        self.register_buffer("random_rotations", torch.randn(1, dim, hash_bits))  # LongCTR's shape
         self.short_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.long_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.dnn = self.make_dnn(self.context_dim + 3 * dim)
@@ -80,8 +80,8 @@ class ETA(DNNModel):
         ids = batch.history
         with torch.no_grad():
             target, (history,) = self.embed_histories(batch, ids)
-            keys = signs(history.distinct @ self.random_rotations)
-            found = search(history, InnerProduct(keys, signs(target @ self.random_rotations)), self.top_k)
+            keys, queries = (signs(items @ self.random_rotations[0]) for items in (history.distinct, target))
+            found = search(history, InnerProduct(keys, queries), self.top_k)
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         interests = [self.short_attention(target, short), self.long_attention(target, long)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))

@@ -5,7 +5,7 @@ import torch
 
 def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, best_mask):
     def dense(model, p):
-        bits, of_target = p.s @ model.random_rotations > 0, p.t @ model.random_rotations > 0
+        bits, of_target = p.s @ model.random_rotations[0] > 0, p.t @ model.random_rotations[0] > 0
         distance = (bits != of_target.unsqueeze(1)).sum(dim=2)
         order = torch.arange(p.mask.shape[1]) / p.mask.shape[1]
         found = best_mask(order - distance, p.mask, model.top_k)
