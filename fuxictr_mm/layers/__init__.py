@@ -25,6 +25,7 @@ from fuxictr_mm.layers.history_search import (
     signs,
     take,
 )
+from fuxictr_mm.layers.hstu import HSTULayer
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
@@ -32,7 +33,8 @@ from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrast
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer
+from fuxictr_mm.layers.tokens import PerTokenLinear, SliceTokens, TokenMixing
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append
 
 __all__ = [
     "AUGRU",
@@ -47,6 +49,7 @@ __all__ = [
     "CrossNetV2",
     "DINAttention",
     "EqualCodes",
+    "HSTULayer",
     "HashAttention",
     "HistorySimilarity",
     "InnerProduct",
@@ -54,14 +57,18 @@ __all__ = [
     "Jagged",
     "JaggedTransformerLayer",
     "MultiHeadTargetAttention",
+    "PerTokenLinear",
     "QuadraticLayer",
     "QuadraticNetwork",
     "SENet",
     "SameCategory",
     "SemanticAttention",
     "SimTier",
+    "SliceTokens",
     "StaircaseCrossNetV2",
     "TargetTransformer",
+    "TokenMixing",
+    "append",
     "contrastive_loss",
     "directions",
     "newest",

@@ -6,7 +6,7 @@ D item dim, W = 2 D token dim, H heads, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,46 @@ class Buckets:
         inverse[order] = torch.arange(order.numel(), device=order.device)
         return cls(tokens, masks, inverse)
 
+    def apply(self, values: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Apply a function of padded rows ``(R, L, W)`` and their masks ``(R, L)`` to values ``(N, W)``.
+
+        It is called for each bucket and returns ``(R, L, V)``; the results ``(N, V)`` are in the order of the values.
+        """
+        parts = [
+            function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
+            for token, mask in zip(self.tokens, self.masks, strict=True)
+        ]
+        return torch.cat(parts).index_select(0, self.inverse)
+
+
+def append(history: Jagged, target: Tensor) -> Jagged:
+    """Put tokens at the end of each row of a history.
+
+    Parameters
+    ----------
+    history : Jagged
+        ``(N, W)``.
+    target : Tensor
+        ``(B, W)``, or M tokens per row, ``(B, M, W)``.
+
+    Returns
+    -------
+    Jagged
+        ``(N + B M, W)``.
+
+    Examples
+    --------
+    >>> append(Jagged(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 0, 2])), torch.tensor([[3.0], [4.0]])).values.T
+    tensor([[3., 1., 2., 4.]])
+    """
+    count = 1 if target.dim() == 2 else target.shape[1]
+    rows = count * torch.arange(history.num_rows + 1, device=target.device)
+    of_history = torch.arange(history.num_values, device=target.device) + rows[history.rows]
+    of_target = (history.offsets[1:] + rows[:-1]).unsqueeze(1) + torch.arange(count, device=target.device)
+    order = torch.cat([of_history, of_target.flatten()]).argsort()
+    tokens = torch.cat([history.values, target.reshape(-1, target.shape[-1])])
+    return Jagged(tokens.index_select(0, order), history.offsets + rows)
+
 
 class JaggedTransformerLayer(nn.TransformerEncoderLayer):
     r"""One layer of a transformer encoder, on tokens without padding.
@@ -107,12 +147,7 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         """
         if projected is None:
             projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
-        attended = [
-            self._attend(projected.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
-            for token, mask in zip(buckets.tokens, buckets.masks, strict=True)
-        ]
-        attended_NW = torch.cat(attended).index_select(0, buckets.inverse)
-        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended_NW)))
+        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(buckets.apply(projected, self._attend))))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
 
