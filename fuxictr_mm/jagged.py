@@ -195,7 +195,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         (first + history.offsets[:-1]).flatten(),
         mode="sum",
         per_sample_weights=weights.t().flatten().to(dtype),
-    ).view(num_heads, history.num_rows, -1)
+    ).view(num_heads, history.num_rows, entries.shape[1])
     return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
 
 

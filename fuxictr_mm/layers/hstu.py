@@ -54,6 +54,8 @@ class HSTULayer(nn.Module):
 
     def forward(self, tokens: Tensor, buckets: Buckets) -> Tensor:
         """Return the tokens ``(N, W)`` after the layer; each sees itself and the older ones of its row."""
+        if not len(tokens):
+            return tokens
         dim = tokens.shape[1]
         u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)
         attended_NW = buckets.apply(vqk_N3W, self._attend)

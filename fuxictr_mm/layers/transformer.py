@@ -36,7 +36,7 @@ class Buckets:
 
     @classmethod
     def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64)) -> Buckets:
-        """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows.
+        """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows; empty rows are in none.
 
         Examples
         --------
@@ -48,14 +48,14 @@ class Buckets:
         bucket = torch.bucketize(lengths, torch.tensor(limits, device=offsets.device))
         tokens, masks = [], []
         for number in range(len(limits) + 1):
-            rows = (bucket == number).nonzero().squeeze(1)
+            rows = ((bucket == number) & (lengths > 0)).nonzero().squeeze(1)
             if rows.numel() == 0:
                 continue
             positions = torch.arange(int(lengths[rows].max()), device=offsets.device)
             mask = positions < lengths[rows].unsqueeze(1)
             tokens.append(torch.where(mask, offsets[rows].unsqueeze(1) + positions, offsets[rows].unsqueeze(1)))
             masks.append(mask)
-        order = torch.cat([token[mask] for token, mask in zip(tokens, masks, strict=True)])
+        order = torch.cat([offsets[:0], *(token[mask] for token, mask in zip(tokens, masks, strict=True))])
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         return cls(tokens, masks, inverse)
@@ -69,7 +69,7 @@ class Buckets:
             function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
             for token, mask in zip(self.tokens, self.masks, strict=True)
         ]
-        return torch.cat(parts).index_select(0, self.inverse)
+        return torch.cat(parts or [values[:0]]).index_select(0, self.inverse)
 
 
 def append(history: Jagged, target: Tensor) -> Jagged:
