@@ -34,7 +34,7 @@ from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.layers.tokens import PerTokenLinear, SliceTokens, TokenMixing
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append, rotate
 
 __all__ = [
     "AUGRU",
@@ -73,6 +73,7 @@ __all__ = [
     "directions",
     "newest",
     "register",
+    "rotate",
     "search",
     "signs",
     "take",

@@ -101,6 +101,32 @@ def append(history: Jagged, target: Tensor) -> Jagged:
     return Jagged(tokens.index_select(0, order), history.offsets + rows)
 
 
+def rotate(values: Tensor, positions: Tensor) -> Tensor:
+    r"""Rotate pairs of dims by angles that grow with the position, so that products depend on distances.
+
+    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, https://arxiv.org/abs/2104.09864
+
+    Parameters
+    ----------
+    values : Tensor
+        ``(.., E)``, E even; dim i is paired with dim i + E / 2.
+    positions : Tensor
+        ``(..)``, of a shape that broadcasts with that of the values without E.
+
+    Examples
+    --------
+    >>> rotate(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1])).round(decimals=2).tolist()
+    [[1.0, 0.0], [0.5400000214576721, 0.8399999737739563]]
+    """
+    half = values.shape[-1] // 2
+    rates = 10_000.0 ** (-torch.arange(half, device=values.device, dtype=values.dtype) / half)
+    angles = positions.unsqueeze(-1) * rates
+    first, second = values.split(half, dim=-1)
+    return torch.cat(
+        [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], dim=-1
+    )
+
+
 class JaggedTransformerLayer(nn.TransformerEncoderLayer):
     r"""One layer of a transformer encoder, on tokens without padding.
 
