@@ -131,6 +131,9 @@ class FeatureSpec(Settings):
     emb_output_dim: PositiveInt | None = Field(
         None, description="Dim after `feature_encoder`, where the encoder changes it."
     )
+    embedded: bool = Field(
+        True, description="False: a column of the items that only a model's setting names, no field of every model."
+    )
     in_item_dict: bool = Field(
         False,
         description="True: `batch_view: challenge` also has this context column in its item dict, read from the item "

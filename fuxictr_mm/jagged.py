@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +195,59 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         (first + history.offsets[:-1]).flatten(),
         mode="sum",
         per_sample_weights=weights.t().flatten().to(dtype),
-    ).view(num_heads, history.num_rows, -1)
+    ).view(num_heads, history.num_rows, entries.shape[1])
     return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
+
+
+class _SegmentProducts(torch.autograd.Function):
+    """Products of the query of a row with its entries, of which no ``(N, D)`` is kept."""
+
+    CHUNK = 2**16
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, index: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(queries, keys, index, rows, offsets)
+        chunks = zip(index.split(_SegmentProducts.CHUNK), rows.split(_SegmentProducts.CHUNK), strict=True)
+        return torch.cat([(keys.index_select(0, i) * queries.index_select(0, r)).sum(dim=1) for i, r in chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, index, rows, offsets = ctx.saved_tensors
+        of_queries = F.embedding_bag(index, keys, offsets[:-1], mode="sum", per_sample_weights=gradient)
+        of_keys = torch.zeros_like(keys)
+        for i, r, g in zip(*(t.split(_SegmentProducts.CHUNK) for t in (index, rows, gradient)), strict=True):
+            of_keys.index_add_(0, i, queries.index_select(0, r) * g.unsqueeze(1))
+        return of_queries, of_keys, None, None, None
+
+
+def segment_products(queries: Tensor, history: Jagged) -> Tensor:
+    r"""Inner products of the query of each row with the row's entries, :math:`q_b \cdot s_n`.
+
+    Neither forward nor backward materialise the ``(N, D)`` entries of all rows.
+
+    Parameters
+    ----------
+    queries : Tensor
+        ``(B, D)``.
+    history : Jagged
+        Entries of shape ``(.., D)``.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)``.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 3, 3]), torch.tensor([0, 1, 1]))
+    >>> segment_products(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), history).tolist()
+    [-1.0, -1.0, -1.0]
+    """
+    index = history.index
+    if index is None:
+        index = torch.arange(history.num_values, device=queries.device)
+    return _SegmentProducts.apply(queries, history.distinct, index, history.rows, history.offsets)
 
 
 def mean_pooling(history: Jagged) -> Tensor:

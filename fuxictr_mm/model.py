@@ -28,6 +28,7 @@ from fuxictr_mm.data.schema import ITEM_ID, unify_dims
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import replace_dropout
+from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.tables import choose_kinds, touched_parameters
@@ -319,19 +320,50 @@ class MultimodalModel(BaseModel):
                     f"{self.model_id}: the dataset has no history '{name}', which {type(self).__name__} embeds; write "
                     f"roles: {{histories: [{name}]}} in its entry"
                 )
-        batch = self.with_computed(batch)
         others: dict[str, Jagged] = {name: batch.context[name] for name in histories}
-        distinct, target, history, *further = distinct_items(batch, self.items.num_items, list(others.values()))
+        target, (history, *further) = self.embed_histories(batch, batch.history, *others.values())
+        return Embedded(self.embed_context(batch), target, history, dict(zip(others, further, strict=True)))
+
+    def embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
+        """Embed the target items ``(B, D)`` and histories of ids, each distinct item once.
+
+        Parts of the batch's history, for instance; items that are in none of them are not embedded.
+        """
+        first, *others = histories
+        distinct, target, *indices = distinct_items(replace(batch, history=first), self.items.num_items, others)
         embeddings = self.embed_items(distinct)
-        return Embedded(
-            self.embed_context(batch),
-            embeddings.index_select(0, target),
-            Jagged(embeddings, batch.history.offsets, history),
-            {
-                name: Jagged(embeddings, column.offsets, index)
-                for (name, column), index in zip(others.items(), further, strict=True)
-            },
-        )
+        return embeddings.index_select(0, target), [
+            Jagged(embeddings, history.offsets, index) for history, index in zip(histories, indices, strict=True)
+        ]
+
+    def item_column(self, key: str, name: str | None, command: str) -> str:
+        """Return the name of a column of the items that a model reads as it is stored.
+
+        Parameters
+        ----------
+        key, name : str
+            The model's setting and its value.
+        command : str
+            What writes such a column.
+
+        Raises
+        ------
+        ConfigError
+            The experiment does not read it.
+        """
+        if name not in self.items.names:
+            raise ConfigError(
+                f"{self.model_id}: {key} is {name}, expected a column of the items that the experiment reads "
+                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it is a field "
+                f"as well. Written by: {command}"
+            )
+        return str(name)
+
+    def contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
+        """Return a frozen embedding of the targets ``(B, A)`` and histories at length 1, once per distinct item."""
+        distinct, target, index = distinct_items(batch, self.items.num_items)
+        contents = directions(self.items.stored(name).index_select(0, distinct))
+        return contents.index_select(0, target), Jagged(contents, batch.history.offsets, index)
 
     def embed_items(self, ids: Tensor) -> Tensor:
         """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import Buckets, Jagged, JaggedTransformerLayer
+from fuxictr_mm.layers import Buckets, JaggedTransformerLayer, append
 from fuxictr_mm.model import DNNModel
 
 
@@ -92,11 +92,3 @@ class BST(DNNModel):
         nothing = encoded.new_zeros(1, encoded.shape[1])
         outputs = torch.cat([nothing, encoded]).index_select(0, kept.flatten() + 1).view(len(batch), -1)
         return self.dnn(torch.cat([e.context, outputs], dim=-1))
-
-
-def append(history: Jagged, target: Tensor) -> Jagged:
-    """Put ``target`` ``(B, D)`` at the end of each row of ``history`` ``(N, D)``; returns rows of N + B entries."""
-    rows = torch.arange(history.num_rows + 1, device=target.device)
-    index = torch.cat([torch.arange(history.num_values, device=target.device) + history.rows,
-                        history.offsets[1:] + rows[:-1]])  # fmt: skip
-    return Jagged(torch.cat([history.values, target]).index_select(0, index.argsort()), history.offsets + rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.layers import HashAttention, Jagged, MultiHeadTargetAttention
+from fuxictr_mm.layers import HashAttention, MultiHeadTargetAttention, newest
 from fuxictr_mm.model import DNNModel
 
 
@@ -80,11 +80,3 @@ class SDIM(DNNModel):
         long = self.long_attention(e.target, e.history)
         short = self.short_attention(e.target, newest(e.history, self.short_len))
         return self.dnn(torch.cat([e.context, e.target, long, short], dim=-1))
-
-
-def newest(history: Jagged, count: int) -> Jagged:
-    """Return the last ``count`` entries of each row, as an index into the distinct ones."""
-    from_end = history.lengths.index_select(0, history.rows) - history.positions
-    index = torch.arange(history.num_values, device=from_end.device) if history.index is None else history.index
-    offsets = torch.cat([history.offsets[:1], history.lengths.clamp(max=count).cumsum(0)])
-    return Jagged(history.distinct, offsets, index[from_end <= count])

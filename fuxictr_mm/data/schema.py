@@ -65,7 +65,7 @@ class Feature:
     statistics : tuple of str
         What a similarity takes of the cosines.
     embedded : bool
-        False for an embedding that only a similarity reads, and for a sequence along a history.
+        False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
     history : str, optional
         Of a sequence along a history, and of a further history: the history's column.
     is_number : bool
@@ -175,9 +175,10 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
         if shared is not None:
             _known(shared, used, f"share_embedding of '{feature.name}'", where)
             # FuxiCTR creates the tables in this order and would silently create a second one.
-            if shared not in [f.column for f in features]:
+            if shared not in [f.column for f in features if f.embedded]:
                 raise ConfigError(
-                    f"share_embedding of '{feature.name}': '{shared}' is listed later; list it before '{feature.name}'"
+                    f"share_embedding of '{feature.name}': '{shared}' is listed later, or is not embedded; list it "
+                    f"before '{feature.name}'"
                 )
         feature = _named_by_role(feature, roles)
         if has_items and feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
@@ -295,6 +296,8 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         raise ConfigError(
             f"feature '{column['name']}': source is {column['source']}, but type: {kind} has no column; leave it out"
         )
+    if not column.get("embedded", True) and column.get("source") != ITEM_SOURCE:
+        raise ConfigError(f"feature '{column['name']}': embedded is False, expected source: {ITEM_SOURCE} with it")
     if kind == "length" and column.get("vocab_size") == 1:
         raise ConfigError(f"feature '{column['name']}': vocab_size is 1, expected 2 or more: 0 is padding")
     if kind == "similarity" and not column.get("of"):
@@ -326,6 +329,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         share_embedding=column.get("share_embedding"),
         padding_idx=column.get("padding_idx", 0),
         emb_output_dim=column.get("emb_output_dim"),
+        embedded=column.get("embedded", True),
         in_item_dict=column.get("in_item_dict", False),
         norm=column.get("norm"),
         scale=column.get("scale") or 1.0,

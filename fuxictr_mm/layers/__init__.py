@@ -10,10 +10,22 @@ from torch import nn
 from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
+from fuxictr_mm.layers.content_attention import BucketAttention, SemanticAttention, SimTier, tiers
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.hash_attention import HashAttention
+from fuxictr_mm.layers.history_search import (
+    EqualCodes,
+    InnerProduct,
+    SameCategory,
+    directions,
+    newest,
+    search,
+    signs,
+    take,
+)
+from fuxictr_mm.layers.hstu import HSTULayer
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
@@ -21,11 +33,13 @@ from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrast
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer
+from fuxictr_mm.layers.tokens import PerTokenLinear, SliceTokens, TokenMixing
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append, rotate
 
 __all__ = [
     "AUGRU",
     "BilinearInteraction",
+    "BucketAttention",
     "Buckets",
     "ContrastLayer",
     "ContrastiveProduct",
@@ -34,19 +48,36 @@ __all__ = [
     "CrossNetMix",
     "CrossNetV2",
     "DINAttention",
+    "EqualCodes",
+    "HSTULayer",
     "HashAttention",
     "HistorySimilarity",
+    "InnerProduct",
     "InterestCapsules",
     "Jagged",
     "JaggedTransformerLayer",
     "MultiHeadTargetAttention",
+    "PerTokenLinear",
     "QuadraticLayer",
     "QuadraticNetwork",
     "SENet",
+    "SameCategory",
+    "SemanticAttention",
+    "SimTier",
+    "SliceTokens",
     "StaircaseCrossNetV2",
     "TargetTransformer",
+    "TokenMixing",
+    "append",
     "contrastive_loss",
+    "directions",
+    "newest",
     "register",
+    "rotate",
+    "search",
+    "signs",
+    "take",
+    "tiers",
     "weighted_sum",
 ]
 

@@ -6,7 +6,7 @@ D item dim, W = 2 D token dim, H heads, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class Buckets:
 
     @classmethod
     def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64)) -> Buckets:
-        """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows.
+        """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows; empty rows are in none.
 
         Examples
         --------
@@ -48,17 +48,83 @@ class Buckets:
         bucket = torch.bucketize(lengths, torch.tensor(limits, device=offsets.device))
         tokens, masks = [], []
         for number in range(len(limits) + 1):
-            rows = (bucket == number).nonzero().squeeze(1)
+            rows = ((bucket == number) & (lengths > 0)).nonzero().squeeze(1)
             if rows.numel() == 0:
                 continue
             positions = torch.arange(int(lengths[rows].max()), device=offsets.device)
             mask = positions < lengths[rows].unsqueeze(1)
             tokens.append(torch.where(mask, offsets[rows].unsqueeze(1) + positions, offsets[rows].unsqueeze(1)))
             masks.append(mask)
-        order = torch.cat([token[mask] for token, mask in zip(tokens, masks, strict=True)])
+        order = torch.cat([offsets[:0], *(token[mask] for token, mask in zip(tokens, masks, strict=True))])
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         return cls(tokens, masks, inverse)
+
+    def apply(self, values: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Apply a function of padded rows ``(R, L, W)`` and their masks ``(R, L)`` to values ``(N, W)``.
+
+        It is called for each bucket and returns ``(R, L, V)``; the results ``(N, V)`` are in the order of the values.
+        """
+        parts = [
+            function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
+            for token, mask in zip(self.tokens, self.masks, strict=True)
+        ]
+        return torch.cat(parts or [values[:0]]).index_select(0, self.inverse)
+
+
+def append(history: Jagged, target: Tensor) -> Jagged:
+    """Put tokens at the end of each row of a history.
+
+    Parameters
+    ----------
+    history : Jagged
+        ``(N, W)``.
+    target : Tensor
+        ``(B, W)``, or M tokens per row, ``(B, M, W)``.
+
+    Returns
+    -------
+    Jagged
+        ``(N + B M, W)``.
+
+    Examples
+    --------
+    >>> append(Jagged(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 0, 2])), torch.tensor([[3.0], [4.0]])).values.T
+    tensor([[3., 1., 2., 4.]])
+    """
+    count = 1 if target.dim() == 2 else target.shape[1]
+    rows = count * torch.arange(history.num_rows + 1, device=target.device)
+    of_history = torch.arange(history.num_values, device=target.device) + rows[history.rows]
+    of_target = (history.offsets[1:] + rows[:-1]).unsqueeze(1) + torch.arange(count, device=target.device)
+    order = torch.cat([of_history, of_target.flatten()]).argsort()
+    tokens = torch.cat([history.values, target.reshape(-1, target.shape[-1])])
+    return Jagged(tokens.index_select(0, order), history.offsets + rows)
+
+
+def rotate(values: Tensor, positions: Tensor) -> Tensor:
+    r"""Rotate pairs of dims by angles that grow with the position, so that products depend on distances.
+
+    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, https://arxiv.org/abs/2104.09864
+
+    Parameters
+    ----------
+    values : Tensor
+        ``(.., E)``, E even; dim i is paired with dim i + E / 2.
+    positions : Tensor
+        ``(..)``, of a shape that broadcasts with that of the values without E.
+
+    Examples
+    --------
+    >>> rotate(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1])).round(decimals=2).tolist()
+    [[1.0, 0.0], [0.5400000214576721, 0.8399999737739563]]
+    """
+    half = values.shape[-1] // 2
+    rates = 10_000.0 ** (-torch.arange(half, device=values.device, dtype=values.dtype) / half)
+    angles = positions.unsqueeze(-1) * rates
+    first, second = values.split(half, dim=-1)
+    return torch.cat(
+        [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], dim=-1
+    )
 
 
 class JaggedTransformerLayer(nn.TransformerEncoderLayer):
@@ -107,12 +173,7 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         """
         if projected is None:
             projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
-        attended = [
-            self._attend(projected.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
-            for token, mask in zip(buckets.tokens, buckets.masks, strict=True)
-        ]
-        attended_NW = torch.cat(attended).index_select(0, buckets.inverse)
-        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended_NW)))
+        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(buckets.apply(projected, self._attend))))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
 

@@ -257,6 +257,15 @@ def test_a_compared_embedding_that_is_not_used_is_read_but_not_embedded():
     assert VECTOR not in feature_map_of(given).features
 
 
+def test_a_column_for_a_setting_of_the_model_is_read_but_not_embedded():
+    given = params(feature_specs=[{"name": VECTOR, "embedded": False}])
+    assert [f.name for f in parse_features(given) if not f.embedded] == [VECTOR]
+    assert VECTOR not in feature_map_of(given).features
+    shares = [*CHALLENGE, {**CHALLENGE[5], "name": "more_tags", "share_embedding": "item_tags"}]
+    with pytest.raises(ConfigError, match="share_embedding of 'more_tags'"):
+        parse_features(params(shares, feature_specs=[{"name": "item_tags", "embedded": False}]))
+
+
 def test_settings_that_are_not_given_leave_no_trace():
     specs = feature_map_of(params()).features
     assert not any(key in spec for spec in specs.values() for key in ("dropout", "norm", "scale", "computed"))
@@ -272,6 +281,7 @@ def test_settings_that_are_not_given_leave_no_trace():
         ({"name": "likes_level", "scale": 2}, "likes_level", "scale is 2"),
         ({"name": "user_id", "dropout": 0.1}, "user_id", "dropout is 0.1"),
         ({"name": "item_id", "of": VECTOR}, "item_id", f"of is {VECTOR}"),
+        ({"name": "likes_level", "embedded": False}, "likes_level", "embedded is False"),
         ({"name": "length", "statistics": ["mean"]}, "length", "statistics is"),
         ({"name": "length", "source": "item"}, "length", "source is item"),
         ({"name": "length", "vocab_size": 1}, "length", "vocab_size is 1"),

@@ -196,3 +196,11 @@ def test_staircase_under_autocast():
     torch.testing.assert_close(found, layer(x), rtol=0.05, atol=0.05)
     found.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 7, 0], [0, 0], []])
+def test_buckets_leave_out_empty_rows(lengths):
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.randn(sum(lengths), 3)
+    buckets = Buckets.of(offsets, limits=[4])
+    assert torch.equal(buckets.apply(values, lambda padded, mask: padded + mask[..., None]), values + 1)

@@ -15,6 +15,8 @@ from fuxictr_mm.layers import Jagged
 class Padded:
     """A batch with its histories padded to L: c (B, C), t (B, D), s (B, L, D), mask (B, L), ids (B, L).
 
+    Besides the ids of the targets (B,) and the labels (B, 1).
+
     Every item is embedded where it stands. The padding is item 3, not zero.
     """
 
@@ -23,6 +25,8 @@ class Padded:
     s: Tensor
     mask: Tensor
     ids: Tensor
+    target: Tensor
+    label: Tensor
 
     @classmethod
     def of(cls, model, batch, side="left", padding=2):
@@ -33,7 +37,8 @@ class Padded:
             place = slice(length - len(values), None) if side == "left" else slice(len(values))
             ids[row, place], mask[row, place] = values.long(), True
         items = model.embed_items(ids.flatten()).view(*ids.shape, -1)
-        return cls(model.embed_context(batch), model.embed_items(batch.target.long()), items, mask, ids)
+        context, target = model.embed_context(batch), batch.target.long()
+        return cls(context, model.embed_items(target), items, mask, ids, target, batch.label.view(-1, 1))
 
     def rows(self):
         """Yield c (C,), t (D,), s (n, D) without padding and ids (n,) of each row."""
@@ -123,6 +128,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: int
         weights = torch.softmax(scores.masked_fill(~mask, -1e30), dim=-1) * mask
         parts.append(torch.einsum("bl,bld->bd", weights, v))
     return torch.cat(parts, dim=-1)
+
+
+@pytest.fixture
+def newest_mask() -> Callable[[Tensor, int], Tensor]:
+    """Give the mask of the last ``count`` real positions, wherever the padding stands."""
+    return lambda mask, count: mask & (mask.flip(1).cumsum(1).flip(1) <= count)
+
+
+@pytest.fixture
+def best_mask() -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Give the mask of the real positions with the largest scores ``(B, L)``."""
+
+    def find(scores: Tensor, mask: Tensor, top_k: int) -> Tensor:
+        found = scores.masked_fill(~mask, -torch.inf).topk(min(top_k, scores.shape[1]), dim=1).indices
+        return torch.zeros_like(mask).scatter(1, found, True) & mask
+
+    return find
 
 
 @pytest.fixture

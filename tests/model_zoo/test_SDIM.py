@@ -21,11 +21,9 @@ def long_interest(layer, target, items):
 @pytest.mark.parametrize(
     "settings", [{}, {"num_hashes": 6, "hash_width": 2, "short_len": 30, "num_heads": 2, "attention_dim": 8}]
 )
-def test_equals_the_dense_model(equals_dense, target_attention, settings):
+def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, settings):
     def dense(model, p):
-        # The newest items of a row, wherever its padding stands.
-        newest = p.mask & (p.mask.flip(1).cumsum(1).flip(1) <= model.short_len)
-        short = target_attention(model.short_attention, p.t, p.s, newest)
+        short = target_attention(model.short_attention, p.t, p.s, newest_mask(p.mask, model.short_len))
         long = torch.stack([long_interest(model.long_attention, t, s) for _, t, s, _ in p.rows()])
         return model.dnn(torch.cat([p.c, p.t, long, short], dim=-1))
 

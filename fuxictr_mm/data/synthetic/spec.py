@@ -68,6 +68,10 @@ class SyntheticSpec:
     cold_items: float = _option(0.3, "fraction of items that no history and no training row shows")
     cold_share: float = _option(0.4, "fraction of valid and test rows whose target is such an item")
     tag_signal: float = _option(0.1, "fraction of tags that name a main topic of the item; the rest are noise")
+    taste_topics: int = _option(0, "topics of each half that a user likes, equally; 0: all of them, more or less")
+    taste_share: float = _option(0.0, "fraction of targets that are chosen by taste, as what a user liked was")
+    history_noise: float = _option(0.0, "fraction of a history that is chosen whatever the taste")
+    recent_noise: int = _option(0, "newest items of a row's history that are sampled uniformly, whatever the taste")
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
@@ -88,7 +92,9 @@ class SyntheticSpec:
         )
         self._require("emb_bits", self.emb_bits in (8, 32), "8 or 32")
         self._require("emb_items", 0 < self.emb_items <= 1, "a fraction above 0, up to 1")
-        for name in ("popular_share", "cold_share", "tag_signal"):
+        self._require("taste_topics", 0 <= self.taste_topics < self.topics // 2, f"0 to {self.topics // 2 - 1}")
+        self._require("recent_noise", 0 <= self.recent_noise <= self.seq_len, f"0 to seq_len {self.seq_len}")
+        for name in ("popular_share", "cold_share", "tag_signal", "taste_share", "history_noise"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
         self._require("cold_items", 0 <= self.cold_items < 1, "a fraction from 0 to below 1")
         warm = self.items - self.cold_count
@@ -132,6 +138,35 @@ class SyntheticSpec:
 
 PRESETS: dict[str, SyntheticSpec] = {
     "tiny": SyntheticSpec(),
+    # A click depends on a few distant items of a long history, which only their content tells from the others.
+    "long": SyntheticSpec(
+        users=3_000,
+        items=20_000,
+        topics=32,
+        train_rows=40_000,
+        valid_rows=4_000,
+        test_rows=4_000,
+        seq_len=1000,
+        history_mean=300.0,
+        history_shape=6.0,
+        history_candidates=24,
+        history_preference=2.0,
+        text_dim=32,
+        image_dim=32,
+        emb_dim=32,
+        text_effect=0.8,
+        image_effect=0.8,
+        popularity_effect=0.2,
+        context_effect=0.0,
+        bias=-2.0,
+        topic_sharpness=8.0,
+        zipf_exponent=0.3,
+        tag_signal=0.0,
+        taste_topics=1,
+        taste_share=0.5,
+        history_noise=0.7,
+        recent_noise=50,
+    ),
     # As many rows, users and items in histories as Taobao-MM: use it with --scale.
     "taobao-mm": SyntheticSpec(
         users=8_800_000,
@@ -175,6 +210,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm synth --preset tiny --out data/my_data",
         "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
+        "fuxictr-mm synth --preset long --out data/long_mm",
         "fuxictr-mm synth --preset taobao-mm --scale 0.01 --out data/taobao_like",
         "fuxictr-mm synth --users 5000 --items 3000 --text-noise 1 --seed 8 --out data/noisy --json",
     )

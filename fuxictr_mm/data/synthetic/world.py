@@ -23,6 +23,8 @@ from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 LEVELS, MAX_TAGS = 10, 5
 #: Users whose tastes, or histories, are sampled at a time.
 USER_CHUNK = 8192
+#: Events whose candidates are compared at a time.
+EVENT_CHUNK = 2**16
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -201,6 +203,9 @@ def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
     tastes = np.zeros((2, spec.users + 1, spec.topics // 2), dtype=np.float32)
     for chunk, start, stop in chunks(spec.users, USER_CHUNK):
         sampled = generator(spec, Stream.USERS, chunk).standard_normal((2, stop - start, spec.topics // 2))
+        if spec.taste_topics:
+            rank = sampled.argsort(axis=-1).argsort(axis=-1)
+            sampled = (rank >= sampled.shape[-1] - spec.taste_topics).astype(float)
         sampled -= sampled.mean(
             axis=-1, keepdims=True
         )  # topics are centred: a liking of all of them alike has no effect
@@ -287,12 +292,7 @@ def sample_history_chunk(
     scale = (spec.history_mean + 0.5) / spec.history_shape  # half more, for rounding down
     sampled = rng.gamma(spec.history_shape, scale, stop - start).astype(np.int64)
     user = np.repeat(np.arange(stop - start), np.minimum(sampled, 2 * spec.seq_len))
-    candidates = _sample_exposed(rng, exposure, (len(user), spec.history_candidates))
-    score = -np.log(-np.log(rng.random(candidates.shape)))
-    for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
-        affinity = np.einsum("ek,emk->em", taste[start + 1 : stop + 1][user], topics[candidates])
-        score += spec.history_preference / np.sqrt(2) * affinity
-    chosen = candidates[np.arange(len(user)), score.argmax(axis=1)]
+    chosen = _sample_liked(world, rng, exposure, start + 1 + user, spec.history_noise)
     _, once = np.unique(user * (spec.items + 1) + chosen, return_index=True)
     once.sort()
     user, chosen = user[once], chosen[once]
@@ -300,6 +300,29 @@ def sample_history_chunk(
     from_the_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(user))
     recent = from_the_end <= spec.seq_len
     return chosen[recent].astype(np.int32), np.minimum(counts, spec.seq_len)
+
+
+def _sample_liked(
+    world: World, rng: np.random.Generator, exposure: NDArray[np.float64], users: Integers, noise: float = 0.0
+) -> Integers:
+    """Sample an item for each of ``users`` (E,) by taste, or by exposure alone for a fraction ``noise`` of them."""
+    spec = world.spec
+    candidates = _sample_exposed(rng, exposure, (len(users), spec.history_candidates))
+    score = -np.log(-np.log(rng.random(candidates.shape)))
+    preference = spec.history_preference / np.sqrt(2)
+    weight = preference * (rng.random((len(users), 1)) >= noise) if noise else preference
+    for taste, topics in ((world.text_taste, world.text_topics), (world.image_taste, world.image_topics)):
+        score += weight * _affinity(taste, topics, users, candidates)
+    return candidates[np.arange(len(users)), score.argmax(axis=1)]
+
+
+def _affinity(taste: Floats, topics: Floats, users: Integers, candidates: Integers) -> NDArray:
+    """Return the products of the tastes of ``users`` (E,) with the topics of ``candidates`` (E, M)."""
+    affinity = np.empty(candidates.shape, dtype=np.float32)
+    for _, start, stop in chunks(len(users), EVENT_CHUNK):
+        part = slice(start, stop)
+        affinity[part] = np.einsum("ek,emk->em", taste[users[part]], topics[candidates[part]])
+    return affinity
 
 
 def sample_row_chunk(
@@ -317,15 +340,27 @@ def sample_row_chunk(
         lengths = np.ceil(lengths * (0.5 + 0.5 * rng.random(count))).astype(np.int64)
     elif len(cold):
         items = np.where(rng.random(count) < spec.cold_share, cold[_sample_below(rng, len(cold), count)], items)
+    if spec.taste_share:
+        liked = _sample_liked(world, rng, exposure, users)
+        if split != "train" and len(cold):
+            # Of the cold items as many by taste as of the others.
+            uniform = np.append(0.0, np.cumsum(world.cold[1:]) / len(cold))
+            liked = np.where(world.cold[items], _sample_liked(world, rng, uniform, users), liked)
+        items = np.where(rng.random(count) < spec.taste_share, liked, items)
     clash = np.flatnonzero(histories.contains(users, items, spec.items))
     while len(clash):  # ends: a history holds at most half as many items as are warm
         items[clash] = warm[_sample_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
     probability = 0.5 + 0.5 * np.tanh(world.true_logit(users, items) / 2)  # the sigmoid, without overflow
+    shown = histories.padded(users, lengths, spec.seq_len)
+    if spec.recent_noise:
+        recent = shown[:, -spec.recent_noise :]
+        random = warm[_sample_below(rng, len(warm), recent.size)].reshape(recent.shape)
+        np.copyto(recent, random, where=(recent > 0) & (random != items[:, None]))
     return {
         "user_id": users,
         "item_id": items,
-        "item_seq": histories.padded(users, lengths, spec.seq_len),
+        "item_seq": shown,
         "likes_level": world.likes_level[items],
         "views_level": world.views_level[items],
         "label": (rng.random(count) < probability).astype(np.int64),

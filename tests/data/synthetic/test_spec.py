@@ -34,6 +34,10 @@ TINY = PRESETS["tiny"]
         ("image_scale", 1e6),
         ("history_mean", 0.0),
         ("bias", float("nan")),
+        ("taste_topics", 4),
+        ("taste_share", 1.5),
+        ("history_noise", -0.1),
+        ("recent_noise", 21),
         ("seed", -1),
     ],
 )

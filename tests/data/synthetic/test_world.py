@@ -1,9 +1,13 @@
 """The world behind synthetic data: tastes show in histories and clicks, and each modality tells its half."""
 
+import dataclasses
+
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from fuxictr_mm.data.synthetic.spec import PRESETS
+from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.data.synthetic.writer import generate
 
 TINY = PRESETS["tiny"]
 
@@ -77,3 +81,26 @@ def test_a_train_history_is_the_beginning_of_the_users_whole_history(folder, col
             assert len(part) >= len(whole[user]) / 2
             seen += len(part) > 0
     assert seen > 1000
+
+
+def test_in_the_long_world_only_distant_items_tell(tmp_path, column):
+    sizes = {"users": 400, "items": 3000, "train_rows": 50, "valid_rows": 50, "test_rows": 2000}
+    spec = dataclasses.replace(PRESETS["long"], **sizes, seq_len=400, history_mean=200)
+    generate(spec, tmp_path / "long", progress=False)
+    world, file = World.build(spec), tmp_path / "long" / "test_labelled.parquet"
+    items, history, label = (column(file, name) for name in ("item_id", "item_seq", "label"))
+    topics = np.concatenate([world.text_topics, world.image_topics], axis=1)
+    alike = topics @ topics[items].T > spec.topics / 2  # a main topic of the target, (I + 1, B)
+
+    def auc(history):
+        """Of the fraction of items alike, beside that of all items."""
+        found = (alike[history, np.arange(len(items))[:, None]] & (history > 0)).sum(axis=1)
+        return roc_auc_score(label, found / np.maximum((history > 0).sum(axis=1), 1) - alike[1:].mean(axis=0))
+
+    assert abs(auc(history[:, -spec.recent_noise :]) - 0.5) < 0.05
+    assert auc(history[:, : -spec.recent_noise]) > 0.75
+    assert not (history == items[:, None]).any()
+    np.testing.assert_array_equal((world.text_taste[1:] > 0).sum(axis=1), spec.taste_topics)
+    tags = column(tmp_path / "long" / "item_info.parquet", "item_tags")[1:]
+    main = (tags - 1) % spec.topics == world.text_topics[1:].argmax(axis=1)[:, None]
+    assert abs(main[tags > 0].mean() - 1 / spec.topics) < 0.02

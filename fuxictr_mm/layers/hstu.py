@@ -1,0 +1,71 @@
+"""Sequential transduction without softmax.
+
+Shape letters: B rows, N tokens of all rows, R rows of a bucket, L longest row of a bucket, W token dim, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fuxictr_mm.layers.transformer import Buckets
+
+
+class HSTULayer(nn.Module):
+    r"""One layer of a Hierarchical Sequential Transduction Unit, on tokens without padding.
+
+    Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
+    Recommendations", ICML 2024, https://arxiv.org/abs/2402.17152
+
+    .. math::
+        [u, v, q, k] = \mathrm{SiLU}(W_1 \mathrm{LN}(x)), \qquad
+        a_{ij} = \frac{1}{n} \mathrm{SiLU}(q_i \cdot k_j + b_{i - j}), \; j \le i, \qquad
+        y_i = x_i + W_2 \Big(\mathrm{LN}\big(\textstyle\sum_j a_{ij} v_j\big) \odot u_i\Big) + b
+
+    The norms have no parameters; the bias of distances is shared by the heads. n is a constant, the most tokens of a
+    row, so that weights of a row do not sum to one and long histories count as such.
+
+    Parameters
+    ----------
+    dim : int
+        W, a multiple of ``num_heads``.
+    num_heads : int
+        H.
+    max_len : int
+        n; tokens that are further apart share a bias.
+    dropout : float
+        Before :math:`W_2`.
+
+    Examples
+    --------
+    >>> layer = HSTULayer(4, num_heads=2, max_len=3)
+    >>> layer(torch.randn(3, 4), Buckets.of(torch.tensor([0, 2, 3]))).shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(self, dim: int, num_heads: int, max_len: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.max_len = num_heads, max_len
+        self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
+        self.distance_bias = nn.Parameter(torch.zeros(max_len))
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, buckets: Buckets) -> Tensor:
+        """Return the tokens ``(N, W)`` after the layer; each sees itself and the older ones of its row."""
+        if not len(tokens):
+            return tokens
+        dim = tokens.shape[1]
+        u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)
+        attended_NW = buckets.apply(vqk_N3W, self._attend)
+        return tokens + self.output(self.dropout(F.layer_norm(attended_NW, (dim,)) * u_NW))
+
+    def _attend(self, vqk_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
+        value, query, key = vqk_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        place = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+        distance_LL = place.unsqueeze(1) - place
+        bias_LL = self.distance_bias[distance_LL.clamp(0, self.max_len - 1)]
+        weights_RHLL = F.silu(query @ key.transpose(2, 3) + bias_LL) / self.max_len
+        # Padding is on the right, so that no token sees it.
+        return (weights_RHLL * (distance_LL >= 0) @ value).transpose(1, 2).flatten(2)

@@ -1,0 +1,76 @@
+"""HSTU: layers of attention without softmax over the history and the target, as a ranker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from fuxictr_mm.config import Dropout
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers import Buckets, HSTULayer, append
+from fuxictr_mm.model import DNNModel
+
+
+class HSTU(DNNModel):
+    r"""Hierarchical Sequential Transduction Units. Zhai et al., ICML 2024, https://arxiv.org/abs/2402.17152.
+
+    .. math::
+
+        x_1 .. x_L, x_t = \mathrm{HSTULayers}(W s_1 .. W s_L, W t), \qquad
+        \hat y = \sigma(\mathrm{DNN}([c, t, x_t]))
+
+    with context c, target t and history items s. The target is the last token and sees all others.
+
+    Departures: histories have no times, so the bias of a pair of tokens is of their distance alone; they are clicks
+    alone, so there are no tokens of actions between the items; a DNN ranks, where the paper has heads of its tasks; all
+    four projections have the same dim.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    num_layers : int
+        Layers.
+    num_heads : int
+        Heads; must divide ``token_dim``.
+    token_dim : int
+        Dim of W's output.
+    attention_dropout : float
+        Dropout in each layer.
+    **params
+        Those of DNNModel and MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        num_layers: PositiveInt = 2,
+        num_heads: PositiveInt = 1,
+        token_dim: PositiveInt = 64,
+        attention_dropout: Dropout = 0.0,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        self.check_heads(num_heads, token_dim, "token_dim")
+        self.token = nn.Linear(self.item_dim, token_dim)
+        self.layers = nn.ModuleList(
+            HSTULayer(token_dim, num_heads, self.max_len + 1, attention_dropout) for _ in range(num_layers)
+        )
+        self.dnn = self.make_dnn(self.context_dim + self.item_dim + token_dim)
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        e = self.embed(batch)
+        history: Jagged = e.history.map(self.token)
+        tokens = append(history, self.token(e.target))
+        encoded, buckets = tokens.values, Buckets.of(tokens.offsets)
+        for layer in self.layers:
+            encoded = layer(encoded, buckets)
+        return self.dnn(torch.cat([e.context, e.target, encoded[tokens.offsets[1:] - 1]], dim=-1))

@@ -1,0 +1,117 @@
+"""MUSE: search a long history by content, and let attention know how similar the contents are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from fuxictr.features import FeatureMap
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from fuxictr_mm.config import HiddenUnits
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import Jagged, mean_pooling, segment_products, weighted_sum
+from fuxictr_mm.layers import InnerProduct, SemanticAttention, SimTier, newest, search, take
+from fuxictr_mm.model import DNNModel
+
+
+class MUSE(DNNModel):
+    r"""Multimodal Search-based framework. Wu et al., 2025, https://arxiv.org/abs/2512.07216.
+
+    .. math::
+
+        r_l = \cos(x_t, x_l), \qquad S = \mathrm{top}_K \, r_l, \qquad N = s_{L-k+1} .. s_L
+
+        \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{TA}(t, N), \mathrm{SATA}(t, S, r), \bar N, \bar S,
+        \mathrm{SimTier}(r_N), \mathrm{SimTier}(r_S)]))
+
+    with context c, target t, history items s and their frozen content x, which need not be a field. TA is target
+    attention, SATA fuses its scores with r, SimTier is a histogram of r.
+
+    Contents are normalised once per distinct item; searching costs their dim in products per item of a history. Only
+    the items that are found, and the newest k, are embedded.
+
+    Departures: one logit, where the code takes a softmax of two; means, attention and tiers count real items only, not
+    padding, and the code adds 1e-7 to every attention weight. ``form: code`` has the code's attentions: biases; TA
+    with one projection for keys and values; for SATA see ``SemanticAttention``.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items.
+    content : str
+        Column of the items with x, of floats or 8-bit integers.
+    form : {"paper", "code"}
+        Of the attentions.
+    top_k : int
+        K.
+    short_len : int
+        k.
+    num_tiers : int
+        Tiers of SimTier between -1 and 1.
+    num_heads : int
+        Heads of SATA; must divide the dim of an item.
+    dnn_hidden_units : sequence of int
+        Dims of the DNN's hidden layers.
+    dnn_activations : str
+        Their activation.
+    **params
+        Those of DNNModel and MultimodalModel.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        content: str | None = None,
+        form: Literal["paper", "code"] = "paper",
+        top_k: PositiveInt = 50,
+        short_len: NonNegativeInt = 50,
+        num_tiers: PositiveInt = 20,
+        num_heads: PositiveInt = 1,
+        dnn_hidden_units: HiddenUnits = (256, 128, 64),
+        dnn_activations: str = "Dice",
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, dnn_activations=dnn_activations, **params)
+        dim = self.item_dim
+        self.check_heads(num_heads, dim, "the item dim")
+        self.content = self.item_column("content", content, "fuxictr-mm embed reduce")
+        self.top_k, self.short_len = top_k, short_len
+        self.short_attention = TargetAttention(dim, form == "code")
+        self.long_attention = SemanticAttention(dim, dim, num_heads, form)
+        self.short_tiers, self.long_tiers = SimTier(num_tiers), SimTier(num_tiers)
+        self.dnn = self.make_dnn(self.context_dim + 5 * dim + 2 * (num_tiers + 1))
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        ids = batch.history
+        queries, contents = self.contents(batch, self.content)
+        found = search(contents, InnerProduct(contents.distinct, queries), self.top_k)
+        near, new = (
+            part.with_values(segment_products(queries, part))
+            for part in (take(contents, found), newest(contents, self.short_len))
+        )
+        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        interests = [self.short_attention(target, short), self.long_attention(target, long, near.values)]
+        means, tiers = [mean_pooling(short), mean_pooling(long)], [self.short_tiers(new), self.long_tiers(near)]
+        return self.dnn(torch.cat([self.embed_context(batch), target, *interests, *means, *tiers], dim=-1))
+
+
+class TargetAttention(nn.Module):
+    """Attention of a target ``(B, D)`` to a history; the code has one projection for keys and values, and no root."""
+
+    def __init__(self, dim: int, code: bool) -> None:
+        super().__init__()
+        self.scale = 1.0 if code else dim**-0.5
+        self.W_q = nn.Linear(dim, dim, bias=code)
+        self.W_k = nn.Linear(dim, dim, bias=code)
+        self.W_v = None if code else nn.Linear(dim, dim, bias=False)
+
+    def forward(self, target: Tensor, history: Jagged) -> Tensor:
+        """Return the interest ``(B, D)``."""
+        key = history.map(self.W_k)
+        weights = history.with_values(self.scale * segment_products(self.W_q(target), key)).softmax().values
+        return weighted_sum(key if self.W_v is None else history.map(self.W_v), weights)

@@ -1,0 +1,146 @@
+"""SEMINAR: search by product codes of several modalities, whose embeddings are aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fuxictr.features import FeatureMap
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fuxictr_mm.config import Dropout
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, newest, search, take
+from fuxictr_mm.model import DNNModel
+
+
+class SEMINAR(DNNModel):
+    r"""Search Enhanced Multi-modal Interest Network. Shen et al., 2024, https://arxiv.org/abs/2407.10714.
+
+    .. math::
+
+        r_l = \sum_m w_m \, |\{j : \mathrm{code}_{m, j}(t) = \mathrm{code}_{m, j}(s_l)\}|, \qquad
+        S = \mathrm{top}_K \, r_l, \qquad u(i) = \sum_f \mathrm{softmax}(a)_f \, G_f \odot i_f
+
+        \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{MHTA}(u(t), u(s_{L-k+1} .. s_L)), \mathrm{MHTA}(u(t), u(S))]))
+
+        \mathcal L = \mathrm{BCE}(\hat y, y) + \lambda \, \mathrm{align}
+
+    with context c, target t and history items s, whose fields f (id, tags, frozen embeddings) have one dim and diagonal
+    projections G. The codes of a modality m are those of a product quantizer. The alignment is the symmetric
+    contrastive loss of every pair of ``aligned`` fields over the distinct targets of a batch, as CLIP's.
+
+    Searching costs one comparison of integers per code and item of a history; only the items that are found, and the
+    newest k, are embedded.
+
+    Departures: there are no queries, so neither relevance loss nor query parts; the alignment is a second loss of the
+    training, where the paper pretrains on it and on the next item; weights of modalities in the search are settings.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap
+        Features and items; every field has the dim ``embedding_dim``.
+    codes : sequence of str
+        Columns of the items with product codes, one for each modality.
+    code_weights : sequence of float, optional
+        w, one for each modality; 1 by default.
+    aligned : sequence of str
+        Fields of the items that are aligned, two or more; none: no second loss.
+    align_weight : float
+        Lambda.
+    temperature : float
+        Divides the cosines in the alignment.
+    top_k : int
+        K.
+    short_len : int
+        k.
+    num_heads : int
+        Heads of both attentions; must divide ``embedding_dim``.
+    attention_dropout : float
+        Dropout on their weights.
+    **params
+        Those of DNNModel and MultimodalModel.
+    """
+
+    same_dims = True
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        *,
+        codes: Sequence[str] = (),
+        code_weights: Sequence[PositiveFloat] | None = None,
+        aligned: Sequence[str] = (),
+        align_weight: NonNegativeFloat = 0.1,
+        temperature: PositiveFloat = 0.05,
+        top_k: PositiveInt = 50,
+        short_len: NonNegativeInt = 50,
+        num_heads: PositiveInt = 1,
+        attention_dropout: Dropout = 0.0,
+        **params: Any,
+    ) -> None:
+        super().__init__(feature_map, **params)
+        dim, fields = self.embedding_dim, self.item_fields
+        self.check_heads(num_heads, dim, "embedding_dim")
+        wrong = [name for name in aligned if name not in fields]
+        if wrong or len(set(aligned)) == 1:
+            raise ConfigError(
+                f"{self.model_id}: aligned is {list(aligned)}, expected two or more of {', '.join(fields)}"
+            )
+        weights = code_weights or [1.0] * len(codes)
+        if len(weights) != len(codes):
+            raise ConfigError(f"{self.model_id}: {len(weights)} code_weights for {len(codes)} columns of codes")
+        command = "fuxictr-mm embed quantize --method pq"
+        tables = [self.items.stored(self.item_column("codes", name, command)) for name in codes or [None]]
+        self.register_buffer("codes", torch.cat(tables, dim=1), persistent=False)
+        repeats = torch.tensor([table.shape[1] for table in tables])
+        self.register_buffer("code_weights", torch.tensor(weights).repeat_interleave(repeats), persistent=False)
+        self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]
+        self.align_weight, self.temperature, self.alignment = align_weight, temperature, None
+        self.top_k, self.short_len = top_k, short_len
+        self.field_gate = nn.Parameter(torch.zeros(len(fields)))
+        self.field_scale = nn.Parameter(torch.ones(len(fields), dim))
+        self.short_attention = MultiHeadTargetAttention(dim, dim, num_heads, attention_dropout)
+        self.long_attention = MultiHeadTargetAttention(dim, dim, num_heads, attention_dropout)
+        self.dnn = self.make_dnn(self.context_dim + self.item_dim + 2 * dim)
+        self.build()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logit of each row, ``(B, 1)``."""
+        ids, target_ids = batch.history, batch.target.long()
+        score = EqualCodes(self.codes, self.codes.index_select(0, target_ids), self.code_weights)
+        found = search(Jagged(self.codes, ids.offsets, ids.values.long()), score, self.top_k)
+        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        if self.training and self.pairs:
+            self.alignment = self._align(self.embed_items(target_ids.unique()).unflatten(1, self.field_scale.shape))
+        query, fused = self._fuse(target), self._fuse(long.distinct)
+        interests = [
+            attention(query, Jagged(fused, part.offsets, part.index))
+            for attention, part in ((self.short_attention, short), (self.long_attention, long))
+        ]
+        return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
+
+    def _fuse(self, items: Tensor) -> Tensor:
+        """Return the gated sums of the fields of items ``(U, F D)``, ``(U, D)``."""
+        weights = self.field_gate.softmax(dim=0).unsqueeze(1) * self.field_scale
+        return torch.einsum("ufd,fd->ud", items.unflatten(1, self.field_scale.shape), weights)
+
+    def _align(self, fields: Tensor) -> Tensor:
+        """Return the mean contrastive loss of pairs of fields ``(U, F, D)``."""
+        fields, losses = F.normalize(fields, dim=2), []
+        match = torch.arange(len(fields), device=fields.device)
+        for one, other in self.pairs:
+            cosines = fields[:, one] @ fields[:, other].t() / self.temperature
+            losses += [F.cross_entropy(cosines, match), F.cross_entropy(cosines.t(), match)]
+        return torch.stack(losses).mean()
+
+    def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
+        """Return the loss of the last scored batch, in training with the alignment."""
+        loss = super().add_loss(return_dict, y_true)
+        alignment, self.alignment = self.alignment, None  # otherwise it keeps the graph of the batch in memory
+        return loss if alignment is None else loss + self.align_weight * alignment

@@ -1,0 +1,63 @@
+"""SEMINAR equals a padded re-computation, with its alignment in the loss."""
+
+import pytest
+import torch
+
+from fuxictr_mm.errors import ConfigError
+
+
+def contrast(one, other, temperature):
+    """Of two embeddings of the same items, item by item."""
+    cosines = torch.cosine_similarity(one[:, None], other[None], dim=2) / temperature
+    return -(torch.log_softmax(cosines, 1).diagonal() + torch.log_softmax(cosines, 0).diagonal()).mean() / 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"code_weights": [1.0, 0.4], "top_k": 3, "num_heads": 2, "align_weight": 1.0, "temperature": 0.5},
+        {"codes": ["codes_pq_text"], "aligned": [], "short_len": 0},
+    ],
+)
+def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, best_mask, settings):
+    def dense(model, p):
+        names = settings.get("codes", ["codes_pq_text", "codes_pq_image"])
+        weights = settings.get("code_weights", [1.0] * len(names))
+        score = torch.arange(p.mask.shape[1]) / p.mask.shape[1] / 100  # the newer of equal ones
+        for name, weight in zip(names, weights, strict=True):
+            codes = model.items.stored(name)
+            score = score + weight * ((codes[p.target][:, None] == codes[p.ids]) & (codes[p.ids] != 0)).sum(2)
+        gates = torch.softmax(model.field_gate, 0)
+
+        def fuse(items):
+            fields = items.unflatten(-1, (len(gates), -1))
+            return sum(gates[f] * model.field_scale[f] * fields[..., f, :] for f in range(len(gates)))
+
+        near, new = best_mask(score, p.mask, model.top_k), newest_mask(p.mask, model.short_len)
+        t, s = fuse(p.t), fuse(p.s)
+        parts = [target_attention(model.short_attention, t, s, new), target_attention(model.long_attention, t, s, near)]
+        logits = model.dnn(torch.cat([p.c, p.t, *parts], dim=-1))
+        names = settings.get("aligned", ["item_id", "txt_emb_pca8", "img_emb_pca8"])
+        first = [p.target.tolist().index(item) for item in sorted(set(p.target.tolist()))]
+        fields = p.t[first].unflatten(1, (len(gates), -1))
+        fields = [fields[:, model.item_fields.index(name)] for name in names]
+        losses = [contrast(a, b, model.temperature) for i, a in enumerate(fields) for b in fields[:i]]
+        return logits, model.align_weight * sum(losses) / len(losses) if losses else 0.0
+
+    equals_dense("SEMINAR_tiny", dense, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"codes": []}, "embed quantize --method pq"),
+        ({"codes": ["codes_rq_text"]}, "codes is codes_rq_text"),
+        ({"code_weights": [1.0]}, "1 code_weights for 2"),
+        ({"aligned": ["item_id"]}, "aligned is"),
+        ({"aligned": ["item_id", "codes_pq_text"]}, "aligned is"),
+    ],
+)
+def test_settings_that_do_not_fit(build, settings, named):
+    with pytest.raises(ConfigError, match=named):
+        build("SEMINAR_tiny", **settings)
