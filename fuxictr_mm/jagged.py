@@ -22,6 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces the model: operations without an ONNX counterpart take their slower form."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
 @dataclass(frozen=True, eq=False)
 class Jagged:
     """Rows of entries, of different lengths.
@@ -72,6 +77,9 @@ class Jagged:
     @cached_property
     def rows(self) -> Tensor:
         """``(N,)`` row index of every entry."""
+        if is_exporting():  # the number of rows that end at or before each entry
+            ends = self.offsets.new_zeros(self.num_values + 1).index_add(0, self.offsets[1:], torch.ones_like(self.offsets[1:]))
+            return ends.cumsum(0)[:-1]
         batch = torch.arange(self.num_rows, device=self.offsets.device)
         return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)
 
@@ -185,6 +193,10 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     if index is None:
         index = torch.arange(history.num_values, device=entries.device)
     num_heads = 1 if weights.dim() == 1 else weights.shape[1]
+    if is_exporting():
+        heads = weights.to(dtype).view(-1, num_heads).unbind(1)
+        pooled = [history.with_values(history.values * head_N.unsqueeze(1)).sum() for head_N in heads]
+        return pooled[0] if weights.dim() == 1 else torch.stack(pooled, dim=1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
     pooled_HBD = F.embedding_bag(
