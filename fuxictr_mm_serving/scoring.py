@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.export import MANIFEST, Export, checksum
+from fuxictr_mm_serving.export import MANIFEST, Export, checksum, read_manifest
 
-#: Rows that are scored at a time, and written at a time.
-BATCH_ROWS, PART_ROWS = 2048, 262144
+#: Rows that are scored at a time, and rows of a part.
+BATCH_ROWS, PART_ROWS = 2048, 131072
 
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -41,58 +43,78 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def read_rows(
-    path: str | os.PathLike[str], columns: list[str], skip: int = 0, batch_rows: int = BATCH_ROWS
-) -> Iterator[dict[str, pa.Array]]:
-    """Yield the columns of a file or a folder of part files, some rows at a time, from row ``skip`` on.
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a file, in whole row groups."""
+
+    file: Path
+    groups: tuple[int, ...]
+
+
+def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
+    """Return a file or folder as parts of about ``part_rows`` rows, in its order."""
+    parts = []
+    for file in part_files(path):
+        try:
+            metadata = pq.read_metadata(file)
+        except (OSError, pa.ArrowException) as error:
+            raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
+        groups: list[int] = []
+        rows = 0
+        for group in range(metadata.num_row_groups):
+            groups.append(group)
+            rows += metadata.row_group(group).num_rows
+            if rows >= part_rows or group == metadata.num_row_groups - 1:
+                parts.append(Part(file, tuple(groups)))
+                groups, rows = [], 0
+    return parts
+
+
+def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, pa.Array]]:
+    """Yield the columns of a part, some rows at a time.
 
     Raises
     ------
     ServingError
-        No such file, a damaged one, or a column is missing.
+        A damaged file, or a column is missing.
     """
-    for file in part_files(path):
-        try:
-            reader = pq.ParquetFile(file)
-        except (OSError, pa.ArrowException) as error:
-            raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
-        with reader:
+    try:
+        with pq.ParquetFile(part.file) as reader:
             missing = [name for name in columns if name not in reader.schema_arrow.names]
             if missing:
-                raise ServingError(f"{file}: has no column '{missing[0]}', which the model reads")
-            if skip >= reader.metadata.num_rows:
-                skip -= reader.metadata.num_rows
-                continue
-            for batch in reader.iter_batches(batch_rows, columns=columns):
-                if skip >= batch.num_rows:
-                    skip -= batch.num_rows
-                    continue
-                batch, skip = batch.slice(skip), 0
+                raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
+            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=columns):
                 yield {name: batch.column(name) for name in columns}
+    except (OSError, pa.ArrowException) as error:
+        raise ServingError(f"{part.file}: is damaged ({error})") from None
 
 
 def score_file(
-    export: Export,
+    folder: str | os.PathLike[str],
     rows: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    processes: int = 1,
+    threads: int = 1,
     part_rows: int = PART_ROWS,
     progress: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Score a file of rows into a Parquet file with a column ``score``, in the order of the rows.
 
-    Parts are kept in ``.OUT.parts`` until the file is complete: a run that was stopped is resumed from the last part.
+    Parts are kept in ``.OUT.parts`` until the file is complete: a run that was stopped is resumed.
 
     Parameters
     ----------
-    export : Export
-        The model.
+    folder : path
+        The export.
     rows : path
         A Parquet file, or a folder of part files, with the columns of training except the label.
     out : path
         The file to write.
+    processes, threads : int
+        Processes, and threads of each.
     part_rows : int
-        Rows of a part.
+        Rows of a part, about.
     progress : callable
         Called with the number of rows that are scored.
 
@@ -106,72 +128,84 @@ def score_file(
     ServingError
         A value that training would refuse, by file and column; a file that cannot be written.
     """
-    out = Path(out)
-    parts = out.parent / f".{out.name}.parts"
+    folder, out = Path(folder), Path(out)
+    read_manifest(folder)
+    scratch = out.parent / f".{out.name}.parts"
+    parts = split(rows, part_rows)
     try:
-        parts.mkdir(parents=True, exist_ok=True)
-        done = _resume(parts, _identity(export, rows, part_rows))
-        count = len(done) * part_rows
-        for scores in _parts_of(export, rows, count, part_rows):
-            path = parts / f"{len(done):06d}.npy"
-            _write(path, scores)
-            done.append(path)
-            count = (len(done) - 1) * part_rows + len(scores)
+        scratch.mkdir(parents=True, exist_ok=True)
+        _keep_parts_of(scratch, _identity(folder, parts, part_rows))
+        files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
+        todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
+        count = sum(_length(file) for file in files if file.exists())
+        for length in _score_parts(folder, todo, processes, threads):
+            count += length
             progress(count)
-        temporary = parts / "scores.parquet"
+        temporary = scratch / "scores.parquet"
         with pq.ParquetWriter(temporary, pa.schema([("score", pa.float32())])) as writer:
-            for path in done:
-                writer.write_table(pa.table({"score": np.load(path, allow_pickle=False)}))
-        count = pq.read_metadata(temporary).num_rows
+            for file in files:
+                writer.write_table(pa.table({"score": np.load(file, allow_pickle=False)}))
         temporary.replace(out)
-        for path in parts.iterdir():
+        for path in scratch.iterdir():
             path.unlink()
-        parts.rmdir()
+        scratch.rmdir()
     except OSError as error:
         raise ServingError(f"{out}: could not be written ({error.strerror or error})") from error
     return count
 
 
-def _parts_of(export: Export, rows: str | os.PathLike[str], skip: int, part_rows: int) -> Iterator[np.ndarray]:
-    held: list[np.ndarray] = []
-    size = 0
-    for columns in read_rows(rows, export.columns, skip):
-        held.append(export.score_rows(columns, str(rows)))
-        size += len(held[-1])
-        while size >= part_rows:
-            joined = np.concatenate(held)
-            yield joined[:part_rows]
-            held, size = [joined[part_rows:]], size - part_rows
-    if size:
-        yield np.concatenate(held)
+def _score_parts(folder: Path, todo: list[tuple[Part, Path]], processes: int, threads: int) -> Iterator[int]:
+    """Score and write parts; yields the number of rows of each."""
+    if processes <= 1 or len(todo) <= 1:
+        export = Export(folder, threads=threads) if todo else None
+        for part, file in todo:
+            assert export is not None
+            yield _score_part(export, part, file)
+        return
+    context = get_context("spawn")  # ONNX Runtime's threads do not survive a fork
+    with ProcessPoolExecutor(min(processes, len(todo)), context, _open_export, (folder, threads)) as pool:
+        yield from pool.map(_score_in_process, todo)
 
 
-def _identity(export: Export, rows: str | os.PathLike[str], part_rows: int) -> str:
-    """Return what parts belong to: the export, the files of rows, and the size of a part."""
-    files = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in part_files(rows)]
-    content = json.dumps([checksum(export.folder / MANIFEST), files, part_rows])
+_export: Export | None = None
+
+
+def _open_export(folder: Path, threads: int) -> None:
+    global _export
+    _export = Export(folder, threads=threads)
+
+
+def _score_in_process(task: tuple[Part, Path]) -> int:
+    assert _export is not None
+    return _score_part(_export, *task)
+
+
+def _score_part(export: Export, part: Part, file: Path) -> int:
+    scores = [export.score_rows(columns, str(part.file)) for columns in read_part(part, export.columns)]
+    joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as stream:
+        np.save(stream, joined)
+    temporary.replace(file)
+    return len(joined)
+
+
+def _length(file: Path) -> int:
+    return len(np.load(file, mmap_mode="r", allow_pickle=False))
+
+
+def _identity(folder: Path, parts: list[Part], part_rows: int) -> str:
+    """Return what scored parts belong to: the export, the files of rows, and the size of a part."""
+    files = {str(p.file.absolute()): (p.file.stat().st_size, p.file.stat().st_mtime_ns) for p in parts}
+    content = json.dumps([checksum(folder / MANIFEST), files, part_rows])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _resume(parts: Path, identity: str) -> list[Path]:
-    """Return the complete parts of an earlier run; those of another export or other rows are removed."""
-    name = parts / "identity"
-    if not name.exists() or name.read_text() != identity:
-        for path in parts.iterdir():
-            path.unlink()
-        name.write_text(identity)
-    done = sorted(parts.glob("*.npy"))
-    # The last part of a finished pass may be short; it is scored again.
-    return [path for number, path in enumerate(done) if path.name == f"{number:06d}.npy"][:-1]
-
-
-def _write(path: Path, scores: np.ndarray) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, scores)
-    temporary.replace(path)
-
-
-def summary(manifest: Mapping[str, Any]) -> str:
-    """Return a line that names an export."""
-    return f"{manifest['model']} ({manifest['experiment']}, exported {manifest['created']})"
+def _keep_parts_of(scratch: Path, identity: str) -> None:
+    """Remove parts of another export or of other rows."""
+    name = scratch / "identity"
+    if name.exists() and name.read_text() == identity:
+        return
+    for path in scratch.iterdir():
+        path.unlink()
+    name.write_text(identity)

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 
@@ -71,7 +72,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    parity = export(experiment, args.out, weights=args.weights, precision=args.precision, overwrite=args.overwrite)
+    options = {name: getattr(args, name) for name in ("weights", "precision", "tolerance", "overwrite")}
+    parity = export(experiment, args.out, **options)
     summary = (
         f"{args.out}: largest difference {parity['largest_difference']:.2g} over {parity['rows']} validation rows, "
         f"AUC {parity['auc']['export']:.6f} (model: {parity['auc']['model']:.6f})"
@@ -85,6 +87,7 @@ def export(
     *,
     weights: Path | None = None,
     precision: str = "fp32",
+    tolerance: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a trained experiment as a folder that scores without torch.
@@ -99,6 +102,8 @@ def export(
         Those of the experiment's newest run by default.
     precision : {"fp32", "fp16", "int8-tables"}
         Numbers of the tables; graphs are float32. 8-bit integers have a factor per row.
+    tolerance : float, optional
+        Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``.
     overwrite : bool
         Whether a folder that an earlier export wrote may be replaced.
 
@@ -136,7 +141,7 @@ def export(
             manifest["vocabulary"] = "vocabulary.parquet"
             _write_vocabularies(dataset, folder / "vocabulary.parquet")
         _write_manifest(folder, manifest)
-        parity.update(_compare(experiment, folder, expected, dataset, TOLERANCES[precision]))
+        parity.update(_compare(experiment, folder, expected, dataset, tolerance or TOLERANCES[precision]))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 
@@ -373,15 +378,16 @@ def _compare(
     import numpy as np
 
     from fuxictr_mm_serving import Export
-    from fuxictr_mm_serving.scoring import read_rows
+    from fuxictr_mm_serving.scoring import PART_ROWS, read_part, split
 
     exported = Export(folder, check=False)
     path = str(experiment.config.dataset.valid_data)
     found, differences = [], [0.0]
-    for columns in read_rows(path, exported.columns):
-        found.append(exported.score_rows(columns, path))
-        if exported.is_folded and len(found) == 1:
-            differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]
+    for part in split(path, PART_ROWS):
+        for columns in read_part(part, exported.columns):
+            found.append(exported.score_rows(columns, path))
+            if exported.is_folded and len(found) == 1:
+                differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]
     scores = np.concatenate(found)
     report = {
         "rows": len(scores),
@@ -394,7 +400,7 @@ def _compare(
     if not largest <= tolerance:
         raise UserError(
             f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, expected "
-            f"{tolerance:g} or less; nothing is written"
+            f"{tolerance:g} or less (--tolerance); nothing is written"
         )
     return report
 
