@@ -78,7 +78,9 @@ class Jagged:
     def rows(self) -> Tensor:
         """``(N,)`` row index of every entry."""
         if is_exporting():  # the number of rows that end at or before each entry
-            ends = self.offsets.new_zeros(self.num_values + 1).index_add(0, self.offsets[1:], torch.ones_like(self.offsets[1:]))
+            ends = self.offsets.new_zeros(self.num_values + 1).index_add(
+                0, self.offsets[1:], torch.ones_like(self.offsets[1:])
+            )
             return ends.cumsum(0)[:-1]
         batch = torch.arange(self.num_rows, device=self.offsets.device)
         return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)

@@ -98,7 +98,7 @@ class MultimodalModel(BaseModel):
     batch_view: str = "jagged"
     #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
     same_dims: bool = False
-    #: Buffers with one row per trained item that ``logits`` reads by ``per_item``; an export stores them with the items.
+    #: Buffers with one row per trained item that ``logits`` reads by ``per_item``; exports store them with the items.
     per_item_buffers: tuple[str, ...] = ()
 
     def __init__(
@@ -296,7 +296,7 @@ class MultimodalModel(BaseModel):
         return torch.where((ids < items.num_trained).unsqueeze(1), vectors, items[name].index_select(0, ids))
 
     def per_item(self, name: str, ids: Tensor) -> Tensor:
-        """Return the rows of a buffer with one row per trained item, named in ``per_item_buffers``; new items have row 0."""
+        """Return the rows of a buffer of ``per_item_buffers``; new items have row 0."""
         return self.get_buffer(name).index_select(0, self.items.trained_ids(ids))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:

@@ -59,6 +59,10 @@ class Export:
         self.items = Items(Table(self.folder, entry["table"]), known, ids.get("item_id"), entry["max_len"])
         self.target, self.history = entry["target"], entry["history"]
         self.context = [ContextField.of(self.folder, f, ids.get(f["name"])) for f in self.manifest["context"]]
+        self._projections = {
+            name: (p["start"], np.load(self.folder / p["file"], allow_pickle=False), p["norm"], p["scale"])
+            for name, p in entry.get("projections", {}).items()
+        }
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -178,6 +182,36 @@ class Export:
         inputs["history"] = np.tile(np.arange(len(numbers), dtype=np.int64) + 1, count)
         inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
         return self._run("rows", inputs)[0].reshape(-1)
+
+    def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
+        """Return rows of the item table ``(M, D)`` for items that it does not hold, by their embeddings alone.
+
+        All other fields, the id among them, are those of an item that training has not seen.
+
+        Parameters
+        ----------
+        items : sequence of mapping
+            Field name to its embedding, as it is in the item files.
+
+        Raises
+        ------
+        ServingError
+            A field that is no embedding of the model, or of another dim.
+        """
+        rows = np.repeat(self.items.table.rows(np.zeros(1, dtype=np.int64)), len(items), axis=0)
+        for row, embeddings in zip(rows, items, strict=True):
+            for name, values in embeddings.items():
+                if name not in self._projections:
+                    known = ", ".join(self._projections) or "there are none"
+                    raise ServingError(f"new_items: '{name}' is no embedding that can be given ({known})")
+                start, weight, norm, scale = self._projections[name]
+                vector = np.asarray(values, dtype=np.float32)
+                if vector.shape != (weight.shape[1],) or not np.isfinite(vector).all():
+                    raise ServingError(f"new_items: '{name}' is not {weight.shape[1]} finite numbers")
+                if norm == "l2":
+                    vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+                row[start : start + weight.shape[0]] = weight @ (vector * scale)
+        return rows
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

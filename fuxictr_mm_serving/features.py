@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class ContextField:
         flat, offsets = _lists(column, what)
         ids, length, pre = self._numbers(flat, what), self.spec["max_len"], self.spec.get("padding") == "pre"
         padded = np.zeros((len(offsets) - 1, length), dtype=np.int64)
-        for row, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for row, (start, stop) in enumerate(pairwise(offsets)):
             kept = ids[start:stop][-length:] if pre else ids[start:stop][:length]
             if kept.size:
                 padded[row, length - kept.size if pre else 0 : length if pre else kept.size] = kept
@@ -107,6 +108,11 @@ class Items:
     ids: Ids | None
     max_len: int | None
 
+    def some(self, count: int) -> list[Any]:
+        """Return the first item ids."""
+        numbers = np.flatnonzero(self.known)[1 : count + 1]
+        return numbers.tolist() if self.ids is None else [self.ids.values[int(n) - 1].as_py() for n in numbers]
+
     def numbers(self, ids: Column, what: str) -> np.ndarray:
         """Return the number of each item ``(M,)``; ``UNKNOWN`` for one that the export does not hold."""
         if self.ids is not None:
@@ -126,8 +132,10 @@ class Items:
         if strict and (unknown := np.flatnonzero(numbers == UNKNOWN)).size:
             value = flat[int(unknown[0])]
             value = value.as_py() if isinstance(value, pa.Scalar) else value
-            raise ServingError(f"{what}: row {int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
-                               f"{value!r}, which is not in the item files")
+            raise ServingError(
+                f"{what}: row {int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
+                f"{value!r}, which is not in the item files"
+            )
         kept = np.flatnonzero(numbers > 0)
         ends = np.searchsorted(kept, offsets)
         lengths = np.diff(ends)

@@ -108,8 +108,10 @@ def as_integer(value: Any, what: str) -> int:
     ServingError
         It is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or (
-        isinstance(value, float) and not value.is_integer()
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (isinstance(value, float) and not value.is_integer())
     ):
         raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers")
     try:

@@ -151,5 +151,7 @@ class DIN_MM(DNNModel):
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
         context, *parts = state
-        interest = parts[0].expand_as(candidates) if self.attention is None else self.attention.attend(candidates, *parts)
+        interest = (
+            parts[0].expand_as(candidates) if self.attention is None else self.attention.attend(candidates, *parts)
+        )
         return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
-    parser.add_argument("--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)")
+    parser.add_argument(
+        "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 
@@ -237,7 +239,9 @@ def _reason(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if "torch" not in Path(frame.filename).parts and Path(frame.filename).name not in ("export.py", "graphs.py")
     ]
-    return f"{text} (at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else text
+    return (
+        f"{text} (at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else text
+    )
 
 
 @contextmanager
@@ -309,11 +313,32 @@ def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision:
 
     np.save(folder / "known.npy", model.items.known.numpy())
     manifest["items"]["table"] = write_table(items, model.items.num_items, folder, "items", precision)
+    manifest["items"]["projections"] = _write_projections(model, folder)
     layers = context_tables(model)
     for entry in manifest["context"]:
         if entry["name"] in layers:
             layer, file = layers[entry["name"]], f"context_{entry['name']}"
             entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
+
+
+def _write_projections(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of frozen embeddings, by which an item that the export does not hold can be scored.
+
+    Left out: embeddings with an encoder of their own, and norms that need statistics of all items.
+    """
+    import numpy as np
+    from torch import nn
+
+    found, start = {}, 0
+    for name in model.item_fields:
+        spec = model.feature_map.features[name]
+        layer = model.embedding_layer.embedding_layer.feature_encoders[name] if spec["type"] == "embedding" else None
+        if isinstance(layer, nn.Linear) and layer.bias is None and spec.get("norm") in (None, "l2"):
+            file = f"project_{name}.npy"
+            np.save(folder / file, layer.weight.detach().numpy())
+            found[name] = {"file": file, "start": start, "norm": spec.get("norm"), "scale": spec.get("scale") or 1.0}
+        start += model.field_dims[name]
+    return found
 
 
 def write_table(
@@ -334,7 +359,9 @@ def write_table(
             stop = min(start + CHUNK, num_rows)
             rows = rows_of(torch.arange(start, stop)).float().numpy()
             if table is None:
-                table = open_memmap(folder / entry["file"], "w+", dtype=kinds[precision], shape=(num_rows, rows.shape[1]))
+                table = open_memmap(
+                    folder / entry["file"], "w+", dtype=kinds[precision], shape=(num_rows, rows.shape[1])
+                )
             if precision == "int8-tables":
                 rows, scales[start:stop] = quantize(rows)
             table[start:stop] = rows
@@ -399,8 +426,8 @@ def _compare(
     largest = float(np.max([report["largest_difference"], report["largest_difference_folded"]]))  # also NaN
     if not largest <= tolerance:
         raise UserError(
-            f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, expected "
-            f"{tolerance:g} or less (--tolerance); nothing is written"
+            f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, "
+            f"expected {tolerance:g} or less (--tolerance); nothing is written"
         )
     return report
 
