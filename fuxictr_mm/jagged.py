@@ -75,6 +75,11 @@ class Jagged:
         return self.offsets.diff()
 
     @cached_property
+    def longest(self) -> int:
+        """Entries of the longest row; in an export the size of an input, which the graph sets."""
+        return int(self.lengths.max()) if self.num_rows else 0
+
+    @cached_property
     def rows(self) -> Tensor:
         """``(N,)`` row index of every entry."""
         if is_exporting():  # the number of rows that end at or before each entry
@@ -135,7 +140,7 @@ class Jagged:
             ``(B, L)`` bool, True for a real entry.
         """
         if length is None:
-            length = int(self.lengths.max()) if self.num_rows else 0
+            length = self.longest
         from_end = self.offsets[1:].index_select(0, self.rows) - torch.arange(
             self.num_values, device=self.offsets.device
         )

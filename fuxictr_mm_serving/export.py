@@ -134,6 +134,7 @@ class Export:
             "target": places[1 : 1 + len(target)],
             "history": places[1 + len(target) :],
             "offsets": offsets,
+            "steps": np.zeros(max(int(np.diff(offsets).max(initial=0)), 1), dtype=np.float32),
         }
         return self._run("rows", inputs)[0].reshape(-1)
 
@@ -181,6 +182,7 @@ class Export:
         inputs["target"] = np.arange(count, dtype=np.int64) + 1 + len(numbers)
         inputs["history"] = np.tile(np.arange(len(numbers), dtype=np.int64) + 1, count)
         inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
+        inputs["steps"] = np.zeros(max(len(numbers), 1), dtype=np.float32)
         return self._run("rows", inputs)[0].reshape(-1)
 
     def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:

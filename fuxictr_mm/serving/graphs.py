@@ -19,7 +19,7 @@ from fuxictr_mm.model import Embedded, MultimodalModel
 
 
 class RowsGraph(nn.Module):
-    """Scores rows: ``(items, target, history, offsets, context) -> (B, 1)`` predictions.
+    """Scores rows: ``(items, target, history, offsets, steps, context) -> (B, 1)`` predictions.
 
     Parameters
     ----------
@@ -33,12 +33,19 @@ class RowsGraph(nn.Module):
         self.dims = [model.item_dim, *(model.get_buffer(name).shape[1] for name in model.per_item_buffers)]
         self._rows: Tensor | None = None
         self._context: Tensor | None = None
+        self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed = self._embed  # type: ignore[method-assign]
         model.per_item = self._per_item  # type: ignore[method-assign]
 
     def forward(
-        self, items: Tensor, target: Tensor, history: Tensor, offsets: Tensor, context: Sequence[Tensor]
+        self,
+        items: Tensor,
+        target: Tensor,
+        history: Tensor,
+        offsets: Tensor,
+        steps: Tensor,
+        context: Sequence[Tensor],
     ) -> Tensor:
         """Return predictions ``(B, 1)``.
 
@@ -50,9 +57,12 @@ class RowsGraph(nn.Module):
             ``(B,)`` and ``(N,)`` rows of ``items``.
         offsets : Tensor
             ``(B + 1,)``.
+        steps : Tensor
+            ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
         context : sequence of Tensor
             Context fields as ``embed_context`` takes them.
         """
+        self._longest = steps.shape[0]
         self._rows, self._context = items, embed_context(self.model, context, target.shape[0])
         logits = self.model.logits(Batch({}, target, Jagged(history, offsets)))
         self._rows = self._context = None
@@ -63,6 +73,7 @@ class RowsGraph(nn.Module):
         assert self._context is not None
         items = self._rows[:, : self.dims[0]]
         history = Jagged(items, batch.history.offsets, batch.history.values)
+        history.__dict__["longest"] = self._longest  # otherwise computed from the data
         return Embedded(self._context, items.index_select(0, batch.target), history)
 
     def _per_item(self, name: str, ids: Tensor) -> Tensor:
@@ -179,9 +190,15 @@ def rows_example(model: MultimodalModel) -> Traced:
     items, target = torch.rand(11, sum(graph.dims)), torch.arange(num_rows) + 1
     history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
     rows, values, distinct = _dim("rows"), _dim("values"), _dim("items")
-    shapes = ({0: distinct}, {0: rows}, {0: values}, {0: rows + 1}, [{0: rows} for _ in context])
-    names = ["items", "target", "history", "offsets", *(f"context_{name}" for name in model.context_fields)]
-    return Traced(graph, (items, target, history, offsets, context), names, shapes, ["prediction"])
+    shapes = ({0: distinct}, {0: rows}, {0: values}, {0: rows + 1}, {0: _dim("steps")}, [{0: rows} for _ in context])
+    names = ["items", "target", "history", "offsets", "steps", *(f"context_{name}" for name in model.context_fields)]
+    return Traced(
+        graph,
+        (items, target, history, offsets, torch.zeros(int(lengths.max())), context),
+        names,
+        shapes,
+        ["prediction"],
+    )
 
 
 def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
