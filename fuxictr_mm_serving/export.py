@@ -101,9 +101,13 @@ class Export:
         def what(name: str) -> str:
             return f"{where}: {name}" if where else name
 
-        target = self.items.numbers(columns[self.target], what(self.target))
+        column = columns[self.target]
+        if isinstance(column, pa.Array) and column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise ServingError(f"{what(self.target)}: row {row} is null, expected an item")
+        target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target == UNKNOWN)).size:
-            value = columns[self.target][int(unknown[0])]
+            value = column[int(unknown[0])]
             value = value.as_py() if isinstance(value, pa.Scalar) else value
             raise ServingError(
                 f"{what(self.target)}: row {int(unknown[0])} holds the item {value!r}, which is not in the item files"
