@@ -211,7 +211,8 @@ class Export:
                     known = ", ".join(self._projections) or "there are none"
                     raise ServingError(f"new_items: '{name}' is no embedding that can be given ({known})")
                 start, weight, norm, scale = self._projections[name]
-                vector = np.asarray(values, dtype=np.float32)
+                with np.errstate(over="ignore"):
+                    vector = np.asarray(values, dtype=np.float32)
                 if vector.shape != (weight.shape[1],) or not np.isfinite(vector).all():
                     raise ServingError(f"new_items: '{name}' is not {weight.shape[1]} finite numbers")
                 if norm == "l2":
