@@ -210,7 +210,8 @@ class Server:
     def __init__(self, folder, *options):
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         command = [sys.executable, "-m", "fuxictr_mm_serving", str(folder), "--port", str(port), *options]
-        self.log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop the server
+        # A pipe that nobody reads would stop the server.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=self.log)
         for _ in range(300):
             time.sleep(0.1)
