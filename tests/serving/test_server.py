@@ -259,7 +259,7 @@ def test_another_export_under_load(exported, weights_of, tmp_path):
         expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
         for thread in threads:
             thread.start()
-        export(experiment, folder, weights=weights, overwrite=True)
+        export(experiment, folder, weights=weights, overwrite=True, tolerance=1e-3)
         for _ in range(100):
             time.sleep(0.1)
             if server.get("/ready")["model"] == "DIN":
@@ -273,7 +273,7 @@ def test_another_export_under_load(exported, weights_of, tmp_path):
         assert {answer["version"] for answer in answers} == expected.keys()
         assert len(expected) == 2
         for answer in answers:
-            np.testing.assert_allclose(answer["scores"], expected[answer["version"]], atol=1e-6)
+            np.testing.assert_allclose(answer["scores"], expected[answer["version"]], atol=1e-4)
     finally:
         server.stop()
 
