@@ -26,6 +26,9 @@ COMMANDS = {
     ),
     "diagnose": ("fuxictr_mm.diagnosis.diagnose", "find what a trained model uses, ignores and gets wrong"),
     "export-hub": ("fuxictr_mm.hub", "write a trained experiment as a folder for the Hugging Face hub"),
+    "export": ("fuxictr_mm.serving.export", "write a trained experiment as ONNX graphs and tables"),
+    "score": ("fuxictr_mm.serving.score", "score a file of any size from an export, without torch"),
+    "serve": ("fuxictr_mm.serving.serve", "answer HTTP requests from an export"),
     "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
     "compare": ("fuxictr_mm.evaluation.compare", "test whether a difference between experiments is significant"),
     "report": ("fuxictr_mm.report.page", "write one HTML page that compares runs"),
@@ -41,6 +44,7 @@ GROUPS = {
     "data and items": ("prepare", "synth", "check-data", "embed"),
     "experiments": ("list", "plan", "runs", "compare", "diagnose", "influence", "report", "autopilot"),
     "files for others": ("check-submission", "export-hub"),
+    "production": ("export", "score", "serve"),
     "this command line": ("completion",),
 }
 

@@ -61,6 +61,37 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
             raise OSError(errno.ENOSPC if full else 0, reason) from error
 
 
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write(folder)`` fill a temporary folder, then rename it, so that ``out`` is complete or as it was.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be written or the disk is full.
+    """
+    out = out.absolute()
+    beside: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        new, old = beside / "new", beside / "old"
+        new.mkdir()
+        write(new)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside)
+
+
 def check_outputs(
     outputs: Iterable[str | os.PathLike[str] | None],
     inputs: Iterable[str | os.PathLike[str] | None],

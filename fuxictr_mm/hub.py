@@ -6,16 +6,14 @@ import argparse
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import dump_yaml
+from fuxictr_mm.files import dump_yaml, write_folder
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
             dataset.vocabularies.save(folder / VOCABULARY)
         (folder / HUB_CARD).write_text(model_card(config, experiment.config.description), encoding="utf-8")
 
-    _write_folder(out, write)
+    write_folder(out, write)
 
 
 def describe_experiment(experiment: Experiment, result: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -205,28 +203,3 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
     if not overwrite:
         raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
-
-
-def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write(folder)`` fill a temporary folder, then rename it."""
-    out = out.absolute()
-    beside: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        new, old = beside / "new", beside / "old"
-        new.mkdir()
-        write(new)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside)

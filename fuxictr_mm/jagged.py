@@ -24,6 +24,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces the model: operations without an ONNX counterpart take their slower form."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
 @dataclass(frozen=True, eq=False)
 class Jagged:
     """Rows of entries, of different lengths.
@@ -72,8 +77,18 @@ class Jagged:
         return self.offsets.diff()
 
     @cached_property
+    def longest(self) -> int:
+        """Entries of the longest row; in an export the size of an input, which the graph sets."""
+        return int(self.lengths.max()) if self.num_rows else 0
+
+    @cached_property
     def rows(self) -> Tensor:
         """``(N,)`` row index of every entry."""
+        if is_exporting():  # the number of rows that end at or before each entry
+            ends = self.offsets.new_zeros(self.num_values + 1).index_add(
+                0, self.offsets[1:], torch.ones_like(self.offsets[1:])
+            )
+            return ends.cumsum(0)[:-1]
         batch = torch.arange(self.num_rows, device=self.offsets.device)
         return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)
 
@@ -127,7 +142,7 @@ class Jagged:
             ``(B, L)`` bool, True for a real entry.
         """
         if length is None:
-            length = int(self.lengths.max()) if self.num_rows else 0
+            length = self.longest
         from_end = self.offsets[1:].index_select(0, self.rows) - torch.arange(
             self.num_values, device=self.offsets.device
         )
@@ -187,6 +202,10 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     if index is None:
         index = torch.arange(history.num_values, device=entries.device)
     num_heads = 1 if weights.dim() == 1 else weights.shape[1]
+    if is_exporting():
+        heads = weights.to(dtype).view(-1, num_heads).unbind(1)
+        pooled = [history.with_values(history.values * head_N.unsqueeze(1)).sum() for head_N in heads]
+        return pooled[0] if weights.dim() == 1 else torch.stack(pooled, dim=1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
     pooled_HBD = F.embedding_bag(

@@ -110,6 +110,8 @@ class MultimodalModel(BaseModel):
     batch_view: str = "jagged"
     #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
     same_dims: bool = False
+    #: Buffers with one row per trained item that ``logits`` reads by ``per_item``; exports store them with the items.
+    per_item_buffers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -379,6 +381,30 @@ class MultimodalModel(BaseModel):
         if items.num_trained == items.num_items:
             return vectors
         return torch.where((ids < items.num_trained).unsqueeze(1), vectors, items[name].index_select(0, ids))
+
+    def per_item(self, name: str, ids: Tensor) -> Tensor:
+        """Return the rows of a buffer of ``per_item_buffers``; new items have row 0."""
+        return self.get_buffer(name).index_select(0, self.items.trained_ids(ids))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return everything that serving computes once per user, free of the candidate.
+
+        Optional: without this method and ``score_candidates``, an exported model scores each candidate as a row.
+
+        Parameters
+        ----------
+        context : Tensor
+            ``(1, C)``.
+        history : Tensor
+            ``(L, D)``, oldest first; L may be 0.
+        ids : Tensor
+            ``(L,)``, for ``per_item``.
+        """
+        raise NotImplementedError
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)`` of candidates ``(M, D)`` for the user of a ``user_state``."""
+        raise NotImplementedError
 
     def embed_context(self, batch: Batch) -> Tensor:
         """Return the concatenated context fields ``(B, C)``."""

@@ -90,5 +90,5 @@ class BST(DNNModel):
         kept = last.unsqueeze(1) - torch.arange(self.num_outputs, device=last.device)
         kept = kept.masked_fill(kept < tokens.offsets[:-1].unsqueeze(1), -1)
         nothing = encoded.new_zeros(1, encoded.shape[1])
-        outputs = torch.cat([nothing, encoded]).index_select(0, kept.flatten() + 1).view(len(batch), -1)
+        outputs = torch.cat([nothing, encoded]).index_select(0, kept.flatten() + 1).unflatten(0, kept.shape).flatten(1)
         return self.dnn(torch.cat([e.context, outputs], dim=-1))

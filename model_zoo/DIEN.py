@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import is_exporting
 from fuxictr_mm.layers import AUGRU, Jagged
-from fuxictr_mm.layers.recurrent import Steps
+from fuxictr_mm.layers.recurrent import Steps, padded_steps, scan_gru
 from fuxictr_mm.model import DNNModel
 
 
@@ -71,6 +72,8 @@ class DIEN(DNNModel):
 
     def interest(self, target: Tensor, history: Jagged) -> Tensor:
         """Return the evolved interest ``(B, D)``; zero for an empty history."""
+        if is_exporting():
+            return self._scanned_interest(target, history)
         interest = torch.zeros_like(target)
         self.auxiliary_loss = None
         if history.num_values == 0:
@@ -85,6 +88,34 @@ class DIEN(DNNModel):
             self.auxiliary_loss = next_item_loss(states, history.values, history.distinct.index_select(0, drawn))
         last = self.evolution(packed_states, steps.pack(weights))
         return interest.index_copy(0, steps.rows, last.to(interest.dtype))
+
+    def _scanned_interest(self, target: Tensor, history: Jagged) -> Tensor:
+        """Return ``interest`` by loops over padded rows, which have an ONNX counterpart."""
+        index_TB, place = padded_steps(history)
+
+        def pad(values: Tensor) -> Tensor:
+            padding = values.new_zeros(1, *values.shape[1:])
+            return torch.cat([values, padding]).index_select(0, index_TB.flatten()).unflatten(0, index_TB.shape)
+
+        states_TBD = scan_gru(self.extractor, pad(history.values))
+        states = states_TBD.flatten(0, 1).index_select(0, place)
+        scores = (self.attention(target).index_select(0, history.rows) * states).sum(dim=-1)
+        return self.evolution.scan(states_TBD, pad(history.with_values(scores).softmax().values))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context and the states after each item."""
+        # A loop has one step or more; the last one, of padding, is left out.
+        padded = torch.cat([history, history.new_zeros(1, history.shape[1])]).unsqueeze(1)
+        return context, scan_gru(self.extractor, padded).squeeze(1)[:-1]
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, states = state
+        weights_ML = (self.attention(candidates) @ states.t()).softmax(dim=1)
+        steps = torch.cat([states, states.new_zeros(1, states.shape[1])]).unsqueeze(1)
+        weights_TM = torch.cat([weights_ML.t(), weights_ML.new_zeros(1, candidates.shape[0])])
+        interest = self.evolution.scan(steps, weights_TM)
+        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the auxiliary loss."""

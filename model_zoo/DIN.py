@@ -74,3 +74,13 @@ class DIN(DNNModel):
         e = self.embed(batch)
         interest = self.attention_layers(e.target, e.history)
         return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, history and its part of the attention."""
+        return context, history, self.attention_layers.keys(history)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, history, keys = state
+        interest = self.attention_layers.attend(candidates, history, keys)
+        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

@@ -130,9 +130,28 @@ class DIN_MM(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        fields = torch.cat([e.context, e.target, self.pool(e)], dim=-1)
-        fields = self.senet(fields.view(len(batch), -1, self.embedding_dim))
+        return self.head(torch.cat([e.context, e.target, self.pool(e)], dim=-1))
+
+    def head(self, fields: Tensor) -> Tensor:
+        """Return the logits ``(B, 1)`` of the concatenated fields ``(B, F E)``."""
+        fields = self.senet(fields.unflatten(1, (-1, self.embedding_dim)))
         parts = [self.cross(fields.flatten(1))]
         if self.bilinear is not None:
             parts.append(self.bilinear(fields).flatten(1))
         return self.dnn(torch.cat(parts, dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context and the part of the interest that depends on the history alone."""
+        if isinstance(self.attention, MultiHeadTargetAttention):
+            return context, *self.attention.keys_and_values(history)
+        if isinstance(self.attention, DINAttention):
+            return context, history, self.attention.keys(history)
+        return context, history.sum(dim=0, keepdim=True) / max(history.shape[0], 1)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, *parts = state
+        interest = (
+            parts[0].expand_as(candidates) if self.attention is None else self.attention.attend(candidates, *parts)
+        )
+        return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import InterestCapsules
+from fuxictr_mm.layers import InterestCapsules, Jagged
 from fuxictr_mm.model import DNNModel
 
 
@@ -46,6 +46,7 @@ class MIND(DNNModel):
     """
 
     routing_start: Tensor
+    per_item_buffers = ("routing_start",)
 
     def __init__(
         self,
@@ -68,12 +69,28 @@ class MIND(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        start_NK = self.routing_start.index_select(0, self.items.trained_ids(batch.history.values.long()))
-        capsules_BKD, present_BK = self.capsules(e.history, start_NK)
-        context_BKC = e.context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
-        interests_BKD = torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1)))
+        interests_BKD, present_BK = self._interests(e.context, e.history, batch.history.values.long())
         scores_BK = (interests_BKD * e.target.unsqueeze(1)).sum(dim=-1)
         scores_BK = scores_BK * scores_BK.abs().pow(self.attention_power - 1)
         weights_BK = scores_BK.masked_fill(~present_BK, -torch.inf).softmax(dim=1)
         interest = (weights_BK.unsqueeze(2) * interests_BKD).sum(dim=1)
         return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
+
+    def _interests(self, context: Tensor, history: Jagged, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the interests ``(B, K, D)`` of histories, and which of them each has ``(B, K)``."""
+        capsules_BKD, present_BK = self.capsules(history, self.per_item("routing_start", ids))
+        context_BKC = context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
+        return torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1))), present_BK
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, interests and which of them there are."""
+        offsets = torch.arange(2, device=ids.device) * history.shape[0]
+        return context, *self._interests(context, Jagged(history, offsets), ids)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, interests_1KD, present_1K = state
+        scores_MK = candidates @ interests_1KD.squeeze(0).t()
+        scores_MK = scores_MK * scores_MK.abs().pow(self.attention_power - 1)
+        interest = scores_MK.masked_fill(~present_1K, -torch.inf).softmax(dim=1) @ interests_1KD.squeeze(0)
+        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

@@ -80,3 +80,15 @@ class SDIM(DNNModel):
         long = self.long_attention(e.target, e.history)
         short = self.short_attention(e.target, newest(e.history, self.short_len))
         return self.dnn(torch.cat([e.context, e.target, long, short], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, history and its hashes."""
+        return context, history, self.long_attention.signatures(history)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, history, signatures = state
+        long = self.long_attention.attend(candidates, history, signatures)
+        newest_items = history[torch.arange(history.shape[0]) >= history.shape[0] - self.short_len]
+        short = self.short_attention.attend(candidates, *self.short_attention.keys_and_values(newest_items))
+        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, long, short], dim=-1))

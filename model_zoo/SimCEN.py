@@ -97,13 +97,26 @@ class SimCEN(MultimodalModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        fields = torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=-1)
-        views = self.product(fields.view(len(batch), -1, self.embedding_dim))
+        return self.head(torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=-1))
+
+    def head(self, fields: Tensor) -> Tensor:
+        """Return the logits ``(B, 1)`` of the concatenated fields ``(B, F E)``."""
+        views = self.product(fields.unflatten(1, (-1, self.embedding_dim)))
         anchor, first, second = self.layers(torch.cat([fields, *views], dim=-1)).chunk(3, dim=-1)
         through = self.dropout(anchor)
         first, second = first + through, second + through
         self.contrast = contrastive_loss(anchor, first, second, self.contrast_temperature) if self.training else None
         return self.fc(torch.cat([anchor, first, second], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, keys and values."""
+        return context, *self.attention.keys_and_values(history)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, keys, values = state
+        interest = self.attention.attend(candidates, keys, values)
+        return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the contrast."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.jagged import is_exporting
 from fuxictr_mm.layers import Jagged, StaircaseCrossNetV2, TargetTransformer
 from fuxictr_mm.layers.structured_zeros import SeenItems, Span, block_linear, input_blocks, last_items, padding_items
 from fuxictr_mm.model import MultimodalModel
@@ -135,7 +136,7 @@ class Transformer_DCN(MultimodalModel):
         seen = self.seen_items(batch.history)
         e = self.embed(replace(batch, history=seen.items))
         x = torch.cat([e.context, e.target, self.transformer_encoder(e.target, e.history, seen.slots)], dim=1)
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or is_exporting():
             return self.mlp(torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=1))
         # Most of x are slots that short histories leave empty: rows are sorted by the number of filled slots.
         order = seen.filled.argsort(descending=True)

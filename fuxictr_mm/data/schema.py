@@ -329,7 +329,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         share_embedding=column.get("share_embedding"),
         padding_idx=column.get("padding_idx", 0),
         emb_output_dim=column.get("emb_output_dim"),
-        embedded=column.get("embedded", True),
+        embedded=column.get("embedded", True) and not (has_items and column.get("history")),
         in_item_dict=column.get("in_item_dict", False),
         norm=column.get("norm"),
         scale=column.get("scale") or 1.0,
@@ -341,7 +341,6 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         has_items=has_items,
         history=column.get("history") if has_items else None,
         is_number=column.get("history") is not None and column.get("dtype") == "float",
-        embedded=not (has_items and column.get("history")),
         pretrained=column.get("pretrained"),
     )
 

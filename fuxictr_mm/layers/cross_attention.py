@@ -67,5 +67,16 @@ class CrossAttentionLayer(nn.Module):
         Tensor
             ``(B, D)``; for an empty history the attention adds nothing to the query.
         """
-        attended = self.norm(query + self.dropout(self.attention(query, history.map(self.norm))))
+        return self._output(query, self.attention(query, history.map(self.norm)))
+
+    def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the history ``(L, D)`` of one user."""
+        return self.attention.keys_and_values(self.norm(history))
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return ``forward`` of many queries ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``."""
+        return self._output(query, self.attention.attend(query, keys, values))
+
+    def _output(self, query: Tensor, interest: Tensor) -> Tensor:
+        attended = self.norm(query + self.dropout(interest))
         return attended + self.dropout(self.feed_forward(attended))

@@ -108,3 +108,17 @@ class DINAttention(nn.Module):
         if self.use_softmax:
             weights_N = history.with_values(weights_N).softmax().values
         return weighted_sum(history, weights_N)
+
+    def keys(self, history: Tensor) -> Tensor:
+        """Return the part of the first layer that depends on the history ``(L, D)`` of one user alone, ``(L, A)``."""
+        _, weight_s, weight_d, _ = self.attention_layer.mlp[0].weight.chunk(4, dim=1)
+        return F.linear(history, weight_s - weight_d)
+
+    def attend(self, target: Tensor, history: Tensor, keys: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history ``(L, D)`` with its ``keys``, ``(M, D)``."""
+        first_layer = self.attention_layer.mlp[0]
+        weight_t, _, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
+        target_MA = F.linear(target, weight_t + weight_d, first_layer.bias)
+        hidden_MLA = (target.unsqueeze(1) * history) @ weight_p.t() + keys + target_MA.unsqueeze(1)
+        weights_ML = self.attention_layer.mlp[1:](hidden_MLA.flatten(0, 1)).view(target.shape[0], history.shape[0])
+        return (weights_ML.softmax(dim=1) if self.use_softmax else weights_ML) @ history

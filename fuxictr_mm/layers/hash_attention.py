@@ -78,3 +78,8 @@ class HashAttention(nn.Module):
         collides_NG = history.map(self.signatures).values == of_target_NG
         pooled_BGD = weighted_sum(history, collides_NG.to(history.distinct.dtype))
         return F.normalize(pooled_BGD, dim=-1).mean(dim=1)
+
+    def attend(self, target: Tensor, history: Tensor, signatures: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history ``(L, D)`` with its hashes, ``(M, D)``."""
+        collides_MGL = self.signatures(target).unsqueeze(2) == signatures.t()
+        return F.normalize(collides_MGL.to(history.dtype) @ history, dim=-1).mean(dim=1)

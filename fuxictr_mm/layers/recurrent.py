@@ -6,13 +6,15 @@ E dim of the state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.jagged import Jagged, is_exporting
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,71 @@ class AUGRU(nn.Module):
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
             state = (1 - update) * state + update * candidate
         return torch.cat([state, *reversed(ended)])
+
+    def scan(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """Return the last states ``(B, E)`` of padded rows, as one loop that an export keeps.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            ``(T, B, D)``, or ``(T, 1, D)`` where all rows share them; T is 1 or more.
+        weights : Tensor
+            ``(T, B)``, 0 at padding.
+        """
+
+        def step(state: Tensor, gates_and_weight: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            gates, weight = gates_and_weight
+            update, reset, new = gates.chunk(3, dim=1)
+            update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
+            update = weight.unsqueeze(1) * torch.sigmoid(update + update_state)
+            state = (1 - update) * state + update * torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
+            return state, state.clone()
+
+        gates_T = self.input_map(inputs)
+        start = gates_T.new_zeros(weights.shape[1], gates_T.shape[2] // 3)
+        return _scan(step, start, (gates_T, weights))[1][-1]
+
+
+def scan_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
+    """Return the states ``(T, B, E)`` of a GRU of one layer over padded rows ``(T, B, D)``, T of 1 or more."""
+    weight, bias = gru.weight_hh_l0, gru.bias_hh_l0  # torch takes no module of this kind into a loop
+
+    def step(state: Tensor, gates: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+        reset, update, new = gates[0].chunk(3, dim=1)
+        reset_state, update_state, new_state = F.linear(state, weight, bias).chunk(3, dim=1)
+        candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
+        gate = torch.sigmoid(update + update_state)
+        state = (1 - gate) * candidate + gate * state
+        return state, state.clone()
+
+    gates_T = F.linear(inputs, gru.weight_ih_l0, gru.bias_ih_l0)
+    return _scan(step, gates_T.new_zeros(inputs.shape[1], gru.hidden_size), (gates_T,))[1]
+
+
+def padded_steps(history: Jagged) -> tuple[Tensor, Tensor]:
+    """Return the entry at each step of each row ``(T, B)``, N at padding, and the place of each entry in it ``(N,)``.
+
+    Examples
+    --------
+    >>> index, place = padded_steps(Jagged(torch.arange(3), torch.tensor([0, 2, 3])))
+    >>> index.tolist(), place.tolist()
+    ([[0, 2], [1, 3]], [0, 2, 1])
+    """
+    steps = torch.arange(history.longest, device=history.offsets.device).unsqueeze(1)
+    index = torch.where(steps < history.lengths, history.offsets[:-1] + steps, history.num_values)
+    return index, history.positions * history.num_rows + history.rows
+
+
+def _scan(
+    step: Callable[..., tuple[Tensor, Tensor]], start: Tensor, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the last state and all states ``(T, ..)``; in an export by torch's operator, which is not public yet."""
+    if is_exporting():
+        from torch._higher_order_ops.scan import scan
+
+        return scan(step, start, tuple(x.clone() for x in inputs), dim=0)  # it takes no views
+    states = []
+    for one in zip(*inputs, strict=True):
+        start, output = step(start, one)
+        states.append(output)
+    return start, torch.stack(states)

@@ -314,7 +314,9 @@ def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool)
     slot = torch.arange(num_slots, device=lengths.device)
     slots = first.unsqueeze(1) + (max_len - num_slots + slot if every else torch.zeros_like(slot))
     slots = torch.where(full.unsqueeze(1), first.unsqueeze(1), slots)
-    is_filled = torch.where(full.unsqueeze(1), slot == num_slots - 1, slot < num_slots - lengths.unsqueeze(1))
+    # Of booleans, ONNX Runtime has no torch.where.
+    newest_only = full.unsqueeze(1) & (slot == num_slots - 1)
+    is_filled = newest_only | (~full.unsqueeze(1) & (slot < num_slots - lengths.unsqueeze(1)))
     filled = torch.where(full, num_slots, (num_slots - lengths).clamp(min=0))
     return SeenItems(items, slots.masked_fill(~is_filled, -1), filled, range(num_slots))
 
@@ -322,4 +324,4 @@ def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool)
 def _rows_of(lengths: Tensor, like: Tensor) -> Jagged:
     """Return rows of these lengths, all id 0."""
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return Jagged(like.new_zeros(int(offsets[-1])), offsets)
+    return Jagged(like.new_zeros(offsets[-1].item()), offsets)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.jagged import Jagged, weighted_sum
+from fuxictr_mm.jagged import Jagged, is_exporting, weighted_sum
 
 
 class MultiHeadTargetAttention(nn.Module):
@@ -120,9 +120,10 @@ class MultiHeadTargetAttention(nn.Module):
         return (pooled, weights) if return_weights else pooled
 
     def _weights(self, target: Tensor, history: Jagged) -> Jagged:
-        if self.use_qkvo and self.num_heads == 1 and history.num_rows <= history.distinct.shape[0]:
+        few_rows = is_exporting() or history.num_rows <= history.distinct.shape[0]  # sizes of an export vary
+        if self.use_qkvo and self.num_heads == 1 and few_rows:
             # multi_dot chooses the cheaper order: two products per row, or one with the product of both weights.
-            query_BD = torch.linalg.multi_dot([target, self.W_q.weight.t(), self.W_k.weight])
+            query_BD = _products([target, self.W_q.weight.t(), self.W_k.weight])
             product_ND = (query_BD / self.scale).index_select(0, history.rows) * history.values
             scores = history.with_values(product_ND.sum(dim=-1, keepdim=True))
             return scores.map(torch.relu) if self.sparse else scores.softmax()
@@ -142,7 +143,26 @@ class MultiHeadTargetAttention(nn.Module):
             return torch.cat(heads, dim=1)
         if self.num_heads == 1:
             pooled_BD = weighted_sum(history, weights_NH.squeeze(1))
-            return torch.linalg.multi_dot([pooled_BD, self.W_v.weight.t(), self.W_o.weight.t()])
+            return _products([pooled_BD, self.W_v.weight.t(), self.W_o.weight.t()])
         pooled_BHD = weighted_sum(history, weights_NH)
         value_HKD = self.W_v.weight.unflatten(0, (self.num_heads, self.head_dim))
         return self.W_o(torch.einsum("bhd,hkd->bhk", pooled_BHD, value_HKD).flatten(1))
+
+    def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys ``(H, K, L)`` and values ``(H, L, K)`` of the history ``(L, D)`` of one user."""
+        keys, values = (self.W_k(history), self.W_v(history)) if self.use_qkvo else (history, history)
+        heads = (self.num_heads, self.head_dim)
+        return keys.unflatten(1, heads).permute(1, 2, 0), values.unflatten(1, heads).transpose(0, 1)
+
+    def attend(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``."""
+        query_MA = (self.W_q(target) if self.use_qkvo else target) / self.scale
+        scores_HML = query_MA.unflatten(1, (self.num_heads, self.head_dim)).transpose(0, 1) @ keys
+        weights_HML = torch.relu(scores_HML) if self.sparse else scores_HML.softmax(dim=-1)
+        pooled_MA = (weights_HML @ values).transpose(0, 1).flatten(1)
+        return self.W_o(pooled_MA) if self.use_qkvo else pooled_MA
+
+
+def _products(matrices: list[Tensor]) -> Tensor:
+    """Return ``multi_dot``; it chooses the order by sizes, which vary in an export."""
+    return matrices[0] @ matrices[1] @ matrices[2] if is_exporting() else torch.linalg.multi_dot(matrices)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.jagged import Jagged, is_exporting
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Buckets:
         ([torch.Size([2, 2]), torch.Size([1, 7])], [0, 1, 3, 4, 5, 6, 7, 8, 9, 2])
         """
         lengths = offsets.diff()
+        if is_exporting():  # one bucket: their number depends on the data
+            positions = torch.arange(lengths.max().item(), device=offsets.device)  # type: ignore[arg-type]
+            mask = positions < lengths.unsqueeze(1)
+            padded = torch.where(mask, offsets[:-1].unsqueeze(1) + positions, offsets[:-1].unsqueeze(1))
+            return cls([padded], [mask], mask.flatten().nonzero().squeeze(1))
         bucket = torch.bucketize(lengths, torch.tensor(limits, device=offsets.device))
         tokens, masks = [], []
         for number in range(len(limits) + 1):
@@ -66,7 +71,7 @@ class Buckets:
         It is called for each bucket and returns ``(R, L, V)``; the results ``(N, V)`` are in the order of the values.
         """
         parts = [
-            function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask)[mask]
+            _real(function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask), mask)
             for token, mask in zip(self.tokens, self.masks, strict=True)
         ]
         return torch.cat(parts or [values[:0]]).index_select(0, self.inverse)
@@ -184,6 +189,11 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         scores_RHLL = scores_RHLL.masked_fill(~mask_RL[:, None, None], -torch.inf)
         weights_RHLL = self.attention_dropout(torch.softmax(scores_RHLL, dim=-1))
         return (weights_RHLL.to(value_RHLE.dtype) @ value_RHLE).transpose(1, 2).flatten(2)
+
+
+def _real(padded_RLW: Tensor, mask_RL: Tensor) -> Tensor:
+    """Return the tokens of a bucket; all positions in an export, whose ``inverse`` leaves the padding out."""
+    return padded_RLW.flatten(0, 1) if is_exporting() else padded_RLW[mask_RL]
 
 
 class TargetTransformer(nn.Module):

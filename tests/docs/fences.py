@@ -13,7 +13,7 @@ PAGES = sorted(
 )
 
 #: A fence without a language is one of commands if its first line begins with one of these.
-PROGRAMS = ("python", "fuxictr-mm", "torchrun", "make", "pip", "mv", "cp", "tensorboard", "eval", "export")
+PROGRAMS = ("python", "fuxictr-mm", "torchrun", "make", "pip", "mv", "cp", "tensorboard", "eval", "export", "curl")
 SHELLS = ("bash", "sh", "console")
 
 _FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", flags=re.M | re.S)

@@ -7,12 +7,16 @@ nowhere but on a user's machine.
 
 import argparse
 import logging
+import os
 import re
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,17 @@ SYNTH = " --users 300 --items 300 --train-rows 300 --valid-rows 100 --test-rows 
 
 #: Rows of the files of tiny_mm that are kept.
 ROWS = {"train": 300, "valid": 200, "test": 200, "test_labelled": 200}
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+#: Port of the server of a page.
+PORT = free_port()
 
 #: What makes a command small: patterns in the text of a fence and what takes their place, in this order.
 SMALL = [
@@ -69,11 +84,15 @@ SMALL = [
     (r"(fuxictr-mm autopilot [^#\n]*--budget) 20m", r"\1 1s"),
     (r"data/mine/", "data/tiny_mm/"),
     (r"--config din --expid \w+", "--config grid --expid {trial}"),
+    (r"localhost:8000", f"localhost:{PORT}"),
+    (r"(fuxictr-mm serve (?:(?!--port)[^#\n])*)$", rf"\1 --port {PORT}"),
+    (r"--port 9000 --workers 2", f"--port {free_port()}"),
 ]
 
 #: Commands that are not run, by what they begin with, and why not; they are checked as far as it says.
 NOT_RUN = {
     r"^make ": "sets up an environment of its own; the target has to be in the Makefile",
+    r"^fuxictr-mm-serve ": "installs as a program; the same as fuxictr-mm serve",
     r"^pip install": "changes the environment; the extra has to be in pyproject.toml",
     r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
@@ -181,6 +200,10 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
             inner.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
             script = Path(words[0]) if Path(words[0]).is_file() else ROOT / words[0]  # one that the page shows
             runpy.run_path(str(script), run_name="__main__")
+        elif program == "fuxictr-mm" and words[0] == "serve":
+            serve(words)
+        elif program == "curl":
+            subprocess.run([program, "--fail", *words], check=True, capture_output=True)
         elif program == "fuxictr-mm":
             inner.setattr(sys, "argv", [program, *words])
             cli.main()
@@ -202,6 +225,36 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
                     signal.signal(number, handler)
         else:
             subprocess.run([program, *words], check=True, capture_output=True)
+
+
+#: Servers of the page that is run.
+SERVERS: list[subprocess.Popen[bytes]] = []
+
+
+def serve(words: list[str]) -> None:
+    """Start a server, which runs until the end of the page."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fuxictr_mm", *words]
+    SERVERS.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}/ready"
+    for _ in range(600):
+        assert SERVERS[-1].poll() is None, "the server has ended"
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server is not ready")
+
+
+@pytest.fixture
+def servers():
+    """End the servers of a page."""
+    yield SERVERS
+    for server in SERVERS:
+        server.terminate()
+        server.wait(30)
+    SERVERS.clear()
 
 
 def check(command: Command, patch: pytest.MonkeyPatch) -> None:
@@ -317,7 +370,7 @@ RUN: set[tuple[str, ...]] = set()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_shell, fences(page)))])
-def test_commands(page, folder, monkeypatch, capsys):
+def test_commands(page, folder, servers, monkeypatch, capsys):
     """Run the commands of a page one after the other, in one folder."""
     prepare(page)
     modules, handlers, level = set(sys.modules), logging.root.handlers[:], logging.root.level

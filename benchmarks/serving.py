@@ -1,0 +1,128 @@
+"""Latency of an exported model, without HTTP: ``python -m benchmarks.serving``.
+
+One user with a history and many candidates, on one core, at the sizes of MicroLens and weights that are not trained.
+Every line is measured side by side with the others, so that their ratios hold on a machine that is busy.
+
+- ``eager rows``: the model in torch, a row per candidate.
+- ``export, new user``: the folded graphs, nothing cached.
+- ``export, cached user``: the candidate graph alone.
+- ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import Jagged
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Settings of MicroLens' sizes, on the features of tiny_mm.
+SIZES: dict[str, dict[str, Any]] = {
+    "DIN_MM": {"embedding_dim": 64, "dnn_hidden_units": [1024, 512, 256], "batch_norm": True},
+    "QIN": {"embedding_dim": 128, "num_layers": 4, "num_row": 4, "batch_norm": True},
+    "DIN": {"embedding_dim": 64, "dnn_hidden_units": [1024, 512, 256], "attention_hidden_units": [64]},
+}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["DIN_MM", "QIN"], choices=tuple(SIZES), metavar="NAME")
+    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--history", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=100)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    print(f"{args.candidates} candidates, history of {args.history}, one core, ms")
+    print(f"{'model':8} {'':22} {'p50':>8} {'p99':>8} {'CPU':>8}")
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(cases(name, args.candidates, args.history, Path(folder)), args.repeats)
+        for case, (p50, p99, cpu) in found.items():
+            print(f"{name:8} {case:22} {p50:8.2f} {p99:8.2f} {cpu:8.2f}")
+
+
+def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return what is measured for a model."""
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.export import export
+    from fuxictr_mm_serving import Export
+
+    settings = {"model_root": str(folder / "checkpoints"), "verbose": 0, "max_len": length, **SIZES[name]}
+    experiment = Experiment.load(f"{name}_tiny", ROOT, **settings)
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset).eval()
+    model.save_weights(folder / "weights.model")
+    export(experiment, folder / "export", weights=folder / "weights.model", tolerance=1e-4)
+    exported = Export(folder / "export")
+    generator = np.random.default_rng(0)
+    history = generator.integers(1, 1001, length).tolist()
+    candidates = generator.integers(1, 1001, num_candidates).tolist()
+    context = {"likes_level": 3, "views_level": 2}
+    batch = Batch(
+        {key: torch.full((num_candidates,), value) for key, value in context.items()},
+        torch.tensor(candidates),
+        Jagged(torch.tensor(history).repeat(num_candidates), torch.arange(num_candidates + 1) * length),
+    )
+    state = exported.user_state(context, history)
+
+    def eager() -> None:
+        with torch.no_grad():
+            model(batch)
+
+    return {
+        "eager rows": eager,
+        "export, new user": lambda: exported.score_candidates(exported.user_state(context, history), candidates),
+        "export, cached user": lambda: exported.score_candidates(state, candidates),
+        "DNN alone": dnn_alone(model, num_candidates, folder) if hasattr(model, "dnn") else lambda: None,
+    }
+
+
+def dnn_alone(model: Any, num_rows: int, folder: Path) -> Callable[[], object]:
+    """Return a run of a model's DNN in ONNX Runtime."""
+    import onnxruntime
+
+    first = next(module for module in model.dnn.modules() if isinstance(module, nn.Linear))
+    rows = torch.rand(num_rows, first.in_features)
+    program = torch.onnx.export(model.dnn, (rows,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(folder / "dnn.onnx"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(folder / "dnn.onnx"), options)
+    inputs = {session.get_inputs()[0].name: rows.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Return p50, p99 and the median CPU time of each in ms; they take turns."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 3):
+        for name, run in runs.items():
+            started, used = time.perf_counter(), time.process_time()
+            run()
+            if repeat >= 3:
+                wall[name].append(time.perf_counter() - started)
+                cpu[name].append(time.process_time() - used)
+    return {
+        name: tuple(1e3 * float(x) for x in (*np.percentile(wall[name], [50, 99]), np.median(cpu[name])))  # type: ignore[misc]
+        for name in runs
+    }
+
+
+if __name__ == "__main__":
+    main()

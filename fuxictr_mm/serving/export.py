@@ -1,0 +1,458 @@
+"""``fuxictr-mm export``: a trained model as ONNX graphs and memory-mapped tables, which score without torch.
+
+Shape letters: I items, D item dim, V ids of a context field, B rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm import __version__
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.files import write_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.graphs import Traced
+
+logger = logging.getLogger(__name__)
+
+#: Largest difference to the model that an export may have, by the precision of its tables.
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2}
+
+#: Rows of a table that are computed at a time.
+CHUNK = 65536
+
+#: Validation users whose candidates are scored by the folded graphs, and candidates of each.
+FOLD_USERS, FOLD_CANDIDATES = 50, 20
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm export``."""
+    add_examples(
+        parser,
+        "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
+        "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
+    )
+    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="numbers of the tables (fp32)")
+    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument(
+        "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Write the folder."""
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.logs import set_up_logging
+
+    if not args.quiet:
+        set_up_logging()
+    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    options = {name: getattr(args, name) for name in ("weights", "precision", "tolerance", "overwrite")}
+    parity = export(experiment, args.out, **options)
+    summary = (
+        f"{args.out}: largest difference {parity['largest_difference']:.2g} over {parity['rows']} validation rows, "
+        f"AUC {parity['auc']['export']:.6f} (model: {parity['auc']['model']:.6f})"
+    )
+    show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
+
+
+def export(
+    experiment: Experiment,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    precision: str = "fp32",
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a trained experiment as a folder that scores without torch.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The trained experiment.
+    out : path
+        The folder, written atomically; only if its scores are those of the model.
+    weights : path, optional
+        Those of the experiment's newest run by default.
+    precision : {"fp32", "fp16", "int8-tables"}
+        Numbers of the tables; graphs are float32. 8-bit integers have a factor per row.
+    tolerance : float, optional
+        Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``.
+    overwrite : bool
+        Whether a folder that an earlier export wrote may be replaced.
+
+    Returns
+    -------
+    dict
+        What ``parity.json`` holds.
+
+    Raises
+    ------
+    UserError
+        A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
+        the folder exists already or cannot be written.
+    """
+    from fuxictr_mm_serving.export import MANIFEST
+
+    _check_packages()
+    _check_output(out, MANIFEST, overwrite)
+    _check_experiment(experiment)
+    checkpoint = experiment.find_weights(weights)
+    experiment.prepare_process()
+    dataset = experiment.load_dataset({"valid": True}, checkpoint)
+    model = experiment.build_model(dataset)
+    model.load_weights(checkpoint)
+    model = model.to("cpu").eval()
+    _check_model(model)
+    expected = _predict(experiment, model, dataset)
+    parity: dict[str, Any] = {}
+
+    def write(folder: Path) -> None:
+        files = _write_graphs(model, folder)
+        manifest = _describe(experiment, model, dataset, files, precision)
+        _write_tables(model, folder, manifest, precision)
+        if dataset.vocabularies or dataset.items.vocabulary is not None:
+            manifest["vocabulary"] = "vocabulary.parquet"
+            _write_vocabularies(dataset, folder / "vocabulary.parquet")
+        _write_manifest(folder, manifest)
+        parity.update(_compare(experiment, folder, expected, dataset, tolerance or TOLERANCES[precision]))
+        (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
+        _write_manifest(folder, manifest)  # now with the checksum of parity.json
+
+    write_folder(out, write)
+    return parity
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
+
+
+def _check_output(out: Path, manifest: str, overwrite: bool) -> None:
+    """Refuse a folder with other content."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / manifest).is_file():
+        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
+    if not overwrite:
+        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
+
+
+def _check_experiment(experiment: Experiment) -> None:
+    from fuxictr_mm.model import MultimodalModel
+
+    name = experiment.config.model
+    if not issubclass(experiment.model_class, MultimodalModel):
+        raise ConfigError(f"{name} is no MultimodalModel; models in FuxiCTR's batch formats cannot be exported")
+    if experiment.config.dataset.item_info is None:
+        raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
+
+
+def _check_model(model: Any) -> None:
+    for name, spec in model.computed.items():
+        if spec["computed"] == "similarity":
+            raise ConfigError(f"feature '{name}': type: similarity cannot be exported; leave it out of use_features")
+
+
+def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
+    from fuxictr_mm.training import loop
+
+    return loop.predict(model, experiment.make_loader(dataset.splits["valid"], model)).numpy()
+
+
+def _write_graphs(model: Any, folder: Path) -> dict[str, str]:
+    """Write the ONNX graphs; returns their files by name."""
+    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_example
+
+    graphs = {"rows": rows_example(copy.deepcopy(model))}
+    if has_fold(model):
+        graphs["user"], graphs["candidates"] = user_example(copy.deepcopy(model))
+    for name, traced in graphs.items():
+        started = time.perf_counter()
+        write_onnx(traced, folder / f"{name}.onnx", f"{type(model).__name__} ({name}.onnx)")
+        logger.info(f"{name}.onnx: exported in {time.perf_counter() - started:.1f} s")
+    return {name: f"{name}.onnx" for name in graphs}
+
+
+def write_onnx(traced: Traced, path: Path, what: str) -> None:
+    """Write a graph.
+
+    Raises
+    ------
+    UserError
+        torch or ONNX Runtime cannot; the message names the operation.
+    """
+    import onnxruntime
+    import torch
+
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
+            onnx_program = torch.onnx.export(
+                program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
+            )
+            assert onnx_program is not None
+            onnx_program.save(str(path), external_data=False)
+            onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # torch raises many types
+        raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the operation that stops an export, and the line of the model that has it."""
+    import traceback
+
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "torch" not in Path(frame.filename).parts and Path(frame.filename).name not in ("export.py", "graphs.py")
+    ]
+    return (
+        f"{text} (at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else text
+    )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the tracer's own messages off the terminal; an error holds what is needed."""
+    names = ("torch", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _describe(
+    experiment: Experiment, model: Any, dataset: Dataset, graphs: Mapping[str, str], precision: str
+) -> dict[str, Any]:
+    """Return the manifest, without tables and checksums."""
+    import torch
+
+    from fuxictr_mm.config import Roles
+    from fuxictr_mm_serving.export import FORMAT
+
+    roles = Roles.of(experiment.config.to_dict())
+    columns = {feature.name: feature.column for feature in dataset.features}
+    keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
+    context = []
+    for name in model.context_fields:
+        spec = model.feature_map.features[name]
+        context.append(
+            {"name": name, "column": columns.get(name, name), **{key: spec[key] for key in keys if key in spec}}
+        )
+    return {
+        "format": FORMAT,
+        "experiment": experiment.config.expid,
+        "model": type(model).__name__,
+        "dataset": experiment.config.dataset_id,
+        "task": model.task,
+        "library_version": __version__,
+        "torch_version": torch.__version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "precision": precision,
+        "graphs": dict(graphs),
+        "items": {
+            "target": roles.target,
+            "history": roles.history,
+            "max_len": experiment.config.max_len,
+            "fields": {name: model.field_dims[name] for name in model.item_fields},
+            "known": "known.npy",
+        },
+        "context": context,
+        "vocabulary": None,
+    }
+
+
+def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+    """Write the table of items and those of context fields; adds them to the manifest."""
+    import numpy as np
+    import torch
+
+    from fuxictr_mm.serving.graphs import context_tables
+
+    def items(ids: Tensor) -> Tensor:
+        return torch.cat([model.embed_items(ids), *(model.per_item(name, ids) for name in model.per_item_buffers)], 1)
+
+    np.save(folder / "known.npy", model.items.known.numpy())
+    manifest["items"]["table"] = write_table(items, model.items.num_items, folder, "items", precision)
+    manifest["items"]["projections"] = _write_projections(model, folder)
+    layers = context_tables(model)
+    for entry in manifest["context"]:
+        if entry["name"] in layers:
+            layer, file = layers[entry["name"]], f"context_{entry['name']}"
+            entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
+
+
+def _write_projections(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of frozen embeddings, by which an item that the export does not hold can be scored.
+
+    Left out: embeddings with an encoder of their own, and norms that need statistics of all items.
+    """
+    import numpy as np
+    from torch import nn
+
+    found, start = {}, 0
+    for name in model.item_fields:
+        spec = model.feature_map.features[name]
+        layer = model.embedding_layer.embedding_layer.feature_encoders[name] if spec["type"] == "embedding" else None
+        if isinstance(layer, nn.Linear) and layer.bias is None and spec.get("norm") in (None, "l2"):
+            file = f"project_{name}.npy"
+            np.save(folder / file, layer.weight.detach().numpy())
+            found[name] = {"file": file, "start": start, "norm": spec.get("norm"), "scale": spec.get("scale") or 1.0}
+        start += model.field_dims[name]
+    return found
+
+
+def write_table(
+    rows_of: Callable[[Tensor], Tensor], num_rows: int, folder: Path, name: str, precision: str
+) -> dict[str, str]:
+    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest."""
+    import numpy as np
+    import torch
+    from numpy.lib.format import open_memmap
+
+    from fuxictr_mm_serving.tables import quantize
+
+    kinds = {"fp32": np.float32, "fp16": np.float16, "int8-tables": np.int8}
+    entry, table = {"file": f"{name}.npy"}, None
+    scales = np.zeros(num_rows, dtype=np.float32)
+    with torch.no_grad():
+        for start in range(0, num_rows, CHUNK):
+            stop = min(start + CHUNK, num_rows)
+            rows = rows_of(torch.arange(start, stop)).float().numpy()
+            if table is None:
+                table = open_memmap(
+                    folder / entry["file"], "w+", dtype=kinds[precision], shape=(num_rows, rows.shape[1])
+                )
+            if precision == "int8-tables":
+                rows, scales[start:stop] = quantize(rows)
+            table[start:stop] = rows
+    assert table is not None
+    table.flush()
+    if precision == "int8-tables":
+        entry["scales"] = f"{name}_scales.npy"
+        np.save(folder / entry["scales"], scales)
+    return entry
+
+
+def _write_vocabularies(dataset: Dataset, path: Path) -> None:
+    """Write the vocabularies, with the items that are new since training."""
+    from fuxictr_mm.data.schema import ITEM_ID
+    from fuxictr_mm.data.vocabulary import Vocabularies
+
+    found = Vocabularies(dataset.vocabularies)
+    if dataset.items.vocabulary is not None:
+        found[ITEM_ID] = dataset.items.vocabulary
+    found.save(path)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    from fuxictr_mm_serving.export import MANIFEST, checksum
+
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest["sha256"] = {path.name: checksum(path) for path in files}
+    (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
+
+
+def _compare(
+    experiment: Experiment, folder: Path, expected: np.ndarray, dataset: Dataset, tolerance: float
+) -> dict[str, Any]:
+    """Return the differences between export and model over the validation rows.
+
+    Raises
+    ------
+    UserError
+        They are beyond the tolerance.
+    """
+    import numpy as np
+
+    from fuxictr_mm_serving import Export
+    from fuxictr_mm_serving.scoring import PART_ROWS, read_part, split
+
+    exported = Export(folder, check=False)
+    path = str(experiment.config.dataset.valid_data)
+    found, differences = [], [0.0]
+    for part in split(path, PART_ROWS):
+        for columns in read_part(part, exported.columns):
+            found.append(exported.score_rows(columns, path))
+            if exported.is_folded and len(found) == 1:
+                differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]
+    scores = np.concatenate(found)
+    report = {
+        "rows": len(scores),
+        "largest_difference": float(np.abs(scores - expected).max()),
+        "largest_difference_folded": float(np.max(differences)),
+        "tolerance": tolerance,
+        "auc": {"model": _auc(dataset, expected), "export": _auc(dataset, scores)},
+    }
+    largest = float(np.max([report["largest_difference"], report["largest_difference_folded"]]))  # also NaN
+    if not largest <= tolerance:
+        raise UserError(
+            f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, "
+            f"expected {tolerance:g} or less (--tolerance); nothing is written"
+        )
+    return report
+
+
+def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:
+    """Return the largest difference between the folded graphs and rows, for the user of a row."""
+    import numpy as np
+
+    user = {name: column[row].as_py() for name, column in columns.items()}
+    count = min(FOLD_CANDIDATES, len(columns[exported.target]))
+    candidates = columns[exported.target].slice(0, count).to_pylist()
+    rows = {name: [value] * count for name, value in user.items()} | {exported.target: candidates}
+    state = exported.user_state(user, user[exported.history] or [])
+    return float(np.abs(exported.score_candidates(state, candidates)[0] - exported.score_rows(rows)).max())
+
+
+def _auc(dataset: Dataset, scores: np.ndarray) -> float | None:
+    """Return the AUC over the validation rows; None for a regression, and for rows that are not in memory."""
+    from sklearn.metrics import roc_auc_score
+
+    label = getattr(dataset.splits["valid"], "label", None)
+    if label is None or not hasattr(label, "numpy") or set(label.unique().tolist()) != {0.0, 1.0}:
+        return None
+    return float(roc_auc_score(label.numpy(), scores))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

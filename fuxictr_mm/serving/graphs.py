@@ -1,0 +1,228 @@
+"""A model as graphs whose inputs are embeddings: tables stay outside.
+
+Shape letters: B rows, N history items of all rows, U distinct items, D item dim, E dim of buffers per item, C context
+dim, L history length, M candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.model import Embedded, MultimodalModel
+
+
+class RowsGraph(nn.Module):
+    """Scores rows: ``(items, target, history, offsets, steps, context) -> (B, 1)`` predictions.
+
+    Parameters
+    ----------
+    model : MultimodalModel
+        Its ``embed`` and ``per_item`` are replaced, so use a model that is not used otherwise.
+    """
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__()
+        self.model = model
+        self.dims = [model.item_dim, *(model.get_buffer(name).shape[1] for name in model.per_item_buffers)]
+        self._rows: Tensor | None = None
+        self._context: Tensor | None = None
+        self._longest = 0
+        # Ids are row numbers of `items`; item 0, padding, is row 0.
+        model.embed = self._embed  # type: ignore[method-assign]
+        model.per_item = self._per_item  # type: ignore[method-assign]
+
+    def forward(
+        self,
+        items: Tensor,
+        target: Tensor,
+        history: Tensor,
+        offsets: Tensor,
+        steps: Tensor,
+        context: Sequence[Tensor],
+    ) -> Tensor:
+        """Return predictions ``(B, 1)``.
+
+        Parameters
+        ----------
+        items : Tensor
+            ``(U, D + E)`` rows of the item table, the padding item first.
+        target, history : Tensor
+            ``(B,)`` and ``(N,)`` rows of ``items``.
+        offsets : Tensor
+            ``(B + 1,)``.
+        steps : Tensor
+            ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
+        context : sequence of Tensor
+            Context fields as ``embed_context`` takes them.
+        """
+        self._longest = steps.shape[0]
+        self._rows, self._context = items, embed_context(self.model, context, target.shape[0])
+        logits = self.model.logits(Batch({}, target, Jagged(history, offsets)))
+        self._rows = self._context = None
+        return self.model.output_activation(logits.reshape(-1, 1))
+
+    def _embed(self, batch: Batch) -> Embedded:
+        assert self._rows is not None
+        assert self._context is not None
+        items = self._rows[:, : self.dims[0]]
+        history = Jagged(items, batch.history.offsets, batch.history.values)
+        history.__dict__["longest"] = self._longest  # otherwise computed from the data
+        return Embedded(self._context, items.index_select(0, batch.target), history)
+
+    def _per_item(self, name: str, ids: Tensor) -> Tensor:
+        assert self._rows is not None
+        return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
+
+
+class UserGraph(nn.Module):
+    """What is computed once per user: ``(history (L, D + E), context) -> state``."""
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__()
+        self.model = model
+        self.dims = [model.item_dim, *(model.get_buffer(name).shape[1] for name in model.per_item_buffers)]
+        self._rows: Tensor | None = None
+        model.per_item = self._per_item  # type: ignore[method-assign]
+
+    def forward(self, history: Tensor, context: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the tensors that ``CandidateGraph`` reads."""
+        self._rows = history
+        ids = torch.arange(history.shape[0], device=history.device)
+        state = self.model.user_state(embed_context(self.model, context, 1), history[:, : self.dims[0]], ids)
+        self._rows = None
+        return tuple(state)
+
+    def _per_item(self, name: str, ids: Tensor) -> Tensor:
+        assert self._rows is not None
+        return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
+
+
+class CandidateGraph(nn.Module):
+    """Scores candidates of one user: ``(candidates (M, D + E), state) -> (M, 1)`` predictions."""
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
+        """Return predictions ``(M, 1)``."""
+        logits = self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
+        return self.model.output_activation(logits.reshape(-1, 1))
+
+
+def per_item(model: MultimodalModel, rows: Tensor, dims: Sequence[int], name: str) -> Tensor:
+    """Return a buffer's columns of rows ``(U, D + E)`` of the item table."""
+    return rows.split(list(dims), dim=1)[1 + model.per_item_buffers.index(name)]
+
+
+def embed_context(model: MultimodalModel, columns: Sequence[Tensor], num_rows: int) -> Tensor:
+    """Return the concatenated context fields ``(B, C)``.
+
+    Parameters
+    ----------
+    model : MultimodalModel
+        The model.
+    columns : sequence of Tensor
+        In the order of ``context_fields``: ``(B,)`` numbers, ``(B, P)`` stored embeddings, or the rows of the
+        embedding table, ``(B, D)`` for a categorical field and ``(B, L, D)`` for a sequence.
+    num_rows : int
+        B.
+    """
+    layers = model.embedding_layer.embedding_layer
+    parts = []
+    for name, column in zip(model.context_fields, columns, strict=True):
+        if model.feature_map.features[name]["type"] == "numeric":
+            column = layers.embedding_layers[name](column.float().view(-1, 1))
+        if name in layers.feature_encoders:
+            column = layers.feature_encoders[name](column)
+        parts.append(column)
+    return torch.cat(parts, dim=-1) if parts else torch.zeros(num_rows, 0)
+
+
+def has_fold(model: MultimodalModel) -> bool:
+    """Whether a model computes a user's part once."""
+    return type(model).user_state is not MultimodalModel.user_state
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph, an example of its inputs by name, and which dims of each vary."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    names: list[str]
+    shapes: tuple[Any, ...]
+    outputs: list[str]
+
+
+def _dim(name: str) -> Any:
+    return torch.export.Dim(name, max=2**31 - 1)  # sums of several sizes must stay below 2**63
+
+
+def context_example(model: MultimodalModel, num_rows: int) -> list[Tensor]:
+    """Return context columns of some rows, for tracing."""
+    found = []
+    for name in model.context_fields:
+        spec = model.feature_map.features[name]
+        dim = spec.get("embedding_dim", model.embedding_dim)
+        shape = {
+            "numeric": (num_rows,),
+            "embedding": (num_rows, spec.get("pretrain_dim", dim)),
+            "sequence": (num_rows, spec.get("max_len", 1), dim),
+        }.get(spec["type"], (num_rows, dim))
+        found.append(torch.rand(shape))
+    return found
+
+
+def rows_example(model: MultimodalModel) -> Traced:
+    """Return the graph of rows with an example without sizes 0 and 1, which tracing would take for constants."""
+    graph = RowsGraph(model)
+    lengths = torch.tensor([3, 2, 4, 5, 2, 3, 7])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    num_rows, num_values = len(lengths), int(lengths.sum())
+    items, target = torch.rand(11, sum(graph.dims)), torch.arange(num_rows) + 1
+    history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
+    rows, values, distinct = _dim("rows"), _dim("values"), _dim("items")
+    shapes = ({0: distinct}, {0: rows}, {0: values}, {0: rows + 1}, {0: _dim("steps")}, [{0: rows} for _ in context])
+    names = ["items", "target", "history", "offsets", "steps", *(f"context_{name}" for name in model.context_fields)]
+    return Traced(
+        graph,
+        (items, target, history, offsets, torch.zeros(int(lengths.max())), context),
+        names,
+        shapes,
+        ["prediction"],
+    )
+
+
+def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
+    """Return the graphs of a user and of the candidates, with examples."""
+    user, candidates = UserGraph(model), CandidateGraph(model)
+    context, dim = context_example(model, 1), sum(user.dims)
+    history, length = torch.rand(5, dim), _dim("length")
+    names = ["history", *(f"context_{name}" for name in model.context_fields)]
+    with torch.no_grad():
+        state, other = user(history, context), user(torch.rand(7, dim), context)
+    varying = [
+        {axis: length for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
+        for one, two in zip(state, other, strict=True)
+    ]
+    outputs = [f"state_{number}" for number in range(len(state))]
+    of_user = Traced(user, (history, context), names, ({0: length}, [{} for _ in context]), outputs)
+    shapes = ({0: _dim("candidates")}, varying)
+    return of_user, Traced(
+        candidates, (torch.rand(6, dim), list(state)), ["candidates", *outputs], shapes, ["prediction"]
+    )
+
+
+def context_tables(model: MultimodalModel) -> Mapping[str, nn.Module]:
+    """Return the embedding layers of context fields that are looked up outside the graphs."""
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    kinds = {name: model.feature_map.features[name]["type"] for name in model.context_fields}
+    return {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}

@@ -1,0 +1,48 @@
+"""``fuxictr-mm score``: score a file of any size from an export, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm score``."""
+    add_examples(
+        parser,
+        "fuxictr-mm score DIN_MM_tiny_export data/tiny_mm/test.parquet --out scores.parquet",
+        "fuxictr-mm score DIN_MM_tiny_export data/tiny_mm/test.parquet --out scores.parquet     again: resumes",
+    )
+    parser.add_argument("export", type=Path, metavar="DIR", help="folder by fuxictr-mm export")
+    parser.add_argument("rows", type=Path, help="a Parquet file, or a folder of part files")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write, column score")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that score (1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each (1)")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Score the file."""
+    from fuxictr_mm_serving.errors import ServingError
+    from fuxictr_mm_serving.scoring import score_file
+
+    started = time.perf_counter()
+
+    def progress(count: int) -> None:
+        if not (args.quiet or args.json):
+            print(f"{count} rows scored, {count / (time.perf_counter() - started):.0f} rows/s", file=sys.stderr)
+
+    try:
+        rows = score_file(
+            args.export, args.rows, args.out, processes=args.processes, threads=args.threads, progress=progress
+        )
+    except ServingError as error:
+        raise UserError(str(error)) from error
+    seconds = time.perf_counter() - started
+    document = {"file": str(args.out), "rows": rows, "seconds": round(seconds, 3)}
+    show(args, document, f"{args.out}: {rows} rows in {seconds:.1f} s")

@@ -1,0 +1,92 @@
+"""``fuxictr-mm-serve``: start the server."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from fuxictr_mm_serving.errors import ServingError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the server."""
+    parser.add_argument("export", metavar="DIR", help="folder by fuxictr-mm export, or a link to one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port (8000)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a graph (1)")
+    parser.add_argument("--concurrency", type=int, default=2, metavar="N", help="requests a worker scores at once (2)")
+    parser.add_argument(
+        "--queue", type=int, default=64, metavar="N", help="requests that may wait, others get 503 (64)"
+    )
+    parser.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds for a request (10)")
+    parser.add_argument("--cache-mib", type=int, default=256, metavar="N", help="MiB for states of users (256)")
+    parser.add_argument("--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="size of a body (4 MiB)")
+    parser.add_argument("--max-candidates", type=int, default=500, metavar="N", help="candidates of a user (500)")
+    parser.add_argument("--max-history", type=int, default=10000, metavar="N", help="items of a history (10000)")
+    parser.add_argument("--users", metavar="FILE", help="Parquet file of users, so that requests may name one")
+    parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
+    parser.add_argument("--titles", metavar="FILE", help="Parquet file with item_id and item_title, for the page")
+    parser.add_argument("--token-file", metavar="FILE", help="bearer token that requests must have")
+    parser.add_argument(
+        "--reload", type=float, default=2, metavar="S", help="seconds between looks for a new export (2)"
+    )
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Run the server until it is stopped.
+
+    Raises
+    ------
+    ServingError
+        The export, or a file of users, titles or the token, cannot be read.
+    """
+    import uvicorn
+
+    from fuxictr_mm_serving.export import read_manifest
+    from fuxictr_mm_serving.server import SETTINGS, Settings, make_app, read_token
+
+    names = {field.name for field in dataclasses.fields(Settings)}
+    options = {name: value for name, value in vars(args).items() if name in names}
+    settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
+    if args.workers == 1:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        uvicorn.run(make_app(settings), host=args.host, port=args.port, access_log=False, log_level="warning")
+        return
+    from pathlib import Path
+
+    read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
+        uvicorn.run(
+            "fuxictr_mm_serving.server:app_of_worker",
+            factory=True,
+            host=args.host,
+            port=args.port,
+            workers=args.workers,
+            access_log=False,
+            log_level="warning",
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``fuxictr-mm-serve``."""
+    parser = argparse.ArgumentParser("fuxictr-mm-serve", description="Serve an exported model over HTTP.")
+    add_arguments(parser)
+    try:
+        serve(parser.parse_args(arguments))
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Errors that a user can fix."""
+
+
+class ServingError(ValueError):
+    """An export, a request or a file of rows is wrong; the message is one line."""

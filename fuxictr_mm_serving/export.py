@@ -1,0 +1,272 @@
+"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime.
+
+Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.features import Column, ContextField, Items
+from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
+
+MANIFEST, FORMAT = "manifest.json", 1
+
+#: The metadata of a vocabulary file of fuxictr_mm, and its columns' sizes.
+VOCABULARY_METADATA = b"fuxictr_mm.vocabulary"
+
+#: Arrays of a user that the candidate graph reads.
+State = dict[str, np.ndarray]
+
+
+class Export:
+    """An exported model.
+
+    Parameters
+    ----------
+    folder : path
+        Written by ``fuxictr-mm export``.
+    threads : int
+        Threads of a graph.
+    check : bool
+        Compare every file with its checksum.
+
+    Raises
+    ------
+    ServingError
+        A file is missing, damaged or of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1, check: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        if check:
+            _check_files(self.folder, self.manifest)
+        ids = _read_ids(self.folder / self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
+        entry = self.manifest["items"]
+        known = np.load(self.folder / entry["known"], allow_pickle=False)
+        self.items = Items(Table(self.folder, entry["table"]), known, ids.get("item_id"), entry["max_len"])
+        self.target, self.history = entry["target"], entry["history"]
+        self.context = [ContextField.of(self.folder, f, ids.get(f["name"])) for f in self.manifest["context"]]
+        self._projections = {
+            name: (p["start"], np.load(self.folder / p["file"], allow_pickle=False), p["norm"], p["scale"])
+            for name, p in entry.get("projections", {}).items()
+        }
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._graphs = {
+            name: onnxruntime.InferenceSession(str(self.folder / file), options, providers=["CPUExecutionProvider"])
+            for name, file in self.manifest["graphs"].items()
+        }
+        self._inputs = {name: [i.name for i in graph.get_inputs()] for name, graph in self._graphs.items()}
+        self._states = [o.name for o in self._graphs["user"].get_outputs()] if self.is_folded else []
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether a user's part is computed once; otherwise candidates are scored as rows."""
+        return "user" in self._graphs
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a file of rows that are read."""
+        own = [f.column for f in self.context if not f.is_computed]
+        return list(dict.fromkeys([self.target, self.history, *own]))
+
+    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        # An input that the model does not depend on is not in its graph.
+        return self._graphs[graph].run(None, {name: inputs[name] for name in self._inputs[graph]})
+
+    def score_rows(self, columns: Mapping[str, Column], where: str = "") -> np.ndarray:
+        """Return the prediction for each row ``(B,)`` float32, by the columns of a file of rows.
+
+        Raises
+        ------
+        ServingError
+            A value that training would refuse.
+        """
+
+        def what(name: str) -> str:
+            return f"{where}: {name}" if where else name
+
+        column = columns[self.target]
+        if isinstance(column, pa.Array) and column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise ServingError(f"{what(self.target)}: row {row} is null, expected an item")
+        target = self.items.numbers(column, what(self.target))
+        if (unknown := np.flatnonzero(target == UNKNOWN)).size:
+            value = column[int(unknown[0])]
+            value = value.as_py() if isinstance(value, pa.Scalar) else value
+            raise ServingError(
+                f"{what(self.target)}: row {int(unknown[0])} holds the item {value!r}, which is not in the item files"
+            )
+        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True)
+        context = self._context(columns, np.diff(offsets), what)
+        return self._score(context, target, history, offsets)
+
+    def _context(self, columns: Mapping[str, Column], lengths: np.ndarray, what: Any) -> dict[str, np.ndarray]:
+        found = {}
+        for field in self.context:
+            if field.is_computed:
+                found[f"context_{field.name}"] = field.of_lengths(lengths)
+                continue
+            if field.column not in columns:
+                raise ServingError(f"{what(field.column)}: is missing, expected a value of type {field.type}")
+            found[f"context_{field.name}"] = field.encode(columns[field.column], what(field.column))
+        return found
+
+    def _score(
+        self, context: Mapping[str, np.ndarray], target: np.ndarray, history: np.ndarray, offsets: np.ndarray
+    ) -> np.ndarray:
+        # The padding item is always row 0 of the graph's items.
+        distinct, places = np.unique(np.concatenate(([0], target, history)), return_inverse=True)
+        inputs = {
+            **context,
+            "items": self.items.table.rows(distinct),
+            "target": places[1 : 1 + len(target)],
+            "history": places[1 + len(target) :],
+            "offsets": offsets,
+            "steps": np.zeros(max(int(np.diff(offsets).max(initial=0)), 1), dtype=np.float32),
+        }
+        return self._run("rows", inputs)[0].reshape(-1)
+
+    def user_state(self, context: Mapping[str, Any], history: Sequence[Any]) -> State:
+        """Return what the scores of a user's candidates have in common.
+
+        Parameters
+        ----------
+        context : mapping
+            A value of each context column.
+        history : sequence
+            Item ids, oldest first; those that the export does not hold are left out.
+        """
+        numbers, offsets = self.items.histories([history], "history", strict=False)
+        columns = {name: [value] for name, value in context.items()}
+        state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")
+        if not self.is_folded:
+            return {**state, "numbers": numbers}
+        inputs = {**state, "history": self.items.table.rows(numbers)}
+        return dict(zip(self._states, self._run("user", inputs), strict=True))
+
+    def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prediction for each candidate ``(M,)`` float32, and whether the export holds it ``(M,)``.
+
+        An unknown candidate is scored as an item that training has not seen, whose embedding is that of padding.
+        """
+        found = self.items.numbers(candidates, "candidates")
+        known = found > 0
+        return self.score_numbers(state, np.where(known, found, 0)), known
+
+    def score_numbers(self, state: State, numbers: np.ndarray) -> np.ndarray:
+        """Return the prediction for each item number ``(M,)``."""
+        return self.score_embeddings(state, self.items.table.rows(numbers))
+
+    def score_embeddings(self, state: State, embeddings: np.ndarray) -> np.ndarray:
+        """Return the prediction for rows of the item table ``(M, D)``."""
+        if len(embeddings) == 0:
+            return np.zeros(0, dtype=np.float32)
+        if self.is_folded:
+            return self._run("candidates", {**state, "candidates": embeddings})[0].reshape(-1)
+        numbers, count = state["numbers"], len(embeddings)
+        items = np.concatenate([self.items.table.rows(np.concatenate(([0], numbers))), embeddings])
+        inputs = {name: np.repeat(value, count, axis=0) for name, value in state.items() if name != "numbers"}
+        inputs["items"] = items
+        inputs["target"] = np.arange(count, dtype=np.int64) + 1 + len(numbers)
+        inputs["history"] = np.tile(np.arange(len(numbers), dtype=np.int64) + 1, count)
+        inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
+        inputs["steps"] = np.zeros(max(len(numbers), 1), dtype=np.float32)
+        return self._run("rows", inputs)[0].reshape(-1)
+
+    def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
+        """Return rows of the item table ``(M, D)`` for items that it does not hold, by their embeddings alone.
+
+        All other fields, the id among them, are those of an item that training has not seen.
+
+        Parameters
+        ----------
+        items : sequence of mapping
+            Field name to its embedding, as it is in the item files.
+
+        Raises
+        ------
+        ServingError
+            A field that is no embedding of the model, or of another dim.
+        """
+        rows = np.repeat(self.items.table.rows(np.zeros(1, dtype=np.int64)), len(items), axis=0)
+        for row, embeddings in zip(rows, items, strict=True):
+            for name, values in embeddings.items():
+                if name not in self._projections:
+                    known = ", ".join(self._projections) or "there are none"
+                    raise ServingError(f"new_items: '{name}' is no embedding that can be given ({known})")
+                start, weight, norm, scale = self._projections[name]
+                with np.errstate(over="ignore"):
+                    vector = np.asarray(values, dtype=np.float32)
+                if vector.shape != (weight.shape[1],) or not np.isfinite(vector).all():
+                    raise ServingError(f"new_items: '{name}' is not {weight.shape[1]} finite numbers")
+                if norm == "l2":
+                    vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+                row[start : start + weight.shape[0]] = weight @ (vector * scale)
+        return rows
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an export.
+
+    Raises
+    ------
+    ServingError
+        There is none, or one of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
+    if version != FORMAT:
+        raise ServingError(f"{path}: has the format {version}, expected {FORMAT}; export again with this version")
+    return manifest
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    for name, expected in manifest["sha256"].items():
+        if Path(name).name != name:
+            raise ServingError(f"{folder / MANIFEST}: names the file {name!r}, expected a name without folder")
+        try:
+            found = checksum(folder / name)
+        except OSError as error:
+            raise ServingError(f"{folder / name}: cannot be read ({error.strerror}); export again") from None
+        if found != expected:
+            raise ServingError(f"{folder / name}: differs from its checksum in {MANIFEST}; copy or export it again")
+
+
+def _read_ids(path: Path) -> dict[str, Ids]:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        sizes = json.loads((table.schema.metadata or {})[VOCABULARY_METADATA])["sizes"]
+        return {name: Ids(table[name].combine_chunks().slice(1, size)) for name, size in sizes.items()}
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ServingError(f"{path}: is no vocabulary of a run or damaged ({error}); export again") from None

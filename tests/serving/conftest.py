@@ -1,0 +1,40 @@
+"""Models with weights of ordinary size, exported without training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def weights_of(tmp_path_factory):
+    """Give an experiment and a file of disturbed weights."""
+
+    def make(expid, **settings):
+        folder = tmp_path_factory.mktemp("weights")
+        experiment = Experiment.load(expid, ROOT, verbose=0, model_root=str(folder), **settings)
+        torch.manual_seed(0)
+        model = experiment.build_model(experiment.load_dataset({"valid": True}))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
+        path = folder / "weights.model"
+        model.save_weights(path)
+        return experiment, path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(weights_of, tmp_path_factory):
+    """Return the export of DIN_MM_tiny."""
+    from fuxictr_mm.serving.export import export
+
+    experiment, weights = weights_of("DIN_MM_tiny")
+    out = tmp_path_factory.mktemp("export") / "DIN_MM"
+    export(experiment, out, weights=weights)
+    return out

@@ -1,0 +1,159 @@
+"""An export scores as its model does, for every model of the zoo; one that does not is not written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.serving import export as module
+from fuxictr_mm.serving.export import export
+from fuxictr_mm.serving.graphs import has_fold
+from fuxictr_mm_serving import Export
+
+pytest.importorskip("onnxscript")
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py"))
+CASES = [
+    *((f"{name}_tiny", {}) for name in NAMES),
+    ("Transformer_DCN_published_tiny", {}),
+    ("DIN_MM_tiny", {"interest": "din", "senet": False, "cross": "mix", "bilinear": "field_each"}),
+    ("DIN_MM_tiny", {"interest": "mean", "cross": "v2"}),
+]
+#: Weights are not trained, so logits are large, and their rounding errors in float32 with them.
+NOISE = 2e-4
+
+#: Of histories.
+LENGTHS = (0, 1, 2, 100, 1000)
+
+
+def eager(model, context, history, candidates):
+    count = len(candidates)
+    values = torch.tensor(history, dtype=torch.int32).repeat(count)
+    batch = Batch(
+        {name: torch.full((count,), value) for name, value in context.items()},
+        torch.tensor(candidates),
+        Jagged(values, torch.arange(count + 1) * len(history)),
+    )
+    with torch.no_grad():
+        return model.eval()(batch)["y_pred"].flatten().numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("expid", "settings"), CASES, ids=[f"{e}-{s}" for e, s in CASES])
+def test_scores_are_the_models(weights_of, tmp_path, expid, settings):
+    experiment, weights = weights_of(expid, max_len=1000, **settings)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    assert parity["rows"] == 3000
+    assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-3)
+    exported = Export(tmp_path / "out")
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    assert exported.is_folded == has_fold(model)
+    generator = np.random.default_rng(0)
+    context = {"likes_level": 3, "views_level": 2}
+    if "user_id" in model.context_fields:
+        context["user_id"] = 7
+    for length in LENGTHS:
+        history = generator.integers(1, 1001, length).tolist()
+        candidates = generator.integers(1, 1001, 30).tolist()
+        expected = eager(model, context, history, candidates)
+        found, known = exported.score_candidates(exported.user_state(context, history), candidates)
+        assert known.all()
+        np.testing.assert_allclose(found, expected, atol=NOISE, rtol=0)
+        one, _ = exported.score_candidates(exported.user_state(context, history), candidates[:1])
+        np.testing.assert_allclose(one, expected[:1], atol=NOISE, rtol=0)
+        rows = {name: [value] * 30 for name, value in context.items()}
+        rows |= {"item_id": candidates, "item_seq": [history] * 30}
+        np.testing.assert_allclose(exported.score_rows(rows), expected, atol=NOISE, rtol=0)
+
+
+def test_manifest_names_every_file_and_its_checksum(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert {path.name for path in exported.iterdir()} == {*manifest["sha256"], "manifest.json"}
+    assert {"rows", "user", "candidates"} == manifest["graphs"].keys()
+    parity = json.loads((exported / "parity.json").read_text())
+    assert parity["largest_difference"] <= 1e-5
+    assert parity["largest_difference_folded"] <= 1e-5
+
+
+def test_a_table_is_in_no_graph(exported):
+    items = np.load(exported / "items.npy")
+    whole = b"".join((exported / f"{name}.onnx").read_bytes() for name in ("rows", "user", "candidates"))
+    assert items[7].tobytes() not in whole
+
+
+def test_an_export_that_differs_is_not_written(weights_of, tmp_path, monkeypatch):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    predict = module._predict
+
+    def shifted(*arguments):
+        return predict(*arguments) + 2e-5
+
+    monkeypatch.setattr(module, "_predict", shifted)
+    with pytest.raises(UserError, match="2e-05"):
+        export(experiment, tmp_path / "out", weights=weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_fewer_bits(weights_of, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    sizes = {}
+    for precision, kind in (("fp16", np.float16), ("int8-tables", np.int8)):
+        out = tmp_path / precision
+        parity = export(experiment, out, weights=weights, precision=precision)
+        table = np.load(out / "items.npy", mmap_mode="r")
+        assert table.dtype == kind
+        assert 1e-7 < parity["largest_difference"] <= module.TOLERANCES[precision]
+        assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
+        sizes[precision] = table.nbytes
+    assert sizes["fp16"] == 2 * sizes["int8-tables"]
+
+
+def test_other_folders_are_not_touched(exported, weights_of, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    with pytest.raises(UserError, match="overwrite"):
+        export(experiment, exported, weights=weights)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        export(experiment, tmp_path, weights=weights, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_what_torch_cannot_export_is_one_line_that_names_the_operation(weights_of, tmp_path, monkeypatch):
+    experiment, weights = weights_of("DIN_tiny")
+
+    def logits(self, batch):
+        e = self.embed(batch)
+        if e.target.sum() > 0:
+            return self.dnn(torch.cat([e.context, e.target, e.target], dim=-1))
+        return e.target[:, :1]
+
+    monkeypatch.setattr(experiment.model_class, "logits", logits)
+    with pytest.raises(UserError) as error:
+        export(experiment, tmp_path / "out", weights=weights)
+    assert "\n" not in str(error.value)
+    assert "e.target.sum() > 0" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_of_other_formats_are_refused(weights_of, tmp_path):
+    experiment, weights = weights_of("DIN_tiny")
+    other = Experiment(experiment.config, torch.nn.Module)
+    with pytest.raises(UserError, match="MultimodalModel"):
+        export(other, tmp_path / "out", weights=weights)
+
+
+def test_a_similarity_is_refused(weights_of, tmp_path):
+    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8"}
+    config = Experiment.load("DIN_MM_tiny", ROOT).config
+    columns = [*config.dataset.feature_cols, similarity]
+    experiment, weights = weights_of("DIN_MM_tiny", feature_cols=columns, use_features=None)
+    with pytest.raises(UserError, match="near"):
+        export(experiment, tmp_path / "out", weights=weights)

@@ -1,0 +1,175 @@
+"""Batch scoring: the numbers of prediction.py, whatever the pieces; resumed after a kill."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving import scoring as module
+from fuxictr_mm_serving.scoring import score_file
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
+
+
+@pytest.fixture(scope="session")
+def expected(weights_of, exported):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    return experiment.predict(ROWS, weights=weights)
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """Write the rows in two files of row groups of 300 rows."""
+    table = pq.read_table(ROWS)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pq.write_table(table.slice(0, 1000), folder / "part-2.parquet", row_group_size=300)
+    pq.write_table(table.slice(1000), folder / "part-10.parquet", row_group_size=300)
+    return folder
+
+
+def scores(path):
+    return pq.read_table(path)["score"].to_numpy()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_scores_are_those_of_prediction(exported, expected, pieces, tmp_path, processes):
+    counts = []
+    count = score_file(exported, pieces, tmp_path / "out", processes=processes, part_rows=500, progress=counts.append)
+    assert count == counts[-1] == 3000
+    assert len(counts) == 6
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows"]
+
+
+def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypatch):
+    def stop(count):
+        if count >= 1200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_file(exported, pieces, tmp_path / "out", part_rows=500, progress=stop)
+    assert not (tmp_path / "out").exists()
+    scored = []
+    score_part = module._score_part
+    monkeypatch.setattr(module, "_score_part", lambda *a: scored.append(score_part(*a)) or scored[-1])
+    assert score_file(exported, pieces, tmp_path / "out", part_rows=500) == 3000
+    assert 0 < sum(scored) < 3000 - 600
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
+
+
+def test_parts_of_other_rows_are_not_used(exported, expected, pieces, tmp_path):
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_file(exported, pieces, tmp_path / "out", part_rows=500, progress=stop)
+    shutil.copy(pieces / "part-10.parquet", pieces / "part-2.parquet")
+    score_file(exported, pieces, tmp_path / "out", part_rows=500)
+    np.testing.assert_allclose(scores(tmp_path / "out")[:2000], expected[1000:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(exported, expected, pieces, tmp_path):
+    for _ in range(4):
+        shutil.copy(pieces / "part-10.parquet", pieces / f"part-{11 + _}.parquet")
+    code = (
+        "import sys, time; from fuxictr_mm_serving.scoring import score_file;"
+        "score_file(*sys.argv[1:4], part_rows=300, progress=lambda n: (print(n, flush=True), time.sleep(0.2)))"
+    )
+    arguments = [sys.executable, "-c", code, str(exported), str(pieces), str(tmp_path / "out")]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline(), process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert score_file(exported, pieces, tmp_path / "out", part_rows=300) == 11000
+    np.testing.assert_allclose(scores(tmp_path / "out")[:3000], expected, atol=1e-5, rtol=0)
+
+
+def write(tmp_path, **columns):
+    table = pq.read_table(ROWS).slice(0, 20)
+    for name, values in columns.items():
+        if values is None:
+            table = table.drop_columns([name])
+        else:
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    return tmp_path / "rows.parquet"
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"item_id": [*range(1, 20), 99999]}, "item_id.*99999"),
+        ({"item_seq": [[1, 99999]] * 20}, "item_seq.*99999"),
+        ({"likes_level": [11] * 20}, "likes_level.*11"),
+        ({"likes_level": ["x"] * 20}, "likes_level"),
+        ({"views_level": None}, "views_level"),
+        ({"item_id": [*range(1, 20), None]}, "item_id.*19"),
+    ],
+)
+def test_bad_rows(exported, tmp_path, columns, named):
+    with pytest.raises(ServingError, match=named):
+        score_file(exported, write(tmp_path, **columns), tmp_path / "out")
+
+
+def test_broken_exports(exported, tmp_path):
+    for name in ("items.npy", "rows.onnx", "known.npy"):
+        broken = tmp_path / name
+        shutil.copytree(exported, broken)
+        content = bytearray((broken / name).read_bytes())
+        content[-1] ^= 1
+        (broken / name).write_bytes(content)
+        with pytest.raises(ServingError, match=name):
+            Export(broken)
+    manifest = json.loads((broken / "manifest.json").read_text())
+    (broken / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(ServingError, match="99"):
+        Export(broken)
+    (broken / "manifest.json").write_text("{")
+    with pytest.raises(ServingError, match="manifest"):
+        Export(broken)
+
+
+def test_needs_no_torch(exported, tmp_path):
+    code = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "fuxictr", "fuxictr_mm", "pandas", "polars", "sklearn", "scipy"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+from fuxictr_mm_serving.scoring import score_file
+from fuxictr_mm_serving.server import Settings, make_app
+print(score_file(*sys.argv[1:4]))
+app = make_app(Settings(folder=sys.argv[1]))
+"""
+    out = tmp_path / "out.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported), str(ROWS), str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "3000"
+
+
+def test_the_command(exported, expected, tmp_path):
+    out = tmp_path / "scores.parquet"
+    command = [sys.executable, "-m", "fuxictr_mm", "score", str(exported), str(ROWS), "--out", str(out), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout)["rows"] == 3000
+    np.testing.assert_allclose(scores(out), expected, atol=1e-5, rtol=0)
+    done = subprocess.run([*command[:4], str(tmp_path), *command[5:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr

@@ -1,0 +1,309 @@
+"""The server: right scores, clear refusals, no request lost when the export is replaced or a worker is killed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from fuxictr_mm.serving.export import export
+from fuxictr_mm_serving import Export
+from fuxictr_mm_serving.server import Settings, make_app
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = str(ROOT / "data" / "tiny_mm" / "test.parquet")
+TITLES = str(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+REQUEST = {"context": {"likes_level": 3, "views_level": 2}, "history": [5, 6, 7], "candidates": [8, 9, 10]}
+
+
+@pytest.fixture
+def client(exported):
+    with TestClient(make_app(Settings(folder=str(exported), users=ROWS, max_body=20000))) as client:
+        yield client
+
+
+def rows_of(exported, request):
+    count = len(request["candidates"])
+    columns = {name: [value] * count for name, value in request["context"].items()}
+    columns |= {"item_id": request["candidates"], "item_seq": [request["history"]] * count}
+    return Export(exported).score_rows(columns)
+
+
+def test_scores_are_those_of_rows(client, exported):
+    expected = rows_of(exported, REQUEST)
+    for _ in range(2):  # the second from the cache
+        found = client.post("/score", json=REQUEST)
+        assert found.status_code == 200
+        np.testing.assert_allclose(found.json()["scores"], expected, atol=1e-6)
+    assert client.app.state.service.loaded.cache.hits == 1
+    other = {**REQUEST, "history": [5, 6]}
+    found = client.post("/score_batch", json={"requests": [REQUEST, other]}).json()["responses"]
+    np.testing.assert_allclose(found[0]["scores"], expected, atol=1e-6)
+    np.testing.assert_allclose(found[1]["scores"], rows_of(exported, other), atol=1e-6)
+    packed = client.post(
+        "/score",
+        content=msgpack.packb(REQUEST),
+        headers={"content-type": "application/msgpack", "accept": "application/msgpack"},
+    )
+    np.testing.assert_allclose(msgpack.unpackb(packed.content)["scores"], expected, atol=1e-6)
+
+
+def test_a_user_of_the_file(client, exported):
+    import pyarrow.parquet as pq
+
+    row = pq.read_table(ROWS).slice(0, 1).to_pylist()[0]
+    own = {"likes_level": row["likes_level"], "views_level": row["views_level"]}
+    request = {"context": own, "history": row["item_seq"], "candidates": [8, 9, 10]}
+    table = pq.read_table(ROWS)
+    last = max(i for i, user in enumerate(table["user_id"].to_pylist()) if user == row["user_id"])
+    row = table.slice(last, 1).to_pylist()[0]
+    request["context"] = {"likes_level": row["likes_level"], "views_level": row["views_level"]}
+    request["history"] = row["item_seq"]
+    found = client.post("/score", json={"user": row["user_id"], "candidates": [8, 9, 10]}).json()
+    np.testing.assert_allclose(found["scores"], rows_of(exported, request), atol=1e-6)
+
+
+def test_unknown_ids_follow_the_rule_of_training(client):
+    """Of the history they are left out; a candidate is scored as the item of number 0, and named."""
+    plain = client.post("/score", json=REQUEST).json()
+    more = client.post("/score", json={**REQUEST, "history": [99999, 5, 6, 0, 7]}).json()
+    assert more["scores"] == plain["scores"]
+    unknown = client.post("/score", json={**REQUEST, "candidates": [8, 99999, -4]}).json()
+    assert unknown["unknown"] == [99999, -4]
+    assert unknown["scores"][0] == pytest.approx(plain["scores"][0], abs=1e-6)
+    assert unknown["scores"][1] == unknown["scores"][2]
+
+
+def test_a_new_item_by_its_embeddings(client, weights_of, exported):
+    import torch
+
+    experiment, weights = weights_of("DIN_MM_tiny")
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    model.eval()
+    items = {name: model.items.rows(torch.tensor([0]), [name])[name].clone() for name in model.item_fields}
+    table = {}
+    for name in ("txt_emb_pca8", "img_emb_pca8"):
+        items[name] = model.items.rows(torch.tensor([9]), [name])[name]
+        table[name] = items[name][0].tolist()
+    with torch.no_grad():
+        row = model.embedding_layer(items, flatten_emb=True).numpy()
+    export = Export(exported)
+    state = export.user_state(REQUEST["context"], REQUEST["history"])
+    found = client.post("/score", json={**REQUEST, "new_items": [{"embeddings": table}]}).json()
+    assert len(found["scores"]) == 4
+    assert found["scores"][3] == pytest.approx(float(export.score_embeddings(state, row)[0]), abs=1e-6)
+    refused = client.post("/score", json={**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1.0]}}]})
+    assert refused.status_code == 422
+    assert "txt_emb_pca8" in refused.json()["error"]
+
+
+BAD = [
+    (400, "{", "JSON"),
+    (400, b"\xff\xfe", "JSON"),
+    (400, '{"history": [NaN]}', "NaN"),
+    (422, "[]", ""),
+    (422, "{}", "candidates"),
+    (422, {**REQUEST, "candidates": []}, "candidates"),
+    (422, {**REQUEST, "candidates": list(range(501))}, "500"),
+    (422, {**REQUEST, "candidates": 5}, "candidates"),
+    (422, {**REQUEST, "candidates": [[1]]}, "candidates"),
+    (422, {**REQUEST, "candidates": ["x"]}, "x"),
+    (422, {**REQUEST, "candidates": [1.5]}, "candidates"),
+    (422, {**REQUEST, "candidates": [2**70]}, "candidates"),
+    (422, {**REQUEST, "history": None}, "history"),
+    (422, {**REQUEST, "history": "abc"}, "history"),
+    (422, {**REQUEST, "history": [{}]}, "history"),
+    (422, {**REQUEST, "history": ["a"]}, "a"),
+    (422, {**REQUEST, "more": 1}, "more"),
+    (422, {**REQUEST, "user": 10**9}, "user"),
+    (422, {**REQUEST, "context": {"likes_level": 3}}, "views_level"),
+    (422, {**REQUEST, "context": {"likes_level": 99, "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "context": {"likes_level": "x", "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "context": {"likes_level": [1], "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "context": {"likes_level": {"a": 1}, "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "new_items": [{"embeddings": {"x": [1]}}]}, "x"),
+    (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1e39] * 8}}]}, "txt_emb_pca8"),
+    (413, " " * 20001, "20000"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_bad_requests_get_one_clear_sentence(client, number):
+    status, body, named = BAD[number]
+    body = json.dumps(body) if isinstance(body, dict) else body
+    found = client.post("/score", content=body, headers={"content-type": "application/json"})
+    assert found.status_code == status, found.text
+    assert list(found.json()) == ["error"]
+    assert named in found.json()["error"]
+    assert "\n" not in found.json()["error"]
+
+
+def test_other_pages(client, exported):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json()["model"] == "DIN_MM"
+    assert client.get("/nothing").status_code == 404
+    client.post("/score", json=REQUEST)
+    text = client.get("/metrics").text
+    assert 'fuxictr_mm_requests_total{path="/score",status="200"} 1.0' in text
+    assert "fuxictr_mm_candidates_total 3.0" in text
+    schema = client.get("/openapi.json").json()
+    body = schema["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"user", "context", "history", "candidates", "new_items"} == body["properties"].keys()
+    assert "<table" in client.get("/").text
+
+
+def test_a_token(exported):
+    with TestClient(make_app(Settings(folder=str(exported), token="secret"))) as client:
+        assert client.get("/health").status_code == 200
+        for header in ({}, {"authorization": "Bearer other"}, {"authorization": "Basic secret"}):
+            assert client.post("/score", json=REQUEST, headers=header).status_code == 401
+        good = client.post("/score", json=REQUEST, headers={"authorization": "Bearer secret"})
+        assert good.status_code == 200
+
+
+def test_full_and_slow(exported, monkeypatch):
+    app = make_app(Settings(folder=str(exported), concurrency=1, queue=1, timeout=0.5))
+    free = threading.Event()
+    score = app.state.service.score
+    monkeypatch.setattr(app.state.service, "score", lambda **o: (free.wait(10), score(**o))[1])
+    with TestClient(app) as client:
+        statuses = []
+
+        def post():
+            statuses.append(client.post("/score", json=REQUEST))
+
+        threads = [threading.Thread(target=post) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(found.status_code for found in statuses) == [503, 503, 503, 504, 504]
+        assert all(found.headers["retry-after"] == "1" for found in statuses if found.status_code == 503)
+        free.set()
+        time.sleep(0.5)
+        assert client.post("/score", json=REQUEST).status_code == 200
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """A server process."""
+
+    def __init__(self, folder, *options):
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        command = [sys.executable, "-m", "fuxictr_mm_serving", str(folder), "--port", str(port), *options]
+        # A pipe that nobody reads would stop the server.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self.log)
+        for _ in range(300):
+            time.sleep(0.1)
+            try:
+                self.get("/ready")
+                return
+            except OSError:
+                assert self.process.poll() is None
+        raise AssertionError("not ready")
+
+    def get(self, path):
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return json.load(answer)
+
+    def score(self, request=REQUEST):
+        data = json.dumps(request).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + "/score", data), timeout=10) as answer:
+            return json.load(answer)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(10)
+        self.log.close()
+
+
+@pytest.mark.slow
+def test_another_export_under_load(exported, weights_of, tmp_path):
+    """No request fails, and every answer is wholly of one export."""
+    experiment, weights = weights_of("DIN_tiny")
+    folder = tmp_path / "served"
+    shutil.copytree(exported, folder)
+    expected = {}
+    server = Server(folder, "--reload", "0.1")
+    try:
+        answers, errors, stop = [], [], threading.Event()
+
+        def load():
+            while not stop.is_set():
+                try:
+                    answers.append(server.score())
+                except OSError as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        for thread in threads:
+            thread.start()
+        export(experiment, folder, weights=weights, overwrite=True, tolerance=1e-3)
+        for _ in range(100):
+            time.sleep(0.1)
+            if server.get("/ready")["model"] == "DIN":
+                break
+        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert {answer["version"] for answer in answers} == expected.keys()
+        assert len(expected) == 2
+        for answer in answers:
+            np.testing.assert_allclose(answer["scores"], expected[answer["version"]], atol=1e-4)
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed(exported):
+    server = Server(exported, "--workers", "2")
+    try:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        if not children.exists():
+            pytest.skip("needs /proc")
+        found = [int(pid) for pid in children.read_text().split()]
+        workers = [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        server.score()
+        os.kill(workers[0], signal.SIGKILL)
+        answered = 0
+        for _ in range(20):
+            try:
+                answered += len(server.score()["scores"]) == 3
+            except (OSError, urllib.error.URLError):  # a connection that the dead worker had accepted
+                time.sleep(0.1)
+        assert answered >= 18
+    finally:
+        server.stop()
+
+
+def test_the_command_refuses_what_is_no_export(tmp_path):
+    command = [sys.executable, "-m", "fuxictr_mm_serving", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
