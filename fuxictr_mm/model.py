@@ -291,14 +291,16 @@ class MultimodalModel(BaseModel):
         ConfigError
             The dataset has no such history.
         """
+        others: dict[str, Jagged] = {}
         for name in histories:
-            if name not in batch.context:
+            column = batch.context.get(name)
+            if not isinstance(column, Jagged):
                 raise ConfigError(
                     f"{self.model_id}: the dataset has no history '{name}', which {type(self).__name__} embeds; write "
                     f"roles: {{histories: [{name}]}} in its entry"
                 )
+            others[name] = column
         batch = self.with_computed(batch)
-        others: dict[str, Jagged] = {name: batch.context[name] for name in histories}
         distinct, target, history, *further = distinct_items(batch, self.items.num_items, list(others.values()))
         embeddings = self.embed_items(distinct)
         return Embedded(
