@@ -316,13 +316,15 @@ class MultimodalModel(BaseModel):
         ConfigError
             The dataset has no such history.
         """
+        others: dict[str, Jagged] = {}
         for name in histories:
-            if name not in batch.context:
+            column = batch.context.get(name)
+            if not isinstance(column, Jagged):
                 raise ConfigError(
                     f"{self.model_id}: the dataset has no history '{name}', which {type(self).__name__} embeds; write "
                     f"roles: {{histories: [{name}]}} in its entry"
                 )
-        others: dict[str, Jagged] = {name: batch.context[name] for name in histories}
+            others[name] = column
         target, (history, *further) = self.embed_histories(batch, batch.history, *others.values())
         return Embedded(self.embed_context(batch), target, history, dict(zip(others, further, strict=True)))
 
