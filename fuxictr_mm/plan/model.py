@@ -151,7 +151,7 @@ def _column(feature: Feature, rows: int) -> Tensor:
 def _state_per_weight(optimizer: str, table_optimizer: str | None, dim: int, touched: bool) -> float:
     """Return how many numbers an optimizer keeps for each weight of a matrix, from a step on a small one."""
     matrix = nn.Parameter(torch.zeros(4, dim))
-    sparse = {"touched": [matrix], "table_optimizer": table_optimizer} if touched else {}
+    sparse: dict[str, Any] = {"touched": [matrix], "table_optimizer": table_optimizer} if touched else {}
     others = [nn.Parameter(torch.zeros(1))] if touched else []
     made = make_optimizer(optimizer, [matrix, *others], 1e-3, **sparse)
     matrix.grad = torch.ones(4, dim).to_sparse(1) if touched else torch.ones(4, dim)
