@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fuxictr_mm.config import Roles
+from fuxictr_mm.config import Roles, label_names
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.items import MANY_ITEMS, MAX_GAP
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SOURCE, Feature, complete, key_of_items, parse_features
@@ -209,8 +209,10 @@ def _split_bytes(
     total = 4 * rows + 8 * rows  # target, offsets of the histories
     if (history := columns.get(roles.history)) is not None:
         total += 4 * min(history.entries, rows * max_len)
-    for feature in [f for f in features if f.is_context and f.column in columns]:
+    for feature in [f for f in features if (f.is_context or f.is_further_history) and f.column in columns]:
         entries = columns[feature.column].entries
-        total += 4 * entries + (8 * rows if feature.type == "sequence" else 0)
-    total += 4 * rows * (params["label_col"]["name"] in columns)
+        if feature.history is not None:  # a further history, or a sequence along one
+            entries = min(entries, rows * (feature.max_len or max_len))
+        total += 4 * entries + (8 * rows if feature.type in ("sequence", "meta") else 0)
+    total += 4 * rows * sum(label in columns for label in label_names(params))
     return total + 8 * rows * bool(params.get("group_id"))

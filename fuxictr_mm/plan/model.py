@@ -65,6 +65,8 @@ class ModelSizes:
         Number of its other parameters.
     other_state : float
         Numbers of the optimizer for each of those.
+    buffers : int
+        Bytes of its buffers, such as codes of the items.
     activations : (float, float) or None
         Bytes that the forward pass keeps: of a batch, and of each of its rows. None for a large network.
     """
@@ -72,6 +74,7 @@ class ModelSizes:
     tables: list[Table]
     other: int
     other_state: float
+    buffers: int
     activations: tuple[float, float] | None
 
 
@@ -119,7 +122,9 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
     activations = None
     if other <= MOST_PARAMETERS:
         activations = _measure_activations(experiment, features, num_items, history)
-    return ModelSizes(tables, other, state, activations)
+    of_items = {id(b) for b in model.items.buffers()}
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers() if id(b) not in of_items)
+    return ModelSizes(tables, other, state, buffers, activations)
 
 
 def _build(experiment: Experiment, features: Sequence[Feature], num_items: int) -> Any:
@@ -151,7 +156,7 @@ def _column(feature: Feature, rows: int) -> Tensor:
 def _state_per_weight(optimizer: str, table_optimizer: str | None, dim: int, touched: bool) -> float:
     """Return how many numbers an optimizer keeps for each weight of a matrix, from a step on a small one."""
     matrix = nn.Parameter(torch.zeros(4, dim))
-    sparse = {"touched": [matrix], "table_optimizer": table_optimizer} if touched else {}
+    sparse: dict[str, Any] = {"touched": [matrix], "table_optimizer": table_optimizer} if touched else {}
     others = [nn.Parameter(torch.zeros(1))] if touched else []
     made = make_optimizer(optimizer, [matrix, *others], 1e-3, **sparse)
     matrix.grad = torch.ones(4, dim).to_sparse(1) if touched else torch.ones(4, dim)
@@ -204,8 +209,12 @@ def _batch(model: Any, features: Sequence[Feature], rows: int, history: int) -> 
             return Jagged(ids(rows * length, feature.vocab_size or 2), torch.arange(rows + 1) * length)
         return torch.zeros(rows) if feature.type == "numeric" else ids(rows, feature.vocab_size or 2)
 
-    context = {f.name: column(f) for f in features if f.is_context}
+    context = {f.name: column(f) for f in features if f.is_context and f.history is None}
     num_items = model.items.num_items
     offsets = torch.arange(rows + 1) * history
-    labels = (torch.arange(rows) % 2).float()
+    for feature in [f for f in features if f.history is not None]:
+        limit = num_items if feature.is_further_history else feature.vocab_size or 2
+        entries = torch.zeros(rows * history) if feature.is_number else ids(rows * history, limit)
+        context[feature.name] = Jagged(entries, offsets)
+    labels = (torch.arange(rows) % 2).float().unsqueeze(1).expand(rows, model.num_tasks)
     return Batch(context, ids(rows, num_items), Jagged(ids(rows * history, num_items), offsets), labels)

@@ -6,10 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.footers import measure_data, read_columns
+from fuxictr_mm.plan.model import measure_model
+from fuxictr_mm.registry import load_model_class
 from tests.docs.fences import ROOT
 
 
@@ -69,6 +72,30 @@ def test_other_files(params):
     for split, table in dataset.splits.items():
         assert found.split_bytes[split] == pytest.approx(table.num_bytes, abs=100)
     assert {f.name: f.vocab_size for f in found.features} == {f.name: f.vocab_size for f in dataset.features}
+
+
+def test_several_histories_and_labels(params, tmp_path):
+    """With the model's batch of them, as the small copy takes it."""
+    for split in ("train", "valid"):
+        table = pq.read_table(tmp_path / f"{split}.parquet")
+        seconds = [[1.5] * len(row) for row in table["item_seq"].to_pylist()]
+        table = table.append_column("bought", table["item_seq"]).append_column("seconds", pa.array(seconds))
+        pq.write_table(table.append_column("liked", table["label"]), tmp_path / f"{split}.parquet")
+    along = {"name": "seconds", "dtype": "float", "type": "sequence", "history": "item_seq"}
+    params = {
+        **params,
+        "model": "DIN",
+        "label_col": [{"name": "label"}, {"name": "liked"}],
+        "task": ["binary_classification"] * 2,
+        "roles": {"histories": ["bought"]},
+        "feature_cols": [*params["feature_cols"], along],
+    }
+    found = measure_data(params)
+    dataset = load_dataset(params, {"train": True, "valid": True})
+    for split, table in dataset.splits.items():
+        assert found.split_bytes[split] == pytest.approx(table.num_bytes, abs=1000)
+    experiment = Experiment(ExperimentConfig.from_dict(params), load_model_class("DIN", ROOT / "model_zoo"))
+    assert measure_model(experiment, found.features, found.num_items, found.history).activations[1] > 0
 
 
 def test_no_row_is_read(params, monkeypatch):

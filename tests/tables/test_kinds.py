@@ -181,3 +181,26 @@ def test_touched_tables_learn_the_planted_signal_as_dense_ones_do(tmp_path):
         means[kind] = sum(scores) / 3
     assert means["touched"] > 0.65
     assert abs(means["touched"] - means["dense"]) < 0.01, means
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py")))
+def test_every_model_trains_with_touched_tables(build, make_batch, float64, name, monkeypatch):
+    """Its gradients are those of dense tables, and a step goes through."""
+    found = []
+    for rows in (1, 10**9):
+        monkeypatch.setattr(kinds, "AUTO_ROWS", rows)
+        model, dataset = build(f"{name}_tiny", net_dropout=0.0)
+        model = model.double().train()
+        batch = make_batch(dataset.splits["train"], range(20))
+        torch.manual_seed(3)
+        backward(model, batch)
+        sparse = [id(p) for p in touched_parameters(model)]
+        assert [id(p) for p in model.parameters() if p.grad is not None and p.grad.is_sparse] == sparse
+        assert bool(sparse) == (rows == 1)
+        found.append({n: p.grad.to_dense().clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.optimizer.zero_grad()
+        assert model.train_step(batch).isfinite()
+    assert found[0].keys() == found[1].keys()
+    for parameter, gradient in found[1].items():
+        torch.testing.assert_close(found[0][parameter], gradient, rtol=1e-8, atol=1e-10, msg=parameter)
