@@ -1,4 +1,4 @@
-"""In a world where only distant items tell, the models that search the history find them; a DIN of the newest does not."""
+"""In a world where only distant items tell, models that search find them, and a DIN on the newest items does not."""
 
 import dataclasses
 
