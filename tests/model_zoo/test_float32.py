@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-NAMES = ["BST", "DIEN", "DIN_CrossAttention", "LateFusion", "MIND", "SDIM", "SimCEN"]
+NAMES = [
+    "BST", "DIEN", "DIN_CrossAttention", "DMF", "DMGIN", "ETA", "HSTU", "InterFormer", "LateFusion",
+    "MIND", "MUSE", "OneTrans", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
