@@ -163,20 +163,24 @@ def _floats(column: Column, what: str) -> np.ndarray:
 def _lists(column: Column, what: str) -> tuple[Column, np.ndarray]:
     """Return the entries of a column of lists, and the offsets of its rows."""
     if isinstance(column, pa.Array):
-        if pa.types.is_fixed_size_list(column.type):
-            column = column.cast(pa.list_(column.type.value_type))
-        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise ServingError(f"{what}: holds {column.type}, expected lists")
-        offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
-        if column.null_count:  # the entries of a null may be there
-            flat, lengths = column.flatten(), column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-            return flat, np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        return column.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]
+        return _list_entries(column, what)
     flat: list[Any] = []
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
-    for row, values in enumerate(column):
-        if not isinstance(values, list | tuple | np.ndarray):
-            raise ServingError(f"{what}: {values!r} is no list")
-        flat.extend(values)
+    for row, entries in enumerate(column):
+        if not isinstance(entries, list | tuple | np.ndarray):
+            raise ServingError(f"{what}: {entries!r} is no list")
+        flat.extend(entries)
         offsets[row + 1] = len(flat)
     return flat, offsets
+
+
+def _list_entries(column: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise ServingError(f"{what}: holds {column.type}, expected lists")
+    if column.null_count:  # the entries of a null may be there
+        lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        return column.flatten(), np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    return column.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]

@@ -96,7 +96,7 @@ class Service:
     def warm_up(export: Export) -> None:
         """Score items of the export, so that the first request is not the slowest."""
         known = np.flatnonzero(export.items.known)[1:101]
-        context = {}
+        context: dict[str, Any] = {}
         for f in export.context:
             length = f.spec.get("pretrain_dim", 0)
             context[f.column] = [0.0] * length if f.type == "embedding" else [] if f.type == "sequence" else 0

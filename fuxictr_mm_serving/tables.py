@@ -71,7 +71,7 @@ class Ids:
 
     def __init__(self, values: pa.Array) -> None:
         self.values = values
-        self.is_integer = pa.types.is_integer(values.type)
+        self.is_integer: bool = pa.types.is_integer(values.type)
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:

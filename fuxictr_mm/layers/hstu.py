@@ -54,7 +54,7 @@ class HSTULayer(nn.Module):
 
     def forward(self, tokens: Tensor, buckets: Buckets) -> Tensor:
         """Return the tokens ``(N, W)`` after the layer; each sees itself and the older ones of its row."""
-        if not len(tokens):
+        if tokens.shape[0] == 0:
             return tokens
         dim = tokens.shape[1]
         u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)

@@ -48,7 +48,7 @@ class Buckets:
         if is_exporting():  # one bucket: their number depends on the data
             positions = torch.arange(lengths.max().item(), device=offsets.device)  # type: ignore[arg-type]
             mask = positions < lengths.unsqueeze(1)
-            padded = torch.where(mask, offsets[:-1].unsqueeze(1) + positions, offsets[:-1].unsqueeze(1))
+            padded = torch.where(mask, offsets[:-1].unsqueeze(1) + positions, 0)
             return cls([padded], [mask], mask.flatten().nonzero().squeeze(1))
         bucket = torch.bucketize(lengths, torch.tensor(limits, device=offsets.device))
         tokens, masks = [], []

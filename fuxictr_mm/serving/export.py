@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import io
 import json
 import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,11 @@ def _check_experiment(experiment: Experiment) -> None:
 
 
 def _check_model(model: Any) -> None:
+    if model.num_tasks > 1:
+        labels = ", ".join(model.feature_map.labels)
+        raise ConfigError(
+            f"label_col: has {model.num_tasks} labels ({labels}), but an export has one; train on one label"
+        )
     for name, spec in model.computed.items():
         if spec["computed"] == "similarity":
             raise ConfigError(f"feature '{name}': type: similarity cannot be exported; leave it out of use_features")
@@ -233,7 +239,8 @@ def _reason(error: BaseException) -> str:
 
     while error.__cause__ is not None:
         error = error.__cause__
-    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = [line.strip(" -") for line in str(error).strip().splitlines()] or [type(error).__name__]
+    text = " ".join(lines[: 2 if lines[0].startswith("Constraints violated") else 1])
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -247,17 +254,14 @@ def _reason(error: BaseException) -> str:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep the tracer's own messages off the terminal; an error holds what is needed."""
-    names = ("torch", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(disabled)
 
 
 def _describe(

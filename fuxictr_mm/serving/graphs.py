@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.model import Embedded, MultimodalModel
+from fuxictr_mm.model import MultimodalModel
 
 
 class RowsGraph(nn.Module):
@@ -24,7 +24,7 @@ class RowsGraph(nn.Module):
     Parameters
     ----------
     model : MultimodalModel
-        Its ``embed`` and ``per_item`` are replaced, so use a model that is not used otherwise.
+        Its methods that look up items are replaced, so use a model that is not used otherwise.
     """
 
     def __init__(self, model: MultimodalModel) -> None:
@@ -35,7 +35,11 @@ class RowsGraph(nn.Module):
         self._context: Tensor | None = None
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
-        model.embed = self._embed  # type: ignore[method-assign]
+        model.embed_histories = self._embed_histories  # type: ignore[method-assign]
+        model.embed_context = self._embed_context  # type: ignore[method-assign]
+        model.__dict__["items"] = _NoItems()
+        del model._modules["items"]
+        model.with_computed = lambda batch: batch  # type: ignore[method-assign]
         model.per_item = self._per_item  # type: ignore[method-assign]
 
     def forward(
@@ -68,17 +72,28 @@ class RowsGraph(nn.Module):
         self._rows = self._context = None
         return self.model.output_activation(logits.reshape(-1, 1))
 
-    def _embed(self, batch: Batch) -> Embedded:
+    def _embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
         assert self._rows is not None
-        assert self._context is not None
         items = self._rows[:, : self.dims[0]]
-        history = Jagged(items, batch.history.offsets, batch.history.values)
-        history.__dict__["longest"] = self._longest  # otherwise computed from the data
-        return Embedded(self._context, items.index_select(0, batch.target), history)
+        found = [Jagged(items, history.offsets, history.values) for history in histories]
+        for history in found:
+            history.__dict__["longest"] = self._longest  # otherwise computed from the data
+        return items.index_select(0, batch.target), found
+
+    def _embed_context(self, batch: Batch) -> Tensor:
+        assert self._context is not None
+        return self._context
 
     def _per_item(self, name: str, ids: Tensor) -> Tensor:
         assert self._rows is not None
         return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
+
+
+class _NoItems:
+    """In place of the items of a traced model."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(f"logits reads self.items.{name}; a graph has no item files, only per_item and embed")
 
 
 class UserGraph(nn.Module):
