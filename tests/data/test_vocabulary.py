@@ -291,10 +291,11 @@ def test_renamed_ids_give_the_same_weights_and_predictions(tmp_path, dense, kind
     assert run.metrics == expected.metrics
     assert same_weights(run, expected)
     np.testing.assert_array_equal(run.predict(), predictions)
+    # In batches of other sizes, which some processors round differently.
     frame = world.renamed(found, world.NAMES)["test"].slice(3, 50)
-    np.testing.assert_array_equal(run.predict(frame), predictions[3:53])
+    np.testing.assert_allclose(run.predict(frame), predictions[3:53], rtol=1e-6)
     if kind != "uuid":  # pandas has no such lists
-        np.testing.assert_array_equal(run.predict(frame.to_pandas()), predictions[3:53])
+        np.testing.assert_allclose(run.predict(frame.to_pandas()), predictions[3:53], rtol=1e-6)
     saved = Vocabularies.load(run.path / "vocabulary.parquet")["item_id"]
     assert saved.values.to_pylist() == world.KINDS[kind].slice(1).to_pylist()
 

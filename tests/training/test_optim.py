@@ -72,8 +72,11 @@ def test_steps_are_those_of_torch(name):
         assert not any(value.requires_grad for values in optimizer.state.values() for value in values.values())
         return weights
 
+    try:
+        theirs = train(lambda weights: kind(weights, lr=0.1, **fused))
+    except KeyError:
+        pytest.skip("with this torch, the optimizer takes no second group")
     ours = train(lambda weights: make_optimizer(name, weights, 0.1))
-    theirs = train(lambda weights: kind(weights, lr=0.1, **fused))
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
