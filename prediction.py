@@ -62,24 +62,23 @@ def main() -> None:
     set_up_logging()
     name, scores, settings = _of_runs(args) if args.runs else _of_experiment(args)
     if is_main():
-        scores, of_label = _of_label(scores, settings, args.label)
+        index, of_label = _label_of(settings, args.label)
+        scores = scores if scores.ndim == 1 else scores[:, index]
         is_parquet = settings.get("data_format", "parquet") == "parquet"
         rows = count_rows(settings["test_data"]) if is_parquet else len(scores)
         written = write_submission(args.out / f"{name}.zip", scores, task=args.task, expected_rows=rows)
         print(f"{written}: {len(scores)} rows, column {args.task}{of_label}")
 
 
-def _of_label(scores: "np.ndarray", settings: dict[str, Any], label: str | None) -> tuple["np.ndarray", str]:
-    """Return the scores of one label, and what is printed of it; ``(rows,)`` scores are of the only one."""
+def _label_of(settings: dict[str, Any], label: str | None) -> tuple[int, str]:
+    """Return the index of the label to write, and what is printed of it: nothing where there is only one."""
     from fuxictr_mm.config import label_names
 
     names = label_names(settings) if settings.get("label_col") else []
     if label is not None and label not in names:
-        raise ConfigError(f"--label {label}: the labels of {settings['model_id']} are {', '.join(names)}")
-    if scores.ndim == 1:
-        return scores, ""
-    name = label or names[0]
-    return scores[:, names.index(name)], f", label {name} of {', '.join(names)}"
+        raise ConfigError(f"--label {label}: label_col of {settings['model_id']} names {', '.join(names) or 'none'}")
+    index = 0 if label is None else names.index(label)
+    return index, f", label {names[index]} of {', '.join(names)}" if len(names) > 1 else ""
 
 
 def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
@@ -91,6 +90,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
             raise ConfigError(f"--{option.replace('_', '-')} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, Path(__file__).resolve().parent)
     experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+    _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
     run = None
     if args.calibrate:
         if args.weights:
