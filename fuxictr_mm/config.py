@@ -112,7 +112,7 @@ class FeatureSpec(Settings):
     table: Literal["auto", "dense", "touched"] | None = Field(
         None,
         description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
-        "cost that does not grow with the table; null or `auto`: `touched` from 200,000 rows on. See "
+        "cost that does not grow with the table; null or `auto`: `touched` from 1,000,000 rows on. See "
         "[Scale](scale.md#embedding-tables).",
     )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")

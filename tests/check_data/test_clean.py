@@ -8,6 +8,7 @@ import pytest
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS, Action
 from fuxictr_mm.cli import main
+from tests.arrow import skip_unreadable
 
 TEXT = "txt_emb_BERT"
 
@@ -105,6 +106,7 @@ def folder(tmp_path):
 
 
 def test_null_in_fixed_size_histories_is_set_to_padding(folder):
+    skip_unreadable(pa.list_(pa.int64(), 2))
     histories = pa.array([[1, 2], None, [0, 3]] * 20, pa.list_(pa.int64(), 2))
     count = np.arange(60)
     columns = {"user_id": count, "item_id": count + 10, "label": count % 2, "item_seq": histories}

@@ -212,7 +212,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
         "fuxictr-mm synth --preset long --out data/long_mm",
         "fuxictr-mm synth --preset taobao-mm --scale 0.01 --out data/taobao_like",
-        "fuxictr-mm synth --users 5000 --items 3000 --text-noise 1 --seed 8 --out data/noisy --json",
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
     parser.add_argument("--scale", type=float, metavar="X", help="X times as many users, items and rows")
