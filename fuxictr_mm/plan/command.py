@@ -128,12 +128,12 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     add("network", size, f"{model.other:,} parameters, with gradients, optimizer and copies")
     sent += _ring(4 * model.other, processes)
     note = "not known for a network of this size"
-    size = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find the distinct items
+    kept: float = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find the distinct items
     if model.activations is not None:
         fixed, per_row = model.activations
-        size += fixed + per_row * batch
+        kept += fixed + per_row * batch
         note = f"approximate: of {batch:,} rows, with {data.history} history items each, what the forward pass keeps"
-    add("batch", size, note)
+    add("batch", kept, note)
     total = sum(part["bytes"] for part in parts)
     return {
         "expid": config.expid,

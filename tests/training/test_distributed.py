@@ -55,8 +55,9 @@ def gradients_and_scores(expid, folder, batch_size, share, distribute, settings)
         points.append({name: p.grad.to_dense() + 0 for name, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
     valid = InMemoryLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
-    scores, labels, groups = loop.score(model, valid)
-    return {"points": points, "state": model.state_dict(), "scores": scores, "labels": labels, "groups": groups}
+    scored = loop.score(model, valid)
+    rows = {"scores": scored.prediction, "labels": scored.label, "groups": scored.group}
+    return {"points": points, "state": model.state_dict(), **rows}
 
 
 def start(script, *arguments, processes=2, cwd=None):
