@@ -332,7 +332,8 @@ def _write_projections(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
     import numpy as np
     from torch import nn
 
-    found, start = {}, 0
+    found: dict[str, dict[str, Any]] = {}
+    start = 0
     for name in model.item_fields:
         spec = model.feature_map.features[name]
         layer = model.embedding_layer.embedding_layer.feature_encoders[name] if spec["type"] == "embedding" else None
