@@ -266,6 +266,8 @@ def segment_products(queries: Tensor, history: Jagged) -> Tensor:
     index = history.index
     if index is None:
         index = torch.arange(history.num_values, device=queries.device)
+    if is_exporting():
+        return (history.values * queries.index_select(0, history.rows)).sum(dim=1)
     return _SegmentProducts.apply(queries, history.distinct, index, history.rows, history.offsets)
 
 

@@ -112,6 +112,8 @@ class MultimodalModel(BaseModel):
     same_dims: bool = False
     #: Buffers with one row per trained item that ``logits`` reads by ``per_item``; exports store them with the items.
     per_item_buffers: tuple[str, ...] = ()
+    #: Columns of the items that ``logits`` reads by ``contents``, which exports store in the same way.
+    per_item_contents: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
 #: Column values: a column of a file, or the values of a request.
-Column = Sequence[Any] | pa.Array
+Column: TypeAlias = Sequence[Any] | pa.Array
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ def _lists(column: Column, what: str) -> tuple[Column, np.ndarray]:
         return _list_entries(column, what)
     flat: list[Any] = []
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
+    entries: Any
     for row, entries in enumerate(column):
         if not isinstance(entries, list | tuple | np.ndarray):
             raise ServingError(f"{what}: {entries!r} is no list")

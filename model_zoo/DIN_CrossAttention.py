@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fuxictr.features import FeatureMap
@@ -93,16 +93,19 @@ class DIN_CrossAttention(DNNModel):
             query = layer(query, e.history)
         return self.dnn(torch.cat([e.context, e.target, self.attention_layers(e.target, e.history), query], dim=-1))
 
+    def _layers(self) -> list[CrossAttentionLayer]:
+        return cast(list[CrossAttentionLayer], list(self.encoder))
+
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Return context, history, and the part of each attention that depends on it alone."""
-        parts = [part for layer in self.encoder for part in layer.keys_and_values(history)]
+        parts = [part for layer in self._layers() for part in layer.keys_and_values(history)]
         return context, history, self.attention_layers.keys(history), *parts
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
         context, history, item_keys, *parts = state
         query = candidates
-        for layer, keys, values in zip(self.encoder, parts[::2], parts[1::2], strict=True):
+        for layer, keys, values in zip(self._layers(), parts[::2], parts[1::2], strict=True):
             query = layer.attend(query, keys, values)
         interest = self.attention_layers.attend(candidates, history, item_keys)
         return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest, query], dim=-1))

@@ -151,7 +151,8 @@ class DIN_MM(DNNModel):
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
         context, *parts = state
-        interest = (
-            parts[0].expand_as(candidates) if self.attention is None else self.attention.attend(candidates, *parts)
-        )
+        if isinstance(self.attention, MultiHeadTargetAttention | DINAttention):
+            interest = self.attention.attend(candidates, *parts)
+        else:
+            interest = parts[0].expand_as(candidates)
         return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

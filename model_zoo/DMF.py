@@ -66,6 +66,7 @@ class DMF(DNNModel):
         super().__init__(feature_map, **params)
         self.check_heads(num_heads, attention_dim, "attention_dim")
         self.content = self.item_column("content", content, "fuxictr-mm embed reduce")
+        self.per_item_contents = (self.content,)
         self.enhanced_weight = enhanced_weight
         self.attention = BucketAttention(self.item_dim, attention_dim, num_heads, num_tiers)
         self.tiers = SimTier(num_tiers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fuxictr.features import FeatureMap
@@ -92,9 +92,12 @@ class LateFusion(DNNModel):
         weights = self.gate(torch.cat([e.context, e.target], dim=-1)).softmax(dim=-1)
         return (weights.unsqueeze(1) * torch.stack(votes, dim=-1)).sum(dim=-1)
 
+    def _tower(self, name: str) -> DINAttention:
+        return cast(DINAttention, self.attention[name])
+
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Return context, history and the part of each tower's attention that depends on it alone."""
-        parts = [self.attention[n].keys(history.index_select(1, c)) for n, c in self.columns.items()]
+        parts = [self._tower(n).keys(history.index_select(1, c)) for n, c in self.columns.items()]
         return context, history, *parts
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class LateFusion(DNNModel):
         votes = []
         for (name, columns), keys in zip(self.columns.items(), parts, strict=True):
             target = candidates.index_select(1, columns)
-            interest = self.attention[name].attend(target, history.index_select(1, columns), keys)
+            interest = self._tower(name).attend(target, history.index_select(1, columns), keys)
             votes.append(self.dnn[name](torch.cat([context, target, interest], dim=-1)))
         weights = self.gate(torch.cat([context, candidates], dim=-1)).softmax(dim=-1)
         return (weights.unsqueeze(1) * torch.stack(votes, dim=-1)).sum(dim=-1)

@@ -78,6 +78,7 @@ class MUSE(DNNModel):
         dim = self.item_dim
         self.check_heads(num_heads, dim, "the item dim")
         self.content = self.item_column("content", content, "fuxictr-mm embed reduce")
+        self.per_item_contents = (self.content,)
         self.top_k, self.short_len = top_k, short_len
         self.short_attention = TargetAttention(dim, form == "code")
         self.long_attention = SemanticAttention(dim, dim, num_heads, form)

@@ -18,7 +18,7 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
     # From a copy: setuptools writes its build folder into the source.
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("fuxictr_mm", "model_zoo"):
+    for name in ("fuxictr_mm", "fuxictr_mm_serving", "model_zoo"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -37,7 +37,23 @@ assert "site" in str(list_models()["DIN_MM"]), list_models()
 assert load_model_class("DIN_MM").__name__ == "DIN_MM"
 assert load_model_class("DIN").__name__ == DIN.__name__
 assert layers.DINAttention
+from importlib.resources import files
+assert files("fuxictr_mm_serving").joinpath("page.html").is_file()
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     result = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_distribution_without_torch(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "fuxictr_mm_serving", source, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps"]
+    options = ["--no-build-isolation", "--no-cache-dir", "--target", tmp_path / "site", source]
+    subprocess.run([*pip, *options], check=True, capture_output=True)
+    installed = tmp_path / "site" / "fuxictr_mm_serving"
+    assert (installed / "page.html").is_file()
+    assert (installed / "server.py").is_file()
+    assert not (tmp_path / "site" / "fuxictr_mm").exists()
+    assert (tmp_path / "site" / "bin" / "fuxictr-mm-serve").is_file()

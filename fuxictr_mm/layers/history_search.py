@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.jagged import Jagged, is_exporting
 
 #: Entries that are scored at a time, which bounds the memory for their keys.
 BLOCK = 2**16
@@ -45,7 +45,7 @@ class InnerProduct:
         """Return the scores ``(R, L)``."""
         dtype = self.queries.dtype if self.queries.is_floating_point() else torch.float32
         queries_RA = self.queries.index_select(0, rows).to(dtype)
-        if self.keys.shape[0] <= DENSE * items.shape[1]:
+        if is_exporting() or self.keys.shape[0] <= DENSE * items.shape[1]:
             return (queries_RA @ self.keys.to(dtype).t()).gather(1, items)
         keys_RLA = self.keys.index_select(0, items.flatten()).to(dtype).view(*items.shape, -1)
         return torch.bmm(keys_RLA, queries_RA.unsqueeze(2)).squeeze(2)
@@ -134,6 +134,8 @@ def search(history: Jagged, score: Score | None, top_k: int, allowed: Score | No
     >>> found.values.tolist(), found.lengths.tolist()
     ([1, 3, 4], [2, 1])
     """
+    if is_exporting():
+        return _search_at_once(history, score, top_k, allowed)
     offsets, lengths, nothing = history.offsets, history.lengths, history.num_values
     first = torch.arange(top_k, device=offsets.device)
     found_BK = torch.where(first < lengths.unsqueeze(1), offsets[:-1].unsqueeze(1) + first, nothing)
@@ -154,9 +156,32 @@ def search(history: Jagged, score: Score | None, top_k: int, allowed: Score | No
         none = ~keep_RL.gather(1, best.indices)
         entries = (start_R1 + best.indices).masked_fill(none, nothing).sort(dim=1).values
         found_BK[rows] = F.pad(entries, (0, top_k - entries.shape[1]), value=nothing)
+    return _entries(found_BK, nothing)
+
+
+def _entries(found_BK: Tensor, nothing: int) -> Jagged:
+    """Return the found entries of rows that are filled up with ``nothing``."""
     real_BK = found_BK < nothing
     ends = real_BK.sum(dim=1).cumsum(0)
     return Jagged(found_BK[real_BK], torch.cat([ends.new_zeros(1), ends]))
+
+
+def _search_at_once(history: Jagged, score: Score | None, top_k: int, allowed: Score | None) -> Jagged:
+    """Return what ``search`` does, for all rows at once: blocks depend on the data, which a graph cannot."""
+    nothing, rows = history.num_values, torch.arange(history.num_rows)
+    # The newest first: of equal scores, ONNX's TopK takes the first. There are K places or more.
+    place_L = torch.arange(history.longest + top_k).flip(0)
+    keep_BL = place_L < history.lengths.unsqueeze(1)
+    entries_BL = torch.where(keep_BL, history.offsets[:-1].unsqueeze(1) + place_L, 0)
+    items_BL = entries_BL
+    if history.index is not None:
+        items_BL = torch.cat([history.index, history.index.new_zeros(1)])[entries_BL]
+    if allowed is not None:
+        keep_BL = keep_BL & allowed(items_BL, rows)
+    scores_BL = place_L.float().expand(keep_BL.shape) if score is None else score(items_BL, rows).float()
+    best_BK = scores_BL.masked_fill(~keep_BL, -torch.inf).topk(top_k, dim=1).indices
+    found_BK = torch.where(keep_BL.gather(1, best_BK), entries_BL.gather(1, best_BK), nothing)
+    return _entries(found_BK.sort(dim=1).values, nothing)
 
 
 def _blocks(lengths: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:

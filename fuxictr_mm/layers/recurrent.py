@@ -145,7 +145,8 @@ class AUGRU(nn.Module):
 
 def scan_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
     """Return the states ``(T, B, E)`` of a GRU of one layer over padded rows ``(T, B, D)``, T of 1 or more."""
-    weight, bias = gru.weight_hh_l0, gru.bias_hh_l0  # torch takes no module of this kind into a loop
+    # Torch takes no module of this kind into a loop.
+    of_inputs, weight, of_bias, bias = (p for p in gru.parameters())
 
     def step(state: Tensor, gates: tuple[Tensor]) -> tuple[Tensor, Tensor]:
         reset, update, new = gates[0].chunk(3, dim=1)
@@ -155,7 +156,7 @@ def scan_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
         state = (1 - gate) * candidate + gate * state
         return state, state.clone()
 
-    gates_T = F.linear(inputs, gru.weight_ih_l0, gru.bias_ih_l0)
+    gates_T = F.linear(inputs, of_inputs, of_bias)
     return _scan(step, gates_T.new_zeros(inputs.shape[1], gru.hidden_size), (gates_T,))[1]
 
 

@@ -46,7 +46,7 @@ class Buckets:
         """
         lengths = offsets.diff()
         if is_exporting():  # one bucket: their number depends on the data
-            positions = torch.arange(lengths.max().item(), device=offsets.device)  # type: ignore[arg-type]
+            positions = torch.arange(lengths.max().item(), device=offsets.device)
             mask = positions < lengths.unsqueeze(1)
             padded = torch.where(mask, offsets[:-1].unsqueeze(1) + positions, 0)
             return cls([padded], [mask], mask.flatten().nonzero().squeeze(1))

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,15 +309,13 @@ def _describe(
 def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision: str) -> None:
     """Write the table of items and those of context fields; adds them to the manifest."""
     import numpy as np
-    import torch
 
-    from fuxictr_mm.serving.graphs import context_tables
-
-    def items(ids: Tensor) -> Tensor:
-        return torch.cat([model.embed_items(ids), *(model.per_item(name, ids) for name in model.per_item_buffers)], 1)
+    from fuxictr_mm.serving.graphs import context_tables, item_rows
 
     np.save(folder / "known.npy", model.items.known.numpy())
-    manifest["items"]["table"] = write_table(items, model.items.num_items, folder, "items", precision)
+    manifest["items"]["table"] = write_table(
+        partial(item_rows, model), model.items.num_items, folder, "items", precision
+    )
     manifest["items"]["projections"] = _write_projections(model, folder)
     layers = context_tables(model)
     for entry in manifest["context"]:
@@ -333,7 +332,8 @@ def _write_projections(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
     import numpy as np
     from torch import nn
 
-    found, start = {}, 0
+    found: dict[str, dict[str, Any]] = {}
+    start = 0
     for name in model.item_fields:
         spec = model.feature_map.features[name]
         layer = model.embedding_layer.embedding_layer.feature_encoders[name] if spec["type"] == "embedding" else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.model import MultimodalModel
 
 
@@ -30,13 +31,14 @@ class RowsGraph(nn.Module):
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = model
-        self.dims = [model.item_dim, *(model.get_buffer(name).shape[1] for name in model.per_item_buffers)]
+        self.dims = row_dims(model)
         self._rows: Tensor | None = None
         self._context: Tensor | None = None
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
+        model.contents = self._contents  # type: ignore[method-assign]
         model.__dict__["items"] = _NoItems()
         del model._modules["items"]
         model.with_computed = lambda batch: batch  # type: ignore[method-assign]
@@ -88,6 +90,14 @@ class RowsGraph(nn.Module):
         assert self._rows is not None
         return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
 
+    def _contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
+        assert self._rows is not None
+        place = 1 + len(self.model.per_item_buffers) + self.model.per_item_contents.index(name)
+        contents = self._rows.split(self.dims, dim=1)[place]
+        history = Jagged(contents, batch.history.offsets, batch.history.values)
+        history.__dict__["longest"] = self._longest
+        return contents.index_select(0, batch.target), history
+
 
 class _NoItems:
     """In place of the items of a traced model."""
@@ -102,7 +112,7 @@ class UserGraph(nn.Module):
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = model
-        self.dims = [model.item_dim, *(model.get_buffer(name).shape[1] for name in model.per_item_buffers)]
+        self.dims = row_dims(model)
         self._rows: Tensor | None = None
         model.per_item = self._per_item  # type: ignore[method-assign]
 
@@ -130,6 +140,19 @@ class CandidateGraph(nn.Module):
         """Return predictions ``(M, 1)``."""
         logits = self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
         return self.model.output_activation(logits.reshape(-1, 1))
+
+
+def item_rows(model: MultimodalModel, ids: Tensor) -> Tensor:
+    """Return rows of the item table ``(U, D + E)``: embeddings, then what models read per item."""
+    buffers = [model.per_item(name, ids) for name in model.per_item_buffers]
+    contents = [directions(model.items.stored(name).index_select(0, ids)) for name in model.per_item_contents]
+    return torch.cat([model.embed_items(ids), *buffers, *contents], dim=1)
+
+
+def row_dims(model: MultimodalModel) -> list[int]:
+    """Return the dims of the parts of ``item_rows``."""
+    buffers = [model.get_buffer(name).shape[1] for name in model.per_item_buffers]
+    return [model.item_dim, *buffers, *map(model.items.dim, model.per_item_contents)]
 
 
 def per_item(model: MultimodalModel, rows: Tensor, dims: Sequence[int], name: str) -> Tensor:

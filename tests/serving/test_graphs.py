@@ -1,0 +1,40 @@
+"""The fold of a model, a part per user and a part per candidate, is its logits of rows."""
+
+import pytest
+import torch
+
+from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.serving.graphs import has_fold
+
+FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
+CASES = [
+    *((f"{name}_tiny", {}) for name in FOLDED),
+    ("DIN_MM_tiny", {"interest": "din", "din_use_softmax": True}),
+    ("DIN_MM_tiny", {"interest": "mean", "cross": "v2", "bilinear": "field_all"}),
+    ("DIN_MM_tiny", {"sparse_attention": True, "num_heads": 1}),
+]
+
+
+@pytest.mark.parametrize(("expid", "settings"), CASES, ids=[f"{e}-{s}" for e, s in CASES])
+def test_candidates_are_rows(build, float64, expid, settings):
+    model, dataset = build(expid, **settings)
+    assert has_fold(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.double().parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    model.eval()
+    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    candidates = torch.arange(20, 29)
+    for length in (0, 1, 2, 20):
+        history = torch.randint(1, 1001, (length,), generator=generator)
+        rows = Batch(
+            {name: column.expand(9) for name, column in context.items()},
+            candidates,
+            Jagged(history.repeat(9), torch.arange(10) * length),
+        )
+        one = Batch(context, candidates[:1], Jagged(history, torch.tensor([0, length])))
+        with torch.no_grad():
+            state = model.user_state(model.embed_context(one), model.embed_items(history), history)
+            found = model.score_candidates(model.embed_items(candidates), *state)
+            torch.testing.assert_close(found, model(rows)["logit"], rtol=1e-9, atol=1e-9)
