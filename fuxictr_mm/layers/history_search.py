@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.jagged import Jagged, is_exporting
 
 #: Entries that are scored at a time, which bounds the memory for their keys.
 BLOCK = 2**16
@@ -45,7 +45,7 @@ class InnerProduct:
         """Return the scores ``(R, L)``."""
         dtype = self.queries.dtype if self.queries.is_floating_point() else torch.float32
         queries_RA = self.queries.index_select(0, rows).to(dtype)
-        if self.keys.shape[0] <= DENSE * items.shape[1]:
+        if not is_exporting() and self.keys.shape[0] <= DENSE * items.shape[1]:
             return (queries_RA @ self.keys.to(dtype).t()).gather(1, items)
         keys_RLA = self.keys.index_select(0, items.flatten()).to(dtype).view(*items.shape, -1)
         return torch.bmm(keys_RLA, queries_RA.unsqueeze(2)).squeeze(2)
@@ -134,6 +134,8 @@ def search(history: Jagged, score: Score | None, top_k: int, allowed: Score | No
     >>> found.values.tolist(), found.lengths.tolist()
     ([1, 3, 4], [2, 1])
     """
+    if is_exporting():
+        return _search_at_once(history, score, top_k, allowed)
     offsets, lengths, nothing = history.offsets, history.lengths, history.num_values
     first = torch.arange(top_k, device=offsets.device)
     found_BK = torch.where(first < lengths.unsqueeze(1), offsets[:-1].unsqueeze(1) + first, nothing)
@@ -157,6 +159,24 @@ def search(history: Jagged, score: Score | None, top_k: int, allowed: Score | No
     real_BK = found_BK < nothing
     ends = real_BK.sum(dim=1).cumsum(0)
     return Jagged(found_BK[real_BK], torch.cat([ends.new_zeros(1), ends]))
+
+
+def _search_at_once(history: Jagged, score: Score | None, top_k: int, allowed: Score | None) -> Jagged:
+    """Find the same in one block, for a graph: the number of blocks depends on the data."""
+    place_L = torch.arange(history.longest, device=history.offsets.device)
+    keep_BL = place_L < history.lengths.unsqueeze(1)
+    entries_BL = torch.where(keep_BL, history.offsets[1:].unsqueeze(1) - 1 - place_L, 0)  # the newest first
+    items_BL = entries_BL if history.index is None else history.index[entries_BL]
+    rows_B = torch.arange(history.num_rows, device=place_L.device)
+    if allowed is not None:
+        keep_BL = keep_BL & allowed(items_BL, rows_B)
+    scores_BL = -place_L.expand_as(items_BL) if score is None else score(items_BL, rows_B)
+    scores_BL = scores_BL.to(torch.float32).masked_fill(~keep_BL, -torch.inf)
+    # Of equal values the operator of graphs takes the first.
+    rank_BL = scores_BL.sort(dim=1, descending=True).indices.argsort(dim=1)
+    keep_BL = keep_BL & (rank_BL < top_k)
+    ends = keep_BL.sum(dim=1).cumsum(0)
+    return Jagged(entries_BL.flip(1)[keep_BL.flip(1)], torch.cat([ends.new_zeros(1), ends]))
 
 
 def _blocks(lengths: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:

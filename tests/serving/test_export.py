@@ -19,7 +19,9 @@ from fuxictr_mm_serving import Export
 pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py"))
+#: Models that are refused: they read columns of the items that are no fields, or cut blocks of a size of the data.
+REFUSED = ["DMF", "DMGIN", "InterFormer", "MUSE", "SEMINAR"]
+NAMES = sorted({path.stem for path in (ROOT / "model_zoo").glob("*.py")} - {*REFUSED})
 CASES = [
     *((f"{name}_tiny", {}) for name in NAMES),
     ("Transformer_DCN_published_tiny", {}),
@@ -72,6 +74,16 @@ def test_scores_are_the_models(weights_of, tmp_path, expid, settings):
         rows = {name: [value] * 30 for name, value in context.items()}
         rows |= {"item_id": candidates, "item_seq": [history] * 30}
         np.testing.assert_allclose(exported.score_rows(rows), expected, atol=NOISE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_exported_is_refused(weights_of, tmp_path, name):
+    experiment, weights = weights_of(f"{name}_tiny")
+    with pytest.raises(UserError, match=f"{name} .*cannot be exported") as refused:
+        export(experiment, tmp_path / "out", weights=weights)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_manifest_names_every_file_and_its_checksum(exported):
