@@ -263,6 +263,8 @@ def segment_products(queries: Tensor, history: Jagged) -> Tensor:
     >>> segment_products(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), history).tolist()
     [-1.0, -1.0, -1.0]
     """
+    if is_exporting():
+        return (queries.index_select(0, history.rows) * history.values).sum(dim=1)
     index = history.index
     if index is None:
         index = torch.arange(history.num_values, device=queries.device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, weighted_sum
-from fuxictr_mm.layers import Buckets, HSTULayer, MultiHeadTargetAttention, newest
+from fuxictr_mm.layers import Buckets, HSTULayer, MultiHeadTargetAttention, newest, take
 from fuxictr_mm.model import DNNModel
 
 
@@ -86,7 +86,7 @@ class DMGIN(DNNModel):
         e = self.embed(batch)
         codes = self.items.stored(self.groups).view(self.items.num_items, -1)[:, 0]
         members, offsets, counts = group_by(codes.index_select(0, batch.history.values.long()), batch.history)
-        items = Jagged(e.history.distinct, members.offsets, e.history.index.index_select(0, members.values))
+        items = take(e.history, members)
         weights = items.map(lambda distinct: self.pooling(distinct).squeeze(1)).softmax().values
         size, length, newer, older = counts.to(weights.dtype).unbind(1)
         statistics = torch.stack([size.log(), (size / length).log1p(), newer.log(), older.log()], dim=1)

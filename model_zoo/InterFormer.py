@@ -88,7 +88,8 @@ class InterFormer(DNNModel):
         e = self.embed(batch)
         fields = torch.cat([e.context, e.target], dim=1).unflatten(1, (-1, self.embedding_dim))
         history = e.history.map(lambda items: self.project(items * self.mask(items)))
-        cls = self.layers[0].summarize(fields)
+        first: InterFormerLayer = self.layers[0]  # type: ignore[assignment]
+        cls = first.summarize(fields)
         tokens = append(history, cls)  # stored last, but of the first positions
         lengths = history.lengths.index_select(0, tokens.rows)
         positions = (tokens.positions + cls.shape[1]) % (lengths + cls.shape[1])

@@ -127,5 +127,8 @@ class OneTransBlock(nn.Module):
 
     def _attend(self, qkv_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
         query, key, value = qkv_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        place = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
         # Padding is on the right, so that no token sees it.
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+        weights = scores.masked_fill(place > place.unsqueeze(1), -torch.inf).softmax(dim=3)
+        return (weights @ value).transpose(1, 2).flatten(2)

@@ -96,12 +96,14 @@ class SEMINAR(DNNModel):
         if len(weights) != len(codes):
             raise ConfigError(f"{self.model_id}: {len(weights)} code_weights for {len(codes)} columns of codes")
         command = "fuxictr-mm embed quantize --method pq"
-        tables = [self.items.stored(self.item_column("codes", name, command)) for name in codes or [None]]
+        names: list[str | None] = [*codes] or [None]
+        tables = [self.items.stored(self.item_column("codes", name, command)) for name in names]
         self.register_buffer("codes", torch.cat(tables, dim=1), persistent=False)
         repeats = torch.tensor([table.shape[1] for table in tables])
         self.register_buffer("code_weights", torch.tensor(weights).repeat_interleave(repeats), persistent=False)
         self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]
-        self.align_weight, self.temperature, self.alignment = align_weight, temperature, None
+        self.align_weight, self.temperature = align_weight, temperature
+        self.alignment: Tensor | None = None
         self.top_k, self.short_len = top_k, short_len
         self.field_gate = nn.Parameter(torch.zeros(len(fields)))
         self.field_scale = nn.Parameter(torch.ones(len(fields), dim))

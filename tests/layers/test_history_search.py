@@ -40,10 +40,14 @@ def history():
     return Jagged(torch.randn(30, 6, generator=generator), torch.tensor([0, *LENGTHS]).cumsum(0), index)
 
 
-@pytest.fixture(params=[(7, 0), (64, 8), (2**16, 8)], ids=["tiny blocks", "small blocks", "one block"])
+@pytest.fixture(
+    params=[(7, 0, False), (64, 8, False), (2**16, 8, False), (64, 8, True)],
+    ids=["tiny blocks", "small blocks", "one block", "as in a graph"],
+)
 def blocks(request, monkeypatch):
-    """Blocks shorter than a row, of some rows, and of all rows; with and without the dense product."""
-    block, dense = request.param
+    """Blocks shorter than a row, of some rows, and of all rows; with and without the dense product; an export."""
+    block, dense, exporting = request.param
+    monkeypatch.setattr(history_search, "is_exporting", lambda: exporting)
     monkeypatch.setattr(history_search, "BLOCK", block)
     monkeypatch.setattr(history_search, "DENSE", dense)
 
