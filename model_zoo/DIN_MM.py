@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.jagged import mean_pooling
+from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
     CrossNet,
@@ -146,7 +146,8 @@ class DIN_MM(DNNModel):
             return context, *self.attention.keys_and_values(history)
         if isinstance(self.attention, DINAttention):
             return context, history, self.attention.keys(history)
-        return context, history.sum(dim=0, keepdim=True) / max(history.shape[0], 1)
+        offsets = torch.arange(2, device=ids.device) * history.shape[0]
+        return context, mean_pooling(Jagged(history, offsets))
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
