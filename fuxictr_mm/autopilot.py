@@ -481,8 +481,8 @@ class _Autopilot:
         args = self.args
         first = {**FIRST, **FIRST_OF.get(model, {}), **self.first}
         tuner = read_tuner(self.tuners[model], args.model_zoo)
-        if "feature_specs" in tuner.space:
-            first["feature_specs"] = tuner.space["feature_specs"][1]  # the least dropout
+        if isinstance(dropout := tuner.space.get("feature_specs"), list):
+            first["feature_specs"] = dropout[1]  # the least above none
         tuner = replace(tuner, trials=trials, first=first)
         gpus = [args.gpu] * self.jobs
         results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)

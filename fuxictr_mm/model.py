@@ -632,7 +632,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     # An analysis of torch 2.11 that fails for jagged rows on a GPU.
     analysis = "triton.coalesce_tiling_analysis"
-    options = {analysis: False} if analysis in torch._inductor.list_options() else {}
+    options: dict[str, Any] = {analysis: False} if analysis in torch._inductor.list_options() else {}
     return torch.compile(function, dynamic=True, options=options)
 
 

@@ -124,8 +124,8 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         sent += gathered if table.touched else _ring(sizes["weights"], processes)
         tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
     numbers = 2 + model.other_state + copies + (config.ema is not None)
-    size = 4 * model.other * numbers + model.buffers
-    add("network", size, f"{model.other:,} parameters, with gradients, optimizer and copies")
+    of_network = 4 * model.other * numbers + model.buffers
+    add("network", of_network, f"{model.other:,} parameters, with gradients, optimizer and copies")
     sent += _ring(4 * model.other, processes)
     note = "not known for a network of this size"
     kept: float = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find the distinct items
