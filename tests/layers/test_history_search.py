@@ -40,14 +40,10 @@ def history():
     return Jagged(torch.randn(30, 6, generator=generator), torch.tensor([0, *LENGTHS]).cumsum(0), index)
 
 
-@pytest.fixture(
-    params=[(7, 0, False), (64, 8, False), (2**16, 8, False), (64, 8, True)],
-    ids=["tiny blocks", "small blocks", "one block", "as in a graph"],
-)
+@pytest.fixture(params=[(7, 0), (64, 8), (2**16, 8)], ids=["tiny blocks", "small blocks", "one block"])
 def blocks(request, monkeypatch):
-    """Blocks shorter than a row, of some rows, and of all rows; with and without the dense product; an export."""
-    block, dense, exporting = request.param
-    monkeypatch.setattr(history_search, "is_exporting", lambda: exporting)
+    """Blocks shorter than a row, of some rows, and of all rows; with and without the dense product."""
+    block, dense = request.param
     monkeypatch.setattr(history_search, "BLOCK", block)
     monkeypatch.setattr(history_search, "DENSE", dense)
 
@@ -106,6 +102,22 @@ def test_the_filter(history, blocks, several, scored):
     )
     assert rows_of(found) == expected
     assert sum(map(len, expected)) > 10
+
+
+@pytest.mark.parametrize("top_k", [3, 200])
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_form_of_a_graph_finds_the_same(history, monkeypatch, top_k, filtered, scored):
+    """Without equal scores: there an operator of the graph decides, and tests of exports compare it."""
+    plain = Jagged(history.values, history.offsets)
+    keys, queries = torch.randn(plain.num_values, 6), torch.randn(len(LENGTHS), 6)
+    categories = SameCategory(torch.randint(1, 4, (plain.num_values,)), torch.randint(1, 4, (len(LENGTHS),)))
+    given = InnerProduct(keys, queries) if scored else None, top_k, categories if filtered else None
+    expected = search(plain, *given)
+    monkeypatch.setattr(history_search, "is_exporting", lambda: True)
+    found = search(plain, *given)
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.offsets, expected.offsets)
 
 
 def test_directions():
