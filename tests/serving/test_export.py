@@ -53,7 +53,8 @@ def test_scores_are_the_models(weights_of, tmp_path, expid, settings):
     experiment, weights = weights_of(expid, max_len=1000, **settings)
     parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
     assert parity["rows"] == 3000
-    assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-3)
+    # Scores of large logits are 0 or 1 in float32, so that ties decide part of the AUC.
+    assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-2)
     exported = Export(tmp_path / "out")
     model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
     model.load_weights(weights)
