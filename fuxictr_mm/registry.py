@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
@@ -183,16 +184,26 @@ def _is_library(file: str) -> bool:
 
 def _from_package(target: str, name: str) -> type:
     module_name, _, class_name = target.partition(":")
+    return _take(import_module(module_name, f"model: '{name}'"), class_name, module_name)
+
+
+def import_module(name: str, what: str) -> ModuleType:
+    """Import a module of the working directory or of an installed package.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be imported; ``what`` names the setting in the error.
+    """
     here = os.getcwd()
     # As ./model_zoo is: a script of another folder does not have the working directory on its path.
     sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"model: '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a module may raise anything
+        raise ConfigError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
-    return _take(module, class_name, module_name)
 
 
 def _take(module: object, class_name: str, where: str) -> type:

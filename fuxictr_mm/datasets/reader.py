@@ -10,8 +10,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,15 +191,10 @@ def load_reader(name: str) -> type[Reader]:
 
 
 def _from_module(target: str) -> type[Reader]:
+    from fuxictr_mm.registry import import_module
+
     module_name, _, class_name = target.partition(":")
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"'{target}': cannot be imported ({type(error).__name__}: {error})") from error
-    finally:
-        sys.path.remove(here)
+    found = getattr(import_module(module_name, f"reader '{target}'"), class_name, None)
     if not inspect.isclass(found) or not issubclass(found, Reader):
         raise ConfigError(f"'{target}': is no subclass of fuxictr_mm.datasets.reader.Reader")
     return found
