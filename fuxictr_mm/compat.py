@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.errors import ConfigError, UserError, nearest
+from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
 from fuxictr_mm.registry import describe_error
 from fuxictr_mm.runtime import is_main
 
@@ -176,6 +176,7 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     _take_older_arguments(model)
     if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
         model.train_step = partial(_train_by_loss_of_batch, model)
+    model.train_step = partial(_train_on_probabilities, model, model.train_step)
     for name in NOT_CALLED:
         if getattr(type(model), name) not in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
@@ -201,7 +202,8 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         reason = describe_error(error)
         if not _is_about_format(error):
             raise ConfigError(
-                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); --debug shows the traceback"
+                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); "
+                f"{_advice_on_item_dict(model, error) if view == 'challenge' else ''}--debug shows the traceback"
             ) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
@@ -210,6 +212,20 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         raise ConfigError(
             f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}"
         ) from error
+
+
+def _advice_on_item_dict(model: Any, error: Exception) -> str:
+    """Return what to set for a file of the challenge that expects context columns in the item dict as well."""
+    context = [
+        name
+        for name, spec in model.feature_map.features.items()
+        if spec["type"] == "categorical" and spec.get("source") != "item" and name != model.feature_map.group_id
+    ]
+    is_about_columns = isinstance(error, RuntimeError) and "shape" in str(error)
+    is_about_columns |= isinstance(error, KeyError) and error.args[0] in context
+    if not context or not is_about_columns:
+        return ""
+    return f"if the file reads {', '.join(context)} of every item, set in_item_dict: True for them; "
 
 
 def _is_about_format(error: Exception) -> bool:
@@ -255,6 +271,19 @@ def _call_with_older_arguments(
     if dynamic_emb_dim:
         named["flatten_emb"] = True
     return call(*arguments, **named)
+
+
+def _train_on_probabilities(model: Any, step: Callable[[Any], Tensor], batch: Any) -> Tensor:
+    """Take a step; torch's own check of the predictions, which raises on the CPU, becomes an error of one line."""
+    try:
+        return step(batch)
+    except RuntimeError as error:
+        if "between 0 and 1" not in str(error):
+            raise
+        raise DataError(
+            f"{model.model_id}: {type(model).__name__}.forward gives NaN, or a prediction outside 0 to 1, for a "
+            "training batch; lower learning_rate, or leave out the rows that it cannot score (often those without history)"
+        ) from error
 
 
 def _train_by_loss_of_batch(model: Any, batch: Any) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.data.schema import parse_features
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from tests.two_labels import MULTI_TASK, write_world
@@ -235,6 +235,30 @@ def test_advice_about_the_format_is_given_only_where_it_is_the_cause(start, line
         start(model).fit()
     assert "batch_view" not in str(caught.value)
     assert "Plain.py, line" in str(caught.value)
+
+
+@pytest.mark.parametrize("reads", [None, "likes_level"])
+def test_a_context_column_missing_in_the_item_dict_names_the_setting(start, reads):
+    """The published configurations of such files do not say that their loader adds the column."""
+    model = CHALLENGE.replace(
+        '        feature_map.features["code"]',
+        '        self.width += embedding_dim\n        feature_map.features["code"]',
+    )
+    if reads:
+        model = CHALLENGE.replace(
+            "        items = self.embedding", f"        item_dict['{reads}']\n        items = self.embedding"
+        )
+    with pytest.raises(ConfigError, match=r"likes_level.*set in_item_dict: True"):
+        start(model, batch_view="challenge", use_features=ALL).fit()
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "1.5"])
+def test_predictions_that_are_no_probabilities_are_one_line(start, value):
+    """As DIN_att6 gives for an empty history: torch's binary cross entropy raises in the loss, not in forward."""
+    model = MODEL.replace(".sigmoid()}", f".sigmoid() + {value}}}")
+    with pytest.raises(DataError, match=r"Plain\.forward") as caught:
+        start(model).fit()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_context_column_in_both_dicts_of_the_challenges_format(start):
