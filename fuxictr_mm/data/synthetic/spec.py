@@ -114,8 +114,8 @@ class SyntheticSpec:
         if not holds:
             raise ConfigError(f"synthetic data: {name} is {getattr(self, name)}; expected {expected}")
 
-    def scaled(self, factor: float) -> SyntheticSpec:
-        """Return a world with ``factor`` times as many users, items and rows.
+    def scaled(self, factor: float, **changes: Any) -> SyntheticSpec:
+        """Return a world with ``factor`` times as many users, items and rows; options in ``changes`` are not scaled.
 
         Examples
         --------
@@ -123,7 +123,8 @@ class SyntheticSpec:
         1600
         """
         sizes = ("users", "items", "train_rows", "valid_rows", "test_rows")
-        return dataclasses.replace(self, **{name: round(getattr(self, name) * factor) for name in sizes})
+        # In one step: a size that is too small after scaling may be one of the changes.
+        return dataclasses.replace(self, **{name: round(getattr(self, name) * factor) for name in sizes} | changes)
 
     @property
     def cold_count(self) -> int:
@@ -233,8 +234,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     changes = {name: value for name, value in given.items() if value is not None}
     if args.scale is not None and not 0 < args.scale <= 1000:
         raise ConfigError(f"--scale is {args.scale}, expected a number above 0 and at most 1000")
-    spec = PRESETS[args.preset] if args.scale is None else PRESETS[args.preset].scaled(args.scale)
-    spec = dataclasses.replace(spec, **changes)
+    spec = PRESETS[args.preset].scaled(1.0 if args.scale is None else args.scale, **changes)
     generate(spec, args.out, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
     files = sorted(path.name for path in Path(args.out).iterdir())
     document = {"folder": str(args.out), "preset": args.preset, "spec": dataclasses.asdict(spec), "files": files}

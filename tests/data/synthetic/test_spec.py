@@ -63,3 +63,15 @@ def test_command_line_starts_from_the_preset_and_takes_every_field(tmp_path, has
     with pytest.raises(DataError):
         main_from_args(parser.parse_args(arguments))
     main_from_args(parser.parse_args([*arguments, "--overwrite"]))
+
+
+def test_a_size_that_is_given_is_neither_scaled_nor_refused_as_scaled(tmp_path, monkeypatch):
+    """A hundredth of the tiny preset's items is too few, but the command names another number."""
+    specs = []
+    monkeypatch.setattr("fuxictr_mm.data.synthetic.writer.generate", lambda spec, out, **_: specs.append(spec))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = ["--scale", "0.01", "--items", str(TINY.items), "--out", str(tmp_path), "--quiet"]
+    main_from_args(parser.parse_args(arguments))
+    assert specs[0].items == TINY.items
+    assert specs[0].users == round(TINY.users / 100)
