@@ -619,6 +619,11 @@ class ExperimentConfig(ModelSettings):
             No such file or entry; or all that is wrong with the settings, in one line.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise ConfigError(
+                f"{folder}: a file; --config takes the folder that holds model_config.yaml "
+                "(a tuner file is for run_param_tuner.py --config)"
+            )
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
         experiment = load_model_config(folder, expid)
@@ -819,7 +824,8 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
     if not paths:
         raise MissingFileError(
             f"{folder}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
-            "give the folder of your configuration with --config"
+            "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
+            "run_param_tuner.py"
         )
     return {path: load_yaml(path) for path in paths}
 
