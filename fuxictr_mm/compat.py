@@ -282,7 +282,7 @@ def _train_on_probabilities(model: Any, step: Callable[[Any], Tensor], batch: An
             raise
         raise DataError(
             f"{model.model_id}: {type(model).__name__}.forward gives NaN, or a prediction outside 0 to 1, for a "
-            "training batch; lower learning_rate, or leave out the rows that it cannot score (often those without history)"
+            "training batch; lower learning_rate, or leave out the rows that it cannot score (often without a history)"
         ) from error
 
 
