@@ -821,6 +821,8 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
     folder = Path(folder)
     single = folder / f"{stem}.yaml"
     paths = [single] if single.is_file() else sorted((folder / stem).glob("*.yaml"))
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; expected one that holds {stem}.yaml")
     if not paths:
         raise MissingFileError(
             f"{folder}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "

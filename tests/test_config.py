@@ -228,6 +228,8 @@ def test_missing_files_and_names(folder, tmp_path):
     assert "no such folder" in refused(tmp_path / "nowhere")
     (tmp_path / "tuner.yaml").touch()
     assert "run_param_tuner.py" in refused(tmp_path / "tuner.yaml")
+    with pytest.raises(MissingFileError, match="no such folder"):  # as base_config of a tuner file
+        list_experiments(tmp_path / "nowhere")
     change(folder / "model_config.yaml", "    model: Y\n", "")
     assert "Y_tiny: model is None" in refused(folder, "Y_tiny")
     (folder / "dataset_config.yaml").unlink()
