@@ -497,6 +497,8 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         entries = _mapping(tuner_yaml, "model_config", tuner["model_config"])
         entry = _mapping(tuner_yaml, f"model_config: {name}", _entry(tuner_yaml, "base_expid", name, entries))
         model = {**(entries.get("Base") or {}), **entry}
+    elif not base_folder.is_dir():
+        raise ConfigError(f"{tuner_yaml}: base_config: {base_folder}: no such folder; it holds model_config.yaml")
     else:
         model = load_model_config(base_folder, name)
     if not isinstance(model.get("model"), str):

@@ -165,6 +165,7 @@ def test_bad_spaces_write_nothing(folder, space, message):
         ("base_config: base\nbase_expid: Fake_default\n", "dataset_id is 'TBD'"),
         ("base_config: base\nbase_exp: Fake_default\n", "unknown key 'base_exp'; did you mean 'base_expid'"),
         ("base_config: base\n", "base_expid is missing"),
+        ("base_config: nowhere\nbase_expid: Fake_default\n", "base_config: .*nowhere: no such folder"),
         ("base_expid: X\nmodel_config: {Y: {model: Fake}}\n", "base_expid: there is no 'X' .there are: Y"),
         ("base_expid: X\nmodel_config: {X: 3}\n", "model_config: X is 3, expected a mapping"),
         (
