@@ -119,9 +119,8 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     known = list_models(model_zoo)
     if name not in known:
         hint = nearest(name, known) or _stem_of(name, known)
-        raise ConfigError(
-            f"model: there is no '{name}'{hint} (there are: {', '.join(sorted(known))}; --model_zoo FOLDER searches more)"
-        )
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"model: there is no '{name}'{hint} (there are: {names}; --model_zoo FOLDER searches more)")
     where = known[name]
     if isinstance(where, str):
         return _from_package(where, name)
