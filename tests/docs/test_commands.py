@@ -76,6 +76,11 @@ SMALL = [
         r"(benchmarks\.throughput [^#\n]*)",
         r"\1 --batch_size 64 --steps 1 --repeats 1 --warmup 1 --threads 1 --rows 600 --users 200 --items 300",
     ),
+    (r"(benchmarks[^#\n]*--device) cuda", r"\1 cpu"),
+    (
+        r"(benchmarks\.floor)[^#\n]*",
+        r"\1 --model DIN_MM --batch_size 64 --precision fp32 --steps 1 --rows 600 --users 200 --items 300",
+    ),
     (r"(benchmarks\.tables)[^#\n]*", r"\1 --rows 2000 --batch_size 64 --distinct 90 --steps 1 --repeats 1"),
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
@@ -85,7 +90,7 @@ SMALL = [
     (r"data/mine/", "data/tiny_mm/"),
     (r"--config din --expid \w+", "--config grid --expid {trial}"),
     (r"localhost:8000", f"localhost:{PORT}"),
-    (r"(fuxictr-mm serve (?:(?!--port)[^#\n])*)$", rf"\1 --port {PORT}"),
+    (r"(fuxictr-mm serve (?:(?!--port)[^#\n])*)(?=$|#)", rf"\1 --port {PORT} "),
     (r"--port 9000 --workers 2", f"--port {free_port()}"),
 ]
 
