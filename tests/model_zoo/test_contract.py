@@ -137,6 +137,7 @@ def test_one_seed_one_result(model_and_table, make_batch, expid, settings):
     assert any(not torch.equal(value, other[key]) for key, value in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_misspelt_parameter_is_refused(build, name):
     parameters = list(inspect.signature(load_model_class(name, ZOO)).parameters.values())

@@ -102,6 +102,7 @@ def test_a_table_is_in_no_graph(exported):
     assert items[7].tobytes() not in whole
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_not_written(weights_of, tmp_path, monkeypatch):
     experiment, weights = weights_of("DIN_MM_tiny")
     predict = module._predict
@@ -115,6 +116,7 @@ def test_an_export_that_differs_is_not_written(weights_of, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_tables_of_fewer_bits(weights_of, tmp_path):
     experiment, weights = weights_of("DIN_MM_tiny")
     sizes = {}
