@@ -446,13 +446,12 @@ class _Autopilot:
 
     def extended_entry(self, more: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the dataset's entry with more features, and paths that are found from the folders of the studies."""
-        from fuxictr_mm.config import PATH_KEYS, load_dataset_config
-        from fuxictr_mm.tuning.tuner_file import from_folder
+        from fuxictr_mm.config import load_dataset_config
+        from fuxictr_mm.tuning.tuner_file import with_found_paths
 
         folder = Path(self.args.config)
-        entry = load_dataset_config(folder, self.args.dataset_id)
-        found = {key: from_folder(entry[key], folder) for key in (*PATH_KEYS, "data_root") if entry.get(key)}
-        return {**entry, **found, "feature_cols": [*entry["feature_cols"], *more]}
+        entry = with_found_paths(load_dataset_config(folder, self.args.dataset_id), folder)
+        return {**entry, "feature_cols": [*entry["feature_cols"], *more]}
 
     def write_tuner(self, model: str, facts: Facts, features: list[list[str]], group_id: str | None) -> Path:
         """Write the tuner file of a model."""

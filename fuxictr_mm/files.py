@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,6 +59,22 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
             full = shutil.disk_usage(temporary.parent).free < 2**20
             reason = os.strerror(errno.ENOSPC) if full else next(iter(str(error).splitlines()), "RuntimeError")
             raise OSError(errno.ENOSPC if full else 0, reason) from error
+
+
+def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) -> None:
+    """Refuse to replace a folder other than an earlier export, which holds the files ``markers``.
+
+    Raises
+    ------
+    UserError
+        Another folder or a file; an export without ``overwrite``.
+    """
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not all((out / name).is_file() for name in markers):
+        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
+    if not overwrite:
+        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import dump_yaml, write_folder
+from fuxictr_mm.files import check_folder_to_write, dump_yaml, write_folder
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     """
     from fuxictr_mm.training.checkpoints import describe_features
 
-    _check_output(out, overwrite)
+    check_folder_to_write(out, [HUB_CONFIG, HUB_WEIGHTS], overwrite)
     checkpoint = experiment.find_weights(weights)
     dataset = experiment.load_dataset({}, checkpoint)
     model = experiment.build_model(dataset)
@@ -193,13 +192,3 @@ scores = fm.Experiment.load("{config["experiment"]}").predict("test.parquet", we
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-
-
-def _check_output(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with other content."""
-    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or not (out / HUB_CONFIG).is_file() or not (out / HUB_WEIGHTS).is_file():
-        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
-    if not overwrite:
-        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")

@@ -96,7 +96,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     budget = MEMORY_FRACTION * limit
     for name in sorted(data.split_bytes, key=lambda name: name == "train"):
         size = data.split_bytes[name]
-        resident = config.resident is True or (size <= budget and (name != "train" or config.resident != False))  # noqa: E712
+        resident = config.resident is True or (size <= budget and (name != "train" or config.resident is not False))
         rows = data.split_rows.get(name, 0)
         if not resident:
             size = size * min(config.buffer_rows, rows) // max(rows, 1)

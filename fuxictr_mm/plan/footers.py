@@ -126,7 +126,7 @@ def measure_data(params: Mapping[str, Any]) -> DataSizes:
     key, columns = _item_columns([paths] if isinstance(paths, str) else list(paths), wanted, roles.target)
     item_id = next((f for f in features if f.is_item and f.name == ITEM_ID), None)
     num_items = item_id.vocab_size if item_id is not None else None
-    num_items = max(num_items or 0, 0) or _count_items(key, params.get("ids", "auto"))
+    num_items = num_items or _count_items(key, params.get("ids", "auto"))
     dims = {f.name: f.max_len or f.pretrain_dim or columns[f.column].length for f in wanted if f.type in _LISTS}
     splits = {name: read_columns(params[f"{name}_data"]) for name in ("train", "valid", "test") if _has(params, name)}
     train = next(iter(splits.values()))

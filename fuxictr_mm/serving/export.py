@@ -11,7 +11,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import write_folder
+from fuxictr_mm.files import check_folder_to_write, write_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +124,7 @@ def export(
     from fuxictr_mm_serving.export import MANIFEST
 
     _check_packages()
-    _check_output(out, MANIFEST, overwrite)
+    check_folder_to_write(out, [MANIFEST], overwrite)
     _check_experiment(experiment)
     checkpoint = experiment.find_weights(weights)
     experiment.prepare_process()
@@ -157,16 +156,6 @@ def _check_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
-
-
-def _check_output(out: Path, manifest: str, overwrite: bool) -> None:
-    """Refuse a folder with other content."""
-    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / manifest).is_file():
-        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
-    if not overwrite:
-        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
 
 
 def _check_experiment(experiment: Experiment) -> None:

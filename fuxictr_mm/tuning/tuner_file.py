@@ -514,8 +514,7 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         dataset = load_dataset_config(base_folder, dataset_id)
         origin = base_folder
     # The experiments are written to another folder, from which relative paths would not be found.
-    found = {key: from_folder(dataset[key], origin) for key in (*PATH_KEYS, "data_root") if dataset.get(key)}
-    return model, dataset_id, {**dataset, **found}
+    return model, dataset_id, with_found_paths(dataset, origin)
 
 
 def _mapping(tuner_yaml: Path, where: str, value: Any) -> dict[str, Any]:
@@ -531,10 +530,15 @@ def _entry(tuner_yaml: Path, key: str, name: str, entries: Mapping[str, Any]) ->
     return entries[name]
 
 
-def from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
-    """Return paths of a dataset's entry so that they are found from anywhere, if they are relative to its folder."""
+def with_found_paths(dataset: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a dataset's entry whose paths are found from anywhere, those relative to its folder included."""
+    found = {key: _from_folder(dataset[key], folder) for key in (*PATH_KEYS, "data_root") if dataset.get(key)}
+    return {**dataset, **found}
+
+
+def _from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
     if isinstance(paths, list):
-        return [str(from_folder(path, folder)) for path in paths]
+        return [str(_from_folder(path, folder)) for path in paths]
     path = Path(paths)
     if path.is_absolute() or path.exists() or not (folder / path).exists():
         return paths
