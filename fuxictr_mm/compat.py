@@ -203,24 +203,31 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         if not _is_about_format(error):
             raise ConfigError(
                 f"{model.model_id}: {name}.forward failed on its first batch ({reason}); "
-                f"{_advice_on_item_dict(model, error) if view == 'challenge' else ''}--debug shows the traceback"
+                f"{_advice_on_columns(model, error) if view == 'challenge' else ''}--debug shows the traceback"
             ) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
         else:
             other = "does it take a tuple of three? set batch_view: challenge"
+            if context := _context_columns(model):
+                other += f"; if the file reads {', '.join(context)} of every item, in_item_dict: True for them, too"
         raise ConfigError(
             f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}"
         ) from error
 
 
-def _advice_on_item_dict(model: Any, error: Exception) -> str:
-    """Return what to set for a file of the challenge that expects context columns in the item dict as well."""
-    context = [
+def _context_columns(model: Any) -> list[str]:
+    """Return the context columns that files of the challenge may expect in the item dict as well."""
+    return [
         name
         for name, spec in model.feature_map.features.items()
         if spec["type"] == "categorical" and spec.get("source") != "item" and name != model.feature_map.group_id
     ]
+
+
+def _advice_on_columns(model: Any, error: Exception) -> str:
+    """Return what to set for a file of the challenge that expects context columns in the item dict as well."""
+    context = _context_columns(model)
     is_about_columns = isinstance(error, RuntimeError) and "shape" in str(error)
     is_about_columns |= isinstance(error, KeyError) and error.args[0] in context
     if not context or not is_about_columns:

@@ -34,12 +34,13 @@ from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
-from fuxictr_mm.registry import describe_error, load_model_class
-from fuxictr_mm.runs import ENSEMBLE, Run, RunPaths, read_run, vocabulary_of_weights
+from fuxictr_mm.registry import code_hash, describe_error, load_model_class
+from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
+from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Experiment:
     def __init__(self, config: ExperimentConfig, model_class: type, model_zoo: StrPath | None = None) -> None:
         self.config = config
         self.model_class = model_class
+        self.model_code = code_hash(model_class)
         self.model_zoo = model_zoo
         self.paths = RunPaths.of(config)
 
@@ -200,9 +202,10 @@ class Experiment:
         return experiment
 
     def finished_runs(self) -> list[Run]:
-        """Return the finished runs of this very configuration and seed that have a folder, newest first."""
+        """Return the finished runs of this very configuration, model file and seed that have a folder, newest first."""
         fingerprint = self.config.fingerprint()
-        return [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
+        finished = [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
+        return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -385,7 +388,8 @@ class Experiment:
         if is_third_party(model_class):
             check_labels(model_class, config.to_dict(), feature_map.labels)
         try:
-            model = model_class(feature_map, **config.model_arguments())
+            with warn_of_large_parameters(config.expid, device_of(config.gpu)):
+                model = model_class(feature_map, **config.model_arguments())
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # a model file may raise anything
@@ -431,7 +435,7 @@ class Experiment:
         return StreamingLoader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> dict[str, Any] | None:
-        """Return ``EXPID.json`` of a finished run of exactly this configuration, None if there is none.
+        """Return ``EXPID.json`` of a finished run of exactly this configuration and model file, None if there is none.
 
         Parameters
         ----------
@@ -440,7 +444,9 @@ class Experiment:
         """
         found = self.newest_result()
         key = "config_hash" if paths else "settings_hash"
-        return found if found is not None and found.get(key) == self.config.fingerprint(paths) else None
+        if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
+            return None
+        return found if found.get(key) == self.config.fingerprint(paths) else None
 
     def newest_result(self) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""

@@ -64,7 +64,7 @@ class Metric:
         return self.kind not in _ROW_METRICS
 
 
-def parse_metric(name: str) -> Metric:
+def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     """Parse the name of a metric.
 
     Parameters
@@ -73,6 +73,8 @@ def parse_metric(name: str) -> Metric:
         One of ``AUC``, ``logloss`` (also ``binary_crossentropy``), ``gAUC`` (groups weighted by rows, as in FuxiCTR),
         ``gAUC_pos`` (by positives, as in RecBole), ``gAUC_mean`` (unweighted, as in TorchEasyRec; FuxiCTR's name
         ``avgAUC`` is kept), ``MRR``, or ``NDCG(k=10)``, also written ``NDCG@10``.
+    tasks : sequence of str
+        Names of several labels, for the error.
 
     Returns
     -------
@@ -93,10 +95,12 @@ def parse_metric(name: str) -> Metric:
             return Metric(name, "NDCG", int(ndcg[1] or ndcg[2]))
         if name in KNOWN_METRICS:
             return Metric(name, name)
-    by_lower_case = {known.lower(): known for known in KNOWN_METRICS}
+    known = [*KNOWN_METRICS, *(f"{task}_{metric}" for task in tasks for metric in KNOWN_METRICS)]
+    by_lower_case = {metric.lower(): metric for metric in known}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
     hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
-    raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{hint}")
+    of_one = f", or one of them of a label: {', '.join(f'{task}_AUC' for task in tasks)}" if tasks else ""
+    raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{of_one}{hint}")
 
 
 def split_task(name: str, tasks: Sequence[str] = ()) -> tuple[str | None, str]:
@@ -135,7 +139,7 @@ def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[st
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
-    metrics = [parse_metric(split_task(name, tasks)[1]) for name in names]
+    metrics = [parse_metric(split_task(name, tasks)[1], tasks) for name in names]
     for metric in metrics:
         if metric.needs_group and group_id is None:
             raise ConfigError(f"metric {metric.name!r} is computed within groups: set group_id, e.g. group_id: user_id")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +129,19 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
         return _from_package(where, name)
     module = _import_file(where, name)
     return _take(module, name, str(where))
+
+
+@cache
+def code_hash(model_class: type) -> str:
+    """Return a hash of the file of a model's class, without its comments; empty where there is no file."""
+    # By a function of the class: the module of its name may be another file, imported later.
+    part = next((value for value in vars(model_class).values() if inspect.isfunction(value)), model_class)
+    try:
+        file = inspect.getsourcefile(part)
+        source = "" if file is None else Path(file).read_text(encoding="utf-8")
+    except (TypeError, OSError):  # a class of a notebook
+        return ""
+    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest() if source else ""
 
 
 def _stem_of(name: str, known: Iterable[str]) -> str:

@@ -39,6 +39,9 @@ LOG = "run.log"
 TENSORBOARD = "tensorboard"
 VOCABULARY = "vocabulary.parquet"
 
+#: Key of the hash of the model's file, in ``EXPID.json`` and in the environment of a run; older ones have none.
+MODEL_CODE = "model_code"
+
 #: The ``model`` of a run that combines the predictions of others and has no weights of its own.
 ENSEMBLE = "Ensemble"
 

@@ -99,8 +99,8 @@ class SEMINAR(DNNModel):
         names: list[str | None] = [*codes] or [None]
         tables = [self.items.stored(self.item_column("codes", name, command)) for name in names]
         self.register_buffer("codes", torch.cat(tables, dim=1), persistent=False)
-        repeats = torch.tensor([table.shape[1] for table in tables])
-        self.register_buffer("code_weights", torch.tensor(weights).repeat_interleave(repeats), persistent=False)
+        per_code = [weight for table, weight in zip(tables, weights, strict=True) for _ in range(table.shape[1])]
+        self.register_buffer("code_weights", torch.tensor(per_code), persistent=False)
         self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]
         self.align_weight, self.temperature = align_weight, temperature
         self.alignment: Tensor | None = None

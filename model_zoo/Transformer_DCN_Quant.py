@@ -84,14 +84,14 @@ class Transformer_DCN_Quant(Transformer_DCN):
                 f"{model_id}: {new} items are not in the vocabulary of the run, and this model fits its codes on the "
                 "items of its training; leave them out of the item files, or train again"
             )
-        known = feature_map.items.known.nonzero().squeeze(1)
-        if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
-            raise ConfigError(
-                f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
-                f"{len(known)} items, with at least one level or neighbour"
-            )
         ids = torch.zeros(feature_map.items.num_items, codebook_num + top_k, dtype=torch.int64)
         if torch.get_default_device().type != "meta":  # where a model is made for its shapes, no codes are needed
+            known = feature_map.items.known.nonzero().squeeze(1)
+            if codebook_num + top_k == 0 or not num_clusters <= len(known) >= top_k:
+                raise ConfigError(
+                    f"{model_id}: codebook_num {codebook_num}, num_clusters {num_clusters} and top_k {top_k} must fit "
+                    f"{len(known)} items, with at least one level or neighbour"
+                )
             logger.info(f"{model_id}: semantic ids of {len(known)} items from '{name}'")
             # On the CPU: the rounding of a GPU would give other codes, and weights would fit one device only.
             known = known.cpu()

@@ -25,6 +25,7 @@ from fuxictr_mm.runs import (
     ENVIRONMENT,
     LOG,
     METRICS,
+    MODEL_CODE,
     PREDICTIONS,
     RESULT,
     TENSORBOARD,
@@ -95,8 +96,15 @@ class RunWriter:
         self._metrics: TextIO | None = None
 
     @classmethod
-    def open(cls, paths: RunPaths, settings: Mapping[str, Any], started: float, resume: bool = False) -> RunWriter:
-        """Create a folder for a run, or take the newest unfinished one of the same configuration.
+    def open(
+        cls,
+        paths: RunPaths,
+        settings: Mapping[str, Any],
+        started: float,
+        resume: bool = False,
+        model_code: str = "",
+    ) -> RunWriter:
+        """Create a folder for a run, or take the newest unfinished one of the same configuration and model file.
 
         Raises
         ------
@@ -105,7 +113,7 @@ class RunWriter:
         UserError
             The disk is full.
         """
-        if resume and (unfinished := _newest_unfinished(paths, settings)):
+        if resume and (unfinished := _newest_unfinished(paths, settings, model_code)):
             return cls(unfinished, settings, started)
         started_at = datetime.now()
         path = paths.new_run(settings["seed"], started_at)
@@ -113,7 +121,7 @@ class RunWriter:
             write_beside(
                 path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(plain(settings).items()))).encode())
             )
-            write_json(path / ENVIRONMENT, environment(settings["gpu"], started_at))
+            write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), MODEL_CODE: model_code})
         except UserError:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -199,10 +207,11 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any]) -> Path | None:
+def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], model_code: str) -> Path | None:
     wanted = config_hash(plain(settings))
     unfinished = [run for run in paths.find_runs() if not (run.path / RESULT).exists() and run.config]
-    return next((run.path for run in unfinished if config_hash(run.config) == wanted), None)
+    same_code = [run for run in unfinished if run.environment.get(MODEL_CODE, model_code) == model_code]
+    return next((run.path for run in same_code if config_hash(run.config) == wanted), None)
 
 
 def _to_numpy(scored: Scored) -> dict[str, Any]:

@@ -69,13 +69,18 @@ class TrainingCheckpoint:
         The file, one per experiment.
     config_hash : str
         Of the experiment; a checkpoint of another configuration is refused.
+    model_code : str
+        Hash of the model's file; a checkpoint of another one is refused.
     every_seconds : float
         Time between two writes within an epoch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config_hash: str, every_seconds: float = 300.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config_hash: str, model_code: str = "", every_seconds: float = 300.0
+    ) -> None:
         self.path = Path(path)
         self.config_hash = config_hash
+        self.model_code = model_code
         self.every_seconds = every_seconds
         self._written = time.monotonic()
 
@@ -96,6 +101,7 @@ class TrainingCheckpoint:
         state = {
             "format": FORMAT,
             "config_hash": self.config_hash,
+            "model_code": self.model_code,
             "model": model.state_dict(),
             "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
             "optimizer": model.optimizer.state_dict(),
@@ -129,6 +135,11 @@ class TrainingCheckpoint:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another configuration of this experiment; "
                 "restore that configuration, or start again without --resume"
+            )
+        if state.get("model_code", self.model_code) != self.model_code:
+            raise UserError(
+                f"{self.path}: is a training checkpoint of another file of the model {type(model).__name__}, or of one "
+                "that has changed since; restore that file, or start again without --resume"
             )
         model.load_state_dict(state["model"])
         model.optimizer.load_state_dict(state["optimizer"])

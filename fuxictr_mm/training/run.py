@@ -24,7 +24,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
+from fuxictr_mm.runs import MODEL_CODE, Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
@@ -85,7 +85,9 @@ class TrainingRun:
                 stack.enter_context(_locked(self.paths))
                 self._save_vocabularies(dataset.vocabularies)
                 if config.record:
-                    writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume)
+                    writer = RunWriter.open(
+                        self.paths, config.to_dict(), self.started, self.resume, experiment.model_code
+                    )
             logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
             return self._train(dataset, model, writer)
 
@@ -133,7 +135,7 @@ class TrainingRun:
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint)
+        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code)
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
@@ -156,7 +158,7 @@ class TrainingRun:
             if writer is not None:
                 writer.finish(result, model, scored, scored_test)
             now = datetime.now().isoformat(timespec="seconds")
-            hashes = {"settings_hash": config.fingerprint(paths=False)}
+            hashes = {"settings_hash": config.fingerprint(paths=False), MODEL_CODE: experiment.model_code}
             write_json(self.paths.result, {**result, **hashes, "finished_at": now})
             checkpoint.remove()
             if self.paths.suffix:

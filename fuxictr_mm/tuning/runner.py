@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import InheritedLock, read_json, try_lock, write_beside
-from fuxictr_mm.runs import RunPaths, monitored
+from fuxictr_mm.runs import MODEL_CODE, RunPaths, monitored
 from fuxictr_mm.runtime import collect_signals
 from fuxictr_mm.threads import CORES_VARIABLE
 from fuxictr_mm.tuning import child
@@ -92,6 +92,8 @@ class Trial:
         More arguments for the script.
     name : str
         Of its log; the experiment id if empty.
+    model_code : str
+        Hash of the model's file.
     """
 
     expid: str
@@ -101,14 +103,16 @@ class Trial:
     number: int = -1
     arguments: tuple[str, ...] = ()
     name: str = ""
+    model_code: str = ""
 
     def result(self, skipped: bool = False) -> TrialResult | None:
-        """Return the result on disk, None if there is none of exactly these parameters."""
+        """Return the result on disk, None if there is none of exactly these parameters and this model file."""
         try:
             record = {} if self.paths is None else read_json(self.paths.result)
         except UserError:
             return None  # not finished, or not by this library: run it
-        if record.get("config_hash") != config_hash(self.params):
+        same_code = record.get(MODEL_CODE, self.model_code) == self.model_code
+        if record.get("config_hash") != config_hash(self.params) or not same_code:
             return None
         return TrialResult(
             self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
@@ -220,7 +224,8 @@ class _Grid:
         trials = []
         for name in kept:
             experiment = Experiment.load(name, config_dir, data_root=data_root, model_zoo=model_zoo)
-            trials.append(Trial(name, experiment.config.to_dict(), experiment.paths))
+            params, code = experiment.config.to_dict(), experiment.model_code
+            trials.append(Trial(name, params, experiment.paths, model_code=code))
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}

@@ -22,6 +22,7 @@ from filelock import FileLock
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock, write_beside, write_entries
+from fuxictr_mm.registry import code_hash, load_model_class
 from fuxictr_mm.runs import monitored, read_evaluations
 from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, run_trials
 from fuxictr_mm.tuning.tuner_file import Point, Sampler, Tuner, check_points, number_of_points, read_tuner
@@ -289,7 +290,12 @@ class _StudyTrials:
             load_if_exists=True,
         )
         space = {key: values if isinstance(values, list) else vars(values) for key, values in tuner.space.items()}
+        files = {
+            f"file of the model {name}": code_hash(load_model_class(name, self._model_zoo))
+            for name in tuner.space.get("model", [tuner.model["model"]])
+        }
         ours = {
+            **files,
             "search": tuner.search,
             "seed": tuner.seed,
             **{f"tuner_space: {key}": json.loads(json.dumps(values, default=str)) for key, values in space.items()},
@@ -300,7 +306,9 @@ class _StudyTrials:
             raise ConfigError(
                 f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME"
             )
-        changed = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        # A study begun by an older version does not name the files of its models.
+        known = {key: value for key, value in ours.items() if key in theirs or key not in files}
+        changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
         if changed:
             raise ConfigError(
                 f"{tuner.path}: the study '{tuner.study}' was begun with another {changed[0]}; "
@@ -429,7 +437,8 @@ class _StudyTrials:
             _write_experiment(self._folder, self._tuner, expid, point)
             where: dict[str, Any] = {"data_root": self._data_root, "model_zoo": self._model_zoo}
             experiment = Experiment.load(expid, self._folder, **where)
-            trial = Trial(expid, experiment.config.to_dict(), experiment.paths, lock, number)
+            params, code = experiment.config.to_dict(), experiment.model_code
+            trial = Trial(expid, params, experiment.paths, lock, number, model_code=code)
             reported = read_evaluations(experiment.paths.runs)[: len(found.intermediate_values)]
             if trial.result() is None and not (reported and self._should_prune(trial, reported[-1])):
                 return trial

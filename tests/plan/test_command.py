@@ -48,7 +48,6 @@ def test_a_table_of_a_thousand_million_rows():
     "words",
     [
         ("--expid", "nothing"),
-        ("--expid", "Transformer_DCN_Quant_tiny"),  # reads item features while it is built
         ("--expid", "DIN_MM_tiny", "--gpus", "0"),
         ("--expid", "DIN_MM_tiny", "--memory", "-1"),
     ],

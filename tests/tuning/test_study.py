@@ -461,6 +461,12 @@ def test_a_study_stays_the_same(folder):
     ]:
         with pytest.raises(ConfigError, match=f"'hunt' was begun with another {what}; undo the change, or"):
             hunt(tuner_file(folder, space, **{"trials": 2, **keys}))
+    (folder / "other").mkdir()
+    (folder / "other" / "Fake.py").write_text((folder / "model_zoo" / "Fake.py").read_text() + "CHANGED = True\n")
+    with pytest.raises(ConfigError, match="Fake"):
+        run_tuner(
+            tuner_file(folder, "width: [1, 2, 3]", trials=2), [-1], Path("fake_run.py"), model_zoo=folder / "other"
+        )
     assert len(hunt(tuner_file(folder, "width: [1, 2]", trials=2, study="other"))) == 2
     with pytest.raises(ConfigError, match="--tag chooses among the points of a grid"):
         run_tuner(tuner_file(folder), [-1], Path("fake_run.py"), tag="1")

@@ -1,0 +1,80 @@
+"""Results belong to a model file: another file of the same model name, or changed code, is trained again."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.registry import code_hash, load_model_class
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
+from fuxictr_mm.tuning.runner import Trial
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def zoos(tmp_path):
+    """Two folders with a file of the same model; the second one differs in its code."""
+    for name, change in (("first", ""), ("second", "\nTEMPERATURE = 2.0\n")):
+        (tmp_path / name).mkdir()
+        text = (ROOT / "model_zoo" / "DIN.py").read_text() + change
+        (tmp_path / name / "DIN.py").write_text(text)
+    return tmp_path
+
+
+def load(zoos, name, **settings):
+    settings = {"model_root": str(zoos / "runs"), "verbose": 0, "epochs": 1, "dnn_hidden_units": [4], **settings}
+    return Experiment.load("DIN_tiny", zoos, model_zoo=zoos / name, **settings)
+
+
+@pytest.fixture
+def config(zoos):
+    data = zoos / "data" / "tiny_mm"
+    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    pq.write_table(pq.read_table(data / "train.parquet").slice(0, 200), data / "train.parquet")
+    for name in ("model_config.yaml", "dataset_config.yaml"):
+        (zoos / name).write_text((ROOT / name).read_text())
+    return zoos
+
+
+def test_comments_do_not_count_and_code_does(zoos):
+    before = code_hash(load_model_class("DIN", zoos / "first"))
+    assert before != code_hash(load_model_class("DIN", zoos / "second"))
+    (zoos / "third").mkdir()
+    (zoos / "third" / "DIN.py").write_text("# a comment\n\n" + (zoos / "first" / "DIN.py").read_text())
+    assert before == code_hash(load_model_class("DIN", zoos / "third"))
+    assert code_hash(type("Made", (), {"__module__": "nowhere"})) == ""
+
+
+def test_a_result_of_another_model_file_is_not_taken(config, monkeypatch):
+    monkeypatch.chdir(config)
+    first, second = load(config, "first"), load(config, "second")
+    run = first.fit()
+    trials = [Trial("DIN_tiny", e.config.to_dict(), e.paths, model_code=e.model_code) for e in (first, second)]
+    assert [trial.result() is not None for trial in trials] == [True, False]
+    assert [len(e.finished_runs()) for e in (first, second)] == [1, 0]
+    assert first.fit(resume=True).run == run.run
+    assert second.fit(resume=True).run != run.run
+    assert [e.result() is None for e in (first, second)] == [True, False]
+    # A result of an older version says nothing of the file, and is taken.
+    found = read_json(first.paths.result)
+    del found["model_code"]
+    write_json(first.paths.result, found)
+    assert first.result() is not None
+
+
+def test_a_training_checkpoint_of_another_model_file_is_refused(config, monkeypatch):
+    monkeypatch.chdir(config)
+    experiment = load(config, "first")
+    model = experiment.build_model(experiment.load_dataset({"train": True, "valid": True}))
+    path = config / "run.snapshot"
+    TrainingCheckpoint(path, "hash", "code").save(model, Progress(step=3))
+    with pytest.raises(UserError, match=str(path)):
+        TrainingCheckpoint(path, "hash", "other").load(model)
+    found = TrainingCheckpoint(path, "hash", "code").load(model)
+    assert found is not None
+    assert found.step == 3
