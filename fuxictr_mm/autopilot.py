@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import re
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,44 +29,82 @@ if TYPE_CHECKING:
     from fuxictr_mm.runs import Run
     from fuxictr_mm.tuning import TrialResult
 
-#: What is tried of every model, in the form of ``tuner_space``.
+#: What is tried of most models, in the form of ``tuner_space``, and where they begin: the point of the first trial.
 SPACE: dict[str, Any] = {
     "learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
     "embedding_regularizer": {"low": 1e-6, "high": 1e-3, "log": True},
     "net_dropout": {"low": 0.0, "high": 0.4},
 }
-
-#: Further settings of a model, whose use depends on the data (``docs/choosing_settings.md``). They also make the
-#: members of the ensemble differ.
-SPACE_OF: dict[str, dict[str, Any]] = {
-    "DIN_MM": {
-        "interest": ["din", "multi_head"],
-        "cross": [None, "v2"],
-        "label_smoothing": [0.0, 0.1],
-        "ema": [None, 0.999],
-    },
-}
-
-#: Where every model begins: the point of its first trial, beside which the others are sampled.
 FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
-FIRST_OF: dict[str, dict[str, Any]] = {
-    "DIN_MM": {"interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
-    "Transformer_DCN": {"learning_rate": 5e-4},
-}
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
 COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
 
-#: Models with their own settings, the shortest mean history that they are tried for, and why they are tried.
-MODELS: dict[str, tuple[dict[str, Any], float, str]] = {
-    "DIN_MM": (
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may be tried, and how (``docs/choosing_settings.md`` has what the settings are worth).
+
+    Parameters
+    ----------
+    why : str
+        Why it is tried.
+    settings : dict
+        Its own settings.
+    space, first : dict
+        What is tried, and the point of the first trial.
+    units : tuple of str
+        Settings that take the hidden units.
+    batch_factor : int
+        What the batch size for data of its size is multiplied by.
+    least_history : float
+        The shortest mean history that it is tried for.
+    of_users : bool
+        Whether it is tried only where the user is a feature, with and without the features besides user, item and
+        embeddings.
+    """
+
+    why: str
+    settings: dict[str, Any]
+    space: dict[str, Any] = field(default_factory=lambda: SPACE)
+    first: dict[str, Any] = field(default_factory=lambda: FIRST)
+    units: tuple[str, ...] = ("dnn_hidden_units",)
+    batch_factor: int = 1
+    least_history: float = 0
+    of_users: bool = False
+
+
+MODELS: dict[str, Candidate] = {
+    "LightFM": Candidate(
+        "user and item as sums of their features: quick, and its errors differ from those of the others",
+        {"early_stop_patience": 3},
+        {
+            "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
+            "factor_regularizer": {"low": 3e-3, "high": 1e-1, "log": True},
+            "embedding_dim": [9, 17, 33],
+            "history": [False, True],
+        },
+        {"learning_rate": 5e-3, "factor_regularizer": 0.02, "embedding_dim": 17, "history": False},
+        units=(),
+        batch_factor=4,
+        of_users=True,
+    ),
+    "DIN_MM": Candidate(
+        "target attention, SENet and cross network over ids, text and image",
         {"num_heads": 4, "attention_hidden_units": [32], "din_use_softmax": True, "attention_dropout": 0.1,
          "batch_norm": False},
-        0,
-        "target attention, SENet and cross network over ids, text and image",
+        {**SPACE, "interest": ["din", "multi_head"], "cross": [None, "v2"], "label_smoothing": [0.0, 0.1],
+         "ema": [None, 0.999]},
+        {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
     ),
-    "DIN": ({"batch_norm": True}, 0, "the challenge's baseline"),
-    "Transformer_DCN": ({"first_k_cols": 4, "transformer_layers": 1}, 5, "a transformer over histories of some length"),
+    "DIN": Candidate("the challenge's baseline", {"batch_norm": True}),
+    "Transformer_DCN": Candidate(
+        "a transformer over histories of some length",
+        {"first_k_cols": 4, "transformer_layers": 1},
+        first={**FIRST, "learning_rate": 5e-4},
+        units=("dcn_hidden_units", "mlp_hidden_units"),
+        least_history=5,
+    ),
 }  # fmt: skip
 
 #: Settings by the number of training rows: those of the first bound that is larger.
@@ -79,17 +118,21 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
 LENGTH, SIMILARITY = "autopilot_length", "autopilot_similarity"
 STATISTICS = ["mean", "max", "newest_5"]
 
-#: The setting of a model that takes the hidden units.
-UNITS = {"Transformer_DCN": ("dcn_hidden_units", "mlp_hidden_units")}
-
 #: Trials of each model before the best goes on alone.
 FIRST_TRIALS = 3
 
-#: Parts of the budget for comparing models, and for that and tuning; the rest is for seeds.
-COMPARING, SEARCHING = 0.3, 0.8
+#: Trials of models that take less than a quarter of the time of the slowest.
+QUICK_TRIALS = 20
 
-#: Most trials of a model, seeds of a configuration, and experiments whose runs are averaged.
-MOST_TRIALS, MOST_SEEDS, MOST_MEMBERS = 100, 3, 20
+#: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
+#: for seeds.
+COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
+
+#: Most trials of a model, and seeds of a configuration.
+MOST_TRIALS, MOST_SEEDS = 100, 3
+
+#: Experiments whose runs are averaged: the best of all, and the best of each model.
+BEST_MEMBERS, BEST_OF_EACH = 16, 4
 
 #: Rows that the length of histories is measured on.
 SAMPLED_ROWS = 20_000
@@ -314,24 +357,35 @@ def _names(dataset: DatasetConfig) -> tuple[dict[str, str], list[str]]:
     return types, active
 
 
+def features_of_users(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
+    """Return lists of features for a model of users: user, target and embeddings alone, and the active ones."""
+    names, active = _names(dataset)
+    roles = dataset.roles
+    stored = [n for n in active if names[n] == "embedding"] or list(facts.embeddings.values())
+    few = [name for name in (roles.user, roles.target, *stored) if name in names]
+    return [few, list(dict.fromkeys([*active, roles.user]))]
+
+
 def space_of(model: str, facts: Facts, features: list[list[str]], target: str) -> dict[str, Any]:
     """Return what is tried of a model, in the form of ``tuner_space``."""
-    space = {**SPACE, **SPACE_OF.get(model, {}), "use_features": features}
+    space = {**MODELS[model].space, "use_features": features}
     if max(facts.cold.values(), default=0) >= COLD and all(target in names for names in features):
         space["feature_specs"] = [[{"name": target, "dropout": p}] if p else [] for p in ID_DROPOUT]
     return space
 
 
-def models_to_try(facts: Facts) -> dict[str, str]:
-    """Return the models that suit the data, each with the reason."""
-    return {name: why for name, (_, least, why) in MODELS.items() if facts.history_mean >= least}
+def models_to_try(facts: Facts, has_user: bool) -> dict[str, str]:
+    """Return the models that suit the data, each with the reason; ``has_user``: whether the user is a feature."""
+    suitable = {name: c for name, c in MODELS.items() if facts.history_mean >= c.least_history}
+    return {name: c.why for name, c in suitable.items() if has_user or not c.of_users}
 
 
 def settings_for(model: str, dataset_id: str, facts: Facts, group_id: str | None) -> dict[str, Any]:
     """Return the base settings of a model for data of this size."""
     size = dict(next(settings for bound, settings in SIZES if facts.rows["train"] < bound))
     units = size.pop("units")
-    keys = UNITS.get(model, ("dnn_hidden_units",))
+    candidate = MODELS[model]
+    size["batch_size"] *= candidate.batch_factor
     return {
         "model": model,
         "dataset_id": dataset_id,
@@ -344,8 +398,8 @@ def settings_for(model: str, dataset_id: str, facts: Facts, group_id: str | None
         "model_root": "./checkpoints/",
         "verbose": 0,
         **size,
-        **dict.fromkeys(keys, units),
-        **MODELS[model][0],
+        **dict.fromkeys(candidate.units, units),
+        **candidate.settings,
     }
 
 
@@ -402,12 +456,13 @@ class _Autopilot:
         self.target = dataset.roles.target
         self.entry = self.extended_entry(computed_features(dataset, facts))
         self.tell(facts.sentence())
-        models = models_to_try(facts)
+        models = models_to_try(facts, _names(dataset)[0].get(dataset.roles.user) == "categorical")
         for name, why in models.items():
             self.tell(f"{name} is tried: {why}.")
-        features = features_to_try(dataset, facts)
-        self.tuners = {name: self.write_tuner(name, facts, features, group_id) for name in models}
-        self.first = {"use_features": features[0]}
+        of_users, of_others = features_of_users(dataset, facts), features_to_try(dataset, facts)
+        features = {name: of_users if MODELS[name].of_users else of_others for name in models}
+        self.tuners = {name: self.write_tuner(name, facts, features[name], group_id) for name in models}
+        self.first = {name: {**MODELS[name].first, "use_features": features[name][0]} for name in models}
         results: dict[str, list[TrialResult]] = {}
         for index, name in enumerate(models):
             if index == 0:
@@ -418,8 +473,14 @@ class _Autopilot:
             del results[name]
         if not results:
             raise UserError(f"no trial has finished; see {self.folder}/*/logs")
-        best = self.best_of(results)
-        self.tell(f"{best} is best after {sum(map(len, results.values()))} trials, so it is tuned.")
+        self.tell(f"{self.best_of(results)} is best after {sum(map(len, results.values()))} trials.")
+        seconds = {name: statistics.median(trial.seconds for trial in found) for name, found in results.items()}
+        quick = [name for name, taken in seconds.items() if taken < max(seconds.values()) / 4]
+        for name in quick:
+            self.tell(f"{name} is tuned: a trial takes {seconds[name]:.0f} s.")
+            results[name] = self.study(name, QUICK_TRIALS, self.until(QUICK))
+        best = self.best_of({name: found for name, found in results.items() if name not in quick})
+        self.tell(f"{best} is tuned: the best of {'the others' if quick else 'all'}.")
         results[best] = self.study(best, MOST_TRIALS, self.until(SEARCHING))
         top = results[self.best_of(results)][0]
         self.tell(f"Best of {sum(map(len, results.values()))} trials: {top.expid}, valid AUC {top.score:.4f}.")
@@ -478,7 +539,7 @@ class _Autopilot:
         from fuxictr_mm.tuning import read_tuner, run_study
 
         args = self.args
-        first = {**FIRST, **FIRST_OF.get(model, {}), **self.first}
+        first = dict(self.first[model])
         tuner = read_tuner(self.tuners[model], args.model_zoo)
         if isinstance(dropout := tuner.space.get("feature_specs"), list):
             first["feature_specs"] = dropout[1]  # the least above none
@@ -535,11 +596,12 @@ class _Autopilot:
             f"{name}: average of {len(best.config['members'])} runs of the best, valid AUC {best.valid['AUC']:.4f}."
         )
         trials = sorted((r for found in results.values() for r in found), key=lambda result: -result.score)
-        members = [trial.expid for trial in trials[:MOST_MEMBERS]]
+        chosen = [*trials[:BEST_MEMBERS], *(r for found in results.values() for r in found[:BEST_OF_EACH])]
+        members = list(dict.fromkeys(trial.expid for trial in chosen))
         if len(members) > 1:
             several = ensemble(members, root, average="logit", fit_weights=True, name=f"{name}_trials", gpu=args.gpu)
             self.tell(
-                f"{name}_trials: the best {len(members)} trials and all seeds, weights fitted on valid, AUC "
+                f"{name}_trials: {len(members)} of the best trials and all seeds, weights fitted on valid, AUC "
                 f"{several.valid['AUC']:.4f} (cross-fitted)."
             )
             best = max(best, several, key=lambda run: run.valid["AUC"])

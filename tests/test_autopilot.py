@@ -57,8 +57,12 @@ def test_features_models_and_settings(dataset):
         facts_of = autopilot.Facts(facts.rows, facts.items, 2.0, 4.0, {"test": cold}, {})
         assert ("feature_specs" in autopilot.space_of("DIN_MM", facts_of, [first], "item_id")) is tried
         assert "feature_specs" not in autopilot.space_of("DIN_MM", facts_of, [["user_id"]], "item_id")
-    assert "Transformer_DCN" in autopilot.models_to_try(facts)
-    assert "Transformer_DCN" not in autopilot.models_to_try(short)
+    assert "Transformer_DCN" in autopilot.models_to_try(facts, False)
+    assert "Transformer_DCN" not in autopilot.models_to_try(short, False)
+    assert ["LightFM" in autopilot.models_to_try(short, has_user) for has_user in (True, False)] == [True, False]
+    few, all_active = autopilot.features_of_users(dataset, facts)
+    assert few == ["item_id", "item_emb_d16"]  # the user of tiny_mm is no feature
+    assert set(few) < set(all_active)
     for name in autopilot.MODELS:
         small = autopilot.settings_for(name, "tiny_mm", facts, "user_id")
         large = autopilot.settings_for(name, "tiny_mm", autopilot.Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), None)
