@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,27 @@ def root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_read_once() -> Iterator[None]:
+    """Parse a configuration of the same content once; parsing takes longer than most trainings here."""
+    from fuxictr_mm import config
+
+    parsed: dict[bytes, bytes] = {}
+    load = config.load_yaml
+
+    def load_once(path: Any) -> dict[str, Any]:
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        if not content:
+            return load(path)
+        if content not in parsed:
+            parsed[content] = pickle.dumps(load(path))
+        return pickle.loads(parsed[content])  # noqa: S301
+
+    config.load_yaml = load_once
+    yield
+    config.load_yaml = load
 
 
 @pytest.fixture(scope="session")
