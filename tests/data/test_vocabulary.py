@@ -22,6 +22,7 @@ from fuxictr_mm.errors import DataError, Interrupted, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
+from tests.errors import raises_naming
 
 TEXTS = ["B07", "a", "A", "ü", "", "x" * 300, "0", "-1"]
 BIG = 2**63 + 11
@@ -178,9 +179,8 @@ def test_an_item_without_a_row_is_refused_with_row_and_id(tmp_path, column):
     table[column][1] = "gone" if column == "item_id" else ["a", "gone"]
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     how = Encoding(vocabularies=Vocabularies({"item_id": Vocabulary.build([pa.array(["a", "b"])])}))
-    with pytest.raises(DataError) as raised:
+    with raises_naming(DataError, f"{column}: row 1", "'gone'"):
         list(InteractionFiles(tmp_path / "x", [], np.ones(3, bool), encoding=how).chunks())
-    assert all(part in str(raised.value) for part in (f"{column}: row 1", "'gone'"))
 
 
 def test_saved_vocabularies_are_read_as_they_were(tmp_path):
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_named(tmp_path, how):
 
 def test_what_a_run_does_not_have_is_not_built(tmp_path):
     assert not Vocabularies.load(tmp_path / "v.parquet")
-    with pytest.raises(MissingFileError, match=r"v\.parquet.*'city'"):
+    with raises_naming(MissingFileError, "v.parquet", "'city'"):
         Vocabularies.load(tmp_path / "v.parquet").of("city", lambda: Vocabulary.build([]))
 
 
@@ -392,9 +392,8 @@ def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
     run = text_run[0]
     path = run.path / "vocabulary.parquet"
     path.unlink() if how == "missing" else damaged(path, how)
-    with pytest.raises((DataError, MissingFileError), match=r"vocabulary\.parquet") as raised:
+    with raises_naming((DataError, MissingFileError), "vocabulary.parquet"):
         run.predict()
-    assert "\n" not in str(raised.value)
     experiment = Experiment.of_run(run)
     assert len(experiment.predict()) == 300  # with the weights of the experiment, which have their own
 
@@ -598,11 +597,11 @@ def test_a_row_zero_without_features_is_padding(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "setting", "expected"),
     [
-        (["a", "a", "b"], "auto", "a occurs 2 times"),
-        (["a", "", "b"], "auto", "row 1"),
-        (["a", None, "b"], "auto", "row 1"),
-        (["a", "c", "b"], "as_is", "holds string"),
-        ([1, 2**63 + 1, 3], "as_is", "9223372036854775809"),
+        (["a", "a", "b"], "auto", ["a occurs", "2"]),
+        (["a", "", "b"], "auto", ["row 1"]),
+        (["a", None, "b"], "auto", ["row 1"]),
+        (["a", "c", "b"], "as_is", ["string"]),
+        ([1, 2**63 + 1, 3], "as_is", ["9223372036854775809"]),
     ],
 )
 def test_bad_keys_are_named(tmp_path, ids, setting, expected):
@@ -610,9 +609,6 @@ def test_bad_keys_are_named(tmp_path, ids, setting, expected):
 
     kind = pa.uint64() if ids[0] == 1 else None
     pq.write_table(pa.table({"article": pa.array(ids, kind)}), tmp_path / "i.parquet")
-    with pytest.raises(DataError) as raised:
-        ItemTable.from_parquet(
-            str(tmp_path / "i.parquet"), [Feature("item_id", "categorical", "item")], target="article", ids=setting
-        )
-    assert "i.parquet: article" in str(raised.value)
-    assert expected in str(raised.value)
+    features = [Feature("item_id", "categorical", "item")]
+    with raises_naming(DataError, "i.parquet: article", *expected):
+        ItemTable.from_parquet(str(tmp_path / "i.parquet"), features, target="article", ids=setting)

@@ -20,6 +20,7 @@ from fuxictr_mm.training.optim import (
     make_optimizer,
     parse_regularizer,
 )
+from tests.errors import raises_naming
 
 
 @pytest.mark.parametrize(
@@ -109,25 +110,25 @@ sys.exit("torch._dynamo" in sys.modules)
 
 @pytest.mark.parametrize("name", ["Optimizer", "LBFGS", "SparseAdam", "adan", "lr_scheduler", ""])
 def test_others_are_refused_with_a_list(name):
-    with pytest.raises(ConfigError, match=rf"optimizer: there is no '{name}'.*there are: .*Adam"):
+    with raises_naming(ConfigError, "optimizer", f"'{name}'", "Adam"):
         make_optimizer(name, [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 def test_the_nearest_is_suggested():
-    with pytest.raises(ConfigError, match="did you mean 'Adam'"):
+    with raises_naming(ConfigError, "'Adam'"):
         make_optimizer("Adm", [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 def test_an_optimizer_that_does_not_take_the_model():
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no optimiser that is so particular")
-    with pytest.raises(ConfigError, match="Muon does not take this model"):
+    with raises_naming(ConfigError, "Muon"):
         make_optimizer("muon", [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_learning_rate(rate):
-    with pytest.raises(ConfigError, match="learning_rate is"):
+    with raises_naming(ConfigError, "learning_rate is"):
         make_optimizer("adam", [nn.Parameter(torch.zeros(1))], rate)
 
 
@@ -219,7 +220,7 @@ def test_an_integer_is_l2():
     "value", ["1e-3", "l3(1)", "l1", "l1(", "l1(a)", "l1(1,2)", "l1_l2(1)", "l2(-1)", -1.0, "l2(nan)"]
 )
 def test_everything_else_is_refused(value):
-    with pytest.raises(ConfigError, match=r"^net_regularizer is"):
+    with raises_naming(ConfigError, "net_regularizer is"):
         parse_regularizer(value, "net_regularizer")
 
 
@@ -264,7 +265,7 @@ def test_tables_have_their_own_learning_rate():
 
 
 def test_an_optimizer_without_decoupled_decay_is_refused():
-    with pytest.raises(ConfigError, match="weight_decay: Adagrad"):
+    with raises_naming(ConfigError, "weight_decay", "Adagrad"):
         make_optimizer("adagrad", [nn.Parameter(torch.ones(1))], 0.1, weight_decay=0.1)
 
 
