@@ -97,8 +97,14 @@ def runs_root(train, tmp_path_factory):
     """Three seeds of DIN_tiny, one of them twice, and one run of DIN_MM_none_tiny."""
     root = tmp_path_factory.mktemp("runs")
     for seed in (1, 2, 3, 3):
-        train(root, seed=seed)
-    train(root, "DIN_MM_none_tiny", seed=1, test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"))
+        train(root, seed=seed, batch_size=512)
+    train(
+        root,
+        "DIN_MM_none_tiny",
+        seed=1,
+        batch_size=512,
+        test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"),
+    )
     return root
 
 

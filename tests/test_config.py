@@ -1,7 +1,5 @@
 """One description of every key: what loads, what is refused, and when two configurations are the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -415,9 +413,3 @@ def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
     monkeypatch.setenv("SOME_DATA", "/some")
     assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
-
-
-def test_the_module_is_light():
-    code = "import sys, fuxictr_mm.config; print({'torch', 'fuxictr', 'pandas'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()"

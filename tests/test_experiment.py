@@ -43,9 +43,10 @@ def test_both_modalities_beat_either_and_none(tmp_path):
 
 
 def test_one_seed_one_result(tmp_path):
-    first, experiment = run("DIN_MM_tiny", tmp_path / "a", epochs=2)
-    second, _ = run("DIN_MM_tiny", tmp_path / "b", epochs=2)
-    other, _ = run("DIN_MM_tiny", tmp_path / "c", epochs=2, seed=1)
+    settings = {"epochs": 2, "batch_size": 1000}
+    first, experiment = run("DIN_MM_tiny", tmp_path / "a", **settings)
+    second, _ = run("DIN_MM_tiny", tmp_path / "b", **settings)
+    other, _ = run("DIN_MM_tiny", tmp_path / "c", **settings, seed=1)
     assert first.valid == second.valid
     assert first.valid != other.valid
     weights = [torch.load(tmp_path / f / "tiny_mm" / "DIN_MM_tiny.model", weights_only=True) for f in "ab"]

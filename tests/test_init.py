@@ -1,7 +1,5 @@
 """The public interface: what it names, that it imports nothing early, and a small program that uses it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +28,6 @@ def test_every_public_name_is_there():
         assert getattr(fm, name).__doc__
     with pytest.raises(AttributeError, match="nothing"):
         fm.nothing  # noqa: B018
-
-
-def test_importing_is_light_and_names_come_when_used():
-    code = """
-import sys, fuxictr_mm as fm
-heavy = {"torch", "fuxictr", "numpy", "pyarrow", "pydantic"}
-assert not heavy & set(sys.modules)
-fm.load_run
-assert "torch" not in sys.modules
-fm.Experiment
-assert "torch" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_run_has_metrics_and_is_found_again(run):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from benchmarks import embedding_strategies
 from benchmarks.embedding_strategies import STRATEGIES
 from benchmarks.strategy_files import find_source
+from fuxictr_mm import config
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import UserError
@@ -33,9 +33,9 @@ def made(tmp_path_factory):
 @pytest.fixture
 def data(made, tmp_path):
     """A copy, and a configuration of few experiments beside it, which is quick to read."""
-    models = yaml.safe_load((ROOT / "model_config.yaml").read_text())
+    models = config.load_yaml(ROOT / "model_config.yaml")
     few = {name: models[name] for name in ("Base", "DIN_tiny", "DIN_MM_tiny")}
-    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(few))
+    (tmp_path / "model_config.yaml").write_text(json.dumps(few))
     shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
     return shutil.copytree(made, tmp_path / "data")
 
@@ -150,7 +150,7 @@ def test_raw_embeddings_are_those_of_largest_dim(data):
 
 
 def test_a_dataset_without_an_experiment(data):
-    (data.parent / "model_config.yaml").write_text(yaml.safe_dump({"X": {"model": "DIN", "dataset_id": "tiny_mm"}}))
+    (data.parent / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "tiny_mm"}}))
     assert "no experiment with model DIN_MM on tiny_mm; add one" in refused(data)
 
 

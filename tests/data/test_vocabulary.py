@@ -1,9 +1,7 @@
 import dataclasses
 import json
-import os
+import runpy
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from fuxictr_mm.errors import DataError, Interrupted, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
-from tests.errors import raises_naming
+from tests.errors import exits_naming, raises_naming
 
 TEXTS = ["B07", "a", "A", "ü", "", "x" * 300, "0", "-1"]
 BIG = 2**63 + 11
@@ -399,15 +397,14 @@ def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "missing"])
-def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how):
+def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how, monkeypatch, capsys):
     folder = text_run[2]
     path = folder / "checkpoints/d/X.vocabulary.parquet"
     path.unlink() if how == "missing" else damaged(path, how)
-    command = [sys.executable, str(world.ROOT / "prediction.py"), "--config", str(folder), "--expid", "X"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(world.ROOT)}, capture_output=True)
-    lines = done.stderr.decode().splitlines()
-    assert done.returncode == 2
-    assert [str(path) in line for line in lines if line.startswith("error:")] == [True]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["prediction.py", "--config", str(folder), "--expid", "X"])
+    with exits_naming(capsys, path):
+        runpy.run_path(str(world.ROOT / "prediction.py"), run_name="__main__")
     assert not (folder / "submission").exists()
 
 

@@ -1,8 +1,6 @@
 """Updates of touched rows equal those of torch, or a dense re-computation; other rows keep weights and state."""
 
 import copy
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -129,20 +127,3 @@ def test_a_dense_gradient_is_refused():
     table.grad = torch.ones(4, 2)
     with raises_naming(ConfigError, "(4, 2)", "table: dense"):
         TouchedOptimizer([table], 0.5).step()
-
-
-def test_a_step_does_not_import_the_compiler():
-    code = """
-import sys
-import torch
-from fuxictr_mm import compat
-from fuxictr_mm.training.optim import make_optimizer
-net, table = torch.nn.Linear(2, 1), torch.nn.Embedding(3, 2, sparse=True)
-optimizer = make_optimizer("adam", [*net.parameters(), table.weight], 0.1, touched=[table.weight])
-net(table(torch.tensor([1]))).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -60,7 +60,7 @@ BATCHES = [torch.zeros(2)] * 4
 NEAR = [0.5, 0.5 + 5e-7, 0.5 + 1e-6, 0.5 - 1e-6, 0.5 + 2e-6, 0.6, 0.4, 0.7]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.tuples(st.sampled_from(NEAR), st.sampled_from(NEAR)), min_size=40, max_size=40),
     monitor=st.sampled_from(["AUC", {"AUC": 1, "logloss": -0.5}, {"logloss": 1}]),

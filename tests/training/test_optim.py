@@ -1,8 +1,5 @@
 """Optimizers by name, clipping, and penalties that equal FuxiCTR's in value and gradient."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from fuxictr.features import FeatureMap
@@ -79,33 +76,6 @@ def test_steps_are_those_of_torch(name):
         pytest.skip("with this torch, the optimizer takes no second group")
     ours = train(lambda weights: make_optimizer(name, weights, 0.1))
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
-
-
-def test_a_step_does_not_import_the_compiler():
-    code = """
-import sys
-import torch
-from fuxictr_mm import compat
-from fuxictr_mm.training.optim import make_optimizer
-
-import pytest
-import torch
-from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding
-from fuxictr.pytorch.models import BaseModel
-from torch import nn
-
-from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import Penalty, parse_regularizer
-weight = torch.nn.Parameter(torch.ones(2))
-optimizer = make_optimizer("adam", [weight], 0.1)
-weight.sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["Optimizer", "LBFGS", "SparseAdam", "adan", "lr_scheduler", ""])

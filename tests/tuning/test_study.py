@@ -491,6 +491,7 @@ def test_without_optuna_one_line_says_what_to_install(folder, monkeypatch):
 # ---- the real thing ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = (
