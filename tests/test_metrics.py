@@ -121,13 +121,6 @@ def test_closed_forms():
     assert values["NDCG(k=3)"] == pytest.approx((second + (1 + second) / 2 + 0) / 3)
 
 
-def test_the_three_weights_of_group_auc():
-    # Group 0: AUC 1 of 2 rows, 1 positive. Group 1: AUC 0 of 4 rows, 3 positives.
-    label, score, group = [1, 0, 1, 1, 1, 0], [0.9, 0.1, 0.1, 0.1, 0.2, 0.3], [0, 0, 1, 1, 1, 1]
-    values = evaluate_metrics(label, score, ["gAUC", "gAUC_pos", "gAUC_mean", "avgAUC"], group)
-    assert values == pytest.approx({"gAUC": 2 / 6, "gAUC_pos": 1 / 4, "gAUC_mean": 1 / 2, "avgAUC": 1 / 2})
-
-
 def test_a_constant_prediction_is_worth_chance():
     label, group = [1, 0, 0, 0] * 5, np.repeat(np.arange(5), 4)
     values = evaluate_metrics(label, np.full(20, 0.25), ["AUC", "gAUC", "MRR", "NDCG@1"], group)

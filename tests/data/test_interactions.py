@@ -77,24 +77,6 @@ def test_columns_types_and_values(tmp_path):
     assert moved.source == table.source
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        [[1, 2, 3], [], [4]],
-        [[0, 0, 1, 2, 3], [0] * 5, [0, 0, 0, 0, 4]],
-        [[1, 2, 3, 0, 0], [0] * 5, [4, 0, 0, 0, 0]],
-        [[1, 0, 2, 0, 3], [0, 0], [0, 4, 0]],
-        [[1, 2, 3], None, [4]],
-    ],
-    ids=["ragged", "left", "right", "between", "null"],
-)
-@pytest.mark.parametrize(("max_len", "first"), [(None, [1, 2, 3]), (2, [2, 3]), (1, [3])])
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_anywhere_is_dropped_and_the_last_items_kept(tmp_path, stored, max_len, first, kind):
-    path = write(tmp_path / "x.parquet", columns(stored, kind))
-    assert histories(read(path, max_len=max_len)) == [first, [], [4]]
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 100])
 @pytest.mark.parametrize("with_null", [False, pytest.param(True, marks=needs_arrow_26)])
 def test_fixed_size_lists_across_row_groups_and_chunks(tmp_path, monkeypatch, chunk, with_null):

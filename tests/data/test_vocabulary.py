@@ -16,7 +16,7 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.interactions import InteractionFiles, concatenate
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Encoding, Vocabularies, Vocabulary
-from fuxictr_mm.errors import DataError, Interrupted, MissingFileError
+from fuxictr_mm.errors import DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
@@ -204,7 +204,7 @@ def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(Exception, match="unchanged"):
+    with raises_naming(UserError, path):
         Vocabularies({"a": Vocabulary.build([pa.array(["y"])])}).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["v.parquet"]
@@ -377,7 +377,7 @@ def test_new_items_fit_models_with_tables_of_their_own(tmp_path, model):
     new = world.put(found["items"].slice(10, 1), "item_id", pa.array(["new"]))
     pq.write_table(pa.concat_tables([found["items"], new]), tmp_path / "data/items.parquet")
     if model == "Transformer_DCN_Quant":  # its codes are fitted on the items
-        with pytest.raises(Exception, match="1 items are not in the vocabulary"):
+        with raises_naming(UserError, "1 items"):
             run.predict()
         return
     np.testing.assert_array_equal(run.predict(), before)
@@ -519,7 +519,7 @@ def test_unseen_values_of_context_have_the_embedding_of_none(tmp_path):
 def test_a_vocab_size_that_is_too_small_names_the_column_and_the_size(tmp_path):
     found = with_texts(world.tables())
     folder = world.write(tmp_path, found, lambda dataset, _: dataset["feature_cols"][2].update(vocab_size=3))
-    with pytest.raises(Exception, match=r"likes_level.*vocab_size is 3"):
+    with raises_naming(UserError, "likes_level", "vocab_size is 3"):
         Experiment.load("X", folder).fit()
 
 

@@ -18,7 +18,7 @@ from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, run_tuner, write_table
-from tests.errors import raises_naming
+from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,7 +215,7 @@ def test_a_failed_trial_does_not_stop_the_others(folder, capsys):
     written = enumerate_trials(tuner_file(folder, "width: [13, 77, 2]"))
     results = run(written)
     assert results[0].error == "ValueError: width must not be 13"
-    assert results[1].error.startswith("no result of this configuration in checkpoints")
+    assert "checkpoints" in results[1].error
     assert results[2].error is None
     with raises_naming(UserError, "2 of 3", "Fake_tiny_001_", "ValueError: width must not be 13"):
         report(results, written)
@@ -300,7 +300,8 @@ def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     document = json.loads(script("--config", "grid.yaml", "--json", "--quiet").out)
     assert [row["error"] for row in document["trials"]] == ["ValueError: width must not be 13"]
     shown = script("--config", "grid.yaml", "--quite")
-    assert (shown.out, shown.err) == ("", "error: unknown option '--quite'; did you mean '--quiet'?\n")
+    assert shown.out == ""
+    check_names(shown.err, "'--quite'", "'--quiet'")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
