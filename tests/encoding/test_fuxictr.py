@@ -186,9 +186,8 @@ def changed(**settings):
     ],
 )
 def test_what_is_not_supported_is_refused(folder, columns, words):
-    with pytest.raises(ConfigError) as caught:
+    with raises_naming(ConfigError, *words):
         load_dataset(params_of(folder, columns), {"train": True}, flat=True)
-    assert all(word in str(caught.value) for word in words)
 
 
 def test_missing_files_are_named(folder):
@@ -223,9 +222,8 @@ def edited(folder, change):
     ],
 )
 def test_wrong_data_is_named_with_file_column_row_and_value(folder, change, words):
-    with pytest.raises(DataError) as caught:
+    with raises_naming(DataError, *words):
         load_dataset(edited(folder, change), {"train": True}, flat=True)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_missing_label_may_be_filled(folder):

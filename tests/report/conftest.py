@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 ROWS, USERS = 600, 150
 
@@ -148,7 +149,7 @@ class Runs:
         folder = self.root / dataset / expid / f"{stamp}-seed{seed}"
         folder.mkdir(parents=True)
         config = {"model_id": expid, "dataset_id": dataset, "model": model, "seed": seed, **(settings or {})}
-        (folder / "config.yaml").write_text(json.dumps(config))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
         around = {"torch": "2.13.0", "device": "cpu", "commit": "abc", "started_at": f"2026-01-02T03:04:{seed:02}"}
         (folder / "environment.json").write_text(json.dumps({**around, **(environment or {})}))
         label, prediction, group = rows_of(strength, seed, rows)
