@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,27 @@ def root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_read_once() -> Iterator[None]:
+    """Parse a configuration of the same content once; parsing takes longer than most trainings here."""
+    from fuxictr_mm import config
+
+    parsed: dict[bytes, bytes] = {}
+    load = config.load_yaml
+
+    def load_once(path: Any) -> dict[str, Any]:
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        if not content:
+            return load(path)
+        if content not in parsed:
+            parsed[content] = pickle.dumps(load(path))
+        return pickle.loads(parsed[content])  # noqa: S301
+
+    config.load_yaml = load_once
+    yield
+    config.load_yaml = load
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +97,14 @@ def runs_root(train, tmp_path_factory):
     """Three seeds of DIN_tiny, one of them twice, and one run of DIN_MM_none_tiny."""
     root = tmp_path_factory.mktemp("runs")
     for seed in (1, 2, 3, 3):
-        train(root, seed=seed)
-    train(root, "DIN_MM_none_tiny", seed=1, test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"))
+        train(root, seed=seed, batch_size=512)
+    train(
+        root,
+        "DIN_MM_none_tiny",
+        seed=1,
+        batch_size=512,
+        test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"),
+    )
     return root
 
 

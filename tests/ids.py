@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "data" / "tiny_mm"
@@ -127,6 +127,6 @@ def write(
         "verbose": 0,
     }
     change(dataset, experiment)
-    (folder / "dataset_config.yaml").write_text(yaml.safe_dump({"d": dataset}))
-    (folder / "model_config.yaml").write_text(yaml.safe_dump({"X": experiment}))
+    (folder / "dataset_config.yaml").write_text(json.dumps({"d": dataset}))
+    (folder / "model_config.yaml").write_text(json.dumps({"X": experiment}))
     return folder

@@ -10,6 +10,7 @@ from pydantic import Field
 from fuxictr_mm.checking import check_call, describe, matches
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.errors import ConfigError
+from tests.errors import raises_naming
 
 
 @pytest.mark.parametrize(
@@ -104,16 +105,13 @@ def test_initializers_pass(text):
 )
 def test_everything_else_is_refused_and_nothing_runs(text, tmp_path):
     file = tmp_path / "ran"
-    with pytest.raises(ConfigError, match=r"^feature 'x': feature_encoder: ") as caught:
+    with raises_naming(ConfigError, "feature 'x': feature_encoder"):
         check_call(text.format(file=file), "feature 'x': feature_encoder", ENCODERS)
     assert not file.exists()
-    assert "\n" not in str(caught.value)
 
 
 def test_the_nearest_layer_is_suggested():
-    with pytest.raises(
-        ConfigError, match=r"no layer 'layers.MaskedAveragePoolng'; did you mean 'MaskedAveragePooling'"
-    ):
+    with raises_naming(ConfigError, "layers.MaskedAveragePoolng", "'MaskedAveragePooling'"):
         check_call("layers.MaskedAveragePoolng()", "x", ENCODERS)
-    with pytest.raises(ConfigError, match=r"'nn.Identity' is the name of a layer, expected a call: nn.Identity\(\)"):
+    with raises_naming(ConfigError, "'nn.Identity'", "nn.Identity()"):
         check_call("nn.Identity", "x", ENCODERS)

@@ -17,6 +17,7 @@ from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
+from tests.errors import raises_naming
 from tests.two_labels import MULTI_TASK, write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,7 @@ class Plain(BaseModel):
         feature_map.features["code"] = {"type": "categorical", "source": "item", "vocab_size": 5, "embedding_dim": 4}
         self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim, not_required_feature_columns=["code"])
         self.code = FeatureEmbedding(feature_map, embedding_dim, required_feature_columns=["code"])
-        self.mlp = MLP_Block(embedding_dim + 2 * self.width + 4, output_dim=1, hidden_units=[8])
+        self.mlp = MLP_Block(embedding_dim + 2 * self.width + 4, output_dim=1, hidden_units=[32])
         self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
         self.reset_parameters()
         self.model_to_device()
@@ -66,7 +67,7 @@ class Plain(BaseModel):
         batch_dict, item_dict, mask = self.get_inputs(inputs)
         code = self.code({"code": item_dict["item_id"].view(len(mask), -1)[:, -1] % 5}, flatten_emb=True)
         items = self.embedding_layer(item_dict, flatten_emb=True).view(len(mask), -1, self.width)
-        history = (items[:, :-1] * mask.unsqueeze(-1)).sum(1)
+        history = (items[:, :-1] * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         parts = [self.embedding_layer(batch_dict, flatten_emb=True), items[:, -1], history, code]
         return {"y_pred": self.mlp(torch.cat(parts, dim=-1)).sigmoid()}
 
@@ -143,11 +144,11 @@ def start(tmp_path):
 
 def test_no_setting_is_evaluated(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="loss: there is no"):
+    with raises_naming(ConfigError, "loss: "):
         start(loss="x if open('hacked', 'w') else 0")
-    with pytest.raises(ConfigError, match="optimizer: there is no 'foo'"):
+    with raises_naming(ConfigError, "optimizer", "'foo'"):
         start(optimizer="foo")
-    with pytest.raises(ConfigError, match="did you mean 'mse_loss'"):
+    with raises_naming(ConfigError, "mse_los", "'mse_loss'"):
         start(loss="mse_los")
     with pytest.raises(ConfigError, match="embedding_regularizer is -1"):
         start(embedding_regularizer=-1)
@@ -158,7 +159,7 @@ def test_no_setting_is_evaluated(start, tmp_path, monkeypatch):
 
 def test_vectors_that_should_train_are_refused(start):
     specs = [{"name": "item_emb_d16", "freeze_emb": False}]
-    with pytest.raises(ConfigError, match="'item_emb_d16': freeze_emb is False, but Plain is no MultimodalModel"):
+    with raises_naming(ConfigError, "'item_emb_d16'", "freeze_emb is False", "Plain"):
         start(feature_specs=specs)
 
 
@@ -172,12 +173,12 @@ def test_vectors_that_should_train_are_refused(start):
     ],
 )
 def test_settings_of_our_own_models_are_refused(start, settings, value):
-    with pytest.raises(ConfigError, match=f"{value}, but Plain is no MultimodalModel"):
+    with raises_naming(ConfigError, value, "Plain"):
         start(**settings)
 
 
 def test_a_view_that_the_model_cannot_take_is_refused(start):
-    with pytest.raises(ConfigError, match="batch_view is jagged, but Plain takes challenge or flat"):
+    with raises_naming(ConfigError, "batch_view is jagged", "Plain", "challenge", "flat"):
         start(batch_view="jagged")
 
 
@@ -185,7 +186,7 @@ def test_a_whole_number_regularizes(start):
     """FuxiCTR takes 1 for no regularizer at all."""
 
     def norm(value):
-        run = start(embedding_regularizer=value, epochs=2).fit()
+        run = start(embedding_regularizer=value).fit()
         state = torch.load(run.weights, weights_only=True)
         return state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].norm()
 
@@ -208,17 +209,16 @@ HISTORY = {
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "message"),
+    ("model", "settings", "words"),
     [
-        (CHALLENGE, {}, r"batch_view: flat \(ValueError: too many values.*set batch_view: challenge"),
-        (MODEL, {"batch_view": "challenge"}, r"batch_view: challenge \(.*set batch_view: flat"),
+        (CHALLENGE, {}, ["batch_view: flat", "ValueError", "batch_view: challenge"]),
+        (MODEL, {"batch_view": "challenge"}, ["batch_view: challenge", "batch_view: flat"]),
     ],
 )
-def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, message):
+def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, words):
     experiment = start(model, use_features=ALL, **settings)
-    with pytest.raises(ConfigError, match=f"Plain_tiny: Plain.forward .*{message}") as caught:
+    with raises_naming(ConfigError, "Plain_tiny", "Plain.forward", *words):
         experiment.fit()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,9 @@ def test_a_view_that_the_file_cannot_take_is_one_line(start, model, settings, me
 )
 def test_advice_about_the_format_is_given_only_where_it_is_the_cause(start, line, reason):
     model = MODEL.replace("def forward(self, inputs):\n", f"def forward(self, inputs):\n        {line}\n")
-    with pytest.raises(ConfigError, match=reason) as caught:
+    with raises_naming(ConfigError, reason, "Plain.py, line") as caught:
         start(model).fit()
     assert "batch_view" not in str(caught.value)
-    assert "Plain.py, line" in str(caught.value)
 
 
 @pytest.mark.parametrize("reads", [None, "likes_level"])
@@ -248,7 +247,7 @@ def test_a_context_column_missing_in_the_item_dict_names_the_setting(start, read
         model = CHALLENGE.replace(
             "        items = self.embedding", f"        item_dict['{reads}']\n        items = self.embedding"
         )
-    with pytest.raises(ConfigError, match=r"likes_level.*set in_item_dict: True"):
+    with raises_naming(ConfigError, "likes_level", "in_item_dict: True"):
         start(model, batch_view="challenge", use_features=ALL).fit()
 
 
@@ -256,9 +255,8 @@ def test_a_context_column_missing_in_the_item_dict_names_the_setting(start, read
 def test_predictions_that_are_no_probabilities_are_one_line(start, value):
     """As DIN_att6 gives for an empty history: torch's binary cross entropy raises in the loss, not in forward."""
     model = MODEL.replace(".sigmoid()}", f".sigmoid() + {value}}}")
-    with pytest.raises(DataError, match=r"Plain\.forward") as caught:
+    with raises_naming(DataError, "Plain.forward"):
         start(model).fit()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_context_column_in_both_dicts_of_the_challenges_format(start):
@@ -299,14 +297,22 @@ def test_the_catalogue_of_the_published_quant_is_in_the_entry_of_the_dataset(sta
     assert Path(experiment.build_model(experiment.load_dataset({})).catalogue).is_file()
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_a_file_written_for_the_challenge_runs(start, accumulation_steps):
-    """The feature that the model adds is no column of the item files."""
-    settings = {"use_features": ALL, "group_id": "user_id", "metrics": ["AUC", "gAUC"]}
-    result = train_and_score(
-        start, CHALLENGE, batch_view="challenge", accumulation_steps=accumulation_steps, **settings
-    )
-    assert set(result.valid) == {"AUC", "gAUC"}
+@pytest.mark.parametrize(
+    ("model", "settings", "floor"),
+    [
+        (MODEL, {}, 0.52),
+        (CHALLENGE, {"batch_view": "challenge"}, 0.62),
+        (CHALLENGE, {"batch_view": "challenge", "accumulation_steps": 2}, 0.55),
+    ],
+    ids=["flat", "challenge", "accumulating"],
+)
+def test_files_written_for_other_code_learn(start, model, settings, floor):
+    """The feature that the model for the challenge adds is no column of the item files."""
+    both = {"use_features": [*ALL, "txt_emb_pca8", "img_emb_pca8"], "group_id": "user_id", "metrics": ["AUC", "gAUC"]}
+    both |= {"epochs": 4, "batch_size": 256, "embedding_dim": 8, "learning_rate": 3e-3}
+    result = train_and_score(start, model, **both, **settings)
+    assert result.valid["AUC"] > floor
+    assert 0 < result.valid["gAUC"] < 1
 
 
 def test_a_file_with_a_sequence_runs(start):
@@ -322,7 +328,7 @@ def test_the_setting_that_differs_from_that_of_weights_is_named(start):
     weights = start().fit().weights
     experiment = start(embedding_dim=8)
     model = experiment.build_model(experiment.load_dataset({}))
-    with pytest.raises(UserError, match=r"settings that differ: embedding_dim is 4 in .*config.yaml, 8 here"):
+    with raises_naming(UserError, "embedding_dim is 4", "config.yaml", "8"):
         model.load_weights(weights)
 
 
@@ -333,7 +339,7 @@ def test_a_group_id_of_one_column_in_a_list_is_taken_and_of_several_explained(st
     path.write_text(one)
     assert start().config.group_id == "user_id"
     path.write_text(one.replace("[user_id]", "[user_id, likes_level]"))
-    with pytest.raises(ConfigError, match=r"group_id is \['user_id', 'likes_level'\], but .* one .group_id: user_id"):
+    with raises_naming(ConfigError, "group_id", "['user_id', 'likes_level']"):
         start()
 
 
@@ -384,7 +390,7 @@ def test_older_names_of_arguments_and_losses_are_taken(start):
 def test_what_a_file_redefines_in_vain_is_said(start, caplog):
     experiment = start(MODEL + "\n    def evaluate_metrics(self, *args):\n        return {}\n")
     experiment.build_model(experiment.load_dataset({}))
-    assert "Plain redefines evaluate_metrics, which is not called" in caplog.text
+    assert "Plain redefines evaluate_metrics" in caplog.text
 
 
 class Bomb:
@@ -403,7 +409,7 @@ def test_weights_are_read_without_running_anything(start, tmp_path, monkeypatch)
     model.save_weights(tmp_path / "own.model")
     model.load_weights(tmp_path / "own.model")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.model")
-    with pytest.raises(UserError, match="missing: "):
+    with raises_naming(UserError, "other.model"):
         model.load_weights(tmp_path / "other.model")
 
 
@@ -444,16 +450,6 @@ def test_a_model_that_decides_about_its_checkpoints_itself_does(start, caplog):
     assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(experiment.config.learning_rate / 4)
     assert "redefines" not in caplog.text
-
-
-#: What FuxiCTR's layers and models import without need, and torch's compiler.
-SLOW = ("ray", "sklearn", "scipy", "polars", "pandas", "h5py", "torch._dynamo")
-
-
-def test_what_is_slow_is_not_imported():
-    code = f"import sys, fuxictr_mm.experiment\nprint([name for name in {SLOW!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "[]\n"
 
 
 PREPROCESSING = """
@@ -517,14 +513,13 @@ def test_a_multi_task_model_trains_as_by_fuxictrs_own_loop(tmp_path):
 )
 def test_labels_that_a_multi_task_model_is_not_set_to(tmp_path, expid, settings, words):
     write_world(tmp_path, rows=400)
-    with pytest.raises(ConfigError) as error:
+    with raises_naming(ConfigError, *words):
         Experiment.load(expid, tmp_path, model_zoo=tmp_path / "zoo", **settings).fit()
-    assert all(word in str(error.value) for word in words)
 
 
 def test_a_model_of_one_label_is_refused_several(tmp_path):
     write_world(tmp_path, rows=400)
     text = MULTI_TASK.replace("MultiTaskModel", "BaseModel").replace("task=task, num_tasks=num_tasks, ", "")
     (tmp_path / "zoo" / "Towers" / "src" / "Towers.py").write_text(text)
-    with pytest.raises(ConfigError, match=r"Towers trains on one label.*2 \(click, like\)"):
+    with raises_naming(ConfigError, "Towers", "click, like"):
         Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo").fit()

@@ -1,7 +1,5 @@
 """One description of every key: what loads, what is refused, and when two configurations are the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +18,7 @@ from fuxictr_mm.config import (
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
+from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,7 +149,7 @@ def test_a_run_loads_from_its_own_dict(folder):
     again = ExperimentConfig.from_dict(config.to_dict())
     assert again == config
     assert again.model_arguments() == {k: v for k, v in config.to_dict().items() if k != "model"}
-    with pytest.raises(ConfigError, match=r"X_tiny: .*label_col is missing.*epochs is 0"):
+    with raises_naming(ConfigError, "X_tiny", "label_col", "epochs is 0"):
         ExperimentConfig.from_dict({**{k: v for k, v in config.to_dict().items() if k != "label_col"}, "epochs": 0})
 
 
@@ -198,19 +197,19 @@ def test_ids_that_yaml_reads_as_something_else(folder, expid):
     change(folder / "model_config.yaml", "Y_tiny:", f"{expid}:")
     assert ExperimentConfig.load(folder, expid).expid == expid
     assert list(list_experiments(folder)) == ["X_tiny", expid]
-    assert f"(there are: {', '.join(sorted(['X_tiny', expid]))})" in refused(folder, "Y")
+    check_names(refused(folder, "Y"), ", ".join(sorted(["X_tiny", expid])))
 
 
 def test_an_experiment_in_two_files(folder):
     split(folder)
     (folder / "model_config/zz.yaml").write_text((folder / "model_config/X_tiny.yaml").read_text())
-    assert "both hold the experiment id 'X_tiny'" in refused(folder)
+    check_names(refused(folder), "'X_tiny'", "zz.yaml")
 
 
 def test_unknown_names_list_what_there_is(folder):
-    assert "no experiment id 'X_tny'; did you mean 'X_tiny'? (there are: X_tiny, Y_tiny)" in refused(folder, "X_tny")
+    check_names(refused(folder, "X_tny"), "'X_tny'", "'X_tiny'", "X_tiny, Y_tiny")
     change(folder / "model_config.yaml", "dataset_id: d", "dataset_id: dd")
-    assert "no dataset id 'dd'; did you mean 'd'? (there are: d)" in refused(folder)
+    check_names(refused(folder), "'dd'", "'d'")
 
 
 @pytest.mark.parametrize("entry", ["3", "null", "[1]"])
@@ -218,7 +217,7 @@ def test_an_entry_that_is_no_mapping(folder, entry):
     with (folder / "model_config.yaml").open("a") as file:
         file.write(f"Z_tiny: {entry}\n")
     assert "'Z_tiny' is" in refused(folder, "Z_tiny")
-    with pytest.raises(ConfigError, match="expected a mapping"):
+    with raises_naming(ConfigError, "'Z_tiny'"):
         list_experiments(folder)
     (folder / "model_config.yaml").write_text(f"Base: {entry}\nX_tiny: {{model: X, dataset_id: d}}\n")
     assert "'Base' is" in refused(folder)
@@ -228,85 +227,85 @@ def test_missing_files_and_names(folder, tmp_path):
     assert "no such folder" in refused(tmp_path / "nowhere")
     (tmp_path / "tuner.yaml").touch()
     assert "run_param_tuner.py" in refused(tmp_path / "tuner.yaml")
-    with pytest.raises(MissingFileError, match="no such folder"):  # as base_config of a tuner file
+    with raises_naming(MissingFileError, tmp_path / "nowhere"):  # as base_config of a tuner file
         list_experiments(tmp_path / "nowhere")
     change(folder / "model_config.yaml", "    model: Y\n", "")
     assert "Y_tiny: model is None" in refused(folder, "Y_tiny")
     (folder / "dataset_config.yaml").unlink()
-    assert "holds neither dataset_config.yaml nor a folder dataset_config/" in refused(folder)
+    check_names(refused(folder), folder, "dataset_config.yaml", "dataset_config/")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "names"),
     [
-        ("data_format: parquet", "data_format: h5", "data_format is 'h5', expected one of 'parquet', 'csv', 'npz'"),
-        ("data_format: parquet", "data_format: csv", "data_format: csv with item_info"),
-        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", "valid_size: 0.1; splits are not cut"),
-        ("train_data:", "trian_data:", "dataset d: unknown key 'trian_data'; did you mean 'train_data'?"),
+        ("data_format: parquet", "data_format: h5", ["data_format is 'h5'", "'parquet'", "'csv'", "'npz'"]),
+        ("data_format: parquet", "data_format: csv", ["data_format", "csv", "item_info"]),
+        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", ["valid_size", "0.1"]),
+        ("train_data:", "trian_data:", ["'trian_data'", "'train_data'"]),
         (
             "vocab_size: 11",
             "vocab_size: '11'",
-            "vocab_size is '11', expected an integer >= 1 or null (a number",
+            ["vocab_size is '11'", "null"],
         ),
-        ("vocab_size: 11", "vocabsize: 11", "unknown key 'vocabsize'; did you mean 'vocab_size'?"),
-        ("type: meta", "type: mta", "feature 'user_id': type is 'mta', expected one of 'meta'"),
-        ("active: True", "active: yes please", "active is 'yes please', expected True or False"),
-        (", type: meta", "", "feature 'user_id': type is missing"),
-        (", dtype: int, type: meta", ", type: meta", "feature 'user_id': dtype is missing"),
-        ("rebuild_dataset: False", "rebuild_dataset: True", "rebuild_dataset: True; ids must be integers already"),
-        ("label_col: {name: label", "label_col: {nam: label", "unknown key 'nam'"),
-        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {name: a}]", "'a' is listed twice"),
-        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {nam: b}]", "unknown key 'nam'"),
-        ("label_col: {name: label, dtype: float}", "label_col: [a, b]", "label_col: found 'a', expected a mapping"),
-        ("    label_col: {name: label, dtype: float}\n", "", "label_col is missing"),
-        ("item_info: ./data/d/item_info.parquet", "item_info: []", "item_info is [], expected"),
-        ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", "the entry 'user_id'"),
+        ("vocab_size: 11", "vocabsize: 11", ["'vocabsize'", "'vocab_size'"]),
+        ("type: meta", "type: mta", ["'user_id'", "type is 'mta'", "'meta'"]),
+        ("active: True", "active: yes please", ["active is 'yes please'"]),
+        (", type: meta", "", ["'user_id'", "type is missing"]),
+        (", dtype: int, type: meta", ", type: meta", ["'user_id'", "dtype is missing"]),
+        ("rebuild_dataset: False", "rebuild_dataset: True", ["rebuild_dataset"]),
+        ("label_col: {name: label", "label_col: {nam: label", ["'nam'"]),
+        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {name: a}]", ["'a'"]),
+        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {nam: b}]", ["'nam'"]),
+        ("label_col: {name: label, dtype: float}", "label_col: [a, b]", ["label_col", "'a'"]),
+        ("    label_col: {name: label, dtype: float}\n", "", ["label_col is missing"]),
+        ("item_info: ./data/d/item_info.parquet", "item_info: []", ["item_info is []"]),
+        ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", ["'user_id'"]),
     ],
 )
-def test_wrong_dataset_keys(folder, old, new, message):
+def test_wrong_dataset_keys(folder, old, new, names):
     change(folder / "dataset_config.yaml", old, new)
-    assert message in refused(folder)
+    check_names(refused(folder), *names)
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "names"),
     [
-        ("seed: -1", "seed is -1, expected an integer >= 0 and < 4294967296"),
-        ("accumulation_steps: 0", "accumulation_steps is 0, expected an integer >= 1"),
-        ("accumulation_steps: 1.0", "accumulation_steps is 1.0"),
-        ("eval_steps: True", "eval_steps is True"),
-        ("shuffle: 1", "shuffle is 1, expected True or False"),
-        ("shuffle: 'yes'", "write True"),
-        ("model_root: 2024", "write it in quotes: '2024'"),
-        ("embedding_regularizer: [1]", "embedding_regularizer is [1], expected a number or a string or null"),
-        ("group_id: [a, b]", "group_id is ['a', 'b']"),
-        ("feature_specs: [{name: a, tpe: meta}]", "feature 'a': unknown key 'tpe'; did you mean 'type'?"),
-        ("feature_specs: [{name: a, dropout: 1}]", "feature 'a': dropout is 1, expected a number >= 0 and < 1 or null"),
+        ("seed: -1", ["seed is -1", "0", "4294967296"]),
+        ("accumulation_steps: 0", ["accumulation_steps is 0", "1"]),
+        ("accumulation_steps: 1.0", ["accumulation_steps is 1.0"]),
+        ("eval_steps: True", ["eval_steps is True"]),
+        ("shuffle: 1", ["shuffle is 1"]),
+        ("shuffle: 'yes'", ["shuffle is 'yes'", "True"]),
+        ("model_root: 2024", ["model_root", "'2024'"]),
+        ("embedding_regularizer: [1]", ["embedding_regularizer is [1]", "string", "null"]),
+        ("group_id: [a, b]", ["group_id is ['a'", "'b'"]),
+        ("feature_specs: [{name: a, tpe: meta}]", ["'a'", "'tpe'", "'type'"]),
+        ("feature_specs: [{name: a, dropout: 1}]", ["'a'", "dropout is 1", "0", "null"]),
         (
             "feature_specs: [{name: a, norm: L2}]",
-            "feature 'a': norm is 'L2', expected one of 'l2', 'layer'",
+            ["'a'", "norm is 'L2'", "'l2'", "'layer'"],
         ),
-        ("feature_specs: [{name: a, scale: 0}]", "feature 'a': scale is 0"),
-        ("feature_specs: [{name: a, statistics: [median]}]", "feature 'a': statistics: 'median', expected mean, max"),
-        ("feature_specs: [{name: a, statistics: [newest_0]}]", "feature 'a': statistics: 'newest_0'"),
-        ("weight_decay: -1", "weight_decay is -1, expected a number >= 0 and finite or null"),
-        ("embedding_learning_rate: 0", "embedding_learning_rate is 0"),
-        ("ema: 1", "ema is 1, expected a number > 0 and < 1 or null"),
-        ("lr_schedule: step", "lr_schedule is 'step', expected one of 'plateau', 'constant', 'linear', 'cosine'"),
-        ("warmup_steps: -1", "warmup_steps is -1"),
-        ("label_smoothing: 1", "label_smoothing is 1"),
-        ("plateau_patience: 0", "plateau_patience is 0"),
-        ("metrics: AUC", "metrics is 'AUC', expected a list of strings"),
+        ("feature_specs: [{name: a, scale: 0}]", ["'a'", "scale is 0"]),
+        ("feature_specs: [{name: a, statistics: [median]}]", ["'a'", "'median'"]),
+        ("feature_specs: [{name: a, statistics: [newest_0]}]", ["'a'", "'newest_0'"]),
+        ("weight_decay: -1", ["weight_decay is -1", "0", "null"]),
+        ("embedding_learning_rate: 0", ["embedding_learning_rate is 0"]),
+        ("ema: 1", ["ema is 1", "0", "null"]),
+        ("lr_schedule: step", ["lr_schedule is 'step'", "'plateau'", "'constant'", "'linear'", "'cosine'"]),
+        ("warmup_steps: -1", ["warmup_steps is -1"]),
+        ("label_smoothing: 1", ["label_smoothing is 1"]),
+        ("plateau_patience: 0", ["plateau_patience is 0"]),
+        ("metrics: AUC", ["metrics is 'AUC'"]),
     ],
 )
-def test_wrong_experiment_keys(folder, line, message):
+def test_wrong_experiment_keys(folder, line, names):
     key = line.split(":")[0] + ":"
     text = [
         line for line in (folder / "model_config.yaml").read_text().splitlines() if not line.strip().startswith(key)
     ]
     (folder / "model_config.yaml").write_text("\n".join(text) + "\n")
     add(folder, line)
-    assert message in refused(folder)
+    check_names(refused(folder), *names)
 
 
 class Ours(MultimodalModel):
@@ -347,13 +346,11 @@ def test_the_signature_is_the_schema(folder):
 
     assert check(Ours, depth=3, units=[1, 2], num_heads=None) == []
     assert not {"monitor", "learning_rate"} & set(model_schema(Ours))  # declared by ModelSettings
-    with pytest.raises(
-        ConfigError, match=r"net_dropout is 1.5, expected a number >= 0 .*depth is True, expected an integer"
-    ):
+    with raises_naming(ConfigError, "net_dropout is 1.5", "depth is True"):
         check(Ours, depth=True, net_dropout=1.5, num_heads=None)
     # Of a FuxiCTR model, what is not annotated is taken as it is, except for the ranges that its names imply.
     assert len(check(Foreign, temperature=3, hidden_units="any")) == 1
-    with pytest.raises(ConfigError, match=r"net_dropout is 1.*hidden_units is \[0\]"):
+    with raises_naming(ConfigError, "net_dropout is 1", "hidden_units is [0]"):
         check(Foreign, net_dropout=1, hidden_units=[0])
 
 
@@ -370,8 +367,7 @@ class NoType(MultimodalModel):
 @pytest.mark.parametrize("model_class", [Unresolved, NoType])
 def test_an_annotation_that_cannot_be_checked(folder, model_class):
     message = refused(folder, find_model=lambda name: model_class, overrides={"depth": 2})
-    assert f"model {model_class.__name__}: the annotation" in message
-    assert "of depth cannot be checked" in message
+    check_names(message, model_class.__name__, "depth")
 
 
 @pytest.mark.parametrize("where", ["feature_cols", "feature_specs", "initializer"])
@@ -384,7 +380,7 @@ def test_no_code_of_a_configuration_runs(folder, tmp_path, where):
         change(folder / "model_config.yaml", "embedding_dim: 4", f'feature_encoder: ["nn.Identity()", "{code}"]')
     else:
         add(folder, f'embedding_initializer: "{code}"')
-    assert "is not allowed; expected a call of a layer" in refused(folder)
+    check_names(refused(folder), "touch")
     assert not ran.exists()
 
 
@@ -416,9 +412,3 @@ def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
     monkeypatch.setenv("SOME_DATA", "/some")
     assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
-
-
-def test_the_module_is_light():
-    code = "import sys, fuxictr_mm.config; print({'torch', 'fuxictr', 'pandas'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()"

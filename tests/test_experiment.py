@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import textwrap
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
+from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
@@ -42,9 +42,10 @@ def test_both_modalities_beat_either_and_none(tmp_path):
 
 
 def test_one_seed_one_result(tmp_path):
-    first, experiment = run("DIN_MM_tiny", tmp_path / "a", epochs=2)
-    second, _ = run("DIN_MM_tiny", tmp_path / "b", epochs=2)
-    other, _ = run("DIN_MM_tiny", tmp_path / "c", epochs=2, seed=1)
+    settings = {"epochs": 2, "batch_size": 1000}
+    first, experiment = run("DIN_MM_tiny", tmp_path / "a", **settings)
+    second, _ = run("DIN_MM_tiny", tmp_path / "b", **settings)
+    other, _ = run("DIN_MM_tiny", tmp_path / "c", **settings, seed=1)
     assert first.valid == second.valid
     assert first.valid != other.valid
     weights = [torch.load(tmp_path / f / "tiny_mm" / "DIN_MM_tiny.model", weights_only=True) for f in "ab"]
@@ -59,7 +60,7 @@ def test_one_process_at_a_time_trains_an_experiment(tmp_path):
     (tmp_path / "tiny_mm").mkdir()
     lock = FileLock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
     lock.acquire()
-    with pytest.raises(ConfigError, match=r"DIN_tiny: .*model_root"):
+    with raises_naming(ConfigError, "DIN_tiny", "model_root"):
         run("DIN_tiny", tmp_path, epochs=1)
     assert [path.name for path in (tmp_path / "tiny_mm").iterdir()] == ["DIN_tiny.lock"]
     lock.release()
@@ -143,86 +144,13 @@ def readme_model():
     return next(block for block in blocks if "class MeanPooling(DNNModel)" in block)
 
 
-FOREIGN = """
-    import torch
-    from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
-    from fuxictr.pytorch.models import BaseModel
-
-
-    class Foreign(BaseModel):
-        def __init__(self, feature_map, gpu=-1, embedding_dim=8, learning_rate=1e-3, **kwargs):
-            super().__init__(feature_map, gpu=gpu, **kwargs)
-            self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
-            items = [s for s in feature_map.features.values() if s.get("source") == "item"]
-            self.item_dim = sum(s.get("embedding_dim", embedding_dim) for s in items)
-            self.mlp = MLP_Block({width}, output_dim=1, hidden_units=[32], output_activation=self.output_activation)
-            self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
-            self.reset_parameters()
-            self.model_to_device()
-"""
-
-CHALLENGE_MODEL = (
-    textwrap.dedent(FOREIGN.format(width="feature_map.sum_emb_out_dim() + self.item_dim"))
-    + """
-    def forward(self, inputs):
-        context, items, mask = self.get_inputs(inputs)
-        e = self.embedding_layer(items, flatten_emb=True).view(mask.shape[0], -1, self.item_dim)
-        mean = (e[:, :-1] * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        x = torch.cat([self.embedding_layer(context, flatten_emb=True), e[:, -1], mean], dim=-1)
-        return {"y_pred": self.mlp(x)}
-
-    def get_inputs(self, inputs, feature_source=None):
-        rows, items, mask = inputs
-        kept = {k: v for k, v in rows.items() if k not in self.feature_map.labels and k != "user_id"}
-        return kept, items, mask
-
-    def get_labels(self, inputs):
-        return inputs[0]["label"].float().view(-1, 1)
-
-    def get_group_id(self, inputs):
-        return inputs[0]["user_id"]
-"""
-)
-
-FLAT_MODEL = (
-    textwrap.dedent(FOREIGN.format(width="feature_map.sum_emb_out_dim()"))
-    + """
-    def forward(self, inputs):
-        return {"y_pred": self.mlp(self.embedding_layer(self.get_inputs(inputs), flatten_emb=True))}
-"""
-)
-
-
-@pytest.mark.parametrize(
-    ("source", "view", "floor"), [(CHALLENGE_MODEL, "challenge", 0.65), (FLAT_MODEL, "flat", 0.52)]
-)
-def test_models_written_for_other_code_run(source, view, floor, tmp_path):
-    (tmp_path / "Foreign.py").write_text(source)
-    (tmp_path / "model_config.yaml").write_text(
-        f"Foreign_tiny: {{model: Foreign, dataset_id: tiny_mm, batch_view: {view}, epochs: 4, embedding_dim: 8,"
-        " group_id: user_id, metrics: [AUC, gAUC], max_len: 20, batch_size: 256, learning_rate: 3.0e-3,"
-        " use_features: [likes_level, views_level, item_id, item_tags, txt_emb_pca8, img_emb_pca8]}"
-    )
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    result, _ = run("Foreign_tiny", tmp_path, config=tmp_path, model_zoo=tmp_path)
-    assert result.valid["AUC"] > floor
-    assert 0 < result.valid["gAUC"] < 1
-
-
 def test_training_leaves_no_trace_of_an_older_run(tmp_path):
     """The result of an earlier run would pass for that of one that did not finish."""
     _, experiment = run("DIN_tiny", tmp_path, epochs=1)
     assert experiment.paths.result.exists()
-    with pytest.raises(Exception, match="learning_rate"):
+    with raises_naming(UserError, "learning_rate"):
         run("DIN_tiny", tmp_path, epochs=1, learning_rate=1e30)
     assert not experiment.paths.result.exists()
-
-
-def test_predictions_need_no_training_data(tmp_path):
-    _, experiment = run("DIN_tiny", tmp_path, epochs=1)
-    dataset = experiment.with_settings(train_data="nowhere", valid_data="nowhere").load_dataset({"test": False})
-    assert list(dataset.splits) == ["test"]
 
 
 def test_a_second_experiment_of_this_process_is_refused(tmp_path):
@@ -238,7 +166,7 @@ def test_a_second_experiment_of_this_process_is_refused(tmp_path):
     first.build_model = build_and_start_another
     assert first.fit().finished
     assert isinstance(outcomes["second"], UserError)
-    assert "DIN_MM_tiny: another experiment trains or predicts in this process" in str(outcomes["second"])
+    check_names(str(outcomes["second"]), "DIN_MM_tiny")
     assert in_thread(lambda: run("DIN_tiny", tmp_path / "after", epochs=1)) is None
 
 
@@ -264,12 +192,12 @@ def test_a_finished_run_cannot_be_trained_for_longer(tmp_path, caplog):
     first, experiment = run("DIN_tiny", tmp_path, epochs=1)
     weights = experiment.paths.weights.read_bytes()
     longer = experiment.with_settings(epochs=2)
-    with pytest.raises(UserError, match=r"has finished \(epochs is 1 in that run, 2 here\)"):
+    with raises_naming(UserError, "epochs is 1", "2"):
         longer.fit(resume=True)
     assert experiment.paths.weights.read_bytes() == weights
     assert experiment.fit(resume=True) == first
     other = experiment.with_settings(seed=7).fit(resume=True)
-    assert "has finished with other settings (seed is 20242025 in that run, 7 here)" in caplog.text
+    assert "seed is 20242025" in caplog.text
     assert (other.seed, other.finished) == (7, True)
 
 
@@ -282,7 +210,7 @@ def test_a_label_that_is_a_placeholder_is_no_label(tmp_path, caplog):
         settings = {"test_data": str(tmp_path / "zeros.parquet"), "resident": resident, "epochs": 1}
         result, experiment = run("DIN_tiny", tmp_path, **settings)
         assert list(result.metrics) == ["valid"]
-        assert "zeros.parquet: the label is 0 in all 3000 rows" in caplog.text
+        assert all(part in caplog.text for part in ("zeros.parquet", "label is 0", "3000 rows"))
         caplog.clear()
         assert len(experiment.predict()) == 3000
     assert "WARNING" not in caplog.text

@@ -5,6 +5,7 @@ import yaml
 
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, dump_yaml, load_yaml
+from tests.errors import raises_naming
 
 
 @pytest.fixture
@@ -25,13 +26,13 @@ def test_what_is_read_is_never_written(folder, overwrite, monkeypatch):
 
 
 def test_two_outputs_of_one_name_folders_and_old_files(folder):
-    with pytest.raises(ConfigError, match="named for two outputs"):
+    with raises_naming(ConfigError, folder / "a"):
         check_outputs([folder / "a", folder / "a"], [], True)
-    with pytest.raises(ConfigError, match="is a folder"):
+    with raises_naming(ConfigError, folder):
         check_outputs([folder], [], True)
-    with pytest.raises(ConfigError, match="exists already; add --overwrite"):
+    with raises_naming(ConfigError, "there.json", "--overwrite"):
         check_outputs([folder / "there.json"], [], False)
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with raises_naming(ConfigError, "below"):
         check_outputs([folder / "there.json" / "below"], [], False)
     check_outputs([folder / "there.json", folder / "deep" / "new", None], [folder / "read.parquet"], True)
 
@@ -71,27 +72,23 @@ def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ("a: [1, 2\nb: 3\n", "line 2, column 2: not valid YAML"),
-        ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML"),
-        ("a: {{b}}\n", "line 1, column 5: not valid YAML: found unhashable key"),
-        ("a: 2025-02-30\n", "not valid YAML: day"),
-        ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
-        ("a: \x01\n", "not valid YAML"),
-        (
-            "a:\n    b: 1\n    c: {b: 2}\n    b: {x: 1}\n",
-            "line 4, column 5: not valid YAML: the key 'b' is given twice",
-        ),
-        ("2: {b: 1}\n'2': {b: 2}\n", "line 2, column 1: not valid YAML: the key '2' is given twice"),
-        ("- a\n", "the top level is a list"),
+        ("a: [1, 2\nb: 3\n", "line 2, column 2"),
+        ("a:\n\tb: 1\n", "line 2, column 1"),
+        ("a: {{b}}\n", "line 1, column 5"),
+        ("a: 2025-02-30\n", "day"),
+        ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4"),
+        ("a: \x01\n", ""),
+        ("a:\n    b: 1\n    c: {b: 2}\n    b: {x: 1}\n", "line 4, column 5: not valid YAML: the key 'b'"),
+        ("2: {b: 1}\n'2': {b: 2}\n", "line 2, column 1: not valid YAML: the key '2'"),
+        ("- a\n", "list"),
     ],
 )
-def test_broken_yaml(tmp_path, text, message):
+def test_broken_yaml(tmp_path, text, place):
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
+    with raises_naming(ConfigError, "x.yaml", place):
         load_yaml(tmp_path / "x.yaml")
-    assert message in str(caught.value)
 
 
 def test_a_key_that_is_null_may_be_given_again(tmp_path):
@@ -101,7 +98,7 @@ def test_a_key_that_is_null_may_be_given_again(tmp_path):
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
-    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
+    with raises_naming(ConfigError, "x.yaml"):
         load_yaml(tmp_path / "x.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_yaml(tmp_path / "empty.yaml") == {}

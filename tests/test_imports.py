@@ -1,4 +1,4 @@
-"""Imports point one way; the contracts are in pyproject.toml."""
+"""Imports point one way, as the contracts in pyproject.toml say, and what is slow is imported only where it is used."""
 
 import subprocess
 import sys
@@ -12,3 +12,44 @@ def test_imports_keep_the_contracts():
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+#: In one process: what is done, and what it must not import, which takes long and is not used.
+LIGHT = [
+    ("import fuxictr_mm as fm", "torch fuxictr numpy pyarrow pydantic"),
+    ("import fuxictr_mm.submission", "numpy pandas pyarrow torch"),
+    ("import fuxictr_mm.config", "torch fuxictr pandas"),
+    ("fm.load_run; import fuxictr_mm.runs, fuxictr_mm.evaluation.compare", "torch"),
+    # FuxiCTR's layers and models import the rest of these, and a step of an optimizer torch's compiler.
+    ("fm.Experiment; import fuxictr_mm.experiment", "ray sklearn scipy.stats polars pandas h5py torch._dynamo"),
+    (
+        """
+import torch
+from fuxictr_mm.training.optim import make_optimizer
+net, table = torch.nn.Linear(2, 1), torch.nn.Embedding(3, 2, sparse=True)
+dense, tables = [*net.parameters()], [table.weight]
+for optimizer in (
+    make_optimizer("adam", dense, 0.1), make_optimizer("adam", [*dense, *tables], 0.1, touched=tables)
+):
+    net(table(torch.tensor([1]))).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+""",
+        "torch._dynamo",
+    ),
+]
+
+
+def test_what_is_slow_is_not_imported():
+    code = f"""
+import sys
+for code, forbidden in {LIGHT!r}:
+    exec(code)
+    found = [name for name in forbidden.split() if name in sys.modules]
+    if found:
+        sys.exit(f"{{code}} imports {{found}}")
+assert "torch" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -21,17 +21,6 @@ def rows_of(history: Jagged) -> list[torch.Tensor]:
 
 
 @few
-@given(LENGTHS, SIDES, st.integers(0, 3))
-def test_padding_is_zero_and_masked(lengths, side, extra):
-    history = jagged(lengths, 2)
-    padded, mask = history.to_padded(max(lengths) + extra, side=side)
-    assert mask.dtype == torch.bool
-    assert padded[~mask].abs().sum() == 0
-    assert torch.equal(padded[mask], history.values)
-    assert torch.equal(mask.sum(dim=1), history.lengths)
-
-
-@few
 @given(LENGTHS, SIDES, st.integers(0, 5))
 def test_padded_rows_one_by_one(lengths, side, longest):
     history = jagged(lengths, 3)
@@ -99,13 +88,6 @@ def test_map_on_distinct_items_equals_map_on_values(lengths, num_distinct):
     ours = torch.autograd.grad(mapped.values, distinct, direction)[0]
     dense = torch.autograd.grad(expected, distinct, direction)[0]
     torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
-
-
-def test_gradient_of_a_repeated_item_is_counted_as_often_as_it_stands():
-    distinct = torch.ones(3, 1, requires_grad=True)
-    history = Jagged(distinct, torch.tensor([0, 3, 3, 4]), torch.tensor([0, 0, 2, 0]))
-    history.sum().sum().backward()
-    assert distinct.grad.flatten().tolist() == [3.0, 0.0, 1.0]
 
 
 def test_a_look_without_gradients_does_not_cut_off_later_ones():

@@ -9,6 +9,7 @@ import pytest
 from fuxictr_mm import registry
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.registry import list_models, load_model_class, search_folders
+from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,20 +48,19 @@ def test_a_dropped_file_is_found_and_alone_imported(zoo):
 
 
 @pytest.mark.parametrize(
-    ("before", "message"),
+    ("before", "found"),
     [
-        ("import no_such_package_here", "ModuleNotFoundError: No module named 'no_such_package_here' (line 1)"),
-        ("x = 1\n\ny = x / 0", "ZeroDivisionError: division by zero (line 3)"),
-        ("def f(:\n    pass", "SyntaxError: invalid syntax (line 1)"),
+        ("import no_such_package_here", ["'no_such_package_here'", "line 1"]),
+        ("x = 1\n\ny = x / 0", ["ZeroDivisionError", "line 3"]),
+        ("def f(:\n    pass", ["SyntaxError", "line 1"]),
     ],
 )
-def test_a_broken_file_breaks_only_itself(zoo, before, message):
+def test_a_broken_file_breaks_only_itself(zoo, before, found):
     drop(zoo, "Broken", before=before)
     drop(zoo, "Whole")
     load_model_class("Whole")
     load_model_class("DIN")
-    said = refused("Broken")
-    assert f"{zoo / 'Broken.py'}: cannot be imported: {message}" in said
+    check_names(refused("Broken"), zoo / "Broken.py", *found)
     assert "fuxictr_mm.model_zoo.Broken" not in sys.modules
     drop(zoo, "Broken", body="mended = True")
     assert load_model_class("Broken").mended
@@ -70,34 +70,32 @@ def test_an_unknown_name(zoo):
     drop(zoo, "Dropped")
     drop(zoo, "not-a-name")
     said = refused("Droped")
-    assert "there is no 'Droped'; did you mean 'Dropped'?" in said
+    check_names(said, "'Droped'", "'Dropped'")
     assert all(f"{name}," in said for name in ("BST", "DIN", "DIN_MM", "Dropped"))
     assert "not-a-name" not in said
     for name in ("../model_zoo/Dropped", "Dropped.py", "", "_hidden"):
-        assert "there is no" in refused(name)
+        check_names(refused(name), repr(name))
 
 
 def test_a_published_name_with_a_suffix_has_a_hint(zoo):
-    with pytest.raises(ConfigError, match="did you mean 'QIN'"):
+    with raises_naming(ConfigError, "'QIN_variety_v9'", "'QIN'"):
         load_model_class("QIN_variety_v9")
 
 
 def test_a_file_without_its_class(zoo):
     (zoo / "Named.py").write_text("from pathlib import Path\nclass Name: pass\nNamedToo = 3\n")
-    said = refused("Named")
-    assert "defines no class 'Named'; did you mean 'Name'? (it defines: Name)" in said
+    check_names(refused("Named"), "model_zoo/Named.py", "'Named'", "'Name'")
     (zoo / "Value.py").write_text("Value = 3\n")
-    assert "(it defines: none)" in refused("Value")
+    check_names(refused("Value"), "model_zoo/Value.py", "'Value'")
 
 
 def test_a_class_of_a_package(zoo, monkeypatch):
     (zoo.parent / "some_package_of_mine.py").write_text("class Mine: pass\n")
     monkeypatch.syspath_prepend(zoo.parent)
     assert load_model_class("some_package_of_mine:Mine").__name__ == "Mine"
-    assert "defines no class 'Mne'; did you mean 'Mine'?" in refused("some_package_of_mine:Mne")
-    for name in ("no_such_package_here:X", ":X"):
-        assert "cannot be imported" in refused(name)
-    assert "defines no class ''" in refused("some_package_of_mine:")
+    check_names(refused("some_package_of_mine:Mne"), "'Mne'", "'Mine'")
+    for name in ("no_such_package_here:X", ":X", "some_package_of_mine:"):
+        check_names(refused(name), name.split(":")[0])
 
 
 def test_entry_points(zoo, monkeypatch):
@@ -120,7 +118,7 @@ def test_the_folder_given_comes_first(zoo, tmp_path):
     assert load_model_class("Twice", tmp_path / "mine").__doc__ == "mine"
     assert load_model_class("Twice").__doc__ == "model_zoo"
     assert search_folders("model_zoo") == search_folders()
-    with pytest.raises(MissingFileError, match="--model_zoo takes a folder"):
+    with raises_naming(MissingFileError, "--model_zoo", tmp_path / "nowhere"):
         load_model_class("Twice", tmp_path / "nowhere")
 
 

@@ -1,8 +1,6 @@
 """Runs are found, named and read; what is broken is said and stops nothing."""
 
 import shutil
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +9,7 @@ import pytest
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import best_epoch_was_last, find_runs, read_lines, read_run, resolve
+from tests.errors import raises_naming
 
 
 @pytest.fixture
@@ -34,9 +33,9 @@ def test_seeds_share_a_configuration_and_experiments_do_not(runs_root, train, tm
     keys = {run.config_key for run in find_runs(runs_root, expid="DIN_tiny")}
     assert len(keys) == 1
     assert find_runs(runs_root, expid="DIN_MM_none_tiny")[0].config_key not in keys
-    train(tmp_path, seed=9, description="another word for it")
+    train(tmp_path, seed=9, batch_size=512, description="another word for it")
     assert find_runs(tmp_path)[0].config_key in keys
-    train(tmp_path, seed=9, learning_rate=0.001)
+    train(tmp_path, seed=9, batch_size=512, learning_rate=0.001)
     assert find_runs(tmp_path)[0].config_key not in keys
 
 
@@ -54,9 +53,9 @@ def test_names_resolve(runs_root):
     assert resolve([newest.path], "nowhere") == [newest]
     assert len(resolve(["DIN_tiny"], runs_root)) == 4
     assert len(resolve([runs_root / "tiny_mm" / "DIN_tiny", newest.path, newest.run], runs_root)) == 5
-    with pytest.raises(MissingFileError, match=r"'DIN_tyny': no experiment id, run or .*did you mean 'DIN_tiny'\?"):
+    with raises_naming(MissingFileError, "'DIN_tyny'", "'DIN_tiny'"):
         resolve(["DIN_tyny"], runs_root)
-    with pytest.raises(MissingFileError, match=r"'X': .* \(there are: none yet; train with run_expid.py"):
+    with raises_naming(MissingFileError, "'X'", "run_expid.py"):
         resolve(["X"], runs_root / "nowhere")
 
 
@@ -64,31 +63,32 @@ def test_unfinished_and_ambiguous_names(copy):
     for run in find_runs(copy, expid="DIN_MM_none_tiny"):
         (run.path / "result.json").unlink()
         assert read_run(run.path).finished is False
-        with pytest.raises(MissingFileError, match="none of its 1 runs is finished"):
+        with raises_naming(MissingFileError, "DIN_MM_none_tiny"):
             resolve(["DIN_MM_none_tiny"], copy)
         (run.path / "valid_predictions.parquet").unlink()
-        with pytest.raises(MissingFileError, match=r"no predictions of this run; it is unfinished"):
+        with raises_naming(MissingFileError, run.path):
             read_run(run.path).predictions()
     shutil.copytree(copy / "tiny_mm" / "DIN_tiny", copy / "other" / "DIN_tiny")
-    with pytest.raises(ConfigError, match="DIN_tiny: there are runs on several datasets; give one folder"):
+    with raises_naming(ConfigError, "DIN_tiny"):
         resolve(["DIN_tiny"], copy)
-    with pytest.raises(ConfigError, match="several runs have this name; give a folder"):
-        resolve([find_runs(copy, dataset="other")[0].run], copy)
+    (name,) = {run.run for run in find_runs(copy, dataset="other") if run.seed == 1}
+    with raises_naming(ConfigError, name):
+        resolve([name], copy)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("config.yaml", None, "config.yaml: no such file"),
+        ("config.yaml", None, "config.yaml: "),
         ("config.yaml", "a: [", "config.yaml, line 1"),
-        ("environment.json", "{", "environment.json: not valid JSON"),
-        ("result.json", "[]", "result.json: holds a list, expected a JSON object"),
+        ("environment.json", "{", "environment.json: "),
+        ("result.json", "[]", "result.json: "),
         ("result.json", "{}", ""),
-        ("result.json", '{"valid": 3}', "result.json: valid is 3, expected metrics"),
+        ("result.json", '{"valid": 3}', "result.json: valid is 3"),
         ("result.json", '{"valid": {}, "seconds": "x"}', "result.json: seconds is 'x'"),
         ("result.json", '{"valid": {"AUC": true}, "seconds": 1}', "result.json: valid is {'AUC': True}"),
-        ("metrics.jsonl", "garbage\n", "metrics.jsonl, line 1: is not an evaluation"),
-        ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl, line 1: is not an evaluation"),
+        ("metrics.jsonl", "garbage\n", "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl, line 1"),
     ],
 )
 def test_what_is_broken_is_said(copy, name, content, problem):
@@ -108,10 +108,10 @@ def test_what_is_broken_is_said(copy, name, content, problem):
 def test_damaged_predictions_and_lines(copy):
     run = find_runs(copy)[0]
     (run.path / "valid_predictions.parquet").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="no predictions of a run"):
+    with raises_naming(DataError, "valid_predictions.parquet"):
         run.predictions()
     (run.path / "metrics.jsonl").write_text('{"step": 1}\nnothing\n')
-    with pytest.raises(DataError, match=r"metrics.jsonl, line 2: is not an evaluation of a run; delete the line"):
+    with raises_naming(DataError, "metrics.jsonl, line 2"):
         run.history()
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
     assert read_lines(run.path / "metrics.jsonl") == [{"step": 1}]
@@ -124,13 +124,8 @@ def test_test_predictions(copy):
         {name: run.test[name] for name in ("AUC", "gAUC")}
     )
     (run.path / "test_predictions.parquet").unlink()
-    with pytest.raises(MissingFileError, match=f"python prediction.py --runs {run.path}"):
+    with raises_naming(MissingFileError, f"prediction.py --runs {run.path}"):
         run.predictions("test")
-
-
-def test_reading_does_without_torch():
-    code = "import sys, fuxictr_mm.runs, fuxictr_mm.evaluation.compare; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_folder_in_place_of_a_file_is_a_problem(copy):
@@ -139,7 +134,7 @@ def test_a_folder_in_place_of_a_file_is_a_problem(copy):
     (run.path / "metrics.jsonl").mkdir()
     assert find_runs(copy)[0].problem.startswith("metrics.jsonl: cannot be read (Is a directory)")
     assert not find_runs(copy)[0].is_usable
-    with pytest.raises(DataError, match="expected a file of evaluations"):
+    with raises_naming(DataError, "metrics.jsonl"):
         run.history()
 
 
@@ -152,20 +147,20 @@ def test_keys_that_are_no_text_make_a_configuration_all_the_same(copy):
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "found"),
     [
-        ({"label": [0, 1], "prediction": ["a", "b"]}, "predictions are object, expected numbers"),
-        ({"label": [0, 1], "prediction": [0.5, float("nan")]}, "1 predictions are not finite"),
-        ({"label": [0, 2], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
-        ({"label": ["0", "1"], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
-        ({"label": [0, None], "prediction": [0.5, 0.5]}, "labels are not 0 and 1"),
-        ({"label": [], "prediction": []}, "there are no rows"),
+        ({"label": [0, 1], "prediction": ["a", "b"]}, "predictions"),
+        ({"label": [0, 1], "prediction": [0.5, float("nan")]}, "1 predictions"),
+        ({"label": [0, 2], "prediction": [0.5, 0.5]}, "labels"),
+        ({"label": ["0", "1"], "prediction": [0.5, 0.5]}, "labels"),
+        ({"label": [0, None], "prediction": [0.5, 0.5]}, "labels"),
+        ({"label": [], "prediction": []}, "rows"),
     ],
 )
-def test_predictions_that_are_none(copy, columns, message):
+def test_predictions_that_are_none(copy, columns, found):
     run = find_runs(copy)[0]
     pq.write_table(pa.table(columns), run.path / "valid_predictions.parquet")
-    with pytest.raises(DataError, match=f"valid_predictions.parquet: {message}; train it again"):
+    with raises_naming(DataError, "valid_predictions.parquet", found):
         run.predictions()
 
 
@@ -184,7 +179,7 @@ def test_links_out_of_the_root_are_not_followed(copy, tmp_path):
 
 
 def test_a_folder_without_runs(copy):
-    with pytest.raises(MissingFileError, match=r"runs: a folder without runs; give that of an experiment"):
+    with raises_naming(MissingFileError, copy):
         resolve([copy], copy)
 
 

@@ -1,6 +1,6 @@
 """Precision of products, and bf16 as an option of an experiment."""
 
-import sys
+import platform
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,8 @@ def test_bf16_on_a_processor_without_it_is_slow_and_says_so(monkeypatch, caplog,
     assert ("precision: bf16" in caplog.text) is not fast
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_freed_memory_is_kept_or_the_library_is_another():
-    assert keep_freed_memory() in (True, False)
-    assert torch.ones(1000, 1000).sum() == 1_000_000
+def test_freed_memory_is_kept_by_glibc():
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 
 
 @pytest.mark.slow

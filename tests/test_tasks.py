@@ -22,6 +22,7 @@ from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.tasks import check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.errors import exits_naming, raises_naming
 from tests.two_labels import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,9 +62,8 @@ def test_the_loss_in_closed_form():
     ],
 )
 def test_settings_of_other_labels_are_refused(settings, words):
-    with pytest.raises(ConfigError) as error:
+    with raises_naming(ConfigError, *words):
         check_tasks(ModelSettings.of(settings, "X"), ["click", "like"], "X")
-    assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py")))
@@ -103,7 +103,7 @@ class Single(MultimodalModel):
 def test_a_model_with_one_column_is_refused(tmp_path):
     (write_world(tmp_path) / "zoo" / "Single.py").write_text(SINGLE)
     experiment = Experiment.load("X", tmp_path, model="Single", model_zoo=tmp_path / "zoo")
-    with pytest.raises(ConfigError, match=r"Single\.logits returns \(200,\).*\(200, 2\).*click, like"):
+    with raises_naming(ConfigError, "Single.logits", "(200,)", "(200, 2)", "click, like"):
         experiment.fit()
 
 
@@ -145,7 +145,7 @@ def test_one_of_several_must_be_named(world, tmp_path):
     run = load(world, tmp_path, epochs=1).fit()
     with pytest.raises(ConfigError, match="click, like"):
         run.predictions()
-    with pytest.raises(ConfigError, match=r"lik.*click, like"):
+    with raises_naming(ConfigError, "lik", "click, like"):
         run.predictions("valid", "lik")
 
 
@@ -167,10 +167,8 @@ def test_submission_and_comparison_of_a_label(tmp_path, monkeypatch, capsys):
     for label, scores in written.items():
         np.testing.assert_allclose(scores, runs[1].predictions("test", label)[1], rtol=1e-5)
     for options, words in ((("--label", "likes"), "likes"), (("--calibrate", "platt"), "click, like")):
-        with pytest.raises(SystemExit) as stopped:
+        with exits_naming(capsys, words):
             run("prediction.py", *arguments, *options)
-        assert stopped.value.code == 2
-        assert words in capsys.readouterr().err
     found = compare([run.path for run in runs], tmp_path / "checkpoints", task="like", samples=200)
     assert found.rows == pl.read_parquet(tmp_path / "valid.parquet")["like"].count()
     assert {side.name: side.mean for side in found.sides} == pytest.approx(
@@ -242,13 +240,11 @@ def test_a_killed_run_resumes_bit_for_bit(world, tmp_path, resident):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(1.0, "like is 1 "), (None, "like is missing"), (2.0, "like.* 2, expected 0 or 1")]
-)
+@pytest.mark.parametrize(("value", "words"), [(1.0, ["like is 1"]), (None, ["like is"]), (2.0, ["like", "2, "])])
 def test_a_label_that_says_nothing_is_refused(tmp_path, value, words):
     path = write_world(tmp_path) / "train.parquet"
     pl.read_parquet(path).with_columns(like=pl.lit(value, pl.Float64)).write_parquet(path)
-    with pytest.raises(DataError, match=rf"train\.parquet.*{words}"):
+    with raises_naming(DataError, "train.parquet", *words):
         load(tmp_path, tmp_path).fit()
 
 

@@ -123,4 +123,4 @@ def test_nothing_to_measure_is_refused(option, capsys):
     with pytest.raises(SystemExit) as ended:
         throughput.main([option, "0"])
     assert ended.value.code == 2
-    assert f"{option} is 0, expected 1 or more" in capsys.readouterr().err
+    assert f"{option} is 0" in capsys.readouterr().err

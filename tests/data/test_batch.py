@@ -2,8 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
-from fuxictr.pytorch.models import BaseModel
 
 from fuxictr_mm.data.batch import challenge_format, flat_format, make_formatter
 from fuxictr_mm.data.dataset import load_dataset
@@ -161,45 +159,3 @@ def test_features_that_a_model_adds_are_not_asked_of_the_item_files(folder, name
     after = view(next(iter(InMemoryLoader(dataset.splits["train"], 4))))
     columns = [set(b[1] if name == "challenge" else b) for b in (before, after)]
     assert columns[0] == columns[1]
-
-
-class Flat(BaseModel):
-    """A model as FuxiCTR's zoo writes it."""
-
-    def __init__(self, feature_map, model_root, embedding_dim=6):
-        super().__init__(feature_map, "Flat", model_root=model_root, metrics=["AUC"], verbose=0)
-        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
-        self.mlp = MLP_Block(input_dim=feature_map.sum_emb_out_dim(), output_dim=1, hidden_units=[8])
-        self.compile("adam", "binary_crossentropy", 1e-2)
-        self.reset_parameters()
-        self.model_to_device()
-
-    def forward(self, inputs):
-        fields = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
-        return {"y_pred": self.output_activation(self.mlp(fields))}
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [COLUMNS, [COLUMNS[0], *COLUMNS[2:], HISTORY], COLUMNS[1:]],
-    ids=["challenge", "with history", "group not listed"],
-)
-def test_the_flat_view_runs_a_model_of_fuxictrs_zoo(folder, tmp_path, columns):
-    dataset = load(folder, 5, feature_cols=columns)
-    view = make_formatter("flat", dataset.feature_map, dataset.items, 5)
-    torch.manual_seed(0)
-    model = Flat(dataset.feature_map, str(tmp_path))
-    batches = list(InMemoryLoader(dataset.splits["train"], 7, view=view))
-    before = model.predict(batches)
-    assert before.shape == (NUM_ROWS,)
-    model.train()
-    losses = []
-    for _ in range(40):
-        model.optimizer.zero_grad()
-        loss = sum(model.compute_loss(model.forward(b), model.get_labels(b)) for b in batches)
-        loss.backward()
-        model.optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-    groups = np.concatenate([model.get_group_id(b).numpy() for b in batches])
-    np.testing.assert_array_equal(groups, pd.read_parquet(folder / "train.parquet")["user_id"])

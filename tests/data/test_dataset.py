@@ -1,5 +1,4 @@
 import logging
-import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +7,7 @@ import pytest
 
 from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from tests.errors import raises_naming
 
 ROWS = {
     "user_id": [7, 7, 8],
@@ -78,10 +78,7 @@ def test_only_the_splits_asked_for_are_read(params):
 
 def test_context_features_need_a_vocab_size_and_the_message_suggests_one(params):
     params["feature_cols"] = [*without("likes_level"), {"name": "likes_level", "type": "categorical"}]
-    message = (
-        "feature 'likes_level': vocab_size is missing; ids of train, test are below 6, write vocab_size: 6 or more"
-    )
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with raises_naming(ConfigError, "'likes_level'", "train, test", "vocab_size: 6"):
         load_dataset(params, BOTH)
 
 
@@ -92,13 +89,13 @@ def test_item_ids_are_checked_even_where_the_id_is_no_feature(params):
     assert dataset.feature_map.num_fields == 3
     bad = {**ROWS, "item_id": [1, 9, 2]}
     pq.write_table(pa.table(bad), params["train_data"])
-    with pytest.raises(DataError, match="item_id: row 1 holds the item id 9, which no item file has"):
+    with raises_naming(DataError, "item_id: row 1", "9"):
         load_dataset(params, BOTH)
 
 
 def test_an_item_id_that_is_not_said_to_be_the_items_is_refused(params):
     params["feature_cols"] = [*without("item_id"), {"name": "item_id", "type": "categorical", "vocab_size": 4}]
-    with pytest.raises(ConfigError, match="item_id has source '', expected source: item"):
+    with raises_naming(ConfigError, "item_id", "source: item"):
         load_dataset(params, BOTH)
 
 
@@ -116,26 +113,22 @@ def test_the_history_as_a_sequence_has_the_items_vocabulary(params):
     assert (spec["vocab_size"], spec["max_len"]) == (4, 2)
 
     params["feature_cols"] = [*without("item_seq"), {"name": "item_seq", "type": "sequence", "vocab_size": 3}]
-    with pytest.raises(
-        ConfigError, match="feature 'item_seq': vocab_size is 3, expected 4 or more, one for every item"
-    ):
+    with raises_naming(ConfigError, "'item_seq'", "vocab_size is 3", "4"):
         load_dataset(params, BOTH)
 
 
 def test_a_missing_split_and_missing_files_are_named(params, tmp_path):
-    with pytest.raises(ConfigError, match="dataset d: valid_data is missing; name the split's file"):
+    with raises_naming(ConfigError, "dataset d", "valid_data"):
         load_dataset({**params, "valid_data": None}, {"valid": True})
-    with pytest.raises(MissingFileError, match=r"tran: no such file or folder; did you mean 'train\.parquet'\?"):
+    with raises_naming(MissingFileError, "tran", "'train.parquet'"):
         load_dataset({**params, "train_data": str(tmp_path / "tran")}, BOTH)
-    with pytest.raises(
-        MissingFileError, match=r"item\.parquet: no such file or folder; did you mean 'items\.parquet'\?"
-    ):
+    with raises_naming(MissingFileError, "item.parquet", "'items.parquet'"):
         load_dataset({**params, "item_info": str(tmp_path / "item.parquet")}, BOTH)
 
 
 def test_labels_of_a_regression_are_taken_as_they_are(params):
     pq.write_table(pa.table({**ROWS, "label": [1.5, 2.0, 3.5]}), params["train_data"])
-    with pytest.raises(DataError, match=r"label: row 0 is 1\.5, expected 0 or 1"):
+    with raises_naming(DataError, "label: row 0 is 1.5"):
         load_dataset(params, BOTH)
     dataset = load_dataset({**params, "task": "regression"}, BOTH)
     assert dataset.splits["train"].label.tolist() == [1.5, 2.0, 3.5]
@@ -204,5 +197,5 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path, name):
         "feature_cols": [{**level, "source": "item"} if name == "items" else level],
         "label_col": {"name": "label"},
     }
-    with pytest.raises(DataError, match=rf"{name}\.parquet.*'level'"):
+    with raises_naming(DataError, f"{name}.parquet", "'level'"):
         load_dataset(params, {"train": True})

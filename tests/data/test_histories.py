@@ -11,6 +11,7 @@ from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
+from tests.errors import raises_naming
 
 ITEMS = 30
 NUMBERS = np.random.default_rng(5).normal(size=(ITEMS + 1, 2))
@@ -141,7 +142,7 @@ def test_padding_is_dropped_along_with_its_entries(tmp_path):
     found = [per_row(context[name])[0] for name in ("bought", "kind", "price")]
     assert found == [[5, 7], [1, 0], [0.5, 0.25]]
     rows.with_columns(padded).write_parquet(path)
-    with pytest.raises(DataError, match=rf"kind: row 0 has {len(rows['kind'][0])} entries, expected 4.*bought"):
+    with raises_naming(DataError, f"kind: row 0 has {len(rows['kind'][0])} entries", "4", "bought"):
         load(tmp_path).load_dataset({"train": True})
 
 
@@ -179,7 +180,7 @@ def test_embeddings_are_those_of_the_items(tmp_path):
     plain = model.embed(batch)
     assert torch.equal(plain.target, e.target)
     assert plain.histories == {}
-    with pytest.raises(ConfigError, match=r"'sold'.*histories: \[sold\]"):
+    with raises_naming(ConfigError, "'sold'", "histories: [sold]"):
         model.embed(batch, ["sold"])
 
 
@@ -192,6 +193,5 @@ def test_embeddings_are_those_of_the_items(tmp_path):
     ],
 )
 def test_wrong_roles(tmp_path, dataset, words):
-    with pytest.raises(UserError) as error:
+    with raises_naming(UserError, *words):
         load(write_world(tmp_path, rows=300, **dataset)).load_dataset({"train": True})
-    assert all(word in str(error.value) for word in words)

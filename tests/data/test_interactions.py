@@ -1,5 +1,4 @@
 import itertools
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError
+from tests.errors import raises_naming
 
 needs_arrow_26 = pytest.mark.skipif(
     int(pa.__version__.split(".")[0]) < 26, reason="older ones cannot read a null among fixed-size lists"
@@ -75,24 +75,6 @@ def test_columns_types_and_values(tmp_path):
     moved = table.to("cpu")
     assert histories(moved) == histories(table)
     assert moved.source == table.source
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        [[1, 2, 3], [], [4]],
-        [[0, 0, 1, 2, 3], [0] * 5, [0, 0, 0, 0, 4]],
-        [[1, 2, 3, 0, 0], [0] * 5, [4, 0, 0, 0, 0]],
-        [[1, 0, 2, 0, 3], [0, 0], [0, 4, 0]],
-        [[1, 2, 3], None, [4]],
-    ],
-    ids=["ragged", "left", "right", "between", "null"],
-)
-@pytest.mark.parametrize(("max_len", "first"), [(None, [1, 2, 3]), (2, [2, 3]), (1, [3])])
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_anywhere_is_dropped_and_the_last_items_kept(tmp_path, stored, max_len, first, kind):
-    path = write(tmp_path / "x.parquet", columns(stored, kind))
-    assert histories(read(path, max_len=max_len)) == [first, [], [4]]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 100])
@@ -161,7 +143,7 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
 def test_the_suffix_may_be_left_out(tmp_path):
     write(tmp_path / "train.parquet", columns([[1], [2]]))
     assert histories(read(tmp_path / "train")) == [[1], [2]]
-    with pytest.raises(MissingFileError, match=r"did you mean 'train\.parquet'"):
+    with raises_naming(MissingFileError, "'train.parquet'"):
         read(tmp_path / "trains")
 
 
@@ -170,14 +152,14 @@ def test_a_file_without_labels_is_read_where_none_is_needed(tmp_path):
     del data["label"]
     path = write(tmp_path / "test.parquet", data)
     assert read(path, needs_label=False).label is None
-    with pytest.raises(DataError, match=re.escape(f"{path}: no column 'label'")):
+    with raises_naming(DataError, path, "'label'"):
         read(path)
 
 
 def test_labels_of_one_class_are_refused_only_where_labels_are_needed(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2], []]), "label": [1.0, 1.0, 1.0]})
     assert read(path, needs_label=False).label.tolist() == [1, 1, 1]
-    with pytest.raises(DataError, match=re.escape(f"{path}: label is 1 in all 3 rows, expected both 0 and 1")):
+    with raises_naming(DataError, path, "label is 1", "3 rows"):
         read(path)
 
 
@@ -188,7 +170,7 @@ def test_several_labels_with_missing_cells(tmp_path, kind):
     table = read(path, labels=("like", "label"))
     assert table.label.dtype == torch.float32
     np.testing.assert_array_equal(table.label, [[np.nan, 0], [1, 1], [0, 0]])
-    with pytest.raises(DataError, match=r"x\.parquet: like: row 0 is null"):
+    with raises_naming(DataError, "x.parquet: like: row 0"):
         read(path, labels=("like",))
     nan = pa.array([np.nan, 1, 0])
     path = write(tmp_path / "y.parquet", {**columns([[1], [2], []]), "like": nan})
@@ -200,10 +182,10 @@ def test_a_label_column_of_several_may_be_absent_where_none_is_needed(tmp_path):
     np.testing.assert_array_equal(
         read(path, labels=("like", "label"), needs_label=False).label, [[np.nan, 0], [np.nan, 1]]
     )
-    with pytest.raises(DataError, match=r"x\.parquet: no column 'like'"):
+    with raises_naming(DataError, "x.parquet", "'like'"):
         read(path, labels=("like", "label"))
     empty = write(tmp_path / "y.parquet", {**columns([[1], [2]]), "like": pa.nulls(2)})
-    with pytest.raises(DataError, match=r"y\.parquet: like is missing in all 2 rows"):
+    with raises_naming(DataError, "y.parquet: like", "2 rows"):
         read(empty, labels=("label", "like"))
 
 
@@ -218,7 +200,7 @@ def test_labels_in_only_some_part_files_are_refused(tmp_path):
     write(tmp_path / "parts/0.parquet", data)
     del data["label"]
     write(tmp_path / "parts/1.parquet", data)
-    with pytest.raises(DataError, match="parts: only some part files have a column 'label', expected it in all or in"):
+    with raises_naming(DataError, "parts", "'label'"):
         read(tmp_path / "parts", needs_label=False)
 
 
@@ -226,62 +208,59 @@ def test_a_regression_takes_any_finite_label(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "label": [4.5, 4.5]})
     assert read(path, binary_label=False).label.tolist() == [4.5, 4.5]
     path = write(tmp_path / "y.parquet", {**columns([[1], [2]]), "label": [4.5, np.inf]})
-    with pytest.raises(DataError, match="label: row 1 holds inf, expected finite numbers"):
+    with raises_naming(DataError, "label: row 1 holds inf"):
         read(path, binary_label=False)
 
 
 def test_a_file_without_rows(tmp_path):
     path = write(tmp_path / "x.parquet", pa.table(columns([[1], [2]])).slice(0, 0))
-    with pytest.raises(DataError, match=re.escape(f"{path}: no rows, expected at least one")):
+    with raises_naming(DataError, path):
         read(path)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "found"),
     [
-        ({"item_id": [1, 2, 3, 0]}, "item_id: row 3 holds the item id 0, "),
-        ({"item_id": [1, 2, 5, 1]}, "item_id: row 2 holds the item id 5, which no item file has"),
-        ({"item_id": [1, 2, 3, 10]}, "item_id: row 3 holds the item id 10, which no item file has"),
-        ({"item_id": [1, -2, 3, 1]}, "item_id: row 1 holds the item id -2, "),
-        ({"item_id": [1, None, 3, 1]}, "item_id: row 1 is null, expected a number"),
-        ({"item_id": [1, 2.5, 3, 1]}, "item_id: row 1 holds 2.5, expected an integer"),
-        ({"item_seq": [[1, 2], [], [0, 0], [3, 5, 4]]}, "item_seq: row 3 holds the item id 5, which no item file has"),
-        ({"item_seq": [[], [], [0, 99], [1]]}, "item_seq: row 2 holds the item id 99, which no item file has"),
-        ({"item_seq": [[1, 1], [-7, 1], [0], [1]]}, "item_seq: row 1 holds the item id -7, "),
-        ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, "item_seq: row 3 holds 2.5, expected an integer"),
-        ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, "item_seq: row 2 holds nan, expected an integer"),
-        ({"item_seq": [[1], [], [0, None], [1]]}, "item_seq: the list of row 2 holds a null, expected numbers only"),
-        ({"item_seq": [1, 2, 3, 4]}, "item_seq: holds int64, expected a list of numbers per row"),
-        ({"item_seq": [["1"], [], [], ["2"]]}, "item_seq: lists of string, expected lists of numbers"),
-        ({"label": [0, 1, 0, 2]}, "label: row 3 is 2, expected 0 or 1"),
-        ({"label": [0, 1, 0.5, 1]}, "label: row 2 is 0.5, expected 0 or 1"),
-        ({"label": [0, 1, None, 1]}, "label: row 2 is null, expected a number; fill or drop such rows"),
-        ({"label": [0.0, 1.0, np.nan, 1.0]}, "label: row 2 holds nan, expected finite numbers"),
-        ({"label": ["0", "1", "0", "1"]}, "label: holds string, expected numbers"),
-        ({"level": [0, 1, 2, 11]}, "level: row 3 holds the id 11, expected 0 to 10; raise vocab_size"),
-        ({"level": [0, 1, -1, 1]}, "level: row 2 holds the id -1, expected 0 to 10"),
+        ({"item_id": [1, 2, 3, 0]}, ["item_id", "row 3", "id 0"]),
+        ({"item_id": [1, 2, 5, 1]}, ["item_id", "row 2", "id 5"]),
+        ({"item_id": [1, 2, 3, 10]}, ["item_id", "row 3", "id 10"]),
+        ({"item_id": [1, -2, 3, 1]}, ["item_id", "row 1", "id -2"]),
+        ({"item_id": [1, None, 3, 1]}, ["item_id", "row 1", "null"]),
+        ({"item_id": [1, 2.5, 3, 1]}, ["item_id", "row 1", "2.5"]),
+        ({"item_seq": [[1, 2], [], [0, 0], [3, 5, 4]]}, ["item_seq", "row 3", "id 5"]),
+        ({"item_seq": [[], [], [0, 99], [1]]}, ["item_seq", "row 2", "id 99"]),
+        ({"item_seq": [[1, 1], [-7, 1], [0], [1]]}, ["item_seq", "row 1", "id -7"]),
+        ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, ["item_seq", "row 3", "2.5"]),
+        ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, ["item_seq", "row 2", "nan"]),
+        ({"item_seq": [[1], [], [0, None], [1]]}, ["item_seq", "row 2", "null"]),
+        ({"item_seq": [1, 2, 3, 4]}, ["item_seq", "int64"]),
+        ({"item_seq": [["1"], [], [], ["2"]]}, ["item_seq", "string"]),
+        ({"label": [0, 1, 0, 2]}, ["label", "row 3 is 2"]),
+        ({"label": [0, 1, 0.5, 1]}, ["label", "row 2 is 0.5"]),
+        ({"label": [0, 1, None, 1]}, ["label", "row 2", "null"]),
+        ({"label": [0.0, 1.0, np.nan, 1.0]}, ["label", "row 2", "nan"]),
+        ({"label": ["0", "1", "0", "1"]}, ["label", "string"]),
+        ({"level": [0, 1, 2, 11]}, ["level", "row 3", "id 11", "0 to 10", "vocab_size"]),
+        ({"level": [0, 1, -1, 1]}, ["level", "row 2", "id -1", "0 to 10"]),
     ],
 )
-def test_bad_rows_say_file_column_row_and_value(tmp_path, monkeypatch, chunk, change, message):
+def test_bad_rows_say_file_column_row_and_value(tmp_path, monkeypatch, chunk, change, found):
     monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
     path = write(tmp_path / "x.parquet", {**columns([[1], [2], [], [3]]), **change}, row_group_size=3)
-    with pytest.raises(DataError, match=re.escape(f"{path}: {message}")) as caught:
+    with raises_naming(DataError, f"{path}: {found[0]}", *found[1:]):
         read(path, group_id="user_id")
-    assert "\n" not in str(caught.value)
 
 
 def test_the_row_is_counted_after_older_items_are_cut_off(tmp_path):
     path = write(tmp_path / "x.parquet", columns([[1, 2, 3], [1, 1, 1, 1], [0, 4, 5], [1]]))
-    with pytest.raises(DataError, match="item_seq: row 2 holds the item id 5"):
+    with raises_naming(DataError, "item_seq: row 2", "5"):
         read(path, max_len=1)
 
 
 def test_unknown_items_are_counted(tmp_path):
     path = write(tmp_path / "x.parquet", columns([[1], [5, 5, 77]]))
-    with pytest.raises(
-        DataError, match=r"\(2 such ids in these rows; the item files have 8 ids up to 9\); add the items"
-    ):
+    with raises_naming(DataError, "2 such ids", "8 ids up to 9"):
         read(path)
 
 
@@ -290,7 +269,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path, name):
     data = columns([[1], [2]])
     data[name + "s"] = data.pop(name)
     path = write(tmp_path / "x.parquet", data)
-    with pytest.raises(DataError, match=re.escape(f"{path}: no column '{name}'; did you mean '{name}s'? (columns: ")):
+    with raises_naming(DataError, path, f"'{name}'", f"'{name}s'"):
         read(path, group_id="user_id")
 
 
@@ -320,5 +299,5 @@ def test_embeddings_of_interactions(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1.0, 2.0], [3.0, 4.0]]})
     table = InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=2)], ITEMS)
     assert table.context["words"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
-    with pytest.raises(DataError, match="row 0 has 2 numbers, expected 3"):
+    with raises_naming(DataError, "row 0", "2 numbers", "3"):
         InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=3)], ITEMS)

@@ -1,5 +1,4 @@
 import logging
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ from fuxictr_mm.data.items import ItemTable, normalize
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError
 from tests.arrow import skip_unreadable
+from tests.errors import raises_naming
 
 TAGS = Feature("tags", "sequence", "item")
 VECTOR = Feature("vector", "embedding", "item")
@@ -89,7 +89,7 @@ def test_a_file_that_is_not_needed_is_not_opened(tmp_path):
     missing = str(tmp_path / "missing.parquet")
     assert ItemTable.from_parquet([first, missing], [item_id(), LEVEL])["level"].tolist() == [0, 5]
     assert ItemTable.from_parquet([first, missing], [item_id()]).known.tolist() == [True, True]
-    with pytest.raises(MissingFileError, match=r"missing\.parquet: no such file"):
+    with raises_naming(MissingFileError, "missing.parquet"):
         ItemTable.from_parquet([first, missing], [item_id(), LEVEL, VECTOR])
 
 
@@ -99,7 +99,7 @@ def test_an_absent_file_is_asked_for_only_if_no_other_has_the_column(tmp_path):
     missing = str(tmp_path / "b.parquet")
     assert ItemTable.from_parquet([first, missing, last], [item_id(), LEVEL, VECTOR])["vector"].tolist() == [[0], [2]]
     for paths in ([missing], [missing, first], [first, missing]):
-        with pytest.raises(MissingFileError, match=r"b\.parquet: no such file"):
+        with raises_naming(MissingFileError, "b.parquet"):
             ItemTable.from_parquet(paths, [item_id(), LEVEL, VECTOR])
 
 
@@ -141,81 +141,79 @@ WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
 
 
 @pytest.mark.parametrize(
-    ("change", "features", "message"),
+    ("change", "features", "found"),
     [
-        ({"item_id": [3, 3]}, [item_id()], "item_id 3"),
-        ({"item_id": [3, -8]}, [item_id()], "item_id: row 1 holds the id -8, expected 0 to 2147483647"),
-        ({"item_id": [3, 8]}, [item_id(8)], "item_id: row 1 holds the id 8, expected 0 to 7; raise vocab_size"),
-        ({"item_id": [3, 8.5]}, [item_id()], "item_id: row 1 holds 8.5, expected an integer"),
-        ({"item_id": [3, None]}, [item_id()], "item_id: row 1 is null, expected a number"),
-        ({"item_id": ["a", "b"]}, [item_id()], "item_id: holds string, expected numbers"),
+        ({"item_id": [3, 3]}, [item_id()], ["item_id 3"]),
+        ({"item_id": [3, -8]}, [item_id()], ["item_id", "row 1", "id -8", "0 to 2147483647"]),
+        ({"item_id": [3, 8]}, [item_id(8)], ["item_id", "row 1", "id 8", "0 to 7", "vocab_size"]),
+        ({"item_id": [3, 8.5]}, [item_id()], ["item_id", "row 1", "8.5"]),
+        ({"item_id": [3, None]}, [item_id()], ["item_id", "row 1", "null"]),
+        ({"item_id": ["a", "b"]}, [item_id()], ["item_id", "string"]),
         (
             {"level": [1, 5]},
             [Feature("level", "categorical", "item", 5)],
-            "level: row 1 holds the id 5, expected 0 to 4",
+            ["level", "row 1", "id 5", "0 to 4"],
         ),
-        ({"tags": [[1], [2, -3]]}, [TAGS], "tags: row 1 holds the id -3"),
-        ({"tags": [[1.0], [2.0, 2.5]]}, [TAGS], "tags: row 1 holds 2.5, expected an integer"),
+        ({"tags": [[1], [2, -3]]}, [TAGS], ["tags", "row 1", "id -3"]),
+        ({"tags": [[1.0], [2.0, 2.5]]}, [TAGS], ["tags", "row 1", "2.5"]),
         (
             {"tags": [[1], [2, 4]]},
             [Feature("tags", "sequence", "item", 4)],
-            "tags: row 1 holds the id 4, expected 0 to 3",
+            ["tags", "row 1", "id 4", "0 to 3"],
         ),
         (
             {"tags": [[1], [2, 4, 5]]},
             [Feature("tags", "sequence", "item", max_len=2)],
-            "tags: row 1 has 3 entries, expected at most max_len 2; raise max_len",
+            ["tags", "row 1", "3 ", "max_len 2"],
         ),
-        ({"tags": [1, 2]}, [TAGS], "tags: holds int64, expected a list of numbers per row"),
+        ({"tags": [1, 2]}, [TAGS], ["tags", "int64"]),
         (
             {"vector": vectors([[1.0, 2.0], [3.0, np.nan]])},
             [VECTOR],
-            "vector: item_id 8 holds nan at position 1, expected finite numbers",
+            ["vector", "item_id 8", "nan"],
         ),
-        ({"vector": vectors([[-np.inf, 2.0], [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 holds -inf at position 0"),
-        ({"vector": vectors([[1e300, 2.0], [3.0, 4.0]], pa.float64())}, [VECTOR], "vector: item_id 3 holds inf"),
-        ({}, [WIDE], "vector: item_id 3 has an embedding of dim 2, expected 3 (pretrain_dim)"),
+        ({"vector": vectors([[-np.inf, 2.0], [3.0, 4.0]])}, [VECTOR], ["vector", "item_id 3", "-inf"]),
+        ({"vector": vectors([[1e300, 2.0], [3.0, 4.0]], pa.float64())}, [VECTOR], ["vector", "item_id 3", "inf"]),
+        ({}, [WIDE], ["vector", "item_id 3", "dim 2", "pretrain_dim"]),
         (
             {"item_id": [3, 8, 9], "vector": vectors([[1.0, 2], [3.0], [4, 5]]), "tags": [[1]] * 3, "level": [1] * 3},
             [VECTOR],
-            "vector: item_id 8 has an embedding of dim 1, expected 2",
+            ["vector", "item_id 8", "dim 1", "2"],
         ),
-        ({"vector": vectors([[], [3.0, 4.0]])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0, expected 2"),
-        ({"vector": vectors([[], []])}, [VECTOR], "vector: item_id 3 has an embedding of dim 0"),
-        ({"vector": vectors([None, None])}, [VECTOR], "vector: null in every row"),
-        ({"vector": [1.0, 2.0]}, [VECTOR], "vector: holds double, expected a list of numbers per row"),
-        ({}, [Feature("vectors", "embedding", "item")], "no column 'vectors'; did you mean 'vector'? (columns: "),
+        ({"vector": vectors([[], [3.0, 4.0]])}, [VECTOR], ["vector", "item_id 3", "dim 0", "2"]),
+        ({"vector": vectors([[], []])}, [VECTOR], ["vector", "item_id 3", "dim 0"]),
+        ({"vector": vectors([None, None])}, [VECTOR], ["vector", "null"]),
+        ({"vector": [1.0, 2.0]}, [VECTOR], ["vector", "double"]),
+        ({}, [Feature("vectors", "embedding", "item")], ["'vectors'", "'vector'"]),
     ],
 )
-def test_bad_item_files_say_file_column_item_value_and_expectation(tmp_path, change, features, message):
+def test_bad_item_files_say_file_column_item_value_and_expectation(tmp_path, change, features, found):
     path = write(tmp_path / "bad.parquet", {**GOOD, **change})
-    with pytest.raises(DataError, match=re.escape(message)) as caught:
+    with raises_naming(DataError, f"{path}: ", *found):
         ItemTable.from_parquet(path, features)
-    assert str(caught.value).startswith(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_vector_of_another_width_in_a_later_chunk_names_its_item(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
     columns = {"item_id": [5, 6, 7, 8], "vector": vectors([[1, 2], [3, 4], [5, 6, 7], [8, 9, 10]])}
     path = write(tmp_path / "i.parquet", columns)
-    with pytest.raises(DataError, match=r"vector: item_id 7 .* dim 3, expected 2"):
+    with raises_naming(DataError, "vector: item_id 7", "dim 3", "2"):
         ItemTable.from_parquet(path, [item_id(), VECTOR])
 
 
 def test_an_id_out_of_range_in_a_later_chunk_names_its_row(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
     path = write(tmp_path / "i.parquet", {"item_id": [1, 2, 3, 4], "tags": [[1], [], [], [2, 77]]})
-    with pytest.raises(DataError, match="tags: row 3 holds the id 77, expected 0 to 9"):
+    with raises_naming(DataError, "tags: row 3", "77", "0 to 9"):
         ItemTable.from_parquet(path, [item_id(), Feature("tags", "sequence", "item", 10)])
 
 
 def test_a_file_without_item_id_and_a_file_without_rows(tmp_path):
     path = write(tmp_path / "a.parquet", {"itemid": [1], "level": [1]})
-    with pytest.raises(DataError, match=r"a\.parquet: no column 'item_id'; did you mean 'itemid'\?"):
+    with raises_naming(DataError, "a.parquet", "'item_id'", "'itemid'"):
         ItemTable.from_parquet(path, [item_id(), LEVEL])
     path = write(tmp_path / "b.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
-    with pytest.raises(DataError, match=r"b\.parquet: no rows, expected one per item"):
+    with raises_naming(DataError, "b.parquet"):
         ItemTable.from_parquet(path, [item_id(), LEVEL])
 
 
@@ -250,28 +248,25 @@ def test_part_files_without_rows_or_of_nulls_are_passed_over(tmp_path, caplog):
 def test_ids_that_are_the_index_of_a_pandas_frame_are_told(tmp_path):
     table = pa.table({"level": [1, 2]}).to_pandas().rename_axis("item_id")
     table.to_parquet(tmp_path / "i.parquet")
-    with pytest.raises(DataError, match=r"'item_id' .*reset_index"):
+    with raises_naming(DataError, "'item_id'", "reset_index"):
         ItemTable.from_parquet(str(tmp_path / "i.parquet"), [item_id(), LEVEL])
 
 
 def test_a_column_in_no_file_names_all_files(tmp_path):
     first = write(tmp_path / "a.parquet", {"item_id": [1], "level": [1]})
     second = write(tmp_path / "b.parquet", {"item_id": [1], "vector": vectors([[1.0]])})
-    with pytest.raises(DataError) as caught:
+    with raises_naming(DataError, f"{first}, {second}", "'vectr'", "'vector'", "item_id, level, vector"):
         ItemTable.from_parquet([first, second], [item_id(), Feature("vectr", "embedding", "item")])
-    assert str(caught.value) == (
-        f"{first}, {second}: no column 'vectr'; did you mean 'vector'? (columns: item_id, level, vector)"
-    )
 
 
 def test_an_item_in_two_part_files_and_vectors_of_two_widths(tmp_path):
     write(tmp_path / "twice/0.parquet", {"item_id": [1, 2], "level": [1, 2]})
     write(tmp_path / "twice/1.parquet", {"item_id": [3, 2], "level": [3, 4]})
-    with pytest.raises(DataError, match=r"1\.parquet: item_id 2 "):
+    with raises_naming(DataError, "1.parquet: item_id 2"):
         ItemTable.from_parquet(str(tmp_path / "twice"), [item_id(), LEVEL])
     write(tmp_path / "wide/0.parquet", {"item_id": [1], "vector": vectors([[1.0]])})
     write(tmp_path / "wide/1.parquet", {"item_id": [2], "vector": vectors([[1.0, 2.0]])})
-    with pytest.raises(DataError, match=r"'vector'.*0\.parquet 1, 1\.parquet 2"):
+    with raises_naming(DataError, "'vector'", "0.parquet 1", "1.parquet 2"):
         ItemTable.from_parquet(str(tmp_path / "wide"), [item_id(), VECTOR])
 
 
@@ -300,7 +295,7 @@ def test_a_padding_row_of_zeros_gives_no_warning(tmp_path, caplog):
 
 def test_sparse_ids_are_refused_before_anything_is_allocated(tmp_path):
     path = write(tmp_path / "i.parquet", {"item_id": [1, 2_000_000_000], "level": [3, 4]})
-    with pytest.raises(DataError, match=r"i\.parquet.*2000000000 for 2 items"):
+    with raises_naming(DataError, "i.parquet", "2000000000"):
         ItemTable.from_parquet(path, [item_id(), LEVEL])
     near = write(tmp_path / "j.parquet", {"item_id": [1, 900_000], "level": [3, 4]})
     assert ItemTable.from_parquet(near, [item_id(), LEVEL]).num_items == 900_001

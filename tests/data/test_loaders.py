@@ -1,6 +1,5 @@
 import itertools
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,24 +81,6 @@ def test_every_row_comes_once_and_len_is_the_number_of_batches(rows, batch_size,
         assert targets == list(range(1, rows + 1))
 
 
-@pytest.mark.parametrize(
-    ("rows", "batch_size", "shuffle", "sizes"),
-    [
-        (9, 4, True, [4, 5]),
-        (9, 4, False, [4, 4, 1]),
-        (10, 4, True, [4, 4, 2]),
-        (8, 4, True, [4, 4]),
-        (1, 4, True, [1]),
-        (3, 1, True, [1, 1, 1]),
-        (3, 9, True, [3]),
-    ],
-)
-def test_a_single_row_left_over_joins_the_batch_before_when_shuffling(rows, batch_size, shuffle, sizes):
-    loader = InMemoryLoader(make_table([[]] * rows), batch_size, shuffle=shuffle)
-    assert [len(b) for b in loader] == sizes
-    assert len(loader) == len(sizes)
-
-
 def test_the_order_depends_on_seed_and_epoch_alone():
     table = make_table([[i] for i in range(50)])
     loader = InMemoryLoader(table, 8, shuffle=True, seed=1)
@@ -130,11 +111,6 @@ def test_shuffling_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     epoch(loader)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_without_shuffling_every_epoch_is_the_same():
-    loader = InMemoryLoader(make_table([[]] * 9), 4)
-    assert epoch(loader) == epoch(loader) == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
 def test_a_view_is_applied_to_every_batch():

@@ -9,6 +9,7 @@ import pytest
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.errors import DataError, MissingFileError
+from tests.errors import raises_naming
 
 needs_arrow_26 = pytest.mark.skipif(
     int(pa.__version__.split(".")[0]) < 26, reason="older ones cannot read a null among fixed-size lists"
@@ -86,17 +87,14 @@ def test_the_working_directory_is_a_folder_of_part_files(tmp_path, monkeypatch):
 
 def test_a_missing_file_names_the_nearest(tmp_path):
     write(tmp_path / "train.parquet", {"n": [1]})
-    with pytest.raises(MissingFileError) as caught:
+    with raises_naming(MissingFileError, tmp_path / "trian.parquet", "'train.parquet'"):
         parquet.part_files(tmp_path / "trian.parquet")
-    message = str(caught.value)
-    assert f"{tmp_path / 'trian.parquet'}: no such file or folder; did you mean 'train.parquet'?" in message
-    assert "\n" not in message
 
 
 def test_a_missing_file_in_a_missing_folder_and_an_empty_folder(tmp_path):
-    with pytest.raises(MissingFileError, match=r"nowhere/x\.parquet: no such file or folder$"):
+    with raises_naming(MissingFileError, "nowhere/x.parquet"):
         parquet.part_files(tmp_path / "nowhere" / "x.parquet")
-    with pytest.raises(MissingFileError, match=re.escape(f"{tmp_path}: the folder holds no .parquet file")):
+    with raises_naming(MissingFileError, tmp_path):
         parquet.part_files(tmp_path)
 
 
@@ -104,11 +102,8 @@ def test_a_missing_file_in_a_missing_folder_and_an_empty_folder(tmp_path):
 def test_a_file_that_is_no_parquet(tmp_path, content):
     path = tmp_path / "bad.parquet"
     path.write_bytes(content)
-    with pytest.raises(
-        DataError, match=r"bad\.parquet: cannot be read as Parquet \(.+\); download or write it again"
-    ) as e:
+    with raises_naming(DataError, "bad.parquet"):
         parquet.open_parquet(path)
-    assert "\n" not in str(e.value)
 
 
 def test_a_file_damaged_in_the_middle(tmp_path):
@@ -116,16 +111,14 @@ def test_a_file_damaged_in_the_middle(tmp_path):
     content = bytearray(path.read_bytes())
     content[40 : len(content) // 2] = b"\xff" * (len(content) // 2 - 40)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.parquet: damaged after row 0 \(.+\); download or write it again"):
+    with raises_naming(DataError, "x.parquet", "row 0"):
         list(parquet.read_chunks(path, ["n"]))
 
 
 def test_a_missing_column_names_the_nearest(tmp_path):
     path = write(tmp_path / "x.parquet", {"item_id": [1], "likes_level": [2]})
-    expected = f"{path}: no column 'like_level'; did you mean 'likes_level'? (columns: item_id, likes_level)"
-    with pytest.raises(DataError) as caught:
+    with raises_naming(DataError, path, "'like_level'", "'likes_level'", "item_id, likes_level"):
         list(parquet.read_chunks(path, ["item_id", "like_level"]))
-    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -143,46 +136,46 @@ def test_whole_numbers_of_any_type(array, dtype):
 
 
 @pytest.mark.parametrize(
-    ("array", "floating", "message"),
+    ("array", "floating", "found"),
     [
-        (pa.array([1, None, 2]), False, "f: c: row 11 is null, expected a number"),
-        (pa.array([1.0, 2.5]), False, "f: c: row 11 holds 2.5, expected an integer"),
-        (pa.array([1.0, 2.0, float("nan")]), False, "f: c: row 12 holds nan, expected an integer"),
-        (pa.array([1e30]), False, "f: c: row 10 holds 1e+30, expected an integer"),
-        (pa.array([1.0, float("-inf")]), True, "f: c: row 11 holds -inf, expected finite numbers"),
-        (pa.array(["a"]), False, "f: c: holds string, expected numbers"),
-        (pa.array([[1]]), True, "f: c: holds list<item: int64>, expected numbers"),
+        (pa.array([1, None, 2]), False, ["f: c", "row 11", "null"]),
+        (pa.array([1.0, 2.5]), False, ["f: c", "row 11", "2.5"]),
+        (pa.array([1.0, 2.0, float("nan")]), False, ["f: c", "row 12", "nan"]),
+        (pa.array([1e30]), False, ["f: c", "row 10", "1e+30"]),
+        (pa.array([1.0, float("-inf")]), True, ["f: c", "row 11", "-inf"]),
+        (pa.array(["a"]), False, ["f: c", "string"]),
+        (pa.array([[1]]), True, ["f: c", "list<item: int64>"]),
     ],
 )
-def test_numbers_that_are_none_say_row_and_value(array, floating, message):
-    with pytest.raises(DataError, match=re.escape(message)):
+def test_numbers_that_are_none_say_row_and_value(array, floating, found):
+    with raises_naming(DataError, *found):
         parquet.scalars(array, "f: c", 10, floating=floating)
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("array", "found"),
     [
-        (pa.array([1, 2]), "f: c: holds int64, expected a list of numbers per row"),
-        (pa.array([["a"]]), "f: c: lists of string, expected lists of numbers"),
-        (pa.array([[], [1], None, [None, 2]]), "f: c: the list of row 23 holds a null, expected numbers only"),
-        (pa.array([[1, 2], [2, None]], pa.list_(pa.int8(), 2)), "f: c: the list of row 21 holds a null"),
+        (pa.array([1, 2]), ["f: c", "int64"]),
+        (pa.array([["a"]]), ["f: c", "string"]),
+        (pa.array([[], [1], None, [None, 2]]), ["f: c", "row 23", "null"]),
+        (pa.array([[1, 2], [2, None]], pa.list_(pa.int8(), 2)), ["f: c", "row 21", "null"]),
     ],
 )
-def test_lists_that_are_none_say_row_and_value(array, message):
-    with pytest.raises(DataError, match=re.escape(message)):
+def test_lists_that_are_none_say_row_and_value(array, found):
+    with raises_naming(DataError, *found):
         parquet.lists(array, "f: c", 20)
 
 
 @pytest.mark.parametrize(
-    ("ids", "limit", "row_of", "message"),
+    ("ids", "limit", "row_of", "found"),
     [
-        ([0, 5], 5, 7, "f: c: row 8 holds the id 5, expected 0 to 4; "),
-        ([4, 0, -1], 5, np.array([3, 3, 9]), "f: c: row 9 holds the id -1, expected 0 to 4"),
-        ([2**31], None, 0, "f: c: row 0 holds the id 2147483648, expected 0 to 2147483647; "),
+        ([0, 5], 5, 7, ["f: c", "row 8", "id 5", "0 to 4"]),
+        ([4, 0, -1], 5, np.array([3, 3, 9]), ["f: c", "row 9", "id -1", "0 to 4"]),
+        ([2**31], None, 0, ["f: c", "row 0", "id 2147483648", "0 to 2147483647"]),
     ],
 )
-def test_ids_out_of_range_say_row_value_and_range(ids, limit, row_of, message):
-    with pytest.raises(DataError, match=re.escape(message)):
+def test_ids_out_of_range_say_row_value_and_range(ids, limit, row_of, found):
+    with raises_naming(DataError, *found):
         parquet.check_ids(np.array(ids), limit, "f: c", row_of)
 
 
@@ -229,7 +222,7 @@ def test_a_column_name_that_occurs_twice_is_refused(tmp_path):
     table = pa.table({"a": [1], "b": [2]}).append_column("a", pa.array([3]))
     pq.write_table(table, tmp_path / "x.parquet")
     assert [batch.column("b").to_pylist() for _, batch in parquet.read_chunks(tmp_path / "x.parquet", ["b"])] == [[2]]
-    with pytest.raises(DataError, match=r"x\.parquet.*'a'"):
+    with raises_naming(DataError, "x.parquet", "'a'"):
         list(parquet.read_chunks(tmp_path / "x.parquet", ["a"]))
 
 
@@ -261,7 +254,7 @@ def test_a_decimal_beyond_int64_is_refused(tmp_path):
     ((_, batch),) = parquet.read_chunks(tmp_path / "x.parquet", ["id"])
     assert batch["id"].to_pylist() == [2**62]
     pq.write_table(pa.table({"id": pa.array([Decimal(10**30)], pa.decimal128(38, 0))}), tmp_path / "y.parquet")
-    with pytest.raises(DataError, match=r"y\.parquet: id"):
+    with raises_naming(DataError, "y.parquet: id"):
         list(parquet.read_chunks(tmp_path / "y.parquet", ["id"]))
 
 

@@ -1,10 +1,10 @@
 import copy
-import re
 
 import pytest
 
 from fuxictr_mm.data.schema import Feature, build_feature_map, complete, parse_features, unify_dims
 from fuxictr_mm.errors import ConfigError
+from tests.errors import raises_naming
 
 #: The challenge's columns, with the pretrain_dim that FuxiCTR asks for.
 CHALLENGE = [
@@ -137,45 +137,45 @@ def test_parsing_leaves_the_parameters_alone():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "names"),
     [
         (
             {"use_features": ["item_id", "like_level"]},
-            "use_features of m: dataset d has no feature 'like_level'; did you mean 'likes_level'? (it has: user_id, ",
+            ["use_features", "'like_level'", "'likes_level'", "user_id"],
         ),
         (
             {"feature_specs": [{"name": ["item_id", "item_tag"], "embedding_dim": 3}]},
-            "feature_specs of m: dataset d has no feature 'item_tag'; did you mean 'item_tags'?",
+            ["feature_specs", "'item_tag'", "'item_tags'"],
         ),
         (
             {"feature_specs": [{"name": "item_tags", "share_embedding": "item_idd"}]},
-            "share_embedding of 'item_tags': dataset d has no feature 'item_idd'; did you mean 'item_id'?",
+            ["share_embedding", "'item_tags'", "'item_idd'", "'item_id'"],
         ),
         (
             {
                 "use_features": ["likes_level", "item_tags"],
                 "feature_specs": [{"name": "item_tags", "share_embedding": "item_id"}],
             },
-            "share_embedding of 'item_tags': dataset d has no feature 'item_id'",
+            ["share_embedding", "'item_tags'", "'item_id'"],
         ),
         (
             {"feature_specs": [{"name": "likes_level", "share_embedding": "views_level"}]},
-            "share_embedding of 'likes_level': 'views_level' ",
+            ["share_embedding", "'likes_level'", "'views_level'"],
         ),
         (
             {"feature_specs": [{"name": "item_id", "source": ""}]},
-            "dataset d: item_id has source '', expected source: item",
+            ["item_id", "source: item"],
         ),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(change, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+def test_unknown_names_are_refused_with_the_nearest(change, names):
+    with raises_naming(ConfigError, *names):
         parse_features(params(**change))
 
 
 def test_a_duplicate_name_is_refused():
     columns = [*CHALLENGE, {"name": ["price", "item_id"], "type": "categorical"}]
-    with pytest.raises(ConfigError, match=r"feature_cols.*'item_id'"):
+    with raises_naming(ConfigError, "feature_cols", "'item_id'"):
         parse_features(params(columns))
 
 
@@ -262,7 +262,7 @@ def test_a_column_for_a_setting_of_the_model_is_read_but_not_embedded():
     assert [f.name for f in parse_features(given) if not f.embedded] == [VECTOR]
     assert VECTOR not in feature_map_of(given).features
     shares = [*CHALLENGE, {**CHALLENGE[5], "name": "more_tags", "share_embedding": "item_tags"}]
-    with pytest.raises(ConfigError, match="share_embedding of 'more_tags'"):
+    with raises_naming(ConfigError, "'more_tags'"):
         parse_features(params(shares, feature_specs=[{"name": "item_tags", "embedded": False}]))
 
 
@@ -292,7 +292,5 @@ def test_settings_that_are_not_given_leave_no_trace():
     ],
 )
 def test_a_setting_without_a_meaning_is_refused(spec, name, value):
-    with pytest.raises(ConfigError) as refused:
+    with raises_naming(ConfigError, name, value):
         parse_features(params([*CHALLENGE, LENGTH, SIMILARITY], feature_specs=[spec]))
-    assert name in str(refused.value)
-    assert value in str(refused.value)

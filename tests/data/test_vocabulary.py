@@ -1,9 +1,7 @@
 import dataclasses
 import json
-import os
+import runpy
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,11 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.interactions import InteractionFiles, concatenate
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Encoding, Vocabularies, Vocabulary
-from fuxictr_mm.errors import DataError, Interrupted, MissingFileError
+from fuxictr_mm.errors import DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
+from tests.errors import exits_naming, raises_naming
 
 TEXTS = ["B07", "a", "A", "ü", "", "x" * 300, "0", "-1"]
 BIG = 2**63 + 11
@@ -178,9 +177,8 @@ def test_an_item_without_a_row_is_refused_with_row_and_id(tmp_path, column):
     table[column][1] = "gone" if column == "item_id" else ["a", "gone"]
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     how = Encoding(vocabularies=Vocabularies({"item_id": Vocabulary.build([pa.array(["a", "b"])])}))
-    with pytest.raises(DataError) as raised:
+    with raises_naming(DataError, f"{column}: row 1", "'gone'"):
         list(InteractionFiles(tmp_path / "x", [], np.ones(3, bool), encoding=how).chunks())
-    assert all(part in str(raised.value) for part in (f"{column}: row 1", "'gone'"))
 
 
 def test_saved_vocabularies_are_read_as_they_were(tmp_path):
@@ -206,7 +204,7 @@ def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(Exception, match="unchanged"):
+    with raises_naming(UserError, path):
         Vocabularies({"a": Vocabulary.build([pa.array(["y"])])}).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["v.parquet"]
@@ -249,7 +247,7 @@ def test_a_damaged_file_is_named(tmp_path, how):
 
 def test_what_a_run_does_not_have_is_not_built(tmp_path):
     assert not Vocabularies.load(tmp_path / "v.parquet")
-    with pytest.raises(MissingFileError, match=r"v\.parquet.*'city'"):
+    with raises_naming(MissingFileError, "v.parquet", "'city'"):
         Vocabularies.load(tmp_path / "v.parquet").of("city", lambda: Vocabulary.build([]))
 
 
@@ -379,7 +377,7 @@ def test_new_items_fit_models_with_tables_of_their_own(tmp_path, model):
     new = world.put(found["items"].slice(10, 1), "item_id", pa.array(["new"]))
     pq.write_table(pa.concat_tables([found["items"], new]), tmp_path / "data/items.parquet")
     if model == "Transformer_DCN_Quant":  # its codes are fitted on the items
-        with pytest.raises(Exception, match="1 items are not in the vocabulary"):
+        with raises_naming(UserError, "1 items"):
             run.predict()
         return
     np.testing.assert_array_equal(run.predict(), before)
@@ -392,23 +390,21 @@ def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
     run = text_run[0]
     path = run.path / "vocabulary.parquet"
     path.unlink() if how == "missing" else damaged(path, how)
-    with pytest.raises((DataError, MissingFileError), match=r"vocabulary\.parquet") as raised:
+    with raises_naming((DataError, MissingFileError), "vocabulary.parquet"):
         run.predict()
-    assert "\n" not in str(raised.value)
     experiment = Experiment.of_run(run)
     assert len(experiment.predict()) == 300  # with the weights of the experiment, which have their own
 
 
 @pytest.mark.parametrize("how", ["cut", "missing"])
-def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how):
+def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how, monkeypatch, capsys):
     folder = text_run[2]
     path = folder / "checkpoints/d/X.vocabulary.parquet"
     path.unlink() if how == "missing" else damaged(path, how)
-    command = [sys.executable, str(world.ROOT / "prediction.py"), "--config", str(folder), "--expid", "X"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(world.ROOT)}, capture_output=True)
-    lines = done.stderr.decode().splitlines()
-    assert done.returncode == 2
-    assert [str(path) in line for line in lines if line.startswith("error:")] == [True]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["prediction.py", "--config", str(folder), "--expid", "X"])
+    with exits_naming(capsys, path):
+        runpy.run_path(str(world.ROOT / "prediction.py"), run_name="__main__")
     assert not (folder / "submission").exists()
 
 
@@ -523,7 +519,7 @@ def test_unseen_values_of_context_have_the_embedding_of_none(tmp_path):
 def test_a_vocab_size_that_is_too_small_names_the_column_and_the_size(tmp_path):
     found = with_texts(world.tables())
     folder = world.write(tmp_path, found, lambda dataset, _: dataset["feature_cols"][2].update(vocab_size=3))
-    with pytest.raises(Exception, match=r"likes_level.*vocab_size is 3"):
+    with raises_naming(UserError, "likes_level", "vocab_size is 3"):
         Experiment.load("X", folder).fit()
 
 
@@ -598,11 +594,11 @@ def test_a_row_zero_without_features_is_padding(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "setting", "expected"),
     [
-        (["a", "a", "b"], "auto", "a occurs 2 times"),
-        (["a", "", "b"], "auto", "row 1"),
-        (["a", None, "b"], "auto", "row 1"),
-        (["a", "c", "b"], "as_is", "holds string"),
-        ([1, 2**63 + 1, 3], "as_is", "9223372036854775809"),
+        (["a", "a", "b"], "auto", ["a occurs", "2"]),
+        (["a", "", "b"], "auto", ["row 1"]),
+        (["a", None, "b"], "auto", ["row 1"]),
+        (["a", "c", "b"], "as_is", ["string"]),
+        ([1, 2**63 + 1, 3], "as_is", ["9223372036854775809"]),
     ],
 )
 def test_bad_keys_are_named(tmp_path, ids, setting, expected):
@@ -610,9 +606,6 @@ def test_bad_keys_are_named(tmp_path, ids, setting, expected):
 
     kind = pa.uint64() if ids[0] == 1 else None
     pq.write_table(pa.table({"article": pa.array(ids, kind)}), tmp_path / "i.parquet")
-    with pytest.raises(DataError) as raised:
-        ItemTable.from_parquet(
-            str(tmp_path / "i.parquet"), [Feature("item_id", "categorical", "item")], target="article", ids=setting
-        )
-    assert "i.parquet: article" in str(raised.value)
-    assert expected in str(raised.value)
+    features = [Feature("item_id", "categorical", "item")]
+    with raises_naming(DataError, "i.parquet: article", *expected):
+        ItemTable.from_parquet(str(tmp_path / "i.parquet"), features, target="article", ids=setting)

@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from fuxictr_mm import Experiment, cli
+from fuxictr_mm.config import list_experiments, load_yaml
 from fuxictr_mm.diagnosis.diagnose import diagnose, find_trained, format_summary
 from fuxictr_mm.diagnosis.findings import SEVERITIES
 from fuxictr_mm.diagnosis.scorer import take
@@ -265,19 +265,18 @@ class Other(BaseModel):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the configuration, its own weights, and a FuxiCTR model file."""
-    for name in ("dataset_config.yaml", "model_config.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     for file in (ROOT / "model_zoo").glob("*.py"):
         (zoo / file.name).symlink_to(file)
     (zoo / "Other.py").write_text(CHALLENGE)
-    config = yaml.safe_load((tmp_path / "model_config.yaml").read_text())
-    config["Other_tiny"] = {**config["DIN_tiny"], "model": "Other", "batch_view": "challenge", "embedding_dim": 4}
-    for key in [k for k in config["Other_tiny"] if k.startswith(("dnn", "attention", "net_", "batch_norm"))]:
-        del config["Other_tiny"][key]
-    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(config))
+    few = (ROOT / "model_config.yaml").read_text().split("DIN_MM_V1_tiny:")[0]
+    other = {**list_experiments(ROOT)["DIN_tiny"], "model": "Other", "batch_view": "challenge", "embedding_dim": 4}
+    for key in [k for k in other if k.startswith(("dnn", "attention", "net_", "batch_norm"))]:
+        del other[key]
+    (tmp_path / "model_config.yaml").write_text(f"{few}\nOther_tiny: {json.dumps(other)}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -296,7 +295,7 @@ def make_run(expid, name, *, finished=True, **changes):
     """Make a run's folder as training leaves it, as far as a diagnosis reads it."""
     folder = Path("checkpoints/tiny_mm") / expid / name
     settings = save(expid, folder / "best.model")
-    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
+    (folder / "config.yaml").write_text(json.dumps({**settings, **changes}))
     (folder / "environment.json").write_text(json.dumps({"started_at": f"2026-01-01T00:00:{name[13:15]}"}))
     if finished:
         (folder / "result.json").write_text(
@@ -348,9 +347,9 @@ def test_the_newest_finished_run_is_diagnosed(workplace, capsys):
 
 def test_a_run_is_built_by_its_own_configuration(workplace, capsys):
     folder = make_run("DIN_MM_tiny", "20260101-000001-seed1")
-    config = yaml.safe_load(Path("model_config.yaml").read_text())
+    config = load_yaml("model_config.yaml")
     config["DIN_MM_tiny"]["num_heads"] = 2
-    Path("model_config.yaml").write_text(yaml.safe_dump(config))
+    Path("model_config.yaml").write_text(json.dumps(config))
     run("--expid", "DIN_MM_tiny", "--run", str(folder), "--json", "--quiet")
     found = json.loads(capsys.readouterr().out)
     assert found["attention"][0]["num_heads"] == 4
@@ -434,9 +433,9 @@ def test_runs_that_do_not_fit(workplace):
 
 
 def test_a_regression_is_refused(workplace, capsys):
-    config = yaml.safe_load(Path("model_config.yaml").read_text())
+    config = load_yaml("model_config.yaml")
     config["DIN_tiny"] |= {"task": "regression", "loss": "mse_loss", "metrics": ["logloss"], "monitor": "logloss"}
-    Path("model_config.yaml").write_text(yaml.safe_dump(config))
+    Path("model_config.yaml").write_text(json.dumps(config))
     save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
     assert "regression" in refusal(capsys, "--expid", "DIN_tiny")
 

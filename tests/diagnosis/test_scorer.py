@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from fuxictr_mm.diagnosis.scorer import Scorer, sample, with_context, with_history
 from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
 
 
 def test_context_and_histories_come_from_other_examples(trained):
@@ -48,5 +49,5 @@ def test_the_drop_is_a_difference_of_aucs(trained):
 def test_predictions_that_are_not_finite_are_refused(faulty):
     experiment, model, dataset = faulty
     torch.nn.init.constant_(model.attention.W_o.weight, torch.nan)
-    with pytest.raises(DataError, match="not finite"):
+    with raises_naming(DataError, "finite"):
         Scorer(experiment, model, dataset.splits["valid"]).score_base()

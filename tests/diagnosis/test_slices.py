@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from fuxictr_mm.diagnosis import slices
 from fuxictr_mm.diagnosis.slices import Popularity, count_items, describe_rows
 from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
 
 
 def check(entry, members, label, prediction):
@@ -63,7 +64,7 @@ def test_items_are_counted_over_part_files(tmp_path):
     found = count_items(tmp_path, "label", 5)
     assert found.shown.tolist() == [0, 1, 3, 1, 0]
     assert found.clicked.tolist() == [0, 1, 2, 0, 0]
-    with pytest.raises(DataError, match=r"item_id.*3"):
+    with raises_naming(DataError, "item_id", "3"):
         count_items(tmp_path, "label", 3)
 
 

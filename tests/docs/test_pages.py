@@ -91,7 +91,11 @@ def test_yaml(fence, reader):
         check_keys(content, {**DATASET_KEYS, **EXPERIMENT_KEYS, **key_types(StudySettings)}, where)
 
 
-@pytest.mark.parametrize("fence", PYTHON, ids=name_of)
+@pytest.mark.parametrize(
+    "fence",
+    [pytest.param(fence, marks=[pytest.mark.slow] if ".fit(" in fence.text else []) for fence in PYTHON],
+    ids=name_of,
+)
 def test_python(fence, reader, monkeypatch):
     """Every piece of Python runs, given what the page has made before."""
     compile(fence.text, name_of(fence), "exec")

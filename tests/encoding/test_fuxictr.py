@@ -16,6 +16,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserErro
 from fuxictr_mm.experiment import Experiment
 from tests.encoding.raw import COLUMNS, LABEL, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
+from tests.errors import raises_naming
 from tests.two_labels import write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,17 +186,16 @@ def changed(**settings):
     ],
 )
 def test_what_is_not_supported_is_refused(folder, columns, words):
-    with pytest.raises(ConfigError) as caught:
+    with raises_naming(ConfigError, *words):
         load_dataset(params_of(folder, columns), {"train": True}, flat=True)
-    assert all(word in str(caught.value) for word in words)
 
 
 def test_missing_files_are_named(folder):
     params = params_of(folder)
     (folder / "valid.csv").unlink()
-    with pytest.raises(MissingFileError, match=r"valid\.csv: no such file"):
+    with raises_naming(MissingFileError, "valid.csv"):
         load_dataset(params, {"train": True, "valid": True}, flat=True)
-    with pytest.raises(MissingFileError, match=r"'copy'.*emb\.npz: no such file"):
+    with raises_naming(MissingFileError, "'copy'", "emb.npz"):
         load_dataset(
             {**params, "feature_cols": changed(name="copy", pretrained_emb="emb.npz")}, {"train": True}, flat=True
         )
@@ -222,9 +222,8 @@ def edited(folder, change):
     ],
 )
 def test_wrong_data_is_named_with_file_column_row_and_value(folder, change, words):
-    with pytest.raises(DataError) as caught:
+    with raises_naming(DataError, *words):
         load_dataset(edited(folder, change), {"train": True}, flat=True)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_missing_label_may_be_filled(folder):
@@ -316,7 +315,7 @@ def test_labels_of_a_feature_map(tmp_path):
     assert loaded.feature_map.labels == ["clk", "price"]
     np.testing.assert_array_equal(loaded.splits["valid"].label.numpy(), np.stack([arrays["clk"], arrays["price"]], 1))
     path.write_text(path.read_text().replace('["clk", "price"]', "[]"))
-    with pytest.raises(DataError, match=r"feature_map\.json.*labels"):
+    with raises_naming(DataError, "feature_map.json", "labels"):
         load_dataset(params, {"valid": True}, flat=True)
 
 

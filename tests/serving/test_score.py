@@ -15,6 +15,7 @@ import pytest
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving import scoring as module
 from fuxictr_mm_serving.scoring import score_file
+from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
@@ -110,16 +111,16 @@ def write(tmp_path, **columns):
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        ({"item_id": [*range(1, 20), 99999]}, "item_id.*99999"),
-        ({"item_seq": [[1, 99999]] * 20}, "item_seq.*99999"),
-        ({"likes_level": [11] * 20}, "likes_level.*11"),
-        ({"likes_level": ["x"] * 20}, "likes_level"),
-        ({"views_level": None}, "views_level"),
-        ({"item_id": [*range(1, 20), None]}, "item_id.*19"),
+        ({"item_id": [*range(1, 20), 99999]}, ["item_id", "99999"]),
+        ({"item_seq": [[1, 99999]] * 20}, ["item_seq", "99999"]),
+        ({"likes_level": [11] * 20}, ["likes_level", "11"]),
+        ({"likes_level": ["x"] * 20}, ["likes_level"]),
+        ({"views_level": None}, ["views_level"]),
+        ({"item_id": [*range(1, 20), None]}, ["item_id", "19"]),
     ],
 )
 def test_bad_rows(exported, tmp_path, columns, named):
-    with pytest.raises(ServingError, match=named):
+    with raises_naming(ServingError, *named):
         score_file(exported, write(tmp_path, **columns), tmp_path / "out")
 
 
@@ -152,6 +153,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from fuxictr_mm_serving.scoring import score_file
+from tests.errors import raises_naming
 from fuxictr_mm_serving.server import Settings, make_app
 print(score_file(*sys.argv[1:4]))
 app = make_app(Settings(folder=sys.argv[1]))

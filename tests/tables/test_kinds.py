@@ -8,6 +8,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import kinds, touched_parameters
 from fuxictr_mm.training.optim import clip_gradients
 from tests.docs.fences import ROOT
+from tests.errors import raises_naming
 
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]
 TABLE = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
@@ -138,7 +139,7 @@ def test_auto_by_the_number_of_rows(build, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         model, _ = build("DIN_MM_tiny")
     assert [len(p) for p in touched_parameters(model)] == [1001]
-    assert "feature 'item_id': table of 1,001 rows, touched" in caplog.text
+    assert all(part in caplog.text for part in ("'item_id'", "1,001", "touched"))
     assert touched_parameters(build("DIN_MM_tiny", **specs("dense"))[0]) == []
     # With what touched rows do not have, tables stay dense.
     assert touched_parameters(build("DIN_MM_tiny", optimizer="rmsprop")[0]) == []
@@ -163,9 +164,8 @@ def test_auto_by_the_number_of_rows(build, monkeypatch, caplog):
     ],
 )
 def test_what_touched_tables_do_not_take_is_refused(build, settings, named):
-    with pytest.raises(ConfigError, match=named) as refused:
+    with raises_naming(ConfigError, named):
         build("DIN_MM_tiny", **settings)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

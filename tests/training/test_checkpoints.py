@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.training import checkpoints
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict, write_beside
+from tests.errors import check_names, raises_naming
 
 
 def refused(model, path):
@@ -24,8 +25,7 @@ def refused(model, path):
     with pytest.raises(UserError) as caught:
         load_state_dict(model, path)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    check_names(str(caught.value), path)
     return str(caught.value)
 
 
@@ -49,16 +49,15 @@ def test_the_prefix_of_data_parallel_is_left_out(tmp_path):
 def test_what_differs_is_named(tmp_path):
     path = tmp_path / "a.model"
     torch.save({"weight": torch.zeros(3, 2), "old": torch.zeros(1), 7: torch.zeros(1)}, path)
-    message = refused(nn.Linear(2, 2), path)
-    assert "missing: bias; unexpected: old, 7; of another shape: weight (3, 2) (the model has (2, 2))" in message
+    check_names(refused(nn.Linear(2, 2), path), "bias", "old, 7", "weight (3, 2)", "(2, 2)")
     torch.save({f"w{i}": torch.zeros(1) for i in range(9)}, path)
-    assert "unexpected: w0, w1, w2, w3, w4 and 4 more" in refused(nn.Linear(2, 2), path)
+    check_names(refused(nn.Linear(2, 2), path), "w0, w1, w2, w3, w4", "4 more")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, torch.zeros(2), {"model": {"weight": torch.zeros(1)}}])
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "a.model")
-    assert "expected a state dict" in refused(nn.Linear(2, 2), tmp_path / "a.model")
+    refused(nn.Linear(2, 2), tmp_path / "a.model")
 
 
 class Runs:
@@ -73,20 +72,21 @@ class Runs:
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
 def test_code_in_a_file_does_not_run(tmp_path, write):
     write({"weight": torch.zeros(2, 2), "bias": Runs(f"touch {tmp_path / 'ran'}")}, tmp_path / "a.model")
-    message = refused(nn.Linear(2, 2), tmp_path / "a.model")
-    assert "it could run code" in message
+    refused(nn.Linear(2, 2), tmp_path / "a.model")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_a_damaged_file_is_one_line(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "a.model"
-    zipped = data.draw(st.booleans())
-    torch.save(nn.Linear(2, 2).state_dict(), path, _use_new_zipfile_serialization=zipped)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), form=st.sampled_from(["zip", "pickle", "safetensors"]))
+def test_a_damaged_file_is_one_line(tmp_path_factory, data, form):
+    path = tmp_path_factory.mktemp("damaged") / ("a.safetensors" if form == "safetensors" else "a.model")
+    if form == "safetensors":
+        save_file(nn.Linear(2, 2).state_dict(), path)
+    else:
+        torch.save(nn.Linear(2, 2).state_dict(), path, _use_new_zipfile_serialization=form == "zip")
     content = bytearray(path.read_bytes())
-    for place in data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=8)):
+    for place in data.draw(st.lists(st.integers(0, min(300, len(content) - 1)), max_size=8)):
         content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
@@ -102,26 +102,12 @@ def test_safetensors_are_read(tmp_path):
     load_state_dict(other, tmp_path / "a.safetensors")
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
     save_file({"weight": torch.zeros(3)}, tmp_path / "b.safetensors")
-    assert "missing: bias, running_mean" in refused(model, tmp_path / "b.safetensors")
-
-
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
-def test_damaged_safetensors_are_one_line(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "a.safetensors"
-    content = bytearray(save(nn.Linear(2, 2).state_dict()))
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=8)):
-        content[place] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        load_state_dict(nn.Linear(2, 2), path)
-    except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+    check_names(refused(model, tmp_path / "b.safetensors"), "bias, running_mean")
 
 
 def test_a_pickle_named_safetensors_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "a.safetensors")
-    assert "expected a file of safetensors" in refused(nn.Linear(2, 2), tmp_path / "a.safetensors")
+    refused(nn.Linear(2, 2), tmp_path / "a.safetensors")
 
 
 def model_with(settings, dim=2):
@@ -141,14 +127,8 @@ def test_settings_that_differ_from_those_of_the_weights_are_named(tmp_path):
     os.link(run / "best.model", tmp_path / "X.model")
     for path in (run / "best.model", tmp_path / "X.model"):
         message = refused(model, path)
-        assert "weight (3, 2) (the model has (2, 2))" in message
-        for phrase in (
-            "hidden is [3] in",
-            "[2] here",
-            "feature 'a': vocab_size is 5 in",
-            "feature 'b': pretrain_dim is 8",
-        ):
-            assert phrase in message
+        check_names(message, "weight (3, 2)", "(2, 2)", "hidden is [3]", "[2]", "'a': vocab_size is 5")
+        check_names(message, "'b': pretrain_dim is 8")
         for name in ("epochs", "gpu", "model_id", "feature 'c'"):
             assert f"{name} is" not in message
 
@@ -164,9 +144,9 @@ def test_where_no_setting_differs_that_is_said(tmp_path):
 def test_a_missing_file(tmp_path):
     for name in ("DIN_tiny.model", "DIN_MM_tiny.model"):
         (tmp_path / name).touch()
-    with pytest.raises(MissingFileError, match=r"did you mean 'DIN_tiny.model'.*holds: DIN_MM_tiny.model, DIN_tiny.m"):
+    with raises_naming(MissingFileError, tmp_path / "DIN_tny.model", "'DIN_tiny.model'", "DIN_MM_tiny.model"):
         load_state_dict(nn.Linear(1, 1), tmp_path / "DIN_tny.model")
-    with pytest.raises(MissingFileError, match="no such weights"):
+    with raises_naming(MissingFileError, "nowhere/X.model"):
         load_state_dict(nn.Linear(1, 1), tmp_path / "nowhere/X.model")
 
 
@@ -201,7 +181,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, error, reason
         pytest.skip("only torch's writer raises it")
     else:
         monkeypatch.setattr(checkpoints.os, where, fail)
-    with pytest.raises(UserError, match="could not be written") as caught:
+    with raises_naming(UserError, path, f"({reason})") as caught:
         save_state_dict(nn.Linear(2, 2).state_dict(), path)
     assert f"({reason})" in str(caught.value)
     assert path.read_bytes() == old
@@ -244,8 +224,8 @@ def test_a_disk_that_fills_up(tmp_path):
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be written"):
+    with raises_naming(UserError, tmp_path / "file/a.model"):
         write_beside(tmp_path / "file/a.model", lambda stream: stream.write(b"x"))
     (tmp_path / "a.model").mkdir()
-    with pytest.raises(UserError, match="could not be written"):
+    with raises_naming(UserError, tmp_path / "a.model"):
         write_beside(tmp_path / "a.model", lambda stream: stream.write(b"x"))

@@ -13,6 +13,7 @@ from torch import nn
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.training import loop
+from tests.errors import raises_naming
 
 
 class Scripted(BaseModel):
@@ -59,7 +60,7 @@ BATCHES = [torch.zeros(2)] * 4
 NEAR = [0.5, 0.5 + 5e-7, 0.5 + 1e-6, 0.5 - 1e-6, 0.5 + 2e-6, 0.6, 0.4, 0.7]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.tuples(st.sampled_from(NEAR), st.sampled_from(NEAR)), min_size=40, max_size=40),
     monitor=st.sampled_from(["AUC", {"AUC": 1, "logloss": -0.5}, {"logloss": 1}]),
@@ -150,7 +151,7 @@ def test_the_best_weights_come_back(build, monkeypatch):
 def test_a_loss_that_is_not_finite(tmp_path, bad, eval_steps, validation):
     # The last batch of an epoch, between two looks at the loss.
     model = Scripted(tmp_path, aucs(*[0.5 + i / 100 for i in range(9)]), [0.1] * 7 + [bad], eval_steps=eval_steps)
-    with pytest.raises(UserError, match=r"training loss is (nan|inf) by epoch 2, batch 4; lower learning_rate"):
+    with raises_naming(UserError, f"loss is {bad}", "epoch 2, batch 4", "learning_rate"):
         loop.fit(model, BATCHES, 2, validation)
     assert 8 not in model.saved
 
@@ -158,7 +159,7 @@ def test_a_loss_that_is_not_finite(tmp_path, bad, eval_steps, validation):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, bad):
     model = Scripted(tmp_path, aucs(0.6, bad))
-    with pytest.raises(UserError, match="the monitored value is"):
+    with raises_naming(UserError, bad):
         loop.fit(model, BATCHES, 3, BATCHES)
     assert model.saved == [4]
 

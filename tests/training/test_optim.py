@@ -1,8 +1,5 @@
 """Optimizers by name, clipping, and penalties that equal FuxiCTR's in value and gradient."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from fuxictr.features import FeatureMap
@@ -20,6 +17,7 @@ from fuxictr_mm.training.optim import (
     make_optimizer,
     parse_regularizer,
 )
+from tests.errors import raises_naming
 
 
 @pytest.mark.parametrize(
@@ -80,54 +78,27 @@ def test_steps_are_those_of_torch(name):
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
-def test_a_step_does_not_import_the_compiler():
-    code = """
-import sys
-import torch
-from fuxictr_mm import compat
-from fuxictr_mm.training.optim import make_optimizer
-
-import pytest
-import torch
-from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding
-from fuxictr.pytorch.models import BaseModel
-from torch import nn
-
-from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import Penalty, parse_regularizer
-weight = torch.nn.Parameter(torch.ones(2))
-optimizer = make_optimizer("adam", [weight], 0.1)
-weight.sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("name", ["Optimizer", "LBFGS", "SparseAdam", "adan", "lr_scheduler", ""])
 def test_others_are_refused_with_a_list(name):
-    with pytest.raises(ConfigError, match=rf"optimizer: there is no '{name}'.*there are: .*Adam"):
+    with raises_naming(ConfigError, "optimizer", f"'{name}'", "Adam"):
         make_optimizer(name, [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 def test_the_nearest_is_suggested():
-    with pytest.raises(ConfigError, match="did you mean 'Adam'"):
+    with raises_naming(ConfigError, "'Adam'"):
         make_optimizer("Adm", [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 def test_an_optimizer_that_does_not_take_the_model():
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no optimiser that is so particular")
-    with pytest.raises(ConfigError, match="Muon does not take this model"):
+    with raises_naming(ConfigError, "Muon"):
         make_optimizer("muon", [nn.Parameter(torch.zeros(1))], 0.1)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_learning_rate(rate):
-    with pytest.raises(ConfigError, match="learning_rate is"):
+    with raises_naming(ConfigError, "learning_rate is"):
         make_optimizer("adam", [nn.Parameter(torch.zeros(1))], rate)
 
 
@@ -219,7 +190,7 @@ def test_an_integer_is_l2():
     "value", ["1e-3", "l3(1)", "l1", "l1(", "l1(a)", "l1(1,2)", "l1_l2(1)", "l2(-1)", -1.0, "l2(nan)"]
 )
 def test_everything_else_is_refused(value):
-    with pytest.raises(ConfigError, match=r"^net_regularizer is"):
+    with raises_naming(ConfigError, "net_regularizer is"):
         parse_regularizer(value, "net_regularizer")
 
 
@@ -264,7 +235,7 @@ def test_tables_have_their_own_learning_rate():
 
 
 def test_an_optimizer_without_decoupled_decay_is_refused():
-    with pytest.raises(ConfigError, match="weight_decay: Adagrad"):
+    with raises_naming(ConfigError, "weight_decay", "Adagrad"):
         make_optimizer("adagrad", [nn.Parameter(torch.ones(1))], 0.1, weight_decay=0.1)
 
 

@@ -15,6 +15,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs import find_runs
 from fuxictr_mm.tuning.seeds import train_seeds
+from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +78,7 @@ def test_after_a_failure_the_missing_seeds_are_trained(project, capsys):
     experiment = Experiment.load("DIN_tiny", project, verbose=0)
     (project / "broken").touch()
     arguments = (experiment, [1, 2], project, project / "script.py")
-    with pytest.raises(UserError, match=r"1 of 2 seeds failed, first DIN_tiny.seed2: ValueError: broken"):
+    with raises_naming(UserError, "1 of 2", "DIN_tiny.seed2", "ValueError: broken"):
         train_seeds(*arguments)
     assert [run.seed for run in find_runs("checkpoints")] == [1]
     (project / "broken").unlink()

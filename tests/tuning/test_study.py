@@ -16,6 +16,7 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning import run_study, run_tuner, study
 from fuxictr_mm.tuning.tuner_file import Range, Sampler, check_points, number_of_points, point_key, read_range
+from tests.errors import raises_naming
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def test_the_importance_finds_what_matters(folder):
 def test_a_failed_trial_is_run_again_at_the_next_start_only(folder, capsys):
     path = tuner_file(folder, "width: [1, 2, 3]", trials=3)
     (folder / "broken2").touch()
-    with pytest.raises(UserError, match=r"1 of 3 trials failed, first Fake_tiny_random_\w+: ValueError: width 2"):
+    with raises_naming(UserError, "1 of 3", "Fake_tiny_random_", "ValueError: width 2"):
         run_tuner(path, [-1], Path("fake_run.py"))
     assert capsys.readouterr().out.splitlines()[3].endswith("failed    ValueError: width 2")
     (folder / "broken2").unlink()
@@ -407,47 +408,46 @@ def test_ranges():
 
 
 @pytest.mark.parametrize(
-    ("space", "keys", "message"),
+    ("space", "keys", "names"),
     [
-        (SPACE, {"search": "tpee"}, "search is 'tpee', expected one of grid, random, tpe; did you mean 'tpe'"),
-        (SPACE, {"search": "grid", "trials": 3}, "trials .*search: grid"),
-        (SPACE, {"trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
-        (SPACE, {"trials": 0}, "trials is 0, expected an integer >= 1"),
-        (SPACE, {"trials": "9"}, "trials is '9', expected an integer"),
-        (SPACE, {"seed": -1}, "seed is -1"),
-        (SPACE, {"study": "a/b"}, "study is 'a/b', expected letters"),
-        (SPACE, {"pruning": {"warmpu": 1}}, "pruning: unknown key 'warmpu'; did you mean 'warmup'"),
-        (SPACE, {"pruning": {"warmup": -1}}, "warmup is -1"),
-        (SPACE, {"storage": "nonsense"}, "storage .*postgresql://"),
-        (SPACE, {"storage": "sqlite:////nowhere/x.db"}, "cannot be opened .unable to open database file"),
-        (SPACE, {"storage": "mysql+nodriver://me:secret@host/db"}, "cannot be opened"),
-        ("width: {low: 4, high: 4}", {}, "width: low is 4 and high is 4, expected low below high"),
-        ("width: {low: 1}", {}, "width: high is missing"),
-        ("width: {low: 1, hihg: 4}", {}, "unknown key 'hihg'; did you mean 'high'"),
-        ("width: {low: 0.5, high: 4}", {}, "low is 0.5, but the setting takes an integer"),
-        ("width: {low: 1, high: 4, step: 2}", {}, "4 is not reached from 1 by steps of 2"),
-        ("width: {low: 1, high: 4, step: 0.5}", {}, "step is 0.5, but the setting takes an integer"),
-        ("learning_rate: {low: 0, high: 1, log: True}", {}, "low is 0, but the setting takes a number > 0"),
-        ("learning_rate: {low: 1, high: .inf}", {}, "high is inf, expected a finite number"),
-        ("learning_rate: {low: 0.1, high: 1, log: True, step: 0.1}", {}, "step and log exclude each other"),
-        ("learning_rate: {low: 0.1, high: 1, log: 1}", {}, "log is 1, expected True or False"),
-        ("learning_rate: {low: -1, high: 1}", {}, "low is -1, but the setting takes a number > 0"),
-        ("batch_size: [8, 16, -8]", {}, "Fake_tiny_random_check2: batch_size is -8"),
-        ("monitor: [AUC, logloss]", {}, "tuner_space: monitor: "),
+        (SPACE, {"search": "tpee"}, ["search is 'tpee'", "'tpe'"]),
+        (SPACE, {"search": "grid", "trials": 3}, ["trials", "search: grid"]),
+        (SPACE, {"trails": 3}, ["'trails'", "'trials'"]),
+        (SPACE, {"trials": 0}, ["trials is 0", "1"]),
+        (SPACE, {"trials": "9"}, ["trials is '9'"]),
+        (SPACE, {"seed": -1}, ["seed is -1"]),
+        (SPACE, {"study": "a/b"}, ["study is 'a/b'"]),
+        (SPACE, {"pruning": {"warmpu": 1}}, ["pruning", "'warmpu'", "'warmup'"]),
+        (SPACE, {"pruning": {"warmup": -1}}, ["warmup is -1"]),
+        (SPACE, {"storage": "nonsense"}, ["storage", "postgresql://"]),
+        (SPACE, {"storage": "sqlite:////nowhere/x.db"}, ["storage", "nowhere/x.db"]),
+        (SPACE, {"storage": "mysql+nodriver://me:secret@host/db"}, ["storage", "host/db"]),
+        ("width: {low: 4, high: 4}", {}, ["width", "low is 4", "high is 4"]),
+        ("width: {low: 1}", {}, ["width", "high is missing"]),
+        ("width: {low: 1, hihg: 4}", {}, ["'hihg'", "'high'"]),
+        ("width: {low: 0.5, high: 4}", {}, ["low is 0.5"]),
+        ("width: {low: 1, high: 4, step: 2}", {}, ["width", "4", "1", "2"]),
+        ("width: {low: 1, high: 4, step: 0.5}", {}, ["step is 0.5"]),
+        ("learning_rate: {low: 0, high: 1, log: True}", {}, ["low is 0"]),
+        ("learning_rate: {low: 1, high: .inf}", {}, ["high is inf"]),
+        ("learning_rate: {low: 0.1, high: 1, log: True, step: 0.1}", {}, ["learning_rate", "step", "log"]),
+        ("learning_rate: {low: 0.1, high: 1, log: 1}", {}, ["log is 1"]),
+        ("learning_rate: {low: -1, high: 1}", {}, ["low is -1", "0"]),
+        ("batch_size: [8, 16, -8]", {}, ["Fake_tiny_random_check2", "batch_size is -8"]),
+        ("monitor: [AUC, logloss]", {}, ["tuner_space: monitor"]),
     ],
 )
-def test_bad_settings(folder, space, keys, message):
-    with pytest.raises(ConfigError, match=message) as raised:
+def test_bad_settings(folder, space, keys, names):
+    with raises_naming(ConfigError, *names) as raised:
         run_tuner(tuner_file(folder, space, **keys), [-1], Path("fake_run.py"))
     assert "secret" not in str(raised.value)
-    assert "\n" not in str(raised.value)
     assert noted(folder, "begin") == []
 
 
 def test_a_range_is_no_grid(folder):
     path = tuner_file(folder, "width: {low: 1, high: 4}")
     path.write_text(path.read_text().replace('search: "random"\ntrials: 6\n', ""))
-    with pytest.raises(ConfigError, match="is a range; for search: grid write a list, or search: tpe"):
+    with raises_naming(ConfigError, "width", "search: tpe"):
         run_tuner(path, [-1], Path("fake_run.py"))
 
 
@@ -459,7 +459,7 @@ def test_a_study_stays_the_same(folder):
         ("width: [1, 2, 3]", {"seed": 4}, "seed"),
         ("width: [1, 2, 3]", {"search": "tpe"}, "search"),
     ]:
-        with pytest.raises(ConfigError, match=f"'hunt' was begun with another {what}; undo the change, or"):
+        with raises_naming(ConfigError, "'hunt'", what):
             hunt(tuner_file(folder, space, **{"trials": 2, **keys}))
     (folder / "other").mkdir()
     (folder / "other" / "Fake.py").write_text((folder / "model_zoo" / "Fake.py").read_text() + "CHANGED = True\n")
@@ -468,29 +468,30 @@ def test_a_study_stays_the_same(folder):
             tuner_file(folder, "width: [1, 2, 3]", trials=2), [-1], Path("fake_run.py"), model_zoo=folder / "other"
         )
     assert len(hunt(tuner_file(folder, "width: [1, 2]", trials=2, study="other"))) == 2
-    with pytest.raises(ConfigError, match="--tag chooses among the points of a grid"):
+    with raises_naming(ConfigError, "--tag"):
         run_tuner(tuner_file(folder), [-1], Path("fake_run.py"), tag="1")
     optuna.create_study(study_name="foreign", storage=f"sqlite:///{folder}/x.db").ask()
-    with pytest.raises(ConfigError, match="foreign is a study of another program"):
+    with raises_naming(ConfigError, "foreign"):
         hunt(tuner_file(folder, study="foreign", storage=f"sqlite:///{folder}/x.db"))
 
 
 def test_the_folder_of_a_grid_is_left_alone(folder):
     (folder / "hunt").mkdir()
     (folder / "hunt/model_config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match="of a grid perhaps; give the study another name"):
+    with raises_naming(ConfigError, "hunt"):
         hunt(tuner_file(folder))
 
 
 def test_without_optuna_one_line_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r'search: random needs Optuna; pip install "fuxictr-mm\[tuning\]"'):
+    with raises_naming(ConfigError, "search: random", "fuxictr-mm[tuning]"):
         hunt(tuner_file(folder))
 
 
 # ---- the real thing ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = (

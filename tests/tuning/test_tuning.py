@@ -18,6 +18,7 @@ from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import load_yaml
 from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, run_tuner, write_table
+from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,45 +138,45 @@ tuner_space:
 
 
 @pytest.mark.parametrize(
-    ("space", "message"),
+    ("space", "names"),
     [
-        ("widht: [1, 2]", "tuner_space: widht: neither .* has it; did you mean 'width'"),
-        ("dnn_hidden_units: [1024, 512]", r"is one value that is a list; for a grid of one write \[\[1024, 512\]\]"),
-        ("metrics: [AUC, logloss]", r"write \[\['AUC', 'logloss'\]\]"),
-        ("use_features: [item_id]", r"write \[\['item_id'\]\]"),
-        ("width: []", "width: an empty list"),
-        ("width: [1, 2, 1]", "width: 1 is given twice"),
-        ("dataset_id: [tiny, other]", "dataset_id: cannot be tuned; write one tuner file for each"),
-        ("model: [Fake, Fakr]", "there is no 'Fakr'; did you mean 'Fake'"),
+        ("widht: [1, 2]", ["tuner_space: widht", "'width'"]),
+        ("dnn_hidden_units: [1024, 512]", ["dnn_hidden_units", "[[1024, 512]]"]),
+        ("metrics: [AUC, logloss]", ["metrics", "[['AUC', 'logloss']]"]),
+        ("use_features: [item_id]", ["use_features", "[['item_id']]"]),
+        ("width: []", ["width"]),
+        ("width: [1, 2, 1]", ["width: 1"]),
+        ("dataset_id: [tiny, other]", ["dataset_id"]),
+        ("model: [Fake, Fakr]", ["'Fakr'", "'Fake'"]),
     ],
 )
-def test_bad_spaces_write_nothing(folder, space, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_spaces_write_nothing(folder, space, names):
+    with raises_naming(ConfigError, *names):
         enumerate_trials(tuner_file(folder, space))
     assert not (folder / "grid").exists()
 
 
 @pytest.mark.parametrize(
-    ("head", "message"),
+    ("head", "names"),
     [
         (
             "base_config: base\nbase_expid: Fake_defalt\ndataset_id: tiny\n",
-            "no experiment id 'Fake_defalt'; did you mean",
+            ["'Fake_defalt'"],
         ),
-        ("base_config: base\nbase_expid: Fake_default\n", "dataset_id is 'TBD'"),
-        ("base_config: base\nbase_exp: Fake_default\n", "unknown key 'base_exp'; did you mean 'base_expid'"),
-        ("base_config: base\n", "base_expid is missing"),
-        ("base_config: nowhere\nbase_expid: Fake_default\n", "base_config: .*nowhere: no such folder"),
-        ("base_expid: X\nmodel_config: {Y: {model: Fake}}\n", "base_expid: there is no 'X' .there are: Y"),
-        ("base_expid: X\nmodel_config: {X: 3}\n", "model_config: X is 3, expected a mapping"),
+        ("base_config: base\nbase_expid: Fake_default\n", ["dataset_id is 'TBD'"]),
+        ("base_config: base\nbase_exp: Fake_default\n", ["'base_exp'", "'base_expid'"]),
+        ("base_config: base\n", ["base_expid is missing"]),
+        ("base_config: nowhere\nbase_expid: Fake_default\n", ["base_config", "nowhere"]),
+        ("base_expid: X\nmodel_config: {Y: {model: Fake}}\n", ["base_expid", "'X'"]),
+        ("base_expid: X\nmodel_config: {X: 3}\n", ["model_config", "X is 3"]),
         (
             "base_expid: X\ndataset_id: a\nmodel_config: {X: {model: Fake}}\ndataset_config: {b: {}}\n",
-            "there is no 'a'",
+            ["'a'"],
         ),
     ],
 )
-def test_bad_bases_write_nothing(folder, head, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_bases_write_nothing(folder, head, names):
+    with raises_naming(ConfigError, *names):
         enumerate_trials(tuner_file(folder, "width: [1]", head=head))
     assert not (folder / "grid").exists()
 
@@ -214,9 +215,9 @@ def test_a_failed_trial_does_not_stop_the_others(folder, capsys):
     written = enumerate_trials(tuner_file(folder, "width: [13, 77, 2]"))
     results = run(written)
     assert results[0].error == "ValueError: width must not be 13"
-    assert results[1].error.startswith("no result of this configuration in checkpoints")
+    assert "checkpoints" in results[1].error
     assert results[2].error is None
-    with pytest.raises(UserError, match=r"2 of 3 trials failed, first Fake_tiny_001_\w+: ValueError: width must not"):
+    with raises_naming(UserError, "2 of 3", "Fake_tiny_001_", "ValueError: width must not be 13"):
         report(results, written)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[0] == "1"
@@ -229,7 +230,7 @@ def test_a_tag_keeps_some(folder):
     written = enumerate_trials(tuner_file(folder, "width: [1, 2, 3]"))
     results = run(written, tag="_002_")
     assert [result.params["width"] for result in results] == [2]
-    with pytest.raises(ConfigError, match=r"no experiment id contains the tag 'xyz' \(there are: Fake_tiny_001_"):
+    with raises_naming(ConfigError, "'xyz'", "Fake_tiny_001_"):
         run(written, tag="xyz")
 
 
@@ -299,7 +300,8 @@ def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     document = json.loads(script("--config", "grid.yaml", "--json", "--quiet").out)
     assert [row["error"] for row in document["trials"]] == ["ValueError: width must not be 13"]
     shown = script("--config", "grid.yaml", "--quite")
-    assert (shown.out, shown.err) == ("", "error: unknown option '--quite'; did you mean '--quiet'?\n")
+    assert shown.out == ""
+    check_names(shown.err, "'--quite'", "'--quiet'")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
