@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.embeddings.item_files import SavedFormat
+from fuxictr_mm.embeddings.saved import SavedFormat
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 
 Floats = NDArray[np.float32]

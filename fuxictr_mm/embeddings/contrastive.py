@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, SavedFormat
-from fuxictr_mm.embeddings.reduce import Moments
-from fuxictr_mm.errors import ConfigError, DataError, nearest
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
+from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.embeddings.saved import SavedFormat, check_modalities
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -343,19 +344,7 @@ class Alignment:
 
     def check(self, dims: Mapping[str, int]) -> None:
         """Raise a ConfigError if embeddings of these names and dims are not what the heads were trained on."""
-        names = [part.name for part in self.inputs]
-        known = f"(it was trained on: {', '.join(names)}); give its name as NAME=FILE:COLUMN"
-        for name in dims:
-            if name not in names:
-                raise ConfigError(f"modality '{name}' is unknown to the head{nearest(name, names)} {known}")
-        for part in self.inputs:
-            if part.name not in dims:
-                raise ConfigError(f"modality '{part.name}' is missing; the head needs it {known}")
-            if dims[part.name] != len(part.mean):
-                raise ConfigError(
-                    f"modality '{part.name}' has embeddings of dim {dims[part.name]}, expected {len(part.mean)}; "
-                    "use embeddings of the same model as in training"
-                )
+        check_modalities(dims, {part.name: len(part.mean) for part in self.inputs}, "the head")
 
     @torch.no_grad()
     def transform(self, parts: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

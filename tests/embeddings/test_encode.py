@@ -21,8 +21,10 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings import encode as module
-from fuxictr_mm.embeddings.encode import ChunkStore, ImageFiles, ItemTexts, encode_images, encode_texts, parse_template
+from fuxictr_mm.embeddings.encode import ChunkStore, encode_images, encode_texts
 from fuxictr_mm.embeddings.encoders import BrokenImage, ImageEncoder, TextEncoder
+from fuxictr_mm.embeddings.images import ImageFiles
+from fuxictr_mm.embeddings.texts import ItemTexts, parse_template
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, MissingFileError
 
 TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]

@@ -10,12 +10,12 @@ from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
     JoinedEmbeddings,
-    SavedFormat,
     Source,
     code_type,
     embedding_type,
     read_embeddings,
 )
+from fuxictr_mm.embeddings.saved import SavedFormat
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from tests.arrow import skip_unreadable
 

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.embeddings import reduce as reducer_fit
+from fuxictr_mm.embeddings import reducer as reducer_fit
 from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source, read_embeddings
-from fuxictr_mm.embeddings.reduce import Moments, Reducer, format_report, reduce_vectors, summarize, yaml_lines
+from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.embeddings.reduce import format_report, reduce_vectors, summarize, yaml_lines
+from fuxictr_mm.embeddings.reducer import ReduceOptions, Reducer
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 
 TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
@@ -59,7 +61,7 @@ def sources(tmp_path):
 
 def fit(sources, **settings):
     with JoinedEmbeddings(sources) as joined:
-        reducer = reducer_fit.fit_reducer(joined, **settings)
+        reducer = reducer_fit.fit_reducer(joined, ReduceOptions.read(settings, "reduce"))
         ids, vectors = next(joined.chunks(10**6))
     return reducer, ids, vectors
 
@@ -157,7 +159,7 @@ def test_moments_do_not_depend_on_the_chunks(sizes, mean):
 def test_strategies_equal_their_definition_whatever_the_chunks(sources, scale, whiten, monkeypatch):
     results = {}
     for rows in (50, 1000):
-        monkeypatch.setattr(reducer_fit, "_rows_of", lambda *_, rows=rows: rows)
+        monkeypatch.setattr(reducer_fit, "rows_of", lambda *_, rows=rows: rows)
         reducer, _, vectors = fit(sources, dim=5, scaling=scale, whiten=whiten)
         results[rows] = reducer.transform(vectors)
     assert list(results[50]) == ["text", "image", "sound", "joint", "apart"]
@@ -230,7 +232,7 @@ def test_dim_is_shared_out_and_names_follow_the_count(sources):
         ({"dim": 8}, "8 components of 'sound'.* 7"),
         ({"variance": 1.5}, "1.5"),
         ({"dim": 3, "variance": 0.5}, "both dim and variance"),
-        ({"scaling": "standrad"}, "did you mean 'standard'"),
+        ({"scaling": "standrad"}, "scaling is 'standrad'"),
         ({"strategies": ["jiont"]}, "did you mean 'joint'"),
     ],
 )
@@ -412,7 +414,7 @@ def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
         pair = [write(tmp_path / f"{n}{items}.parquet", rows) for n in ("a", "b")]
         tracemalloc.start()
         with JoinedEmbeddings(pair) as joined:
-            reducer_fit.fit_reducer(joined, dim=8)
+            reducer_fit.fit_reducer(joined, ReduceOptions(dim=8))
         peaks[items] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     more_vectors = (32768 - 4096) * 2 * 64 * 4
