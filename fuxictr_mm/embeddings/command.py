@@ -108,6 +108,8 @@ def _argument(annotation: Any) -> dict[str, Any]:
         return {"choices": arguments}
     if get_origin(annotation) is Sequence:
         return {**_argument(arguments[0]), "nargs": "+"}
+    if bool in arguments:  # or None, which is not False
+        return {"action": argparse.BooleanOptionalAction}
     if arguments:  # Annotated, or the type or None
         return _argument(arguments[0])
     return {"action": "store_true", "default": None} if annotation is bool else {"type": annotation}

@@ -22,22 +22,15 @@ import pyarrow as pa
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.embeddings.command import add_output, flag
-from fuxictr_mm.embeddings.encoders import (
-    POOLINGS,
-    PRECISIONS,
-    ImageEncoder,
-    TextEncoder,
-    first_line,
-    model_stem,
-    require_extra,
-)
+from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
+from fuxictr_mm.embeddings.encoders import ImageEncoder, ImageOptions, TextEncoder, TextOptions
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
 from fuxictr_mm.embeddings.numbering import numbering
+from fuxictr_mm.embeddings.pretrained import first_line, model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, read_json, write_beside, write_json
 from fuxictr_mm.terminal import item_bar, listed
 
 #: Items of a chunk, the most that a killed run has to encode again.
@@ -110,8 +103,7 @@ def encode_texts(
     verbose : int
         0 shows no progress.
     **options
-        ``revision``, ``pooling``, ``normalize``, ``max_tokens``, ``batch_size``, ``precision`` and ``gpu`` of
-        ``TextEncoder``.
+        The fields of ``TextOptions``.
 
     Raises
     ------
@@ -162,8 +154,7 @@ def encode_images(
     model, column, chunk_rows, overwrite, restart, report, verbose
         As for ``encode_texts``.
     **options
-        ``revision``, ``pooling``, ``normalize``, ``batch_size``, ``precision``, ``gpu`` and ``workers`` of
-        ``ImageEncoder``.
+        The fields of ``ImageOptions``.
 
     Raises
     ------
@@ -300,7 +291,7 @@ class _Job:
 def begun_outputs(folder: Path) -> set[Path]:
     """Return the files that a killed run had begun to write from its finished chunks."""
     file = folder / "outputs.json"
-    return {Path(name) for name in json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else set()
+    return {Path(name) for name in read_json(file)["files"]} if file.is_file() else set()
 
 
 class ChunkStore:
@@ -315,12 +306,12 @@ class ChunkStore:
         if restart and manifest.is_file():
             self.remove()
         if manifest.is_file():
-            self._require_same(json.loads(manifest.read_text(encoding="utf-8")), settings)
+            self._require_same(read_json(manifest), settings)
         else:
             # Chunks are written after the manifest: a folder without one is not ours.
             if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
                 raise ConfigError(f"{folder}: exists and holds no chunks; move it or name another output")
-            write_beside(manifest, lambda stream: stream.write(json.dumps(dict(settings), indent=1).encode()))
+            write_json(manifest, settings)
         self.finished = {int(file.stem) for file in folder.glob("*.npy") if re.fullmatch(r"[0-9]+", file.stem)}
 
     def _require_same(self, old: Mapping[str, str], new: Mapping[str, str]) -> None:
@@ -335,8 +326,7 @@ class ChunkStore:
 
     def save(self, number: int, embeddings: np.ndarray, broken: Mapping[int, str]) -> None:
         """Keep a chunk: embeddings ``(n, D)``, and by its row why an item has none."""
-        reasons = json.dumps({str(row): reason for row, reason in sorted(broken.items())}).encode()
-        write_beside(self.folder / f"{number:08d}.json", lambda stream: stream.write(reasons))
+        write_json(self.folder / f"{number:08d}.json", {str(row): reason for row, reason in sorted(broken.items())})
         # The embeddings come last: where they are, the chunk is complete.
         write_beside(self.folder / f"{number:08d}.npy", lambda stream: np.save(stream, embeddings, allow_pickle=False))
         self.finished.add(number)
@@ -354,13 +344,11 @@ class ChunkStore:
 
     def broken(self, number: int) -> dict[int, str]:
         """Return by its row why an item of a finished chunk has no embedding."""
-        text = (self.folder / f"{number:08d}.json").read_text(encoding="utf-8")
-        return {int(row): reason for row, reason in json.loads(text).items()}
+        return {int(row): reason for row, reason in read_json(self.folder / f"{number:08d}.json").items()}
 
     def begin_outputs(self, outputs: Iterable[Path]) -> None:
         """Record that all chunks are finished and that these files are written next."""
-        names = json.dumps([str(path.resolve()) for path in outputs]).encode()
-        write_beside(self.folder / "outputs.json", lambda stream: stream.write(names))
+        write_json(self.folder / "outputs.json", {"files": [str(path.resolve()) for path in outputs]})
 
     def remove(self) -> None:
         """Rename the folder, then remove it, so that the rest of a killed removal is not taken for chunks."""
@@ -391,20 +379,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--column", help="name of the column (default: txt_emb_ or img_emb_ and the model's name)")
     parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}')")
-    parser.add_argument("--max-tokens", type=int, help="texts: longest text in tokens (default: the model's limit)")
     parser.add_argument("--items", metavar="FILE", help="images: Parquet file with the items to write")
-    parser.add_argument("--workers", type=int, help="images: decoding threads (default: 4)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--pooling", choices=POOLINGS, help="instead of the model's own")
-    parser.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="scale embeddings to length 1 (default: the model's own)",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="items per batch (default: 64)")
+    add_settings(parser, TextOptions)
+    add_settings(parser, ImageOptions, without=list(TextOptions.model_fields))
     parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between checkpoints (default: 1024)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
-    parser.add_argument("--gpu", type=int, default=-1, help="index of a GPU (default: -1, the CPU)")
     parser.add_argument("--report", metavar="FILE", help="JSON file to write with all items without an embedding")
     parser.add_argument("--restart", action="store_true", help="discard the chunks of a run that was killed")
     add_output(parser)
@@ -417,9 +395,9 @@ def main_from_args(parsed: argparse.Namespace) -> None:
     for name in own[other]:
         if getattr(parsed, name) is not None:
             raise ConfigError(f"{flag(name)} is for --{other}, and --{kind} was given; leave it out")
-    shared = ("model", "column", "revision", "pooling", "normalize", "batch_size", "chunk_rows", "precision", "gpu")
-    named = {name: getattr(parsed, name) for name in (*shared, "overwrite", "restart", "report", *own[kind])}
-    options = {name: value for name, value in named.items() if value is not None}
+    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items")
+    options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)
     encode: Callable[..., EncodeReport] = encode_texts if kind == "texts" else encode_images
     done = encode(getattr(parsed, kind), parsed.out, **options, verbose=0 if parsed.quiet else 1)
     show(parsed, asdict(done), "\n".join(done.lines()))

@@ -1,7 +1,7 @@
 """The images of items, in a folder or an archive that is not unpacked.
 
-fsspec reads both as well, but takes the names and sizes that an archive claims as they are, and seeks in a compressed
-tar file; what is refused here is what would leave the folder or fill the memory.
+fsspec reads both as well. It was slower (it seeks back in compressed tar files), and refuses neither names outside of
+an archive nor headers that would fill the memory.
 
 Shape letter: I images.
 """
@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage, first_line
+from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.numbering import numbering
+from fuxictr_mm.embeddings.pretrained import first_line
 from fuxictr_mm.errors import DataError, MissingFileError, UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")

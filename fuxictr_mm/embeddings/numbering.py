@@ -26,19 +26,11 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Numbering:
-    """Names of columns, and the vocabularies of ids; by default ids are as they are, and 0 is padding.
+    """Names of columns, and the vocabularies of ids; by default ids are as they are, and 0 is padding."""
 
-    Parameters
-    ----------
-    roles : Roles
-        Names of the columns of interactions; the target's is that of the key of item files.
-    items, users : Vocabulary or None
-        By which ids become integers from 1.
-    """
-
-    roles: Roles = field(default_factory=Roles)
-    items: Vocabulary | None = None
-    users: Vocabulary | None = None
+    roles: Roles = field(default_factory=Roles)  #: Of the columns of interactions; the target is the key of item files.
+    items: Vocabulary | None = None  #: By which ids of items become integers from 1.
+    users: Vocabulary | None = None  #: The same of users.
 
     @classmethod
     def find(cls, files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None) -> Numbering:

@@ -6,10 +6,10 @@ Shape letters: M items, D dim, L levels, C codes of a level, K neighbors, Q quer
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ from fuxictr_mm.embeddings.item_files import (
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.saved import check_modalities
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, write_json
 from fuxictr_mm.terminal import format_table, progress_bar
 
 Ids = NDArray[np.int64]
@@ -517,7 +517,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     names = ("apply", "save", "neighbors", "metric", "decoded", "overwrite", "quiet")
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
     if arguments.report is not None:
-        write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
+        write_json(Path(arguments.report), report)
     numbered = numbering().items is not None
     searched = (*sources, *among) if arguments.neighbors and not numbered else ()
     largest_id = max((int(read_ids(source).max()) for source in searched), default=0)

@@ -9,7 +9,7 @@ import pytest
 
 from fuxictr_mm.check_data import layout
 from fuxictr_mm.check_data.check import check_folder
-from fuxictr_mm.check_data.splits import population_stability
+from fuxictr_mm.check_data.drift import population_stability
 
 
 def write_split(folder, name, users, items, histories, labels=None, **context):
