@@ -13,9 +13,9 @@ from pathlib import Path
 from fuxictr_mm.arguments import add_examples, add_output_options, add_roles, show
 from fuxictr_mm.check_data.checks import CHECKS, SEVERITIES, UNREADABLE, Report, format_findings
 from fuxictr_mm.check_data.clean import clean_folder, format_actions
+from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
-from fuxictr_mm.check_data.splits import check_interactions
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.check_data.translation import LABEL, Translation
 from fuxictr_mm.check_data.vectors import check_embeddings

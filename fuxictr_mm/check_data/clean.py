@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,8 @@ from fuxictr_mm.check_data.layout import (
 )
 from fuxictr_mm.check_data.titles import fix_title
 from fuxictr_mm.data.parquet import open_parquet
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import write_folder
 
 #: A row group is written when it has so many rows or bytes.
 GROUP_ROWS, GROUP_BYTES = 100_000, 128 << 20
@@ -85,29 +85,20 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     for finding in report.findings():
         if finding.severity != INFO:
             by_file[finding.file].append(finding)
-    actions = []
-    temporary: str | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    actions: list[dict[str, Any]] = []
+
+    def write(folder: Path) -> None:
         for path in [*layout.splits.values(), *layout.item_paths]:
             findings = by_file[path.name]
             keep_rows = path == layout.splits.get("test")
             unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
-                _write(path, Path(temporary) / path.name, make_plan(path, findings, keep_rows, report))
+                _write(path, folder / path.name, make_plan(path, findings, keep_rows, report))
             for f in findings:
                 action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
                 actions.append({**action, "done": _say(f, keep_rows, unreadable)})
-        os.chmod(temporary, 0o755)
-        if target.is_dir():
-            target.rmdir()
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"--clean {target}: could not be written ({error.strerror or error})") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            shutil.rmtree(temporary)
+
+    write_folder(target, write)
     return actions
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
-from fuxictr_mm.check_data.translation import USER_ID, Translation, active
+from fuxictr_mm.check_data.translation import USER_ID, Translation, active, is_list
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
@@ -317,11 +317,6 @@ def _is_accepted(read: Callable[[pa.Array, str, int], object], kind: pa.DataType
     except DataError:
         return False
     return True
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:

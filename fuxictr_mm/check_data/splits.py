@@ -1,19 +1,11 @@
-r"""Checks of interactions: ids, labels, histories, equal examples, and how the splits differ.
+"""Checks of one split, and of two: ids, labels, histories, equal examples.
 
-The population stability index (PSI) of two histograms, with half an example added to each of K bins, p and q being
-fractions:
-
-.. math::
-    \mathrm{PSI} = \sum_k (p_k - q_k) \ln(p_k / q_k)
-
-Above 0.25 (for labels 0.1), and unlikely to be noise (chi-squared test, below 1 in 1000), it is a finding.
-
-Shape letters: B examples of a split, N ids, K bins.
+Shape letters: B examples of a split, N ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +14,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Measure, Report, check
+from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Report, check
 from fuxictr_mm.check_data.items import ContextColumn
 from fuxictr_mm.check_data.layout import (
-    COLUMN_TYPE,
     EMPTY_FILE,
-    MISSING_COLUMN,
     USER_ID,
-    ItemFile,
     Layout,
     as_id,
     check_types,
     is_number,
-    is_text,
     read_chunks,
     read_schema,
     require,
@@ -43,12 +31,8 @@ from fuxictr_mm.check_data.layout import (
 from fuxictr_mm.check_data.translation import LABEL
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
-#: A PSI above it is a finding, if the histograms would differ as much less often than ``UNLIKELY``.
-PSI_MOST, PSI_LABEL, UNLIKELY = 0.25, 0.1, 1e-3
-#: Fraction of cold targets that is too much, and difference between valid and test that is.
-COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
-#: Bins of a histogram of lengths or counts.
-BINS = 10
+#: What happens less often is no noise.
+UNLIKELY = 1e-3
 
 
 class KnownItems:
@@ -368,200 +352,7 @@ def shared_row(pair: SplitPair) -> Iterator[Fault]:
     yield _fault(pair.earlier.file, ITEM_ID, rows, texts, severity=severity, expected=expected_text)
 
 
-class Comparison(SplitPair):
-    """A split with the earliest one, from which it should not differ much."""
-
-    def judge(
-        self, column: str, counts: Sequence[np.ndarray], text: str, most: float = PSI_MOST
-    ) -> Iterator[Fault | Measure]:
-        """Yield the PSI of a column's histograms ``(K,)`` of both, and a fault where it is large."""
-        psi = population_stability(*counts)
-        yield Measure(("psi", f"{self.earlier.name}-{self.later.name}", column), round(psi, 4))
-        if psi > most and is_unlikely(*counts):
-            yield Fault(self.later.file, column, found=f"{text} (PSI {psi:.3f})")
-
-
-def population_stability(reference: np.ndarray, other: np.ndarray) -> float:
-    """Return the PSI of two histograms ``(K,)``.
-
-    Examples
-    --------
-    >>> population_stability(np.array([10, 10]), np.array([20, 20]))
-    0.0
-    """
-    from scipy.stats import entropy
-
-    p, q = reference + 0.5, other + 0.5
-    return float(entropy(p, q) + entropy(q, p))
-
-
-def is_unlikely(reference: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two histograms ``(K,)`` of one distribution would seldom differ as much (chi-squared test)."""
-    from scipy.stats import chi2_contingency
-
-    table = np.stack([reference, other])[:, (reference + other) > 0]
-    if table.shape[1] < 2 or (table.sum(axis=1) == 0).any():
-        return False
-    return float(chi2_contingency(table).pvalue) < UNLIKELY
-
-
-def histograms(reference: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
-    """Return histograms of two samples of integers; each bin holds about a tenth of the first."""
-    edges = np.unique(np.quantile(reference, np.arange(1, BINS) / BINS, method="inverted_cdf"))
-    edges = edges[edges < max(reference.max(), other.max())]
-    return [np.bincount(np.digitize(v, edges, right=True), minlength=len(edges) + 1) for v in (reference, other)]
-
-
-@check(Comparison, WARNING, f"PSI of at most {PSI_LABEL}")
-def label_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another fraction of positives than in train."""
-    if pair.earlier.has_label and pair.later.has_label:
-        labels = [s.rows["click"].drop_nulls().to_numpy() for s in (pair.earlier, pair.later)]
-        text = f"the fraction of positives is {labels[1].mean():.3f}, in {pair.earlier.file} {labels[0].mean():.3f}"
-        yield from pair.judge(LABEL, [np.bincount(part, minlength=2) for part in labels], text, PSI_LABEL)
-
-
-@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
-def context_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another distribution of categories."""
-    for name in pair.earlier.context:
-        if name not in pair.later.context:
-            continue
-        then, now = (split.context[name].tally for split in (pair.earlier, pair.later))
-        both = then.values.join(now.values, on="value", how="full", coalesce=True, suffix="_now").sort("value")
-        if both.is_empty() or not (then.is_complete and now.is_complete):
-            continue
-        counts = [both[column].fill_null(0).cast(pl.Int64).to_numpy() for column in ("n", "n_now")]
-        before, after = (n / max(n.sum(), 1) for n in counts)
-        most = int(np.abs(before - after).argmax())
-        text = f"{both['value'][most]:g} in {after[most]:.1%} of the rows, "
-        text += f"in {before[most]:.1%} of {pair.earlier.file}"
-        yield from pair.judge(name, counts, text)
-
-
-@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
-def history_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another distribution of history lengths."""
-    if pair.earlier.has_history and pair.later.has_history:
-        then, now = (split.rows["length"].to_numpy() for split in (pair.earlier, pair.later))
-        text = f"{now.mean():.1f} items on average, in {pair.earlier.file} {then.mean():.1f}"
-        yield from pair.judge(ITEM_SEQ, histograms(then, now), text)
-
-
-@check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
-def popularity_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another popularity of the targets."""
-    if pair.earlier.name != "train":
-        return
-    counts = map(pair.earlier.popularity_of, (pair.earlier, pair.later))
-    then, now = (n[n > 0] for n in counts)  # cold targets have their own check
-    if then.size and now.size:
-        text = f"a median of {np.median(now):g} training rows per target that has any, "
-        text += f"in {pair.earlier.file} {np.median(then):g}"
-        yield from pair.judge(ITEM_ID, histograms(then, now), text)
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """All splits that could be read, in the order of time.
-
-    ``items`` are the item files; none where a split could not be read, as it may show items. ``shown`` says which of
-    them the splits show.
-    """
-
-    splits: Mapping[str, Split]
-    items: Sequence[ItemFile]
-    shown: KnownItems
-
-    def measures(self) -> dict[str, dict[str, float]]:
-        """Return the fractions of targets without a training row, and of examples without history, by split."""
-        measures: dict[str, dict[str, float]] = {"cold_fraction": {}, "without_history": {}}
-        for name, split in self.splits.items():
-            if name != "train" and "train" in self.splits:
-                cold = self.splits["train"].popularity_of(split) == 0
-                measures["cold_fraction"][name] = float(cold.mean())
-            if split.has_history:
-                measures["without_history"][name] = float((split.rows["length"].to_numpy() == 0).mean())
-        return measures
-
-
-@check(Interactions, INFO, "items that are shown or in a history")
-def unused_item(interactions: Interactions) -> Iterator[Fault]:
-    """Items that no interaction shows."""
-    for item in interactions.items[:1]:
-        yield item.fault(ITEM_ID, np.flatnonzero(np.isin(item.ids, interactions.shown.never_shown())))
-
-
-@check(Interactions, WARNING, f"a fraction of at most {COLD_MOST}, as large in test")
-def cold_targets(interactions: Interactions) -> Iterator[Fault]:
-    """Targets without a training row."""
-    fractions = interactions.measures()["cold_fraction"]
-    for name, fraction in fractions.items():
-        text = f"{fraction:.1%} of the targets are in no row of train"
-        if fraction > COLD_MOST:
-            yield Fault(f"{name}.parquet", ITEM_ID, found=text)
-        if name == "test" and abs(fraction - fractions.get("valid", fraction)) > COLD_DIFFERENCE:
-            yield Fault(f"{name}.parquet", ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
-
-
-def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
-    """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
-    subjects = (Chunk, Split, ContextColumn, SplitPair, Comparison, Interactions)
-    if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
-        _measure_cold_targets(layout, report)
-        return
-    known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
-    splits: list[Split] = []
-    # Later splits first: a click of theirs must not be in an earlier history.
-    _compare_types(layout, report)
-    for path in reversed(layout.splits.values()):
-        with report.reading(path):
-            split = _read_split(path, known, splits, layout, report, verbose)
-            if split is not None:
-                splits.insert(0, split)
-    for index, split in enumerate(splits):
-        for later in splits[index + 1 :]:
-            report.examine(SplitPair(split, later))
-            if index == 0:
-                report.examine(Comparison(split, later))
-    items = layout.items if splits and len(splits) == len(layout.splits) else []
-    interactions = Interactions({split.name: split for split in splits}, items, known)
-    report.examine(interactions)
-    for key, fractions in interactions.measures().items():
-        report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
-
-
-def _compare_types(layout: Layout, report: Report) -> None:
-    """Report context columns that are text in one split and numbers in another."""
-    texts: dict[str, Path] = {}
-    numbers: dict[str, Path] = {}
-    for path in layout.splits.values():
-        with report.reading(path):
-            for column in read_schema(path):
-                if column.name not in (USER_ID, ITEM_ID, ITEM_SEQ, LABEL):
-                    kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
-                    kinds.setdefault(column.name, path)
-    for name in sorted(texts.keys() & numbers.keys()):
-        found = f"holds text, and {numbers[name].name} holds numbers"
-        report.add(COLUMN_TYPE, Fault(texts[name].name, name, found=found, expected="one type in all splits"))
-
-
-def _measure_cold_targets(layout: Layout, report: Report) -> None:
-    """Measure the fraction of targets without a training row, from the column of targets alone."""
-    targets: dict[str, np.ndarray] = {}
-    for path in layout.splits.values() if "train" in layout.splits else ():
-        with report.reading(path):
-            schema = read_schema(path)
-            if ITEM_ID in schema.names and pa.types.is_integer(schema.field(ITEM_ID).type):
-                parts = [to_series(batch.column(0)).to_numpy() for _, batch in read_chunks(path, [ITEM_ID])]
-                targets[path.stem] = np.concatenate(parts) if parts else np.empty(0)
-    for name, ids in targets.items():
-        if name != "train" and "train" in targets and len(ids):
-            train = targets["train"]
-            report.measure(Measure(("cold_fraction", name), round(float(1 - np.isin(ids, train).mean()), 4)))
-
-
-def _read_split(
+def read_split(
     path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
 ) -> Split | None:
     """Check a split and return what the checks across splits need; None where there are no targets."""

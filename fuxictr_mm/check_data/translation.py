@@ -31,22 +31,12 @@ _active: ContextVar[Translation | None] = ContextVar("translation", default=None
 
 @dataclass(frozen=True)
 class Translation:
-    """Names and ids of a folder, and those that the checks know.
+    """Names and ids of a folder, and those that the checks know."""
 
-    Parameters
-    ----------
-    roles : Roles
-        Names of the columns in the files.
-    items, users : Vocabulary or None
-        By which ids become positive integers; ids that are None stay as they are.
-    label : str
-        Name of the label's column in the files.
-    """
-
-    roles: Roles
-    items: Vocabulary | None = None
-    users: Vocabulary | None = None
-    label: str = LABEL
+    roles: Roles  #: Names of the columns in the files.
+    items: Vocabulary | None = None  #: By which ids of items become positive integers; None leaves them as they are.
+    users: Vocabulary | None = None  #: The same of users.
+    label: str = LABEL  #: Name of the label's column in the files.
 
     @classmethod
     def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation | None:
@@ -197,10 +187,13 @@ def _field(path: Path, name: str) -> pa.Field:
     return open_parquet(path).schema_arrow.field(name)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _entries(array: pa.Array, where: str) -> pa.Array:
-    kind = array.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return parquet.list_entries(array, where)[0] if is_list else array
+    return parquet.list_entries(array, where)[0] if is_list(array.type) else array
 
 
 def _encode(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:

@@ -20,6 +20,7 @@ from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedEmbeddings, Source, add_sources, embedding_type
+from fuxictr_mm.embeddings.reducer import split_dim
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
@@ -108,7 +109,7 @@ def align(
     heads, trained = {}, {}
     for name in [JOINT, *columns] if options.per_modality else [JOINT]:
         used = list(columns) if name == JOINT else [name]
-        dims = zip(used, split_dim(options.dim, used), strict=True)
+        dims = zip(used, split_dim(options.dim, len(used)), strict=True)
         start = start_matrix([(columns[part].square().mean(dim=0), dim) for part, dim in dims])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -119,23 +120,12 @@ def align(
     return Alignment(tuple(parts), heads), trained
 
 
-def split_dim(dim: int, names: Sequence[str]) -> list[int]:
-    """Divide a dim among modalities; the first ones get the remainder.
-
-    Examples
-    --------
-    >>> split_dim(16, ["text", "image", "audio"])
-    [6, 5, 5]
-    """
-    return [dim // len(names) + (number < dim % len(names)) for number in range(len(names))]
-
-
 def _check_dims(dims: Mapping[str, int], options: AlignOptions) -> None:
     """Raise a ConfigError if a head needs more components of a modality than there are."""
     available = {name: min(dim, options.components) for name, dim in dims.items()}
     heads = [list(dims), *([name] for name in dims if options.per_modality)]
     for names in heads:
-        for name, needed in zip(names, split_dim(options.dim, names), strict=True):
+        for name, needed in zip(names, split_dim(options.dim, len(names)), strict=True):
             if needed > available[name]:
                 most = len(names) * min(available[n] for n in names)
                 raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.embeddings.item_files import SavedFormat
+from fuxictr_mm.embeddings.saved import SavedFormat
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 
 Floats = NDArray[np.float32]
@@ -54,21 +54,12 @@ class Space:
     has a total variance of 1; with ``standard``, s is a number per column, its standard deviation times the root of the
     modality's dim, which gives the same total; with ``l2``, each item's part is first divided by its norm; with
     ``none``, s is 1. A modality that is missing for an item (all zeros) is replaced by the mean, z = 0.
-
-    Parameters
-    ----------
-    modalities : tuple of Modality
-        In the order of concatenation.
-    scaling : str
-        One of ``SCALINGS``.
-    mean, scale : ndarray
-        ``(D,)`` float32, mu and s.
     """
 
-    modalities: tuple[Modality, ...]
-    scaling: str
-    mean: Floats
-    scale: Floats
+    modalities: tuple[Modality, ...]  #: In the order of concatenation.
+    scaling: str  #: One of ``SCALINGS``.
+    mean: Floats  #: mu, ``(D,)``.
+    scale: Floats  #: s, ``(D,)``.
 
     @classmethod
     def fit(cls, x: Floats, modalities: Sequence[Modality], scaling: str) -> Space:
@@ -166,19 +157,6 @@ class Codebook:
         c_l = \arg\min_c \lVert r_l - e_{l,c} \rVert^2, \quad r_1 = z, \quad r_{l+1} = r_l - e_{l,c_l}
         \qquad\text{and}\qquad c_l = \arg\min_c \lVert (R z)_l - e_{l,c} \rVert^2
 
-    Parameters
-    ----------
-    method : str
-        One of ``METHODS``.
-    space : Space
-        The space of the centroids.
-    centroids : ndarray
-        ``(L, C, W)`` float32; W is D / L for PQ and OPQ, the latent dim for ``vqvae``, else D.
-    rotation : ndarray, optional
-        R of OPQ, ``(D, D)`` orthonormal.
-    encoder, decoder : tuple of Layer
-        The MLPs of ``vqvae``, from D to W, and from W to D.
-
     Examples
     --------
     >>> space = Space((Modality("text", "emb", 2),), "none", np.zeros(2, np.float32), np.ones(2, np.float32))
@@ -188,12 +166,12 @@ class Codebook:
     ([[1, 1], [0, 0]], [[4.0, 1.0], [0.0, 0.0]], [[2, 4], [1, 3]])
     """
 
-    method: str
-    space: Space
-    centroids: Floats = field(repr=False)
-    rotation: Floats | None = field(default=None, repr=False)
-    encoder: tuple[Layer, ...] = field(default=(), repr=False)
-    decoder: tuple[Layer, ...] = field(default=(), repr=False)
+    method: str  #: One of ``METHODS``.
+    space: Space  #: Of the centroids.
+    centroids: Floats = field(repr=False)  #: ``(L, C, W)``; W is D / L for PQ and OPQ, else that of the latents, or D.
+    rotation: Floats | None = field(default=None, repr=False)  #: R of OPQ, ``(D, D)`` orthonormal.
+    encoder: tuple[Layer, ...] = field(default=(), repr=False)  #: MLP of ``vqvae``, D to W.
+    decoder: tuple[Layer, ...] = field(default=(), repr=False)  #: MLP of ``vqvae``, W to D.
 
     @property
     def levels(self) -> int:
@@ -330,13 +308,7 @@ def _with_kmeans(quantizer: Any, seed: int) -> Any:
 
 
 def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[str]) -> None:
-    """Write codebooks, by the columns of their codes, to a safetensors file.
-
-    Raises
-    ------
-    UserError
-        The file cannot be written.
-    """
+    """Write codebooks, by the columns of their codes, to a safetensors file; raises UserError as ``SavedFormat``."""
     arrays: dict[str, Floats] = {}
     described: dict[str, Any] = {}
     for column, book in codebooks.items():
@@ -360,15 +332,7 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
 
 
 def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
-    """Read a file of ``save_codebooks``.
-
-    Raises
-    ------
-    MissingFileError
-        There is no such file.
-    DataError
-        It holds something else, or is damaged.
-    """
+    """Read a file of ``save_codebooks``; raises MissingFileError or DataError as ``SavedFormat``."""
     return SAVED.load(
         path, lambda content, arrays: {c: _codebook(spec, c, arrays) for c, spec in content["codebooks"].items()}
     )

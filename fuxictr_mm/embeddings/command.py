@@ -90,9 +90,15 @@ def flag(name: str) -> str:
 def add_settings(parser: Any, settings: type[Settings], without: Sequence[str] = ()) -> None:
     """Add an option for each field of a group of settings; those that are not given are None."""
     for name, field in settings.model_fields.items():
-        if name not in without:
-            default = "" if field.default is None or field.default is False else f" (default {field.default})"
-            parser.add_argument(flag(name), help=f"{field.description}{default}", **_argument(field.annotation))
+        if name in without:
+            continue
+        if field.default is True:
+            parser.add_argument(
+                flag(f"no_{name}"), dest=name, action="store_false", default=None, help=f"do not {field.description}"
+            )
+            continue
+        default = "" if field.default is None or field.default is False else f" (default {field.default})"
+        parser.add_argument(flag(name), help=f"{field.description}{default}", **_argument(field.annotation))
 
 
 def _argument(annotation: Any) -> dict[str, Any]:
@@ -102,6 +108,8 @@ def _argument(annotation: Any) -> dict[str, Any]:
         return {"choices": arguments}
     if get_origin(annotation) is Sequence:
         return {**_argument(arguments[0]), "nargs": "+"}
+    if bool in arguments:  # or None, which is not False
+        return {"action": argparse.BooleanOptionalAction}
     if arguments:  # Annotated, or the type or None
         return _argument(arguments[0])
     return {"action": "store_true", "default": None} if annotation is bool else {"type": annotation}

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, SavedFormat
-from fuxictr_mm.embeddings.reduce import Moments
-from fuxictr_mm.errors import ConfigError, DataError, nearest
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
+from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.embeddings.saved import SavedFormat, check_modalities
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -46,21 +47,11 @@ SAVED = SavedFormat("head", "align")
 
 @dataclass(frozen=True)
 class ContentInput:
-    """The input that a modality gives to the heads: its principal components, scaled to a mean square of 1.
+    """The input that a modality gives to the heads: its principal components, scaled to a mean square of 1."""
 
-    Parameters
-    ----------
-    name : str
-        Of the modality.
-    mean : ndarray
-        ``(D_m,)`` float32, of the items that have an embedding.
-    components : ndarray
-        ``(P_m, D_m)`` float32, scaled, by falling variance.
-    """
-
-    name: str
-    mean: NDArray[np.float32]
-    components: NDArray[np.float32]
+    name: str  #: Of the modality.
+    mean: NDArray[np.float32]  #: ``(D_m,)``, of the items that have an embedding.
+    components: NDArray[np.float32]  #: ``(P_m, D_m)``, scaled, by falling variance.
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return ``(n, P_m)`` of embeddings ``(n, D_m)``; zeros, the mean, for an item without an embedding."""
@@ -247,22 +238,12 @@ def info_nce(embeddings: Tensor, pairs: Tensor, known: Tensor, temperature: floa
 
 @dataclass
 class TrainingResult:
-    """The result of training a head.
+    """The result of training a head."""
 
-    Parameters
-    ----------
-    before, after : float
-        Recall of the held-out items' neighbors at the start, and of the weights that are kept.
-    steps : int
-        Step of the weights that are kept.
-    history : list of float
-        The recall of each evaluation.
-    """
-
-    before: float
-    after: float
-    steps: int
-    history: list[float] = field(default_factory=list)
+    before: float  #: Recall of the held-out items' neighbors at the start.
+    after: float  #: The same, of the weights that are kept.
+    steps: int  #: Step of the weights that are kept.
+    history: list[float] = field(default_factory=list)  #: The recall of each evaluation.
 
 
 def train_head(
@@ -323,18 +304,10 @@ def _project(head: AlignmentHead, inputs: Tensor, chunk: int = 16_384) -> Tensor
 
 @dataclass(frozen=True)
 class Alignment:
-    """Trained heads and their inputs.
+    """Trained heads and their inputs."""
 
-    Parameters
-    ----------
-    inputs : tuple of ContentInput
-        One per modality.
-    heads : dict of str to AlignmentHead
-        ``joint``, of all modalities, and possibly one per modality by its name.
-    """
-
-    inputs: tuple[ContentInput, ...]
-    heads: dict[str, AlignmentHead]
+    inputs: tuple[ContentInput, ...]  #: One per modality.
+    heads: dict[str, AlignmentHead]  #: ``joint``, of all modalities, and possibly one per modality by its name.
 
     @property
     def columns(self) -> dict[str, int]:
@@ -343,19 +316,7 @@ class Alignment:
 
     def check(self, dims: Mapping[str, int]) -> None:
         """Raise a ConfigError if embeddings of these names and dims are not what the heads were trained on."""
-        names = [part.name for part in self.inputs]
-        known = f"(it was trained on: {', '.join(names)}); give its name as NAME=FILE:COLUMN"
-        for name in dims:
-            if name not in names:
-                raise ConfigError(f"modality '{name}' is unknown to the head{nearest(name, names)} {known}")
-        for part in self.inputs:
-            if part.name not in dims:
-                raise ConfigError(f"modality '{part.name}' is missing; the head needs it {known}")
-            if dims[part.name] != len(part.mean):
-                raise ConfigError(
-                    f"modality '{part.name}' has embeddings of dim {dims[part.name]}, expected {len(part.mean)}; "
-                    "use embeddings of the same model as in training"
-                )
+        check_modalities(dims, {part.name: len(part.mean) for part in self.inputs}, "the head")
 
     @torch.no_grad()
     def transform(self, parts: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -383,13 +344,7 @@ class Alignment:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Alignment:
-        """Read a file of ``save``.
-
-        Raises
-        ------
-        MissingFileError, DataError
-            There is no such file; it is damaged or holds something else.
-        """
+        """Read a file of ``save``; raises MissingFileError or DataError."""
         return SAVED.load(path, cls._from_content)
 
     @classmethod

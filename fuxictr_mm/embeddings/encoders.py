@@ -5,34 +5,36 @@ Shape letters: N texts or images, B items of a batch, T tokens or patches, D dim
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
-import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field, PositiveInt
 
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.checking import Settings
+from fuxictr_mm.embeddings.pretrained import (
+    find_model,
+    first_line,
+    folder_digest,
+    loading,
+    quiet,
+    refuse_missing,
+    require_extra,
+)
+from fuxictr_mm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor, nn
-
-#: How token states become one embedding; ``last`` is the last token that is not padding, as decoders are trained.
-POOLINGS = ("cls", "mean", "max", "last")
-
-#: Of the matrix products; embeddings are float32 in either case.
-PRECISIONS = ("fp32", "bf16")
+    from torch import Tensor
 
 #: Larger files are not decoded, so that no member of an archive can fill the memory.
 MAX_IMAGE_BYTES = 64 << 20
@@ -40,150 +42,36 @@ MAX_IMAGE_BYTES = 64 << 20
 #: Texts are cut here where neither the model nor ``max_tokens`` sets a lower limit.
 MAX_TOKENS = 512
 
-#: Files of a hub repository that are fetched, and the copies in other formats that are not.
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
-
 #: One of these holds a tokenizer's vocabulary.
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 _SAMPLE_TEXTS = ("a", "two texts of different lengths in one batch: the shorter one is padded")
 
 
-def require_extra(*modules: str) -> None:
-    """Raise ConfigError where a library of the extra ``[encode]`` is not installed."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise ConfigError(f'encoding needs {module}, which is missing: pip install "fuxictr-mm[encode]"') from None
+class EncoderOptions(Settings):
+    """Settings of both kinds of encoders."""
+
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    normalize: bool | None = Field(None, description="scale embeddings to length 1 (default: the model's own)")
+    batch_size: PositiveInt = Field(64, description="items per batch")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products; embeddings are always float32")
+    gpu: int = Field(-1, description="index of a GPU; -1 is the CPU")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that may have many, or its class where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+class TextOptions(EncoderOptions):
+    """Settings of ``TextEncoder``; ``last`` is the last token that is not padding, as decoders are trained."""
+
+    pooling: Literal["cls", "mean", "max", "last"] | None = Field(None, description="instead of the model's own")
+    max_tokens: int | None = Field(
+        None, description="texts: cut to so many tokens, special ones included (default: the model's limit)"
+    )
 
 
-def model_stem(name: str) -> str:
-    """Return the last part of a folder or hub id, as a part of a column's name.
+class ImageOptions(EncoderOptions):
+    """Settings of ``ImageEncoder``; pooling is over the last hidden state."""
 
-    Examples
-    --------
-    >>> model_stem("sentence-transformers/all-MiniLM-L6-v2")
-    'all_MiniLM_L6_v2'
-    """
-    folder = Path(name).expanduser()
-    return re.sub(r"\W", "_", folder.resolve().name if folder.is_dir() else name.rpartition("/")[2])
-
-
-def find_model(name: str, revision: str | None = None) -> Path:
-    """Return the folder of a model; a hub id is downloaded into the cache, or found there.
-
-    Raises
-    ------
-    MissingFileError
-        No such folder, and the hub cannot be reached or has no such model.
-    DataError
-        The weights are missing, or there only as a pickle.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise MissingFileError(f"{folder}: holds no config.json, expected a folder of save_pretrained")
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        folder = _download(name, revision)
-    else:
-        raise MissingFileError(f"model '{name}': no such folder, and no id of the Hugging Face hub (OWNER/NAME)")
-    pickled = [f for f in sorted(folder.rglob("pytorch_model*.bin")) if not any(f.parent.glob("*.safetensors"))]
-    if pickled or not any(folder.rglob("*.safetensors")):
-        found = f"only {pickled[0].name}, which is a pickle and is not loaded" if pickled else "no weights"
-        raise DataError(
-            f"{pickled[0].parent if pickled else folder}: holds {found}; expected model.safetensors (written by "
-            "save_pretrained, or found on the hub under --revision refs/pr/NUMBER of a conversion)"
-        )
-    return folder
-
-
-def _download(name: str, revision: str | None) -> Path:
-    require_extra("huggingface_hub")
-    import huggingface_hub
-
-    files: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_COPIES}
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, **files))
-    except (OSError, ValueError) as error:
-        raise MissingFileError(
-            f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be downloaded "
-            f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
-            "model.safetensors, or fill the cache where there is a network (hf download "
-            f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
-        ) from None
-
-
-def folder_digest(folder: Path) -> str:
-    """Return a digest of a model's files: configuration, prompts, tokenizer, processor, weights."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern)}):
-        digest.update(str(file.relative_to(folder)).encode() + b"\0")
-        with file.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and logs of the libraries off the terminal; errors are raised by this module."""
-    from transformers.utils import logging as hf_logging
-
-    bars = hf_logging.is_progress_bar_enabled()
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
-    levels = [logger.level for logger in loggers]
-    hf_logging.disable_progress_bar()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-@contextmanager
-def _loading(part: str, model: str) -> Iterator[None]:
-    """Turn any exception of a library while it loads a folder into a DataError of one line."""
-    try:
-        with _quiet():
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise DataError(f"model '{model}': {part} cannot be loaded ({first_line(error)})") from error
-
-
-def _missing_weights(network: nn.Module) -> list[str]:
-    """Return the names of the parameters that the file does not have: transformers initializes them at random."""
-    state = network.state_dict(keep_vars=True)
-    return [name for name, value in state.items() if not getattr(value, "_is_hf_initialized", False)]
-
-
-def _refuse_missing(missing: Sequence[str], model: str) -> None:
-    if missing:
-        raise DataError(
-            f"model '{model}': its file does not have {len(missing)} parameters, first '{missing[0]}', which would be "
-            "random; expected a file that fits its config.json"
-        )
-
-
-def _check_options(pooling: str | None, poolings: Sequence[str], precision: str, batch_size: int) -> None:
-    if pooling is not None and pooling not in poolings:
-        raise ConfigError(f"pooling '{pooling}', expected one of {', '.join(poolings)}")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}, expected 1 or more")
+    pooling: Literal["cls", "mean", "max"] | None = Field(None, description="instead of the model's own")
+    workers: PositiveInt = Field(4, description="images: threads that decode and resize the next batch")
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -204,20 +92,8 @@ class TextEncoder:
     ----------
     model : str
         A folder with safetensors, or an id of the Hugging Face hub.
-    revision : str, optional
-        Branch, tag or commit of a hub id.
-    pooling : str, optional
-        ``cls``, ``mean``, ``max`` or ``last``, instead of the model's own.
-    normalize : bool, optional
-        Scale embeddings to length 1, or do not, instead of the model's own.
-    max_tokens : int, optional
-        Cut texts to so many tokens, special ones included.
-    batch_size : int
-        Texts per batch.
-    precision : str
-        ``fp32`` or ``bf16`` (autocast; embeddings are float32 in either case).
-    gpu : int
-        Index of a GPU; -1 is the CPU.
+    **settings
+        Of ``TextOptions``.
 
     Attributes
     ----------
@@ -234,38 +110,28 @@ class TextEncoder:
         An option that the model cannot honour; a folder that does not hold such a model.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        pooling: str | None = None,
-        normalize: bool | None = None,
-        max_tokens: int | None = None,
-        batch_size: int = 64,
-        precision: str = "fp32",
-        gpu: int = -1,
-    ) -> None:
+    def __init__(self, model: str, **settings: Any) -> None:
         require_extra("transformers", "sentence_transformers")
         from fuxictr_mm.runtime import device_of
 
-        _check_options(pooling, POOLINGS, precision, batch_size)
-        self._device, self._precision, self._batch_size = device_of(gpu), precision, batch_size
-        folder = find_model(model, revision)
+        options = TextOptions.read(settings, "encode")
+        self._device, self._precision, self._batch_size = device_of(options.gpu), options.precision, options.batch_size
+        folder = find_model(model, options.revision)
         self._model = self._load(model, folder)
         self._transformer: Any = self._model[0]
         own_pooling = (folder / "modules.json").is_file()
-        self.pooling = self._set_pooling(model, pooling or (None if own_pooling else "mean"), pooling is not None)
-        self.normalize = self._set_normalize(normalize)
+        pooling = options.pooling or (None if own_pooling else "mean")
+        self.pooling = self._set_pooling(model, pooling, options.pooling is not None)
+        self.normalize = self._set_normalize(options.normalize)
         self.prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
-        self.max_tokens = self._set_max_tokens(model, folder, max_tokens)
+        self.max_tokens = self._set_max_tokens(model, folder, options.max_tokens)
         self._set_padding()
         self._model.to(self._device)
         self._one_length = False
-        with _loading("the text model", model):
+        with loading("the text model", model):
             alone = np.concatenate([self._forward([text]) for text in _SAMPLE_TEXTS])
             together = self._forward(list(_SAMPLE_TEXTS))
-        tolerance = (2e-2 if precision == "bf16" else 1e-3) * float(np.abs(alone).max())
+        tolerance = (2e-2 if options.precision == "bf16" else 1e-3) * float(np.abs(alone).max())
         self._one_length = not np.allclose(alone, together, rtol=0, atol=tolerance)
         self.dim = alone.shape[1]
         self.settings = {
@@ -273,7 +139,7 @@ class TextEncoder:
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
             "normalize": self.normalize,
-            **_run_settings(batch_size, precision, self._device, "torch", "transformers", "sentence_transformers"),
+            **_run_settings(options, self._device, "torch", "transformers", "sentence_transformers"),
         }
 
     @staticmethod
@@ -286,14 +152,14 @@ class TextEncoder:
         if not any(file for pattern in VOCABULARIES for file in folder.rglob(pattern)):
             raise DataError(f"model '{model}': no tokenizer in {folder}, expected one of {', '.join(VOCABULARIES)}")
         weights = {"use_safetensors": True, "dtype": torch.float32}
-        with _loading("the text model", model):
+        with loading("the text model", model):
             found = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=weights)
         transformer: Any = found[0]
         if not isinstance(transformer, Transformer) or "text" not in transformer.modality_config:
             raise ConfigError(f"model '{model}' has no text tower, expected a text model or one like CLIP")
         projects = transformer.module_output_name == "sentence_embedding"
         # Only token states are pooled: a pooler that the file does not have is never asked.
-        _refuse_missing([n for n in _missing_weights(transformer.model) if projects or "pooler" not in n], model)
+        refuse_missing(transformer.model, model, pooler=projects)
         if transformer.config.is_encoder_decoder and hasattr(transformer.model, "get_encoder"):
             transformer.model = transformer.model.get_encoder()
         if not (folder / "modules.json").is_file():
@@ -373,7 +239,7 @@ class TextEncoder:
         """Yield the rows of each batch, longest texts first."""
         if not texts:
             return
-        with _quiet():
+        with quiet():
             tokens = self._model.tokenizer([self.prompt + text for text in texts], truncation=True)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])
         order = np.argsort(-lengths, kind="stable")
@@ -383,21 +249,17 @@ class TextEncoder:
                 yield rows[start : start + self._batch_size]
 
     def _forward(self, texts: list[str]) -> np.ndarray:
-        with _quiet(), _autocast(self._device, self._precision):
+        with quiet(), _autocast(self._device, self._precision):
             found = self._model.encode(
                 texts, batch_size=len(texts), normalize_embeddings=self.normalize, show_progress_bar=False
             )
         return found.astype(np.float32)
 
 
-def _run_settings(batch_size: int, precision: str, device: torch.device, *libraries: str) -> dict[str, Any]:
+def _run_settings(options: EncoderOptions, device: torch.device, *libraries: str) -> dict[str, Any]:
     versions = [f"{name} {importlib.import_module(name).__version__}" for name in libraries]
-    return {
-        "batch_size": batch_size,
-        "precision": precision,
-        "device": device.type,
-        "libraries": ", ".join(versions),
-    }
+    run = options.model_dump(include={"batch_size", "precision"})
+    return {**run, "device": device.type, "libraries": ", ".join(versions)}
 
 
 @dataclass(frozen=True)
@@ -456,14 +318,10 @@ class ImageEncoder:
 
     Parameters
     ----------
-    model, revision, batch_size, precision, gpu
+    model : str
         As for ``TextEncoder``.
-    pooling : str, optional
-        ``cls``, ``mean`` or ``max`` over the last hidden state, instead of the pooled output.
-    normalize : bool
-        Scale embeddings to length 1.
-    workers : int
-        Threads that decode and resize the next batch.
+    **settings
+        Of ``ImageOptions``.
 
     Attributes
     ----------
@@ -473,18 +331,7 @@ class ImageEncoder:
         As of ``TextEncoder``; the errors are the same.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        pooling: str | None = None,
-        normalize: bool = False,
-        batch_size: int = 64,
-        precision: str = "fp32",
-        gpu: int = -1,
-        workers: int = 4,
-    ) -> None:
+    def __init__(self, model: str, **settings: Any) -> None:
         require_extra("transformers", "PIL")
         import torch
         from PIL import Image
@@ -492,33 +339,30 @@ class ImageEncoder:
 
         from fuxictr_mm.runtime import device_of
 
-        _check_options(pooling, ("cls", "mean", "max"), precision, batch_size)
-        if workers < 1:
-            raise ConfigError(f"workers {workers}, expected 1 or more")
-        self._device, self._precision, self._batch_size, self._workers = device_of(gpu), precision, batch_size, workers
-        self.normalize = normalize
-        folder = find_model(model, revision)
-        with _loading("the model", model):
+        options = ImageOptions.read(settings, "encode")
+        self._device, self._precision, self._batch_size = device_of(options.gpu), options.precision, options.batch_size
+        self._workers, self.normalize = options.workers, bool(options.normalize)
+        folder = find_model(model, options.revision)
+        with loading("the model", model):
             network: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32).eval()
         self._projects = hasattr(network, "get_image_features")
-        if self._projects and pooling is not None:
+        if self._projects and options.pooling is not None:
             raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
         if not self._projects and getattr(network, "main_input_name", "") != "pixel_values":
             raise ConfigError(f"model '{model}' takes no images, expected a vision model or one like CLIP")
-        missing = _missing_weights(network)
-        _refuse_missing([name for name in missing if self._projects or "pooler" not in name], model)
-        self.pooling = pooling = pooling or ("cls" if missing else None)
-        with _loading("the image processor", model):
+        missing = refuse_missing(network, model, pooler=self._projects)
+        self.pooling = options.pooling or ("cls" if missing else None)
+        with loading("the image processor", model):
             # torchvision's processors round otherwise: embeddings do not depend on whether it is installed.
             self._processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil")
         self._network = network.to(self._device)
-        with _loading("the model", model):
+        with loading("the model", model):
             self.dim = self._forward([self._prepare(Image.new("RGB", (32, 32)))]).shape[1]
         self.settings = {
             "model": folder_digest(folder),
-            "pooling": pooling,
-            "normalize": normalize,
-            **_run_settings(batch_size, precision, self._device, "torch", "transformers"),
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            **_run_settings(options, self._device, "torch", "transformers"),
         }
 
     def encode(

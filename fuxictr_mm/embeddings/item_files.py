@@ -6,28 +6,24 @@ Shape letters: I items, n items of a chunk, D dim.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import re
-import struct
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.config import nearest
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
-from fuxictr_mm.files import atomic_path, write_beside
+from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.files import atomic_path, check_outputs
 
 #: Items of a chunk: 8,192 embeddings of 1,024 float32 numbers are 32 MB.
 CHUNK_ROWS = 8192
@@ -148,8 +144,7 @@ def require_unique(ids: np.ndarray, where: str) -> None:
     ascending = np.sort(ids)
     twice = ascending[1:][ascending[1:] == ascending[:-1]]
     if twice.size:
-        found = f"{numbering().roles.target} {numbering().show(int(twice[0]))}"
-        raise DataError(f"{where}: {found} occurs more than once, expected once")
+        raise DataError(f"{where}: {numbering().name(twice[0])} occurs more than once, expected once")
 
 
 def read_embeddings(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -175,20 +170,18 @@ def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         for ids, flat, lengths, present in _read_lists(file, source.column):
             wrong = np.flatnonzero(present & (lengths != dim))
             if wrong.size:
-                shown = f"{numbering().roles.target} {numbering().show(int(ids[wrong[0]]))}"
                 raise DataError(
-                    f"{where}: {shown} has an embedding of dim {lengths[wrong[0]]}, expected {dim} "
-                    "as of the first one; write null or zeros where an embedding is missing"
+                    f"{where}: {numbering().name(ids[wrong[0]])} has an embedding of dim {lengths[wrong[0]]}, "
+                    f"expected {dim} as of the first one; write null or zeros where an embedding is missing"
                 )
             embeddings = np.zeros((len(ids), dim), dtype=np.float32)
             with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
                 embeddings[present] = flat.reshape(-1, dim)
             if not np.isfinite(embeddings).all():
                 item, position = np.argwhere(~np.isfinite(embeddings))[0]
-                shown = f"{numbering().roles.target} {numbering().show(int(ids[item]))}"
                 raise DataError(
-                    f"{where}: {shown} holds {embeddings[item, position]} at position {position}, "
-                    "expected finite numbers; write null or zeros where an embedding is missing"
+                    f"{where}: {numbering().name(ids[item])} holds {embeddings[item, position]} at position "
+                    f"{position}, expected finite numbers; write null or zeros where an embedding is missing"
                 )
             yield ids, embeddings
 
@@ -344,10 +337,7 @@ class ItemFileWriter:
         of_items: Collection[str] = (),
     ) -> None:
         self.path, self.of_items = Path(path), of_items
-        if self.path.is_dir():
-            raise ConfigError(f"{self.path}: is a folder, expected the name of a file to write")
-        if self.path.exists() and not overwrite:
-            raise ConfigError(f"{self.path}: exists already; add --overwrite or choose another name")
+        check_outputs([path], [], overwrite)
         self.schema = pa.schema([(numbering().roles.target, numbering().type), *schema.items()])
 
     @contextmanager
@@ -426,79 +416,3 @@ def _nothing(kind: pa.DataType) -> Any:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return ""
     return False if pa.types.is_boolean(kind) else 0
-
-
-Built = TypeVar("Built")
-
-
-@dataclass(frozen=True)
-class SavedFormat:
-    """A kind of safetensors file: named arrays, with their meaning as JSON in the metadata."""
-
-    what: str  #: What it holds, such as ``reducer``.
-    stage: str  #: The ``fuxictr-mm embed STAGE`` that writes it.
-    version: int = 1  #: Of the layout of its content.
-
-    @property
-    def key(self) -> str:
-        """Key of the content in the metadata."""
-        return f"fuxictr_mm.{self.what}"
-
-    def save(self, path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a file atomically; raises UserError where it cannot be written."""
-        from safetensors.numpy import save
-
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        text = json.dumps({"format": self.version, **content})
-        data = save(contiguous, metadata={self.key: text, "sha256": checksum(text, contiguous)})
-        write_beside(path, lambda stream: stream.write(data))
-
-    def load(
-        self, path: str | os.PathLike[str], build: Callable[[dict[str, Any], dict[str, np.ndarray]], Built]
-    ) -> Built:
-        """Return what ``build`` makes of the content and the arrays of a file.
-
-        Raises MissingFileError, or DataError where the file is damaged or of another kind or version.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            present = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise MissingFileError(
-                f"{path}: no such file{nearest(path.name, present)}; expected a {self.what} that "
-                f"`fuxictr-mm embed {self.stage}` wrote"
-            )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if self.key not in metadata:
-                raise DataError(f"{path}: is no {self.what}; expected a file of `fuxictr-mm embed {self.stage}`")
-            if metadata.get("sha256") != checksum(metadata[self.key], arrays):
-                raise ValueError("its checksum is not that of its contents")
-            content = json.loads(metadata[self.key])
-            if content["format"] != self.version:
-                raise DataError(
-                    f"{path}: has the format {content['format']}, expected {self.version}; make the {self.what} again"
-                )
-            return build(content, arrays)
-        except UserError:
-            raise
-        except (
-            *(SafetensorError, OSError, struct.error, ValueError, TypeError),
-            *(KeyError, AttributeError, IndexError, RuntimeError),
-        ) as error:
-            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            raise DataError(
-                f"{path}: is damaged as a {self.what} ({' '.join(reason.split())}); copy it or make it again"
-            ) from None
-
-
-def checksum(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of a text and of named arrays, whatever their order."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()

@@ -26,19 +26,11 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Numbering:
-    """Names of columns, and the vocabularies of ids; by default ids are as they are, and 0 is padding.
+    """Names of columns, and the vocabularies of ids; by default ids are as they are, and 0 is padding."""
 
-    Parameters
-    ----------
-    roles : Roles
-        Names of the columns of interactions; the target's is that of the key of item files.
-    items, users : Vocabulary or None
-        By which ids become integers from 1.
-    """
-
-    roles: Roles = field(default_factory=Roles)
-    items: Vocabulary | None = None
-    users: Vocabulary | None = None
+    roles: Roles = field(default_factory=Roles)  #: Of the columns of interactions; the target is the key of item files.
+    items: Vocabulary | None = None  #: By which ids of items become integers from 1.
+    users: Vocabulary | None = None  #: The same of users.
 
     @classmethod
     def find(cls, files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None) -> Numbering:
@@ -70,11 +62,9 @@ class Numbering:
         for file in (part for path in files for part in parquet.part_files(path)):
             name = column or self.key(parquet.open_parquet(file).schema_arrow.names)
             for _, batch in parquet.read_chunks(file, [name]):
-                kind = batch.column(0).type
                 where = f"{file}: {name}"
-                is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-                entries = parquet.list_entries(batch.column(0), where)[0] if is_list else batch.column(0)
-                yield plain(entries, where)
+                in_lists = is_list(batch.column(0).type)
+                yield plain(parquet.list_entries(batch.column(0), where)[0] if in_lists else batch.column(0), where)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -101,6 +91,13 @@ class Numbering:
             raise DataError(f"{where}: row {row + bad} holds {array[bad].as_py()!r}, which no item file has")
         return found
 
+    def lists(self, array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the entries of all lists ``(N,)``, numbered but not checked, and the offsets of each row in them."""
+        if self.items is None:
+            return parquet.lists(array, where, row)
+        entries, offsets = parquet.list_entries(array, where)
+        return self.numbers(entries, where, row), offsets
+
     def ids(self, numbers: np.ndarray) -> pa.Array:
         """Return the ids ``(n,)`` of items, to write; null for padding."""
         if self.items is None:
@@ -110,6 +107,10 @@ class Numbering:
     def show(self, number: int) -> object:
         """Return the id of an item, for messages and reports."""
         return number if self.items is None else as_text(self.items.decode(np.array([number]))[0].as_py())
+
+    def name(self, number: int) -> str:
+        """Return the key and the id of an item, for messages."""
+        return f"{self.roles.target} {self.show(int(number))}"
 
     @property
     def type(self) -> pa.DataType:
@@ -126,6 +127,11 @@ _active: ContextVar[Numbering] = ContextVar("numbering", default=Numbering())  #
 def numbering() -> Numbering:
     """Return the numbering that is active."""
     return _active.get()
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_needed(keys: Sequence[pa.Array], ids: str, most: int = MAX_IDS) -> bool:

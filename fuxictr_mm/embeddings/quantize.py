@@ -6,10 +6,10 @@ Shape letters: M items, D dim, L levels, C codes of a level, K neighbors, Q quer
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,9 @@ from fuxictr_mm.embeddings.item_files import (
     read_ids,
 )
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.embeddings.saved import check_modalities
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import check_outputs, write_json
 from fuxictr_mm.terminal import format_table, progress_bar
 
 Ids = NDArray[np.int64]
@@ -192,19 +193,9 @@ def quantize(
 
 def _check_sources(joined: JoinedEmbeddings, books: Mapping[str, Codebook], codebook: str) -> None:
     """Raise unless the sources have the names and dims of the modalities that the codebooks were fitted on."""
-    given = _modalities(joined)
     fitted = {m.name: m for book in books.values() for m in book.space.modalities}
-    listing = ", ".join(f"{m.name} ({m.dim}-dimensional, {m.column})" for m in fitted.values())
-    if set(given) != set(fitted):
-        raise DataError(
-            f"{codebook}: was fitted on {listing}, got {', '.join(given)}; name each of these as NAME=FILE:COLUMN"
-        )
-    for name, modality in given.items():
-        if modality.dim != fitted[name].dim:
-            raise DataError(
-                f"{codebook}: '{name}' ({modality.column}) is {modality.dim}-dimensional, expected {fitted[name].dim}; "
-                f"it was fitted on {listing}"
-            )
+    dims, columns = {n: m.dim for n, m in fitted.items()}, {n: m.column for n, m in fitted.items()}
+    check_modalities(joined.dims, dims, codebook, columns)
 
 
 def _modalities(joined: JoinedEmbeddings) -> dict[str, Modality]:
@@ -526,7 +517,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     names = ("apply", "save", "neighbors", "metric", "decoded", "overwrite", "quiet")
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
     if arguments.report is not None:
-        write_beside(arguments.report, lambda stream: stream.write(json.dumps(report, indent=1).encode() + b"\n"))
+        write_json(Path(arguments.report), report)
     numbered = numbering().items is not None
     searched = (*sources, *among) if arguments.neighbors and not numbered else ()
     largest_id = max((int(read_ids(source).max()) for source in searched), default=0)

@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.data import parquet
-from fuxictr_mm.embeddings.item_files import key_of
+from fuxictr_mm.embeddings.item_files import key_of, require_unique
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
@@ -148,11 +148,7 @@ def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
             targets = numbering().numbers(batch.column(names.target), f"{file}: {names.target}", row)
             labels = parquet.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
             where = f"{file}: {names.history}"
-            if numbering().items is None:
-                flat, offsets = parquet.lists(batch.column(names.history), where, row)
-            else:
-                entries, offsets = parquet.list_entries(batch.column(names.history), where)
-                flat = numbering().numbers(entries, where, row)
+            flat, offsets = numbering().lists(batch.column(names.history), where, row)
             row_of = np.repeat(np.arange(len(users)), np.diff(offsets))[flat != 0]  # 0 is padding
             history = parquet.integers(flat[flat != 0], where, row + row_of)
             parquet.check_ids(history, None, where, row + row_of)
@@ -229,10 +225,7 @@ class Neighbors:
         if not sum(len(neighbors) for *_, neighbors, _ in chunks):
             raise DataError(f"{path}: no neighbors, expected some")
         ids, lengths, neighbors, scores = (np.concatenate(part) for part in zip(*chunks, strict=True))
-        ascending = np.sort(ids)
-        repeated = ascending[1:][ascending[1:] == ascending[:-1]]
-        if len(repeated):
-            raise DataError(f"{path}: item_id {repeated[0]} occurs twice, expected one row per item")
+        require_unique(ids, str(path))
         return cls(*_best(np.repeat(ids, lengths), neighbors, scores))
 
 
@@ -241,11 +234,7 @@ def _read_neighbors(file: os.PathLike[str]) -> Iterator[tuple[Integers, Integers
     key = key_of(parquet.Path(file))
     for row, batch in parquet.read_chunks(parquet.Path(file), [key, "neighbors", "scores"]):
         ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
-        if numbering().items is None:
-            flat, offsets = parquet.lists(batch.column("neighbors"), f"{file}: neighbors", row)
-        else:
-            entries, offsets = parquet.list_entries(batch.column("neighbors"), f"{file}: neighbors")
-            flat = numbering().numbers(entries, f"{file}: neighbors", row)
+        flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row)
         scores, score_offsets = parquet.lists(batch.column("scores"), f"{file}: scores", row)
         lengths = np.diff(offsets)
         unequal = np.flatnonzero(lengths != np.diff(score_offsets))

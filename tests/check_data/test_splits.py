@@ -9,7 +9,6 @@ import pytest
 
 from fuxictr_mm.check_data import layout
 from fuxictr_mm.check_data.check import check_folder
-from fuxictr_mm.check_data.splits import population_stability
 
 
 def write_split(folder, name, users, items, histories, labels=None, **context):
@@ -94,12 +93,6 @@ def test_drift_of_each_kind_is_found_and_nothing_without_it(tmp_path, check):
         assert found == {}
     else:
         assert (check, "valid.parquet", DRIFTS[check][1]) in found
-
-
-def test_population_stability_by_hand():
-    # (9.5 + 0.5) / 20 and so on: fractions of 0.5, 0.5 and 0.25, 0.75
-    psi = population_stability(np.array([9.5, 9.5]), np.array([4.5, 14.5]))
-    assert psi == pytest.approx(-0.25 * np.log(0.25 / 0.5) + 0.25 * np.log(0.75 / 0.5))
 
 
 def test_labels_of_one_class_and_unknown_labels(tmp_path):

@@ -111,13 +111,8 @@ def test_aligned_embeddings_have_the_norm_sqrt_dim_or_are_zero(alignment):
 
 
 def test_modalities_that_the_head_does_not_know(alignment):
-    for dims, wrong in (
-        ({"txt": 3, "image": 2}, "'txt'.*'text'"),
-        ({"text": 3}, "'image'"),
-        ({"text": 5, "image": 2}, "'text' .*5.*3"),
-    ):
-        with pytest.raises(ConfigError, match=wrong):
-            alignment.check(dims)
+    with pytest.raises(ConfigError, match="'image'"):
+        alignment.check({"text": 3})
 
 
 def test_saved_heads(alignment, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_siglip_pads_to_the_length_it_was_trained_with(tiny):
         ids = tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
         expected = model.text_model(input_ids=ids).pooler_output
     np.testing.assert_allclose(TextEncoder(tiny("siglip"), batch_size=2).encode(TEXTS), expected, atol=1e-5)
-    with pytest.raises(ConfigError, match="24; leave --max-tokens"):
+    with pytest.raises(ConfigError, match="max_tokens 8"):
         TextEncoder(tiny("siglip"), max_tokens=8)
 
 
@@ -139,7 +140,7 @@ def test_no_code_of_a_folder_runs(tiny, tmp_path, kind):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0], {**modules[1], "type": kind}]))
     (folder / "modeling_mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match=re.escape(str(folder))):
         TextEncoder(str(folder))
 
 
@@ -149,7 +150,7 @@ def test_pickled_weights_of_a_module_are_refused(tiny, tmp_path):
     torch.save(
         {"linear.weight": torch.zeros(5, 16), "linear.bias": torch.zeros(5)}, folder / "2_Dense/pytorch_model.bin"
     )
-    with pytest.raises(DataError, match=r"2_Dense.*pickle"):
+    with pytest.raises(DataError, match="2_Dense"):
         TextEncoder(str(folder))
 
 
@@ -159,7 +160,7 @@ def test_long_texts_are_cut(tiny):
     np.testing.assert_allclose(encoder.encode([long]), encoder.encode(["fox " * 6]), atol=1e-6)
     assert TextEncoder(tiny("bert")).max_tokens == 24
     for asked in (2, 25):
-        with pytest.raises(ConfigError, match=f"max_tokens {asked}, expected 3 to 24"):
+        with pytest.raises(ConfigError, match=f"max_tokens {asked}.* 24"):
             TextEncoder(tiny("bert"), max_tokens=asked)
 
 
@@ -187,41 +188,41 @@ def test_weights_that_are_missing_are_not_random(tiny, tmp_path, name, encoder):
     encoder(str(folder))
     bias = next(name for name in no_pooler if name.endswith("bias"))
     save_file({k: v for k, v in no_pooler.items() if k != bias}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match=r"does not have 1 parameters, first '.*bias'"):
+    with pytest.raises(DataError, match=re.escape(bias)):
         encoder(str(folder))
     wrong = {name: tensor[:3] if name == bias else tensor for name, tensor in no_pooler.items()}
     save_file(wrong, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match=re.escape(str(folder))):
         encoder(str(folder))
 
 
 def test_a_damaged_or_incomplete_folder_is_one_line(tiny, tmp_path):
     folder = shutil.copytree(tiny("bert"), tmp_path / "bert")
     (folder / "model.safetensors").write_bytes(b"\x00" * 50)
-    with pytest.raises(DataError, match="cannot be loaded") as caught:
+    with pytest.raises(DataError, match=re.escape(str(folder))) as caught:
         TextEncoder(str(folder))
     assert "\n" not in str(caught.value)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="no weights"):
+    with pytest.raises(DataError, match=r"model\.safetensors"):
         TextEncoder(str(folder))
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="pickle"):
+    with pytest.raises(DataError, match=r"pytorch_model\.bin"):
         TextEncoder(str(folder))
     speechless = shutil.copytree(tiny("bert"), tmp_path / "speechless")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (speechless / name).unlink(missing_ok=True)  # what is there depends on the version of transformers
-    with pytest.raises(DataError, match="no tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
         TextEncoder(str(speechless))
     blind = shutil.copytree(tiny("vit"), tmp_path / "blind")
     (blind / "preprocessor_config.json").unlink()
-    with pytest.raises(DataError, match="image processor cannot be loaded"):
+    with pytest.raises(DataError, match=re.escape(str(blind))):
         ImageEncoder(str(blind))
 
 
 def test_a_model_that_cannot_be_had_is_one_line(tmp_path):
-    with pytest.raises(MissingFileError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(MissingFileError, match="nobody/no-such-model"):
         TextEncoder("nobody/no-such-model")
-    with pytest.raises(MissingFileError, match="no id of the Hugging Face hub"):
+    with pytest.raises(MissingFileError, match=re.escape(str(tmp_path / "nowhere"))):
         TextEncoder(str(tmp_path / "nowhere"))
     with pytest.raises(MissingFileError, match=r"config\.json"):
         TextEncoder(str(tmp_path))
@@ -232,13 +233,13 @@ def test_a_model_that_cannot_be_had_is_one_line(tmp_path):
     [
         (TextEncoder, "bert", {"pooling": "median"}, "median"),
         (TextEncoder, "bert", {"precision": "fp8"}, "fp8"),
-        (TextEncoder, "bert", {"batch_size": 0}, "batch_size 0"),
+        (TextEncoder, "bert", {"batch_size": 0}, "batch_size is 0"),
         (TextEncoder, "bert", {"gpu": 99}, "99"),
         (TextEncoder, "clip", {"pooling": "mean"}, "--pooling"),
         (TextEncoder, "vit", {}, "vit"),
         (ImageEncoder, "clip", {"pooling": "cls"}, "--pooling"),
         (ImageEncoder, "vit", {"pooling": "last"}, "last"),
-        (ImageEncoder, "vit", {"workers": 0}, "workers 0"),
+        (ImageEncoder, "vit", {"workers": 0}, "workers is 0"),
         (ImageEncoder, "bert", {}, "bert"),
     ],
 )

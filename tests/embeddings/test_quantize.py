@@ -13,7 +13,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.codebooks import load_codebooks
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, nearest_items, quantize, yaml_lines
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +177,7 @@ def test_options_that_cannot_be(options, wrong):
 
 
 def test_more_codes_than_items(items, fit, tmp_path):
-    with pytest.raises(ConfigError, match=r"--codes 256 .* text has 198"):
+    with pytest.raises(ConfigError, match=r"--codes 256 .*text .*198"):
         fit(items, codes=256)
     assert not (tmp_path / "a.parquet").exists()
 
@@ -186,8 +186,8 @@ def test_codebooks_of_other_modalities_or_dims(items, fit, tmp_path):
     fit(items)
     swapped = [Source("text", items[0].path, "image"), Source("image", items[0].path, "text")]
     more = [*items, Source("audio", items[0].path, "text")]
-    for sources, wrong in ((items[:1], "book: .*image"), (more, "book: .*audio"), (swapped, "book: 'text' .*12.* 8")):
-        with pytest.raises(DataError, match=wrong):
+    for sources, wrong in ((items[:1], "book: .*image"), (more, "book: .*audio"), (swapped, "book: .*'text' .*12.* 8")):
+        with pytest.raises(ConfigError, match=wrong):
             quantize(sources, tmp_path / "b.parquet", apply=tmp_path / "book", quiet=True)
     assert not (tmp_path / "b.parquet").exists()
 
@@ -203,7 +203,7 @@ def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsy
         quantize(new, out, apply=tmp_path / "book", neighbors=3, quiet=True)
     with pytest.raises(ConfigError, match="--among"):
         quantize(new, out, apply=tmp_path / "book", among=items, quiet=True)
-    with pytest.raises(DataError, match="image"):
+    with pytest.raises(ConfigError, match="image"):
         quantize(new, out, apply=tmp_path / "book", among=items[:1], neighbors=3, quiet=True)
     assert not out.exists()
     names = [f"{s.name}={tmp_path / 'n'}:{s.column}" for s in items]

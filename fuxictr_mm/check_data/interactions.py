@@ -1,0 +1,133 @@
+"""Checks of all splits together, in the order of time; what the splits show of the items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fuxictr_mm.check_data.checks import INFO, WARNING, Fault, Measure, Report, check
+from fuxictr_mm.check_data.drift import Comparison
+from fuxictr_mm.check_data.items import ContextColumn
+from fuxictr_mm.check_data.layout import (
+    COLUMN_TYPE,
+    EMPTY_FILE,
+    MISSING_COLUMN,
+    USER_ID,
+    ItemFile,
+    Layout,
+    is_number,
+    is_text,
+    read_chunks,
+    read_schema,
+    to_series,
+)
+from fuxictr_mm.check_data.splits import Chunk, KnownItems, Split, SplitPair, read_split
+from fuxictr_mm.check_data.translation import LABEL
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+
+#: Fraction of cold targets that is too much, and difference between valid and test that is.
+COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """All splits that could be read, in the order of time.
+
+    ``items`` are the item files; none where a split could not be read, as it may show items. ``shown`` says which of
+    them the splits show.
+    """
+
+    splits: Mapping[str, Split]
+    items: Sequence[ItemFile]
+    shown: KnownItems
+
+    def measures(self) -> dict[str, dict[str, float]]:
+        """Return the fractions of targets without a training row, and of examples without history, by split."""
+        measures: dict[str, dict[str, float]] = {"cold_fraction": {}, "without_history": {}}
+        for name, split in self.splits.items():
+            if name != "train" and "train" in self.splits:
+                cold = self.splits["train"].popularity_of(split) == 0
+                measures["cold_fraction"][name] = float(cold.mean())
+            if split.has_history:
+                measures["without_history"][name] = float((split.rows["length"].to_numpy() == 0).mean())
+        return measures
+
+
+@check(Interactions, INFO, "items that are shown or in a history")
+def unused_item(interactions: Interactions) -> Iterator[Fault]:
+    """Items that no interaction shows."""
+    for item in interactions.items[:1]:
+        yield item.fault(ITEM_ID, np.flatnonzero(np.isin(item.ids, interactions.shown.never_shown())))
+
+
+@check(Interactions, WARNING, f"a fraction of at most {COLD_MOST}, as large in test")
+def cold_targets(interactions: Interactions) -> Iterator[Fault]:
+    """Targets without a training row."""
+    fractions = interactions.measures()["cold_fraction"]
+    for name, fraction in fractions.items():
+        text = f"{fraction:.1%} of the targets are in no row of train"
+        if fraction > COLD_MOST:
+            yield Fault(f"{name}.parquet", ITEM_ID, found=text)
+        if name == "test" and abs(fraction - fractions.get("valid", fraction)) > COLD_DIFFERENCE:
+            yield Fault(f"{name}.parquet", ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
+
+
+def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
+    """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
+    subjects = (Chunk, Split, ContextColumn, SplitPair, Comparison, Interactions)
+    if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
+        _measure_cold_targets(layout, report)
+        return
+    known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
+    splits: list[Split] = []
+    # Later splits first: a click of theirs must not be in an earlier history.
+    _compare_types(layout, report)
+    for path in reversed(layout.splits.values()):
+        with report.reading(path):
+            split = read_split(path, known, splits, layout, report, verbose)
+            if split is not None:
+                splits.insert(0, split)
+    for index, split in enumerate(splits):
+        for later in splits[index + 1 :]:
+            report.examine(SplitPair(split, later))
+            if index == 0:
+                report.examine(Comparison(split, later))
+    items = layout.items if splits and len(splits) == len(layout.splits) else []
+    interactions = Interactions({split.name: split for split in splits}, items, known)
+    report.examine(interactions)
+    for key, fractions in interactions.measures().items():
+        report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
+
+
+def _compare_types(layout: Layout, report: Report) -> None:
+    """Report context columns that are text in one split and numbers in another."""
+    texts: dict[str, Path] = {}
+    numbers: dict[str, Path] = {}
+    for path in layout.splits.values():
+        with report.reading(path):
+            for column in read_schema(path):
+                if column.name not in (USER_ID, ITEM_ID, ITEM_SEQ, LABEL):
+                    kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
+                    kinds.setdefault(column.name, path)
+    for name in sorted(texts.keys() & numbers.keys()):
+        found = f"holds text, and {numbers[name].name} holds numbers"
+        report.add(COLUMN_TYPE, Fault(texts[name].name, name, found=found, expected="one type in all splits"))
+
+
+def _measure_cold_targets(layout: Layout, report: Report) -> None:
+    """Measure the fraction of targets without a training row, from the column of targets alone."""
+    targets: dict[str, np.ndarray] = {}
+    for path in layout.splits.values() if "train" in layout.splits else ():
+        with report.reading(path):
+            schema = read_schema(path)
+            if ITEM_ID in schema.names and pa.types.is_integer(schema.field(ITEM_ID).type):
+                parts = [to_series(batch.column(0)).to_numpy() for _, batch in read_chunks(path, [ITEM_ID])]
+                targets[path.stem] = np.concatenate(parts) if parts else np.empty(0)
+    for name, ids in targets.items():
+        if name != "train" and "train" in targets and len(ids):
+            train = targets["train"]
+            report.measure(Measure(("cold_fraction", name), round(float(1 - np.isin(ids, train).mean()), 4)))

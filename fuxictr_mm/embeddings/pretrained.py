@@ -1,0 +1,162 @@
+"""Finding and loading pretrained models, in a folder or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Files of a hub repository that are fetched, and the copies in other formats that are not.
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+
+
+def require_extra(*modules: str) -> None:
+    """Raise ConfigError where a library of the extra ``[encode]`` is not installed."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise ConfigError(f'encoding needs {module}, which is missing: pip install "fuxictr-mm[encode]"') from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that may have many, or its class where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def model_stem(name: str) -> str:
+    """Return the last part of a folder or hub id, as a part of a column's name.
+
+    Examples
+    --------
+    >>> model_stem("sentence-transformers/all-MiniLM-L6-v2")
+    'all_MiniLM_L6_v2'
+    """
+    folder = Path(name).expanduser()
+    return re.sub(r"\W", "_", folder.resolve().name if folder.is_dir() else name.rpartition("/")[2])
+
+
+def find_model(name: str, revision: str | None = None) -> Path:
+    """Return the folder of a model; a hub id is downloaded into the cache, or found there.
+
+    Raises
+    ------
+    MissingFileError
+        No such folder, and the hub cannot be reached or has no such model.
+    DataError
+        The weights are missing, or there only as a pickle.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MissingFileError(f"{folder}: holds no config.json, expected a folder of save_pretrained")
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        folder = _download(name, revision)
+    else:
+        raise MissingFileError(f"model '{name}': no such folder, and no id of the Hugging Face hub (OWNER/NAME)")
+    pickled = [f for f in sorted(folder.rglob("pytorch_model*.bin")) if not any(f.parent.glob("*.safetensors"))]
+    if pickled or not any(folder.rglob("*.safetensors")):
+        found = f"only {pickled[0].name}, which is a pickle and is not loaded" if pickled else "no weights"
+        raise DataError(
+            f"{pickled[0].parent if pickled else folder}: holds {found}; expected model.safetensors (written by "
+            "save_pretrained, or found on the hub under --revision refs/pr/NUMBER of a conversion)"
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    require_extra("huggingface_hub")
+    import huggingface_hub
+
+    files: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_COPIES}
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **files))
+    except (OSError, ValueError) as error:
+        raise MissingFileError(
+            f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be downloaded "
+            f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
+            "model.safetensors, or fill the cache where there is a network (hf download "
+            f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
+        ) from None
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of a model's files: configuration, prompts, tokenizer, processor, weights."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern)}):
+        digest.update(str(file.relative_to(folder)).encode() + b"\0")
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars and logs of the libraries off the terminal; errors are raised by this module."""
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    hf_logging.disable_progress_bar()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(part: str, model: str) -> Iterator[None]:
+    """Turn any exception of a library while it loads a folder into a DataError of one line."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise DataError(f"model '{model}': {part} cannot be loaded ({first_line(error)})") from error
+
+
+def refuse_missing(network: nn.Module, model: str, pooler: bool = True) -> bool:
+    """Refuse a model whose file does not have all parameters, which transformers initializes at random.
+
+    Parameters
+    ----------
+    network : Module
+        As loaded.
+    model : str
+        For the message.
+    pooler : bool
+        Whether the pooler is needed.
+
+    Returns
+    -------
+    bool
+        Whether any parameter, of the pooler then, is missing.
+    """
+    state = network.state_dict(keep_vars=True)
+    missing = [name for name, value in state.items() if not getattr(value, "_is_hf_initialized", False)]
+    needed = [name for name in missing if pooler or "pooler" not in name]
+    if needed:
+        raise DataError(
+            f"model '{model}': its file does not have {len(needed)} parameters, first '{needed[0]}', which would be "
+            "random; expected a file that fits its config.json"
+        )
+    return bool(missing)

@@ -1,0 +1,148 @@
+"""The texts of items, from columns of a Parquet file.
+
+Shape letter: I items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.embeddings.item_files import key_of, require_unique
+from fuxictr_mm.embeddings.numbering import is_list, numbering
+from fuxictr_mm.errors import ConfigError, DataError
+
+
+class ItemTexts:
+    """Texts of items, read in the order of the file; row 0, the padding, is left out.
+
+    Parameters
+    ----------
+    path : str or path
+        A Parquet file, the same without ``.parquet``, or a folder of part files.
+    template : str
+        Names of columns in braces, such as ``"{item_title}. {genres}"``. Lists are joined by commas, nulls are empty.
+        Where all columns of a row are empty, the item has no text.
+
+    Attributes
+    ----------
+    ids : ndarray
+        ``(I,)`` int64.
+    digest : str
+        Of all ids and texts.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError
+        A template that names no column, a column that is missing or holds no texts, an id twice or negative.
+
+    Examples
+    --------
+    >>> import pyarrow.parquet as pq, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "items.parquet"
+    >>> columns = {"item_id": [0, 7, 9], "title": ["", "Heat", None], "tags": [[], ["a", "b"], []]}
+    >>> pq.write_table(pa.table(columns), path)
+    >>> texts = ItemTexts(path, "{title}: {tags}")
+    >>> texts.ids.tolist(), list(texts.chunks(10))
+    ([7, 9], [['Heat: a, b', None]])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], template: str) -> None:
+        self.path = Path(path)
+        self._parts = parse_template(template)
+        self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
+        digest, ids = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
+        for some_ids, texts in self._read():
+            ids.append(some_ids)
+            digest.update(some_ids.tobytes())
+            for text in texts:
+                digest.update(b"\0" if text is None else b"\1" + text.encode(errors="surrogatepass") + b"\0")
+        self.ids, self.digest = np.concatenate(ids), digest.hexdigest()
+        if not self.ids.size:
+            raise DataError(f"{path}: no items, expected one row per item")
+        require_unique(self.ids, str(path))
+
+    def chunks(self, rows: int) -> Iterator[list[str | None]]:
+        """Yield the texts, ``rows`` at a time; None for an item without."""
+        held: list[str | None] = []
+        for _, texts in self._read():
+            held += texts
+            while len(held) >= rows:
+                yield held[:rows]
+                held = held[rows:]
+        if held:
+            yield held
+
+    def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
+        for file in parquet.part_files(self.path):
+            key = key_of(file)
+            for row, batch in parquet.read_chunks(file, [key, *self._columns]):
+                ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
+                batch = batch.filter(pa.array(ids != 0))
+                columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
+                yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]
+
+    def _fill(self, values: Sequence[str]) -> str | None:
+        if not any(values):
+            return None
+        by_name = dict(zip(self._columns, values, strict=True))
+        return "".join(text + by_name.get(name or "", "") for text, name in self._parts).strip()
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Return ``(text, column after it or None)`` pairs.
+
+    Raises
+    ------
+    ConfigError
+        No column in braces, or anything but a name in them.
+
+    Examples
+    --------
+    >>> parse_template("query: {item_title}!")
+    [('query: ', 'item_title'), ('!', None)]
+    """
+    expected = "expected names of columns in braces, such as '{item_title}. {genres}'"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"template '{template}': {error}; {expected}") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name or form or conversion or set(name) & set("[]")):
+            raise ConfigError(f"template '{template}': '{{{name}}}' is no column; {expected}")
+    if all(name is None for _, name, _, _ in parts):
+        raise ConfigError(f"template '{template}': names no column; {expected}")
+    return [(text, name) for text, name, _, _ in parts]
+
+
+def _as_texts(array: pa.Array, where: str) -> list[str]:
+    types, kind = pa.types, array.type
+    in_lists = is_list(kind)
+    inner = kind.value_type if in_lists else kind
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    is_text = any(is_kind(inner) for is_kind in (types.is_string, types.is_large_string, types.is_string_view))
+    # Numbers may be in a template (a year, which pandas makes 1995.0 where one is missing), but not an embedding.
+    is_number = not in_lists and (types.is_integer(inner) or types.is_floating(inner))
+    if not (is_text or is_number or types.is_null(inner)):
+        raise DataError(f"{where}: holds {kind}, expected texts")
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: holds bytes that are no UTF-8; write the texts again") from None
+    if in_lists:
+        return [", ".join(str(text) for text in row or () if text is not None).strip() for row in values]
+    return [_as_text(value) for value in values]
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
