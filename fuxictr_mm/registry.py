@@ -133,15 +133,40 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
 
 @cache
 def code_hash(model_class: type) -> str:
-    """Return a hash of the file of a model's class, without its comments; empty where there is no file."""
+    """Return a hash of the file of a model's class and of files beside it that it imports; empty without a file.
+
+    Comments do not count.
+    """
     # By a function of the class: the module of its name may be another file, imported later.
     part = next((value for value in vars(model_class).values() if inspect.isfunction(value)), model_class)
     try:
         file = inspect.getsourcefile(part)
-        source = "" if file is None else Path(file).read_text(encoding="utf-8")
-    except (TypeError, OSError):  # a class of a notebook
+    except TypeError:  # a class of a notebook
         return ""
-    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest() if source else ""
+    seen: dict[Path, str] = {}
+    waiting = [Path(file)] if file is not None else []
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        seen[path] = ast.unparse(tree)
+        waiting += [path.with_name(f"{name}.py") for name in _imported(tree)]
+    text = "\n".join(seen[path] for path in sorted(seen, key=lambda path: path.name))
+    return hashlib.sha256(text.encode()).hexdigest() if seen else ""
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Return the first parts of the names of imported modules, and of names imported from the own package."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def _stem_of(name: str, known: Iterable[str]) -> str:

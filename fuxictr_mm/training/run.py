@@ -112,7 +112,9 @@ class TrainingRun:
         if finished is None:
             return
         differences = setting_differences(finished.config, self.config.to_dict(), "in that run")
-        what = "; ".join(differences) or "paths of its files"
+        code = self.experiment.model_code
+        same_file = finished.environment.get(MODEL_CODE, code) == code
+        what = "; ".join(differences) or ("paths of its files" if same_file else f"the file of {self.config.model}")
         if differences and all(phrase.split()[0] in LENGTH_KEYS for phrase in differences):
             raise UserError(
                 f"{finished.path}: has finished ({what}) and keeps no training checkpoint to resume from; restore its "

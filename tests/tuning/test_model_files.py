@@ -41,12 +41,21 @@ def config(zoos):
     return zoos
 
 
-def test_comments_do_not_count_and_code_does(zoos):
+def test_comments_do_not_count_and_code_does(zoos, monkeypatch):
     before = code_hash(load_model_class("DIN", zoos / "first"))
     assert before != code_hash(load_model_class("DIN", zoos / "second"))
     (zoos / "third").mkdir()
     (zoos / "third" / "DIN.py").write_text("# a comment\n\n" + (zoos / "first" / "DIN.py").read_text())
     assert before == code_hash(load_model_class("DIN", zoos / "third"))
+    (zoos / "fourth").mkdir()
+    (zoos / "fourth" / "scale.py").write_text("SCALE = 1.0\n")
+    (zoos / "fourth" / "DIN.py").write_text((zoos / "first" / "DIN.py").read_text() + "\nimport json, scale\n")
+    (zoos / "fifth").mkdir()
+    (zoos / "fifth" / "scale.py").write_text("SCALE = 2.0\n")
+    (zoos / "fifth" / "DIN.py").write_text((zoos / "fourth" / "DIN.py").read_text())
+    monkeypatch.syspath_prepend(zoos / "fourth")
+    hashes = [code_hash(load_model_class("DIN", zoos / name)) for name in ("fourth", "fifth")]
+    assert len({before, *hashes}) == 3
     assert code_hash(type("Made", (), {"__module__": "nowhere"})) == ""
 
 
