@@ -621,9 +621,9 @@ class DNNModel(MultimodalModel):
             "batch_norm": batch_norm,
         }
 
-    def make_dnn(self, input_dim: int) -> MLP_Block:
-        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label."""
-        return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
+    def make_dnn(self, input_dim: int, output_dim: int | None = None) -> MLP_Block:
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label by default."""
+        return MLP_Block(input_dim=input_dim, output_dim=output_dim or self.num_tasks, **self._dnn_settings)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
