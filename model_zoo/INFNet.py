@@ -87,9 +87,7 @@ class INFNet(DNNModel):
         dim, self.v2 = self.embedding_dim, form == "v2"
         self.item_token, self.pool = nn.Linear(self.item_dim, dim), nn.Linear(dim, dim, bias=False)
         inputs = self.context_dim + self.item_dim
-        self.field_hubs = nn.Sequential(
-            nn.Linear(inputs, num_hubs * dim), nn.ReLU(), nn.Linear(num_hubs * dim, num_hubs * dim)
-        )
+        self.field_hubs = mlp(inputs, num_hubs * dim, num_hubs * dim)
         self.tasks = nn.Parameter(torch.randn(self.num_tasks, dim) / dim**0.5)
         self.shared = nn.Parameter(torch.randn(num_shared, dim) / dim**0.5)
         hubs = {"fields": num_hubs, "history": 1, "tasks": num_shared + self.v2 * self.num_tasks}
@@ -107,7 +105,7 @@ class INFNet(DNNModel):
         fields = torch.cat([e.context, e.target], dim=1)
         history = e.history.map(self.item_token)
         total = weighted_sum(history, torch.ones_like(history.values[:, 0]))
-        tasks, shared = (tokens.expand(len(total), -1, -1) for tokens in (self.tasks, self.shared))
+        tasks, shared = (tokens.expand(total.shape[0], -1, -1) for tokens in (self.tasks, self.shared))
         hubs = {
             "fields": self.field_hubs(fields).unflatten(1, (-1, total.shape[1])),
             "history": self.pool(total).unsqueeze(1),
@@ -168,9 +166,8 @@ class InformationFlow(nn.Module):
         self.join = nn.ModuleDict({g: nn.Linear(3 * dim, dim) for g in hubs} if v2 else {})
         self.norm = nn.ModuleDict({g: nn.LayerNorm(dim) for g in hubs} if v2 else {})
         self.gates = nn.ModuleDict(
-            {g: nn.Linear(n * dim, 2 * dim) if v2 else nn.Sequential(nn.Linear(n * dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-             for g, n in hubs.items()}
-        )  # fmt: skip
+            {g: nn.Linear(n * dim, 2 * dim) if v2 else mlp(n * dim, dim, dim) for g, n in hubs.items()}
+        )
 
     def forward(
         self, hubs: dict[str, Tensor], tokens: dict[str, Tensor | History]
@@ -196,3 +193,8 @@ def moved(tokens: Tensor | History, scale: Tensor, shift: Tensor | float = 0.0) 
     if isinstance(tokens, History):
         return History(tokens.items, tokens.scale * scale, tokens.shift * scale + shift)
     return tokens * scale.unsqueeze(1) + (shift.unsqueeze(1) if isinstance(shift, Tensor) else shift)
+
+
+def mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+    """Return an MLP of one hidden layer."""
+    return nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim))
