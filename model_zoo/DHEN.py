@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -108,7 +108,8 @@ class DHEN(DNNModel):
         tokens = torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=1)
         tokens = tokens.unflatten(1, (-1, self.embedding_dim))
         for layer, shortcut, norm in zip(self.layers, self.shortcuts, self.norms, strict=True):
-            tokens = norm(sum((interaction(tokens) for interaction in layer.values()), shortcut(tokens)))
+            interactions: Iterable[nn.Module] = layer.values()  # type: ignore[operator]
+            tokens = norm(sum((interaction(tokens) for interaction in interactions), shortcut(tokens)))
         return self.dnn(tokens.flatten(1))
 
 

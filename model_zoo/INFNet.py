@@ -118,7 +118,9 @@ class INFNet(DNNModel):
         }
         for layer in self.layers:
             hubs, tokens = layer(hubs, tokens)
-        return torch.cat([head(tokens["tasks"][:, i]) for i, head in enumerate(self.heads)], dim=1)
+        last = tokens["tasks"]
+        assert isinstance(last, Tensor)
+        return torch.cat([head(task) for head, task in zip(self.heads, last.unbind(1), strict=True)], dim=1)
 
 
 class History(NamedTuple):
@@ -174,7 +176,7 @@ class InformationFlow(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | History]]:
         """Return hubs and tokens after the layer."""
         read = {
-            name: [flow(hubs.get(name, tokens["tasks"]), tokens[g]) for g, flow in flows.items()]
+            name: [flow(hubs.get(name, tokens["tasks"]), tokens[g]) for g, flow in flows.items()]  # type: ignore[operator]
             for name, flows in self.flows.items()
         }
         if self.v2:
