@@ -66,7 +66,7 @@ with deferred_imports(*DEFERRED):
 from fuxictr_mm.config import ModelSettings  # noqa: E402
 from fuxictr_mm.data.schema import parse_features  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
-from fuxictr_mm.tasks import check_tasks, loss_of_tasks  # noqa: E402
+from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
 from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
 
@@ -153,7 +153,7 @@ def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[
     check_tasks(ModelSettings.of(params, name), labels, name)
 
 
-def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | None = None) -> None:
+def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | str | None = None) -> None:
     """Adapt a FuxiCTR model to this library's training, on batches of a format.
 
     A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. State dicts are
@@ -170,7 +170,13 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     model.load_weights = partial(load_state_dict, model)
     model.forward = partial(_first_forward, model, view)
     if getattr(type(model), "add_loss", None) is MultiTaskModel.add_loss:
-        weights = [(task_weights or {}).get(name, 1.0) for name in model.feature_map.labels]
+        if isinstance(task_weights, str):
+            if any(loss is not torch.nn.functional.binary_cross_entropy for loss in model.loss_fn):
+                raise ConfigError(f"{model.model_id}: task_weights: uncertainty takes loss: binary_crossentropy alone")
+            model.task_uncertainty = UncertaintyWeights(len(model.feature_map.labels)).to(model.device)
+            model.optimizer.add_param_group({"params": list(model.task_uncertainty.parameters())})
+        given = task_weights if isinstance(task_weights, Mapping) else {}
+        weights = [given.get(name, 1.0) for name in model.feature_map.labels]
         model.add_loss = partial(_add_loss_of_tasks, model, weights)
     _add_linear_weights(model)
     _take_older_arguments(model)
@@ -183,11 +189,14 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
 
 
 def _add_loss_of_tasks(
-    model: Any, weights: Sequence[float], return_dict: Mapping[str, Tensor], y_true: Sequence[Tensor]
+    model: Any, weights: Sequence[float] | Tensor, return_dict: Mapping[str, Tensor], y_true: Sequence[Tensor]
 ) -> Tensor:
     """Return the sum of the losses of a multi-task model of FuxiCTR."""
     predictions = [return_dict[f"{name}_pred"] for name in model.feature_map.labels]
-    return loss_of_tasks(model.loss_fn, predictions, y_true, weights)
+    more: Tensor | float = 0.0
+    if hasattr(model, "task_uncertainty"):
+        weights, more = model.task_uncertainty()
+    return loss_of_tasks(model.loss_fn, predictions, y_true, weights) + more
 
 
 def _first_forward(model: Any, view: str, inputs: Any) -> Any:

@@ -432,8 +432,10 @@ class ModelSettings(Settings):
         "binary_crossentropy",
         description="The task's loss: `binary_crossentropy` or `mse_loss`; or a list, one for each label.",
     )
-    task_weights: dict[str, Annotated[Number, Field(ge=0, lt=math.inf)]] | None = Field(
-        None, description="Weights of the labels' losses by name, such as `{click: 1, like: 0.5}`; 1 if not named."
+    task_weights: dict[str, Annotated[Number, Field(ge=0, lt=math.inf)]] | Literal["uncertainty"] | None = Field(
+        None,
+        description="Weights of the labels' losses by name, such as `{click: 1, like: 0.5}`; 1 if not named. "
+        "`uncertainty` learns them.",
     )
     optimizer: str = Field("adam", description="Name of a class of `torch.optim`; `adam` is fused.")
     learning_rate: Number = Field(1e-3, gt=0, lt=math.inf, description="Learning rate of the optimizer.")

@@ -32,7 +32,7 @@ from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.tables import choose_kinds, touched_parameters
-from fuxictr_mm.tasks import check_tasks, loss_of_tasks
+from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.optim import (
@@ -166,7 +166,11 @@ class MultimodalModel(BaseModel):
         )
         self.task = task
         self.num_tasks = len(feature_map.labels)
-        self.task_weights = [(settings.task_weights or {}).get(name, 1.0) for name in feature_map.labels]
+        given = settings.task_weights
+        self.task_uncertainty = None
+        if given == "uncertainty":
+            self.task_uncertainty = UncertaintyWeights(self.num_tasks, 0.5 if task == "regression" else 1.0)
+        self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in feature_map.labels]
         self.loss_from = loss_from
         self.factor = factor
         self.learning_rate = settings.learning_rate
@@ -504,7 +508,8 @@ class MultimodalModel(BaseModel):
             y_true = y_true + self.label_smoothing * (0.5 - y_true)
         if self.num_tasks == 1:
             return loss(inputs, y_true)
-        return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), self.task_weights)
+        weights, more = (self.task_weights, 0.0) if self.task_uncertainty is None else self.task_uncertainty()
+        return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), weights) + more
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
         """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
@@ -621,9 +626,9 @@ class DNNModel(MultimodalModel):
             "batch_norm": batch_norm,
         }
 
-    def make_dnn(self, input_dim: int) -> MLP_Block:
-        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label."""
-        return MLP_Block(input_dim=input_dim, output_dim=self.num_tasks, **self._dnn_settings)
+    def make_dnn(self, input_dim: int, output_dim: int | None = None) -> MLP_Block:
+        """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label by default."""
+        return MLP_Block(input_dim=input_dim, output_dim=output_dim or self.num_tasks, **self._dnn_settings)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.errors import ConfigError, nearest
@@ -26,6 +27,12 @@ def check_tasks(settings: ModelSettings, labels: Sequence[str], model_id: str) -
                 f"{model_id}: {key} has {len(given)} entries, but the dataset has {len(labels)} labels ({names}); "
                 "expected one entry for each, or no list"
             )
+    if settings.task_weights == "uncertainty":
+        if len(labels) == 1:
+            raise ConfigError(
+                f"{model_id}: task_weights is uncertainty, but there is one label ({names}); leave it out"
+            )
+        return
     for name in settings.task_weights or {}:
         if name not in labels:
             raise ConfigError(
@@ -41,7 +48,7 @@ def loss_of_tasks(
     losses: Sequence[Callable[..., Tensor]],
     predictions: Sequence[Tensor],
     labels: Sequence[Tensor],
-    weights: Sequence[float],
+    weights: Sequence[float] | Tensor,
 ) -> Tensor:
     r"""Return the weighted sum of the losses of several labels, each the mean over the rows that have the label.
 
@@ -57,7 +64,7 @@ def loss_of_tasks(
         What it takes for each label, of one shape.
     labels : sequence of Tensor
         The labels of the same shape, NaN for one that is missing.
-    weights : sequence of float
+    weights : sequence of float or Tensor
         w, the weight of each label.
     """
     total = predictions[0].new_zeros(())
@@ -67,3 +74,31 @@ def loss_of_tasks(
         # No count is read from the device: it would wait for it.
         total = total + weight * values.sum() / (~missing).sum().clamp(min=1)
     return total
+
+
+class UncertaintyWeights(nn.Module):
+    r"""Weights of the losses of several labels that are learned, from the noise of each.
+
+    Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics", CVPR 2018,
+    https://arxiv.org/abs/1705.07115
+
+    .. math:: L = \sum_t c \, e^{-s_t} L_t + \tfrac{1}{2} s_t, \qquad s_t = \log \sigma_t^2
+
+    with c = 1 for cross-entropy and 1/2 for a squared error; s starts at 0.
+
+    Parameters
+    ----------
+    num_tasks : int
+        Labels.
+    factor : float
+        c.
+    """
+
+    def __init__(self, num_tasks: int, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.log_variances = nn.Parameter(torch.zeros(num_tasks))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the weights ``(T,)`` and the term of the loss that keeps them from vanishing."""
+        return self.factor * (-self.log_variances).exp(), self.log_variances.sum() / 2

@@ -70,10 +70,11 @@ def build(tiny_dataset, tmp_path) -> Callable[..., tuple[Any, Any]]:
     """Build the model of an experiment id with a seed; returns it and its dataset."""
     from fuxictr_mm.experiment import Experiment
 
-    def make(expid: str, *, seed: int = 1, **settings: Any) -> tuple[Any, Any]:
+    def make(expid: str, *, seed: int = 1, labels: Sequence[str] = (), **settings: Any) -> tuple[Any, Any]:
         settings = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, **settings}
         experiment = Experiment.load(expid, ROOT, model_zoo=ROOT / "model_zoo", **settings)
         dataset = tiny_dataset(experiment.config.to_dict())
+        dataset.feature_map.labels = list(labels) or dataset.feature_map.labels
         torch.manual_seed(seed)
         return experiment.build_model(dataset), dataset
 

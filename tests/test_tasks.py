@@ -19,7 +19,7 @@ from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
-from fuxictr_mm.tasks import check_tasks, loss_of_tasks
+from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import exits_naming, raises_naming
@@ -50,6 +50,31 @@ def test_the_loss_in_closed_form():
     torch.testing.assert_close(gradient, by_hand, rtol=1e-12, atol=0)
 
 
+def test_learned_weights_in_closed_form():
+    weights = UncertaintyWeights(2).double()
+    losses = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    with torch.no_grad():
+        weights.log_variances.copy_(torch.tensor([0.2, -0.4], dtype=torch.float64))
+    found, more = weights()
+    expected = math.exp(-0.2) * 0.3 + math.exp(0.4) * 0.7 + (0.2 - 0.4) / 2
+    assert ((found * losses).sum() + more).item() == pytest.approx(expected, rel=1e-12)
+    with torch.no_grad():  # the loss is least where the variance is twice the loss
+        weights.log_variances.copy_((2 * losses).log())
+    found, more = weights()
+    (gradient,) = torch.autograd.grad((found * losses).sum() + more, weights.log_variances)
+    assert gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("expid", ["X", "Towers"])
+def test_learned_weights(world, tmp_path, expid):
+    experiment = load(world, tmp_path, expid, epochs=3, task_weights="uncertainty")
+    run = experiment.fit()
+    assert min(run.valid["click_AUC"], run.valid["like_AUC"]) > 0.85
+    learned = torch.load(experiment.paths.weights, weights_only=True)["task_uncertainty.log_variances"]
+    assert 0.01 < learned.abs().min() < learned.abs().max() < 2
+    assert experiment.predict().shape == (200, 2)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -59,6 +84,7 @@ def test_the_loss_in_closed_form():
         ({"task_weights": {"click": 0, "like": 0}}, ["task_weights", "0"]),
         ({"task": ["regression", "binary_classification"]}, ["task", "regression"]),
         ({"task_weights": {"like": -1}}, ["task_weights", "-1"]),
+        ({"task_weights": "uncertain"}, ["task_weights", "uncertain"]),
     ],
 )
 def test_settings_of_other_labels_are_refused(settings, words):

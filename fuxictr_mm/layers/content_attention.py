@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.jagged import Jagged, weighted_sum
+from fuxictr_mm.jagged import Jagged, is_exporting, weighted_sum
 
 
 def tiers(cosines: Tensor, num_tiers: int) -> Tensor:
@@ -134,15 +134,18 @@ class SemanticAttention(nn.Module):
         Tensor
             ``(B, A)``, zero for an empty history.
         """
-        query, key, value = self.W_q(target), history.map(self.W_k), history.map(self.W_v)
+        query, key = self.W_q(target), history.map(self.W_k)
         if self.code:
-            query, key, value = F.silu(query), key.map(F.silu), value.map(F.silu)
+            query, key = F.silu(query), key.map(F.silu)
         else:
             query = query / (query.shape[1] / self.num_heads) ** 0.5
         of_content = cosines.unsqueeze(1) if self.temperature is None else cosines.unsqueeze(1) / self.temperature
         scores = _products(query, key, self.num_heads)
         scores = self.gamma[0] * scores + self.gamma[1] * of_content + self.gamma[2] * scores * of_content
-        return _pool(value, history.with_values(scores).softmax().values)
+        weights = history.with_values(scores).softmax().values
+        if self.code:
+            return _segment_sum(history.map(self.W_v).map(F.silu), weights)
+        return _project_sum(history, self.W_v, weights)
 
 
 class BucketAttention(nn.Module):
@@ -199,7 +202,7 @@ class BucketAttention(nn.Module):
         mass_BKH = weights_NH.new_zeros(history.num_rows * size, heads).index_add(0, cell_N, weights_NH)
         mass_BKH = mass_BKH.view(-1, size, heads)
         of_tiers_BA = torch.einsum("bkh,khd->bhd", mass_BKH, _split(self.tier_values, heads)).flatten(1)
-        return _pool(history.map(self.W_v), weights_NH) + of_tiers_BA
+        return _project_sum(history, self.W_v, weights_NH) + of_tiers_BA
 
 
 def _split(values: Tensor, num_heads: int) -> Tensor:
@@ -211,10 +214,17 @@ def _products(query: Tensor, key: Jagged, num_heads: int) -> Tensor:
     return _split(query.index_select(0, key.rows) * key.values, num_heads).sum(dim=-1)
 
 
-def _pool(value: Jagged, weights: Tensor) -> Tensor:
+def _project_sum(history: Jagged, project: nn.Linear, weights: Tensor) -> Tensor:
+    """Return the weighted sums of projected entries, ``(B, A)``: with one head, the projections of fewer sums."""
+    few_rows = is_exporting() or history.num_rows <= history.distinct.shape[0]  # sizes of an export vary
+    if weights.shape[1] == 1 and few_rows:
+        return project(weighted_sum(history, weights.squeeze(1)))
+    return _segment_sum(history.map(project), weights)
+
+
+def _segment_sum(value: Jagged, weights: Tensor) -> Tensor:
     """Return the weighted sums of entries of dim A, each head its part, ``(B, A)``."""
     num_heads = weights.shape[1]
     if num_heads == 1:
         return weighted_sum(value, weights.squeeze(1))
-    pooled_BHHd = _split(weighted_sum(value, weights), num_heads)
-    return pooled_BHHd.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1)
+    return value.with_values(_split(value.values, num_heads).mul(weights.unsqueeze(2)).flatten(1)).sum()

@@ -102,6 +102,7 @@ NOT_RUN = {
     r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
+    r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
     r"^fuxictr-mm prepare |--config data/kuairand": "needs the owner's files; tests/datasets runs the readers",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.compare_errors ": "takes six seeds of each experiment; the options have to be those of the script",

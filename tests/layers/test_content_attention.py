@@ -7,7 +7,7 @@ import torch
 
 from fuxictr_mm.layers import BucketAttention, SemanticAttention, SimTier, tiers
 
-LENGTHS = [[3, 0, 1, 5], [1], [0], [4, 4]]
+LENGTHS = [[3, 0, 1, 5], [1], [0], [4, 4], [2, 0, 1, 3, 1, 2, 0]]  # rows, fewer and more than distinct items
 
 
 def softmax_over(scores, mask):
@@ -31,7 +31,7 @@ def given(request, make_history, pad, side):
     return target, history, cosines, padded, padded_cosines, mask
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("form", ["paper", "code"])
 def test_semantic_attention(given, assert_same, form, heads):
     target, history, cosines, padded, padded_cosines, mask = given

@@ -73,22 +73,27 @@ def pair(build, make_batch, float64) -> Callable:
 
 @pytest.fixture
 def equals_dense(pair) -> Callable:
-    """Compare logits and every gradient with ``dense(model, padded)``, ``(B,)`` or that and a term of the loss."""
+    """Compare logits and every gradient with ``dense(model, padded)``, ``(B,)`` or that and a term of the loss.
+
+    With ``labels``, two of them, the logits are ``(B, 2)``.
+    """
 
     def check(expid: str, dense: Callable, **settings):
         model, batch = pair(expid, **settings)
+        tasks = model.num_tasks
         for side, padding in (("left", 0), ("left", 3), ("right", 5)):
             model.train()
             torch.manual_seed(7)
             returned = model(batch)
             label = batch.label.view(-1, 1)
+            label = label if tasks == 1 else torch.cat([label, label.roll(1, 0)], dim=1)
             loss = model.add_loss(returned, label)
             found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
             torch.manual_seed(7)
             logits = dense(model, Padded.of(model, batch, side, padding))
             logits, more = logits if isinstance(logits, tuple) else (logits, 0.0)
-            torch.testing.assert_close(returned["logit"], logits.view(-1, 1), rtol=1e-9, atol=1e-9)
-            expected_loss = F.binary_cross_entropy_with_logits(logits.view(-1, 1), label) + more
+            torch.testing.assert_close(returned["logit"], logits.view(-1, tasks), rtol=1e-9, atol=1e-9)
+            expected_loss = F.binary_cross_entropy_with_logits(logits.view(-1, tasks), label) * tasks + more
             torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=1e-9)
             expected = torch.autograd.grad(expected_loss, list(model.parameters()), allow_unused=True)
             for (name, parameter), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
@@ -99,7 +104,7 @@ def equals_dense(pair) -> Callable:
             one = pair(expid, lengths, **settings)[1]
             logits = dense(model, Padded.of(model, one))
             logits = logits[0] if isinstance(logits, tuple) else logits
-            torch.testing.assert_close(model(one)["logit"], logits.view(-1, 1), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(model(one)["logit"], logits.view(-1, tasks), rtol=1e-9, atol=1e-9)
 
     return check
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 NAMES = [
-    "BST", "DIEN", "DIN_CrossAttention", "DMF", "DMGIN", "ETA", "HSTU", "InterFormer", "LateFusion",
+    "BST", "DHEN", "DIEN", "DIN_CrossAttention", "DMF", "DMGIN", "ETA", "HSTU", "INFNet", "InterFormer", "LateFusion",
     "MIND", "MUSE", "OneTrans", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
 ]  # fmt: skip
 

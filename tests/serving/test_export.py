@@ -26,6 +26,7 @@ REFUSED = ("DMGIN", "InterFormer", "SEMINAR")
 CASES = [
     *((f"{name}_tiny", {}) for name in NAMES if name not in REFUSED),
     ("Transformer_DCN_published_tiny", {}),
+    ("INFNet_v2_tiny", {}),
     ("DIN_MM_tiny", {"interest": "din", "senet": False, "cross": "mix", "bilinear": "field_each"}),
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2"}),
 ]

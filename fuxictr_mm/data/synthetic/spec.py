@@ -72,6 +72,9 @@ class SyntheticSpec:
     taste_share: float = _option(0.0, "fraction of targets that are chosen by taste, as what a user liked was")
     history_noise: float = _option(0.0, "fraction of a history that is chosen whatever the taste")
     recent_noise: int = _option(0, "newest items of a row's history that are sampled uniformly, whatever the taste")
+    second_context: float = _option(
+        0.0, "factor on popularity and levels in the logit of a second label, like; 0: there is no second label"
+    )
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
@@ -168,6 +171,12 @@ PRESETS: dict[str, SyntheticSpec] = {
         history_noise=0.7,
         recent_noise=50,
     ),
+    # Two labels that follow the same taste, and of which one rises with what lets the other fall.
+    "tasks": SyntheticSpec(
+        popularity_effect=1.0,
+        context_effect=0.7,
+        second_context=-1.0,
+    ),
     # As many rows, users and items in histories as Taobao-MM: use it with --scale.
     "taobao-mm": SyntheticSpec(
         users=8_800_000,
@@ -212,6 +221,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm synth --preset tiny --out data/my_data",
         "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
         "fuxictr-mm synth --preset long --out data/long_mm",
+        "fuxictr-mm synth --preset tasks --out data/tasks_mm",
         "fuxictr-mm synth --preset taobao-mm --scale 0.01 --out data/taobao_like",
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")

@@ -123,17 +123,19 @@ class World:
         )
 
     def true_logit(
-        self, users: Integers, items: Integers, *, text: bool = True, image: bool = True, context: bool = True
+        self, users: Integers, items: Integers, *, text: bool = True, image: bool = True, context: float = 1.0
     ) -> NDArray[np.float64]:
-        """Return the log odds of a click, ``(B,)``.
+        """Return the log odds of a click, ``(B,)``; with ``context=spec.second_context`` those of the second label.
 
         Parameters
         ----------
         users, items : ndarray of int64, (B,)
             Ids of the pairs.
-        text, image, context : bool
-            Terms to count: taste for the text topics, for the image topics, popularity with the two levels. Fewer terms
-            give the best score that a model seeing only these could reach.
+        text, image : bool
+            Terms to count: taste for the text topics, for the image topics. Fewer terms give the best score that a
+            model seeing only these could reach.
+        context : float
+            Factor on the term of popularity with the two levels; 0 leaves it out.
         """
         spec = self.spec
         logit = np.full(len(users), spec.bias)
@@ -144,7 +146,7 @@ class World:
         if context:
             middle, deviation = (LEVELS + 1) / 2, np.sqrt((LEVELS**2 - 1) / 12)
             levels = (self.likes_level[items] + self.views_level[items] - 2 * middle) / deviation
-            logit += spec.popularity_effect * self.popularity[items] + spec.context_effect * levels
+            logit += context * (spec.popularity_effect * self.popularity[items] + spec.context_effect * levels)
         return logit
 
     def embedded(self, chunk: int, ids: Integers) -> NDArray[np.bool_]:
@@ -351,13 +353,13 @@ def sample_row_chunk(
     while len(clash):  # ends: a history holds at most half as many items as are warm
         items[clash] = warm[_sample_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
-    probability = 0.5 + 0.5 * np.tanh(world.true_logit(users, items) / 2)  # the sigmoid, without overflow
+    probability = sigmoid(world.true_logit(users, items))
     shown = histories.padded(users, lengths, spec.seq_len)
     if spec.recent_noise:
         recent = shown[:, -spec.recent_noise :]
         random = warm[_sample_below(rng, len(warm), recent.size)].reshape(recent.shape)
         np.copyto(recent, random, where=(recent > 0) & (random != items[:, None]))
-    return {
+    columns = {
         "user_id": users,
         "item_id": items,
         "item_seq": shown,
@@ -365,6 +367,39 @@ def sample_row_chunk(
         "views_level": world.views_level[items],
         "label": (rng.random(count) < probability).astype(np.int64),
     }
+    if spec.second_context:
+        probability = sigmoid(world.true_logit(users, items, context=spec.second_context))
+        columns["like"] = (rng.random(count) < probability).astype(np.int64)
+    return columns
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities, without overflow."""
+    return 0.5 + 0.5 * np.tanh(logits / 2)
+
+
+def expected_auc(scores: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
+    r"""Return the expected AUC of scores over labels that are sampled from logits.
+
+    .. math:: \sum_{i, j} p_i (1 - p_j) [s_i > s_j] \, / \sum_{i, j} p_i (1 - p_j), \qquad p = \sigma(l)
+
+    without pairs of a row with itself; no model has more than ``expected_auc(logits, logits)``, but for noise.
+
+    Parameters
+    ----------
+    scores : ndarray, (B,)
+        Any, without ties.
+    logits : ndarray, (B,)
+        Log odds of the labels.
+
+    Examples
+    --------
+    >>> expected_auc(np.array([0.0, 1.0]), np.array([0.0, np.log(3)])) # 3/8 of 4/8 pairs
+    0.75
+    """
+    positive = sigmoid(logits[np.argsort(scores, kind="stable")])
+    below = np.cumsum(1 - positive) - (1 - positive)
+    return float((positive * below).sum() / (positive.sum() * (1 - positive).sum() - (positive * (1 - positive)).sum()))
 
 
 MOODS = ("quiet", "golden", "hidden", "endless", "early", "little", "northern", "restless")

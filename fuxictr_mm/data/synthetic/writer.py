@@ -276,14 +276,15 @@ def _write_split(
     world: World, histories: Histories, exposure: NDArray[np.float64], split: str, folder: Path, progress: bool
 ) -> None:
     """Write one split; the test split once without labels and once with them."""
-    integers = ("user_id", "item_id", "likes_level", "views_level", "label")
+    labels = ["label", "like"] if world.spec.second_context else ["label"]
+    integers = ("user_id", "item_id", "likes_level", "views_level", *labels)
     fields = {name: pa.field(name, pa.int64()) for name in integers}
     history = pa.field("item_seq", pa.list_(pa.int64(), world.spec.seq_len))
     labelled = pa.schema([fields["user_id"], fields["item_id"], history, *list(fields.values())[2:]])
     schemas = {f"{split}.parquet": labelled}
     if split == "test":
         schemas = {
-            "test.parquet": labelled.remove(labelled.get_field_index("label")),
+            "test.parquet": pa.schema([field for field in labelled if field.name not in labels]),
             "test_labelled.parquet": labelled,
         }
     total = getattr(world.spec, f"{split}_rows")
