@@ -544,6 +544,11 @@ class ExperimentConfig(ModelSettings):
         "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
     )
     buffer_rows: PositiveInt = Field(1_000_000, description="Examples in the shuffle buffer of a streamed split.")
+    streams: PositiveInt | None = Field(
+        None,
+        description="Virtual streams that the processes read the training split in, a multiple of their number; null: "
+        "none for one process, 24 (or the next multiple of their number) for several.",
+    )
     batch_view: Literal["jagged", "challenge", "flat"] | None = Field(
         None, description="Batch format; null: the one of the model's class."
     )

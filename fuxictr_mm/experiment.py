@@ -24,7 +24,9 @@ from fuxictr_mm.config import ExperimentConfig, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
-from fuxictr_mm.data.loaders import InMemoryLoader, Loader, Shard
+from fuxictr_mm.data.interleaved import InterleavedLoader
+from fuxictr_mm.data.loaders import InMemoryLoader, Loader
+from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
@@ -336,8 +338,13 @@ class Experiment:
             self.prepare_process()
             vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
             other = None if path == self.config.dataset.test_data else path
-            params, needs, folder = self.config.to_dict(), {"test": False}, Path(scratch)
-            dataset = load_dataset(params, needs, vocabularies, flat=self._is_flat, test_data=other, scratch=folder)
+            options: dict[str, Any] = {
+                "flat": self._is_flat,
+                "test_data": other,
+                "scratch": Path(scratch),
+                "shard": self.make_shard(),
+            }
+            dataset = load_dataset(self.config.to_dict(), {"test": False}, vocabularies, **options)
             model = self.build_model(dataset)
             model.load_weights(weights)
             files.open(logs, "a")
@@ -351,7 +358,16 @@ class Experiment:
         if device.type == "cpu" and config.keep_memory:
             keep_freed_memory()
 
-    def load_dataset(self, splits: Mapping[str, bool], weights: StrPath | None = None) -> Dataset:
+    def make_shard(self) -> Shard:
+        """Return the part of the rows that this process reads, alone or as one of several."""
+        config, processes = self.config, distributed.size()
+        if not config.shuffle:
+            return distributed.make_shard(None)  # in the files' order, every process passes over all rows
+        return distributed.make_shard(config.streams or (default_streams(processes) if processes > 1 else None))
+
+    def load_dataset(
+        self, splits: Mapping[str, bool], weights: StrPath | None = None, shard: Shard | None = None
+    ) -> Dataset:
         """Read and check splits of the dataset.
 
         Parameters
@@ -360,6 +376,8 @@ class Experiment:
             Whether each split must have labels.
         weights : path, optional
             Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data.
+        shard : Shard, optional
+            The part of the rows that this process reads; ``make_shard`` by default.
 
         Raises
         ------
@@ -367,7 +385,8 @@ class Experiment:
             Anything that is wrong with the data, or with the file of the vocabularies.
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
-        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self._is_flat)
+        shard = self.make_shard() if shard is None else shard
+        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self._is_flat, shard=shard)
 
     @property
     def _is_flat(self) -> bool:
@@ -419,20 +438,25 @@ class Experiment:
         *,
         shuffle: bool = False,
         training: bool = False,
+        shard: Shard | None = None,
     ) -> Loader:
         """Return a loader of a split, in memory or streamed, in the batch format of the model.
 
-        Of several processes, each gets a part of every batch for training, otherwise a part of the rows.
+        Of several processes, each gets a part of every batch for training; otherwise ``split`` is its part of the rows.
+        All of them call it together.
         """
         config = self.config
         feature_map = model.feature_map
         view = make_formatter(self.batch_format(model), feature_map, feature_map.items, config.max_len)
         device = device_of(config.gpu)
-        share = Shard(distributed.rank(), distributed.size(), "batch" if training else "block")
+        share = (self.make_shard() if shard is None else shard) if training else Shard()
         options: dict[str, Any] = {"shuffle": shuffle, "seed": config.seed, "view": view, "share": share}
         if isinstance(split, InteractionTable):
-            return InMemoryLoader(split.to(device), config.batch_size, **options)
-        return StreamingLoader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
+            is_part = share.size > 1 and share.streams is not None
+            rows = int(distributed.total(len(split))) if is_part else len(split)
+            return InMemoryLoader(split.to(device), config.batch_size, num_samples=rows, **options)
+        loader = StreamingLoader if share.streams is None else InterleavedLoader
+        return loader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of a finished run of exactly this configuration and model file, None if there is none.

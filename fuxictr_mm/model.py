@@ -35,6 +35,7 @@ from fuxictr_mm.tables import choose_kinds, touched_parameters
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
+from fuxictr_mm.training.distributed import Replicas
 from fuxictr_mm.training.optim import (
     Penalty,
     Schedule,
@@ -186,6 +187,10 @@ class MultimodalModel(BaseModel):
         self.compiled_logits = compiled(self.logits) if compile else None
         self._max_gradient_norm = settings.max_gradient_norm
         self._batch_index, self._steps_per_epoch = 0, 1
+        #: Whether gradients wait for those of further batches.
+        self.is_accumulating = False
+        #: Of several processes that train together.
+        self.replicas: Replicas | None = None
         self.items: ItemTable = feature_map.items
         specs = {n: s for n, s in feature_map.features.items() if s["type"] != "meta"}
         self.computed = {n: s for n, s in specs.items() if "computed" in s}
@@ -290,6 +295,11 @@ class MultimodalModel(BaseModel):
         self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
         self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
 
+    @property
+    def has_own_step(self) -> bool:
+        """Whether the model's class defines how it takes a step."""
+        return type(self).train_step is not MultimodalModel.train_step
+
     def _choose_tables(self) -> None:
         """Give the embedding table of every feature its kind (``table``)."""
         layers = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
@@ -299,8 +309,8 @@ class MultimodalModel(BaseModel):
             obstacle = f"optimizer: {self.optimizer_name} updates all rows and table_optimizer is not set"
         elif self.compiled_logits is not None:
             obstacle = "compile is True"
-        own_step = type(self).train_step is not MultimodalModel.train_step  # which may not take sparse gradients
-        doubt = f"{type(self).__name__} has a train_step of its own" if own_step else None
+        # Its own may not take sparse gradients.
+        doubt = f"{type(self).__name__} has a train_step of its own" if self.has_own_step else None
         choose_kinds(tables, self.feature_map.features, obstacle, doubt)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -538,12 +548,12 @@ class MultimodalModel(BaseModel):
         Tensor
             The batch's loss, detached and still on the device.
         """
-        loss = self.add_loss(self.forward(batch), self.get_labels(batch))
         done = self._batch_index % self.accumulation_steps
         # The last update of an epoch may accumulate fewer batches.
         count = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
-        (loss / count).backward()
-        if done + 1 == count:
+        self.is_accumulating = done + 1 < count
+        loss = self.backward(batch, count)
+        if not self.is_accumulating:
             self.penalty.add_gradients()
             clip_gradients(self._trained, self._max_gradient_norm)
             self.schedule.set_rates(self._total_steps, self._planned_steps)
@@ -553,6 +563,18 @@ class MultimodalModel(BaseModel):
             self.optimizer.zero_grad()
             if self.average is not None:
                 self.average.update()
+        return loss
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, without the regularizers; all that a gradient of training comes from."""
+        return self.add_loss(self.forward(batch), self.get_labels(batch))
+
+    def backward(self, batch: Batch, count: int = 1) -> Tensor:
+        """Add the gradient of the loss, divided by ``count``, to the gradients, and return the loss, detached."""
+        if self.replicas is not None:
+            return self.replicas.backward(batch, count, synchronize=not self.is_accumulating)
+        loss = self.batch_loss(batch)
+        (loss / count).backward()
         return loss.detach()
 
     def fit(

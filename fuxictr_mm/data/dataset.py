@@ -19,6 +19,7 @@ from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.parquet import is_zero_padded
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.runtime import device_of
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Dataset:
     """Features, items, the requested splits and the vocabularies of a dataset.
 
-    A split that does not fit into memory is read and checked once, and stays on disk.
+    A split that does not fit into memory is read and checked once, and stays on disk. Of several processes, each has
+    its part of a split in memory, and of a split that is scored; the summaries are of all rows.
     """
 
     features: list[Feature]
@@ -42,7 +44,10 @@ class Dataset:
 
 
 def load_dataset(
-    params: Mapping[str, Any], needs_labels: Mapping[str, bool], vocabularies: Vocabularies | None = None
+    params: Mapping[str, Any],
+    needs_labels: Mapping[str, bool],
+    vocabularies: Vocabularies | None = None,
+    shard: Shard | None = None,
 ) -> Dataset:
     """Read and check a dataset.
 
@@ -54,6 +59,8 @@ def load_dataset(
         Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels.
     vocabularies : Vocabularies, optional
         Those of the run whose weights are used; built from the data by default, those of context from ``train_data``.
+    shard : Shard, optional
+        The part that this process reads of every split; all of it by default.
 
     Raises
     ------
@@ -61,6 +68,7 @@ def load_dataset(
         For anything in the files that would fail later.
     """
     started = time.perf_counter()
+    shard = Shard() if shard is None else shard
     features = parse_features(params)
     names = {f.name for f in features}
     has_items = params.get("item_info") is not None
@@ -107,8 +115,11 @@ def load_dataset(
     encoding.vocabularies.update(vocabularies)
     if items.vocabulary is not None:
         encoding.vocabularies[ITEM_ID] = items.vocabulary
-    resident = choose_in_memory(files, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
-    tables = {split: _read(files[split], split in resident) for split in needs_labels}
+    own = {split: _own_rows(file, shard, split == "train") for split, file in files.items()}
+    fitting = choose_in_memory(own, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
+    # Of all processes, because the order of the rows depends on it.
+    resident = set.intersection(*map(set, shard.exchange(sorted(fitting))))
+    tables = {split: _read(own[split], split in resident, shard) for split in needs_labels}
     dims = {f.name: items.dim(f.name) for f in features if f.is_item and f.type in ("sequence", "embedding")}
     summaries = {split: summary for split, (_, summary) in tables.items()}
     _check_dims(features, summaries)
@@ -120,6 +131,8 @@ def load_dataset(
         logger.info(f"{split}: {summary.num_rows} rows, {history}{where} ({files[split].path})")
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
     splits = {split: table for split, (table, _) in tables.items()}
+    if "train" in splits and "train" not in resident:
+        splits["train"] = files["train"]  # of which the loader reads the streams of this process
     return Dataset(features, feature_map, items, splits, summaries, vocabularies)
 
 
@@ -178,12 +191,21 @@ def _vocabulary_sizes(
     return sizes
 
 
-def _read(files: InteractionFiles, resident: bool) -> tuple[InteractionTable | InteractionFiles, Summary]:
-    """Return a split, in memory or on disk, with its statistics; all rows are checked."""
-    if resident:
+def _own_rows(files: InteractionFiles, shard: Shard, training: bool) -> InteractionFiles:
+    """Return the rows of a split that this process reads."""
+    if shard.size == 1 or (training and shard.streams is None):
+        return files
+    return files.select(shard.train_rows(len(files)) if training else [shard.part(len(files))])
+
+
+def _read(files: InteractionFiles, resident: bool, shard: Shard) -> tuple[InteractionTable | InteractionFiles, Summary]:
+    """Return a split, in memory or on disk, with the statistics of all processes' rows; all rows are checked."""
+    exchange = Shard().exchange if files.parts is None else shard.exchange
+    if resident and len(files):
         table = concatenate(files.chunks())
-        return table, files.summarize([table])
+        return table, files.summarize([table], exchange)
     started = time.perf_counter()
-    summary = files.summarize()
-    logger.info(f"{files.path}: {summary.num_rows} rows checked in {time.perf_counter() - started:.1f} s")
+    summary = files.summarize(exchange=exchange)
+    if not resident:
+        logger.info(f"{files.path}: {summary.num_rows} rows checked in {time.perf_counter() - started:.1f} s")
     return files, summary

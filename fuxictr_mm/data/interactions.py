@@ -6,8 +6,9 @@ Shape letters: R rows, N history items of all rows, T labels of a row, one for e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,8 @@ class InteractionFiles:
         Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
     has_items : bool
         False for a dataset without target and history.
+    parts : sequence of slice, optional
+        The rows that are read, one part after other; all of them by default.
     """
 
     path: Path
@@ -252,9 +255,18 @@ class InteractionFiles:
     binary_label: bool = True
     encoding: Encoding = field(default_factory=Encoding)
     has_items: bool = True
+    parts: Sequence[slice] | None = None
 
     def __len__(self) -> int:
+        if self.parts is not None:
+            return sum(part.stop - part.start for part in self.parts)
         return sum(footer.num_rows for footer in self._footers.values())
+
+    def select(self, parts: Sequence[slice]) -> InteractionFiles:
+        """Return some rows of these files; row groups that hold none of them are not read."""
+        selected = replace(self, parts=parts)
+        selected.__dict__["_footers"] = self._footers  # which are read once
+        return selected
 
     @cached_property
     def _footers(self) -> dict[Path, pq.FileMetaData]:
@@ -299,22 +311,26 @@ class InteractionFiles:
         return sorted(found, key=lambda feature: not feature.is_further_history)
 
     def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
-        """Return all rows as ranges of about ``max_rows`` rows, in the files' order; by default one per file."""
-        return [
-            row_groups
-            for file, footer in self._footers.items()
-            for row_groups in parquet.split_row_groups(file, footer, max_rows or footer.num_rows)
-        ]
+        """Return the rows as ranges of about ``max_rows`` rows, in their order; by default one per file and part."""
+        ranges: list[parquet.RowGroupRange] = []
+        for part in [slice(0, sys.maxsize)] if self.parts is None else self.parts:
+            row = 0
+            for file, footer in self._footers.items():
+                start, stop = max(part.start - row, 0), min(part.stop - row, footer.num_rows)
+                if start < stop:
+                    ranges += parquet.split_row_groups(file, footer, max_rows or footer.num_rows, start, stop)
+                row += footer.num_rows
+        return ranges
 
     def chunks(self, ranges: Iterable[parquet.RowGroupRange] | None = None) -> Iterator[InteractionTable]:
-        """Yield the rows of some ranges of row groups, or all rows, in chunks, and check them.
+        """Yield the rows of some ranges of row groups, or of all, in chunks, and check them.
 
         Raises
         ------
         DataError, MissingFileError
             With the file, the column, the row and the value.
         """
-        if len(self) == 0:
+        if not any(footer.num_rows for footer in self._footers.values()):
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
         wanted += [f.column for f in [*self._context, *self._histories]]
@@ -403,8 +419,20 @@ class InteractionFiles:
         )
         return Vocabulary.build(arrays, f"{self.path}: {column}")
 
-    def summarize(self, chunks: Iterable[InteractionTable] | None = None) -> Summary:
+    def summarize(
+        self,
+        chunks: Iterable[InteractionTable] | None = None,
+        exchange: Callable[[Any], Sequence[Any]] = lambda value: [value],
+    ) -> Summary:
         """Return statistics of all rows, or of the chunks that hold them, and check the labels.
+
+        Parameters
+        ----------
+        chunks : iterable of InteractionTable, optional
+            Hold the rows; read by default.
+        exchange : callable
+            Returns what each of several processes passes, of which each has a part of the rows; see
+            ``fuxictr_mm.data.shards``.
 
         Raises
         ------
@@ -431,6 +459,10 @@ class InteractionFiles:
                 for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
                     values = values[~values.isnan()]
                     found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
+        parts = exchange([rows, items, largest, longest, [sorted(found) for found in labels]])
+        rows, items = (sum(part[index] for part in parts) for index in (0, 1))
+        largest, longest = (_maxima(part[index] for part in parts) for index in (2, 3))
+        labels = [set().union(*found) for found in zip(*(part[4] for part in parts if part[4]), strict=True)]
         for name, found in zip(self.labels, labels, strict=False):
             if self.needs_label and len(found) < (2 if self.binary_label else 1):
                 that = " that have it" if len(self.labels) > 1 else ""
@@ -438,6 +470,14 @@ class InteractionFiles:
                 expected = "both 0 and 1" if self.binary_label else "numbers"
                 raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
         return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest)
+
+
+def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the largest value of every key."""
+    found: dict[str, int] = {}
+    for part in parts:
+        found.update({key: max(value, found.get(key, value)) for key, value in part.items()})
+    return found
 
 
 def _to_column(decoded: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Column:

@@ -9,41 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.shards import Shard, local_sizes
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part of a split that one rank reads. The ranks' shards are disjoint and cover every row.
-
-    Parameters
-    ----------
-    rank : int
-        Rank of this process.
-    size : int
-        Number of processes.
-    by : {"batch", "block"}
-        ``"batch"``: a slice of every global batch of ``size * batch_size`` rows, so that all ranks take the same number
-        of steps. ``"block"``: a contiguous slice of the split, so that the shards in the order of their ranks are the
-        split in its order.
-    """
-
-    rank: int = 0
-    size: int = 1
-    by: Literal["batch", "block"] = "batch"
-
-    def part(self, num_rows: int) -> slice:
-        """Return this rank's slice of ``num_rows`` rows; the ranks' slices differ by one row at most."""
-        return slice(num_rows * self.rank // self.size, num_rows * (self.rank + 1) // self.size)
 
 
 class Loader(ABC):
@@ -52,7 +28,7 @@ class Loader(ABC):
     Parameters
     ----------
     num_samples : int
-        Number of rows.
+        Number of rows of all ranks.
     batch_size : int
         Rows per batch and rank. The last batch may be smaller. If it has fewer rows than there are ranks (or a single
         one while shuffling, since batch norm cannot train on one row), it is merged into the batch before it.
@@ -60,20 +36,22 @@ class Loader(ABC):
         A new order for each epoch, which depends on ``seed`` and the epoch only, not on the number of ranks.
     seed : int
         Seed of the orders.
+    stream : int, optional
+        Number of a virtual stream, which has orders of its own.
     view : callable, optional
         Converts a Batch to the batch format that the model takes; see ``fuxictr_mm.data.batch``.
     share : Shard, optional
-        The part of the rows that this rank reads; all of them by default.
+        The part of every global batch that this rank gets; all of it by default.
 
     Attributes
     ----------
     row : int
-        Position in the epoch's order after the last batch that was yielded; the same on all ranks of a shard by batch.
+        Position in the epoch's order after the last batch that was yielded; the same on all ranks.
 
     Raises
     ------
     ConfigError
-        A shard by batch of fewer rows than ranks.
+        Fewer rows than ranks.
     """
 
     def __init__(
@@ -83,40 +61,46 @@ class Loader(ABC):
         *,
         shuffle: bool = False,
         seed: int = 0,
+        stream: int | None = None,
         view: Callable[[Batch], Any] | None = None,
         share: Shard | None = None,
     ) -> None:
         share = share or Shard()
-        if share.by == "batch" and num_samples < share.size:
+        if share.size > 1 and num_samples < share.size:
             raise ConfigError(f"{num_samples} rows are too few for {share.size} processes; start fewer")
+        assert shuffle or share.streams is None
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.stream = stream
         self.view = view
         self.share = share
         self.epoch = 0
-        # The rows that this rank passes over, alone or together with the other ranks of each batch.
-        rows = slice(0, num_samples) if share.by == "batch" else share.part(num_samples)
-        self._start, self._stop = rows.start, rows.stop
-        self._first = self.row = self._start
+        self._first = self.row = 0
 
     def __len__(self) -> int:
-        return len(self.sizes(self._start))
+        return len(self.sizes())
 
     def sizes(self, row: int = 0) -> list[int]:
-        """Return the global size of every batch of the epoch from position ``row`` on."""
-        global_size = self.batch_size * (self.share.size if self.share.by == "batch" else 1)
-        full, rest = divmod(self._stop - row, global_size)
+        """Return the global size of every batch of the epoch from position ``row`` on.
+
+        Fewer rows than ranks that are left by a run of fewer ranks are in no batch.
+        """
+        global_size = self.batch_size * self.share.size
+        full, rest = divmod(self.num_samples - row, global_size)
         sizes = [global_size] * full + [rest] * (rest > 0)
-        too_small = (self.shuffle and rest == 1) or (self.share.by == "batch" and rest < self.share.size)
+        too_small = (self.shuffle and rest == 1) or rest < self.share.size
         if full and rest and too_small:
             sizes[-2:] = [global_size + rest]
-        return sizes
+        return [size for size in sizes if size >= self.share.size]
 
     def __iter__(self) -> Iterator[Any]:
-        row, self._first = self._first, self._start
+        row, self._first = self._first, 0
         sizes = self.sizes(row)
+        if not sizes:
+            self.epoch += self.shuffle
+            return
         for size, batch in zip(sizes, self._batches(row, sizes), strict=True):
             row += size
             self.row = row
@@ -126,19 +110,21 @@ class Loader(ABC):
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
         """Yield this rank's part of the epoch's batches of these global sizes, from position ``row`` on."""
 
-    def _shard(self, rows: Tensor) -> Tensor:
-        """Return this rank's part of the rows of a global batch."""
-        return rows[self.share.part(rows.numel())] if self.share.by == "batch" else rows
-
     def start_at(self, epoch: int, row: int) -> None:
         """Let the next pass be epoch ``epoch`` (from 0), starting at position ``row`` of its order."""
         self.epoch, self._first = epoch, row
 
     def _begin_epoch(self) -> torch.Generator:
         """Return the generator of this epoch's order and advance to the next epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = self._generator(self.stream)
         self.epoch += 1
         return generator
+
+    def _generator(self, stream: int | None) -> torch.Generator:
+        seed = self.seed * 1_000_003 + self.epoch
+        if stream is not None:
+            seed = int(np.random.SeedSequence([self.seed, self.epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator().manual_seed(seed)
 
 
 class InMemoryLoader(Loader):
@@ -147,17 +133,26 @@ class InMemoryLoader(Loader):
     Parameters
     ----------
     table : InteractionTable
-        The rows; batches are on its device.
+        The rows; batches are on its device. With virtual streams, those of this rank's streams only, one after other.
     batch_size : int
         Rows per batch. This and the options are those of ``Loader``.
+    num_samples : int, optional
+        Number of rows of all ranks, where the table has only this rank's.
     """
 
-    def __init__(self, table: InteractionTable, batch_size: int, **options: Any) -> None:
-        super().__init__(len(table), batch_size, **options)
+    def __init__(
+        self, table: InteractionTable, batch_size: int, *, num_samples: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(len(table) if num_samples is None else num_samples, batch_size, **options)
+        assert len(table) == sum(rows.stop - rows.start for rows in self.share.train_rows(self.num_samples))
         self.table = table
 
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
-        parts = [self._shard(rows) for rows in self.order()[row : self._stop].split(list(sizes))]
+        order = self.order()
+        if self.share.streams is None:
+            parts = [rows[self.share.part(len(rows))] for rows in order[row:].split(list(sizes))]
+        else:
+            parts = list(order[self.share.rows_before(row) :].split(local_sizes(self.share, row, sizes)))
         if self.table.target.device.type == "cpu" or not parts:
             yield from (gather(self.table, rows) for rows in parts)
         else:  # the sizes are read from the device once per epoch, so that no batch waits for it
@@ -165,11 +160,19 @@ class InMemoryLoader(Loader):
                 yield gather(self.table, rows, size)
 
     def order(self) -> Tensor:
-        """Return the order of this epoch, ``(num_samples,)``, and advance to the next epoch."""
+        """Return the order of this epoch, ``(rows of the table,)``, and advance to the next epoch."""
         device = self.table.target.device
+        # Orders are sampled on the CPU, so that one seed gives one order on every device.
+        if self.share.streams is not None:
+            start, orders = 0, []
+            for stream, rows in self.share.stream_rows(self.num_samples).items():
+                length = rows.stop - rows.start
+                orders.append(start + torch.randperm(length, generator=self._generator(stream)))
+                start += length
+            self.epoch += 1
+            return torch.cat(orders)[self.share.interleave(0, self.num_samples)].to(device)
         if not self.shuffle:
             return torch.arange(self.num_samples, device=device)
-        # Sampled on the CPU, so that one seed gives one order on every device.
         return torch.randperm(self.num_samples, generator=self._begin_epoch()).to(device)
 
 

@@ -60,14 +60,17 @@ def choose_in_memory(
 
 def estimate_bytes(files: InteractionFiles) -> int:
     """Return the estimated size in memory in bytes, extrapolated from the first chunk."""
-    sample = next(files.chunks())
+    sample = next(files.chunks(), None)
+    if sample is None:  # a rank without rows
+        return 0
     return sample.num_bytes * len(files) // len(sample)
 
 
 def free_memory(device: torch.device) -> int:
     """Return the free memory of a device in bytes; for a GPU the minimum of its own and the host's.
 
-    Where the operating system reports no free memory, all of it counts as free.
+    Processes that ``torchrun`` started on a host have equal parts of its memory. Where the operating system reports no
+    free memory, all of it counts as free.
     """
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
@@ -77,4 +80,5 @@ def free_memory(device: torch.device) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():  # of a container
         free = min(free, int(text))
+    free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free

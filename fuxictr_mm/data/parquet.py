@@ -139,9 +139,11 @@ class RowGroupRange:
     groups : range
         Indices of the row groups.
     row : int
-        Index in the file of the first row.
+        Index in the file of the first row of the row groups.
     num_rows : int
-        Number of rows.
+        Number of rows that are read.
+    skip : int
+        Rows at the beginning that are left out.
     """
 
     path: Path
@@ -149,20 +151,39 @@ class RowGroupRange:
     groups: range
     row: int
     num_rows: int
+    skip: int = 0
 
 
-def split_row_groups(path: Path, metadata: pq.FileMetaData, max_rows: int) -> list[RowGroupRange]:
-    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a range of its own."""
+def split_row_groups(
+    path: Path, metadata: pq.FileMetaData, max_rows: int, start: int = 0, stop: int | None = None
+) -> list[RowGroupRange]:
+    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a range of its own.
+
+    With ``start`` and ``stop``, the ranges are of rows ``start`` to ``stop - 1`` of the file, and other row groups are
+    in none.
+    """
+    stop = metadata.num_rows if stop is None else stop
     ranges: list[RowGroupRange] = []
-    start = first = rows = 0
+    groups: list[int] = []
+    row = first = rows = 0
+
+    def close() -> None:
+        if groups:
+            inside = range(groups[0], groups[-1] + 1)
+            ranges.append(RowGroupRange(path, metadata, inside, first, rows, max(start - first, 0)))
+
     for group in range(metadata.num_row_groups):
-        more = metadata.row_group(group).num_rows
-        if rows and rows + more > max_rows:
-            ranges.append(RowGroupRange(path, metadata, range(start, group), first, rows))
-            start, first, rows = group, first + rows, 0
-        rows += more
-    if rows:
-        ranges.append(RowGroupRange(path, metadata, range(start, metadata.num_row_groups), first, rows))
+        size = metadata.row_group(group).num_rows
+        kept = min(row + size, stop) - max(row, start)
+        if kept > 0:
+            if groups and rows + kept > max_rows:
+                close()
+                groups, rows = [], 0
+            first = row if not groups else first
+            groups.append(group)
+            rows += kept
+        row += size
+    close()
     return ranges
 
 
@@ -179,12 +200,17 @@ def read_chunks(
     require_columns(path, file.schema_arrow.names, columns)
     groups = range(file.num_row_groups) if row_groups is None else row_groups.groups
     row = 0 if row_groups is None else row_groups.row
+    first = row if row_groups is None else row + row_groups.skip
+    stop = file.metadata.num_rows if row_groups is None else first + row_groups.num_rows
     size = max_rows or _chunk_rows(file.metadata, columns, groups)
     try:
         for batch in file.iter_batches(batch_size=size, columns=list(columns), row_groups=list(groups)):
-            if batch.num_rows:
-                yield row, _plain_types(batch, path)
+            low, high = max(first - row, 0), min(stop - row, batch.num_rows)
+            if low < high:
+                yield row + low, _plain_types(batch.slice(low, high - low), path)
             row += batch.num_rows
+            if row >= stop:
+                return
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         if "Expected all lists to be of size" in reason:

@@ -66,12 +66,18 @@ class StreamingLoader(Loader):
         self.rows_per_round = max(1, buffer_rows // 2) if self.shuffle else parquet.CHUNK_ROWS
         # Several ranges of row groups per round, so that small row groups are mixed as well.
         self.ranges = files.row_group_ranges(min(max(1, self.rows_per_round // 4), parquet.CHUNK_ROWS))
+        if self.shuffle and self.stream is None:
+            self.warn_of_large_row_groups(f"buffer_rows ({buffer_rows})", buffer_rows)
+
+    def warn_of_large_row_groups(self, name: str, buffer_rows: int) -> bool:
+        """Warn if rows of a row group are mixed only with those near them, and return whether they are."""
         largest = max((rows.num_rows for rows in self.ranges), default=0)
-        if self.shuffle and largest > buffer_rows:
+        if largest > buffer_rows:
             logger.warning(
-                f"{files.path}: a row group of {largest} rows is larger than buffer_rows ({buffer_rows}), so its rows "
-                "are mixed only with those near them; write smaller row groups or raise buffer_rows"
+                f"{self.files.path}: a row group of {largest} rows is larger than {name}, so its rows are mixed only "
+                "with those near them; write smaller row groups or raise buffer_rows"
             )
+        return largest > buffer_rows
 
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
         ranges = self.ranges
@@ -92,7 +98,7 @@ class StreamingLoader(Loader):
             return
         positions, ranks = kept.sort()
         buffer: list[InteractionTable] = []
-        batches = _BatchCutter(sizes)
+        batches = BatchCutter(sizes)
         with Prefetcher(self._read(ranges, positions, first_round.start)) as parts:
             if len(kept):
                 buffer = [_select(self._concatenate(next(parts)), ranks.argsort().to(self.device))]
@@ -101,7 +107,7 @@ class StreamingLoader(Loader):
                 buffer = []
                 order = this_round.order.to(self.device)
                 for chunk, rows in batches.cut(table, order[max(row - emitted, 0) : this_round.num_emitted]):
-                    yield gather(chunk, self._shard(rows))
+                    yield gather(chunk, rows[self.share.part(len(rows))])
                 if batches.done:
                     return
                 emitted += this_round.num_emitted
@@ -206,7 +212,7 @@ class _Round:
         return self.order[self.num_emitted :]
 
 
-class _BatchCutter:
+class BatchCutter:
     """Cut batches of given sizes out of rows that arrive table by table.
 
     Parameters
@@ -244,8 +250,12 @@ class _BatchCutter:
 
 def _select(table: InteractionTable, rows: Tensor) -> InteractionTable:
     """Return the given rows as a table."""
-    batch = gather(table, rows)
+    return as_table(gather(table, rows), table.source)
+
+
+def as_table(batch: Batch, source: str) -> InteractionTable:
+    """Return a batch as a table."""
     history = batch.history
     return InteractionTable(
-        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, table.source
+        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, source
     )

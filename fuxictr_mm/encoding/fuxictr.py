@@ -13,6 +13,7 @@ from fuxictr_mm.config import FeatureSpec, Roles
 from fuxictr_mm.data import dataset
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.schema import ITEM_SOURCE
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import read_json
@@ -29,6 +30,7 @@ def load_dataset(
     flat: bool,
     test_data: str | None = None,
     scratch: Path | None = None,
+    shard: Shard | None = None,
 ) -> Dataset:
     """Read and check a dataset of any layout; one without item files is encoded first, where it holds raw columns.
 
@@ -46,6 +48,8 @@ def load_dataset(
         Read in place of the dataset's test split, with the same vocabularies.
     scratch : Path, optional
         Folder for what is encoded of ``test_data``.
+    shard : Shard, optional
+        The part that this process reads of every split; all of it by default.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def load_dataset(
     """
     if params.get("item_info") is not None:
         return dataset.load_dataset(
-            params if test_data is None else {**params, "test_data": test_data}, needs_labels, vocabularies
+            params if test_data is None else {**params, "test_data": test_data}, needs_labels, vocabularies, shard
         )
     paths: dict[str, str] = {}
     for split in needs_labels:
@@ -78,7 +82,7 @@ def load_dataset(
             read.update(convert(paths, folder))
     read = _without_items(read) if flat else _with_items(read)
     try:
-        loaded = dataset.load_dataset(read, needs_labels, vocabularies)
+        loaded = dataset.load_dataset(read, needs_labels, vocabularies, shard)
     except DataError as error:  # of what the user has, not of what was made of it
         text = str(error)
         for split, path in paths.items():

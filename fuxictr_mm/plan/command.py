@@ -67,6 +67,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     from fuxictr_mm.model import FLAGS_PER_ID
     from fuxictr_mm.plan.footers import measure_data
     from fuxictr_mm.plan.model import measure_model
+    from fuxictr_mm.training.distributed import TABLE_ROWS
 
     config = experiment.config
     if is_third_party(experiment.model_class):
@@ -93,13 +94,18 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     add("process", PROCESS_BYTES, "Python, torch, libraries")
     columns = ", ".join(name for name in data.item_bytes if name != "known") or "none"
     add("items", sum(data.item_bytes.values()), f"{data.num_items:,} items; features: {columns}")
+
+    def parts_of(split: str) -> int:
+        """Return the number of processes that share the rows of a split."""
+        return processes if split != "train" or config.shuffle else 1
+
     budget = MEMORY_FRACTION * limit
     for name in sorted(data.split_bytes, key=lambda name: name == "train"):
-        size = data.split_bytes[name]
+        size = data.split_bytes[name] // parts_of(name)
         resident = config.resident is True or (size <= budget and (name != "train" or config.resident is not False))
-        rows = data.split_rows.get(name, 0)
+        rows = -(-data.split_rows.get(name, 0) // parts_of(name))
         if not resident:
-            size = size * min(config.buffer_rows, rows) // max(rows, 1)
+            size = size * min(config.buffer_rows // parts_of(name), rows) // max(rows, 1)
         budget -= size
         add(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}")
     sent = 0.0
@@ -120,8 +126,9 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         kind = "touched" if table.touched else "dense"
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
-        gathered = (processes - 1) * reached * (4 * table.dim + 8)
-        sent += gathered if table.touched else _ring(sizes["weights"], processes)
+        found = min(table.rows, ids)
+        by_rows = table.touched or (table.rows >= TABLE_ROWS and 2 * found * processes <= table.rows)
+        sent += (processes - 1) * found * (4 * table.dim + 8) if by_rows else _ring(sizes["weights"], processes)
         tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
     numbers = 2 + model.other_state + copies + (config.ema is not None)
     of_network = 4 * model.other * numbers + model.buffers
@@ -162,6 +169,7 @@ def describe(plan: dict[str, Any]) -> str:
     answer = "fits" if plan["fits"] else "does not fit"
     lines.append(f"  {'total':{width}}  {plan['total'] / 1e6:11,.1f}  of {plan['limit'] / 1e6:,.0f}: {answer}")
     if plan["processes"] > 1:
-        lines.append(f"Every process has all tables and reads all rows; it sends {plan['sent'] / 1e6:,.1f} MB a step.")
+        sent = f"{plan['sent'] / 1e6:,.1f} MB a step"
+        lines.append(f"Every process has all tables, reads its part of the rows, and sends {sent}.")
     lines.append("Not counted: temporary copies while files are read or written, and of the backward pass.")
     return "\n".join(lines)

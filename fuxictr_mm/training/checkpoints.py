@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Settings that are paths, or do not change what a model computes.
-LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows"})
+LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows", "streams"})
 
 #: What DataParallel and DistributedDataParallel put before the name of every parameter.
 PREFIX = "module."
@@ -185,8 +185,8 @@ def _first_few(phrases: list[str], separator: str = ", ", shown: int = 5) -> str
     return separator.join(phrases[:shown]) + more
 
 
-def read_tensors(path: Path) -> Any:
-    """Read what ``torch.save`` wrote of tensors and plain values.
+def read_tensors(path: Path, mmap: bool = False) -> Any:
+    """Read what ``torch.save`` wrote of tensors and plain values; with ``mmap``, tensors only when they are used.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def read_tensors(path: Path) -> Any:
         with warnings.catch_warnings():
             # About the pickle protocol, before the error below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "

@@ -1,15 +1,17 @@
 """Data-parallel training by the processes that ``torchrun`` started; for a single process, nothing here has an effect.
 
-Each rank takes its part of every batch (``fuxictr_mm.data.loaders.Shard``). After each backward pass, gradients are
-averaged over ranks, by gloo between CPUs and nccl between GPUs. With batches of B samples each, W ranks take the steps
-of one process with batches of W * B, up to rounding: batch norm counts the samples of all ranks.
+Each rank takes its part of every batch (``fuxictr_mm.data.shards``). Gradients are averaged over ranks by torch's
+``DistributedDataParallel`` during the backward pass, by gloo between CPUs and nccl between GPUs; models with a
+``train_step`` of their own have them averaged after it. With batches of B samples each, W ranks take the steps of one
+process with batches of W * B, up to rounding: batch norm counts the samples of all ranks.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from fuxictr_mm.data.batch import num_rows
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.runtime import device_of, is_one_of_several
 from fuxictr_mm.tables.gradients import no_gradient, sparse_gradient, touched_parameters, touched_rows
@@ -101,6 +105,9 @@ def replace_batch_norm(model: nn.Module) -> None:
                 setattr(module, name, norm)
 
 
+#: Rows of an embedding table from which on ranks exchange the rows that a step reaches, not the whole gradient.
+TABLE_ROWS = 10_000
+
 #: Elements of gradients that are averaged in one message.
 BUCKET = 2**23
 
@@ -155,16 +162,107 @@ def _lost() -> UserError:
 def distribute(model: nn.Module) -> None:
     """Make the steps of a model use the samples of all ranks, and give each rank its own random numbers.
 
-    ``forward`` is wrapped, so that a model's own ``train_step`` works unchanged: in the backward pass, its outputs pass
-    a function that weights the gradient and averages all gradients when the backward pass ends.
-    ``DistributedDataParallel`` would refuse a parameter that is used outside ``forward``, in a regularizer or an
-    auxiliary loss. In evaluation, ranks are independent.
+    A ``MultimodalModel`` gets ``Replicas``. Of a model with a ``train_step`` of its own, which calls ``forward`` and
+    ``backward`` as it likes, ``forward`` is wrapped: in the backward pass, its outputs pass a function that weights the
+    gradient and averages all gradients when the backward pass ends. In evaluation, ranks are independent.
     """
     if size() == 1 or getattr(model, "_is_distributed", False):
         return
     model._is_distributed = True  # type: ignore[assignment]
     replace_batch_norm(model)
     broadcast_state(model)
+    if getattr(model, "has_own_step", True):
+        _wrap_forward(model)
+    else:
+        model.replicas = Replicas(model)  # type: ignore[assignment]
+    torch.manual_seed(torch.initial_seed() + rank())
+
+
+class Replicas:
+    """A model on several ranks, whose gradients ``DistributedDataParallel`` averages while the backward pass goes on.
+
+    Buckets keep their order (as ``find_unused_parameters`` has it), so that a resumed run adds up in the same order as
+    one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Large
+    embedding tables are left out: after the backward pass, ranks exchange the rows that they reach.
+
+    Parameters
+    ----------
+    model : MultimodalModel
+        On its device, with the same weights on all ranks.
+    """
+
+    def __init__(self, model: Any) -> None:
+        loss = _BatchLoss(model)
+        touched = touched_parameters(model)
+        self.touched = frozenset(id(table) for table in touched)
+        large: list[Any] = [
+            m.weight for m in model.modules() if isinstance(m, nn.Embedding) and len(m.weight) >= TABLE_ROWS
+        ]
+        self.tables: list[Any] = list(
+            {id(table): table for table in [*touched, *large] if table.requires_grad}.values()
+        )
+        apart = {id(table) for table in self.tables}
+        names = [name for name, p in loss.named_parameters() if id(p) in apart]
+        self.parallel = None
+        if any(p.requires_grad and id(p) not in apart for p in loss.parameters()):
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, names)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in torch 2.13
+                self.parallel = DistributedDataParallel(
+                    loss, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+                )
+        self.loss = self.parallel or loss
+        self.device = model.device
+
+    def backward(self, batch: Any, count: int, synchronize: bool) -> Tensor:
+        """Add the gradient of the mean loss over the samples of all ranks, divided by ``count``, to the gradients.
+
+        Parameters
+        ----------
+        batch : Batch
+            This rank's samples.
+        count : int
+            Number of batches of which gradients are accumulated.
+        synchronize : bool
+            Whether this is the last of them. Before, every rank keeps its own gradients.
+
+        Returns
+        -------
+        Tensor
+            The loss of this rank's samples, detached.
+        """
+        rows = num_rows(batch)
+        everywhere = torch.tensor(rows, dtype=torch.float64, device=self.device)
+        counted = dist.all_reduce(everywhere, async_op=True)
+        waiting = nullcontext() if synchronize or self.parallel is None else self.parallel.no_sync()
+        with waiting:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+                loss = self.loss(batch)
+            counted.wait()
+            # The average over ranks then weights samples equally.
+            (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
+        if synchronize and self.tables:
+            for table, anywhere in zip(self.tables, _reached(self.tables), strict=True):
+                if anywhere and id(table) in self.touched:
+                    _average_rows(table)
+                elif anywhere:
+                    _average_dense_rows(table)
+        return loss.detach()
+
+
+class _BatchLoss(nn.Module):
+    """The loss of a batch as a module, in which ``DistributedDataParallel`` sees every use of a parameter."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.model.batch_loss(batch)
+
+
+def _wrap_forward(model: nn.Module) -> None:
     alone = model.forward
     touched = frozenset(id(p) for p in touched_parameters(model))
 
@@ -177,7 +275,6 @@ def distribute(model: nn.Module) -> None:
         return tree_map(lambda value: _with_weight(value, weight, average), outputs)
 
     model.forward = forward
-    torch.manual_seed(torch.initial_seed() + rank())
 
 
 def _weight(batch: Any, device: torch.device) -> Tensor:
@@ -224,10 +321,8 @@ def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[
         ``id`` of those whose gradient is sparse: ranks exchange the rows that they reach.
     """
     _WeightGradient.is_due = False
-    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
-    dist.all_reduce(has, dist.ReduceOp.MAX)
     bucket: list[Tensor] = []
-    for parameter, anywhere in zip(parameters, has.tolist(), strict=True):
+    for parameter, anywhere in zip(parameters, _reached(parameters), strict=True):
         if not anywhere:
             continue
         if id(parameter) in touched:
@@ -240,6 +335,13 @@ def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[
             bucket = []
         bucket.append(parameter.grad)
     _average(bucket)
+
+
+def _reached(parameters: Sequence[nn.Parameter]) -> list[int]:
+    """Return which parameters have a gradient on any rank."""
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(has, dist.ReduceOp.MAX)
+    return has.tolist()
 
 
 def _average(gradients: Sequence[Tensor]) -> None:
@@ -260,6 +362,25 @@ def _average_rows(table: nn.Parameter) -> None:
         table.grad = no_gradient(table)
     rows, values = touched_rows(table)
     table.grad = sparse_gradient(table, gather_rows(rows), gather_rows(values) / size())
+
+
+def make_shard(streams: int | None) -> Shard:
+    """Return the part of the rows that this rank reads, with V virtual streams to train on or none."""
+    return Shard(rank(), size(), streams, gather_rows)
+
+
+@torch.no_grad()
+def _average_dense_rows(table: nn.Parameter) -> None:
+    """Replace a dense gradient by its mean over ranks, by the rows that are not zero, unless they are many."""
+    if table.grad is None:
+        table.grad = torch.zeros_like(table)
+    rows = table.grad.any(1).nonzero().squeeze(1)
+    if total(len(rows)) * 2 > len(table):
+        _average([table.grad])
+        return
+    everywhere, values = gather_rows(rows), gather_rows(table.grad.index_select(0, rows))
+    # Added in the order of the ranks, so that all of them have the same sums.
+    table.grad.index_fill_(0, everywhere, 0.0).index_add_(0, everywhere, values, alpha=1 / size())
 
 
 def broadcast_state(model: nn.Module) -> None:

@@ -123,6 +123,7 @@ class _Fitting:
         self.progress = Progress()
         self.losses = _RunningLoss()
         self.speed = _Speed()
+        self.must_save = False
 
     def __enter__(self) -> _Fitting:
         return self
@@ -138,9 +139,16 @@ class _Fitting:
         model.optimizer.zero_grad()
         if getattr(model, "average", None) is not None:
             model.average.begin()
+        share = getattr(self.train, "share", None)
+        streams = self.progress.streams = None if share is None else share.streams
         if self.checkpoint is not None:
             found = self.checkpoint.load(model) if resume else None
             if found is not None:
+                if found.streams != streams:
+                    raise UserError(
+                        f"{self.checkpoint.path}: its samples come from streams: {found.streams}, those of this run "
+                        f"from streams: {streams}; restore that setting, or start again without --resume"
+                    )
                 self.progress = found
                 self.train.start_at(found.epoch, found.row)
                 self.batches = found.batch + len(self.train.sizes(found.row))
@@ -225,10 +233,13 @@ class _Fitting:
         if self.checkpoint is None:
             return
         signal, due = distributed.largest(*received[:1] or [0], self.checkpoint.due)
-        if evaluated or signal or due:
+        self.must_save |= bool(evaluated or signal or due)
+        # Between two updates, every process has gradients of its own.
+        if self.must_save and not getattr(self.model, "is_accumulating", False):
+            self.must_save = False
             self.progress.loss, self.progress.losses = self.losses.read()
             self.checkpoint.save(self.model, self.progress)
-        if signal:
+        if signal and not self.must_save:
             where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
             raise Interrupted(f"stopped at {where}; the same command with --resume continues", int(signal))
 
@@ -339,11 +350,17 @@ def score(
                 truths.append(_of_tasks(model.get_labels(batch), len(names)))
             if groups and model.feature_map.group_id is not None:
                 users.append(model.get_group_id(batch).reshape(-1))
-    joined = [torch.cat(parts) if parts else None for parts in (predictions, truths, users)]
-    if joined[0] is None:
+    if not distributed.total(len(predictions)):
         raise DataError(f"{what}: no rows")
-    y_pred = distributed.gather_rows(joined[0])
-    y_true, group = (None if part is None else distributed.gather_rows(part) for part in joined[1:])
+    if not predictions:  # of this process
+        number = next(model.parameters())
+        predictions.append(number.new_zeros((0, len(names)) if len(names) > 1 else 0))
+        truths += predictions * labels
+        if groups and model.feature_map.group_id is not None:
+            users.append(torch.zeros(0, dtype=torch.int64, device=number.device))
+    joined = [distributed.gather_rows(torch.cat(parts)) if parts else None for parts in (predictions, truths, users)]
+    y_pred, y_true, group = joined
+    assert y_pred is not None
     return Scored(y_pred, y_true, group, tuple(names) if len(names) > 1 else ())
 
 

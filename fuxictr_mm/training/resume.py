@@ -18,7 +18,7 @@ from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import read_tensors
 
 #: Of the file; raised where an older one cannot be resumed from.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -31,6 +31,8 @@ class Progress:
         Current epoch, from 0.
     batch, row : int
         Batches of it that are done, and the samples that all processes took in them.
+    streams : int or None
+        The virtual streams that these samples came from, see ``fuxictr_mm.data.shards``.
     step : int
         Batches done since the beginning.
     best : float or None
@@ -48,6 +50,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     row: int = 0
+    streams: int | None = None
     step: int = 0
     best: float | None = None
     worse: int = 0
@@ -160,6 +163,12 @@ class TrainingCheckpoint:
         """Delete the file, if there is one."""
         if is_main():
             self.path.unlink(missing_ok=True)
+
+
+def streams_of(path: Path) -> int | None:
+    """Return the number of virtual streams of a training checkpoint, None if it has none or is none."""
+    state = read_tensors(path, mmap=True)
+    return state["progress"].get("streams") if isinstance(state, dict) and "progress" in state else None
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
@@ -29,7 +30,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint
+from fuxictr_mm.training.resume import TrainingCheckpoint, streams_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -76,7 +77,9 @@ class TrainingRun:
             if config.dataset.test_data:
                 splits["test"] = False
             resumed = self.resume and self.paths.checkpoint.exists()
-            dataset = experiment.load_dataset(splits, self.paths.weights if resumed else None)
+            # Those of the interrupted run, whatever the number of processes was.
+            shard = distributed.make_shard(streams_of(self.paths.checkpoint)) if resumed else experiment.make_shard()
+            dataset = experiment.load_dataset(splits, self.paths.weights if resumed else None, shard)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
@@ -89,7 +92,7 @@ class TrainingRun:
                         self.paths, config.to_dict(), self.started, self.resume, experiment.model_code
                     )
             logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
-            return self._train(dataset, model, writer)
+            return self._train(dataset, model, shard, writer)
 
     def _save_vocabularies(self, vocabularies: Vocabularies) -> None:
         """Write the vocabularies of the weights to come; weights of others are removed, which they would misread."""
@@ -122,11 +125,13 @@ class TrainingRun:
             )
         logger.warning(f"{finished.path}: has finished with other settings ({what}); training from the start")
 
-    def _train(self, dataset: Dataset, model: Any, writer: RunWriter | None) -> Run:
+    def _train(self, dataset: Dataset, model: Any, shard: Shard, writer: RunWriter | None) -> Run:
         experiment, config = self.experiment, self.config
         logger.info(describe_settings(experiment))
         test_has_labels = self._test_has_labels(dataset)
-        train = experiment.make_loader(dataset.splits["train"], model, shuffle=config.shuffle, training=True)
+        train = experiment.make_loader(
+            dataset.splits["train"], model, shuffle=config.shuffle, training=True, shard=shard
+        )
         valid = experiment.make_loader(dataset.splits["valid"], model)
         if is_main():
             # The result of an earlier run does not belong to the weights that are written next.
@@ -134,6 +139,8 @@ class TrainingRun:
         if distributed.size() > 1:
             rows = distributed.size() * config.batch_size
             logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows a step")
+        if shard.streams is not None:
+            logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} of each process")
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})

@@ -105,6 +105,7 @@ NOT_RUN = {
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
     r"^fuxictr-mm prepare |--config data/kuairand": "needs the owner's files; tests/datasets runs the readers",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
+    r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",
     r"benchmarks\.compare_errors ": "takes six seeds of each experiment; the options have to be those of the script",
 }
 

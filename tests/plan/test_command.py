@@ -41,7 +41,7 @@ def test_a_table_of_a_thousand_million_rows():
     assert not found["fits"]
     specs[0]["table"] = "dense"
     dense = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
-    assert dense["sent"] > 2 * 7 / 8 * 256e9
+    assert dense["sent"] == found["sent"]  # the rows of the batch
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.training import loop
+from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,40 +23,43 @@ ROOT = Path(__file__).resolve().parents[2]
 TOGETHER = """
 import sys, torch
 sys.path.insert(0, {here!r})
-from fuxictr_mm.data.loaders import Shard
 from fuxictr_mm.training import distributed
 import test_distributed as test
 
+distributed.TABLE_ROWS = 100  # the rows of tables, the other parameters as a whole
 with distributed.process_group(-1):
-    share = lambda by: Shard(distributed.rank(), distributed.size(), by)
-    found = test.gradients_and_scores({expid!r}, {folder!r}, 500, share, distributed.distribute, {settings!r})
+    shard = distributed.make_shard(12)
+    found = test.gradients_and_scores({expid!r}, {folder!r}, 1200 // shard.size, shard, {settings!r})
     torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
 """
 
 
-def gradients_and_scores(expid, folder, batch_size, share, distribute, settings):
+def gradients_and_scores(expid, folder, batch_size, shard, settings):
     """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
     torch.Tensor.float = torch.Tensor.double
     overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size, **settings}
     experiment = Experiment.load(expid, ROOT, **overrides)
-    dataset = experiment.load_dataset({"train": True, "valid": True})
+    dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
     torch.manual_seed(1)
     model = experiment.build_model(dataset).double()
     for module in (model.items, dataset.items):
         module.double()
+    get_labels = model.get_labels
+    model.get_labels = lambda batch: get_labels(batch).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    distribute(model)
-    rows = dataset.splits["train"].slice(0, 2501)
-    train = InMemoryLoader(rows, batch_size, shuffle=True, seed=2, share=share("batch"))
+    distributed.distribute(model)
+    rows = dataset.splits["train"]
+    rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
+    train = InMemoryLoader(rows, batch_size, num_samples=2501, shuffle=True, seed=2, share=shard)
     points = []
     model.train()
     for batch in train:
         optimizer.zero_grad()
-        outputs = model.forward(batch)
-        model.add_loss(outputs, model.get_labels(batch).double()).backward()
+        model.backward(batch)
         points.append({name: p.grad.to_dense() + 0 for name, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
-    valid = InMemoryLoader(dataset.splits["valid"].slice(0, 777), batch_size, share=share("block"))
+    part = shard.part(777)
+    valid = InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), batch_size)
     scored = loop.score(model, valid)
     rows = {"scores": scored.prediction, "labels": scored.label, "groups": scored.group}
     return {"points": points, "state": model.state_dict(), **rows}
@@ -70,22 +75,22 @@ def start(script, *arguments, processes=2, cwd=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("expid", "settings"),
+    ("expid", "settings", "processes"),
     [
-        ("DIN_MM_tiny", {}),
-        ("DIN_tiny", {}),
-        ("DIN_MM_tiny", {"feature_specs": [{"name": ["item_id", "likes_level"], "table": "touched"}]}),
+        ("DIN_MM_tiny", {}, 3),
+        ("DIN_tiny", {}, 2),
+        ("DIN_MM_tiny", {"feature_specs": [{"name": ["item_id", "likes_level"], "table": "touched"}]}, 3),
     ],
 )
-def test_two_processes_have_the_gradients_of_one_with_twice_the_rows(tmp_path, expid, settings, monkeypatch):
+def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, settings, processes, monkeypatch):
     script = tmp_path / "together.py"
     text = TOGETHER.format(here=str(Path(__file__).parent), expid=expid, folder=str(tmp_path), settings=settings)
     script.write_text(text)
-    done = start(script)
+    done = start(script, processes=processes)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
-    expected = gradients_and_scores(expid, str(tmp_path), 1000, lambda by: None, lambda model: None, settings)
-    for rank in range(2):
+    expected = gradients_and_scores(expid, str(tmp_path), 1200, Shard(0, 1, 12), settings)
+    for rank in range(processes):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert len(found["points"]) == len(expected["points"]) == 3
         for point, reference in zip(found["points"], expected["points"], strict=True):
@@ -151,14 +156,14 @@ from model_of_the_package import DIN_MM
 class Dying(DIN_MM):
     '''Dies once at step 21 of process 1, or raises there.'''
 
-    def train_step(self, batch):
+    def batch_loss(self, batch):
         if self._total_steps == 21 and distributed.rank() == 1 and Path("die").exists():
             how = Path("die").read_text()
             Path("die").unlink()
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DataError("planted trouble")
-        return super().train_step(batch)
+        return super().batch_loss(batch)
 """
 
 
@@ -207,6 +212,7 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     checkpoint.write_bytes(kept)
     alone = run("--resume", processes=1)
     assert "Resumed at epoch 1, batch 16 of 47" in alone.stderr  # 8,192 of 16,000 rows are done
+    assert "24 streams, 24 of each process" in alone.stderr  # those of the run that was killed
     assert abs(json.loads(record.read_text())["valid"]["AUC"] - metrics["AUC"]) < 0.05
 
     # What one process measures with the weights of two is what the two measured.
@@ -224,7 +230,7 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     path = folder / "model_config.yaml"
     settings = "ema: 0.9\n    warmup_steps: 5\n    lr_schedule: linear\n    embedding_weight_decay: 0.1\n    "
     settings += "feature_specs: [{name: txt_emb_pca8, dropout: 0.3}, {name: item_id, dropout: 0.3, table: touched}]"
-    settings += "\n    eval_steps: 8"
+    settings += "\n    eval_steps: 8\n    accumulation_steps: 3"
     path.write_text(path.read_text().replace("eval_steps: 8", settings))
     weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
     done = run()
