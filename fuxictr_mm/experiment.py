@@ -344,7 +344,7 @@ class Experiment:
                 "scratch": Path(scratch),
                 "shard": self.make_shard(),
             }
-            dataset = load_dataset(self.config.to_dict(), {"test": False}, vocabularies, **options)
+            dataset = load_dataset(self.config.to_dict(), {"test": None}, vocabularies, **options)
             model = self.build_model(dataset)
             model.load_weights(weights)
             files.open(logs, "a")
@@ -366,14 +366,14 @@ class Experiment:
         return distributed.make_shard(config.streams or (default_streams(processes) if processes > 1 else None))
 
     def load_dataset(
-        self, splits: Mapping[str, bool], weights: StrPath | None = None, shard: Shard | None = None
+        self, splits: Mapping[str, bool | None], weights: StrPath | None = None, shard: Shard | None = None
     ) -> Dataset:
         """Read and check splits of the dataset.
 
         Parameters
         ----------
-        splits : mapping of str to bool
-            Whether each split must have labels.
+        splits : mapping of str to bool or None
+            Whether each split must have labels; None: they are not read.
         weights : path, optional
             Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data.
         shard : Shard, optional

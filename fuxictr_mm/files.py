@@ -212,8 +212,17 @@ def try_lock(path: Path) -> InheritedLock | None:
         return None
 
 
+#: Keys whose values are keys elsewhere, of datasets and experiments, and keys of mappings that these are keys of.
+IDS, ENTRIES = ("dataset_id", "base_expid"), ("model_config", "dataset_config")
+
+#: What the names of YAML's types begin with.
+TAG = "tag:yaml.org,2002:"
+
+
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML 1.2 file whose top level is a mapping; its keys are taken as strings, such as the experiment id 2024.
+    """Read a YAML 1.2 file whose top level is a mapping.
+
+    Its keys and the values of ``IDS`` are taken as strings, such as the experiment id 2024.
 
     A key that is null may be given again.
 
@@ -278,10 +287,18 @@ def _yaml() -> Any:
 
     class Constructor(SafeConstructor):
         def construct_document(self, node: Node) -> Any:
-            for key, _ in node.value if isinstance(node, MappingNode) else ():
-                if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                    key.tag = "tag:yaml.org,2002:str"
+            self._take_ids_as_text(node)
             return super().construct_document(node)
+
+        def _take_ids_as_text(self, node: Node) -> None:
+            for key, value in node.value if isinstance(node, MappingNode) else ():
+                if isinstance(key, ScalarNode) and key.tag != f"{TAG}merge":
+                    key.tag = f"{TAG}str"
+                if key.value in ENTRIES:
+                    self._take_ids_as_text(value)
+                for name, named in [(key, value), *(value.value if isinstance(value, MappingNode) else ())]:
+                    if name.value in IDS and isinstance(named, ScalarNode) and named.tag != f"{TAG}null":
+                        named.tag = f"{TAG}str"
 
         def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
             # FuxiCTR's files list a key with null and set it further down.
@@ -301,7 +318,7 @@ def _yaml() -> Any:
 
         def represent_str(self, data: str) -> Any:
             quoted = re.fullmatch(r"(?i)y|n|yes|no|on|off|[-+]?[\d_]+(:\d+)+", data)
-            return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if quoted else None)
+            return self.represent_scalar(f"{TAG}str", data, style="'" if quoted else None)
 
     Representer.add_representer(float, Representer.represent_float)
     Representer.add_representer(str, Representer.represent_str)

@@ -103,6 +103,50 @@ def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(KNOWN_METRICS)}{of_one}{hint}")
 
 
+def takes_one_class(name: str) -> bool:
+    """Whether a metric is defined of rows of one class, which cannot be ranked."""
+    return name in _ROW_METRICS and name != "AUC"
+
+
+def find_undefined(
+    label: torch.Tensor,
+    metrics: Sequence[str],
+    group_id: torch.Tensor | None,
+    tasks: Sequence[str] = (),
+    constant: bool = False,
+) -> dict[str, str]:
+    """Return the metrics within groups that are undefined whatever is predicted, each with the reason.
+
+    Parameters
+    ----------
+    label : torch.Tensor
+        ``(n,)`` labels 0 and 1; ``(n, T)`` of several, NaN for one that is missing.
+    metrics : sequence of str
+        Names as in ``evaluate_tasks``.
+    group_id : torch.Tensor or None
+        ``(n,)``
+    tasks : sequence of str
+        Names of several labels.
+    constant : bool
+        Return MRR and NDCG too where no prediction changes them.
+    """
+    parsed = {name: parse_metric(split_task(name, tasks)[1], tasks) for name in metrics}
+    if group_id is None:
+        return {name: "there is no group column" for name, metric in parsed.items() if metric.needs_group}
+    names = [name for name, m in parsed.items() if m.needs_group and (constant or m.kind in _GROUP_AUC_METRICS)]
+    if not names:
+        return {}
+    index = torch.unique(group_id, return_inverse=True)[1]
+    for column, values in enumerate(label.view(len(label), -1).unbind(dim=1)):
+        known = ~values.isnan()
+        rows, positives = torch.bincount(index[known]), torch.bincount(index[known], values[known].double())
+        # Of several labels, evaluate_tasks leaves out one of a single class.
+        if not (tasks and positives.sum() in (0, rows.sum())) and not ((positives > 0) & (positives < rows)).any():
+            of = f" of {tasks[column]}" if tasks else ""
+            return dict.fromkeys(names, f"none of the {int(index.max()) + 1} groups has rows of both classes{of}")
+    return {}
+
+
 def split_task(name: str, tasks: Sequence[str] = ()) -> tuple[str | None, str]:
     """Return the label that a metric is of, None for the mean of all, and the metric.
 

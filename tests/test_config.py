@@ -16,6 +16,7 @@ from fuxictr_mm.config import (
     list_experiments,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.files import dump_yaml, load_yaml
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
 from tests.errors import check_names, raises_naming
@@ -198,6 +199,20 @@ def test_ids_that_yaml_reads_as_something_else(folder, expid):
     assert ExperimentConfig.load(folder, expid).expid == expid
     assert list(list_experiments(folder)) == ["X_tiny", expid]
     check_names(refused(folder, "Y"), ", ".join(sorted(["X_tiny", expid])))
+
+
+@pytest.mark.parametrize("dataset_id", ["2024", "1.0", "1e3", "true", "2024-01-01"])
+def test_dataset_ids_that_yaml_reads_as_something_else(folder, dataset_id):
+    change(folder / "dataset_config.yaml", "\nd:", f"\n{dataset_id}:")
+    change(folder / "model_config.yaml", "dataset_id: d", f"dataset_id: {dataset_id}")
+    config = ExperimentConfig.load(folder, "X_tiny")
+    assert config.dataset_id == dataset_id
+    (folder / "again.yaml").write_text(dump_yaml(config.to_dict()))
+    assert load_yaml(folder / "again.yaml")["dataset_id"] == dataset_id
+    entries = f"model_config: {{X: {{dataset_id: {dataset_id}}}}}\ndataset_config: {{{dataset_id}: {{}}}}"
+    (folder / "tuner.yaml").write_text(f"dataset_id: {dataset_id}\n{entries}")
+    read = load_yaml(folder / "tuner.yaml")
+    assert {read["dataset_id"], read["model_config"]["X"]["dataset_id"], *read["dataset_config"]} == {dataset_id}
 
 
 def test_an_experiment_in_two_files(folder):

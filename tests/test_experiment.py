@@ -216,6 +216,84 @@ def test_a_label_that_is_a_placeholder_is_no_label(tmp_path, caplog):
     assert "WARNING" not in caplog.text
 
 
+def of_label(table, values):
+    return table.set_column(table.column_names.index("label"), "label", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (lambda n: pa.nulls(n, pa.float64()), "null"),
+        (lambda n: pa.array([float("nan")] * n), "null"),
+        (lambda n: pa.array([-1] * n), "-1"),
+        (lambda n: pa.array(["?"] * (n - 1) + [None]), "text"),
+    ],
+)
+def test_test_labels_that_are_none_in_any_row_are_placeholders(tmp_path, caplog, values, shown):
+    table = pq.read_table(LABELLED)
+    path = str(tmp_path / "test.parquet")
+    pq.write_table(of_label(table, values(len(table))), path)
+    result, experiment = run("DIN_tiny", tmp_path, test_data=path, epochs=1)
+    assert list(result.metrics) == ["valid"]
+    assert f"{path}: label is {shown} in all rows" in caplog.text
+    caplog.clear()
+    assert len(experiment.predict()) == len(table)
+    assert "WARNING" not in caplog.text
+
+
+def test_a_prediction_needs_neither_labels_nor_groups_but_metrics_do(tmp_path, caplog):
+    table = pq.read_table(LABELLED)
+    broken = of_label(table, pa.array([None, 5.0, *[1.0] * (len(table) - 2)]))
+    pq.write_table(broken, tmp_path / "broken.parquet")
+    pq.write_table(table.drop_columns(["user_id"]), tmp_path / "no_user.parquet")
+    settings = {"metrics": ["AUC", "gAUC"], "group_id": "user_id", "epochs": 1}
+    result, experiment = run("DIN_tiny", tmp_path, test_data=str(tmp_path / "no_user.parquet"), **settings)
+    assert list(result.test) == ["AUC"]
+    assert list(result.valid) == ["AUC", "gAUC"]
+    assert "no gAUC" in caplog.text
+    scores = experiment.predict(LABELLED)
+    for frame in (tmp_path / "broken.parquet", tmp_path / "no_user.parquet", table.drop_columns(["user_id", "label"])):
+        np.testing.assert_array_equal(experiment.predict(frame), scores)
+    with raises_naming(UserError, "broken.parquet: label: row 0 is null"):
+        run("DIN_tiny", tmp_path, test_data=str(tmp_path / "broken.parquet"), **settings)
+
+
+def alone(source, path):
+    """Write one row of each user."""
+    table = pq.read_table(source)
+    users = table["user_id"].to_numpy()
+    pq.write_table(table.take(np.unique(users, return_index=True)[1]), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_group_metrics_that_cannot_be_computed_are_found_before_training(tmp_path, caplog, resident):
+    data = ROOT / "data" / "tiny_mm"
+    valid = alone(data / "valid.parquet", tmp_path / "valid.parquet")
+    test = alone(LABELLED, tmp_path / "test.parquet")
+    settings = {"group_id": "user_id", "epochs": 1, "resident": resident}
+    for key in ({"metrics": ["AUC", "gAUC"]}, {"monitor": "gAUC"}, {"monitor": {"AUC": 1, "MRR": 1}}):
+        with raises_naming(UserError, "valid.parquet", "user_id", next(iter(key))):
+            run("DIN_tiny", tmp_path, valid_data=valid, **settings, **key)
+    assert not list(tmp_path.rglob("*.model"))
+    result, experiment = run("DIN_tiny", tmp_path, test_data=test, **settings, metrics=["AUC", "gAUC_pos", "MRR"])
+    assert list(result.test) == ["AUC", "MRR"]
+    assert "gAUC_pos" in result.valid
+    assert f"{test}: none of the" in caplog.text
+    assert all((result.path / name).is_file() for name in ("result.json", "best.model"))
+    assert json.loads(experiment.paths.result.read_text())["test"] == result.test
+
+
+def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
+    table = pq.read_table(ROOT / "data" / "tiny_mm" / "valid.parquet")
+    path = str(tmp_path / "valid.parquet")
+    pq.write_table(of_label(table, pa.array([1.0] * len(table))), path)
+    result, _ = run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"], monitor="logloss")
+    assert list(result.valid) == ["logloss"]
+    with raises_naming(UserError, "valid.parquet", "label is 1"):
+        run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"])
+
+
 def test_the_log_shows_the_settings_that_differ_from_the_defaults(tmp_path):
     result, _ = run("DIN_tiny", tmp_path, epochs=1, batch_size=2048)
     text = (result.path / "run.log").read_text()

@@ -22,6 +22,7 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, buil
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.metrics import takes_one_class
 from fuxictr_mm.runtime import device_of
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Dataset:
 
 def load_dataset(
     params: Mapping[str, Any],
-    needs_labels: Mapping[str, bool],
+    needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies | None = None,
     shard: Shard | None = None,
 ) -> Dataset:
@@ -55,8 +56,8 @@ def load_dataset(
     ----------
     params : mapping
         Checked parameters of an experiment.
-    needs_labels : mapping of str to bool
-        Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels.
+    needs_labels : mapping of str to bool or None
+        Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels; None: they are not read.
     vocabularies : Vocabularies, optional
         Those of the run whose weights are used; built from the data by default, those of context from ``train_data``.
     shard : Shard, optional
@@ -94,21 +95,29 @@ def load_dataset(
         )
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
 
-    def files_of(split: str, needs_label: bool) -> InteractionFiles:
+    labels = label_names(params)
+    monitor = params.get("monitor", "AUC")
+    metrics = [*params.get("metrics", ()), *([monitor] if isinstance(monitor, str) else monitor)]
+
+    def files_of(split: str, needs_label: bool | None) -> InteractionFiles:
         return InteractionFiles(
             Path(params[f"{split}_data"]),
             features,
             items.known.numpy(),
-            labels=label_names(params),
+            labels=() if needs_label is None else labels,
             group_id=params.get("group_id"),
             max_len=params.get("max_len"),
-            needs_label=needs_label,
+            needs_label=bool(needs_label),
             binary_label=kind_of_task(params.get("task", "binary_classification")) == "binary_classification",
+            both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
             encoding=encoding,
             has_items=has_items,
         )
 
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
+    for split, needs_label in needs_labels.items():
+        for name in [name for name in labels if needs_label is None and files[split].has_column(name)]:
+            logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")
     for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
         build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
         vocabularies.of(feature.name, build, feature.column)

@@ -5,6 +5,7 @@ Shape letters: R rows, N history items of all rows, T labels of a row, one for e
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.jagged import Jagged
+
+logger = logging.getLogger(__name__)
 
 #: A context column: ``(R,)`` ids or numbers, ``(R, D)`` embeddings, or a sequence of ids per row.
 Column = Tensor | Jagged
@@ -78,6 +81,16 @@ class InteractionTable:
     def has_labels(self) -> bool:
         """Whether there are labels."""
         return self.label is not None
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether there are groups."""
+        return self.group is not None
+
+    def labels_and_groups(self) -> tuple[Tensor, Tensor | None]:
+        """Return what metrics are computed of, beside predictions; there must be labels."""
+        assert self.label is not None
+        return self.label, self.group
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> InteractionTable:
         """Move every column to a device."""
@@ -230,13 +243,16 @@ class InteractionFiles:
     labels : sequence of str
         Label columns. Of several, values may be missing.
     group_id : str, optional
-        Group column.
+        Group column; without ``needs_label`` it may be missing.
     max_len : int, optional
         Keep the last ``max_len`` items of each history.
     needs_label : bool
-        False for a file that is scored only: label columns may be missing.
+        False for a file that is scored only: label columns may be missing, or hold placeholders throughout: nulls,
+        texts, or one number other than 0 and 1.
     binary_label : bool
-        Labels must be 0 or 1, and both must occur of each if ``needs_label``. False for a regression.
+        Labels must be 0 or 1. False for a regression.
+    both_classes : bool
+        Of a binary label, both 0 and 1 must occur if ``needs_label``.
     encoding : Encoding
         Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
     has_items : bool
@@ -253,6 +269,7 @@ class InteractionFiles:
     max_len: int | None = None
     needs_label: bool = True
     binary_label: bool = True
+    both_classes: bool = True
     encoding: Encoding = field(default_factory=Encoding)
     has_items: bool = True
     parts: Sequence[slice] | None = None
@@ -281,19 +298,60 @@ class InteractionFiles:
         DataError
             Only some part files have a column, or none has one that is needed.
         """
-        names = {file: footer.schema.to_arrow_schema().names for file, footer in self._footers.items()}
         if self.needs_label:
-            for file, columns in names.items():
-                parquet.require_columns(file, columns, list(self.labels))
-        present = []
-        for label in self.labels:
-            having = [label in columns for columns in names.values()]
-            if any(having) and not all(having):
-                raise DataError(
-                    f"{self.path}: only some part files have a column '{label}', expected it in all or in none"
-                )
-            present += [label] * all(having)
-        return present
+            for file, footer in self._footers.items():
+                parquet.require_columns(file, footer.schema.to_arrow_schema().names, list(self.labels))
+        return [name for name in self.labels if self.has_column(name) and not self._is_placeholder(name)]
+
+    def has_column(self, name: str) -> bool:
+        """Whether the files have a column.
+
+        Raises
+        ------
+        DataError
+            Only some part files have it.
+        """
+        having = [name in footer.schema.to_arrow_schema().names for footer in self._footers.values()]
+        if any(having) and not all(having):
+            raise DataError(f"{self.path}: only some part files have a column '{name}', expected it in all or in none")
+        return all(having)
+
+    def _is_placeholder(self, name: str) -> bool:
+        """Whether a label column holds no label in any row, where none is needed; logged. Stops at the first label."""
+        if self.needs_label:
+            return False
+        found: set[str] = set()
+        # Those of all processes, which must agree.
+        for rows in replace(self, parts=None).row_group_ranges():
+            for _, batch in parquet.read_chunks(rows.path, [name], rows):
+                found |= parquet.label_kinds(batch.column(0), self.binary_label)
+                if "label" in found or len(found - {"null"}) > 1:
+                    return False
+        value = next(iter(found - {"null"}), "null")
+        logger.warning(
+            f"{self.path}: {name} is {value} in all rows, which is treated as a placeholder; no test metrics"
+        )
+        return True
+
+    @cached_property
+    def has_groups(self) -> bool:
+        """Whether there is a group column to read."""
+        return bool(self.group_id) and (self.needs_label or self.has_column(str(self.group_id)))
+
+    def labels_and_groups(self) -> tuple[Tensor, Tensor | None]:
+        """Return what metrics are computed of, beside predictions; no other column is read."""
+        groups = [self.group_id] if self.has_groups and self.group_id else []
+        labels = [torch.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0)]
+        found = [torch.zeros(0, dtype=torch.int64)]
+        for rows in self.row_group_ranges():
+            wanted = list(dict.fromkeys([*self.present_labels, *groups]))
+            for row, batch in parquet.read_chunks(rows.path, wanted, rows):
+                labels.append(torch.from_numpy(self._decode_labels(batch, rows.path, row)))
+                for name in groups:
+                    found.append(
+                        torch.from_numpy(parquet.decode_group(batch.column(name), f"{rows.path}: {name}", row))
+                    )
+        return torch.cat(labels), torch.cat(found) if groups else None
 
     @property
     def has_labels(self) -> bool:
@@ -335,7 +393,7 @@ class InteractionFiles:
         wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
         wanted += [f.column for f in [*self._context, *self._histories]]
         wanted += self.present_labels
-        wanted += [self.group_id] if self.group_id else []
+        wanted += [self.group_id] if self.has_groups and self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
             for row, batch in parquet.read_chunks(row_groups.path, list(dict.fromkeys(wanted)), row_groups):
                 yield self._decode(batch, row_groups.path, row)
@@ -365,7 +423,7 @@ class InteractionFiles:
             entries = of.items if f.is_further_history else parquet.decode_along(*column(f.column), f, of)
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
-        group = parquet.decode_group(*column(self.group_id)) if self.group_id else None
+        group = parquet.decode_group(*column(self.group_id)) if self.group_id and self.has_groups else None
         return InteractionTable(
             context,
             torch.from_numpy(target),
@@ -464,10 +522,10 @@ class InteractionFiles:
         largest, longest = (_maxima(part[index] for part in parts) for index in (2, 3))
         labels = [set().union(*found) for found in zip(*(part[4] for part in parts if part[4]), strict=True)]
         for name, found in zip(self.labels, labels, strict=False):
-            if self.needs_label and len(found) < (2 if self.binary_label else 1):
+            if self.needs_label and len(found) < (2 if self.binary_label and self.both_classes else 1):
                 that = " that have it" if len(self.labels) > 1 else ""
                 what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
-                expected = "both 0 and 1" if self.binary_label else "numbers"
+                expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
                 raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
         return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.schema import Feature
@@ -423,6 +424,27 @@ def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing
         bad = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{where}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
     return np.where(absent, np.float32(np.nan), values) if absent.any() else values
+
+
+def label_kinds(array: pa.Array, binary: bool) -> set[str]:
+    """Return which kinds of values a label column holds: ``label``, or of placeholders ``null``, ``text``, the number.
+
+    One number other than 0 and 1 in all rows is a placeholder of a binary label.
+    """
+    absent = array.is_null(nan_is_null=True)
+    kinds = {"null"} if absent.true_count else set()
+    values = array.filter(pc.invert(absent))
+    kind = values.type
+    if len(values) == 0:
+        return kinds
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        texts = pc.match_substring_regex(values.cast(pa.large_string()), r"^\s*[+-]?\.?\d")
+        return {*kinds, "label" if texts.true_count else "text"}
+    if binary and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        low, high = (float(bound.as_py()) for bound in pc.min_max(values).values())
+        if low == high and low not in (0, 1):
+            return {*kinds, f"{low:g}"}
+    return {*kinds, "label"}
 
 
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) -> np.ndarray:

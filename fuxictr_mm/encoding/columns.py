@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import polars as pl
 
 from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
 from fuxictr_mm.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64}
 
@@ -176,23 +179,30 @@ class RawFiles:
         """The files, in natural order."""
         return part_files(self.path, f".{self.form}")
 
-    def scan(self, columns: Sequence[Column], needs_label: bool) -> tuple[pl.LazyFrame, list[Column]]:
-        """Return the columns with missing values filled, lazily, and which ones there are: the label may be missing.
+    def scan(self, columns: Sequence[Column], needs_label: bool | None) -> tuple[pl.LazyFrame, list[Column]]:
+        """Return the columns with missing values filled, lazily, and which ones there are.
+
+        Unless a label is needed, the label and ``meta`` columns may be missing, and a label of texts is left out. With
+        None, no label is read.
 
         Raises
         ------
         DataError, MissingFileError
             A column or the file is missing.
         """
+        if not needs_label:
+            columns = [c for c in columns if c.type != "label" or (needs_label is False and not self._is_text(c))]
         frames: list[pl.LazyFrame] = []
         found: list[Column] = []
         for file in self.files:
             with self._named_errors(file):
                 schema = self._schema(file)
-            present = [c for c in columns if c.type != "label" or needs_label or c.source in schema]
+            optional = () if needs_label else ("label", "meta")
+            present = [c for c in columns if c.type not in optional or c.source in schema]
             require_columns(file, list(schema), [c.source for c in present])
             if frames and found != present:
-                raise DataError(f"{self.path}: only some part files have a label, expected it in all or in none")
+                names = ", ".join(sorted({c.source for c in found} ^ {c.source for c in present}))
+                raise DataError(f"{self.path}: only some part files have {names}, expected it in all or in none")
             found = present
             frame = pl.scan_parquet(file)
             if self.form == "csv":
@@ -205,6 +215,27 @@ class RawFiles:
                 frame = self._scan_csv(file, overrides)
             frames.append(frame.select(c.select(schema) for c in present))
         return pl.concat(frames), found
+
+    def _is_text(self, label: Column) -> bool:
+        """Whether a label column holds texts and no number in any row; logged."""
+        found = False
+        for file in self.files:
+            with self._named_errors(file):
+                if self._schema(file).get(label.source) != pl.String:
+                    continue
+                frame = self._scan_csv(file, {}) if self.form == "csv" else pl.scan_parquet(file)
+                value = pl.col(label.source)
+                number = value.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().any()
+                counts = frame.select(number.alias("number"), value.is_not_null().any().alias("text"))
+                has_number, has_text = counts.collect(engine="streaming").row(0)
+            if has_number:
+                return False
+            found |= has_text
+        if found:
+            logger.warning(
+                f"{self.path}: {label.source} is text in all rows, which is treated as a placeholder; no test metrics"
+            )
+        return found
 
     def _scan_csv(self, file: Path, types: Mapping[str, Any]) -> pl.LazyFrame:
         return pl.scan_csv(file, separator=self.separator, schema_overrides=dict(types), infer_schema=False)

@@ -30,11 +30,13 @@ class Split:
         What is read of them.
     parsed : Path
         Where the parsed columns of CSV files are put.
-    needs_label : bool
-        Whether the label may not be missing.
+    needs_label : bool or None
+        Whether the label may not be missing; None: it is not read.
     """
 
-    def __init__(self, raw: RawFiles, columns: Sequence[Column], parsed: Path, needs_label: bool = False) -> None:
+    def __init__(
+        self, raw: RawFiles, columns: Sequence[Column], parsed: Path, needs_label: bool | None = False
+    ) -> None:
         self.raw = raw
         self.frame, self.columns = raw.scan(columns, needs_label)
         if raw.form == "csv":
@@ -116,7 +118,7 @@ class Encoding:
                 counts = train.counts(column)
                 least = column.spec.get("min_categr_count")
                 if column.type == "meta":
-                    counts = pl.concat([counts, *(split.counts(column) for split in others)])
+                    counts = pl.concat([counts, *(s.counts(column) for s in others if column in s.columns)])
                     counts = counts.group_by("value").agg(pl.col("len").sum())
                     own = Vocabulary.of_counts(counts, 1, "")
                 else:

@@ -24,7 +24,7 @@ PRETRAINED_KEYS = ("pretrained_emb", "pretrain_usage", "pretrain_dim", "freeze_e
 
 def load_dataset(
     params: Mapping[str, Any],
-    needs_labels: Mapping[str, bool],
+    needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies | None = None,
     *,
     flat: bool,
@@ -38,8 +38,8 @@ def load_dataset(
     ----------
     params : mapping
         Checked parameters of an experiment.
-    needs_labels : mapping of str to bool
-        Which splits to read, and whether each must have labels.
+    needs_labels : mapping of str to bool or None
+        Which splits to read, and whether each must have labels; None: they are not read.
     vocabularies : Vocabularies, optional
         Those of the run whose weights are used.
     flat : bool

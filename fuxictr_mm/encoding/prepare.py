@@ -33,7 +33,7 @@ ENCODING_KEYS = (
 def encode(
     params: Mapping[str, Any],
     paths: Mapping[str, str],
-    needs_labels: Mapping[str, bool],
+    needs_labels: Mapping[str, bool | None],
     root: Path,
     scratch: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
@@ -45,8 +45,8 @@ def encode(
         Checked parameters of an experiment.
     paths : mapping of str to str
         The splits to encode.
-    needs_labels : mapping of str to bool
-        Whether each must have labels.
+    needs_labels : mapping of str to bool or None
+        Whether each must have labels; None: they are not read.
     root : Path
         The dataset's folder, for the cache.
     scratch : Path, optional
@@ -89,17 +89,15 @@ def encode(
     with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
         parsed: dict[str, Split] = {}
 
-        def parse(split: str, files: RawFiles) -> Split:
+        def parse(split: str, files: RawFiles, needs_label: bool | None) -> Split:
             if split not in parsed:
-                parsed[split] = Split(
-                    files, columns, Path(temporary) / f"{split}.parquet", needs_labels.get(split, False)
-                )
+                parsed[split] = Split(files, columns, Path(temporary) / f"{split}.parquet", needs_label)
             return parsed[split]
 
         encoding = cache.load()
         if encoding is None:
             started = time.perf_counter()
-            splits = [parse(split, files) for split, files in raw.items()]
+            splits = [parse(split, files, needs_labels.get(split, False)) for split, files in raw.items()]
             encoding = Encoding.fit(
                 columns, splits[0], splits[1:], min_count, {n: _keys(n, p) for n, p in keys.items()}
             )
@@ -112,12 +110,15 @@ def encode(
             kind = suffix if of_user and suffix in ("csv", "parquet") else form
             files = RawFiles(Path(path), kind, params.get("sep", ","))
             target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.files)
+            if needs_labels.get(split) is None and not target.exists() and not of_user:
+                # Without its labels, which a later run may read.
+                target = cache.split_path(f"unlabelled-{split}", files.files)
             changes[f"{split}_data"] = str(target)
             if target.exists():
                 logger.info(f"{path}: encoded before, {target} is used")
                 continue
             started = time.perf_counter()
-            source = parse("other" if of_user else split, files)
+            source = parse("other" if of_user else split, files, needs_labels[split])
             cache.write(target, partial(encoding.write, source))
             logger.info(f"{path}: encoded in {time.perf_counter() - started:.1f} s, written to {target}")
     changes["feature_cols"] = [_encoded_spec(c, encoding) for c in columns if c.type != "label"]

@@ -27,8 +27,14 @@ logger = logging.getLogger(__name__)
 #: Settings that are paths, or do not change what a model computes.
 LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows", "streams"})
 
-#: What DataParallel and DistributedDataParallel put before the name of every parameter.
-PREFIX = "module."
+#: What is put before the name of every parameter, and by what.
+PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
+
+#: Under which keys training loops save the state dict among other things.
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
+
+#: What ``AveragedModel`` counts.
+AVERAGE_COUNT = "n_averaged"
 
 
 def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -45,8 +51,9 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
         Any model. Its attribute ``settings``, where it has one, is compared with the configuration that was saved with
         the weights if they do not fit.
     path : path
-        A state dict by ``torch.save``, a ``.safetensors`` file, or a folder written by ``fuxictr-mm export-hub``, whose
-        features must be the model's.
+        A state dict by ``torch.save``, also among other things under one of ``STATE_KEYS`` or with names as wrappers
+        change them (``PREFIXES``, ``AveragedModel``); a ``.safetensors`` file; or a folder written by ``fuxictr-mm
+        export-hub``, whose features must be the model's.
 
     Raises
     ------
@@ -64,12 +71,8 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not path.is_file():
         raise _no_such_weights(path)
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path}: holds a {type(state).__name__}, expected a state dict (names to tensors)")
     own = model.state_dict()
-    if state and all(name.startswith(PREFIX) for name in state) and not any(n.startswith(PREFIX) for n in own):
-        state = {name.removeprefix(PREFIX): value for name, value in state.items()}
-        logger.info(f"{path}: the prefix '{PREFIX}' of all names is left out (DataParallel adds it)")
+    state = _without_prefixes(path, _state_dict_in(path, state), own)
     if problems := _tensor_differences(state, own):
         problems += _setting_differences(path, getattr(model, "settings", None))
         raise UserError(
@@ -77,6 +80,45 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "use the configuration that they were trained with"
         )
     model.load_state_dict(state)
+
+
+def _state_dict_in(path: Path, content: Any) -> Mapping[Any, Tensor]:
+    """Return a state dict, or the one in a dict that a training loop has saved."""
+    if _is_state_dict(content):
+        return content
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict (names to tensors)")
+    for key in STATE_KEYS:
+        if content.get(key) and _is_state_dict(content[key]):
+            logger.info(f"{path}: the weights under '{key}' are loaded; it holds {_first_few(list(map(str, content)))}")
+            return content[key]
+    raise UserError(
+        f"{path}: holds a dict with {_first_few(list(map(str, content)))}, expected a state dict (names to tensors) or "
+        f"one under {', '.join(STATE_KEYS)}"
+    )
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _without_prefixes(path: Path, state: Mapping[Any, Tensor], own: Mapping[str, Tensor]) -> Mapping[Any, Tensor]:
+    """Return a state dict without the prefixes of wrappers, which may be one in the other, and without SWA's count."""
+    if AVERAGE_COUNT in state and AVERAGE_COUNT not in own:
+        state = {name: value for name, value in state.items() if name != AVERAGE_COUNT}
+        logger.info(f"{path}: '{AVERAGE_COUNT}' is left out (AveragedModel adds it)")
+    while state:
+        prefix = str(next(iter(state))).split(".")[0] + "."
+        bare = {str(name).removeprefix(prefix): value for name, value in state.items()}
+        if not all(str(name).startswith(prefix) for name in state) or any(name.startswith(prefix) for name in own):
+            break
+        if prefix not in PREFIXES and bare.keys() != own.keys():  # else that of the attribute of a Lightning module
+            break
+        state = bare
+        logger.info(
+            f"{path}: the prefix '{prefix}' of all names is left out ({PREFIXES.get(prefix, 'a wrapper')} adds it)"
+        )
+    return state
 
 
 def hub_weights(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,9 +22,10 @@ from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
+from fuxictr_mm.metrics import find_undefined, parse_metric, split_task
 from fuxictr_mm.runs import MODEL_CODE, Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
@@ -73,13 +74,14 @@ class TrainingRun:
             self._check_resumable()
         with LogFiles() as logs, ExitStack() as stack:
             experiment.prepare_process()
-            splits = {"train": True, "valid": True}
+            splits: dict[str, bool | None] = {"train": True, "valid": True}
             if config.dataset.test_data:
                 splits["test"] = False
             resumed = self.resume and self.paths.checkpoint.exists()
             # Those of the interrupted run, whatever the number of processes was.
             shard = distributed.make_shard(streams_of(self.paths.checkpoint)) if resumed else experiment.make_shard()
             dataset = experiment.load_dataset(splits, self.paths.weights if resumed else None, shard)
+            self._check_metrics(dataset)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
@@ -128,7 +130,7 @@ class TrainingRun:
     def _train(self, dataset: Dataset, model: Any, shard: Shard, writer: RunWriter | None) -> Run:
         experiment, config = self.experiment, self.config
         logger.info(describe_settings(experiment))
-        test_has_labels = self._test_has_labels(dataset)
+        test_metrics = self._test_metrics(dataset)
         train = experiment.make_loader(
             dataset.splits["train"], model, shuffle=config.shuffle, training=True, shard=shard
         )
@@ -155,12 +157,13 @@ class TrainingRun:
         scored = loop.score(model, valid)
         metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
         scored_test = None
-        if "test" in dataset.splits and (test_has_labels or config.record):
+        if "test" in dataset.splits and (test_metrics or config.record):
             logger.info("Test")
-            test = experiment.make_loader(dataset.splits["test"], model)
-            scored_test = loop.score(model, test, labels=test_has_labels)
-            if test_has_labels:
-                metrics["test"] = loop.measure(scored_test, config.metrics)
+            test_rows = dataset.splits["test"]
+            test = experiment.make_loader(test_rows, model)
+            scored_test = loop.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
+            if test_metrics:
+                metrics["test"] = loop.measure(scored_test, test_metrics)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
@@ -176,8 +179,47 @@ class TrainingRun:
                 append_result(result, config.dataset_id, self.results_csv)
         return experiment.run_of(result, None if writer is None else writer.path)
 
+    def _check_metrics(self, dataset: Dataset) -> None:
+        """Refuse metrics of the validation rows that no training could change, before it begins.
+
+        Raises
+        ------
+        DataError
+            No group has rows of both classes.
+        """
+        config = self.config
+        monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
+        found = {f"monitor: {k}": v for k, v in self._undefined(dataset, "valid", monitored, constant=True).items()}
+        found |= {f"metrics: {k}": v for k, v in self._undefined(dataset, "valid", config.metrics).items()}
+        for name, reason in found.items():
+            raise DataError(
+                f"{config.dataset.valid_data}: {reason} (group_id: {config.group_id}), which {name} needs; set another "
+                "metric, or group_id to a coarser column"
+            )
+
+    def _undefined(
+        self, dataset: Dataset, split: str, metrics: Sequence[str], constant: bool = False
+    ) -> dict[str, str]:
+        labels = self.config.dataset.label_names
+        tasks = labels if len(labels) > 1 else []
+        if not any(parse_metric(split_task(name, tasks)[1]).needs_group for name in metrics):
+            return {}  # a split on disk would be read
+        label, group = dataset.splits[split].labels_and_groups()
+        group = None if group is None else distributed.gather_rows(group)
+        return find_undefined(distributed.gather_rows(label), metrics, group, tasks, constant)
+
+    def _test_metrics(self, dataset: Dataset) -> list[str]:
+        """Return the metrics that can be computed of the test rows, and warn of the others."""
+        if not self._test_has_labels(dataset):
+            return []
+        metrics = list(self.config.metrics)
+        for name, reason in self._undefined(dataset, "test", metrics).items():
+            logger.warning(f"{self.config.dataset.test_data}: {reason}: no {name} of the test rows")
+            metrics.remove(name)
+        return metrics
+
     def _test_has_labels(self, dataset: Dataset) -> bool:
-        """Whether test metrics can be computed; warns of a label that is the same in all rows, a placeholder."""
+        """Whether the test rows have labels; warns of one that is the same in all rows, a placeholder."""
         summary = dataset.summaries.get("test")
         if summary is None or not summary.labels:
             return False

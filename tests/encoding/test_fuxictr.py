@@ -377,3 +377,24 @@ def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path, resident):
     assert fit("killed", die_at=9) is None
     found = fit("killed", resume=True)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_labels_and_meta_columns_that_scoring_does_not_need(folder, caplog):
+    """Of the dataset's own test file, its labels are read by a later run although a prediction came first."""
+    experiment = Experiment.load("X", configuration(folder, test_data=None), model_zoo=folder / "zoo")
+    assert list(experiment.fit().metrics) == ["valid"]
+    raw = pl.read_csv(folder / "test.csv", infer_schema=False)
+    expected = experiment.predict(folder / "test.csv")
+    texts, broken = raw.with_columns(clk=pl.lit("?")), raw.with_columns(clk=pl.Series(["x", *raw["clk"][1:]]))
+    for frame in (texts, broken, raw.drop("user", "clk")):
+        frame.write_csv(folder / "other.csv")
+        np.testing.assert_array_equal(experiment.predict(folder / "other.csv"), expected)
+    experiment = Experiment.load("X", configuration(folder), model_zoo=folder / "zoo")
+    np.testing.assert_array_equal(experiment.predict(), expected)
+    assert experiment.fit().test.keys() == {"AUC", "gAUC"}
+    texts.write_csv(folder / "test.csv")
+    assert list(experiment.fit().metrics) == ["valid"]
+    assert "test.csv: clk is text in all rows" in caplog.text
+    broken.write_csv(folder / "test.csv")
+    with raises_naming(DataError, "test.csv", "clk", "row 0", "'x'"):
+        experiment.fit()

@@ -39,11 +39,51 @@ def test_round_trip(tmp_path):
     nn.BatchNorm1d(3).load_state_dict(torch.load(tmp_path / "new/folder/a.model", weights_only=True))
 
 
-def test_the_prefix_of_data_parallel_is_left_out(tmp_path):
+class Lightning(nn.Module):
+    """What a Lightning module's state dict looks like."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+def saved_by_lightning(model):
+    return {"epoch": 3, "state_dict": Lightning(model).state_dict(), "optimizer_states": [{"lr": 1.0}], "callbacks": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda model: nn.DataParallel(model).state_dict(),
+        lambda model: torch.compile(model).state_dict(),
+        lambda model: torch.compile(nn.DataParallel(model)).state_dict(),
+        lambda model: torch.optim.swa_utils.AveragedModel(model).state_dict(),
+        lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model)).state_dict(),
+        lambda model: {"model": model.state_dict(), "optimizer": torch.optim.Adam(model.parameters()).state_dict()},
+        lambda model: {"epoch": 1, "model_state_dict": nn.DataParallel(model).state_dict(), "loss": torch.zeros(())},
+        saved_by_lightning,
+    ],
+)
+def test_what_wrappers_and_training_loops_add_is_left_out(tmp_path, content, caplog):
+    caplog.set_level("INFO")
     model, other = nn.Linear(2, 1), nn.Linear(2, 1)
-    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "a.pth")
+    torch.save(content(model), tmp_path / "a.pth")
     load_state_dict(other, tmp_path / "a.pth")
     assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other.bias, model.bias)
+    assert "a.pth" in caplog.text
+
+
+def test_names_that_the_model_has_itself_are_kept(tmp_path):
+    model, other = Lightning(nn.Linear(2, 1)), Lightning(nn.Linear(2, 1))
+    torch.save(nn.DataParallel(model).state_dict(), tmp_path / "a.pth")
+    load_state_dict(other, tmp_path / "a.pth")
+    assert torch.equal(other.model.weight, model.model.weight)
+
+
+def test_a_dict_without_weights_names_its_keys(tmp_path):
+    torch.save({"net": {"weight": torch.zeros(2, 2)}, "epoch": 3}, tmp_path / "a.pth")
+    check_names(refused(nn.Linear(2, 2), tmp_path / "a.pth"), "net, epoch", "model_state_dict")
 
 
 def test_what_differs_is_named(tmp_path):
