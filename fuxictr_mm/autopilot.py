@@ -464,13 +464,19 @@ class _Autopilot:
         self.tuners = {name: self.write_tuner(name, facts, features[name], group_id) for name in models}
         self.first = {name: {**MODELS[name].first, "use_features": features[name][0]} for name in models}
         results: dict[str, list[TrialResult]] = {}
+        slowest = 0.0
         for index, name in enumerate(models):
+            until = self.until(COMPARING * (index + 1) / len(models))
             if index == 0:
                 self.study(name, 1, math.inf)  # one trial there is, however long it takes
-            results[name] = self.study(name, FIRST_TRIALS, self.until(COMPARING * (index + 1) / len(models)))
-        for name in [name for name, found in results.items() if not found]:
-            self.tell(f"{name}: no trial has finished within its part of the budget.")
-            del results[name]
+            elif slowest > self.until(COMPARING) - time.monotonic() and not self.has_begun(name):
+                self.tell(f"{name}: not tried, since a trial may take {slowest:.0f} s, and less time is left for it.")
+                continue
+            if found := self.study(name, FIRST_TRIALS, until):
+                results[name] = found
+                slowest = max(slowest, *(trial.seconds for trial in found))
+            else:
+                self.tell(f"{name}: no trial has finished within its part of the budget.")
         if not results:
             raise UserError(f"no trial has finished; see {self.folder}/*/logs")
         self.tell(f"{self.best_of(results)} is best after {sum(map(len, results.values()))} trials.")
@@ -548,6 +554,10 @@ class _Autopilot:
         results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
         return sorted(finished, key=lambda result: -result.score)
+
+    def has_begun(self, model: str) -> bool:
+        """Whether an earlier start has tried the model, whose trials then count."""
+        return self.tuners[model].with_suffix("").is_dir()
 
     def best_of(self, results: Mapping[str, Sequence[TrialResult]]) -> str:
         """Return the model of the best trial."""

@@ -25,7 +25,8 @@ class LightFM(MultimodalModel):
     embeddings through a linear projection. It has no hidden layer, trains in a fraction of the time of the others, and
     errs on other rows: in an ensemble with them it is worth more than a further seed.
 
-    Departures: the first number of every embedding is its bias; frozen embeddings are features, too; the squared
+    Departures: the first number of every embedding is its bias, of several labels one number each, and the products are
+    then summed with learned weights of each label; frozen embeddings are features, too; the squared
     embeddings of the rows of a batch are added to the loss, so that each is regularized as often as it is used.
 
     Parameters
@@ -55,7 +56,11 @@ class LightFM(MultimodalModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.factor_regularizer = factor_regularizer
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(self.num_tasks))
+        several = self.num_tasks > 1
+        self.weights = (
+            nn.Parameter(torch.ones(self.num_tasks, self.embedding_dim - self.num_tasks)) if several else None
+        )
         self.uses_history = history
         self.squares: Tensor | None = None
         self.build()
@@ -64,7 +69,7 @@ class LightFM(MultimodalModel):
                 table.mul_(init_std / 1e-4)  # FuxiCTR's initial standard deviation
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)``."""
+        """Return the logit of each row and label, ``(B, T)``."""
         context = self.embed_context(batch)
         if self.uses_history:
             target, (history,) = self.embed_histories(batch, batch.history)
@@ -91,10 +96,11 @@ class LightFM(MultimodalModel):
         return (self._user(context, Jagged(history, offsets)),)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
-        """Return the logits ``(M, 1)``."""
+        """Return the logits ``(M, T)``."""
         (user,), item = state, self._sum(candidates)
-        products = (user[:, 1:] * item[:, 1:]).sum(dim=1) + user[:, 0] + item[:, 0]
-        return products.unsqueeze(1) + self.bias
+        biases, products = (user + item)[:, : self.num_tasks], (user * item)[:, self.num_tasks :]
+        sums = products.sum(dim=1, keepdim=True) if self.weights is None else products @ self.weights.t()
+        return sums + biases + self.bias
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the squares of its embeddings."""

@@ -290,9 +290,10 @@ class _StudyTrials:
             load_if_exists=True,
         )
         space = {key: values if isinstance(values, list) else vars(values) for key, values in tuner.space.items()}
+        models = tuner.space.get("model")
         files = {
             f"file of the model {name}": code_hash(load_model_class(name, self._model_zoo))
-            for name in tuner.space.get("model", [tuner.model["model"]])
+            for name in (models if isinstance(models, list) else [tuner.model["model"]])
         }
         ours = {
             **files,
