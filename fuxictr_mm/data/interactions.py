@@ -290,6 +290,10 @@ class InteractionFiles:
         return {file: parquet.open_parquet(file).metadata for file in parquet.part_files(self.path)}
 
     @cached_property
+    def _schemas(self) -> dict[Path, pa.Schema]:
+        return {file: parquet.schema_of(file, footer) for file, footer in self._footers.items()}
+
+    @cached_property
     def present_labels(self) -> list[str]:
         """The label columns that the files have.
 
@@ -299,8 +303,8 @@ class InteractionFiles:
             Only some part files have a column, or none has one that is needed.
         """
         if self.needs_label:
-            for file, footer in self._footers.items():
-                parquet.require_columns(file, footer.schema.to_arrow_schema().names, list(self.labels))
+            for file, schema in self._schemas.items():
+                parquet.require_columns(file, schema.names, list(self.labels))
         return [name for name in self.labels if self.has_column(name) and not self._is_placeholder(name)]
 
     def has_column(self, name: str) -> bool:
@@ -311,7 +315,7 @@ class InteractionFiles:
         DataError
             Only some part files have it.
         """
-        having = [name in footer.schema.to_arrow_schema().names for footer in self._footers.values()]
+        having = [name in schema.names for schema in self._schemas.values()]
         if any(having) and not all(having):
             raise DataError(f"{self.path}: only some part files have a column '{name}', expected it in all or in none")
         return all(having)
@@ -453,7 +457,7 @@ class InteractionFiles:
         always : bool
             Return categorical columns of integers without ``vocab_size`` as well.
         """
-        schemas = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
+        schemas = self._schemas.values()
 
         def holds_text(column: str) -> bool:
             # A name that occurs twice is refused where the column is read.

@@ -368,7 +368,7 @@ def _as_list(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.Pat
 
 def _read_file(path: Path, wanted: Mapping[str, Feature], target: str) -> _Part:
     """Return the requested columns of one file; a part file may have no rows."""
-    schema = parquet.open_parquet(path).schema_arrow
+    schema = parquet.schema_of(path)
     present = schema.names
     key = key_of_items(target, present)
     names = [n for n in wanted if n in present]

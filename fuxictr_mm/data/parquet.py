@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError, nearest
 
@@ -42,7 +43,8 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
     """Return the files of a dataset: one file, the same with ``suffix`` appended, or a folder of part files.
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
-    as ``dt=2024-01-01``) are read as well; names that begin with ``_`` or ``.`` are ignored, as in Spark.
+    as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_`` or ``.`` are ignored,
+    as in Spark.
     """
     path = Path(path)
     if path.is_file():
@@ -98,6 +100,15 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
+
+
+def schema_of(path: Path, metadata: pq.FileMetaData | None = None) -> pa.Schema:
+    """Return the columns of a file, and after them those of its Hive partitions that the file does not hold."""
+    schema = open_parquet(path).schema_arrow if metadata is None else metadata.schema.to_arrow_schema()
+    for name, value in partition_columns(path).items():
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, value.type))
+    return schema
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
@@ -198,7 +209,11 @@ def read_chunks(
     their storage, dictionaries as their values, and decimals as int64 or, with decimal places, as float64.
     """
     file = open_parquet(path, None if row_groups is None else row_groups.metadata)
-    require_columns(path, file.schema_arrow.names, columns)
+    present = file.schema_arrow.names
+    partitions = {name: value for name, value in partition_columns(path).items() if name not in present}
+    require_columns(path, [*present, *partitions], columns)
+    partitions = {name: value for name, value in partitions.items() if name in columns}
+    columns = [name for name in columns if name not in partitions]
     groups = range(file.num_row_groups) if row_groups is None else row_groups.groups
     row = 0 if row_groups is None else row_groups.row
     first = row if row_groups is None else row + row_groups.skip
@@ -208,7 +223,12 @@ def read_chunks(
         for batch in file.iter_batches(batch_size=size, columns=list(columns), row_groups=list(groups)):
             low, high = max(first - row, 0), min(stop - row, batch.num_rows)
             if low < high:
-                yield row + low, _plain_types(batch.slice(low, high - low), path)
+                found = _plain_types(batch.slice(low, high - low), path)
+                for name, value in partitions.items():
+                    # Without a column of the file, a batch would not know its rows.
+                    arrays = [*found.columns, pa.repeat(value, high - low)]
+                    found = pa.RecordBatch.from_arrays(arrays, [*found.schema.names, name])
+                yield row + low, found
             row += batch.num_rows
             if row >= stop:
                 return
@@ -594,7 +614,7 @@ def _check_numbers(
 def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
     """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end."""
     for file in part_files(path):
-        if column not in open_parquet(file).schema_arrow.names:
+        if column not in schema_of(file).names:
             return False
         for _, batch in read_chunks(file, [column], max_rows=1000):
             entries, offsets = list_entries(batch.column(0), f"{file}: {column}")

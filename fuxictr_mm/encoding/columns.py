@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
+from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -204,7 +206,6 @@ class RawFiles:
                 names = ", ".join(sorted({c.source for c in found} ^ {c.source for c in present}))
                 raise DataError(f"{self.path}: only some part files have {names}, expected it in all or in none")
             found = present
-            frame = pl.scan_parquet(file)
             if self.form == "csv":
                 # A column that is read under two names is text, and cast for each.
                 kinds: dict[str, set[str]] = {}
@@ -212,7 +213,11 @@ class RawFiles:
                     kinds.setdefault(column.source, set()).add(column.dtype)
                 overrides = {n: TYPES[kind.pop()] if len(kind) == 1 else pl.String for n, kind in kinds.items()}
                 schema = {**schema, **overrides}
+                # polars would take the type of a column that the file does not hold for that of another.
+                overrides = {n: kind for n, kind in overrides.items() if n not in partition_columns(file)}
                 frame = self._scan_csv(file, overrides)
+            else:
+                frame = self._scan_parquet(file)
             frames.append(frame.select(c.select(schema) for c in present))
         return pl.concat(frames), found
 
@@ -223,7 +228,7 @@ class RawFiles:
             with self._named_errors(file):
                 if self._schema(file).get(label.source) != pl.String:
                     continue
-                frame = self._scan_csv(file, {}) if self.form == "csv" else pl.scan_parquet(file)
+                frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
                 value = pl.col(label.source)
                 number = value.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().any()
                 counts = frame.select(number.alias("number"), value.is_not_null().any().alias("text"))
@@ -238,13 +243,17 @@ class RawFiles:
         return found
 
     def _scan_csv(self, file: Path, types: Mapping[str, Any]) -> pl.LazyFrame:
-        return pl.scan_csv(file, separator=self.separator, schema_overrides=dict(types), infer_schema=False)
+        frame = pl.scan_csv(file, separator=self.separator, schema_overrides=dict(types), infer_schema=False)
+        return _with_partitions(frame, file)
+
+    def _scan_parquet(self, file: Path) -> pl.LazyFrame:
+        return _with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
 
     def _schema(self, file: Path) -> dict[str, Any]:
         if self.form == "csv":
             return dict(self._scan_csv(file, {}).collect_schema())
         open_parquet(file)
-        return dict(pl.scan_parquet(file).collect_schema())
+        return dict(self._scan_parquet(file).collect_schema())
 
     @contextmanager
     def named_errors(self, columns: Sequence[Column]) -> Iterator[None]:
@@ -265,7 +274,7 @@ class RawFiles:
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
         """Raise a DataError for the first text in a column of numbers."""
-        frame = self._scan_csv(file, {}) if self.form == "csv" else pl.scan_parquet(file)
+        frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
         schema = frame.collect_schema()
         for column in columns:
             kind = TYPES.get(column.dtype, pl.String)
@@ -286,6 +295,18 @@ class RawFiles:
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
                     f"number (dtype: {column.dtype}); correct the file, or write dtype: str for the column"
                 )
+
+
+def _with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
+    """Add the columns of a file's Hive partitions that it does not hold."""
+    found = partition_columns(file)
+    present = frame.collect_schema().names() if found else []
+    added = [
+        pl.lit(value.as_py(), pl.Int64 if pa.types.is_integer(value.type) else pl.String).alias(name)
+        for name, value in found.items()
+        if name not in present
+    ]
+    return frame.with_columns(added)
 
 
 def _reason(error: Exception) -> str:

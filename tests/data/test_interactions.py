@@ -301,3 +301,48 @@ def test_embeddings_of_interactions(tmp_path):
     assert table.context["words"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     with raises_naming(DataError, "row 0", "2 numbers", "3"):
         InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=3)], ITEMS)
+
+
+def partitioned(tmp_path, data, keys, drop=True):
+    """Write as Spark's and pandas' partitionBy do: a folder for each value, and the column in no file."""
+    table = pa.table(data)
+    values = [tuple(row) for row in zip(*(table[key].to_pylist() for key in keys), strict=True)]
+    for number, value in enumerate(dict.fromkeys(values)):
+        rows = table.filter(pa.array([row == value for row in values]))
+        names = ["__HIVE_DEFAULT_PARTITION__" if v is None else str(v).replace(" ", "%20") for v in value]
+        folder = tmp_path.joinpath(*(f"{key}={name}" for key, name in zip(keys, names, strict=True)))
+        write(folder / f"part-{number}.parquet", rows.drop_columns(keys) if drop else rows)
+    return tmp_path
+
+
+def test_partitions_are_columns(tmp_path):
+    data = columns([[1], [2], [3], [4, 4], []])
+    path = partitioned(
+        tmp_path / "parts", {**data, "level": [7, 10, 7, 7, 10], "label": [1, 1, 0, 0, 0]}, ["level", "label"]
+    )
+    files = InteractionFiles(path, FEATURES, ITEMS.known.numpy(), group_id="user_id")
+    for table in (read(path, group_id="user_id"), concatenate(files.chunks(files.row_group_ranges(1)))):
+        rows = sorted(zip(table.group.tolist(), table.context["level"].tolist(), table.label.tolist(), strict=True))
+        assert rows == [(100, 7, 1), (101, 10, 1), (102, 7, 0), (103, 7, 0), (104, 10, 0)]
+    assert files.labels_and_groups()[0].sum() == 2
+
+
+def test_partitions_of_text_have_a_vocabulary_and_a_column_of_the_file_wins(tmp_path):
+    city = Feature("city", "categorical")
+    data = {**columns([[1], [2], [3]]), "city": ["5", "a b", None]}
+    files = InteractionFiles(partitioned(tmp_path / "x", data, ["city"]), [*FEATURES, city], ITEMS.known.numpy())
+    assert [feature.name for feature in files.columns_of_ids(False)] == ["city"]
+    vocabulary = files.build_vocabulary("city")
+    assert vocabulary.encode(pa.array(["5", "a b", "b"]), "x").min() == -1
+    assert len(vocabulary) == 2
+    inside = partitioned(tmp_path / "y", {**data, "level": [3, 4, 5]}, ["level"], drop=False)
+    (inside / "level=4").rename(inside / "level=9")
+    assert sorted(read(inside).context["level"].tolist()) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(("value", "found"), [("11", "11"), ("__HIVE_DEFAULT_PARTITION__", "null"), ("a", "string")])
+def test_a_bad_value_of_a_partition_is_named_with_its_file(tmp_path, value, found):
+    path = partitioned(tmp_path / "x", columns([[1], [2]]), ["level"])
+    (path / "level=1").rename(path / f"level={value}")
+    with raises_naming(DataError, "level=", "level", found):
+        read(path)

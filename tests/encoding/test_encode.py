@@ -150,6 +150,23 @@ def test_part_files_are_one_split(folder):
     assert same(*tables)
 
 
+def test_partitions_are_columns(folder):
+    rows = rows_of(40)
+    pieces = {text: [row for row in rows if row["city"] == text] for text in ("a", "b", "10")}
+    for text, piece in pieces.items():
+        write_csv(folder / "parts" / f"city={text}" / "part.csv", [{**row, "city": "x"} for row in piece])
+        bare = [{name: value for name, value in row.items() if name != "city"} for row in piece]
+        write_csv(folder / "bare" / f"city={text}" / "part.csv", bare)
+    # In the order of the folders.
+    write_csv(folder / "whole.csv", [*pieces["10"], *pieces["a"], *pieces["b"]])
+    parts, bare, whole = (
+        load_dataset(params_of(folder, train_data=str(folder / name)), {"train": True}, flat=True).splits["train"]
+        for name in ("parts", "bare", "whole.csv")
+    )
+    assert same(bare, whole)
+    assert len(set(parts.context["city"].tolist())) == 1  # a column of the file wins
+
+
 def test_vocabulary_of_pretrained_keys(folder):
     keys = np.array(["a", "new", "b", "new2"])
     np.savez(folder / "emb.npz", key=keys, value=np.arange(8.0).reshape(4, 2))
