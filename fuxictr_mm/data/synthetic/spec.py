@@ -221,7 +221,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm synth --preset tiny --out data/my_data",
         "fuxictr-mm synth --preset microlens-1m --out data/MicroLens_1M_x1",
         "fuxictr-mm synth --preset long --out data/long_mm",
-        "fuxictr-mm synth --preset tasks --out data/tasks_mm",
         "fuxictr-mm synth --preset taobao-mm --scale 0.01 --out data/taobao_like",
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
