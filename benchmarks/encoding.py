@@ -141,6 +141,8 @@ def main() -> None:
         seconds, file = run(parameters(args.folder))
         print(json.dumps({"seconds": seconds, "file": file}))
         return
+    if args.folder is not None and not args.folder.is_dir():
+        parser.error(f"--folder is {args.folder}, which is no folder; expected one for temporary files")
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         source = Path(temporary) / "train.csv"
         write_rows(source, args.rows)
