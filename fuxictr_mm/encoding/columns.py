@@ -277,15 +277,16 @@ class RawFiles:
         frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
         schema = frame.collect_schema()
         for column in columns:
-            kind = TYPES.get(column.dtype, pl.String)
+            kind = pl.Float64 if column.is_number else TYPES.get(column.dtype, pl.String)
             if column.source not in schema or schema[column.source] != pl.String or kind == pl.String:
                 continue
             value = pl.col(column.source)
-            bad = (
-                frame.select(value)
-                .with_row_index("row")
-                .filter(value.is_not_null(), value.cast(kind, strict=False).is_null())
-            )
+            is_bad = value.cast(kind, strict=False).is_null()
+            if column.type == "sequence":
+                entry = pl.element()
+                entries = value.str.split(column.splitter)
+                is_bad = entries.list.eval((entry != "") & entry.cast(kind, strict=False).is_null()).list.any()
+            bad = frame.select(value).with_row_index("row").filter(value.is_not_null(), is_bad)
             try:
                 found = bad.head(1).collect(engine="streaming")
             except pl.exceptions.PolarsError:  # the file is damaged in another way
@@ -293,7 +294,7 @@ class RawFiles:
             if len(found):
                 raise DataError(
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
-                    f"number (dtype: {column.dtype}); correct the file, or write dtype: str for the column"
+                    f"number (dtype: {column.spec.get('dtype', 'float')}); correct the file, or write dtype: str for the column"
                 )
 
 

@@ -226,6 +226,20 @@ def test_wrong_data_is_named_with_file_column_row_and_value(folder, change, word
         load_dataset(edited(folder, change), {"train": True}, flat=True)
 
 
+def test_a_text_among_the_numbers_along_a_history_is_named(folder):
+    rows = rows_of(60)
+    for row in rows:
+        row["waits"] = "^".join("1.5" for _ in row["seen"].split("^"))
+    for split in ("valid", "test"):
+        write_csv(folder / f"{split}.csv", rows)
+    rows[11].update(seen="a^b", waits="1.5^soon")
+    write_csv(folder / "train.csv", rows)
+    waits = {"name": "waits", "active": True, "dtype": "float", "type": "sequence", "history": "seen", "max_len": 3}
+    columns = [*COLUMNS, waits]
+    with raises_naming(DataError, "train.csv", "waits", "row 11", "'1.5^soon'"):
+        load_dataset(params_of(folder, columns), {"train": True}, flat=True)
+
+
 def test_a_missing_label_may_be_filled(folder):
     params = edited(folder, lambda rows: rows[5].update(clk=""))
     label = load_dataset({**params, "label_col": {**LABEL, "fill_na": 1}}, {"train": True}, flat=True)
