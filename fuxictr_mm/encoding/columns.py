@@ -292,9 +292,10 @@ class RawFiles:
             except pl.exceptions.PolarsError:  # the file is damaged in another way
                 return
             if len(found):
+                dtype = column.spec.get("dtype", "float")
                 raise DataError(
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
-                    f"number (dtype: {column.spec.get('dtype', 'float')}); correct the file, or write dtype: str for the column"
+                    f"number (dtype: {dtype}); correct the file, or write dtype: str for the column"
                 )
 
 
