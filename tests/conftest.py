@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ def yaml_read_once() -> Iterator[None]:
     """Parse a configuration of the same content once; parsing takes longer than most trainings here."""
     from fuxictr_mm import config
 
-    parsed: dict[bytes, bytes] = {}
+    parsed: dict[bytes, dict[str, Any]] = {}
     load = config.load_yaml
 
     def load_once(path: Any) -> dict[str, Any]:
@@ -40,8 +39,8 @@ def yaml_read_once() -> Iterator[None]:
         if not content:
             return load(path)
         if content not in parsed:
-            parsed[content] = pickle.dumps(load(path))
-        return pickle.loads(parsed[content])  # noqa: S301
+            parsed[content] = load(path)
+        return copy.deepcopy(parsed[content])
 
     config.load_yaml = load_once
     yield
