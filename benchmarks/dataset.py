@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -42,6 +43,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "batch_norm": False,
     },
 }
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of the data that ``make_data`` makes."""
+    parser.add_argument("--rows", type=int, default=200_000, help="training rows of the data made")
+    parser.add_argument("--users", type=int, default=55_000, help="its users")
+    parser.add_argument("--items", type=int, default=91_717, help="its items")
 
 
 def make_data(rows: int, users: int, items: int) -> Path:

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory
-from benchmarks.dataset import MODELS, make_data, parameters
+from benchmarks.dataset import MODELS, add_sizes, make_data, parameters
 from benchmarks.sides import Side, make_sides
 from benchmarks.throughput import PRECISIONS, environment, matmul_precision
 from fuxictr_mm.data.batch import num_rows
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     option("--threads", type=int, default=1, help="threads of torch")
     option("--steps", type=int, default=10, help="steps per block; five blocks are timed")
     option("--max_len", type=int, default=64, help="history positions")
-    option("--rows", type=int, default=200_000, help="training rows of the data")
-    option("--users", type=int, default=55_000, help="its users")
-    option("--items", type=int, default=91_717, help="its items")
+    add_sizes(parser)
     option("--top", type=int, default=0, help="also print this many of the most expensive kernels or operators")
     option("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.dataset import MODELS, experiment_of, make_data, parameters
+from benchmarks.dataset import MODELS, add_sizes, experiment_of, make_data, parameters
 from benchmarks.throughput import environment, spread
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.shards import Shard, default_streams
@@ -43,9 +43,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--pairs", type=int, default=5, help="pairs of blocks")
     option("--table", choices=["dense", "touched"], default="dense", help="kind of the table of item ids")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
-    option("--rows", type=int, default=200_000, help="training rows of the data made without --data")
-    option("--users", type=int, default=55_000, help="its users")
-    option("--items", type=int, default=91_717, help="its items")
+    add_sizes(parser)
     option("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
     for name in ("processes", "steps", "pairs"):

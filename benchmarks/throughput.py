@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.curve import curve
-from benchmarks.dataset import MODELS, make_data, parameters
+from benchmarks.dataset import MODELS, add_sizes, make_data, parameters
 from benchmarks.equality import equality
 from benchmarks.files import measure_files
 from benchmarks.sides import Side, make_scaled_sides, make_sides
@@ -64,9 +64,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--sides", choices=["both", "ours", "reference"], default="both", help="one side alone, without a ratio")
     option("--memory", action="store_true", help="also run each side alone, in a process of its own, for its peak")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
-    option("--rows", type=int, default=200_000, help="training rows of the data made without --data")
-    option("--users", type=int, default=55_000, help="its users")
-    option("--items", type=int, default=91_717, help="its items")
+    add_sizes(parser)
     option("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
     for name in ("steps", "reference_steps", "repeats", "warmup", "threads"):
