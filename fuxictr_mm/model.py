@@ -111,6 +111,8 @@ class MultimodalModel(BaseModel):
     batch_view: str = "jagged"
     #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
     same_dims: bool = False
+    #: Of models with ``same_dims``: further numbers of every field's embedding, which the regularizers leave out.
+    factor_dim: int = 0
     #: Buffers with one row per trained item that ``logits`` reads by ``per_item``; exports store them with the items.
     per_item_buffers: tuple[str, ...] = ()
     #: Columns of the items that ``logits`` reads by ``contents``, which exports store in the same way.
@@ -147,7 +149,7 @@ class MultimodalModel(BaseModel):
                 f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
             )
         if self.same_dims:
-            feature_map = unify_dims(feature_map, settings.embedding_dim)
+            feature_map = unify_dims(feature_map, settings.embedding_dim + self.factor_dim)
         super().__init__(
             feature_map,
             model_id=model_id,
@@ -293,7 +295,9 @@ class MultimodalModel(BaseModel):
         )
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
-        self.penalty = Penalty(self, self._embedding_regularizer, self._net_regularizer, self.item_vectors)
+        self.penalty = Penalty(
+            self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
+        )
 
     @property
     def has_own_step(self) -> bool:

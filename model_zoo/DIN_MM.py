@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.factorized import FactorizedModel
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
@@ -21,10 +22,10 @@ from fuxictr_mm.layers import (
     MultiHeadTargetAttention,
     SENet,
 )
-from fuxictr_mm.model import DNNModel, Embedded
+from fuxictr_mm.model import Embedded
 
 
-class DIN_MM(DNNModel):
+class DIN_MM(FactorizedModel):
     r"""Feature Fusion Revisited. Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961.
 
     .. math::
@@ -37,7 +38,8 @@ class DIN_MM(DNNModel):
     context c, target t and interest h (split into the item's fields again) can be weighted and crossed field by field.
 
     Departures: the paper leaves open how the interest enters SENet, and where the cross network and the bilinear
-    interactions are; here both take the output of SENet, and both feed the DNN.
+    interactions are; here both take the output of SENet, and both feed the DNN. ``factor_dim``, which is not in the
+    paper, adds a factorization of user and item (``FactorizedModel``).
 
     Parameters
     ----------
@@ -72,10 +74,8 @@ class DIN_MM(DNNModel):
     batch_norm : bool
         Batch norm in the DNN.
     **params
-        Those of DNNModel and MultimodalModel.
+        Those of FactorizedModel, DNNModel and MultimodalModel.
     """
-
-    same_dims = True
 
     def __init__(
         self,
@@ -98,17 +98,17 @@ class DIN_MM(DNNModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, batch_norm=batch_norm, **params)
-        dim = attention_dim or self.item_dim
+        dim = attention_dim or self.target_dim
         if interest == "multi_head":
             self.check_heads(num_heads, dim, "attention_dim")
         self.attention: nn.Module | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(
-                self.item_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
+                self.target_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
             )
         elif interest == "din":
             self.attention = DINAttention(
-                self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax
+                self.target_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax
             )
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
         flat_dim = num_fields * self.embedding_dim
@@ -128,12 +128,12 @@ class DIN_MM(DNNModel):
         return mean_pooling(e.history) if self.attention is None else self.attention(e.target, e.history)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logit of each row, ``(B, 1)``."""
-        e = self.embed(batch)
-        return self.head(torch.cat([e.context, e.target, self.pool(e)], dim=-1))
+        """Return the logit of each row, ``(B, T)``."""
+        e, user, item = self.embed_with_factors(batch)
+        return self.with_factors(self.head(torch.cat([e.context, e.target, self.pool(e)], dim=-1)), user, item)
 
     def head(self, fields: Tensor) -> Tensor:
-        """Return the logits ``(B, 1)`` of the concatenated fields ``(B, F E)``."""
+        """Return the logits ``(B, T)`` of the concatenated fields ``(B, F E)``."""
         fields = self.senet(fields.unflatten(1, (-1, self.embedding_dim)))
         parts = [self.cross(fields.flatten(1))]
         if self.bilinear is not None:
@@ -142,6 +142,7 @@ class DIN_MM(DNNModel):
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Return context and the part of the interest that depends on the history alone."""
+        history, _ = self.split_fields(history, "item")
         if isinstance(self.attention, MultiHeadTargetAttention):
             return context, *self.attention.keys_and_values(history)
         if isinstance(self.attention, DINAttention):
@@ -150,10 +151,12 @@ class DIN_MM(DNNModel):
         return context, mean_pooling(Jagged(history, offsets))
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
-        """Return the logits ``(M, 1)``."""
-        context, *parts = state
+        """Return the logits ``(M, T)``."""
+        (context, user), parts = self.split_fields(state[0], "context"), state[1:]
+        candidates, item = self.split_fields(candidates, "item")
         if isinstance(self.attention, MultiHeadTargetAttention | DINAttention):
             interest = self.attention.attend(candidates, *parts)
         else:
             interest = parts[0].expand_as(candidates)
-        return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        fields = [context.expand(candidates.shape[0], -1), candidates, interest]
+        return self.with_factors(self.head(torch.cat(fields, dim=-1)), user, item)

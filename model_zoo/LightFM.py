@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, mean_pooling
+from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.training.optim import embedding_tables
 
@@ -56,11 +57,7 @@ class LightFM(MultimodalModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.factor_regularizer = factor_regularizer
-        self.bias = nn.Parameter(torch.zeros(self.num_tasks))
-        several = self.num_tasks > 1
-        self.weights = (
-            nn.Parameter(torch.ones(self.num_tasks, self.embedding_dim - self.num_tasks)) if several else None
-        )
+        self.factorization = Factorization(self.embedding_dim, self.num_tasks)
         self.uses_history = history
         self.squares: Tensor | None = None
         self.build()
@@ -78,7 +75,7 @@ class LightFM(MultimodalModel):
             target = self.embed_items(batch.target.long())
             user = self._sum(context)
         if self.training:
-            self.squares = (context.square().sum() + target.square().sum()) / len(target)
+            self.squares = mean_squares(context, target)
         return self.score_candidates(target, user)
 
     def _user(self, context: Tensor, history: Jagged) -> Tensor:
@@ -97,10 +94,7 @@ class LightFM(MultimodalModel):
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""
-        (user,), item = state, self._sum(candidates)
-        biases, products = (user + item)[:, : self.num_tasks], (user * item)[:, self.num_tasks :]
-        sums = products.sum(dim=1, keepdim=True) if self.weights is None else products @ self.weights.t()
-        return sums + biases + self.bias
+        return self.factorization(state[0], self._sum(candidates))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the squares of its embeddings."""

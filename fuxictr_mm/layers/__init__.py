@@ -14,6 +14,7 @@ from fuxictr_mm.layers.content_attention import BucketAttention, SemanticAttenti
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
 from fuxictr_mm.layers.din_attention import DINAttention
+from fuxictr_mm.layers.factorization import Factorization, mean_squares
 from fuxictr_mm.layers.hash_attention import HashAttention
 from fuxictr_mm.layers.history_search import (
     EqualCodes,
@@ -49,6 +50,7 @@ __all__ = [
     "CrossNetV2",
     "DINAttention",
     "EqualCodes",
+    "Factorization",
     "HSTULayer",
     "HashAttention",
     "HistorySimilarity",
@@ -71,6 +73,7 @@ __all__ = [
     "append",
     "contrastive_loss",
     "directions",
+    "mean_squares",
     "newest",
     "register",
     "rotate",

@@ -356,6 +356,8 @@ class Penalty:
         See ``parse_regularizer``.
     tables : nn.Module, optional
         Holds embeddings that FuxiCTR's feature embedding does not.
+    left_out : int
+        Last numbers of every field's embedding that are not regularized.
     """
 
     def __init__(
@@ -364,11 +366,13 @@ class Penalty:
         embedding_regularizer: Regularizer,
         net_regularizer: Regularizer,
         tables: nn.Module | None = None,
+        left_out: int = 0,
     ) -> None:
         embeddings = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is tables]
         inside = {id(p) for module in embeddings for p in module.parameters()}
         trainable = [p for p in model.parameters() if p.requires_grad]
         self._touched = {id(p) for p in touched_parameters(model)}
+        self._kept = _embedding_parts(embeddings, left_out) if left_out else {}
         self._groups = [
             (
                 [p for p in trainable if id(p) in inside],
@@ -389,16 +393,16 @@ class Penalty:
         for parameters, norm, weight in self._terms():
             for table in [p for p in parameters if id(p) in self._touched and p.grad is not None]:
                 rows, values = touched_rows(table)
-                kept = table.index_select(0, rows)
-                values.add_(kept.sign_() if norm == 1 else kept, alpha=weight)
+                kept = self._part(table, table.index_select(0, rows))
+                self._part(table, values).add_(kept.sign_() if norm == 1 else kept, alpha=weight)
             parameters = [p for p in parameters if id(p) not in self._touched]
             if not parameters:
                 continue
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            weights = [p.data for p in parameters]
+            gradients = [self._part(p, p.grad) for p in parameters if p.grad is not None]
+            weights = [self._part(p, p.data) for p in parameters]
             torch._foreach_add_(gradients, torch._foreach_sign(weights) if norm == 1 else weights, alpha=weight)
 
     def value(self) -> Tensor:
@@ -406,5 +410,23 @@ class Penalty:
         total = torch.zeros(())
         for parameters, norm, weight in self._terms():
             for parameter in parameters:
-                total = total.to(parameter.device) + weight / norm * parameter.abs().pow(norm).sum()
+                total = (
+                    total.to(parameter.device) + weight / norm * self._part(parameter, parameter).abs().pow(norm).sum()
+                )
         return total
+
+    def _part(self, parameter: nn.Parameter, values: Tensor) -> Tensor:
+        """Return the part of a parameter's values that is regularized."""
+        return values.narrow(*self._kept[id(parameter)]) if id(parameter) in self._kept else values
+
+
+def _embedding_parts(embeddings: Iterable[nn.Module], left_out: int) -> dict[int, tuple[int, int, int]]:
+    """Return dim, start and length, as ``Tensor.narrow`` takes them, of all but the last numbers of embeddings."""
+    parts = {}
+    for module in embeddings:
+        if isinstance(module, FeatureEmbeddingDict):
+            for layer in [*module.embedding_layers.values(), *module.feature_encoders.values()]:
+                if isinstance(layer, nn.Embedding | nn.Linear):
+                    dim = 1 if isinstance(layer, nn.Embedding) else 0
+                    parts[id(layer.weight)] = (dim, 0, layer.weight.shape[dim] - left_out)
+    return parts

@@ -16,7 +16,7 @@ def test_equals_the_dense_model(equals_dense, history):
             if history and len(s):
                 user = user + torch.stack([fields(model, item).sum(dim=0) for item in s]).mean(dim=0)
             item = fields(model, t).sum(dim=0)
-            logits.append(user[1:] @ item[1:] + user[0] + item[0] + model.bias)
+            logits.append(user[1:] @ item[1:] + user[0] + item[0] + model.factorization.bias)
         squares = sum((c @ c + t @ t) / len(p.c) for c, t in zip(p.c, p.t, strict=True))
         return torch.stack(logits), model.factor_regularizer * squares
 

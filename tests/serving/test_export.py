@@ -29,6 +29,8 @@ CASES = [
     ("INFNet_v2_tiny", {}),
     ("DIN_MM_tiny", {"interest": "din", "senet": False, "cross": "mix", "bilinear": "field_each"}),
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2"}),
+    ("DIN_MM_tiny", {"interest": "din", "factor_dim": 5}),
+    ("DIN_MM_tiny", {"factor_dim": 5, "factor_features": ["likes_level", "item_id"]}),
 ]
 #: Weights are not trained, so logits are large, and their rounding errors in float32 with them.
 NOISE = 2e-4
