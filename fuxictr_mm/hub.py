@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.files import check_folder_to_write, dump_yaml, write_folder
+from fuxictr_mm.files import check_folder_to_write, write_folder
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
+from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor

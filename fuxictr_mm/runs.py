@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
-from fuxictr_mm.files import load_yaml, read_json, write_beside
+from fuxictr_mm.files import read_json, write_beside
 from fuxictr_mm.terminal import format_table
+from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,9 +16,9 @@ from fuxictr_mm.config import (
     list_experiments,
 )
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import dump_yaml, load_yaml
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
 from fuxictr_mm.evaluation.compare import newest_configuration
 from fuxictr_mm.evaluation.significance import Ranking
-from fuxictr_mm.files import dump_yaml, write_beside, write_json
+from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
     ENSEMBLE,
@@ -35,6 +35,7 @@ from fuxictr_mm.runs import (
     resolve_one,
     write_predictions,
 )
+from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 

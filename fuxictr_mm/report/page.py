@@ -17,8 +17,7 @@ from typing import Any
 from fuxictr_mm import __version__
 from fuxictr_mm import terminal as text
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.config import nearest
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.report import experiments as settings
 from fuxictr_mm.report import figures

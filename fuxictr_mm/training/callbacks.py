@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from fuxictr_mm import __version__
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import dump_yaml, write_beside, write_json
+from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
     ENVIRONMENT,
@@ -38,6 +38,7 @@ from fuxictr_mm.runs import (
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
+from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from fuxictr_mm.training.loop import Scored

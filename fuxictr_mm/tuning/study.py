@@ -21,11 +21,12 @@ from filelock import FileLock
 
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import try_lock, write_beside, write_entries
+from fuxictr_mm.files import try_lock, write_beside
 from fuxictr_mm.registry import code_hash, load_model_class
 from fuxictr_mm.runs import monitored, read_evaluations
 from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, run_trials
 from fuxictr_mm.tuning.tuner_file import Point, Sampler, Tuner, check_points, number_of_points, read_tuner
+from fuxictr_mm.yaml_files import write_entries
 
 if TYPE_CHECKING:
     from optuna import Study

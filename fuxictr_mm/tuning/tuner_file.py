@@ -29,9 +29,9 @@ from fuxictr_mm.config import (
     load_model_config,
 )
 from fuxictr_mm.errors import ConfigError, nearest
-from fuxictr_mm.files import load_yaml
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.runner import FOLLOWED_KEYS
+from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from optuna import Study
