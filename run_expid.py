@@ -55,7 +55,7 @@ def main() -> None:
 
 def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every seed, and print their metrics."""
-    from fuxictr_mm.runs import table
+    from fuxictr_mm.runs.command import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds

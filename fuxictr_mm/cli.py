@@ -29,7 +29,7 @@ COMMANDS = {
     "export": ("fuxictr_mm.serving.export", "write a trained experiment as ONNX graphs and tables"),
     "score": ("fuxictr_mm.serving.score", "score a file of any size from an export, without torch"),
     "serve": ("fuxictr_mm.serving.serve", "answer HTTP requests from an export"),
-    "runs": ("fuxictr_mm.runs", "list runs and their metrics, newest or best first"),
+    "runs": ("fuxictr_mm.runs.command", "list runs and their metrics, newest or best first"),
     "compare": ("fuxictr_mm.evaluation.compare", "test whether a difference between experiments is significant"),
     "report": ("fuxictr_mm.report.page", "write one HTML page that compares runs"),
     "plan": ("fuxictr_mm.plan.command", "print the memory that an experiment would take, before it runs"),

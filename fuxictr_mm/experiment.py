@@ -37,7 +37,7 @@ from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import i
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
-from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, vocabulary_of_weights
+from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed, loop
@@ -206,7 +206,7 @@ class Experiment:
     def finished_runs(self) -> list[Run]:
         """Return the finished runs of this very configuration, model file and seed that have a folder, newest first."""
         fingerprint = self.config.fingerprint()
-        finished = [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
+        finished = [run for run in runs_of(self.paths) if run.finished and config_hash(run.config) == fingerprint]
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
@@ -301,7 +301,7 @@ class Experiment:
             There are no such weights, or they are of no run with a folder.
         """
         path = self.find_weights()
-        for run in self.paths.find_runs():
+        for run in runs_of(self.paths):
             # One file under two names; a copy of the folder holds it twice.
             if not run.is_usable or not run.weights.exists():
                 continue

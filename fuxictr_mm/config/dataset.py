@@ -16,7 +16,6 @@ from fuxictr_mm.errors import ConfigError
 
 NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
 
-
 #: Keys whose values are paths, or lists of paths.
 PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info", "global_item_info")
 

@@ -18,15 +18,11 @@ from fuxictr_mm.errors import ConfigError
 #: An integer stays an integer, so that a configuration is written, and its fingerprint computed, as it was given.
 Number = int | float
 
-
 #: Probability of dropping a unit.
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-
 #: Types of features that are computed from the target and the history; they have no column.
 COMPUTED_TYPES = ("length", "similarity")
-
-
 FeatureType = Literal["meta", "categorical", "sequence", "numeric", "embedding", "length", "similarity"]
 
 

@@ -17,11 +17,8 @@ from fuxictr_mm.errors import ConfigError
 #: A number is the weight of an L2 penalty; a string is one of ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
 Regularizer = float | str | None
 
-
 #: Output dims of the hidden layers of an MLP.
 HiddenUnits = Sequence[PositiveInt]
-
-
 Task = Literal["binary_classification", "regression"]
 
 

@@ -33,6 +33,7 @@ from fuxictr_mm.runs import (
     WEIGHTS,
     RunPaths,
     read_lines,
+    runs_of,
     vocabulary_of_weights,
     write_predictions,
 )
@@ -210,7 +211,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], model_code: str) -> Path | None:
     wanted = config_hash(plain(settings))
-    unfinished = [run for run in paths.find_runs() if not (run.path / RESULT).exists() and run.config]
+    unfinished = [run for run in runs_of(paths) if not (run.path / RESULT).exists() and run.config]
     same_code = [run for run in unfinished if run.environment.get(MODEL_CODE, model_code) == model_code]
     return next((run.path for run in same_code if config_hash(run.config) == wanted), None)
 

@@ -21,7 +21,7 @@ from fuxictr_mm.training.callbacks import RunWriter
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import raises_naming
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_files_say_what_happened(train, tmp_path):
