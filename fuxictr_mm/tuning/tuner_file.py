@@ -1,296 +1,33 @@
-"""The tuner file, the search space, and the sampling of its points.
-
-A point has a value of each tuned setting. The point of trial n depends on the seed and n, for ``tpe`` also on the
-results of the other trials; it differs from all points sampled before.
-"""
+"""The tuner file."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from fuxictr_mm.checking import Settings, describe, matches, model_schema
+from fuxictr_mm.checking import Settings, matches, model_schema
 from fuxictr_mm.config import (
     DATASET_KEYS,
     DEFAULTS,
     EXPERIMENT_KEYS,
     PATH_KEYS,
-    Number,
     load_dataset_config,
     load_model_config,
 )
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.tuning.runner import FOLLOWED_KEYS
+from fuxictr_mm.tuning.space import Point, RangeSettings, Space, read_range
+from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
 from fuxictr_mm.yaml_files import load_yaml
 
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
-
-
-class RangeSettings(Settings):
-    """A range of a tuner YAML, such as ``{low: 1.e-4, high: 1.e-2, log: True}``."""
-
-    low: Number = Field(description="Least value.")
-    high: Number = Field(description="Largest value.")
-    log: bool = Field(False, description="Sample the logarithm of the value uniformly.")
-    step: Number | None = Field(None, description="Distance between neighbouring values.")
-
-
 WARMUP = 1  # evaluations of every trial with pruning: True
-
-
-TRIES = 20  # samples of a sampler that repeats known points, before random ones are taken
-
-
-RANDOM_TRIES = 200  # random samples before the remaining points are enumerated
-
-
-Point: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from ``low`` to ``high``, both included.
-
-    Parameters
-    ----------
-    low, high : float
-        Ends.
-    step : float, optional
-        Distance between two values; None: 1 for integers, continuous otherwise.
-    log : bool
-        Sampled uniformly in the logarithm.
-    whole : bool
-        Integers only.
-    """
-
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-    whole: bool = False  # the name under which studies store it
-
-    @property
-    def size(self) -> float:
-        """Number of values."""
-        step = self.step or (1 if self.whole else 0)
-        return round((self.high - self.low) / step) + 1 if step else math.inf
-
-    def values(self) -> list[float]:
-        """Return all values of a range that has finitely many."""
-        step = self.step or 1
-        return [self.low + step * index for index in range(int(self.size))]
-
-
-Space: TypeAlias = "dict[str, list[Any] | Range]"
-
-
-def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Range:
-    """Return the range that a mapping of a tuner YAML describes.
-
-    Parameters
-    ----------
-    settings : mapping
-        ``low``, ``high``, and perhaps ``log`` or ``step``.
-    annotation : Any
-        Type of the setting. Integer ends make a range of integers, unless the setting takes fractions.
-    where : str
-        Prefix of the message.
-
-    Raises
-    ------
-    ConfigError
-        A key is unknown or missing, or the range is empty.
-    """
-    given = RangeSettings.read(settings, where)
-    for key in ("low", "high"):
-        if not math.isfinite(settings[key]):
-            raise ConfigError(f"{where}: {key} is {settings[key]}, expected a finite number")
-        if not matches(settings[key], annotation):
-            raise ConfigError(f"{where}: {key} is {settings[key]}, but the setting takes {describe(annotation)}")
-    low, high, step, log = given.low, given.high, given.step, given.log
-    if low >= high:
-        raise ConfigError(f"{where}: low is {low} and high is {high}, expected low below high")
-    if log and low <= 0:
-        raise ConfigError(f"{where}: low is {low}, expected a number above 0 with log: True")
-    if step is not None:
-        if log:
-            raise ConfigError(f"{where}: step and log exclude each other; keep one of them")
-        if step <= 0:
-            raise ConfigError(f"{where}: step is {step}, expected a number above 0")
-        steps = (high - low) / step
-        if not math.isclose(steps, round(steps), rel_tol=1e-9) or round(steps) < 1:
-            raise ConfigError(f"{where}: {high} is not reached from {low} by steps of {step}; change high or step")
-    takes_fractions = annotation is not Any and (matches(0.5, annotation) or matches(1.5, annotation))
-    numbers = [number for number in (low, high, step) if number is not None]
-    whole = not takes_fractions and all(isinstance(number, int) for number in numbers)
-    if step is not None and not whole and not matches(low + step, annotation):
-        raise ConfigError(f"{where}: step is {step}, but the setting takes {describe(annotation)}")
-    return Range(low, high, step, log, whole)
-
-
-def number_of_points(space: Space) -> float:
-    """Return the number of different points of a space."""
-    return math.prod(values.size if isinstance(values, Range) else len(values) for values in space.values())
-
-
-def check_points(space: Space) -> list[Point]:
-    """Return a few points in which every value of every list, and both ends of every range, occur."""
-    columns = {key: [values.low, values.high] if isinstance(values, Range) else values for key, values in space.items()}
-    length = max((len(values) for values in columns.values()), default=1)
-    return [{key: values[row % len(values)] for key, values in columns.items()} for row in range(length)]
-
-
-def point_key(point: Point) -> str:
-    """Return a text that identifies a point."""
-    return json.dumps(point, sort_keys=True, default=str)
-
-
-class Dimensions:
-    """Optuna distributions of a space, for the settings with more than one value."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._choices = {
-            key: _choices(values) for key, values in space.items() if isinstance(values, list) and len(values) > 1
-        }
-        self.distributions = {
-            key: _distribution(values, self._choices.get(key))
-            for key, values in space.items()
-            if isinstance(values, Range) or len(values) > 1
-        }
-
-    def point(self, sampled: Mapping[str, Any]) -> Point:
-        """Return the point of Optuna's values, including settings with a single value."""
-        point: Point = {}
-        for key, values in self._space.items():
-            if isinstance(values, Range):
-                point[key] = sampled[key]
-            else:
-                point[key] = values[self._choices[key].index(sampled[key])] if key in sampled else values[0]
-        return point
-
-    def sampled(self, point: Point) -> dict[str, Any]:
-        """Return Optuna's values of a point."""
-        result: dict[str, Any] = {}
-        for key in self.distributions:
-            values = self._space[key]
-            if isinstance(values, Range):
-                result[key] = point[key]
-            else:
-                keys = [point_key({key: value}) for value in values]
-                result[key] = self._choices[key][keys.index(point_key({key: point[key]}))]
-        return result
-
-
-def _choices(values: list[Any]) -> list[Any]:
-    """Return the choices of a list as Optuna takes them: distinct by ``==``, and no lists."""
-    simple = all(value is None or isinstance(value, bool | int | float | str) for value in values)
-    return values if simple and len(set(values)) == len(values) else [json.dumps(v, sort_keys=True) for v in values]
-
-
-def _distribution(values: list[Any] | Range, choices: list[Any] | None) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not isinstance(values, Range):
-        return CategoricalDistribution(choices or [])
-    if values.whole:
-        return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
-    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
-
-
-class Sampler:
-    """Samples the points of a study.
-
-    Parameters
-    ----------
-    space : dict
-        Values to try.
-    search : {"random", "tpe"}
-        Sampler.
-    seed : int
-        Of the study.
-    """
-
-    def __init__(self, space: Space, search: str, seed: int) -> None:
-        self.dimensions = Dimensions(space)
-        self._space = space
-        self._search = search
-        self._seed = seed
-        self._random: list[Point] = []  # points of trials 0, 1, ...
-
-    def sample(self, study: Study, trial: FrozenTrial, others: Collection[Point]) -> Point:
-        """Return the point of a trial.
-
-        Parameters
-        ----------
-        study : Study
-            Just loaded, so that its trials are current.
-        trial : FrozenTrial
-            The trial, without values yet.
-        others : collection of dict
-            Points of the other trials; ``random`` does not need them, because it can repeat them by their numbers.
-        """
-        if self._search == "random":
-            used = {point_key(point) for point in self._random}
-            while len(self._random) <= trial.number:
-                point = self._sample_random(study, trial, len(self._random), used)
-                self._random.append(point)
-                used.add(point_key(point))
-            return self._random[trial.number]
-        from optuna.samplers import TPESampler
-
-        used = {point_key(point) for point in others}
-        for attempt in range(TRIES):
-            sampler = TPESampler(seed=self._derived_seed(trial.number, attempt))
-            point = self._sample(sampler, study, trial)
-            if point_key(point) not in used:
-                return point
-        return self._sample_random(study, trial, trial.number, used)
-
-    def _sample_random(self, study: Study, trial: FrozenTrial, number: int, used: Collection[str]) -> Point:
-        from optuna.samplers import RandomSampler
-
-        sampler = RandomSampler(seed=self._derived_seed(number))
-        for _ in range(RANDOM_TRIES):
-            point = self._sample(sampler, study, trial)
-            if point_key(point) not in used:
-                return point
-        # Few points of a finite space are left: take the first by hash.
-        columns = [values.values() if isinstance(values, Range) else values for values in self._space.values()]
-        points = (dict(zip(self._space, values, strict=True)) for values in itertools.product(*columns))
-        left = [point for point in points if point_key(point) not in used]
-        return min(left, key=lambda point: hashlib.sha256(f"{self._seed} {point_key(point)}".encode()).digest())
-
-    def _sample(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Point:
-        relative = sampler.infer_relative_search_space(study, trial)
-        sampled = sampler.sample_relative(study, trial, relative)
-        for key, distribution in self.dimensions.distributions.items():
-            if key not in sampled:
-                sampled[key] = sampler.sample_independent(study, trial, key, distribution)
-        return self.dimensions.point(sampled)
-
-    def _derived_seed(self, *numbers: int) -> int:
-        text = " ".join(map(str, (self._seed, *numbers)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
 SEARCHES = ("grid", "random", "tpe")
-
-
 BASE_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space", "search")
 
 
