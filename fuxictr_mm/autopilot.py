@@ -596,7 +596,7 @@ class _Autopilot:
         """Average, calibrate, write the submission and the page."""
         from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
         from fuxictr_mm.evaluation.ensemble import ensemble
-        from fuxictr_mm.report.page import report
+        from fuxictr_mm.report.command import report
         from fuxictr_mm.submission import write_submission
 
         args, name = self.args, f"AUTO_{self.args.dataset_id}"

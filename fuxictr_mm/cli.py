@@ -21,7 +21,7 @@ COMMANDS = {
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
     "check-data": ("fuxictr_mm.check_data.check", "find data-quality issues in a dataset, write a cleaned copy"),
     "influence": (
-        "fuxictr_mm.evaluation.influence",
+        "fuxictr_mm.evaluation.influence_command",
         "rank training rows by their effect on the validation loss",
     ),
     "diagnose": ("fuxictr_mm.diagnosis.diagnose", "find what a trained model uses, ignores and gets wrong"),
@@ -30,8 +30,11 @@ COMMANDS = {
     "score": ("fuxictr_mm.serving.score", "score a file of any size from an export, without torch"),
     "serve": ("fuxictr_mm.serving.serve", "answer HTTP requests from an export"),
     "runs": ("fuxictr_mm.runs.command", "list runs and their metrics, newest or best first"),
-    "compare": ("fuxictr_mm.evaluation.compare", "test whether a difference between experiments is significant"),
-    "report": ("fuxictr_mm.report.page", "write one HTML page that compares runs"),
+    "compare": (
+        "fuxictr_mm.evaluation.compare_command",
+        "test whether a difference between experiments is significant",
+    ),
+    "report": ("fuxictr_mm.report.command", "write one HTML page that compares runs"),
     "plan": ("fuxictr_mm.plan.command", "print the memory that an experiment would take, before it runs"),
     "autopilot": ("fuxictr_mm.autopilot", "from a dataset to a submission within a time budget"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
