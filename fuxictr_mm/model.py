@@ -26,7 +26,7 @@ from fuxictr_mm.embedding_model import Embedded as Embedded  # model files impor
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.dropout import replace_dropout
-from fuxictr_mm.runtime import device_of
+from fuxictr_mm.runtime import compiled, device_of
 from fuxictr_mm.tables import choose_kinds, touched_parameters
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
@@ -420,16 +420,6 @@ class DNNModel(MultimodalModel):
     def make_dnn(self, input_dim: int, output_dim: int | None = None) -> MLP_Block:
         """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label by default."""
         return MLP_Block(input_dim=input_dim, output_dim=output_dim or self.num_tasks, **self._dnn_settings)
-
-
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a function of batches of any size."""
-    import torch._inductor
-
-    # An analysis of torch 2.11 that fails for jagged rows on a GPU.
-    analysis = "triton.coalesce_tiling_analysis"
-    options: dict[str, Any] = {analysis: False} if analysis in torch._inductor.list_options() else {}
-    return torch.compile(function, dynamic=True, options=options)
 
 
 def check_is_built(model: nn.Module) -> None:

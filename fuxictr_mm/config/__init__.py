@@ -5,7 +5,14 @@ that is wrong is reported in one message. Nothing here imports torch.
 """
 
 from fuxictr_mm.config.dataset import PATH_KEYS, DatasetConfig, label_names
-from fuxictr_mm.config.entries import list_datasets, list_experiments, load_dataset_config, load_model_config
+from fuxictr_mm.config.entries import (
+    find_config,
+    list_datasets,
+    list_experiments,
+    load_dataset_config,
+    load_model_config,
+    results_csv_path,
+)  # fmt: skip
 from fuxictr_mm.config.experiment import (
     DATASET_KEYS,
     DEFAULTS,

@@ -12,6 +12,19 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.yaml_files import load_yaml
 
 
+def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:
+    """Return the configuration folder: the given one, else the working directory if it has one, else the script's."""
+    if given is not None:
+        return Path(given)
+    here = Path(".")
+    return here if (here / "model_config.yaml").is_file() or (here / "model_config").is_dir() else Path(script_folder)
+
+
+def results_csv_path(config_dir: str | os.PathLike[str]) -> Path:
+    """Return the CSV in the working directory that results of a configuration folder go to, named after the folder."""
+    return Path(f"{Path(config_dir).resolve().name}.csv")
+
+
 def list_experiments(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Return every experiment id of a folder with its own settings (``Base`` left out)."""
     return _list_entries(folder, "model_config")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.evaluation.influence import Checkpoint
@@ -44,11 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm influence --expid DIN_MM_tiny --drop-worst 5 --test_data data/tiny_mm/test_labelled.parquet",
         "fuxictr-mm influence --expid DIN_MM_tiny --out rows.parquet --json > influence.json",
     )
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
-    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    add_experiment_options(parser, gpu=True)
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import math
 import os
@@ -68,6 +69,26 @@ def find_runs(
 def runs_of(paths: RunPaths) -> list[Run]:
     """Return the runs of an experiment, newest first, with unfinished and broken ones."""
     return find_runs(paths.model_root, dataset=paths.dataset_id, expid=paths.expid)
+
+
+def run_of_weights(paths: RunPaths, weights: Path) -> Run:
+    """Return the finished run of an experiment that wrote weights, whose predictions belong to them.
+
+    Raises
+    ------
+    MissingFileError
+        They are of no run with a folder.
+    """
+    for run in runs_of(paths):
+        # One file under two names; a copy of the folder holds it twice.
+        if not run.is_usable or not run.weights.exists():
+            continue
+        if run.weights.samefile(weights) or filecmp.cmp(run.weights, weights, shallow=False):
+            return run
+    raise MissingFileError(
+        f"{weights}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
+        "again"
+    )
 
 
 def is_run(folder: Path) -> bool:
