@@ -7,10 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from fuxictr_mm.checking import (
-    Settings,
-    describe,
-)
+from fuxictr_mm.checking import Settings, describe
 from fuxictr_mm.config.features import FeatureConfig, LabelConfig, Number, Roles
 from fuxictr_mm.errors import ConfigError
 

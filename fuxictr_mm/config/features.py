@@ -9,10 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from fuxictr_mm.checking import (
-    Settings,
-    check_call,
-)
+from fuxictr_mm.checking import Settings, check_call
 from fuxictr_mm.errors import ConfigError
 
 #: An integer stays an integer, so that a configuration is written, and its fingerprint computed, as it was given.

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from fuxictr_mm.checking import (
-    Settings,
-)
+from fuxictr_mm.checking import Settings
 from fuxictr_mm.config.features import Number
 from fuxictr_mm.errors import ConfigError
 

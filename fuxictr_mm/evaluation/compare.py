@@ -14,15 +14,7 @@ import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
-from fuxictr_mm.evaluation.significance import (
-    Difference,
-    Ranking,
-    Side,
-    bootstrap_aucs,
-    conclude,
-    difference,
-    holm,
-)
+from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
 from fuxictr_mm.runs import Run, find_runs, resolve_one
 from fuxictr_mm.terminal import progress_bar
 

@@ -10,10 +10,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import MIN_SAMPLES, Comparison, Pair, compare
-from fuxictr_mm.evaluation.significance import (
-    delong_variance,
-    fixed,
-)
+from fuxictr_mm.evaluation.significance import delong_variance, fixed
 from fuxictr_mm.terminal import format_table
 
 

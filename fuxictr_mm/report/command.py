@@ -12,9 +12,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
-from fuxictr_mm.report.experiments import (
-    gather,
-)
+from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import listed, plural

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import Field
 
 from fuxictr_mm.checking import Settings, describe, matches
-from fuxictr_mm.config import (
-    Number,
-)
+from fuxictr_mm.config import Number
 from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,14 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings, matches, model_schema
-from fuxictr_mm.config import (
-    DATASET_KEYS,
-    DEFAULTS,
-    EXPERIMENT_KEYS,
-    PATH_KEYS,
-    load_dataset_config,
-    load_model_config,
-)
+from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.space import Point, RangeSettings, Space, read_range

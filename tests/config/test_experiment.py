@@ -9,12 +9,7 @@ import yaml
 from pydantic import Field
 
 from fuxictr_mm.checking import model_schema
-from fuxictr_mm.config import (
-    Dropout,
-    ExperimentConfig,
-    list_datasets,
-    list_experiments,
-)
+from fuxictr_mm.config import Dropout, ExperimentConfig, list_datasets, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
