@@ -83,7 +83,9 @@ def _label_of(settings: dict[str, Any], label: str | None) -> tuple[int, str]:
 
 def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
     """Return the experiment id, the scores by its newest weights, and its settings."""
-    from fuxictr_mm.experiment import Experiment, find_config
+    from fuxictr_mm.config import find_config
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runs import run_of_weights
 
     for option in ("fit_weights", "stack", "name"):
         if getattr(args, option):
@@ -95,7 +97,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
     if args.calibrate:
         if args.weights:
             raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
-        run = experiment.run_of_weights()
+        run = run_of_weights(experiment.paths, experiment.find_weights())
     scores = experiment.predict(weights=args.weights)
     if run is not None:
         scores = _calibrate(run, scores, args.calibrate)

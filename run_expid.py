@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuxictr_mm.arguments import Parser, add_debug, add_examples, run_main
+from fuxictr_mm.arguments import Parser, add_debug, add_examples, add_experiment_options, run_main
 from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,11 +21,8 @@ def main() -> None:
         "python run_expid.py --expid DIN_MM_tiny --seeds 1 2 3    then: python prediction.py --runs DIN_MM_tiny",
         "torchrun --nproc-per-node 2 run_expid.py --expid DIN_MM_tiny",
     )
-    parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
-    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    add_experiment_options(parser, gpu=True)
+    parser.set_defaults(config=None)
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
@@ -36,7 +33,8 @@ def main() -> None:
     add_debug(parser)
     args = parser.parse_args()
 
-    from fuxictr_mm.experiment import Experiment, find_config, results_csv_path
+    from fuxictr_mm.config import find_config, results_csv_path
+    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     set_up_logging()
@@ -55,7 +53,7 @@ def main() -> None:
 
 def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every seed, and print their metrics."""
-    from fuxictr_mm.runs import table
+    from fuxictr_mm.runs.command import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds

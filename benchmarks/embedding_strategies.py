@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.strategy_files import Settings, StrategyFiles, find_source
 from fuxictr_mm.arguments import add_debug, run_main
-from fuxictr_mm.config import list_datasets, list_experiments, load_config, nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.config import list_datasets, list_experiments, load_config
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_beside
 

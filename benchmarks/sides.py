@@ -14,7 +14,8 @@ import torch
 from benchmarks.dataset import experiment_of
 from benchmarks.reference import REFERENCES, padded_loader
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.model import MultimodalModel, distinct_items
+from fuxictr_mm.embedding_model import distinct_items
+from fuxictr_mm.model import MultimodalModel
 
 
 @dataclass

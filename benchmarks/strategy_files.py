@@ -19,7 +19,8 @@ import yaml
 from fuxictr_mm.data import parquet
 from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
 from fuxictr_mm.embeddings.item_files import Source, read_ids
-from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize, yaml_lines
+from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize
+from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.swing import Clicks, swing
 from fuxictr_mm.errors import DataError, MissingFileError

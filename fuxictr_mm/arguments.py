@@ -117,6 +117,16 @@ def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
     parser.epilog = "\n  ".join(["examples:", *examples])
 
 
+def add_experiment_options(parser: argparse.ArgumentParser, *, gpu: bool = False) -> None:
+    """Add the options that name an experiment, as of ``Experiment.load``."""
+    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    if gpu:
+        parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+
+
 def add_roles(parser: argparse.ArgumentParser) -> None:
     """Add ``--roles`` and ``--ids``, which mean what they mean in ``dataset_config.yaml``; see ``Roles.parse``."""
     parser.add_argument(

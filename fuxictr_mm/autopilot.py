@@ -496,7 +496,7 @@ class _Autopilot:
         """Return the dataset, checked, and the column of users if the validation file has it."""
         from fuxictr_mm.config import ExperimentConfig
         from fuxictr_mm.data.parquet import open_parquet, part_files
-        from fuxictr_mm.files import write_entries
+        from fuxictr_mm.yaml_files import write_entries
 
         args = self.args
         entry = {"look": {"model": "DIN", "dataset_id": args.dataset_id}}
@@ -522,7 +522,7 @@ class _Autopilot:
 
     def write_tuner(self, model: str, facts: Facts, features: list[list[str]], group_id: str | None) -> Path:
         """Write the tuner file of a model."""
-        from fuxictr_mm.files import write_entries
+        from fuxictr_mm.yaml_files import write_entries
 
         name, dataset_id = f"AUTO_{model}", self.args.dataset_id
         content = {
@@ -596,7 +596,7 @@ class _Autopilot:
         """Average, calibrate, write the submission and the page."""
         from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
         from fuxictr_mm.evaluation.ensemble import ensemble
-        from fuxictr_mm.report.page import report
+        from fuxictr_mm.report.command import report
         from fuxictr_mm.submission import write_submission
 
         args, name = self.args, f"AUTO_{self.args.dataset_id}"

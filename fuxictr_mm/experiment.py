@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
 import logging
 import os
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,15 +28,15 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
-from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
+from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
-from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, vocabulary_of_weights
-from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, set_precision
+from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
+from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
-from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
 from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
@@ -166,7 +162,7 @@ class Experiment:
         check_metrics([*config.metrics, *monitored], config.group_id, labels if len(labels) > 1 else ())
         third_party = is_third_party(model_class)
         named = config.dataset.roles.model_fields_set
-        if config.dataset.item_info is None and not self._is_flat and not {"target", "history"} <= named:
+        if config.dataset.item_info is None and not self.is_flat and not {"target", "history"} <= named:
             raise ConfigError(
                 f"dataset {config.dataset_id}: item_info is missing; {config.model} needs items: name their files, or "
                 "the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
@@ -206,7 +202,7 @@ class Experiment:
     def finished_runs(self) -> list[Run]:
         """Return the finished runs of this very configuration, model file and seed that have a folder, newest first."""
         fingerprint = self.config.fingerprint()
-        finished = [run for run in self.paths.find_runs() if run.finished and config_hash(run.config) == fingerprint]
+        finished = [run for run in runs_of(self.paths) if run.finished and config_hash(run.config) == fingerprint]
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
@@ -236,7 +232,7 @@ class Experiment:
         """
         verbose = self.config.verbose if progress is None else 2 * progress
         experiment = self if verbose == self.config.verbose else self.with_settings(verbose=verbose)
-        with _only_one(self.config.expid), distributed.process_group(self.config.gpu), restored_threads():
+        with only_one(self.config.expid), distributed.process_group(self.config.gpu), restored_threads():
             return TrainingRun(experiment, resume, None if results_csv is None else Path(results_csv)).run()
 
     def predict(self, data: Any = None, *, weights: StrPath | None = None) -> np.ndarray:
@@ -261,7 +257,7 @@ class Experiment:
         MissingFileError, UserError
             No such weights, or they do not fit, or wrong data.
         """
-        return self._predict(data, self.find_weights(weights), [self.paths.log])
+        return predict(self, data, self.find_weights(weights), [self.paths.log])
 
     def find_weights(self, weights: StrPath | None = None) -> Path:
         """Return the file of weights, by default those of the newest run; a warning names settings that differ.
@@ -292,63 +288,9 @@ class Experiment:
             )
         return path
 
-    def run_of_weights(self) -> Run:
-        """Return the run of the newest weights, whose predictions of the validation rows belong to them.
-
-        Raises
-        ------
-        MissingFileError
-            There are no such weights, or they are of no run with a folder.
-        """
-        path = self.find_weights()
-        for run in self.paths.find_runs():
-            # One file under two names; a copy of the folder holds it twice.
-            if not run.is_usable or not run.weights.exists():
-                continue
-            if run.weights.samefile(path) or filecmp.cmp(run.weights, path, shallow=False):
-                return run
-        raise MissingFileError(
-            f"{path}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
-            "again"
-        )
-
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""
-        return self._predict(data, run.weights, [])
-
-    def _predict(self, data: Any, weights: Path, logs: Sequence[Path]) -> np.ndarray:
-        if data is None or isinstance(data, str | os.PathLike):
-            return self._predict_file(self.config.dataset.test_data if data is None else os.fspath(data), weights, logs)
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "data.parquet")
-            _write_frame(data, path)
-            try:
-                return self._predict_file(path, weights, logs)
-            except UserError as error:
-                raise type(error)(str(error).replace(path, "data frame")) from error
-
-    def _predict_file(self, path: str | None, weights: Path, logs: Sequence[Path]) -> np.ndarray:
-        with (
-            _only_one(self.config.expid),
-            distributed.process_group(self.config.gpu),
-            restored_threads(),
-            LogFiles() as files,
-            tempfile.TemporaryDirectory() as scratch,
-        ):
-            self.prepare_process()
-            vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
-            other = None if path == self.config.dataset.test_data else path
-            options: dict[str, Any] = {
-                "flat": self._is_flat,
-                "test_data": other,
-                "scratch": Path(scratch),
-                "shard": self.make_shard(),
-            }
-            dataset = load_dataset(self.config.to_dict(), {"test": None}, vocabularies, **options)
-            model = self.build_model(dataset)
-            model.load_weights(weights)
-            files.open(logs, "a")
-            return loop.predict(model, self.make_loader(dataset.splits["test"], model)).numpy()
+        return predict(self, data, run.weights, [])
 
     def prepare_process(self) -> None:
         """Set seed, precision and memory of this process by the configuration."""
@@ -386,10 +328,10 @@ class Experiment:
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
-        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self._is_flat, shard=shard)
+        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self.is_flat, shard=shard)
 
     @property
-    def _is_flat(self) -> bool:
+    def is_flat(self) -> bool:
         """Whether the model takes a dict of columns."""
         return self.batch_format(self.model_class) == "flat"
 
@@ -499,48 +441,3 @@ class Experiment:
             test=result["test"] or {},
             model_zoo=self.model_zoo,
         )
-
-
-#: Held by the experiment that trains or predicts, because random numbers, precision and signals belong to the process.
-_process = threading.Lock()
-
-
-@contextmanager
-def _only_one(expid: str) -> Iterator[None]:
-    """Refuse a second experiment at the same time, because both would share the random numbers of the process."""
-    if not _process.acquire(blocking=False):
-        raise UserError(
-            f"{expid}: another experiment trains or predicts in this process, with the same random numbers; "
-            "wait for its end, or use a process for each"
-        )
-    try:
-        yield
-    finally:
-        _process.release()
-
-
-def _write_frame(frame: Any, path: str) -> None:
-    """Write a data frame as Parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not hasattr(frame, "__arrow_c_stream__"):
-        raise UserError(f"predict: got a {type(frame).__name__}, expected a path or a pandas or Polars data frame")
-    try:
-        pq.write_table(pa.table(frame), path)
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type") from error
-
-
-def find_config(given: StrPath | None, script_folder: StrPath) -> Path:
-    """Return the configuration folder: the given one, else the working directory if it has one, else the script's."""
-    if given is not None:
-        return Path(given)
-    here = Path(".")
-    return here if (here / "model_config.yaml").is_file() or (here / "model_config").is_dir() else Path(script_folder)
-
-
-def results_csv_path(config_dir: StrPath) -> Path:
-    """Return the CSV in the working directory that results of a configuration folder go to, named after the folder."""
-    return Path(f"{Path(config_dir).resolve().name}.csv")

@@ -1,13 +1,11 @@
-"""Atomic file writes, JSON and YAML files, and a lock that child processes inherit."""
+"""Atomic file writes, JSON files, and a lock that child processes inherit."""
 
 from __future__ import annotations
 
 import errno
 import importlib.util
-import io
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -210,121 +208,3 @@ def try_lock(path: Path) -> InheritedLock | None:
         return InheritedLock(path)
     except BlockingIOError:
         return None
-
-
-#: Keys whose values are keys elsewhere, of datasets and experiments, and keys of mappings that these are keys of.
-IDS, ENTRIES = ("dataset_id", "base_expid"), ("model_config", "dataset_config")
-
-#: What the names of YAML's types begin with.
-TAG = "tag:yaml.org,2002:"
-
-
-def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML 1.2 file whose top level is a mapping.
-
-    Its keys and the values of ``IDS`` are taken as strings, such as the experiment id 2024.
-
-    A key that is null may be given again.
-
-    Raises
-    ------
-    MissingFileError
-        There is no such file.
-    ConfigError
-        It is not YAML, not a mapping, or gives a key twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a YAML file")
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        with path.open(encoding="utf-8") as stream:
-            content = _yaml().load(stream)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected YAML") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        if isinstance(error, DuplicateKeyError):
-            key = re.sub(r'found duplicate key "(.*?)" with value .*', r"\1", problem, flags=re.S)
-            problem = f"the key '{key}' is given twice; keep one of them"
-        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
-    except ValueError as error:  # a date that does not exist, such as 2025-02-30
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: the top level is a {type(content).__name__}, expected a mapping of names to settings"
-        )
-    return content
-
-
-def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Return YAML that ``load_yaml`` and YAML 1.1 read back, in the order of ``content``, repeated values in full."""
-    stream = io.StringIO()
-    _yaml().dump(dict(content), stream)
-    return stream.getvalue()
-
-
-def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:
-    """Write a configuration file that names the tuner YAML it comes from, by an atomic write."""
-    header = f"# Written by run_param_tuner.py from {origin.name}: change it there, not here.\n"
-    write_beside(path, lambda stream: stream.write((header + dump_yaml(content)).encode()))
-
-
-def _yaml() -> Any:
-    """Return a safe reader and writer of YAML."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import SafeConstructor
-    from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
-    from ruamel.yaml.representer import SafeRepresenter
-
-    class Constructor(SafeConstructor):
-        def construct_document(self, node: Node) -> Any:
-            self._take_ids_as_text(node)
-            return super().construct_document(node)
-
-        def _take_ids_as_text(self, node: Node) -> None:
-            for key, value in node.value if isinstance(node, MappingNode) else ():
-                if isinstance(key, ScalarNode) and key.tag != f"{TAG}merge":
-                    key.tag = f"{TAG}str"
-                if key.value in ENTRIES:
-                    self._take_ids_as_text(value)
-                for name, named in [(key, value), *(value.value if isinstance(value, MappingNode) else ())]:
-                    if name.value in IDS and isinstance(named, ScalarNode) and named.tag != f"{TAG}null":
-                        named.tag = f"{TAG}str"
-
-        def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
-            # FuxiCTR's files list a key with null and set it further down.
-            return (key in mapping and mapping[key] is None) or super().check_mapping_key(
-                node, key_node, mapping, key, value
-            )
-
-    class Representer(SafeRepresenter):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-        # FuxiCTR reads YAML 1.1, where 1e-05 is a string, yes is True and 1:30 is 90.
-        def represent_float(self, data: float) -> Any:
-            node = super().represent_float(data)
-            node.value = re.sub(r"^(-?\d+)e", r"\1.0e", node.value)
-            return node
-
-        def represent_str(self, data: str) -> Any:
-            quoted = re.fullmatch(r"(?i)y|n|yes|no|on|off|[-+]?[\d_]+(:\d+)+", data)
-            return self.represent_scalar(f"{TAG}str", data, style="'" if quoted else None)
-
-    Representer.add_representer(float, Representer.represent_float)
-    Representer.add_representer(str, Representer.represent_str)
-
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.Constructor, yaml.Representer = Constructor, Representer
-    yaml.default_flow_style, yaml.width = None, 120
-    yaml.sort_base_mapping_type_on_output = False
-    return yaml

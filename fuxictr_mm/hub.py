@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.files import check_folder_to_write, dump_yaml, write_folder
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.files import check_folder_to_write, write_folder
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
+from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub",
         "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub --overwrite --quiet",
     )
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 

@@ -11,14 +11,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -129,3 +130,32 @@ def keep_freed_memory() -> bool:
         return False  # another C library
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
     return sum(mallopt(option, value) for option, value in settings.items()) == len(settings)
+
+
+#: Held by the experiment that trains or predicts, because random numbers, precision and signals belong to the process.
+_process = threading.Lock()
+
+
+@contextmanager
+def only_one(expid: str) -> Iterator[None]:
+    """Refuse a second experiment at the same time, because both would share the random numbers of the process."""
+    if not _process.acquire(blocking=False):
+        raise UserError(
+            f"{expid}: another experiment trains or predicts in this process, with the same random numbers; "
+            "wait for its end, or use a process for each"
+        )
+    try:
+        yield
+    finally:
+        _process.release()
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function of batches of any size."""
+    import torch
+    import torch._inductor
+
+    # An analysis of torch 2.11 that fails for jagged rows on a GPU.
+    analysis = "triton.coalesce_tiling_analysis"
+    options: dict[str, Any] = {analysis: False} if analysis in torch._inductor.list_options() else {}
+    return torch.compile(function, dynamic=True, options=options)

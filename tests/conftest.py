@@ -26,27 +26,6 @@ def root_logger() -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def yaml_read_once() -> Iterator[None]:
-    """Parse a configuration of the same content once; parsing takes longer than most trainings here."""
-    from fuxictr_mm import config
-
-    parsed: dict[bytes, dict[str, Any]] = {}
-    load = config.load_yaml
-
-    def load_once(path: Any) -> dict[str, Any]:
-        content = Path(path).read_bytes() if Path(path).is_file() else b""
-        if not content:
-            return load(path)
-        if content not in parsed:
-            parsed[content] = load(path)
-        return copy.deepcopy(parsed[content])
-
-    config.load_yaml = load_once
-    yield
-    config.load_yaml = load
-
-
 @pytest.fixture(scope="session")
 def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
     """Give the dataset of an experiment's parameters, read once, safe to change."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm import config
+from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import exits_naming
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def project(tmp_path, monkeypatch):
 
 
 def edit_yaml(path, change):
-    content = config.load_yaml(path)
+    content = load_yaml(path)
     change(content)
     path.write_text(json.dumps(content))
 

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs, dump_yaml, load_yaml
+from fuxictr_mm.files import check_outputs
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import raises_naming
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.embedding_model import distinct_items
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.model import distinct_items
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.check_data.translation import LABEL, Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
-from fuxictr_mm.config import Roles, nearest
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.config import Roles
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
 
 

@@ -26,13 +26,12 @@ from fuxictr_mm.check_data.layout import (
     common_length,
     is_binary,
     is_extension,
-    is_list,
     is_text,
     read_chunks,
     read_schema,
 )
 from fuxictr_mm.check_data.titles import fix_title
-from fuxictr_mm.data.parquet import open_parquet
+from fuxictr_mm.data.parquet import is_list, open_parquet
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_folder
 

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
-from fuxictr_mm.check_data.translation import USER_ID, Translation, active, is_list
+from fuxictr_mm.check_data.translation import USER_ID, Translation, active
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
+from fuxictr_mm.data.parquet import MAX_IDS, is_list, open_parquet
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.terminal import progress_bar

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, open_parquet
+from fuxictr_mm.data.parquet import MAX_IDS, is_list, open_parquet
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, key_of_items
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError
@@ -185,11 +185,6 @@ def active() -> Translation | None:
 
 def _field(path: Path, name: str) -> pa.Field:
     return open_parquet(path).schema_arrow.field(name)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:

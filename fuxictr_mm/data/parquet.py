@@ -665,6 +665,11 @@ def _plain_types(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.ndarray:
     if flat.null_count:
         first = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0])

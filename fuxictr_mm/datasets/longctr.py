@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.parquet import is_list
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
@@ -50,7 +51,7 @@ class LongCTR(Reader):
             if field.name not in known and not pa.types.is_nested(field.type) and field.name not in LABELS
         }
         item_schema = pq.read_schema(self._file("item_info"))
-        self._embedding_columns = [f.name for f in item_schema if _is_list(f.type) and _holds_decimals(f.type)]
+        self._embedding_columns = [f.name for f in item_schema if is_list(f.type) and _holds_decimals(f.type)]
         self._item_columns: dict[str, Kind] = {
             _renamed(field.name): _kind(field.type)
             for field in item_schema
@@ -150,15 +151,11 @@ def _renamed(name: str) -> str:
     return "item_code" if name in ("item_id", "article_id") else name
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
 def _holds_decimals(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind.value_type))
 
 
 def _kind(kind: pa.DataType) -> Kind:
-    if _is_list(kind):
+    if is_list(kind):
         return "sequence"
     return "numeric" if pa.types.is_floating(kind) else "categorical"

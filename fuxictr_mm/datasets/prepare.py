@@ -134,7 +134,8 @@ def write_config(
 
     Files that are there already are kept: they may have been changed.
     """
-    from fuxictr_mm.files import atomic_path, dump_yaml
+    from fuxictr_mm.files import atomic_path
+    from fuxictr_mm.yaml_files import dump_yaml
 
     dataset = dataset_entry(folder, reader, summary, labels)
     experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}

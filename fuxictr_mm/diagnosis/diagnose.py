@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, NOTE, PROBLEM, Finding, format_findings, ordered
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import check_outputs, write_beside
@@ -59,12 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm diagnose --expid DIN_MM_tiny --split test --test_data data/tiny_mm/test_labelled.parquet",
         "fuxictr-mm diagnose --expid DIN_MM_tiny --json --quiet | python -m json.tool",
     )
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    add_experiment_options(parser, gpu=True)
     parser.add_argument("--run", metavar="RUN", help="a run's name or folder (default: the newest finished one)")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
-    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--weights", metavar="FILE", help="trained weights (default: those of the run)")
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="examples to use (default: valid)")
     parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data; needs labels")

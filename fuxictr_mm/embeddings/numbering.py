@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS
+from fuxictr_mm.data.parquet import MAX_IDS, is_list
 from fuxictr_mm.data.schema import key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
 from fuxictr_mm.errors import DataError, UserError
@@ -127,11 +127,6 @@ _active: ContextVar[Numbering] = ContextVar("numbering", default=Numbering())  #
 def numbering() -> Numbering:
     """Return the numbering that is active."""
     return _active.get()
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_needed(keys: Sequence[pa.Array], ids: str, most: int = MAX_IDS) -> bool:

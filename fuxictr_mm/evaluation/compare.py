@@ -1,37 +1,26 @@
-"""``fuxictr-mm compare``: which of two or more configurations has the higher AUC, and whether significantly."""
+"""The difference in AUC between two or more configurations, and whether it is significant."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
-from fuxictr_mm.evaluation.significance import (
-    Difference,
-    Ranking,
-    Side,
-    bootstrap_aucs,
-    conclude,
-    delong_variance,
-    difference,
-    fixed,
-    holm,
-)
+from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
 from fuxictr_mm.runs import Run, find_runs, resolve_one
-from fuxictr_mm.terminal import format_table, progress_bar
+from fuxictr_mm.terminal import progress_bar
 
 #: Smallest number of users and bootstrap samples for an interval.
 MIN_USERS, MIN_SAMPLES = 10, 100
+
 
 #: Called with the name of a group, a run of it that cannot be compared, and the reason.
 OnProblem = Callable[[str, Run, UserError], None]
@@ -98,42 +87,6 @@ class Comparison:
     samples: int
     notes: list[str] = field(default_factory=list)
     split: str = "valid"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``fuxictr-mm compare``."""
-    add_examples(
-        parser,
-        "fuxictr-mm compare DIN_MM_tiny DIN_tiny                   all finished runs of two experiments, seeds grouped",
-        "fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny  each against the best",
-        "fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json",
-        "fuxictr-mm compare DIN_MM_tiny other_program.csv --split test",
-    )
-    parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME",
-        help="experiment id, name of a run, folder of either, or a .csv or .parquet file of predictions",
-    )
-    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
-    parser.add_argument("--split", choices=("valid", "test"), default="valid", help="examples to compare on (valid)")
-    parser.add_argument("--label", metavar="NAME", help="the label to compare on, of runs on several")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (2000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)")
-    add_output_options(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Compare and print."""
-    if len(args.names) < 2:
-        raise ConfigError(f"compare: '{args.names[0]}' alone; give two or more experiment ids, runs or folders")
-    if args.samples < MIN_SAMPLES:
-        raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
-    if args.seed < 0:
-        raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
-    options = {"split": args.split, "task": args.label, "samples": args.samples, "seed": args.seed}
-    found = compare(args.names, args.root, quiet=args.quiet, **options)
-    show(args, as_dict(found), as_text(found))
 
 
 def compare(
@@ -401,89 +354,3 @@ def _compare_all(sides: Sequence[Side], users: int) -> list[Pair]:
         Pair(first, second, one, p_value, conclude(first, second, one, p_value if len(couples) > 1 else None))
         for (first, second), one, p_value in zip(couples, found, corrected, strict=True)
     ]
-
-
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison for JSON."""
-    sides = []
-    for side, runs in zip(comparison.sides, comparison.runs, strict=True):
-        entries = [
-            {
-                "run": run.run,
-                "expid": run.expid,
-                "seed": run.seed,
-                "path": str(run.path),
-                "auc": ranking.auc,
-                "delong_error": delong_variance([ranking]) ** 0.5,
-                "bootstrap_error": float(sample.std(ddof=1)),
-            }
-            for run, ranking, sample in zip(runs, side.runs, side.samples, strict=True)
-        ]
-        sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": entries})
-    pairs = [
-        {
-            "first": pair.first.name,
-            "second": pair.second.name,
-            **asdict(pair.found),
-            "corrected_p": pair.corrected_p,
-            "better": pair.better,
-            "verdict": pair.conclusion,
-        }
-        for pair in comparison.pairs
-    ]
-    names = ("split", "rows", "positives", "users", "samples", "notes")
-    return {**{name: getattr(comparison, name) for name in names}, "sides": sides, "pairs": pairs}
-
-
-def as_text(comparison: Comparison) -> str:
-    """Return a comparison for a terminal: runs, differences from the first side, conclusions and notes."""
-    of_users = "" if comparison.users == comparison.rows else f" of {comparison.users:,} users"
-    what = {"valid": "validation"}.get(comparison.split, comparison.split)
-    against_first = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
-    return "\n".join(
-        [
-            f"{comparison.rows:,} {what} examples{of_users}, {comparison.positives:,} positive",
-            "",
-            _runs_table(comparison),
-            "",
-            _differences_table(against_first),
-            "",
-            *(f"{pair.conclusion}." for pair in against_first),
-            *(f"Note: {note}." for note in comparison.notes),
-        ]
-    )
-
-
-def _runs_table(comparison: Comparison) -> str:
-    rows: list[list[object]] = []
-    for side, runs in zip(comparison.sides, comparison.runs, strict=True):
-        several = len(side.runs) > 1
-        if several:
-            spread = f"seeds     {side.aucs.std(ddof=1):.4f}"
-            rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
-        for run, ranking in zip(runs, side.runs, strict=True):
-            name, seed = f"  {run.run}" if several else side.name, "" if run.seed is None else run.seed
-            error = f"examples  {delong_variance([ranking]) ** 0.5:.4f}"
-            rows.append([name, seed, f"{ranking.auc:.4f}", error])
-    return format_table(["run", "seed", "AUC", "standard deviation"], rows, right=["seed", "AUC"])
-
-
-def _differences_table(pairs: Sequence[Pair]) -> str:
-    def interval(low: float, high: float) -> str:
-        return f"{fixed(low, '+')} to {fixed(high, '+')}"
-
-    def p_value(value: float) -> str:
-        return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-    rows = [
-        [
-            f"{pair.first.name} - {pair.second.name}",
-            fixed(pair.found.value, "+"),
-            interval(pair.found.low, pair.found.high) if pair.found.seeds else "seeds unknown",
-            interval(pair.found.rows_low, pair.found.rows_high),
-            p_value(pair.found.delong_p),
-            p_value(pair.corrected_p) if pair.found.seeds else "",
-        ]
-        for pair in pairs
-    ]
-    return format_table(["difference", "", "95 % interval", "for these weights", "DeLong p", "p"], rows)

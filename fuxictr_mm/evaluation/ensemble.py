@@ -20,7 +20,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
 from fuxictr_mm.evaluation.compare import newest_configuration
 from fuxictr_mm.evaluation.significance import Ranking
-from fuxictr_mm.files import dump_yaml, write_beside, write_json
+from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
     ENSEMBLE,
@@ -33,8 +33,10 @@ from fuxictr_mm.runs import (
     find_runs,
     read_run,
     resolve_one,
+    runs_of,
     write_predictions,
 )
+from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ def ensemble(
         return runs[0]
     name = name or _default_name(runs)
     paths = RunPaths(Path(root), runs[0].dataset_id, name)
-    if other := next((run for run in paths.find_runs() if run.model != ENSEMBLE), None):
+    if other := next((run for run in runs_of(paths) if run.model != ENSEMBLE), None):
         raise ConfigError(f"{other.path}: a run of the experiment {name}; give the ensemble another name with --name")
     valid = read_valid_predictions(runs)
     test = read_test_predictions(runs, gpu)

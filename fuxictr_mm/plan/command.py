@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 
 #: Of a process with torch and this library, before it reads data.
 PROCESS_BYTES = 350_000_000
@@ -18,10 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm plan --expid DIN_MM_tiny",
         "fuxictr-mm plan --expid DIN_MM_tiny --gpus 8 --memory 80",
     )
-    parser.add_argument("--expid", required=True, metavar="X", help="experiment id in model_config.yaml")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    add_experiment_options(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="processes, one on each GPU (default: one on the CPU)")
     parser.add_argument("--memory", type=float, metavar="GB", help="memory of each (default: what is free here)")
     add_output_options(parser)
@@ -63,8 +60,8 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
 
     from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.data.memory import MEMORY_FRACTION, free_memory
+    from fuxictr_mm.embedding_model import FLAGS_PER_ID
     from fuxictr_mm.errors import ConfigError
-    from fuxictr_mm.model import FLAGS_PER_ID
     from fuxictr_mm.plan.footers import measure_data
     from fuxictr_mm.plan.model import measure_model
     from fuxictr_mm.training.distributed import TABLE_ROWS

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import check_folder_to_write, write_folder
 
@@ -53,13 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
     )
-    parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
+    add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="numbers of the tables (fp32)")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
-    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument(
         "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
     )

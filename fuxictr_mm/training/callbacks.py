@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from fuxictr_mm import __version__
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import dump_yaml, write_beside, write_json
+from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
     ENVIRONMENT,
@@ -33,11 +33,13 @@ from fuxictr_mm.runs import (
     WEIGHTS,
     RunPaths,
     read_lines,
+    runs_of,
     vocabulary_of_weights,
     write_predictions,
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
+from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from fuxictr_mm.training.loop import Scored
@@ -209,7 +211,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], model_code: str) -> Path | None:
     wanted = config_hash(plain(settings))
-    unfinished = [run for run in paths.find_runs() if not (run.path / RESULT).exists() and run.config]
+    unfinished = [run for run in runs_of(paths) if not (run.path / RESULT).exists() and run.config]
     same_code = [run for run in unfinished if run.environment.get(MODEL_CODE, model_code) == model_code]
     return next((run.path for run in same_code if config_hash(run.config) == wanted), None)
 

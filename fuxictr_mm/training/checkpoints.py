@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
 from fuxictr_mm.errors import MissingFileError, UserError, nearest
-from fuxictr_mm.files import load_yaml, read_json, write_beside
+from fuxictr_mm.files import read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
+from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from fuxictr.features import FeatureMap

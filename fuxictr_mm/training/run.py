@@ -26,7 +26,7 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import find_undefined, parse_metric, split_task
-from fuxictr_mm.runs import MODEL_CODE, Run, RunPaths, best_epoch_was_last, unwritable, vocabulary_of_weights
+from fuxictr_mm.runs import MODEL_CODE, Run, RunPaths, best_epoch_was_last, runs_of, unwritable, vocabulary_of_weights
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
@@ -113,7 +113,7 @@ class TrainingRun:
         """Refuse to train a finished run longer: its training checkpoint is deleted. Warn if settings differ."""
         if self.paths.checkpoint.exists() or self.experiment.newest_result() is None:
             return
-        finished = next((run for run in self.paths.find_runs() if run.finished), None)
+        finished = next((run for run in runs_of(self.paths) if run.finished), None)
         if finished is None:
             return
         differences = setting_differences(finished.config, self.config.to_dict(), "in that run")

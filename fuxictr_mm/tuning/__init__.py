@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.tuning.runner import TrialResult, format_table, report, run_grid, write_table
+from fuxictr_mm.tuning.grid import enumerate_trials, run_grid
 from fuxictr_mm.tuning.seeds import train_seeds
-from fuxictr_mm.tuning.study import enumerate_trials, run_study
+from fuxictr_mm.tuning.study import run_study
+from fuxictr_mm.tuning.table import format_table, report, write_table
+from fuxictr_mm.tuning.trial import TrialResult
 from fuxictr_mm.tuning.tuner_file import Tuner, read_tuner
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import Run
-from fuxictr_mm.tuning.runner import Trial, TrialResult, run_trials
+from fuxictr_mm.tuning.runner import run_trials
+from fuxictr_mm.tuning.trial import Trial, TrialResult
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -90,7 +91,7 @@ def train_seeds(
 
 
 class _Seeds:
-    """The seeds of an experiment as trials: see ``fuxictr_mm.tuning.runner.Trials``."""
+    """The seeds of an experiment as trials: see ``fuxictr_mm.tuning.trial.Trials``."""
 
     def __init__(self, experiments: Sequence[Experiment], resume: bool) -> None:
         self._trials = [

@@ -1,11 +1,8 @@
-"""From a tuner YAML to a folder of experiments, one per point of the grid."""
+"""A study: trials that Optuna samples, shared by processes and machines through a database."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import os
 import socket
 import sys
 import tempfile
@@ -21,74 +18,23 @@ from filelock import FileLock
 
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import try_lock, write_beside, write_entries
-from fuxictr_mm.registry import code_hash, load_model_class
+from fuxictr_mm.files import try_lock, write_beside
 from fuxictr_mm.runs import monitored, read_evaluations
-from fuxictr_mm.tuning.runner import Trial, TrialResult, common_args, run_trials
-from fuxictr_mm.tuning.tuner_file import Point, Sampler, Tuner, check_points, number_of_points, read_tuner
+from fuxictr_mm.tuning.database import open_storage, open_study, shown_url
+from fuxictr_mm.tuning.runner import common_args, run_trials
+from fuxictr_mm.tuning.sampler import Sampler
+from fuxictr_mm.tuning.space import Point, check_points, number_of_points
+from fuxictr_mm.tuning.trial import Trial, TrialResult
+from fuxictr_mm.tuning.tuner_file import Tuner
+from fuxictr_mm.yaml_files import write_entries
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 
-def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
-    """Write the experiments of a grid as a configuration folder named after the tuner YAML.
-
-    Parameters
-    ----------
-    tuner_yaml : Path
-        See ``read_tuner``: in ``tuner_space`` lists span the grid, a scalar replaces one value.
-    model_zoo : Path, optional
-        A folder of model files to search first.
-
-    Returns
-    -------
-    Path
-        Folder with ``model_config.yaml`` (experiments ``BASE_001_<hash>`` ...) and ``dataset_config.yaml``.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        The file is wrong, or asks for another search.
-    """
-    tuner = read_tuner(tuner_yaml, model_zoo)
-    if tuner.search != "grid":
-        raise ConfigError(f"{tuner_yaml}: search is {tuner.search}, expected grid; only a grid can be enumerated")
-    space = {key: values for key, values in tuner.space.items() if isinstance(values, list)}
-    in_dataset = tuner.dataset_keys
-
-    datasets = {}
-    for combination in _combinations(tuner.dataset, {key: space[key] for key in space if key in in_dataset}):
-        datasets[f"{tuner.dataset_id}_{config_hash(combination)[:8]}"] = combination
-    if len(datasets) == 1:
-        datasets = {tuner.dataset_id: next(iter(datasets.values()))}
-    models = _combinations(tuner.model, {key: space[key] for key in space if key not in in_dataset})
-    experiments = {}
-    for number, (settings, (used_id, data)) in enumerate(itertools.product(models, datasets.items()), start=1):
-        entry = {**settings, "dataset_id": used_id}
-        experiments[f"{tuner.name}_{number:03d}_{config_hash({**entry, **data})[:8]}"] = entry
-
-    write_entries(tuner.folder / "dataset_config.yaml", datasets, tuner.path)
-    write_entries(tuner.folder / "model_config.yaml", experiments, tuner.path)
-    return tuner.folder
-
-
-def _combinations(base: Mapping[str, Any], space: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    grid = {**{key: [value] for key, value in base.items()}, **space}
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
 BEAT_SECONDS = 20.0
-
-
 STALE_SECONDS = 180.0
-
-
 LOOK_SECONDS = 1.0  # between reads of the database for a trial to take, and of the evaluations of a running one
-
-
 IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings is estimated
 
 
@@ -152,7 +98,7 @@ def run_study(
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"{_shown_url(tuner)}: the study's database failed ({reason}); nothing that finished is lost, "
+            f"{shown_url(tuner)}: the study's database failed ({reason}); nothing that finished is lost, "
             "run the same command again"
         ) from error
 
@@ -189,41 +135,6 @@ def _dataset(tuner: Tuner, point: Point) -> tuple[str, dict[str, Any]]:
     return (f"{tuner.dataset_id}_{config_hash(data)[:8]}" if keys else tuner.dataset_id), data
 
 
-def _shown_url(tuner: Tuner) -> str:
-    """Return the database's URL without its password."""
-    from sqlalchemy.engine import make_url
-
-    return make_url(_url(tuner)).render_as_string(hide_password=True)
-
-
-def _url(tuner: Tuner) -> str:
-    return os.path.expandvars(tuner.storage or f"sqlite:///{tuner.folder.resolve()}/study.db")
-
-
-def _open_storage(tuner: Tuner) -> RDBStorage:
-    from optuna.storages import RDBStorage
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        backend = make_url(_url(tuner)).get_backend_name()
-    except SQLAlchemyError:
-        raise ConfigError(
-            f"{tuner.path}: storage is not a database URL; expected one such as postgresql://user@host/optuna, "
-            "or leave it out for a file in the study's folder"
-        ) from None
-    # SQLite lets one process write at a time; the others wait for it.
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if backend == "sqlite" else {"pool_pre_ping": True}
-    try:
-        return RDBStorage(_url(tuner), engine_kwargs=options)
-    except (ImportError, RuntimeError, SQLAlchemyError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise ConfigError(
-            f"{tuner.path}: storage {_shown_url(tuner)} cannot be opened ({reason}); "
-            "check that the database exists and its Python driver is installed"
-        ) from error
-
-
 @dataclass
 class _Watch:
     """A trial that this process runs."""
@@ -250,8 +161,8 @@ class _StudyTrials:
         warmup = tuner.warmup
         self._pruner = None if warmup is None else MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + 1)
         with self._alone():
-            self._storage = _open_storage(tuner)
-            self._study = self._create_study()
+            self._storage = open_storage(tuner)
+            self._study = open_study(tuner, self._storage, model_zoo)
             self._study_id = self._storage.get_study_id_from_name(tuner.study)
             self._here = self._machine()
         self._ids: dict[int, int] = {}
@@ -278,45 +189,6 @@ class _StudyTrials:
             name = uuid.uuid4().hex
             write_beside(path, lambda stream: stream.write(name.encode()))
         return f"{socket.gethostname()} {path.read_text(encoding='utf-8')}"
-
-    def _create_study(self) -> Study:
-        import optuna
-
-        tuner = self._tuner
-        study = optuna.create_study(
-            study_name=tuner.study,
-            storage=self._storage,
-            direction="minimize" if tuner.setting("monitor_mode") == "min" else "maximize",
-            load_if_exists=True,
-        )
-        space = {key: values if isinstance(values, list) else vars(values) for key, values in tuner.space.items()}
-        models = tuner.space.get("model")
-        files = {
-            f"file of the model {name}": code_hash(load_model_class(name, self._model_zoo))
-            for name in (models if isinstance(models, list) else [tuner.model["model"]])
-        }
-        ours = {
-            **files,
-            "search": tuner.search,
-            "seed": tuner.seed,
-            **{f"tuner_space: {key}": json.loads(json.dumps(values, default=str)) for key, values in space.items()},
-            "the base experiment": config_hash({**tuner.model, **tuner.dataset, "dataset_id": tuner.dataset_id}),
-        }
-        theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
-        if theirs is None:
-            raise ConfigError(
-                f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME"
-            )
-        # A study begun by an older version does not name the files of its models.
-        known = {key: value for key, value in ours.items() if key in theirs or key not in files}
-        changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
-        if changed:
-            raise ConfigError(
-                f"{tuner.path}: the study '{tuner.study}' was begun with another {changed[0]}; "
-                "undo the change, or start another study with study: NAME"
-            )
-        study.set_user_attr("tuner", ours)
-        return study
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)[: self.total]

@@ -11,11 +11,11 @@ import pytest
 from benchmarks import embedding_strategies
 from benchmarks.embedding_strategies import STRATEGIES
 from benchmarks.strategy_files import find_source
-from fuxictr_mm import config
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def data(made, tmp_path):
     """A copy, and a configuration of few experiments beside it, which is quick to read."""
-    models = config.load_yaml(ROOT / "model_config.yaml")
+    models = load_yaml(ROOT / "model_config.yaml")
     few = {name: models[name] for name in ("Base", "DIN_tiny", "DIN_MM_tiny")}
     (tmp_path / "model_config.yaml").write_text(json.dumps(few))
     shutil.copy(ROOT / "dataset_config.yaml", tmp_path)

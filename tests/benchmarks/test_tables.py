@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import tables
-from fuxictr_mm.model import distinct_items
+from fuxictr_mm.embedding_model import distinct_items
 from fuxictr_mm.tables import touched_parameters
 
 

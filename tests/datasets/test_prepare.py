@@ -3,8 +3,8 @@ import json
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.config import load_yaml
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.yaml_files import load_yaml
 
 
 def run(*arguments: object) -> int:

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.config import load_yaml
 from fuxictr_mm.datasets.reader import list_readers
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import raises_naming
 
 READERS = ("amazon-electronics", "kuairand", "longctr", "microlens", "mind", "taobao-mm")

@@ -9,7 +9,8 @@ from fuxictr.pytorch import layers as fuxictr_layers
 
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.diagnosis import attention
-from fuxictr_mm.diagnosis.attention import RecordedAttention, describe, find_attention, uniform, weight_statistics
+from fuxictr_mm.diagnosis.attention import RecordedAttention, describe, uniform, weight_statistics
+from fuxictr_mm.diagnosis.attention_hooks import find_attention
 from fuxictr_mm.layers import DINAttention, Jagged, MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from fuxictr_mm import Experiment, cli
-from fuxictr_mm.config import list_experiments, load_yaml
+from fuxictr_mm.config import list_experiments
 from fuxictr_mm.diagnosis.diagnose import diagnose, find_trained, format_summary
 from fuxictr_mm.diagnosis.findings import SEVERITIES
 from fuxictr_mm.diagnosis.scorer import take
 from fuxictr_mm.diagnosis.slices import count_items
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.yaml_files import load_yaml
 from tests.data import test_histories as raw_world
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -51,10 +51,10 @@ def check_keys(values, types, where):
 
 def check_features(columns, where):
     """Check entries of feature_cols as a dataset of them would be."""
-    from fuxictr_mm.config import FEATURE_KEYS
+    from fuxictr_mm.config import FeatureSpec, key_types
 
     for column in columns:
-        check_keys(column, FEATURE_KEYS, where)
+        check_keys(column, key_types(FeatureSpec), where)
 
 
 @pytest.mark.parametrize("fence", YAML, ids=name_of)

@@ -12,7 +12,8 @@ import yaml
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings.codebooks import load_codebooks
 from fuxictr_mm.embeddings.item_files import Source
-from fuxictr_mm.embeddings.quantize import QuantizeOptions, nearest_items, quantize, yaml_lines
+from fuxictr_mm.embeddings.quantize import QuantizeOptions, nearest_items, quantize
+from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 

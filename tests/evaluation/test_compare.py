@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.evaluation.compare import as_dict, compare
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.runs import find_runs
 
 NAMES = ("DIN_tiny", "DIN_MM_none_tiny")

@@ -15,7 +15,8 @@ from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning import run_study, run_tuner, study
-from fuxictr_mm.tuning.tuner_file import Range, Sampler, check_points, number_of_points, point_key, read_range
+from fuxictr_mm.tuning.sampler import Sampler
+from fuxictr_mm.tuning.space import Range, check_points, number_of_points, point_key, read_range
 from tests.errors import raises_naming
 
 optuna = pytest.importorskip("optuna")

@@ -1,6 +1,7 @@
 """What the terminal shows of a search, and what the file keeps."""
 
-from fuxictr_mm.tuning.runner import TrialResult, format_table, report
+from fuxictr_mm.tuning.table import format_table, report
+from fuxictr_mm.tuning.trial import TrialResult
 
 
 def results():

@@ -16,8 +16,8 @@ import pytest
 
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.files import load_yaml
 from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, run_tuner, write_table
+from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]

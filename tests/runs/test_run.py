@@ -14,14 +14,14 @@ import torch
 
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.files import load_yaml
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import RunPaths, best_epoch_was_last, find_runs
 from fuxictr_mm.training import callbacks
 from fuxictr_mm.training.callbacks import RunWriter
+from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import raises_naming
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_files_say_what_happened(train, tmp_path):

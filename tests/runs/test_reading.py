@@ -80,7 +80,7 @@ def test_unfinished_and_ambiguous_names(copy):
     ("name", "content", "problem"),
     [
         ("config.yaml", None, "config.yaml: "),
-        ("config.yaml", "a: [", "config.yaml, line 1"),
+        ("config.yaml", "a: [", "config.yaml, line"),
         ("environment.json", "{", "environment.json: "),
         ("result.json", "[]", "result.json: "),
         ("result.json", "{}", ""),

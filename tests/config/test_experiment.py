@@ -9,19 +9,14 @@ import yaml
 from pydantic import Field
 
 from fuxictr_mm.checking import model_schema
-from fuxictr_mm.config import (
-    Dropout,
-    ExperimentConfig,
-    list_datasets,
-    list_experiments,
-)
+from fuxictr_mm.config import Dropout, ExperimentConfig, list_datasets, list_experiments
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import dump_yaml, load_yaml
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, raises_naming
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 MODEL = """
 Base:

@@ -1,0 +1,27 @@
+"""Configuration of experiments and datasets: every key of the YAML with its type, range, default and meaning.
+
+``ExperimentConfig.load`` reads ``model_config`` and ``dataset_config``, merges them and checks the result; everything
+that is wrong is reported in one message. Nothing here imports torch.
+"""
+
+from fuxictr_mm.config.dataset import PATH_KEYS, DatasetConfig, label_names
+from fuxictr_mm.config.entries import (
+    find_config,
+    list_datasets,
+    list_experiments,
+    load_dataset_config,
+    load_model_config,
+    results_csv_path,
+)  # fmt: skip
+from fuxictr_mm.config.experiment import (
+    DATASET_KEYS,
+    DEFAULTS,
+    EXPERIMENT_KEYS,
+    VOLATILE_KEYS,
+    ExperimentConfig,
+    config_hash,
+    key_types,
+    load_config,
+)  # fmt: skip
+from fuxictr_mm.config.features import COMPUTED_TYPES, Dropout, FeatureConfig, FeatureSpec, LabelConfig, Number, Roles
+from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, kind_of_task

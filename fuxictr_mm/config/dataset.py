@@ -1,0 +1,174 @@
+"""Keys of an entry of ``dataset_config.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fuxictr_mm.checking import Settings, describe
+from fuxictr_mm.config.features import FeatureConfig, LabelConfig, Number, Roles
+from fuxictr_mm.errors import ConfigError
+
+NO_EFFECT = "Accepted because FuxiCTR's files have it; no effect here."
+
+#: Keys whose values are paths, or lists of paths.
+PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info", "global_item_info")
+
+
+def label_names(params: Mapping[str, Any]) -> list[str]:
+    """Return the names of the label columns in flat settings, one for each task."""
+    labels = params["label_col"]
+    return [label["name"] for label in (labels if isinstance(labels, list) else [labels])]
+
+
+class DatasetConfig(Settings):
+    """Settings of a dataset in ``dataset_config.yaml``."""
+
+    description: str | None = Field(None, description="One line about the dataset, for `fuxictr-mm list datasets`.")
+    data_root: str | None = Field(
+        None, description="Folder that `--data_root` replaces in the paths below; environment variables are expanded."
+    )
+    data_format: Literal["parquet", "csv", "npz"] = Field(
+        "parquet", description="Format of the files; `csv` and `npz` are converted once, see [Your data](your_data.md)."
+    )
+    sep: str = Field(",", min_length=1, max_length=1, description="Separator of the columns of CSV files.")
+    train_data: str | None = Field(
+        None, description="Interactions of the training split: a file, or a folder of files."
+    )
+    valid_data: str | None = Field(None, description="Interactions of the validation split.")
+    test_data: str | None = Field(None, description="Interactions of the test split; it may lack labels.")
+    item_info: Annotated[str | list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these; null: one of "
+        "FuxiCTR's datasets, without items.",
+    )
+    global_item_info: str | None = Field(
+        None, description="Catalogue of the published Transformer_DCN_Quant; no effect on the models of this library."
+    )
+    roles: Roles = Field(Roles(), description="Names of the columns with a role, see below.")
+    ids: Literal["auto", "as_is", "vocabulary"] = Field(
+        "auto",
+        description="Item ids: `as_is` are positive integers, by which tables are indexed, and 0 is padding; "
+        "`vocabulary` takes any integers or texts and numbers the items in the order of the item files; `auto` takes a "
+        "vocabulary for ids that cannot be taken as they are.",
+    )
+    rebuild_dataset: bool | None = Field(
+        None, description="True: encode the columns of Parquet files as those of CSV files are; null: only CSV files."
+    )
+    feature_cols: list[FeatureConfig] | None = Field(
+        None,
+        min_length=1,
+        validate_default=True,
+        description="The features, see below; null: those of FuxiCTR's `feature_map.json`.",
+    )
+    label_col: LabelConfig | Annotated[list[LabelConfig], Field(min_length=1)] | None = Field(
+        None,
+        validate_default=True,
+        description="The label, or a list of labels, one for each task, see below; null: that of FuxiCTR's "
+        "`feature_map.json`.",
+    )
+    min_categr_count: int = Field(1, description="Encoding: rarer values of the training split share one id.")
+    valid_size: Number = Field(0, description="Must be 0: FuxiCTR 2.3.10 fails with it; name the split's file.")
+    test_size: Number = Field(0, description="Must be 0, as `valid_size`.")
+    split_type: str | None = Field(None, description=NO_EFFECT)
+    data_block_size: int = Field(0, description=NO_EFFECT)
+    num_buckets: int | None = Field(None, description=NO_EFFECT)
+
+    @property
+    def item_files(self) -> list[str]:
+        """The item files, an empty list without any."""
+        return [self.item_info] if isinstance(self.item_info, str) else list(self.item_info or [])
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the label columns, one for each task; empty for a dataset whose entry has none."""
+        if self.label_col is None:
+            return []
+        return [label.name for label in (self.label_col if isinstance(self.label_col, list) else [self.label_col])]
+
+    def require_one_label(self, command: str) -> str:
+        """Return the name of the label, and refuse a dataset with several.
+
+        Raises
+        ------
+        ConfigError
+            It has several.
+        """
+        if len(self.label_names) > 1:
+            raise ConfigError(
+                f"{command}: label_col names {len(self.label_names)} labels ({', '.join(self.label_names)}); this "
+                "command reads only experiments on one label, train one with a dataset entry that names it alone"
+            )
+        return self.label_names[0]
+
+    def require_items(self, command: str) -> None:
+        """Refuse a dataset without item files.
+
+        Raises
+        ------
+        ConfigError
+            It has none.
+        """
+        if self.item_info is None:
+            raise ConfigError(
+                f"{command}: the dataset has no item_info; this command takes models of this library, on item files or "
+                "on columns with the roles target and history"
+            )
+
+    @field_validator("label_col", mode="before")
+    @classmethod
+    def _check_labels(cls, given: Any) -> Any:
+        entries = given if isinstance(given, list) else [given]
+        if given is None or not entries:
+            return given
+        labels: list[LabelConfig] = []
+        for entry in entries:
+            if not isinstance(entry, dict | LabelConfig):
+                raise ConfigError(f"label_col: found {entry!r}, expected {describe(LabelConfig)} or a list of these")
+            label = LabelConfig.read(entry, "label_col") if isinstance(entry, dict) else entry
+            if label.name in [other.name for other in labels]:
+                raise ConfigError(f"label_col: the label '{label.name}' is listed twice; keep one of them")
+            labels.append(label)
+        return labels if isinstance(given, list) else labels[0]
+
+    @field_validator("valid_size", "test_size")
+    @classmethod
+    def _check_size(cls, size: Number, info: ValidationInfo) -> Number:
+        if size:
+            split = str(info.field_name).split("_")[0]
+            raise ConfigError(f"{info.field_name}: {size}; splits are not cut here, name the file as {split}_data")
+        return size
+
+    @field_validator("item_info")
+    @classmethod
+    def _check_items(cls, paths: Any, info: ValidationInfo) -> Any:
+        if paths is not None and info.data.get("data_format") != "parquet":
+            raise ConfigError(
+                f"data_format: {info.data.get('data_format')} with item_info; item files need Parquet files"
+            )
+        return paths
+
+    @field_validator("rebuild_dataset")
+    @classmethod
+    def _check_rebuild(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("item_info") is not None:
+            raise ConfigError(
+                "rebuild_dataset: True; ids must be integers already where there are item files, "
+                "set rebuild_dataset: False"
+            )
+        if value is False and info.data.get("data_format") == "csv":
+            raise ConfigError(
+                "rebuild_dataset: False with data_format: csv; CSV files are always encoded, leave it out"
+            )
+        return value
+
+    @field_validator("feature_cols", "label_col")
+    @classmethod
+    def _check_present(cls, value: Any, info: ValidationInfo) -> Any:
+        """Only FuxiCTR's encoded datasets may leave these out: their ``feature_map.json`` has them."""
+        encoded = info.data.get("data_format") != "csv" and not info.data.get("rebuild_dataset")
+        if value is None and not (encoded and info.data.get("item_info") is None):
+            raise ConfigError(f"{info.field_name} is missing")
+        return value

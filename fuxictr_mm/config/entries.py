@@ -1,0 +1,127 @@
+"""Entries of ``model_config`` and ``dataset_config``, as they are written, and their paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
+from fuxictr_mm.yaml_files import load_yaml
+
+
+def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:
+    """Return the configuration folder: the given one, else the working directory if it has one, else the script's."""
+    if given is not None:
+        return Path(given)
+    here = Path(".")
+    return here if (here / "model_config.yaml").is_file() or (here / "model_config").is_dir() else Path(script_folder)
+
+
+def results_csv_path(config_dir: str | os.PathLike[str]) -> Path:
+    """Return the CSV in the working directory that results of a configuration folder go to, named after the folder."""
+    return Path(f"{Path(config_dir).resolve().name}.csv")
+
+
+def list_experiments(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every experiment id of a folder with its own settings (``Base`` left out)."""
+    return _list_entries(folder, "model_config")
+
+
+def list_datasets(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every dataset id of a folder with its settings."""
+    return _list_entries(folder, "dataset_config")
+
+
+def load_model_config(folder: str | os.PathLike[str], expid: str) -> dict[str, Any]:
+    """Return the settings of one experiment, ``Base`` included, unchecked."""
+    files = _read_files(folder, "model_config")
+    base: dict[str, Any] = {}
+    for path, content in files.items():
+        if "Base" in content:
+            base.update(_entry(path, content, "Base"))
+    path, entry = _find_entry(files, expid, "experiment id")
+    values = {**base, **entry}
+    for key in ("model", "dataset_id"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(f"{path}: {expid}: {key} is {values.get(key)!r}, expected a name such as '{key}: X'")
+    return values
+
+
+def load_dataset_config(folder: str | os.PathLike[str], dataset_id: str) -> dict[str, Any]:
+    """Return the settings of one dataset, unchecked."""
+    return _find_entry(_read_files(folder, "dataset_config"), dataset_id, "dataset id")[1]
+
+
+def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[str, Any]]:
+    """Return the content of each file of one kind, either ``stem.yaml`` or all of a folder ``stem/``."""
+    folder = Path(folder)
+    single = folder / f"{stem}.yaml"
+    paths = [single] if single.is_file() else sorted((folder / stem).glob("*.yaml"))
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; expected one that holds {stem}.yaml")
+    if not paths:
+        raise MissingFileError(
+            f"{folder}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
+            "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
+            "run_param_tuner.py"
+        )
+    return {path: load_yaml(path) for path in paths}
+
+
+def _list_entries(folder: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
+    files = _read_files(folder, stem)
+    return {n: _entry(path, content, n) for path, content in files.items() for n in content if _is_id(n)}
+
+
+def _is_id(name: str) -> bool:
+    """Whether a name is neither ``Base`` nor that of settings for others to merge (``<<: *name``)."""
+    return name != "Base" and not name.startswith((".", "_"))
+
+
+def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    entry = content[name]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: '{name}' is {entry!r}, expected a mapping of settings")
+    return entry
+
+
+def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
+    holding = [path for path, content in files.items() if name in content]
+    if len(holding) > 1:
+        raise ConfigError(f"{' and '.join(map(str, holding))}: both hold the {kind} '{name}'; keep one of them")
+    if holding:
+        return holding[0], _entry(holding[0], files[holding[0]], name)
+    known = sorted(key for content in files.values() for key in content if _is_id(key))
+    where = ", ".join(map(str, files))
+    listing = ", ".join(known) or "none"
+    raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
+
+
+def resolve_paths(paths: Any, folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
+    """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there."""
+    if isinstance(paths, list):
+        return [resolve_paths(path, folder, root, new_root) for path in paths]
+    if not isinstance(paths, str) or not paths:
+        return paths
+    text = paths
+    if new_root is not None:
+        inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
+        relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
+        text = os.path.join(new_root, relative)
+    text = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)", text)
+    if unset:
+        raise ConfigError(
+            f"'{paths}' names the environment variable {unset[1]}, which is not set; "
+            "set it to the folder of the data, or give --data_root FOLDER"
+        )
+    if not os.path.isabs(text) and not _exists(Path(text)) and _exists(folder / text):
+        return str(folder / text)
+    return text
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or Path(f"{path}.parquet").exists()

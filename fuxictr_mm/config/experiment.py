@@ -1,0 +1,331 @@
+"""Keys of an experiment, and the configuration of an experiment: its keys, its dataset's and its model's, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from fuxictr_mm.checking import (
+    Settings,
+    check_call,
+    error_of,
+    is_multimodal,
+    matches,
+    mismatch,
+    model_schema,
+    uncheckable,
+    unknown_key,
+    validate,
+)
+from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig
+from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
+from fuxictr_mm.config.features import Dropout, FeatureSpec
+from fuxictr_mm.config.model import HiddenUnits, ModelSettings
+from fuxictr_mm.errors import ConfigError, MissingFileError
+
+
+class ExperimentConfig(ModelSettings):
+    """Settings of an experiment: those of ``model_config.yaml``, with its dataset and the settings of its model."""
+
+    expid: str = Field(description="Experiment id, the name of the entry.")
+    dataset: DatasetConfig = Field(description="Settings of the dataset.")
+    model_settings: dict[str, Any] = Field({}, description="Settings of the model alone, see `check_model`.")
+
+    description: str | None = Field(
+        None, description="One line about the experiment, for `fuxictr-mm list experiments`."
+    )
+    model: str = Field(description="Name of the model, or `package.module:Class`.")
+    dataset_id: str = Field(description="Name of an entry of `dataset_config.yaml`.")
+    batch_size: PositiveInt = Field(2048, description="Examples per batch.")
+    epochs: PositiveInt = Field(10, description="Most passes over the training split.")
+    shuffle: bool = Field(True, description="Shuffle the training split before every epoch.")
+    seed: int = Field(2025, ge=0, lt=2**32, description="Seed of initialisation, shuffling and dropout.")
+    resident: bool | Literal["auto"] = Field(
+        "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
+    )
+    buffer_rows: PositiveInt = Field(1_000_000, description="Examples in the shuffle buffer of a streamed split.")
+    streams: PositiveInt | None = Field(
+        None,
+        description="Virtual streams that the processes read the training split in, a multiple of their number; null: "
+        "none for one process, 24 (or the next multiple of their number) for several.",
+    )
+    batch_view: Literal["jagged", "challenge", "flat"] | None = Field(
+        None, description="Batch format; null: the one of the model's class."
+    )
+    group_id: str | None = Field(None, description="Column that group metrics such as gAUC group by.")
+    use_features: Sequence[str] | None = Field(None, description="Names of the features to use; null: all active ones.")
+    feature_specs: Sequence[FeatureSpec] | None = Field(
+        None, description="Changes to the dataset's features for this experiment, by name."
+    )
+    gpu: int = Field(-1, description="Index of the GPU, -1 for the CPU; set by `--gpu`.")
+    keep_memory: bool = Field(True, description="Keep freed memory for later batches (CPU only).")
+    threads: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Threads of torch on the CPU; auto: by the size of the model and the batch."
+    )
+    tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
+    record: bool = Field(True, description="Write the folder of the run.")
+    num_workers: int = Field(0, description=NO_EFFECT)
+    pickle_feature_encoder: bool = Field(True, description=NO_EFFECT)
+    debug_mode: bool = Field(False, description=NO_EFFECT)
+    feature_config: Any = Field(None, description=NO_EFFECT)
+
+    @field_validator("group_id", mode="before")
+    @classmethod
+    def _take_only_group(cls, columns: Any) -> Any:
+        """Take the column of a list of one; FuxiCTR's files may name several."""
+        if not isinstance(columns, list):
+            return columns
+        if len(columns) == 1:
+            return columns[0]
+        raise ConfigError(
+            f"group_id is {columns}, but groups are taken from one column; name one (group_id: user_id), or add a "
+            "column that combines them"
+        )
+
+    @field_validator("model_settings")
+    @classmethod
+    def _check_initializers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key in ("initializer", "embedding_initializer"):
+            if key in settings:
+                check_call(str(settings[key]), key, (r"nn\.init\.\w+_", r"torch\.nn\.init\.\w+_", r"partial"))
+        return settings
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        expid: str,
+        data_root: str | os.PathLike[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        find_model: Callable[[str], type] | None = None,
+    ) -> ExperimentConfig:
+        """Read and check an experiment.
+
+        Parameters
+        ----------
+        folder : path
+            Holds ``model_config`` and ``dataset_config``, each a file ``.yaml`` or a folder of such files.
+        expid : str
+            Experiment id.
+        data_root : path, optional
+            Replaces the dataset's ``data_root`` in its paths.
+        overrides : mapping, optional
+            Values that take precedence over those of the files.
+        find_model : callable, optional
+            Returns the class of a model by its name; the model's own settings are then checked as well.
+
+        Returns
+        -------
+        ExperimentConfig
+            ``Base``, experiment and dataset merged, the later ones taking precedence. Paths are absolute or relative
+            to the working directory; relative ones that do not exist there are looked up from ``folder``.
+
+        Raises
+        ------
+        ConfigError, MissingFileError
+            No such file or entry; or all that is wrong with the settings, in one line.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise ConfigError(
+                f"{folder}: a file; --config takes the folder that holds model_config.yaml "
+                "(a tuner file is for run_param_tuner.py --config)"
+            )
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
+        experiment = load_model_config(folder, expid)
+        dataset = load_dataset_config(folder, experiment["dataset_id"])
+        where = f"dataset {experiment['dataset_id']}"
+        known = {*DATASET_KEYS, *SHARED_KEYS}
+        problems = {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
+        values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
+        holders = [(values, key) for key in PATH_KEYS]
+        if isinstance(columns := values.get("feature_cols"), list):
+            holders += [(c, "pretrained_emb") for c in columns if isinstance(c, dict) and "pretrained_emb" in c]
+        for holder, key in holders:
+            try:
+                holder[key] = resolve_paths(holder[key], folder, values.get("data_root"), data_root)
+            except KeyError:
+                pass  # no such split
+            except ConfigError as error:
+                problems[key] = f"{where}: {key}: {error}"
+        if data_root is not None:
+            values["data_root"] = str(data_root)
+        elif values.get("item_info") is None and isinstance(values.get("data_root"), str):
+            # Read and written below it: FuxiCTR's feature_map.json, and encoded files.
+            values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
+            if not Path(values["data_root"]).exists() and (folder / values["data_root"]).exists():
+                values["data_root"] = str(folder / values["data_root"])
+        values.update(overrides or {})
+        values.pop("model_id", None)
+        config, found = cls._check(expid, values)
+        problems = {**found, **problems}
+        if find_model is not None and "model" not in problems:
+            try:
+                problems |= _check_signature(find_model(values["model"]), values, problems)[0]
+            except ConfigError as error:
+                problems["model"] = str(error)
+        if config is None or problems:
+            raise error_of(f"{folder}: {expid}", problems)
+        return config
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Check the flat settings of an experiment, as ``to_dict`` returns them and a run's ``config.yaml`` holds them.
+
+        Raises
+        ------
+        ConfigError
+            All that is wrong with them, in one line.
+        """
+        expid = str(values.get("model_id", "experiment"))
+        config, problems = cls._check(expid, {k: v for k, v in values.items() if k != "model_id"})
+        if config is None:
+            raise error_of(expid, problems)
+        return config
+
+    @classmethod
+    def _check(cls, expid: str, values: Mapping[str, Any]) -> tuple[ExperimentConfig | None, dict[str, str]]:
+        """Check flat settings, except those of the model alone."""
+        where = f"dataset {values.get('dataset_id')}: "
+        dataset, problems = validate(DatasetConfig, {k: v for k, v in values.items() if k in DATASET_KEYS}, where)
+        rest = {
+            "expid": expid,
+            # Replaced below; the experiment is checked even if its dataset is wrong.
+            "dataset": dataset or DatasetConfig.model_construct(),
+            "model_settings": {k: v for k, v in values.items() if k not in DATASET_KEYS and k not in EXPERIMENT_KEYS},
+        }
+        config, more = validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
+        problems |= more
+        return None if problems else config, problems
+
+    def check_model(self, model_class: type) -> list[str]:
+        """Check the settings against the annotated signature of a model.
+
+        Returns
+        -------
+        list of str
+            Keys that could not be checked, to warn of: a FuxiCTR model may read any key from its ``**kwargs``.
+
+        Raises
+        ------
+        ConfigError
+            A key that neither the library nor the model has, a value that does not fit its annotation, or an
+            annotation that cannot be checked; all in one line.
+        """
+        problems, doubts = _check_signature(model_class, self.to_dict(), {})
+        if problems:
+            raise error_of(self.expid, problems)
+        return doubts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings flat and of plain types, as they were given, with the defaults that decide a result."""
+        own = self.model_dump(exclude_unset=True, exclude={"expid", "dataset", "model_settings"})
+        dataset = self.dataset.model_dump(exclude_unset=True)
+        return {**DEFAULTS, **own, **dataset, **self.model_settings, "model_id": self.expid}
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the keywords for the constructor of the model, flat, as FuxiCTR passes them."""
+        return {k: v for k, v in self.to_dict().items() if k != "model"}
+
+    def fingerprint(self, paths: bool = True) -> str:
+        """Return a hash of all that decides a result, which leaves out the device and what is printed.
+
+        Parameters
+        ----------
+        paths : bool
+            False: the same wherever the files are, and for every seed.
+        """
+        return config_hash(self.to_dict(), with_paths=paths)
+
+
+def key_types(cls: type[Settings], *without: str) -> dict[str, Any]:
+    """Return the annotated type of every key."""
+    return {name: field.rebuild_annotation() for name, field in cls.model_fields.items() if name not in without}
+
+
+#: Keys of an entry of dataset_config.yaml with their types.
+DATASET_KEYS = key_types(DatasetConfig, "description")
+
+#: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
+EXPERIMENT_KEYS = key_types(ExperimentConfig, "expid", "dataset", "model_settings")
+
+#: Keys of an experiment that an entry of dataset_config.yaml may hold too.
+SHARED_KEYS = ("description", "resident", "buffer_rows")
+
+#: What a configuration holds even if its file does not; another key here would change every fingerprint.
+DEFAULTS: dict[str, Any] = {
+    name: ExperimentConfig.model_fields[name].default
+    for name in (
+        "model_root", "task", "loss", "optimizer", "learning_rate", "metrics", "monitor", "monitor_mode", "batch_size",
+        "epochs", "shuffle", "seed", "max_len", "resident", "buffer_rows", "verbose", "group_id", "use_features",
+        "feature_specs",
+    )
+}  # fmt: skip
+
+#: Keys that decide no result.
+VOLATILE_KEYS = (
+    "gpu", "threads", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
+    "pickle_feature_encoder",
+)  # fmt: skip
+
+
+def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
+    """Return the fingerprint of flat settings, see ``ExperimentConfig.fingerprint``."""
+    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
+    kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
+    try:
+        text = json.dumps(kept, sort_keys=True, default=str)
+    except TypeError:  # keys of several types have no order
+        text = json.dumps(json.loads(json.dumps(kept, default=str)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_config(
+    folder: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Return the flat settings of an experiment, see ``ExperimentConfig.load``."""
+    return ExperimentConfig.load(folder, expid, data_root).to_dict()
+
+
+def _check_signature(
+    model_class: type, values: Mapping[str, Any], known_problems: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return what is wrong with flat settings by the signature of a model, and which keys could not be checked."""
+    schema = model_schema(model_class)
+    known = {*schema, *EXPERIMENT_KEYS, *DATASET_KEYS, "model_id"}
+    problems: dict[str, str] = {}
+    doubts: list[str] = []
+    where = f"model {model_class.__name__}: "
+    for key, value in values.items():
+        if key in known_problems:
+            continue
+        if key not in known:
+            sentence = where + unknown_key(key, known)
+            if is_multimodal(model_class):
+                problems[key] = sentence
+            else:
+                doubts.append(sentence)
+        else:
+            for annotation in (schema.get(key, Any), _usual(key, value)):
+                try:
+                    if not matches(value, annotation):
+                        problems.setdefault(key, where + mismatch(key, value, annotation))
+                except TypeError as error:  # a constraint that the type does not have
+                    problems[key] = uncheckable(model_class, key, annotation, error)
+    return problems, doubts
+
+
+def _usual(key: str, value: Any) -> Any:
+    """Return the range that FuxiCTR's names of settings imply where a model does not annotate it."""
+    if key.endswith("dropout") and isinstance(value, int | float):
+        return Dropout
+    if key.endswith("hidden_units") and isinstance(value, list) and all(isinstance(dim, int) for dim in value):
+        return HiddenUnits
+    return Any

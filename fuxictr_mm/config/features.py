@@ -1,0 +1,224 @@
+"""Keys of features, labels and roles of columns in ``dataset_config.yaml``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+
+from fuxictr_mm.checking import Settings, check_call
+from fuxictr_mm.errors import ConfigError
+
+#: An integer stays an integer, so that a configuration is written, and its fingerprint computed, as it was given.
+Number = int | float
+
+#: Probability of dropping a unit.
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+#: Types of features that are computed from the target and the history; they have no column.
+COMPUTED_TYPES = ("length", "similarity")
+FeatureType = Literal["meta", "categorical", "sequence", "numeric", "embedding", "length", "similarity"]
+
+
+class FeatureSpec(Settings):
+    """What an entry of ``feature_specs`` may change of a feature."""
+
+    example: ClassVar[str] = "{name: user_id, dtype: int, type: meta}"
+
+    name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
+    active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
+    dtype: Literal["int", "float", "str", "list"] | None = Field(None, description="Type of the stored values.")
+    type: FeatureType | None = Field(
+        None,
+        description="Kind of feature; `meta` columns are read but not embedded, `embedding` is a frozen embedding, "
+        "`length` and `similarity` are computed from the target and the history.",
+    )
+    source: str = Field("", description="`item` for a column of the item files; otherwise one of the interactions.")
+    vocab_size: PositiveInt | None = Field(
+        None, description="Number of ids, padding included; inferred from the item files if missing."
+    )
+    max_len: PositiveInt | None = Field(None, description="Stored length of a sequence; inferred if missing.")
+    embedding_dim: PositiveInt | None = Field(
+        None, description="Dim of the embedding; the experiment's `embedding_dim` if missing."
+    )
+    pretrain_dim: PositiveInt | None = Field(None, description="Stored dim of a frozen embedding; inferred if missing.")
+    freeze_emb: bool = Field(True, description="False: the stored embeddings are trained as parameters.")
+    norm: Literal["l2", "layer", "standard"] | None = Field(
+        None,
+        description="How stored embeddings are normalised: `l2` to length 1, `layer` to mean 0 and variance 1 over the "
+        "dims of an item, `standard` to mean 0 and variance 1 of each dim over the items; a missing one stays zero.",
+    )
+    scale: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
+        None,
+        description="What stored embeddings are multiplied by, after `norm`; 8-bit integers stay 8 bits in memory.",
+    )
+    dropout: Dropout | None = Field(
+        None,
+        description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
+        "training: an id becomes padding, an embedding or a number zero.",
+    )
+    history: str | None = Field(
+        None,
+        description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
+        "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
+    )
+    table: Literal["auto", "dense", "touched"] | None = Field(
+        None,
+        description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
+        "cost that does not grow with the table; null or `auto`: `touched` from 1,000,000 rows on. See "
+        "[Scale](scale.md#embedding-tables).",
+    )
+    of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
+    statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="What `type: similarity` takes of the cosines of the target with the history: `mean`, `max`, "
+        "`newest_K` (mean of the newest K) and `histogram_K` (log counts in K bins from -1 to 1).",
+    )
+    feature_encoder: str | list[str] | None = Field(
+        None,
+        description="Layers applied to the embedding, as calls: `layers.MaskedSumPooling()`. A sequence without one is "
+        "averaged.",
+    )
+    share_embedding: str | None = Field(None, description="Name of an earlier feature whose embedding table is used.")
+    padding_idx: int = Field(0, description="Id of the padding, whose embedding is zero.")
+    emb_output_dim: PositiveInt | None = Field(
+        None, description="Dim after `feature_encoder`, where the encoder changes it."
+    )
+    embedded: bool = Field(
+        True, description="False: a column of the items that only a model's setting names, no field of every model."
+    )
+    in_item_dict: bool = Field(
+        False,
+        description="True: `batch_view: challenge` also has this context column in its item dict, read from the item "
+        "files.",
+    )
+    padding: Literal["pre", "post"] | None = Field(
+        None, description="Side on which a sequence of the interactions is padded and cut; null: `post`."
+    )
+    fill_na: str | Number | None = Field(None, description="Encoding: value in place of a missing one.")
+    remap: bool | None = Field(None, description="Encoding: False keeps the integers of a `meta` column.")
+    splitter: str | None = Field(None, description="Encoding: what separates the entries of a sequence; null: `^`.")
+    min_categr_count: int | None = Field(None, description="Encoding: as the dataset's, for this feature.")
+    normalizer: Literal["StandardScaler", "MinMaxScaler"] | None = Field(
+        None, description="Encoding: scale a numeric column by the statistics of the training split."
+    )
+    preprocess: str | None = Field(None, description="Encoding: `copy_from(COLUMN)`; other functions are refused.")
+    category_processor: str | None = Field(None, description="Encoding: refused, as FuxiCTR 2.3.10 fails with it.")
+    num_buckets: int | None = Field(None, description="Belongs to `category_processor`.")
+    pretrained_emb: str | None = Field(
+        None, description="Encoding: file of embeddings (`key`, `value`) that the embedding table starts from."
+    )
+    pretrain_usage: Literal["init", "sum", "concat"] | None = Field(
+        None, description="How FuxiCTR combines `pretrained_emb` with a trained embedding; null: `init`."
+    )
+
+    @field_validator("statistics")
+    @classmethod
+    def _check_statistics(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or []:
+            if not re.fullmatch(r"mean|max|(newest|histogram)_[1-9]\d{0,3}", name):
+                raise ConfigError(f"statistics: '{name}', expected mean, max, newest_K or histogram_K such as newest_5")
+        return names
+
+    @field_validator("feature_encoder")
+    @classmethod
+    def _check_encoder(cls, encoder: str | list[str] | None) -> str | list[str] | None:
+        for text in [encoder] if isinstance(encoder, str) else encoder or []:
+            if text.lower() not in ("null", "none"):
+                check_call(text, "feature_encoder", (r"layers\.\w+", r"nn\.\w+"))
+        return encoder
+
+
+class FeatureConfig(FeatureSpec):
+    """One entry of ``feature_cols``."""
+
+    dtype: Literal["int", "float", "str", "list"] | None = Field(
+        None, description="Type of the stored values; required, except for `length` and `similarity`."
+    )
+    type: FeatureType = Field(description=FeatureSpec.model_fields["type"].description)
+
+    @field_validator("type")
+    @classmethod
+    def _check_dtype(cls, kind: str, info: ValidationInfo) -> str:
+        if kind not in COMPUTED_TYPES and info.data.get("dtype", "wrong") is None:
+            raise ConfigError("dtype is missing")
+        return kind
+
+
+class LabelConfig(Settings):
+    """A label column."""
+
+    example: ClassVar[str] = "{name: label, dtype: float}"
+
+    name: str = Field(description="Name of the column.")
+    dtype: Literal["int", "float"] = Field("float", description="Type of the stored values.")
+    fill_na: Number | None = Field(None, description="Encoding: label in place of a missing one; null: an error.")
+
+
+class Roles(Settings):
+    """Names of the columns of the interactions that have a role; a mapping in ``dataset_config.yaml``."""
+
+    example: ClassVar[str] = "{target: article_id, history: clicked, user: uid, time: ts}"
+
+    target: str = Field(
+        "item_id",
+        min_length=1,
+        description="The item that was shown. The key of the item files has the same name, or `item_id`.",
+    )
+    history: str = Field(
+        "item_seq",
+        min_length=1,
+        validate_default=True,
+        description="List of the items that the user had clicked.",
+    )
+    user: str = Field(
+        "user_id",
+        min_length=1,
+        validate_default=True,
+        description="The user, for `check-data`, `embed align` and `influence`. Metrics group by `group_id`.",
+    )
+    time: str | None = Field(
+        None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
+    )
+    histories: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Further lists of items, for models that ask for them: `embed(batch, [NAME])`."
+    )
+
+    @field_validator("histories")
+    @classmethod
+    def _check_histories(cls, columns: list[str], info: ValidationInfo) -> list[str]:
+        for column in columns:
+            if column in info.data.values() or columns.count(column) > 1:
+                raise ConfigError(f"histories: the column '{column}' has two roles; expected one for each")
+        return columns
+
+    @field_validator("history", "user", "time")
+    @classmethod
+    def _check_distinct(cls, column: str | None, info: ValidationInfo) -> str | None:
+        other = next((role for role, name in info.data.items() if name == column), None) if column else None
+        if other is not None:
+            raise ConfigError(f"{info.field_name}: is the column '{column}', as is {other}; expected one for each role")
+        return column
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Roles:
+        """Return those of flat settings."""
+        return cls.read(values.get("roles") or {}, "roles")
+
+    @classmethod
+    def parse(cls, words: Sequence[str] | None) -> Roles:
+        """Return those of ``--roles target=article_id history=clicked``.
+
+        Raises
+        ------
+        ConfigError
+            A word of another form, an unknown role.
+        """
+        pairs = [word.partition("=")[::2] for word in words or ()]
+        bad = next((f"{role}={column}" for role, column in pairs if not role or not column), None)
+        if bad is not None:
+            raise ConfigError(f"--roles {bad}: expected ROLE=COLUMN, such as target=article_id")
+        return cls.read(dict(pairs), "--roles")

@@ -1,0 +1,269 @@
+"""``fuxictr-mm influence``: examples ranked by their effect on the validation loss, and training without the worst."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.config import Roles
+from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.evaluation.influence import Checkpoint
+from fuxictr_mm.evaluation.influence_training import (
+    number_of_worst,
+    rank_by_influence,
+    train_keeping_checkpoints,
+    without,
+)
+from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.runtime import is_one_of_several
+from fuxictr_mm.terminal import format_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fuxictr_mm.experiment import Experiment
+
+
+#: Worst and best examples in the summary.
+SHOWN = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fuxictr-mm influence``."""
+    add_examples(
+        parser,
+        "fuxictr-mm influence --expid DIN_MM_tiny",
+        "fuxictr-mm influence --expid DIN_MM_tiny --drop-worst 5 --test_data data/tiny_mm/test_labelled.parquet",
+        "fuxictr-mm influence --expid DIN_MM_tiny --out rows.parquet --json > influence.json",
+    )
+    add_experiment_options(parser, gpu=True)
+    parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
+    parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data")
+    parser.add_argument(
+        "--checkpoints",
+        "--weights",
+        nargs="+",
+        metavar="FILE",
+        help="weights to compute influence with, as run_expid.py saves them (default: train, keep every epoch's)",
+    )
+    parser.add_argument("--plain-loss", action="store_true", help="validation loss without recalibrating its intercept")
+    parser.add_argument("--layer", metavar="NAME", help="the model's last nn.Linear (default: detected)")
+    parser.add_argument("--out", metavar="FILE", help="Parquet file of the ranking (default: next to the log)")
+    parser.add_argument(
+        "--drop-worst", type=float, metavar="P", help="train again without the worst P percent, and compare"
+    )
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Rank the training examples, write and print the ranking; train without the worst on request."""
+    import pyarrow.parquet as pq
+
+    from fuxictr_mm.logs import set_up_logging
+
+    if not args.quiet:
+        set_up_logging()
+    experiment, out = _prepare(args)
+    splits = {"train": True, "valid": True, **({"test": False} if experiment.config.dataset.test_data else {})}
+    dataset = experiment.load_dataset(splits, args.checkpoints[0] if args.checkpoints else None)
+    num_worst = None if args.drop_worst is None else number_of_worst(dataset, args.drop_worst)
+    metrics: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fuxictr-mm-influence-") as folder:
+        if args.checkpoints:
+            checkpoints = [Checkpoint(Path(path), experiment.config.learning_rate) for path in args.checkpoints]
+        else:
+            checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
+        influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
+        config = experiment.config.dataset
+        separator = config.sep if config.data_format == "csv" else None
+        ranking = make_ranking(str(config.train_data), config.label_names[0], influence, config.roles, separator)
+        write_beside(out, lambda stream: pq.write_table(ranking, stream))
+        if num_worst is not None:
+            if "before" not in metrics:
+                _, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
+            worst = np.argsort(ranking["rank"].to_numpy())[:num_worst]
+            _, metrics["after"] = train_keeping_checkpoints(experiment, without(dataset, worst), Path(folder))
+    document = {
+        "expid": args.expid,
+        "rows": ranking.num_rows,
+        "checkpoints": len(checkpoints),
+        "out": str(out),
+        "groups": summarize(ranking, experiment.config.dataset.roles.target),
+        "worst": extremes(ranking, best=False),
+        "best": extremes(ranking, best=True),
+    }
+    if num_worst is not None:
+        document |= {"dropped": num_worst, "metrics": metrics}
+    show(args, document, as_text(document))
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
+    """Check the arguments; return the experiment and the file for the ranking."""
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runtime import device_of, set_precision
+
+    if is_one_of_several():
+        raise ConfigError("influence runs in one process; start it without torchrun")
+    for path in args.checkpoints or []:
+        if not Path(path).is_file():
+            raise MissingFileError(f"--checkpoints {path}: no such file; give files that run_expid.py wrote")
+    if args.drop_worst is not None and not 0 < args.drop_worst < 100:
+        raise ConfigError(f"--drop-worst is {args.drop_worst:g}, expected a percentage above 0 and below 100")
+    settings = {"seed": args.seed, "test_data": args.test_data, "verbose": 0 if args.quiet else None}
+    experiment = Experiment.load(
+        args.expid,
+        args.config,
+        gpu=args.gpu,
+        data_root=args.data_root,
+        model_zoo=args.model_zoo,
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
+    data = experiment.config.dataset
+    if experiment.batch_format(experiment.model_class) == "flat":
+        data.require_items("influence")
+    data.require_one_label("influence")
+    inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
+    check_outputs([out], inputs, overwrite=True)
+    set_precision(experiment.config.precision, device_of(experiment.config.gpu))
+    return experiment, out
+
+
+def make_ranking(
+    path: str | os.PathLike[str],
+    label: str,
+    influence: np.ndarray,
+    roles: Roles | None = None,
+    separator: str | None = None,
+) -> pa.Table:
+    """Return ``row``, ``user_id`` (if the file has it), ``item_id``, ``label``, ``influence`` and ``rank``, by row.
+
+    User and item are named as ``roles`` say, and are as in the file: Parquet or, with a ``separator``, CSV. Rank 1 has
+    the lowest influence; of equals the first example.
+    """
+    import pyarrow as pa
+
+    from fuxictr_mm.data import parquet
+
+    roles = roles or Roles()
+    wanted = [roles.user, roles.target, label]
+    if separator is not None:
+        rows = _read_csv(parquet.part_files(path, ".csv"), wanted, label, separator)
+    else:
+        parts = []
+        for file in parquet.part_files(path):
+            present = parquet.open_parquet(file).schema_arrow.names
+            columns = [name for name in wanted if name != roles.user or name in present]
+            parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
+        rows = pa.concat_tables(parts, promote_options="permissive")
+    rows = rows.rename_columns(["label" if name == label else name for name in rows.column_names])
+    rank = np.empty(len(influence), dtype=np.int64)
+    rank[np.argsort(influence, kind="stable")] = np.arange(1, len(influence) + 1)
+    rows = rows.add_column(0, "row", pa.array(np.arange(rows.num_rows)))
+    return rows.append_column("influence", pa.array(influence)).append_column("rank", pa.array(rank))
+
+
+def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separator: str) -> pa.Table:
+    """Return those of the columns that the files have, as texts, and the label as a number."""
+    import polars as pl
+
+    frames = [pl.scan_csv(file, separator=separator, infer_schema=False) for file in files]
+    columns = [name for name in wanted if name in frames[0].collect_schema()]
+    return (
+        pl.concat(frame.select(columns) for frame in frames)
+        .with_columns(pl.col(label).cast(pl.Float64))
+        .collect()
+        .to_arrow()
+    )
+
+
+def summarize(ranking: pa.Table, item_column: str = "item_id") -> list[dict[str, Any]]:
+    """Summarize all examples, those of each label, and quarters by how often their item occurs.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``rows`` (how many), ``mean`` influence, ``negative`` (fraction below 0), and ``among_worst``
+        (fraction among the worst 1 % of all; 0.01 if they were spread evenly).
+    """
+    influence, rank = ranking["influence"].to_numpy(), ranking["rank"].to_numpy()
+    label, item = ranking["label"].to_numpy(), ranking[item_column].combine_chunks().dictionary_encode().indices
+    worst = rank <= max(1, len(rank) // 100)
+    members = {"all rows": np.ones(len(rank), dtype=bool)}
+    values = np.unique(label)
+    if len(values) <= 2:
+        members |= {f"label {value:g}": label == value for value in values}
+    _, index, counts = np.unique(item, return_inverse=True, return_counts=True)
+    popularity = counts[index]
+    bounds = np.unique(np.quantile(popularity, [0, 0.25, 0.5, 0.75, 1], method="lower"))
+    for position, (low, high) in enumerate(pairwise(bounds)):
+        first = low + (position > 0)
+        name = f"item in {first} to {high} rows" if first < high else f"item in {high} rows"
+        members[name] = (popularity >= first) & (popularity <= high)
+    return [
+        {
+            "name": name,
+            "rows": int(chosen.sum()),
+            "mean": float(influence[chosen].mean()),
+            "negative": float((influence[chosen] < 0).mean()),
+            "among_worst": float(worst[chosen].mean()),
+        }
+        for name, chosen in members.items()
+    ]
+
+
+def extremes(ranking: pa.Table, best: bool) -> list[dict[str, Any]]:
+    """Return the ``SHOWN`` examples of lowest influence, or of highest, the most extreme first."""
+    rank = ranking["rank"].to_numpy()
+    return ranking.take(np.argsort(-rank if best else rank)[:SHOWN]).to_pylist()
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """Return the JSON document for a terminal."""
+    header = ["", "rows", "mean influence", "negative", "in worst 1 %"]
+    groups = [
+        [g["name"], g["rows"], f"{g['mean']:.3e}", f"{g['negative']:.1%}", f"{g['among_worst']:.2%}"]
+        for g in document["groups"]
+    ]
+    parts = [
+        f"\n{format_table(header, groups, right=header[1:])}",
+        f"worst rows, which raise the validation loss most:\n{_examples_table(document['worst'])}",
+        f"best rows, which lower it most:\n{_examples_table(document['best'])}",
+        f"all {document['rows']} rows: {document['out']}",
+    ]
+    if "metrics" in document:
+        parts.append(_metrics_text(document["metrics"], document["dropped"], document["rows"]))
+    return "\n\n".join(parts)
+
+
+def _examples_table(examples: Sequence[Mapping[str, Any]]) -> str:
+    header = list(examples[0])
+    formats = {"influence": ".3e", "label": "g"}
+    rows = [[format(example[name], formats.get(name, "")) for name in header] for example in examples]
+    return format_table(header, rows, right=header)
+
+
+def _metrics_text(metrics: Mapping[str, Any], dropped: int, rows: int) -> str:
+    """Return the metrics before and after as a table, and how to read them."""
+    header = ["", "before", "after", "change"]
+    cells = []
+    for split, before in metrics["before"].items():
+        for name, value in before.items():
+            after = metrics["after"][split][name]
+            cells.append([f"{split} {name}", f"{value:.6f}", f"{after:.6f}", f"{after - value:+.6f}"])
+    lines = [
+        format_table(header, cells, right=header[1:]),
+        f"trained without the worst {dropped} of {rows} rows; no file of the dataset was changed",
+        "valid is optimistic afterwards, because its rows selected what was dropped; use test and several seeds",
+    ]
+    if "test" not in metrics["before"]:
+        lines.append("test has no labels: give a file with labels by --test_data FILE")
+    return "\n".join(lines)

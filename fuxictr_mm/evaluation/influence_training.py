@@ -1,0 +1,153 @@
+"""Training that keeps the weights of every evaluation, and datasets without some examples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.evaluation.influence import Checkpoint, influence_on_validation
+
+if TYPE_CHECKING:
+    from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.experiment import Experiment
+
+
+def rank_by_influence(
+    experiment: Experiment,
+    dataset: Dataset,
+    checkpoints: Sequence[Checkpoint],
+    layer: str | None = None,
+    recalibrate: bool = True,
+) -> np.ndarray:
+    """Return the influence ``(R,)`` of every training example, in the order of the file; in float32, without dropout.
+
+    See ``influence_on_validation``.
+    """
+    # Indices pass through the model's logits, and bf16 holds none above 256 exactly.
+    settings = experiment.config.to_dict()
+    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
+    experiment = experiment.with_settings(**plain)
+    model = _build(experiment, dataset)
+    train, valid = (experiment.make_loader(dataset.splits[split], model) for split in ("train", "valid"))
+    return influence_on_validation(model, checkpoints, train, valid, layer, recalibrate, experiment.config.verbose)
+
+
+def train_keeping_checkpoints(
+    experiment: Experiment, dataset: Dataset, folder: Path
+) -> tuple[list[Checkpoint], dict[str, dict[str, float]]]:
+    """Train an experiment as ``Experiment.fit`` does, but keep the weights of every evaluation in a folder.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment.
+    dataset : Dataset
+        With ``train`` and ``valid``; ``test`` is evaluated where it has labels.
+    folder : Path
+        Nothing is written elsewhere.
+
+    Returns
+    -------
+    checkpoints : list of Checkpoint
+        One per evaluation up to the best, with the learning rate until then.
+    metrics : dict
+        Of the best weights, ``valid`` and ``test``.
+    """
+    from fuxictr_mm.training import loop
+
+    experiment = experiment.with_settings(model_root=str(folder))
+    config, splits = experiment.config, dataset.splits
+    model = _build(experiment, dataset)
+    train = experiment.make_loader(splits["train"], model, shuffle=config.shuffle, training=True)
+    valid = experiment.make_loader(splits["valid"], model)
+    keeper = _CheckpointKeeper(model, valid, folder)
+    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm)
+    if config.save_best_only:
+        # Steps after the best weights have no part in the model.
+        values = [model._monitor.get_value(entry) for entry in history]
+        del keeper.kept[values.index(model._best_metric) + 1 :]
+    metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
+    # A label of one value is a placeholder.
+    if "test" in splits and any(len(values) > 1 for values in dataset.summaries["test"].labels):
+        metrics["test"] = loop.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
+    return keeper.kept, metrics
+
+
+class _CheckpointKeeper:
+    """The validation loader; every pass over it first saves the weights that it evaluates."""
+
+    def __init__(self, model: Any, valid: Any, folder: Path) -> None:
+        self.model = model
+        self.valid = valid
+        self.folder = folder
+        self.kept: list[Checkpoint] = []
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def __iter__(self) -> Iterator[Any]:
+        path = self.folder / f"{len(self.kept)}.checkpoint"
+        self.model.save_weights(path)
+        self.kept.append(Checkpoint(path, float(self.model.optimizer.param_groups[0]["lr"])))
+        return iter(self.valid)
+
+
+def _build(experiment: Experiment, dataset: Dataset) -> Any:
+    """Build the model with its own copy of the feature map, so that one dataset serves several models."""
+    from fuxictr.pytorch.torch_utils import seed_everything
+
+    seed_everything(experiment.config.seed)
+    return experiment.build_model(replace(dataset, feature_map=copy.deepcopy(dataset.feature_map)))
+
+
+def number_of_worst(dataset: Dataset, percent: float) -> int:
+    """Return how many training examples a percentage is.
+
+    Raises
+    ------
+    ConfigError
+        None, or the split is streamed from disk.
+    """
+    from fuxictr_mm.data.interactions import InteractionTable
+
+    table = dataset.splits["train"]
+    if not isinstance(table, InteractionTable):
+        raise ConfigError("--drop-worst: train is streamed from disk; set resident: True in dataset_config.yaml")
+    number = int(len(table) * percent / 100)
+    if number < 1:
+        raise ConfigError(f"--drop-worst {percent:g}: is less than one of {len(table)} examples; raise it")
+    return number
+
+
+def without(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """Return a dataset without the training examples of these indices; ``train`` is in memory.
+
+    Raises
+    ------
+    DataError
+        Only one class is left.
+    """
+    import torch
+
+    from fuxictr_mm.data.interactions import InteractionTable
+    from fuxictr_mm.data.loaders import gather
+
+    table = dataset.splits["train"]
+    assert isinstance(table, InteractionTable)
+    kept = torch.ones(len(table), dtype=torch.bool)
+    kept[torch.from_numpy(rows)] = False
+    batch = gather(table, kept.nonzero().squeeze(1).to(table.target.device))
+    assert batch.label is not None
+    if len(batch.label.unique()) < 2:
+        raise DataError(f"--drop-worst: label is {batch.label[0]:g} in all {len(batch)} examples left; drop fewer")
+    history = batch.history
+    smaller = InteractionTable(
+        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, table.source
+    )
+    return replace(dataset, splits={**dataset.splits, "train": smaller})

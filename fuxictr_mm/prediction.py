@@ -1,0 +1,76 @@
+"""Predictions of an experiment for the rows of a file or data frame."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.encoding.fuxictr import load_dataset
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.logs import LogFiles
+from fuxictr_mm.runs import vocabulary_of_weights
+from fuxictr_mm.runtime import only_one
+from fuxictr_mm.threads import restored_threads
+from fuxictr_mm.training import distributed, loop
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+
+def predict(experiment: Experiment, data: Any, weights: Path, logs: Sequence[Path]) -> np.ndarray:
+    """Return the predictions of the rows of a file or data frame; see ``Experiment.predict``."""
+    if data is None or isinstance(data, str | os.PathLike):
+        return _predict_file(
+            experiment, experiment.config.dataset.test_data if data is None else os.fspath(data), weights, logs
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "data.parquet")
+        _write_frame(data, path)
+        try:
+            return _predict_file(experiment, path, weights, logs)
+        except UserError as error:
+            raise type(error)(str(error).replace(path, "data frame")) from error
+
+
+def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs: Sequence[Path]) -> np.ndarray:
+    with (
+        only_one(experiment.config.expid),
+        distributed.process_group(experiment.config.gpu),
+        restored_threads(),
+        LogFiles() as files,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        experiment.prepare_process()
+        vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
+        other = None if path == experiment.config.dataset.test_data else path
+        options: dict[str, Any] = {
+            "flat": experiment.is_flat,
+            "test_data": other,
+            "scratch": Path(scratch),
+            "shard": experiment.make_shard(),
+        }
+        dataset = load_dataset(experiment.config.to_dict(), {"test": None}, vocabularies, **options)
+        model = experiment.build_model(dataset)
+        model.load_weights(weights)
+        files.open(logs, "a")
+        return loop.predict(model, experiment.make_loader(dataset.splits["test"], model)).numpy()
+
+
+def _write_frame(frame: Any, path: str) -> None:
+    """Write a data frame as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not hasattr(frame, "__arrow_c_stream__"):
+        raise UserError(f"predict: got a {type(frame).__name__}, expected a path or a pandas or Polars data frame")
+    try:
+        pq.write_table(pa.table(frame), path)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type") from error

@@ -1,0 +1,173 @@
+"""``fuxictr-mm report``: an HTML page about runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
+from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.report.experiments import gather
+from fuxictr_mm.report.page import DatasetSection, describe, missing, render
+from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
+from fuxictr_mm.terminal import listed, plural
+
+EXAMPLES = (
+    "fuxictr-mm report",
+    "fuxictr-mm report DIN_MM_tiny DIN_tiny --out din.html",
+    'fuxictr-mm report --dataset tiny_mm --title "Week 7" --json',
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fuxictr-mm report``."""
+    add_examples(parser, *EXAMPLES)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiment id, name of a run, or folder of either (default: all runs)"
+    )
+    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (report.html)")
+    parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page")
+    add_output_options(parser)
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Write the page, print its path and the best experiment."""
+    check_outputs([args.out], [], overwrite=True)
+    check_replaceable(args.out)
+    sections = report(args.names, args.root, args.out, dataset=args.dataset, title=args.title, quiet=args.quiet)
+    lines = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
+    notes = sum(len(section.notes) for section in sections)
+    at_end = f" ({plural(notes, 'note')} at its end)" if notes else ""
+    lines.append(f"page: {Path(args.out).resolve()}{at_end}")
+    show(args, as_dict(sections, args.out), "\n".join(lines))
+
+
+def report(
+    names: Sequence[str | os.PathLike[str]] = (),
+    root: str | os.PathLike[str] = "checkpoints",
+    out: str | os.PathLike[str] = "report.html",
+    *,
+    dataset: str | None = None,
+    title: str | None = None,
+    intro: Sequence[str] = (),
+    quiet: bool = True,
+) -> list[DatasetSection]:
+    """Write the page about some runs, or about all.
+
+    Parameters
+    ----------
+    names : sequence of str or path
+        Experiment ids, names of runs, or folders; all runs if empty.
+    root : path
+        The ``model_root`` of the runs.
+    out : path
+        The page.
+    dataset : str, optional
+        Keeps runs on this dataset only.
+    title : str, optional
+        Heading.
+    intro : sequence of str
+        Sentences at the beginning of the page.
+    quiet : bool
+        No progress bar.
+
+    Raises
+    ------
+    MissingFileError
+        No such run, or no finished one.
+    ConfigError
+        Jinja2 or Matplotlib is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
+    known = find_runs(root)
+    runs = _selected(resolve(names, root) if names else known, root, dataset)
+    named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
+    sections = []
+    for index, gathered in enumerate(gather(runs, named), start=1):
+        sections.append(describe(gathered, index, known, lambda chunks: _progress(chunks, quiet)))
+    if not any(section.rows for section in sections):
+        reasons = "; ".join(note for section in sections for note in section.notes[:1])
+        raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
+    sections.sort(key=lambda section: not section.rows)
+    heading = title or f"Experiments on {listed([section.dataset_id for section in sections])}"
+    page = render(sections, heading, intro)
+    write_beside(out, lambda stream: stream.write(page.encode("utf-8", errors="replace")))
+    return sections
+
+
+def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the leaderboards as a JSON document."""
+    datasets = []
+    for section in sections:
+        experiments = [
+            {
+                "name": row.experiment.name,
+                "model": row.experiment.newest.model,
+                "runs": [run.run for run in row.experiment.runs],
+                "valid": {name: row.experiment.mean(name) for name in section.metrics},
+                "test": {name: row.experiment.mean(name, "test") for name in section.test_metrics},
+                "interval": row.interval,
+                "difference": None
+                if row.against is None
+                else {name: getattr(row.against, name) for name in ("value", "low", "high", "shown", "sentence")},
+                "verdict": row.conclusion,
+            }
+            for row in section.rows
+        ]
+        datasets.append(
+            {
+                "dataset_id": section.dataset_id,
+                "summary": section.sentences,
+                "experiments": experiments,
+                "notes": section.notes,
+            }
+        )
+    return {"page": str(Path(out).resolve()), "datasets": datasets}
+
+
+def check_replaceable(out: str | os.PathLike[str]) -> None:
+    """Refuse to overwrite anything but an HTML page.
+
+    Raises
+    ------
+    ConfigError
+        The file exists and is not an HTML page.
+    """
+    path = Path(out)
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as stream:
+        start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start.startswith((b"<!doctype html", b"<html")):
+        raise ConfigError(f"{out}: exists and is not an HTML page; choose another name, such as report.html")
+
+
+def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
+    if not everything:
+        raise MissingFileError(
+            f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"
+        )
+    runs = [run for run in everything if dataset in (None, run.dataset_id)]
+    if not runs:
+        known = sorted({run.dataset_id for run in everything})
+        raise MissingFileError(
+            f"--dataset: no run on '{dataset}'{nearest(dataset, known)} (there are runs on: {', '.join(known)})"
+        )
+    return sorted(runs, key=lambda run: (run.started_at, run.run), reverse=True)
+
+
+def _progress(chunks: Any, quiet: bool) -> Iterable[int]:
+    from tqdm import tqdm
+
+    return tqdm(chunks, desc="bootstrap samples", leave=False, disable=quiet or not sys.stderr.isatty())

@@ -1,0 +1,37 @@
+"""Runs of experiments: where their files are, what they hold, and ``fuxictr-mm runs``, which lists them."""
+
+from fuxictr_mm.runs.evaluations import (
+    FALLING,
+    best_epoch_was_last,
+    is_falling,
+    monitored,
+    read_evaluations,
+    read_lines,
+)
+from fuxictr_mm.runs.paths import (
+    CALIBRATION,
+    CONFIG,
+    DIAGNOSIS,
+    ENSEMBLE,
+    ENVIRONMENT,
+    HUB_CARD,
+    HUB_CONFIG,
+    HUB_FEATURES,
+    HUB_WEIGHTS,
+    LOG,
+    METRICS,
+    MODEL_CODE,
+    PREDICTIONS,
+    RESULT,
+    RUN_NAME,
+    TENSORBOARD,
+    VOCABULARY,
+    WEIGHTS,
+    RunPaths,
+    config_of_weights,
+    unwritable,
+    vocabulary_of_weights,
+)  # fmt: skip
+from fuxictr_mm.runs.predictions import write_predictions
+from fuxictr_mm.runs.reading import find_runs, load_run, read_run, resolve, resolve_one, run_of_weights, runs_of
+from fuxictr_mm.runs.run import NAMING_KEYS, Run, with_text_keys

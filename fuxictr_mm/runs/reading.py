@@ -1,0 +1,234 @@
+"""Runs by their folders and names."""
+
+from __future__ import annotations
+
+import filecmp
+import glob
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
+from fuxictr_mm.files import read_json
+from fuxictr_mm.runs.evaluations import _is_number, read_lines
+from fuxictr_mm.runs.paths import CONFIG, ENVIRONMENT, METRICS, RESULT, RUN_NAME, RunPaths
+from fuxictr_mm.runs.run import Run
+from fuxictr_mm.yaml_files import load_yaml
+
+
+def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str] | None = None) -> Run:
+    """Read the folder of a run, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of a run, or that of an experiment's runs, of which the newest finished one is taken.
+    model_zoo : path, optional
+        A folder of model files to search first, for ``run.predict``.
+
+    Raises
+    ------
+    MissingFileError
+        It is not the folder of a run, or holds none that is finished.
+    """
+    path = Path(folder)
+    if is_run(path):
+        run = read_run(path)
+    elif path.is_dir():
+        run = resolve_one(path, ())[0]
+    else:
+        raise MissingFileError(f"{folder}: no such folder; give that of a run, ROOT/DATASET/EXPID/RUN")
+    return replace(run, model_zoo=model_zoo)
+
+
+def find_runs(
+    root: str | os.PathLike[str] = "checkpoints",
+    *,
+    dataset: str | None = None,
+    model: str | None = None,
+    expid: str | None = None,
+) -> list[Run]:
+    """Return the runs below a folder, newest first, with unfinished and broken ones; outside links are ignored.
+
+    Parameters
+    ----------
+    root : path
+        The ``model_root`` of the configuration.
+    dataset, model, expid : str, optional
+        Keeps runs of these names only.
+    """
+    folders = Path(root).glob(f"{_literal(dataset)}/{_literal(expid)}/*")
+    inside = Path(root).resolve()
+    runs = [read_run(folder) for folder in folders if is_run(folder) and folder.resolve().is_relative_to(inside)]
+    return sorted((run for run in runs if model is None or run.model == model), key=_age, reverse=True)
+
+
+def runs_of(paths: RunPaths) -> list[Run]:
+    """Return the runs of an experiment, newest first, with unfinished and broken ones."""
+    return find_runs(paths.model_root, dataset=paths.dataset_id, expid=paths.expid)
+
+
+def run_of_weights(paths: RunPaths, weights: Path) -> Run:
+    """Return the finished run of an experiment that wrote weights, whose predictions belong to them.
+
+    Raises
+    ------
+    MissingFileError
+        They are of no run with a folder.
+    """
+    for run in runs_of(paths):
+        # One file under two names; a copy of the folder holds it twice.
+        if not run.is_usable or not run.weights.exists():
+            continue
+        if run.weights.samefile(weights) or filecmp.cmp(run.weights, weights, shallow=False):
+            return run
+    raise MissingFileError(
+        f"{weights}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
+        "again"
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return folder.is_dir() and (RUN_NAME.fullmatch(folder.name) is not None or (folder / CONFIG).is_file())
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read the folder of a run; files that cannot be read are named in ``problem``."""
+    path = Path(folder).resolve()
+    problems: list[str] = []
+
+    def attempt(read: Any, name: str, required: bool) -> dict[str, Any]:
+        if not required and not (path / name).exists():
+            return {}
+        try:
+            return read(path / name)
+        except UserError as error:
+            problems.append(str(error).replace(f"{path}{os.sep}", ""))
+            return {}
+
+    config = attempt(_read_config, CONFIG, True)
+    environment = attempt(read_json, ENVIRONMENT, True)
+    attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
+    result = attempt(read_json, RESULT, False)
+    if result and (problem := _problem_of_result(result)):
+        problems.append(f"{RESULT}: {problem}")
+        result = {}
+    named = RUN_NAME.fullmatch(path.name)
+    seed = config.get("seed", int(named["seed"]) if named else None)
+    return Run(
+        path=Path(folder),
+        run=path.name,
+        expid=str(config.get("model_id", path.parent.name)),
+        dataset_id=str(config.get("dataset_id", path.parent.parent.name)),
+        model=str(config.get("model", "")),
+        seed=seed if isinstance(seed, int) else None,
+        config=config,
+        environment=environment,
+        finished=bool(result),
+        started_at=str(environment.get("started_at") or (_time_of(named["stamp"]) if named else "")),
+        seconds=float(result["seconds"]) if result else math.nan,
+        valid=result.get("valid", {}),
+        test=result.get("test") or {},
+        parameters=result.get("parameters"),
+        valid_rows=result.get("valid_rows"),
+        problem="; ".join(problems),
+    )
+
+
+def resolve(names: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] = "checkpoints") -> list[Run]:
+    """Return the runs of several names, each once; see ``resolve_one``."""
+    runs = find_runs(root)
+    found = {run.path.resolve(): run for name in names for run in resolve_one(name, runs, root)}
+    return list(found.values())
+
+
+def resolve_one(
+    name: str | os.PathLike[str], runs: Sequence[Run], root: str | os.PathLike[str] = "checkpoints"
+) -> list[Run]:
+    """Return the runs that a name means, newest first.
+
+    Parameters
+    ----------
+    name : str or path
+        An experiment id (all its finished runs), the name of a run, or the folder of a run or of an experiment's runs.
+    runs : sequence of Run
+        From ``find_runs(root)``.
+    root : path
+        For the message.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such run.
+    ConfigError
+        The name means runs of several experiments or datasets.
+    """
+    name = os.fspath(name)
+    if named := [run for run in runs if run.run == name]:
+        if len(named) > 1:
+            folders = ", ".join(str(run.path) for run in named)
+            raise ConfigError(f"{name}: several runs have this name; give a folder: {folders}")
+        return named
+    if of_experiment := [run for run in runs if run.expid == name]:
+        datasets = sorted({str(run.path.parent) for run in of_experiment})
+        if len(datasets) > 1:
+            raise ConfigError(f"{name}: there are runs on several datasets; give one folder: {', '.join(datasets)}")
+        return _finished(of_experiment, name)
+    folder = Path(name)
+    if is_run(folder):
+        return [read_run(folder)]
+    if folder.is_dir():
+        inside = sorted((read_run(path) for path in folder.iterdir() if is_run(path)), key=_age, reverse=True)
+        if not inside:
+            raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
+        return _finished(inside, name)
+    known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
+    there = ", ".join(sorted({run.expid for run in runs})) or "none yet; train with run_expid.py, or give --root"
+    raise MissingFileError(
+        f"'{name}': no experiment id, run or folder of a run below {root}{nearest(name, known)} (there are: {there})"
+    )
+
+
+def _finished(runs: Sequence[Run], name: str) -> list[Run]:
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; resume with run_expid.py --resume")
+    return finished
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = load_yaml(path)
+    if not config:
+        raise DataError(f"{path}: is empty, expected the settings of the run")
+    return config
+
+
+def _problem_of_result(result: dict[str, Any]) -> str:
+    """Return the problem of a result, empty if none."""
+    for name in ("valid", "test"):
+        metrics = result.get(name)
+        if metrics is None and name == "test":
+            continue
+        if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+            return f"{name} is {metrics!r}, expected metrics"
+    if not _is_number(result.get("seconds")):
+        return f"seconds is {result.get('seconds')!r}, expected a number"
+    return ""
+
+
+def _literal(name: str | None) -> str:
+    return "*" if name is None else glob.escape(name)
+
+
+def _time_of(stamp: str) -> str:
+    date, time = stamp.split("-")
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}"
+
+
+def _age(run: Run) -> tuple[str, int, str]:
+    named = RUN_NAME.fullmatch(run.run)
+    return run.started_at, int(named["number"] or 1) if named else 1, run.run

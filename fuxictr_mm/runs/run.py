@@ -1,0 +1,252 @@
+"""A run: its configuration, metrics and predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from fuxictr_mm.config import VOLATILE_KEYS
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+from fuxictr_mm.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+from fuxictr_mm.runs.evaluations import read_lines
+from fuxictr_mm.runs.paths import DIAGNOSIS, METRICS, PREDICTIONS, WEIGHTS
+from fuxictr_mm.runs.predictions import _problem_of_rows
+
+#: Settings in which two seeds of one configuration may differ.
+NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of an experiment: its configuration, its metrics, and predictions with its weights.
+
+    It is a path, too: whatever takes the folder of a run takes a ``Run``.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    run, expid, dataset_id : str
+        Its name and those of the folders above it.
+    model : str
+        Name of the model.
+    seed : int or None
+        Seed.
+    config : dict
+        All settings; empty where they cannot be read.
+    environment : dict
+        Versions, device, commit, command.
+    finished : bool
+        Whether there is a result.
+    started_at : str
+        ISO 8601, to the second.
+    seconds : float
+        Wall time; NaN of a run without a result.
+    valid, test : dict of str to float
+        Metrics; empty where there are none.
+    parameters : int or None
+        Trainable parameters.
+    valid_rows : int or None
+        Rows of the validation file.
+    problem : str
+        Files of the folder that cannot be read; empty if none.
+    model_zoo : path, optional
+        A folder of model files to search first when the model is needed again.
+    """
+
+    path: Path
+    run: str
+    expid: str
+    dataset_id: str
+    model: str = ""
+    seed: int | None = None
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)
+    finished: bool = False
+    started_at: str = ""
+    seconds: float = math.nan
+    valid: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    valid_rows: int | None = None
+    problem: str = ""
+    model_zoo: str | os.PathLike[str] | None = field(default=None, repr=False, compare=False)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics by split, ``valid`` and, where its file has labels, ``test``."""
+        splits = {"valid": self.valid, "test": self.test}
+        return {split: metrics for split, metrics in splits.items() if metrics}
+
+    @property
+    def weights(self) -> Path:
+        """The best weights; of a run that has no folder (``record: False``), those of its experiment."""
+        return self.path / WEIGHTS if self.run else self.path.with_name(f"{self.path.name}.model")
+
+    @property
+    def description(self) -> str:
+        """The description in the configuration."""
+        return " ".join(str(self.config.get("description") or "").split())
+
+    @property
+    def config_key(self) -> str:
+        """Hash of the configuration without seed, names, paths of output: equal for seeds of one configuration."""
+        kept = with_text_keys({k: v for k, v in self.config.items() if k not in NAMING_KEYS})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is finished and its folder can be read completely."""
+        return self.finished and bool(self.config) and not self.problem
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``unfinished``, or the problem of the folder."""
+        if self.problem:
+            return f"broken: {self.problem}"
+        return "finished" if self.finished else "unfinished"
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the evaluations so far, also of a run that has not ended.
+
+        Raises
+        ------
+        DataError
+            A line is damaged, or the file cannot be read.
+        """
+        path = self.path / METRICS
+        return read_lines(path) if path.exists() else []
+
+    @overload
+    def predictions(
+        self, split: Literal["valid"] = "valid", task: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
+
+    @overload
+    def predictions(
+        self, split: str, task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
+
+    def predictions(
+        self, split: str = "valid", task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
+
+        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None. Of a run
+        on several labels, validation rows without the label are left out, and a label that some test rows do not
+        have is None.
+
+        Parameters
+        ----------
+        split : {"valid", "test"}
+            Runs of version 0.1 have no predictions of the test rows; ``predict`` computes them.
+        task : str, optional
+            The label, of a run on several.
+
+        Raises
+        ------
+        ConfigError
+            The run has not this label, or has several and none is named.
+        MissingFileError, DataError
+            The file is not there or damaged, labels are not 0 and 1, or predictions are not finite numbers.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.path / PREDICTIONS[split]
+        if not path.is_file():
+            state = "it is unfinished" if not self.finished else "train it again"
+            if self.finished and split == "test":
+                state = f"trained without test_data, or by an older version: python prediction.py --runs {self.path}"
+            raise MissingFileError(f"{path}: no predictions of this run; {state}")
+        try:
+            table = pq.read_table(path)
+            columns = {name: table[name].to_numpy() for name in table.column_names}
+            suffix = self._suffix_of(table.column_names, task)
+            label, prediction, group = (columns.get(n) for n in (f"label{suffix}", f"prediction{suffix}", "group"))
+            if prediction is None or (label is None and split == "valid"):
+                raise KeyError("prediction" if prediction is None else "label")
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
+        if suffix and label is not None and label.dtype.kind == "f":  # of a column with nulls
+            known = label == label
+            if split == "valid":
+                label, prediction = label[known].astype("int8"), prediction[known]
+                group = None if group is None else group[known]
+            else:
+                label = label.astype("int8") if known.all() else None
+        if problem := _problem_of_rows(label, prediction):
+            raise DataError(f"{path}: {problem}; train it again")
+        return label, prediction, group.astype(str) if group is not None and group.dtype.kind not in "iu" else group
+
+    def _suffix_of(self, columns: Sequence[str], task: str | None) -> str:
+        """Return what follows ``label`` and ``prediction`` in the names of a label's columns."""
+        tasks = [name.removeprefix("prediction_") for name in columns if name.startswith("prediction_")]
+        if not tasks:
+            label = self.config.get("label_col")
+            own = label.get("name") if isinstance(label, dict) else None
+            if task is not None and own not in (None, task):
+                raise ConfigError(f"{self.path}: the run has the label '{own}', not '{task}'")
+            return ""
+        if task not in tasks:
+            found = "has" if task is None else f"has no label '{task}'{nearest(task, tasks)}; it has"
+            raise ConfigError(
+                f"{self.path}: the run {found} the labels {', '.join(tasks)}; name one (compare --label {tasks[0]}), "
+                "ensembles and calibration are of runs on one label"
+            )
+        return f"_{task}"
+
+    def predict(self, data: Any = None, *, gpu: int = -1) -> np.ndarray:
+        """Return the predicted probabilities of the rows of a file or data frame, with the weights of this run.
+
+        Parameters
+        ----------
+        data : path or data frame, optional
+            A Parquet file, a folder of part files, or a pandas or Polars data frame, with the columns of the training
+            file except the label; the dataset's ``test_data`` by default.
+        gpu : int
+            Index of the GPU, -1 for the CPU.
+
+        Returns
+        -------
+        ndarray
+            ``(rows,)`` float32, in the order of the rows.
+
+        Raises
+        ------
+        UserError
+            The run has no weights, its model or item files are not there, or anything is wrong with the data.
+        """
+        from fuxictr_mm.experiment import Experiment
+
+        return Experiment.of_run(self, gpu=gpu).predict_of_run(self, data)
+
+    def diagnosis(self) -> dict[str, Any] | None:
+        """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
+        path = self.path / DIAGNOSIS
+        return read_json(path) if path.exists() else None
+
+
+def with_text_keys(value: Any) -> Any:
+    """Return a configuration whose keys are texts at every depth, so that they can be sorted.
+
+    Examples
+    --------
+    >>> with_text_keys({"x": [{1: 2, "b": 3}]})
+    {'x': [{'1': 2, 'b': 3}]}
+    """
+    if isinstance(value, dict):
+        return {str(k): with_text_keys(v) for k, v in value.items()}
+    return [with_text_keys(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,163 @@
+"""A grid of experiments: written to a configuration folder, and run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.config import config_hash, list_experiments
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import try_lock
+from fuxictr_mm.tuning.runner import common_args, run_trials
+from fuxictr_mm.tuning.trial import Trial, TrialResult
+from fuxictr_mm.tuning.tuner_file import read_tuner
+from fuxictr_mm.yaml_files import write_entries
+
+
+def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
+    """Write the experiments of a grid as a configuration folder named after the tuner YAML.
+
+    Parameters
+    ----------
+    tuner_yaml : Path
+        See ``read_tuner``: in ``tuner_space`` lists span the grid, a scalar replaces one value.
+    model_zoo : Path, optional
+        A folder of model files to search first.
+
+    Returns
+    -------
+    Path
+        Folder with ``model_config.yaml`` (experiments ``BASE_001_<hash>`` ...) and ``dataset_config.yaml``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        The file is wrong, or asks for another search.
+    """
+    tuner = read_tuner(tuner_yaml, model_zoo)
+    if tuner.search != "grid":
+        raise ConfigError(f"{tuner_yaml}: search is {tuner.search}, expected grid; only a grid can be enumerated")
+    space = {key: values for key, values in tuner.space.items() if isinstance(values, list)}
+    in_dataset = tuner.dataset_keys
+
+    datasets = {}
+    for combination in _combinations(tuner.dataset, {key: space[key] for key in space if key in in_dataset}):
+        datasets[f"{tuner.dataset_id}_{config_hash(combination)[:8]}"] = combination
+    if len(datasets) == 1:
+        datasets = {tuner.dataset_id: next(iter(datasets.values()))}
+    models = _combinations(tuner.model, {key: space[key] for key in space if key not in in_dataset})
+    experiments = {}
+    for number, (settings, (used_id, data)) in enumerate(itertools.product(models, datasets.items()), start=1):
+        entry = {**settings, "dataset_id": used_id}
+        experiments[f"{tuner.name}_{number:03d}_{config_hash({**entry, **data})[:8]}"] = entry
+
+    write_entries(tuner.folder / "dataset_config.yaml", datasets, tuner.path)
+    write_entries(tuner.folder / "model_config.yaml", experiments, tuner.path)
+    return tuner.folder
+
+
+def _combinations(base: Mapping[str, Any], space: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    grid = {**{key: [value] for key, value in base.items()}, **space}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def run_grid(
+    config_dir: Path,
+    gpus: Sequence[int],
+    tag: str | None,
+    script: Path,
+    extra_args: Sequence[str] = (),
+    data_root: Path | None = None,
+    model_zoo: Path | None = None,
+    quiet: bool = False,
+) -> list[TrialResult]:
+    """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
+
+    Ctrl-C and SIGTERM end the running trials; finished ones are skipped when the grid is run again. Several processes
+    on one folder divide the trials among them.
+
+    Parameters
+    ----------
+    config_dir : Path
+        From ``enumerate_trials``, or any configuration folder. The output of trial X goes to ``logs/X.out`` in it.
+    gpus : sequence of int
+        Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
+    tag : str, optional
+        Keeps only the experiment ids that contain it.
+    script : Path
+        The script that trains an experiment: run_expid.py.
+    extra_args : sequence of str
+        More arguments for the script.
+    data_root, model_zoo : Path, optional
+        Passed on to run_expid.py.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    list of TrialResult
+        One for each experiment, in the order of the folder.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        The tag matches nothing, a trial's configuration is wrong, or a device or the script does not exist; before any
+        trial runs.
+    """
+    trials = _Grid(config_dir, tag, data_root, model_zoo)
+    run_trials(trials, config_dir, gpus, script, [*extra_args, *common_args(data_root, model_zoo)], quiet)
+    return trials.results()
+
+
+class _Grid:
+    """The experiments of a configuration folder."""
+
+    def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
+        # Imported here because it imports FuxiCTR, which the other functions do not need.
+        from fuxictr_mm.experiment import Experiment
+
+        names = list(list_experiments(config_dir))
+        kept = [name for name in names if tag is None or tag in name]
+        if not kept:
+            listing = ", ".join(names)
+            raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
+        trials = []
+        for name in kept:
+            experiment = Experiment.load(name, config_dir, data_root=data_root, model_zoo=model_zoo)
+            params, code = experiment.config.to_dict(), experiment.model_code
+            trials.append(Trial(name, params, experiment.paths, model_code=code))
+        self.total = len(trials)
+        self._locks = Path(config_dir) / "locks"
+        self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
+        self._waiting = [trial for trial in trials if self._results[trial.expid] is None]
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def take(self) -> Trial | None:
+        for trial in list(self._waiting):
+            lock = try_lock(self._locks / f"{trial.expid}.lock")
+            if lock is None:
+                continue  # another process runs it
+            self._waiting.remove(trial)
+            self._results[trial.expid] = trial.result(skipped=True)
+            if self._results[trial.expid] is None:
+                return replace(trial, lock=lock)
+            lock.release()
+        return None
+
+    def may_continue(self, trial: Trial) -> bool:
+        return True
+
+    def finish(self, trial: Trial, error: str) -> None:
+        self._results[trial.expid] = trial.result() or TrialResult(trial.expid, trial.params, error=error)
+
+    def give_back(self, trial: Trial) -> None:
+        pass
+
+    def results(self) -> list[TrialResult]:
+        return [result for result in self._results.values() if result is not None]

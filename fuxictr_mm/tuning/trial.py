@@ -1,0 +1,139 @@
+"""A trial, its result, and where trials come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fuxictr_mm.config import config_hash
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import InheritedLock, read_json
+from fuxictr_mm.runs import MODEL_CODE, RunPaths, monitored
+
+FOLLOWED_KEYS = ("model_id", "dataset_id")  # names derived from the settings
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The result of a trial.
+
+    Parameters
+    ----------
+    expid : str
+        Experiment id.
+    params : dict
+        Its parameters: the monitor and its mode, and at least those that are tuned.
+    valid, test : dict of str to float
+        Metrics; empty where there are none.
+    seconds : float
+        Wall time; NaN if it failed.
+    error : str, optional
+        Last line of the output of a trial that failed.
+    skipped : bool
+        Whether it had finished before.
+    pruned : bool
+        Whether it was ended early; ``valid`` is its last evaluation.
+    """
+
+    expid: str
+    params: dict[str, Any]
+    valid: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    seconds: float = math.nan
+    error: str | None = None
+    skipped: bool = False
+    pruned: bool = False
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``pruned`` or ``failed``."""
+        return "failed" if self.error is not None else "pruned" if self.pruned else "finished"
+
+    @property
+    def reached(self) -> float:
+        """The monitored metric, or weighted sum of metrics, on valid; NaN where there is none."""
+        return monitored(self.params, self.valid)
+
+    @property
+    def score(self) -> float:
+        """``reached``, such that higher is better; -inf where there is none."""
+        value = self.reached
+        return -math.inf if math.isnan(value) else -value if self.params["monitor_mode"] == "min" else value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An experiment that is checked and ready to run.
+
+    Parameters
+    ----------
+    expid : str
+        Experiment id.
+    params : dict
+        Resolved parameters.
+    paths : RunPaths, optional
+        Where its files are; None if not known yet.
+    lock : InheritedLock, optional
+        Protects its files from other processes.
+    number : int
+        Of the trial in its study.
+    arguments : tuple of str
+        More arguments for the script.
+    name : str
+        Of its log; the experiment id if empty.
+    model_code : str
+        Hash of the model's file.
+    """
+
+    expid: str
+    params: dict[str, Any]
+    paths: RunPaths | None = None
+    lock: InheritedLock | None = None
+    number: int = -1
+    arguments: tuple[str, ...] = ()
+    name: str = ""
+    model_code: str = ""
+
+    def result(self, skipped: bool = False) -> TrialResult | None:
+        """Return the result on disk, None if there is none of exactly these parameters and this model file."""
+        try:
+            record = {} if self.paths is None else read_json(self.paths.result)
+        except UserError:
+            return None  # not finished, or not by this library: run it
+        same_code = record.get(MODEL_CODE, self.model_code) == self.model_code
+        if record.get("config_hash") != config_hash(self.params) or not same_code:
+            return None
+        return TrialResult(
+            self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
+        )
+
+    def release(self) -> None:
+        """Release the lock on its files."""
+        if self.lock is not None:
+            self.lock.release()
+
+
+class Trials(Protocol):
+    """Source of trials, and receiver of their results."""
+
+    total: int
+
+    @property
+    def done(self) -> bool:
+        """Whether no trial remains, now or later; called after ``take``."""
+
+    def take(self) -> Trial | None:
+        """Return a locked trial to run; None if there is none at the moment."""
+
+    def may_continue(self, trial: Trial) -> bool:
+        """Whether a running trial should continue; polled."""
+
+    def finish(self, trial: Trial, error: str) -> None:
+        """Record that a trial's process has ended; ``error`` is the reason if there is no result."""
+
+    def give_back(self, trial: Trial) -> None:
+        """Record that a trial was ended because this process ends; it resumes later."""
+
+    def results(self) -> list[TrialResult]:
+        """Return the results so far."""
