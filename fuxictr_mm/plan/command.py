@@ -64,7 +64,6 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     from fuxictr_mm.errors import ConfigError
     from fuxictr_mm.plan.footers import measure_data
     from fuxictr_mm.plan.model import measure_model
-    from fuxictr_mm.training.distributed import TABLE_ROWS
 
     config = experiment.config
     if is_third_party(experiment.model_class):
@@ -123,9 +122,8 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         kind = "touched" if table.touched else "dense"
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
-        found = min(table.rows, ids)
-        by_rows = table.touched or (table.rows >= TABLE_ROWS and 2 * found * processes <= table.rows)
-        sent += (processes - 1) * found * (4 * table.dim + 8) if by_rows else _ring(sizes["weights"], processes)
+        by_rows = (processes - 1) * reached * (4 * table.dim + 8)
+        sent += by_rows if table.touched else _ring(sizes["weights"], processes)
         tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
     numbers = 2 + model.other_state + copies + (config.ema is not None)
     of_network = 4 * model.other * numbers + model.buffers

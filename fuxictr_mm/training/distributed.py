@@ -105,9 +105,6 @@ def replace_batch_norm(model: nn.Module) -> None:
                 setattr(module, name, norm)
 
 
-#: Rows of an embedding table from which on ranks exchange the rows that a step reaches, not the whole gradient.
-TABLE_ROWS = 10_000
-
 #: Elements of gradients that are averaged in one message.
 BUCKET = 2**23
 
@@ -182,8 +179,8 @@ class Replicas:
     """A model on several ranks, whose gradients ``DistributedDataParallel`` averages while the backward pass goes on.
 
     Buckets keep their order (as ``find_unused_parameters`` has it), so that a resumed run adds up in the same order as
-    one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Large
-    embedding tables are left out: after the backward pass, ranks exchange the rows that they reach.
+    one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Tables
+    with sparse gradients are left out: after the backward pass, ranks exchange the rows that they reach.
 
     Parameters
     ----------
@@ -193,14 +190,7 @@ class Replicas:
 
     def __init__(self, model: Any) -> None:
         loss = _BatchLoss(model)
-        touched = touched_parameters(model)
-        self.touched = frozenset(id(table) for table in touched)
-        large: list[Any] = [
-            m.weight for m in model.modules() if isinstance(m, nn.Embedding) and len(m.weight) >= TABLE_ROWS
-        ]
-        self.tables: list[Any] = list(
-            {id(table): table for table in [*touched, *large] if table.requires_grad}.values()
-        )
+        self.tables = touched_parameters(model)
         apart = {id(table) for table in self.tables}
         names = [name for name, p in loss.named_parameters() if id(p) in apart]
         self.parallel = None
@@ -244,10 +234,8 @@ class Replicas:
             (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
         if synchronize and self.tables:
             for table, anywhere in zip(self.tables, _reached(self.tables), strict=True):
-                if anywhere and id(table) in self.touched:
+                if anywhere:
                     _average_rows(table)
-                elif anywhere:
-                    _average_dense_rows(table)
         return loss.detach()
 
 
@@ -367,20 +355,6 @@ def _average_rows(table: nn.Parameter) -> None:
 def make_shard(streams: int | None) -> Shard:
     """Return the part of the rows that this rank reads, with V virtual streams to train on or none."""
     return Shard(rank(), size(), streams, gather_rows)
-
-
-@torch.no_grad()
-def _average_dense_rows(table: nn.Parameter) -> None:
-    """Replace a dense gradient by its mean over ranks, by the rows that are not zero, unless they are many."""
-    if table.grad is None:
-        table.grad = torch.zeros_like(table)
-    rows = table.grad.any(1).nonzero().squeeze(1)
-    if total(len(rows)) * 2 > len(table):
-        _average([table.grad])
-        return
-    everywhere, values = gather_rows(rows), gather_rows(table.grad.index_select(0, rows))
-    # Added in the order of the ranks, so that all of them have the same sums.
-    table.grad.index_fill_(0, everywhere, 0.0).index_add_(0, everywhere, values, alpha=1 / size())
 
 
 def broadcast_state(model: nn.Module) -> None:

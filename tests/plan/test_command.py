@@ -41,7 +41,8 @@ def test_a_table_of_a_thousand_million_rows():
     assert not found["fits"]
     specs[0]["table"] = "dense"
     dense = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
-    assert dense["sent"] == found["sent"]  # the rows of the batch
+    # A ring sends each of the weights' gradients twice, but for a rank's own part.
+    assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ sys.path.insert(0, {here!r})
 from fuxictr_mm.training import distributed
 import test_distributed as test
 
-distributed.TABLE_ROWS = 100  # the rows of tables, the other parameters as a whole
 with distributed.process_group(-1):
     shard = distributed.make_shard(12)
     found = test.gradients_and_scores({expid!r}, {folder!r}, 1200 // shard.size, shard, {settings!r})
