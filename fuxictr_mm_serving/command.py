@@ -48,14 +48,16 @@ def serve(args: argparse.Namespace) -> None:
     """
     import uvicorn
 
-    from fuxictr_mm_serving.export import read_manifest
-    from fuxictr_mm_serving.server import SETTINGS, Settings, make_app, read_token
+    from fuxictr_mm_serving.manifest import read_manifest
+    from fuxictr_mm_serving.settings import VARIABLE, Settings, read_token
 
     names = {field.name for field in dataclasses.fields(Settings)}
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
     if args.workers == 1:
         import logging
+
+        from fuxictr_mm_serving.server import make_app
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         uvicorn.run(make_app(settings), host=args.host, port=args.port, access_log=False, log_level="warning")
@@ -65,7 +67,7 @@ def serve(args: argparse.Namespace) -> None:
     read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        os.environ[SETTINGS] = json.dumps(dataclasses.asdict(settings))
+        os.environ[VARIABLE] = json.dumps(dataclasses.asdict(settings))
         uvicorn.run(
             "fuxictr_mm_serving.server:app_of_worker",
             factory=True,

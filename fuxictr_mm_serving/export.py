@@ -5,8 +5,8 @@ Shape letters: B rows, N history items of all rows, U distinct items, M candidat
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
+from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
-
-MANIFEST, FORMAT = "manifest.json", 1
-
-#: The metadata of a vocabulary file of fuxictr_mm, and its columns' sizes.
-VOCABULARY_METADATA = b"fuxictr_mm.vocabulary"
 
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
@@ -39,8 +33,8 @@ class Export:
         Written by ``fuxictr-mm export``.
     threads : int
         Threads of a graph.
-    check : bool
-        Compare every file with its checksum.
+    check_bytes : float
+        Files up to this size are compared with their checksums, larger ones only with their sizes.
 
     Raises
     ------
@@ -48,11 +42,10 @@ class Export:
         A file is missing, damaged or of another version.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1, check: bool = True) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1, check_bytes: float = math.inf) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        if check:
-            _check_files(self.folder, self.manifest)
+        check_files(self.folder, self.manifest, check_bytes)
         ids = _read_ids(self.folder / self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
         entry = self.manifest["items"]
         known = np.load(self.folder / entry["known"], allow_pickle=False)
@@ -102,15 +95,13 @@ class Export:
             return f"{where}: {name}" if where else name
 
         column = columns[self.target]
-        if isinstance(column, pa.Array) and column.null_count:
-            row = column.is_null().index(True).as_py()
-            raise ServingError(f"{what(self.target)}: row {row} is null, expected an item")
+        if isinstance(column, Sequence) and None in column:
+            raise ServingError(f"{what(self.target)}: row {column.index(None)} is null, expected an item")
         target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target == UNKNOWN)).size:
             value = column[int(unknown[0])]
-            value = value.as_py() if isinstance(value, pa.Scalar) else value
             raise ServingError(
-                f"{what(self.target)}: row {int(unknown[0])} holds the item {value!r}, which is not in the item files"
+                f"{what(self.target)}: row {int(unknown[0])} holds the item {value}, which is not in the item files"
             )
         history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True)
         context = self._context(columns, np.diff(offsets), what)
@@ -221,52 +212,13 @@ class Export:
         return rows
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an export.
-
-    Raises
-    ------
-    ServingError
-        There is none, or one of another version.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
-    if version != FORMAT:
-        raise ServingError(f"{path}: has the format {version}, expected {FORMAT}; export again with this version")
-    return manifest
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    for name, expected in manifest["sha256"].items():
-        if Path(name).name != name:
-            raise ServingError(f"{folder / MANIFEST}: names the file {name!r}, expected a name without folder")
-        try:
-            found = checksum(folder / name)
-        except OSError as error:
-            raise ServingError(f"{folder / name}: cannot be read ({error.strerror}); export again") from None
-        if found != expected:
-            raise ServingError(f"{folder / name}: differs from its checksum in {MANIFEST}; copy or export it again")
-
-
 def _read_ids(path: Path) -> dict[str, Ids]:
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        sizes = json.loads((table.schema.metadata or {})[VOCABULARY_METADATA])["sizes"]
-        return {name: Ids(table[name].combine_chunks().slice(1, size)) for name, size in sizes.items()}
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise ServingError(f"{path}: is no vocabulary of a run or damaged ({error}); export again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {}
+        for name, entry in content.items():
+            values = [bytes.fromhex(v) for v in entry["values"]] if entry["type"] == "bytes" else entry["values"]
+            found[name] = Ids(values, entry["type"] == "integer")
+        return found
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ServingError(f"{path}: is no vocabulary of an export ({error}); export again") from None

@@ -12,13 +12,29 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
-#: Column values: a column of a file, or the values of a request.
-Column: TypeAlias = Sequence[Any] | pa.Array
+#: Values of a file, or of a request.
+Flat: TypeAlias = Sequence[Any] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A column of lists: the entries of all rows, and the offsets of each row ``(B + 1,)``."""
+
+    entries: Flat
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Flat:
+        return self.entries[self.offsets[row] : self.offsets[row + 1]]
+
+
+Column: TypeAlias = Flat | Lists
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,8 @@ class ContextField:
 
     def _numbers(self, column: Column, what: str) -> np.ndarray:
         if self.ids is not None:
-            return np.maximum(self.ids.encode(column, what), 0)
-        found = integers(column, what)
+            return np.maximum(self.ids.encode(_flat(column, what), what), 0)
+        found = integers(_flat(column, what), what)
         limit = self.spec["vocab_size"]
         wrong = np.flatnonzero((found < 0) | (found >= limit))
         if wrong.size:
@@ -111,14 +127,12 @@ class Items:
     def some(self, count: int) -> list[Any]:
         """Return the first item ids."""
         numbers = np.flatnonzero(self.known)[1 : count + 1]
-        return numbers.tolist() if self.ids is None else [self.ids.values[int(n) - 1].as_py() for n in numbers]
+        return numbers.tolist() if self.ids is None else [self.ids.values[int(n) - 1] for n in numbers]
 
     def numbers(self, ids: Column, what: str) -> np.ndarray:
         """Return the number of each item ``(M,)``; ``UNKNOWN`` for one that the export does not hold."""
-        if self.ids is not None:
-            found = self.ids.encode(ids, what)
-        else:
-            found = integers(ids, what)
+        flat = _flat(ids, what)
+        found = integers(flat, what) if self.ids is None else self.ids.encode(flat, what)
         inside = (found >= 0) & (found < len(self.known))
         return np.where(inside & self.known[np.where(inside, found, 0)], found, UNKNOWN)
 
@@ -130,11 +144,9 @@ class Items:
         flat, offsets = _lists(column, what)
         numbers = self.numbers(flat, what)
         if strict and (unknown := np.flatnonzero(numbers == UNKNOWN)).size:
-            value = flat[int(unknown[0])]
-            value = value.as_py() if isinstance(value, pa.Scalar) else value
             raise ServingError(
                 f"{what}: row {int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
-                f"{value!r}, which is not in the item files"
+                f"{flat[int(unknown[0])]}, which is not in the item files"
             )
         kept = np.flatnonzero(numbers > 0)
         ends = np.searchsorted(kept, offsets)
@@ -147,41 +159,34 @@ class Items:
         return numbers[kept], ends.astype(np.int64)
 
 
+def _flat(column: Column, what: str) -> Flat:
+    if isinstance(column, Lists):
+        raise ServingError(f"{what}: holds lists, expected one value in each row")
+    return column
+
+
 def _floats(column: Column, what: str) -> np.ndarray:
     try:
-        if isinstance(column, pa.Array):
-            found = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
-        else:
-            found = np.array(column, dtype=np.float32)
-    except (ValueError, TypeError, pa.ArrowException):
+        found = np.array(_flat(column, what), dtype=np.float32)
+    except (ValueError, TypeError):
         raise ServingError(f"{what}: holds values that are no numbers") from None
+    if found.ndim != 1:
+        raise ServingError(f"{what}: holds lists, expected one value in each row")
     if not np.isfinite(found).all():
         raise ServingError(f"{what}: holds a value that is not finite")
     return found
 
 
-def _lists(column: Column, what: str) -> tuple[Column, np.ndarray]:
+def _lists(column: Column, what: str) -> tuple[Flat, np.ndarray]:
     """Return the entries of a column of lists, and the offsets of its rows."""
-    if isinstance(column, pa.Array):
-        return _list_entries(column, what)
+    if isinstance(column, Lists):
+        return column.entries, column.offsets
     flat: list[Any] = []
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
     entries: Any
     for row, entries in enumerate(column):
         if not isinstance(entries, list | tuple | np.ndarray):
             raise ServingError(f"{what}: {entries!r} is no list")
-        flat.extend(entries)
+        flat.extend(entries.tolist() if isinstance(entries, np.ndarray) else entries)
         offsets[row + 1] = len(flat)
     return flat, offsets
-
-
-def _list_entries(column: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.list_(column.type.value_type))
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise ServingError(f"{what}: holds {column.type}, expected lists")
-    if column.null_count:  # the entries of a null may be there
-        lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        return column.flatten(), np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
-    return column.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]

@@ -5,88 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.export import MANIFEST, Export, checksum, read_manifest
+from fuxictr_mm_serving.export import Export
+from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
+from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, split
 
-#: Rows that are scored at a time, and rows of a part.
-BATCH_ROWS, PART_ROWS = 2048, 131072
-
-
-def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return a Parquet file, or those of a folder in the order of their numbers.
-
-    Raises
-    ------
-    ServingError
-        There is none.
-    """
-    path = Path(path)
-    path = path if path.exists() or path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
-    found = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
-    if not found or not found[0].exists():
-        raise ServingError(f"{path}: no such file; expected Parquet")
-    return found
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a file, in whole row groups."""
-
-    file: Path
-    groups: tuple[int, ...]
-
-
-def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
-    """Return a file or folder as parts of about ``part_rows`` rows, in its order."""
-    parts = []
-    for file in part_files(path):
-        try:
-            metadata = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
-            raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
-        groups: list[int] = []
-        rows = 0
-        for group in range(metadata.num_row_groups):
-            groups.append(group)
-            rows += metadata.row_group(group).num_rows
-            if rows >= part_rows or group == metadata.num_row_groups - 1:
-                parts.append(Part(file, tuple(groups)))
-                groups, rows = [], 0
-    return parts
-
-
-def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, pa.Array]]:
-    """Yield the columns of a part, some rows at a time.
-
-    Raises
-    ------
-    ServingError
-        A damaged file, or a column is missing.
-    """
-    try:
-        with pq.ParquetFile(part.file) as reader:
-            missing = [name for name in columns if name not in reader.schema_arrow.names]
-            if missing:
-                raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
-            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=columns):
-                yield {name: batch.column(name) for name in columns}
-    except (OSError, pa.ArrowException) as error:
-        raise ServingError(f"{part.file}: is damaged ({error})") from None
+#: Rows of a part.
+PART_ROWS = 131072
 
 
 def score_file(

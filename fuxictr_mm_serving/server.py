@@ -11,117 +11,38 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import prometheus_client
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
-from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.service import Service, Titles
+from fuxictr_mm_serving.errors import DamagedError, ServingError
+from fuxictr_mm_serving.requests import (
+    BatchRequest,
+    HttpError,
+    ScoreRequest,
+    T,
+    check_limits,
+    decode,
+    is_msgpack,
+    openapi,
+    read_body,
+)
+from fuxictr_mm_serving.service import Service
+from fuxictr_mm_serving.settings import VARIABLE, Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
-Id = int | str
-T = TypeVar("T", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line says, for every worker.
-
-    Parameters
-    ----------
-    folder : str
-        The export.
-    users, titles : str, optional
-        Parquet files of users and of titles.
-    user_column : str
-        Column of ids in the file of users.
-    threads : int
-        Threads of a graph.
-    cache_mib : int
-        Size of the cache of user states, in MiB.
-    concurrency, queue : int
-        Requests that are scored at a time, and that may wait; a further one gets 503.
-    timeout : float
-        Seconds until a request is given up, 504, and for its body to arrive, 408.
-    max_body : int
-        Bytes of a body.
-    max_candidates, max_history, max_users : int
-        Candidates of a user, history items, and users of a ``/score_batch``.
-    reload : float
-        Seconds between looks for another export in the folder.
-    token : str, optional
-        The bearer token that requests must have, except those to ``/health`` and ``/ready``.
-    """
-
-    folder: str
-    users: str | None = None
-    titles: str | None = None
-    user_column: str = "user_id"
-    threads: int = 1
-    cache_mib: int = 256
-    concurrency: int = 2
-    queue: int = 64
-    timeout: float = 10.0
-    max_body: int = 4 * 2**20
-    max_candidates: int = 500
-    max_history: int = 10000
-    max_users: int = 64
-    reload: float = 2.0
-    token: str | None = None
-
-
-class NewItem(BaseModel):
-    """An item that the export does not hold."""
-
-    model_config = ConfigDict(extra="forbid")
-    embeddings: dict[str, list[float]] = Field(description="field name to its embedding, as in the item files")
-
-
-class ScoreRequest(BaseModel):
-    """One user and the candidates to score."""
-
-    model_config = ConfigDict(extra="forbid")
-    user: Id | None = Field(None, description="an id of the server's file of users")
-    context: dict[str, Any] = Field({}, description="value of each context column")
-    history: list[Id] | None = Field(None, description="item ids, oldest first")
-    candidates: list[Id] = Field([], description="item ids")
-    new_items: list[NewItem] = Field([], description="items that the export does not hold, scored after the candidates")
-
-
-class BatchRequest(BaseModel):
-    """Several users."""
-
-    model_config = ConfigDict(extra="forbid")
-    requests: Annotated[list[ScoreRequest], Field(min_length=1)]
-
-
-class ScoreResponse(BaseModel):
-    """Predictions in the order of candidates and new items."""
-
-    scores: list[float]
-    unknown: list[Id] = Field([], description="candidates that the export does not hold")
-    version: str = Field(description="of the export; the same for all scores of an answer")
-
-
-class BatchResponse(BaseModel):
-    """Answers in the order of the requests."""
-
-    responses: list[ScoreResponse]
-
-
-class HttpError(Exception):
-    """An answer that is no success."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
+#: Paths that need no token.
+OPEN_PATHS = ("/health", "/ready")
 
 
 class Metrics:
@@ -195,154 +116,88 @@ class Gate:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """Return the body.
+class Server:
+    """The paths of a worker.
 
-    Raises
-    ------
-    HttpError
-        413 for a body that is too large, 408 for one that does not arrive.
-    """
-    too_large = HttpError(413, f"the body has more than {settings.max_body} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > settings.max_body:
-        raise too_large
-    body = bytearray()
-
-    async def read() -> None:
-        async for part in request.stream():
-            body.extend(part)
-            if len(body) > settings.max_body:
-                raise too_large
-
-    try:
-        await asyncio.wait_for(read(), settings.timeout)
-    except asyncio.TimeoutError:
-        raise HttpError(408, f"the body did not arrive within {settings.timeout:g} seconds") from None
-    return bytes(body)
-
-
-def is_msgpack(header: str) -> bool:
-    """Whether a header names MessagePack."""
-    return "msgpack" in header
-
-
-def decode(body: bytes, content_type: str, model: type[T]) -> T:
-    """Return a body, JSON or MessagePack, as a checked request.
-
-    Raises
-    ------
-    HttpError
-        400 for what cannot be decoded, 422 for what is no such request.
-    """
-    try:
-        if is_msgpack(content_type):
-            import msgpack
-
-            content = msgpack.unpackb(body)
-        else:
-            content = json.loads(body, parse_constant=_no_constant)
-    except Exception as error:  # msgpack raises many types
-        kind = "MessagePack" if is_msgpack(content_type) else "JSON"
-        raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
-    try:
-        return model.model_validate(content, strict=False)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise HttpError(422, f"{where}: {first['msg']}") from None
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
-def check_limits(request: ScoreRequest, settings: Settings) -> None:
-    """Refuse a request with too much in it, or nothing.
-
-    Raises
-    ------
-    HttpError
-        422.
-    """
-    count = len(request.candidates) + len(request.new_items)
-    if count == 0:
-        raise HttpError(422, "candidates: are missing, expected one or more item ids")
-    if count > settings.max_candidates:
-        raise HttpError(422, f"candidates: are {count}, expected {settings.max_candidates} or fewer")
-    if len(request.history or []) > settings.max_history:
-        raise HttpError(
-            422, f"history: has {len(request.history or [])} items, expected {settings.max_history} or fewer"
-        )
-    if request.user is None and request.history is None:
-        raise HttpError(422, "history: is missing; give a history (it may be empty), or a user")
-
-
-def make_app(settings: Settings) -> FastAPI:
-    """Return the application of a worker.
+    Parameters
+    ----------
+    settings : Settings
+        Of the command line.
 
     Raises
     ------
     ServingError
         The folder holds no export.
     """
-    service = Service(
-        settings.folder,
-        users=settings.users,
-        user_column=settings.user_column,
-        threads=settings.threads,
-        cache_bytes=settings.cache_mib * 2**20,
-    )
-    titles = None if settings.titles is None else Titles(settings.titles)
-    metrics, gate = Metrics(), Gate(settings)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(watch(service, metrics, settings.reload))
-        yield
-        watcher.cancel()
-        gate.close()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.service = Service(
+            settings.folder,
+            users=settings.users,
+            user_column=settings.user_column,
+            titles=settings.titles,
+            threads=settings.threads,
+            cache_bytes=settings.cache_mib * 2**20,
+        )
+        self.metrics, self.gate = Metrics(), Gate(settings)
+        self.routes = [
+            Route("/score", self.score, methods=["POST"]),
+            Route("/score_batch", self.score_batch, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.read_metrics),
+            Route("/", self.page),
+            Route("/docs", self.page),
+            Route("/openapi.json", self.describe),
+            Route("/page_data", self.page_data),
+            Route("/titles", self.titles_of, methods=["POST"]),
+        ]
+        self._paths = {route.path for route in self.routes}
 
-    app = FastAPI(title="fuxictr-mm-serving", lifespan=lifespan)
-    app.state.service = service
-
-    @app.middleware("http")
-    async def observe(request: Request, call_next: Callable[[Request], Any]) -> Response:
+    async def observe(self, request: Request, call_next: Callable[[Request], Any]) -> Response:
+        """Check the token, count and log."""
         started = time.perf_counter()
-        open_paths = ("/health", "/ready")
-        if settings.token and request.url.path not in open_paths and not has_token(request, settings.token):
+        token, path = self.settings.token, request.url.path
+        if token and path not in OPEN_PATHS and not has_token(request, token):
             response: Response = answer(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
         else:
             response = await call_next(request)
         seconds = time.perf_counter() - started
         # Paths that do not exist share a label, or anyone could make as many as there is memory for.
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        metrics.requests.labels(path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(seconds)
+        path = path if path in self._paths else "other"
+        self.metrics.requests.labels(path, response.status_code).inc()
+        self.metrics.seconds.labels(path).observe(seconds)
         line = {"method": request.method, "path": path, "status": response.status_code, "ms": round(seconds * 1e3, 2)}
         logger.info(json.dumps({**line, **getattr(request.state, "sizes", {})}))
         return response
 
-    @app.exception_handler(HttpError)
-    async def on_http_error(_: Request, error: HttpError) -> Response:
-        return answer(error.status, str(error), **error.headers)
+    async def score(self, request: Request) -> Response:
+        """Score candidates for one user."""
+        return reply(request, (await self._handle(request, ScoreRequest, lambda one: [one]))[0])
 
-    @app.exception_handler(ServingError)
-    async def on_serving_error(_: Request, error: ServingError) -> Response:
-        return answer(422, str(error))
+    async def score_batch(self, request: Request) -> Response:
+        """Score candidates for several users."""
+        return reply(request, {"responses": await self._handle(request, BatchRequest, lambda many: many.requests)})
 
-    @app.exception_handler(Exception)
-    async def on_bug(_: Request, error: Exception) -> Response:
-        logger.error(json.dumps({"error": type(error).__name__, "message": str(error)[:500]}))
-        return answer(500, "the server failed on this request; its log has the reason")
+    async def _handle(
+        self, request: Request, model: type[T], requests_of: Callable[[T], list[ScoreRequest]]
+    ) -> list[dict[str, Any]]:
+        body = await read_body(request, self.settings)
+        requests = requests_of(decode(body, request.headers.get("content-type", ""), model))
+        if len(requests) > self.settings.max_users:
+            raise HttpError(422, f"requests: are {len(requests)}, expected {self.settings.max_users} or fewer")
+        for one in requests:
+            check_limits(one, self.settings)
+        request.state.sizes = {"users": len(requests), "candidates": sum(len(r.candidates) for r in requests)}
+        return await self.gate.run(lambda: self._score_all(requests))
 
-    def score_all(requests: list[ScoreRequest]) -> list[dict[str, Any]]:
-        loaded = service.loaded  # all of an answer by one export
+    def _score_all(self, requests: list[ScoreRequest]) -> list[dict[str, Any]]:
+        loaded = self.service.loaded  # all of an answer by one export
         hits, misses = loaded.cache.hits, loaded.cache.misses
         found = [
             asdict(
-                service.score(
+                self.service.score(
                     user=r.user,
                     context=r.context,
                     history=r.history,
@@ -353,91 +208,109 @@ def make_app(settings: Settings) -> FastAPI:
             )
             for r in requests
         ]
-        metrics.candidates.inc(sum(len(one["scores"]) for one in found))
-        metrics.cache.labels("yes").inc(max(loaded.cache.hits - hits, 0))
-        metrics.cache.labels("no").inc(max(loaded.cache.misses - misses, 0))
+        self.metrics.candidates.inc(sum(len(r.candidates) + len(r.new_items) for r in requests))
+        self.metrics.cache.labels("yes").inc(max(loaded.cache.hits - hits, 0))
+        self.metrics.cache.labels("no").inc(max(loaded.cache.misses - misses, 0))
         return found
 
-    async def handle(request: Request, model: type[T], requests_of: Callable[[T], list[ScoreRequest]]) -> Any:
-        body = await read_body(request, settings)
-        requests = requests_of(decode(body, request.headers.get("content-type", ""), model))
-        if len(requests) > settings.max_users:
-            raise HttpError(422, f"requests: are {len(requests)}, expected {settings.max_users} or fewer")
-        for one in requests:
-            check_limits(one, settings)
-        request.state.sizes = {"users": len(requests), "candidates": sum(len(r.candidates) for r in requests)}
-        return await gate.run(lambda: score_all(requests))
+    async def health(self, _: Request) -> Response:
+        """Whether the process answers."""
+        return JSONResponse({"status": "ok"})
 
-    def reply(request: Request, content: Any) -> Response:
-        if is_msgpack(request.headers.get("accept", "")):
-            import msgpack
+    async def ready(self, _: Request) -> Response:
+        """Whether an export is loaded, and which."""
+        loaded = self.service.loaded
+        if loaded.damage:
+            return answer(503, loaded.damage)
+        names = ("experiment", "model", "created", "precision")
+        manifest = {name: loaded.export.manifest[name] for name in names}
+        return JSONResponse({"status": "ready", "version": loaded.version, **manifest})
 
-            return Response(msgpack.packb(content), media_type="application/msgpack")
+    async def read_metrics(self, _: Request) -> Response:
+        """Metrics for Prometheus."""
+        return Response(self.metrics.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    async def page(self, request: Request) -> Response:
+        """The page on which one ranks candidates, or the one that describes the requests."""
+        name = "docs.html" if request.url.path == "/docs" else "page.html"
+        return HTMLResponse(files("fuxictr_mm_serving").joinpath(name).read_text(encoding="utf-8"))
+
+    async def describe(self, _: Request) -> Response:
+        """Requests and answers by OpenAPI."""
+        return JSONResponse(openapi())
+
+    async def page_data(self, _: Request) -> Response:
+        """What the page offers: users, candidates, columns of the context."""
+        service, export = self.service, self.service.loaded.export
+        users = service.users.some(200) if service.users else []
+        items = service.titles.some(100) if service.titles else export.items.some(100)
+        context = [f.column for f in export.context if not f.is_computed]
+        content = {"users": users, "items": items, "context": context, "experiment": export.manifest["experiment"]}
         return JSONResponse(content)
 
-    @app.post("/score", response_model=ScoreResponse, openapi_extra=body_schema(ScoreRequest))
-    async def score(request: Request) -> Response:
-        """Score candidates for one user."""
-        return reply(request, (await handle(request, ScoreRequest, lambda one: [one]))[0])
+    async def titles_of(self, request: Request) -> Response:
+        """Titles of items, for the page."""
+        ids = decode(await read_body(request, self.settings), "json", ScoreRequest).candidates
+        return JSONResponse(self.service.titles.of(ids) if self.service.titles else [""] * len(ids))
 
-    @app.post("/score_batch", response_model=BatchResponse, openapi_extra=body_schema(BatchRequest))
-    async def score_batch(request: Request) -> Response:
-        """Score candidates for several users."""
-        return reply(request, {"responses": await handle(request, BatchRequest, lambda many: many.requests)})
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process answers."""
-        return {"status": "ok"}
+def make_app(settings: Settings) -> Starlette:
+    """Return the application of a worker.
 
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Whether an export is loaded, and which."""
-        manifest = service.loaded.export.manifest
-        names = ("experiment", "model", "created", "precision")
-        return {"status": "ready", "version": service.loaded.version, **{name: manifest[name] for name in names}}
+    Raises
+    ------
+    ServingError
+        The folder holds no export.
+    """
+    server = Server(settings)
 
-    @app.get("/metrics")
-    async def read_metrics() -> Response:
-        """Metrics for Prometheus."""
-        return Response(metrics.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(watch(server.service, server.metrics, settings.reload))
+        yield
+        watcher.cancel()
+        server.gate.close()
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        return files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    async def on_http_error(_: Request, error: Any) -> Response:
+        return answer(error.status, str(error), **error.headers)
 
-    @app.get("/page_data", include_in_schema=False)
-    async def page_data() -> dict[str, Any]:
-        """Return what the page offers: users, candidates, columns of the context."""
-        export = service.loaded.export
-        users = service.users.some(200) if service.users else []
-        items = titles.some(100) if titles else export.items.some(100)
-        context = [f.column for f in export.context if not f.is_computed]
-        return {"users": users, "items": items, "context": context, "experiment": export.manifest["experiment"]}
+    async def on_path_error(_: Request, error: Any) -> Response:
+        return answer(error.status_code, error.detail, **(error.headers or {}))
 
-    @app.post("/titles", include_in_schema=False)
-    async def titles_of(request: Request) -> list[str]:
-        """Return the titles of items, for the page."""
-        ids = decode(await read_body(request, settings), "json", ScoreRequest).candidates
-        return titles.of(ids) if titles else [""] * len(ids)
+    async def on_serving_error(_: Request, error: Any) -> Response:
+        return answer(503 if isinstance(error, DamagedError) else 422, str(error))
 
+    async def on_bug(_: Request, error: Any) -> Response:
+        logger.error(json.dumps({"error": type(error).__name__, "message": str(error)[:500]}))
+        return answer(500, "the server failed on this request; its log has the reason")
+
+    app = Starlette(
+        routes=server.routes,
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=server.observe)],
+        exception_handlers={
+            HttpError: on_http_error,
+            HTTPException: on_path_error,
+            ServingError: on_serving_error,
+            Exception: on_bug,
+        },
+        lifespan=lifespan,
+    )
+    app.state.service = server.service
     return app
-
-
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the part of the OpenAPI page that describes a body that the server reads itself, to bound its size."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    if model is BatchRequest:
-        schema["properties"]["requests"]["items"] = {**ScoreRequest.model_json_schema(), "$defs": {}}
-    schema = json.loads(json.dumps(schema).replace('{"$ref": "#/components/schemas/NewItem"}', '{"type": "object"}'))
-    schema = json.loads(json.dumps(schema).replace('{"$ref": "#/$defs/NewItem"}', '{"type": "object"}'))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def answer(status: int, message: str, **headers: str) -> Response:
     """Return an error: one sentence."""
     return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
+
+
+def reply(request: Request, content: Any) -> Response:
+    """Return an answer in the format that is accepted."""
+    if is_msgpack(request.headers.get("accept", "")):
+        import msgpack
+
+        return Response(msgpack.packb(content), media_type="application/msgpack")
+    return JSONResponse(content)
 
 
 def has_token(request: Request, token: str) -> bool:
@@ -447,7 +320,8 @@ def has_token(request: Request, token: str) -> bool:
 
 
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
-    """Load another export when there is one in the folder."""
+    """Check what the start left unchecked, then load another export whenever there is one in the folder."""
+    await asyncio.to_thread(service.check)
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -458,30 +332,7 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
             logger.warning(json.dumps({"switch": "failed", "reason": str(error)}))
 
 
-#: The settings of a worker, which uvicorn starts by the name of a function without arguments.
-SETTINGS = "FUXICTR_MM_SERVING_SETTINGS"
-
-
-def app_of_worker() -> FastAPI:
+def app_of_worker() -> Starlette:
     """Return the application by the settings in the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    return make_app(Settings(**json.loads(os.environ[SETTINGS])))
-
-
-def read_token(path: str | None) -> str | None:
-    """Return the bearer token: of a file, else of the variable ``FUXICTR_MM_TOKEN``.
-
-    Raises
-    ------
-    ServingError
-        The file cannot be read or is empty.
-    """
-    if path is None:
-        return os.environ.get("FUXICTR_MM_TOKEN") or None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServingError(f"{path}: cannot be read as a token ({error})") from None
-    if not token:
-        raise ServingError(f"{path}: is empty, expected a token")
-    return token
+    return make_app(Settings(**json.loads(os.environ[VARIABLE])))

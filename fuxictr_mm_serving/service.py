@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fuxictr_mm_serving.cache import StateCache
-from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.export import MANIFEST, Export, checksum
+from fuxictr_mm_serving.errors import DamagedError, ServingError
+from fuxictr_mm_serving.export import Export
+from fuxictr_mm_serving.manifest import check_files, version_of
+
+logger = logging.getLogger("fuxictr_mm_serving")
+
+#: Files up to this size are compared with their checksums before the first answer, larger ones after it.
+CHECKED_BYTES = 16 * 2**20
 
 
 @dataclass
@@ -28,6 +34,8 @@ class Loaded:
     export: Export
     cache: StateCache
     version: str
+    #: What is wrong with its files, if anything is.
+    damage: str = ""
 
 
 @dataclass
@@ -60,6 +68,8 @@ class Service:
         A Parquet file of users: a column of ids, the history and the context, so that requests may name a user.
     user_column : str
         Its column of ids.
+    titles : path, optional
+        A Parquet file of titles, for the page.
     threads : int
         Threads of a graph.
     cache_bytes : int
@@ -77,17 +87,23 @@ class Service:
         *,
         users: str | os.PathLike[str] | None = None,
         user_column: str = "user_id",
+        titles: str | os.PathLike[str] | None = None,
         threads: int = 1,
         cache_bytes: int = 256 * 2**20,
     ) -> None:
         self.folder = Path(folder)
         self.threads, self.cache_bytes = threads, cache_bytes
         self._switching = threading.Lock()
-        self.loaded = self._load(_version(self.folder))
-        self.users = None if users is None else Users(users, user_column, self.loaded.export)
+        self.loaded = self._load(version_of(self.folder), CHECKED_BYTES)
+        self.users = self.titles = None
+        if users is not None or titles is not None:
+            from fuxictr_mm_serving.parquet import Titles, Users
 
-    def _load(self, version: str) -> Loaded:
-        export = Export(self.folder, threads=self.threads)
+            self.users = None if users is None else Users(users, user_column, self.loaded.export)
+            self.titles = None if titles is None else Titles(titles)
+
+    def _load(self, version: str, check_bytes: float) -> Loaded:
+        export = Export(self.folder, threads=self.threads, check_bytes=check_bytes)
         loaded = Loaded(export, StateCache(self.cache_bytes), version)
         self.warm_up(export)
         return loaded
@@ -119,11 +135,22 @@ class Service:
             It cannot be read: the present one stays.
         """
         with self._switching:
-            version = _version(self.folder)
+            version = version_of(self.folder)
             if version == self.loaded.version:
                 return False
-            self.loaded = self._load(version)
+            self.loaded = self._load(version, math.inf)
             return True
+
+    def check(self) -> None:
+        """Compare with their checksums the large files, which the start left out; if one differs, nothing is scored."""
+        loaded = self.loaded
+        try:
+            check_files(self.folder, loaded.export.manifest)
+        except ServingError as error:
+            with suppress(ServingError):
+                if version_of(self.folder) == loaded.version:  # otherwise it has been replaced
+                    loaded.damage = str(error)
+                    logger.error(json.dumps({"damaged": str(error)}))
 
     def score(
         self,
@@ -156,9 +183,13 @@ class Service:
         ------
         ServingError
             A value that training would refuse, or an unknown user.
+        DamagedError
+            A file of the export has been found to be damaged.
         """
         loaded = loaded or self.loaded
         export = loaded.export
+        if loaded.damage:
+            raise DamagedError(loaded.damage)
         if user is not None:
             if self.users is None:
                 raise ServingError("user: the server has no file of users; give context and history")
@@ -175,79 +206,3 @@ class Service:
             scores = np.concatenate([scores, export.score_embeddings(state, export.embed_new(new_items))])
         unknown = [candidates[i] for i in np.flatnonzero(~known)]
         return Scores(scores.astype(float).tolist(), unknown, loaded.version)
-
-
-class Users:
-    """Context and history of known users, in memory.
-
-    Parameters
-    ----------
-    path : path
-        A Parquet file with a row per user; of several, the last counts.
-    column : str
-        Its column of ids.
-    export : Export
-        Names the other columns.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
-        wanted = [name for name in export.columns if name != export.target]
-        try:
-            present = pq.read_schema(path).names
-            missing = [name for name in [column, *wanted] if name not in present]
-            if missing:
-                raise ServingError(f"{path}: has no column '{missing[0]}', which users need")
-            table = pq.read_table(path, columns=list(dict.fromkeys([column, *wanted])))
-        except (OSError, pa.ArrowException) as error:
-            raise ServingError(f"{path}: cannot be read as users ({error})") from None
-        self.path, self._table, self._wanted = path, table, wanted
-        self._row = {user: row for row, user in enumerate(table[column].to_pylist())}
-
-    def get(self, user: Any) -> dict[str, Any]:
-        """Return context columns and history of a user.
-
-        Raises
-        ------
-        ServingError
-            There is no such user.
-        """
-        row = self._row.get(user)
-        if row is None:
-            raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
-        return {name: self._table[name][row].as_py() for name in self._wanted}
-
-    def some(self, count: int) -> list[Any]:
-        """Return the first user ids."""
-        return list(self._row)[:count]
-
-
-class Titles:
-    """Titles of items, for the page.
-
-    Parameters
-    ----------
-    path : path
-        A Parquet file with ``item_id`` and ``item_title``.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], key: str = "item_id", column: str = "item_title") -> None:
-        try:
-            table = pq.read_table(path, columns=[key, column])
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise ServingError(f"{path}: cannot be read as titles, columns {key} and {column} ({error})") from None
-        self._titles = dict(zip(table[key].to_pylist(), pc.fill_null(table[column], "").to_pylist(), strict=True))
-
-    def of(self, items: Sequence[Any]) -> list[str]:
-        """Return the title of each item, empty where there is none."""
-        return [self._titles.get(item, "") for item in items]
-
-    def some(self, count: int) -> list[Any]:
-        """Return the first item ids that have a title."""
-        return [item for item, title in self._titles.items() if title][:count]
-
-
-def _version(folder: Path) -> str:
-    try:
-        return checksum(folder / MANIFEST)[:12]
-    except OSError as error:
-        raise ServingError(f"{folder / MANIFEST}: cannot be read ({error.strerror}); expected an export") from None

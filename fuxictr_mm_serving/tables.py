@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from fuxictr_mm_serving.errors import ServingError
 
@@ -65,19 +63,20 @@ class Ids:
 
     Parameters
     ----------
-    values : pyarrow.Array
+    values : sequence
         Distinct texts, bytes or integers.
+    is_integer : bool
+        Whether they are integers.
     """
 
-    def __init__(self, values: pa.Array) -> None:
-        self.values = values
-        self.is_integer: bool = pa.types.is_integer(values.type)
+    def __init__(self, values: Sequence[Any], is_integer: bool) -> None:
+        self.values, self.is_integer = values, is_integer
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:
-        return {value: number for number, value in enumerate(self.values.to_pylist(), start=1)}
+        return {value: number for number, value in enumerate(self.values, start=1)}
 
-    def encode(self, ids: Sequence[Any] | pa.Array, what: str) -> np.ndarray:
+    def encode(self, ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
         """Return numbers ``(M,)`` int64: 0 for null, an empty text, and the integer 0 that is no id; else ``UNKNOWN``.
 
         Raises
@@ -85,7 +84,7 @@ class Ids:
         ServingError
             Texts where the ids are integers, or the reverse.
         """
-        values = ids.to_pylist() if isinstance(ids, pa.Array) else ids
+        values = ids.tolist() if isinstance(ids, np.ndarray) else ids
         get, found = self._numbers.get, np.empty(len(values), dtype=np.int64)
         for position, value in enumerate(values):
             if value is None:
@@ -108,6 +107,8 @@ def as_integer(value: Any, what: str) -> int:
     ServingError
         It is none.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float | str)
@@ -120,12 +121,16 @@ def as_integer(value: Any, what: str) -> int:
         raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers") from None
 
 
-def integers(ids: Sequence[Any] | pa.Array, what: str) -> np.ndarray:
+def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
     """Return ids ``(M,)`` int64; null is 0."""
-    if isinstance(ids, pa.Array):
-        if not (pa.types.is_integer(ids.type) or pa.types.is_floating(ids.type) or pa.types.is_null(ids.type)):
-            raise ServingError(f"{what}: holds {ids.type}, expected integers")
-        return pc.fill_null(ids.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+    if isinstance(ids, np.ndarray):
+        with np.errstate(invalid="ignore"):
+            exact = ids.astype(np.int64)
+        if (wrong := np.flatnonzero(exact != ids)).size:
+            raise ServingError(
+                f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and the ids of the model are integers"
+            )
+        return exact
     found = [0 if value is None else as_integer(value, what) for value in ids]
     try:
         return np.array(found, dtype=np.int64)

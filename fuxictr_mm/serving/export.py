@@ -118,7 +118,7 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
-    from fuxictr_mm_serving.export import MANIFEST
+    from fuxictr_mm_serving.manifest import MANIFEST
 
     _check_packages()
     check_folder_to_write(out, [MANIFEST], overwrite)
@@ -138,8 +138,8 @@ def export(
         manifest = _describe(experiment, model, dataset, files, precision)
         _write_tables(model, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
-            manifest["vocabulary"] = "vocabulary.parquet"
-            _write_vocabularies(dataset, folder / "vocabulary.parquet")
+            manifest["vocabulary"] = "vocabulary.json"
+            _write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
         parity.update(_compare(experiment, folder, expected, dataset, tolerance or TOLERANCES[precision]))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
@@ -258,7 +258,7 @@ def _describe(
     import torch
 
     from fuxictr_mm.config import Roles
-    from fuxictr_mm_serving.export import FORMAT
+    from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
     columns = {feature.name: feature.column for feature in dataset.features}
@@ -365,19 +365,30 @@ def write_table(
 
 def _write_vocabularies(dataset: Dataset, path: Path) -> None:
     """Write the vocabularies, with the items that are new since training."""
-    from fuxictr_mm.data.schema import ITEM_ID
-    from fuxictr_mm.data.vocabulary import Vocabularies
+    import pyarrow as pa
 
-    found = Vocabularies(dataset.vocabularies)
+    from fuxictr_mm.data.schema import ITEM_ID
+
+    found = dict(dataset.vocabularies)
     if dataset.items.vocabulary is not None:
         found[ITEM_ID] = dataset.items.vocabulary
-    found.save(path)
+    content: dict[str, dict[str, Any]] = {}
+    for name, vocabulary in found.items():
+        values = vocabulary.values.to_pylist()
+        if pa.types.is_integer(vocabulary.values.type):
+            content[name] = {"type": "integer", "values": values}
+        elif pa.types.is_large_binary(vocabulary.values.type):
+            content[name] = {"type": "bytes", "values": [value.hex() for value in values]}
+        else:
+            content[name] = {"type": "text", "values": values}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    from fuxictr_mm_serving.export import MANIFEST, checksum
+    from fuxictr_mm_serving.manifest import MANIFEST, checksum
 
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest["bytes"] = {path.name: path.stat().st_size for path in files}
     manifest["sha256"] = {path.name: checksum(path) for path in files}
     (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
 
@@ -395,9 +406,10 @@ def _compare(
     import numpy as np
 
     from fuxictr_mm_serving import Export
-    from fuxictr_mm_serving.scoring import PART_ROWS, read_part, split
+    from fuxictr_mm_serving.parquet import read_part, split
+    from fuxictr_mm_serving.scoring import PART_ROWS
 
-    exported = Export(folder, check=False)
+    exported = Export(folder, check_bytes=0)
     path = str(experiment.config.dataset.valid_data)
     found, differences = [], [0.0]
     for part in split(path, PART_ROWS):
@@ -426,11 +438,11 @@ def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:
     """Return the largest difference between the folded graphs and rows, for the user of a row."""
     import numpy as np
 
-    user = {name: column[row].as_py() for name, column in columns.items()}
-    count = min(FOLD_CANDIDATES, len(columns[exported.target]))
-    candidates = columns[exported.target].slice(0, count).to_pylist()
+    user = {name: column[row] for name, column in columns.items()}
+    candidates = list(columns[exported.target][:FOLD_CANDIDATES])
+    count = len(candidates)
     rows = {name: [value] * count for name, value in user.items()} | {exported.target: candidates}
-    state = exported.user_state(user, user[exported.history] or [])
+    state = exported.user_state(user, user[exported.history])
     return float(np.abs(exported.score_candidates(state, candidates)[0] - exported.score_rows(rows)).max())
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Run the server."""
-    missing = [name for name in ("onnxruntime", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("onnxruntime", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'fuxictr-mm[serving]'")
     from fuxictr_mm_serving.command import serve

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from fuxictr_mm.serving import export as module
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm_serving import Export
+from fuxictr_mm_serving.scoring import score_file
+from tests import ids as world
 from tests.errors import raises_naming
 
 pytest.importorskip("onnxscript")
@@ -173,3 +176,22 @@ def test_a_similarity_is_refused(weights_of, tmp_path):
     experiment, weights = weights_of("DIN_MM_tiny", feature_cols=columns, use_features=None)
     with pytest.raises(UserError, match="near"):
         export(experiment, tmp_path / "out", weights=weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "uuid", "uint64", "negative"])
+def test_ids_of_any_kind(tmp_path, kind):
+    found = world.with_ids(world.tables(), world.KINDS[kind])
+    experiment = Experiment.load("X", world.write(tmp_path, found))
+    run = experiment.fit()
+    export(experiment, tmp_path / "out", weights=run.weights)
+    score_file(tmp_path / "out", tmp_path / "data" / "test.parquet", tmp_path / "scores.parquet")
+    scores = pq.read_table(tmp_path / "scores.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(scores, run.predict(), atol=1e-5, rtol=0)
+    exported = Export(tmp_path / "out")
+    row = found["test"].slice(0, 1).to_pylist()[0]
+    state = exported.user_state({"likes_level": row["likes_level"]}, row["item_seq"])
+    score, known = exported.score_candidates(state, [row["item_id"]])
+    assert known.all()
+    assert score[0] == pytest.approx(scores[0], abs=1e-5)
+    assert exported.items.some(3) == world.KINDS[kind].slice(1, 3).to_pylist()

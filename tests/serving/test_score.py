@@ -154,7 +154,8 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from fuxictr_mm_serving.scoring import score_file
 from tests.errors import raises_naming
-from fuxictr_mm_serving.server import Settings, make_app
+from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.settings import Settings
 print(score_file(*sys.argv[1:4]))
 app = make_app(Settings(folder=sys.argv[1]))
 """
@@ -164,6 +165,30 @@ app = make_app(Settings(folder=sys.argv[1]))
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "3000"
+
+
+def test_a_server_needs_no_pyarrow(exported):
+    code = """
+import sys
+
+sys.modules["pyarrow"] = None
+from fuxictr_mm_serving import ServingError
+from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.settings import Settings
+from starlette.testclient import TestClient
+request = {"context": {"likes_level": 3, "views_level": 2}, "history": [5, 6, 7], "candidates": [8, 9, 10]}
+print(len(TestClient(make_app(Settings(folder=sys.argv[1]))).post("/score", json=request).json()["scores"]))
+try:
+    make_app(Settings(folder=sys.argv[1], users=sys.argv[2]))
+except ServingError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(exported), str(ROWS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, error = done.stdout.splitlines()
+    assert count == "3"
+    assert "fuxictr-mm-serving[parquet]" in error
 
 
 def test_the_command(exported, expected, tmp_path):

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
-from fuxictr_mm_serving import Export
-from fuxictr_mm_serving.server import Settings, make_app
+from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = str(ROOT / "data" / "tiny_mm" / "test.parquet")
@@ -162,8 +163,32 @@ def test_other_pages(client, exported):
     assert "fuxictr_mm_candidates_total 3.0" in text
     schema = client.get("/openapi.json").json()
     body = schema["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert {"user", "context", "history", "candidates", "new_items"} == body["properties"].keys()
+    properties = schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
+    assert {"user", "context", "history", "candidates", "new_items"} == properties.keys()
+    assert "openapi.json" in client.get("/docs").text
     assert "<table" in client.get("/").text
+
+
+def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch):
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported, folder)
+    content = bytearray((folder / "items.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "items.npy").write_bytes(content)
+    with pytest.raises(ServingError, match=r"items\.npy"):
+        make_app(Settings(folder=str(folder)))
+    monkeypatch.setattr(service, "CHECKED_BYTES", 10000)
+    with TestClient(make_app(Settings(folder=str(folder)))) as client:
+        for _ in range(100):
+            if (ready := client.get("/ready")).status_code == 503:
+                break
+            time.sleep(0.05)
+        assert "items.npy" in ready.json()["error"]
+        assert client.post("/score", json=REQUEST).status_code == 503
+        assert client.get("/health").status_code == 200
+    (folder / "items.npy").write_bytes(content[:-1])
+    with pytest.raises(ServingError, match=r"items\.npy"):
+        make_app(Settings(folder=str(folder)))
 
 
 def test_a_token(exported):

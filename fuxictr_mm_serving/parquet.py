@@ -1,0 +1,183 @@
+"""Parquet files of rows, users and titles. No other module needs pyarrow, so that a server may do without.
+
+Shape letters: B rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.features import Column, Flat, Lists
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:
+    raise ServingError("Parquet files need pyarrow: pip install 'fuxictr-mm-serving[parquet]'") from None
+
+if TYPE_CHECKING:
+    from fuxictr_mm_serving.export import Export
+
+#: Rows that are read at a time.
+BATCH_ROWS = 2048
+
+
+def part_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return a Parquet file, or those of a folder in the order of their numbers.
+
+    Raises
+    ------
+    ServingError
+        There is none.
+    """
+    path = Path(path)
+    path = path if path.exists() or path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
+    found = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
+    if not found or not found[0].exists():
+        raise ServingError(f"{path}: no such file; expected Parquet")
+    return found
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a file, in whole row groups."""
+
+    file: Path
+    groups: tuple[int, ...]
+
+
+def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
+    """Return a file or folder as parts of about ``part_rows`` rows, in its order."""
+    parts = []
+    for file in part_files(path):
+        try:
+            metadata = pq.read_metadata(file)
+        except (OSError, pa.ArrowException) as error:
+            raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
+        groups: list[int] = []
+        rows = 0
+        for group in range(metadata.num_row_groups):
+            groups.append(group)
+            rows += metadata.row_group(group).num_rows
+            if rows >= part_rows or group == metadata.num_row_groups - 1:
+                parts.append(Part(file, tuple(groups)))
+                groups, rows = [], 0
+    return parts
+
+
+def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Column]]:
+    """Yield the columns of a part, some rows at a time.
+
+    Raises
+    ------
+    ServingError
+        A damaged file, or a column is missing.
+    """
+    try:
+        with pq.ParquetFile(part.file) as reader:
+            missing = [name for name in columns if name not in reader.schema_arrow.names]
+            if missing:
+                raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
+            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=columns):
+                yield {name: to_column(batch.column(name)) for name in columns}
+    except (OSError, pa.ArrowException) as error:
+        raise ServingError(f"{part.file}: is damaged ({error})") from None
+
+
+def to_column(array: pa.Array) -> Column:
+    """Return numbers without nulls as an array, lists with the offsets of their rows, and all else as a list."""
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        array = array.cast(pa.list_(kind.value_type))
+        kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        # Without the entries that a null may have.
+        return Lists(_values(array.flatten()), np.concatenate(([0], np.cumsum(lengths))).astype(np.int64))
+    return _values(array)
+
+
+def _values(array: pa.Array) -> Flat:
+    is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+    return array.to_pylist() if array.null_count or not is_number else array.to_numpy(zero_copy_only=False)
+
+
+def _read(path: str | os.PathLike[str], columns: list[str], what: str) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as reader:  # read_table would import pandas, where it is installed
+            if missing := [name for name in columns if name not in reader.schema_arrow.names]:
+                raise ServingError(f"{path}: has no column '{missing[0]}', which {what} need")
+            return reader.read(list(dict.fromkeys(columns)))
+    except (OSError, pa.ArrowException) as error:
+        raise ServingError(f"{path}: cannot be read as {what} ({error})") from None
+
+
+class Users:
+    """Context and history of known users, in memory.
+
+    Parameters
+    ----------
+    path : path
+        A Parquet file with a row per user; of several, the last counts.
+    column : str
+        Its column of ids.
+    export : Export
+        Names the other columns.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
+        self._wanted = [name for name in export.columns if name != export.target]
+        self._table = _read(path, [column, *self._wanted], "users")
+        self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
+
+    def get(self, user: Any) -> dict[str, Any]:
+        """Return context columns and history of a user.
+
+        Raises
+        ------
+        ServingError
+            There is no such user.
+        """
+        row = self._row.get(user)
+        if row is None:
+            raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
+        return {name: self._table[name][row].as_py() for name in self._wanted}
+
+    def some(self, count: int) -> list[Any]:
+        """Return the first user ids."""
+        return list(self._row)[:count]
+
+
+class Titles:
+    """Titles of items, for the page.
+
+    Parameters
+    ----------
+    path : path
+        A Parquet file with ``item_id`` and ``item_title``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: str = "item_id", column: str = "item_title") -> None:
+        table = _read(path, [key, column], "titles")
+        pairs = zip(table[key].to_pylist(), table[column].to_pylist(), strict=True)
+        self._titles = {item: title or "" for item, title in pairs}
+
+    def of(self, items: Sequence[Any]) -> list[str]:
+        """Return the title of each item, empty where there is none."""
+        return [self._titles.get(item, "") for item in items]
+
+    def some(self, count: int) -> list[Any]:
+        """Return the first item ids that have a title."""
+        return [item for item, title in self._titles.items() if title][:count]

@@ -1,0 +1,188 @@
+"""Requests and answers: what they hold, how they are read, and the description of both for ``/openapi.json``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+
+from fuxictr_mm_serving import __version__
+from fuxictr_mm_serving.settings import Settings
+
+Id = int | str
+T = TypeVar("T", bound=BaseModel)
+
+
+class NewItem(BaseModel):
+    """An item that the export does not hold."""
+
+    model_config = ConfigDict(extra="forbid")
+    embeddings: dict[str, list[float]] = Field(description="field name to its embedding, as in the item files")
+
+
+class ScoreRequest(BaseModel):
+    """One user and the candidates to score."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: Id | None = Field(None, description="an id of the server's file of users")
+    context: dict[str, Any] = Field({}, description="value of each context column")
+    history: list[Id] | None = Field(None, description="item ids, oldest first")
+    candidates: list[Id] = Field([], description="item ids")
+    new_items: list[NewItem] = Field([], description="items that the export does not hold, scored after the candidates")
+
+
+class BatchRequest(BaseModel):
+    """Several users."""
+
+    model_config = ConfigDict(extra="forbid")
+    requests: Annotated[list[ScoreRequest], Field(min_length=1)]
+
+
+class ScoreResponse(BaseModel):
+    """Predictions in the order of candidates and new items."""
+
+    scores: list[float] | dict[str, list[float]] = Field(description="of several labels: by the name of the label")
+    unknown: list[Id] = Field([], description="candidates that the export does not hold")
+    version: str = Field(description="of the export; the same for all scores of an answer")
+
+
+class BatchResponse(BaseModel):
+    """Answers in the order of the requests."""
+
+    responses: list[ScoreResponse]
+
+
+class ErrorResponse(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+
+
+class HttpError(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """Return the body.
+
+    Raises
+    ------
+    HttpError
+        413 for a body that is too large, 408 for one that does not arrive.
+    """
+    too_large = HttpError(413, f"the body has more than {settings.max_body} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > settings.max_body:
+        raise too_large
+    body = bytearray()
+
+    async def read() -> None:
+        async for part in request.stream():
+            body.extend(part)
+            if len(body) > settings.max_body:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), settings.timeout)
+    except asyncio.TimeoutError:
+        raise HttpError(408, f"the body did not arrive within {settings.timeout:g} seconds") from None
+    return bytes(body)
+
+
+def is_msgpack(header: str) -> bool:
+    """Whether a header names MessagePack."""
+    return "msgpack" in header
+
+
+def decode(body: bytes, content_type: str, model: type[T]) -> T:
+    """Return a body, JSON or MessagePack, as a checked request.
+
+    Raises
+    ------
+    HttpError
+        400 for what cannot be decoded, 422 for what is no such request.
+    """
+    try:
+        if is_msgpack(content_type):
+            import msgpack
+
+            content = msgpack.unpackb(body)
+        else:
+            content = json.loads(body, parse_constant=_no_constant)
+    except Exception as error:  # msgpack raises many types
+        kind = "MessagePack" if is_msgpack(content_type) else "JSON"
+        raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
+    try:
+        return model.model_validate(content, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise HttpError(422, f"{where}: {first['msg']}") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def check_limits(request: ScoreRequest, settings: Settings) -> None:
+    """Refuse a request with too much in it, or nothing.
+
+    Raises
+    ------
+    HttpError
+        422.
+    """
+    count = len(request.candidates) + len(request.new_items)
+    if count == 0:
+        raise HttpError(422, "candidates: are missing, expected one or more item ids")
+    if count > settings.max_candidates:
+        raise HttpError(422, f"candidates: are {count}, expected {settings.max_candidates} or fewer")
+    if len(request.history or []) > settings.max_history:
+        raise HttpError(
+            422, f"history: has {len(request.history or [])} items, expected {settings.max_history} or fewer"
+        )
+    if request.user is None and request.history is None:
+        raise HttpError(422, "history: is missing; give a history (it may be empty), or a user")
+
+
+#: What ``/openapi.json`` describes: method, path, what it does, model of the body and of the answer.
+ROUTES: tuple[tuple[str, str, str, type[BaseModel] | None, type[BaseModel] | None], ...] = (
+    ("post", "/score", "Score candidates for one user", ScoreRequest, ScoreResponse),
+    ("post", "/score_batch", "Score candidates for several users", BatchRequest, BatchResponse),
+    ("get", "/health", "Whether the process answers", None, None),
+    ("get", "/ready", "Whether an export is loaded, and which", None, None),
+    ("get", "/metrics", "Metrics for Prometheus", None, None),
+)
+
+
+def openapi() -> dict[str, Any]:
+    """Return the description of the server by OpenAPI."""
+    models = {model for route in ROUTES for model in route[3:] if model is not None} | {ErrorResponse}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    schemas, definitions = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    )
+
+    def content(model: type[BaseModel] | None) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": schemas[model, "validation"]}}} if model else {}
+
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, summary, body, response in ROUTES:
+        answers = {
+            "200": {"description": "Success", **content(response)},
+            "default": {"description": "Error", **content(ErrorResponse)},
+        }
+        operation: dict[str, Any] = {"summary": summary, "responses": answers}
+        if body:
+            operation["requestBody"] = {"required": True, **content(body)}
+        paths[path] = {method: operation}
+    info = {"title": "fuxictr-mm-serving", "version": __version__}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": definitions["$defs"]}}

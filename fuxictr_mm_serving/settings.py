@@ -1,0 +1,78 @@
+"""The settings of the server, free of what takes time to import: the process that starts workers needs no more."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuxictr_mm_serving.errors import ServingError
+
+#: The variable with the settings of a worker, which uvicorn starts by the name of a function without arguments.
+VARIABLE = "FUXICTR_MM_SERVING_SETTINGS"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says, for every worker.
+
+    Parameters
+    ----------
+    folder : str
+        The export.
+    users, titles : str, optional
+        Parquet files of users and of titles.
+    user_column : str
+        Column of ids in the file of users.
+    threads : int
+        Threads of a graph.
+    cache_mib : int
+        Size of the cache of user states, in MiB.
+    concurrency, queue : int
+        Requests that are scored at a time, and that may wait; a further one gets 503.
+    timeout : float
+        Seconds until a request is given up, 504, and for its body to arrive, 408.
+    max_body : int
+        Bytes of a body.
+    max_candidates, max_history, max_users : int
+        Candidates of a user, history items, and users of a ``/score_batch``.
+    reload : float
+        Seconds between looks for another export in the folder.
+    token : str, optional
+        The bearer token that requests must have, except those to ``/health`` and ``/ready``.
+    """
+
+    folder: str
+    users: str | None = None
+    titles: str | None = None
+    user_column: str = "user_id"
+    threads: int = 1
+    cache_mib: int = 256
+    concurrency: int = 2
+    queue: int = 64
+    timeout: float = 10.0
+    max_body: int = 4 * 2**20
+    max_candidates: int = 500
+    max_history: int = 10000
+    max_users: int = 64
+    reload: float = 2.0
+    token: str | None = None
+
+
+def read_token(path: str | None) -> str | None:
+    """Return the bearer token: of a file, else of the variable ``FUXICTR_MM_TOKEN``.
+
+    Raises
+    ------
+    ServingError
+        The file cannot be read or is empty.
+    """
+    if path is None:
+        return os.environ.get("FUXICTR_MM_TOKEN") or None
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"{path}: cannot be read as a token ({error})") from None
+    if not token:
+        raise ServingError(f"{path}: is empty, expected a token")
+    return token
