@@ -62,6 +62,8 @@ class Candidate:
     of_users : bool
         Whether it is tried only where the user is a feature, with and without the features besides user, item and
         embeddings.
+    has_factors : bool
+        Whether a factorization beside it (``factor_dim``) is tried where the user is a feature.
     """
 
     why: str
@@ -72,6 +74,7 @@ class Candidate:
     batch_factor: int = 1
     least_history: float = 0
     of_users: bool = False
+    has_factors: bool = False
 
 
 MODELS: dict[str, Candidate] = {
@@ -96,6 +99,7 @@ MODELS: dict[str, Candidate] = {
         {**SPACE, "interest": ["din", "multi_head"], "cross": [None, "v2"], "label_smoothing": [0.0, 0.1],
          "ema": [None, 0.999]},
         {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
+        has_factors=True,
     ),
     "DIN": Candidate("the challenge's baseline", {"batch_norm": True}),
     "Transformer_DCN": Candidate(
@@ -113,6 +117,9 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "units": [128, 64]}),
     (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "units": [256, 128]}),
 )
+
+#: What is tried of the dim of a factorization; the first is that of the first trial.
+FACTOR_DIMS = (17, 33, 0)
 
 #: Computed features that are added to the dataset's: the length of the history, and its similarity to the target.
 LENGTH, SIMILARITY = "autopilot_length", "autopilot_similarity"
@@ -366,9 +373,22 @@ def features_of_users(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
     return [few, list(dict.fromkeys([*active, roles.user]))]
 
 
-def space_of(model: str, facts: Facts, features: list[list[str]], target: str) -> dict[str, Any]:
+def factor_space(model: str, features: list[list[str]], few: list[str]) -> dict[str, list[Any]]:
+    """Return what is tried of a factorization beside a model, beginning with its first trial.
+
+    ``few`` are user, target and embeddings; those that are in all lists of features are tried alone, besides all.
+    """
+    shared = [name for name in few if all(name in names for names in features)]
+    if not MODELS[model].has_factors or shared[:2] != few[:2]:
+        return {}
+    return {"factor_dim": list(FACTOR_DIMS), "factor_features": [shared, None]}
+
+
+def space_of(
+    model: str, facts: Facts, features: list[list[str]], target: str, factors: dict[str, list[Any]] | None = None
+) -> dict[str, Any]:
     """Return what is tried of a model, in the form of ``tuner_space``."""
-    space = {**MODELS[model].space, "use_features": features}
+    space = {**MODELS[model].space, "use_features": features, **(factors or {})}
     if max(facts.cold.values(), default=0) >= COLD and all(target in names for names in features):
         space["feature_specs"] = [[{"name": target, "dropout": p}] if p else [] for p in ID_DROPOUT]
     return space
@@ -456,13 +476,22 @@ class _Autopilot:
         self.target = dataset.roles.target
         self.entry = self.extended_entry(computed_features(dataset, facts))
         self.tell(facts.sentence())
-        models = models_to_try(facts, _names(dataset)[0].get(dataset.roles.user) == "categorical")
+        has_user = _names(dataset)[0].get(dataset.roles.user) == "categorical"
+        models = models_to_try(facts, has_user)
         for name, why in models.items():
             self.tell(f"{name} is tried: {why}.")
         of_users, of_others = features_of_users(dataset, facts), features_to_try(dataset, facts)
         features = {name: of_users if MODELS[name].of_users else of_others for name in models}
-        self.tuners = {name: self.write_tuner(name, facts, features[name], group_id) for name in models}
-        self.first = {name: {**MODELS[name].first, "use_features": features[name][0]} for name in models}
+        factors = {name: factor_space(name, features[name], of_users[0]) if has_user else {} for name in models}
+        self.tuners = {name: self.write_tuner(name, facts, features[name], group_id, factors[name]) for name in models}
+        self.first = {
+            name: {
+                **MODELS[name].first,
+                "use_features": features[name][0],
+                **{key: values[0] for key, values in factors[name].items()},
+            }
+            for name in models
+        }
         results: dict[str, list[TrialResult]] = {}
         slowest = 0.0
         for index, name in enumerate(models):
@@ -520,7 +549,9 @@ class _Autopilot:
         entry = with_found_paths(load_dataset_config(folder, self.args.dataset_id), folder)
         return {**entry, "feature_cols": [*entry["feature_cols"], *more]}
 
-    def write_tuner(self, model: str, facts: Facts, features: list[list[str]], group_id: str | None) -> Path:
+    def write_tuner(
+        self, model: str, facts: Facts, features: list[list[str]], group_id: str | None, factors: dict[str, list[Any]]
+    ) -> Path:
         """Write the tuner file of a model."""
         from fuxictr_mm.yaml_files import write_entries
 
@@ -532,7 +563,7 @@ class _Autopilot:
             "search": "tpe",
             "trials": FIRST_TRIALS,
             "pruning": True,
-            "tuner_space": space_of(model, facts, features, self.target),
+            "tuner_space": space_of(model, facts, features, self.target, factors),
         }
         path = self.folder / f"{name}.yaml"
         write_entries(path, content, Path("autopilot"))

@@ -63,6 +63,12 @@ def test_features_models_and_settings(dataset):
     few, all_active = autopilot.features_of_users(dataset, facts)
     assert few == ["item_id", "item_emb_d16"]  # the user of tiny_mm is no feature
     assert set(few) < set(all_active)
+    features = [["user_id", "item_id", "level", "a"], ["user_id", "item_id", "level", "b"]]
+    factors = autopilot.factor_space("DIN_MM", features, ["user_id", "item_id", "a"])
+    assert factors == {"factor_dim": [17, 33, 0], "factor_features": [["user_id", "item_id"], None]}
+    assert autopilot.space_of("DIN_MM", short, features, "item_id", factors).items() >= factors.items()
+    assert autopilot.factor_space("DIN_MM", [["item_id", "a"]], ["user_id", "item_id", "a"]) == {}
+    assert autopilot.factor_space("DIN", features, ["user_id", "item_id"]) == {}
     for name in autopilot.MODELS:
         small = autopilot.settings_for(name, "tiny_mm", facts, "user_id")
         large = autopilot.settings_for(name, "tiny_mm", autopilot.Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), None)
