@@ -27,13 +27,22 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="of --seeds: most at once (one a core; on a GPU 1)")
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="train K times, each time with another part of train and valid held out"
+    )
+    parser.add_argument(
+        "--fold_by", choices=("user", "row", "time"), default="user", help="what --folds holds out (user: of group_id)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="of --seeds and --folds: most at once (one a core; on a GPU 1)"
+    )
+    parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this experiment")
     add_debug(parser)
     args = parser.parse_args()
 
-    from fuxictr_mm.config import find_config, results_csv_path
+    from fuxictr_mm.config import Fold, find_config, results_csv_path
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
@@ -46,6 +55,12 @@ def main() -> None:
     if args.seeds:
         _train_seeds(experiment, config, args)
         return
+    if args.folds is not None:
+        _train_folds(experiment, config, args)
+        return
+    if args.fold is not None:
+        number, of = map(int, args.fold.split("/"))
+        experiment = experiment.of_fold(Fold(number=number, of=of, by=args.fold_by))
     if args.beside:
         experiment = experiment.beside_other_seeds()
     experiment.fit(resume=args.resume, results_csv=results_csv_path(config))
@@ -58,6 +73,8 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds
 
+    if args.folds is not None:
+        raise ConfigError("--seeds and --folds exclude each other; keep one")
     if args.seed is not None:
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
@@ -65,6 +82,23 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
     print(table(train_seeds(experiment, args.seeds, config, Path(__file__).resolve(), **options)))
     print(f"average them: python prediction.py --runs {args.expid}")
+
+
+def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
+    """Train every fold, and print their metrics and those of the out-of-fold predictions."""
+    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.runtime import is_one_of_several
+    from fuxictr_mm.tuning.folds import train_folds
+    from fuxictr_mm.tuning.runner import common_args
+
+    if is_one_of_several():
+        raise ConfigError("--folds starts processes of its own; start it without torchrun")
+    seed = [] if args.seed is None else ["--seed", str(args.seed)]
+    options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
+    options["extra_args"] = [*common_args(args.data_root, args.model_zoo), *seed]
+    runs, combined = train_folds(experiment, args.folds, config, Path(__file__).resolve(), **options)
+    print(table([*runs, combined]))
+    print(f"submit their average: python prediction.py --runs {combined.expid}")
 
 
 if __name__ == "__main__":

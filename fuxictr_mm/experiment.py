@@ -16,9 +16,10 @@ from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.compat import check_labels, check_params, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, config_hash
+from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.folds import with_fold
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.interleaved import InterleavedLoader
 from fuxictr_mm.data.loaders import InMemoryLoader, Loader
@@ -199,6 +200,11 @@ class Experiment:
         experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
         return experiment
 
+    def of_fold(self, fold: Fold) -> Experiment:
+        """Return the experiment ``EXPID_fold1``, ``EXPID_fold2`` ... that holds out a fold of its training rows."""
+        name = f"{self.config.expid}_fold{fold.number}"
+        return self.with_settings(fold=fold.model_dump(), model_id=name)
+
     def finished_runs(self) -> list[Run]:
         """Return the finished runs of this very configuration, model file and seed that have a folder, newest first."""
         fingerprint = self.config.fingerprint()
@@ -328,7 +334,16 @@ class Experiment:
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
-        return load_dataset(self.config.to_dict(), splits, vocabularies, flat=self.is_flat, shard=shard)
+        params, fold = self.config.to_dict(), self.config.fold
+        if fold is None or not {"train", "valid"} & splits.keys():
+            return load_dataset(params, splits, vocabularies, flat=self.is_flat, shard=shard)
+        if shard.size > 1:
+            raise ConfigError("fold: a fold is trained by one process; start it without torchrun")
+        both = load_dataset(
+            params, {"train": True, "valid": True, **splits}, vocabularies, flat=self.is_flat, shard=shard
+        )
+        dealt = with_fold(both, fold)
+        return replace(dealt, splits={split: dealt.splits[split] for split in splits})
 
     @property
     def is_flat(self) -> bool:

@@ -19,6 +19,7 @@ from fuxictr_mm.config.experiment import (
     EXPERIMENT_KEYS,
     VOLATILE_KEYS,
     ExperimentConfig,
+    Fold,
     config_hash,
     key_types,
     load_config,

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import (
     Settings,
@@ -28,6 +28,27 @@ from fuxictr_mm.config.entries import load_dataset_config, load_model_config, re
 from fuxictr_mm.config.features import Dropout, FeatureSpec
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings
 from fuxictr_mm.errors import ConfigError, MissingFileError
+
+
+class Fold(Settings):
+    """A part of the rows of train and valid that is held out."""
+
+    example: ClassVar[str] = "{number: 1, of: 5, by: user}"
+
+    number: PositiveInt = Field(description="Which fold, from 1.")
+    of: int = Field(ge=2, description="How many folds there are.")
+    by: Literal["user", "row", "time"] = Field(
+        "user",
+        description="What is held out: all rows of a user (of `group_id`), rows at random, or, in the order of the "
+        "files, a block of rows that follows those of training.",
+    )
+
+    @field_validator("of")
+    @classmethod
+    def _check_number(cls, of: int, info: ValidationInfo) -> int:
+        if info.data.get("number", 1) > of:
+            raise ConfigError(f"fold: number is {info.data['number']}, expected 1 to {of}")
+        return of
 
 
 class ExperimentConfig(ModelSettings):
@@ -54,6 +75,9 @@ class ExperimentConfig(ModelSettings):
         None,
         description="Virtual streams that the processes read the training split in, a multiple of their number; null: "
         "none for one process, 24 (or the next multiple of their number) for several.",
+    )
+    fold: Fold | None = Field(
+        None, description="The fold that this run holds out of the rows of train and valid; set by `--folds`."
     )
     batch_view: Literal["jagged", "challenge", "flat"] | None = Field(
         None, description="Batch format; null: the one of the model's class."
@@ -140,6 +164,7 @@ class ExperimentConfig(ModelSettings):
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
         experiment = load_model_config(folder, expid)
+        experiment["dataset_id"] = (overrides or {}).get("dataset_id", experiment["dataset_id"])
         dataset = load_dataset_config(folder, experiment["dataset_id"])
         where = f"dataset {experiment['dataset_id']}"
         known = {*DATASET_KEYS, *SHARED_KEYS}

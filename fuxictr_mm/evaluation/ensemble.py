@@ -152,34 +152,85 @@ def ensemble(
         return runs[0]
     name = name or _default_name(runs)
     paths = RunPaths(Path(root), runs[0].dataset_id, name)
-    if other := next((run for run in runs_of(paths) if run.model != ENSEMBLE), None):
-        raise ConfigError(f"{other.path}: a run of the experiment {name}; give the ensemble another name with --name")
+    check_is_free(paths)
     valid = read_valid_predictions(runs)
     test = read_test_predictions(runs, gpu)
-    combined, of_test, weights = _combine(valid, test, average, fit_weights, stack)
+    combined, combined_test, weights = _combine(valid, test, average, fit_weights, stack)
     how = "stack" if stack else average
+    description = f"{how} of {len(runs)} runs" + (", weights fitted on valid" if fit_weights else "")
+    splits = (valid, combined), (test, combined_test)
+    return combined_run(runs, paths, description, how, *splits, started, fit_weights=fit_weights, weights=weights)
+
+
+def check_is_free(paths: RunPaths) -> None:
+    """Refuse the name of an experiment for an ensemble.
+
+    Raises
+    ------
+    ConfigError
+        A run of an experiment has the name.
+    """
+    if other := next((run for run in runs_of(paths) if run.model != ENSEMBLE), None):
+        raise ConfigError(
+            f"{other.path}: a run of the experiment {paths.expid}; give the ensemble another name with --name"
+        )
+
+
+def combined_run(
+    runs: Sequence[Run],
+    paths: RunPaths,
+    description: str,
+    how: str,
+    valid: tuple[Examples, np.ndarray],
+    test: tuple[Examples | None, np.ndarray],
+    started: float,
+    *,
+    fit_weights: bool = False,
+    weights: np.ndarray | None = None,
+) -> Run:
+    """Save predictions that were combined of those of several runs like a run.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        What they were combined of.
+    paths : RunPaths
+        Where it is written, and its experiment id.
+    description : str
+        A line on it.
+    how : str
+        One of ``AVERAGES``, or ``stack``.
+    valid, test : tuple of Examples and ndarray
+        The examples of a split, and the combined predictions ``(n,)``; test examples may be None.
+    started : float
+        ``time.perf_counter`` at the beginning.
+    fit_weights : bool
+        Whether weights were fitted.
+    weights : ndarray, optional
+        ``(M,)``, of an average.
+    """
     config = {
         **{key: runs[0].config[key] for key in SHARED if key in runs[0].config},
-        "model_id": name,
+        "model_id": paths.expid,
         "dataset_id": runs[0].dataset_id,
         "model": ENSEMBLE,
-        "model_root": str(root),
+        "model_root": str(paths.model_root),
         "seed": None,
-        "description": f"{how} of {len(runs)} runs" + (", weights fitted on valid" if fit_weights else ""),
+        "description": description,
         "average": how,
         "fit_weights": fit_weights,
         "members": [str(run.path) for run in runs],
     }
     result = {
-        "expid": name,
-        "valid": _metrics(valid, combined, runs[0], how),
-        "test": None if test is None or test.label is None else _metrics(test, of_test, runs[0], how),
+        "expid": paths.expid,
+        "valid": _metrics(valid[0], valid[1], runs[0], how),
+        "test": None if test[0] is None or test[0].label is None else _metrics(test[0], test[1], runs[0], how),
         "seconds": time.perf_counter() - started,
         "parameters": sum(run.parameters or 0 for run in runs),
-        "valid_rows": len(combined),
+        "valid_rows": len(valid[1]),
         "weights": None if weights is None else dict(zip(config["members"], weights.tolist(), strict=True)),
     }
-    return _write(paths, config, result, (valid, combined), (test, of_test))
+    return _write(paths, config, result, valid, test)
 
 
 def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
@@ -316,7 +367,7 @@ def _combine(
     if not fit_weights and not stack:
         weights = np.full(len(valid.predictions), 1 / len(valid.predictions))
         of_valid = _average(transform(valid.predictions, average), weights, average)
-        return of_valid.astype(np.float32), _of_test(test, average, weights), weights
+        return of_valid.astype(np.float32), of_test(test, average, weights), weights
     fold = folds(valid.group, len(valid.label))
     if stack:
         return *_cross_fit_stack(valid, test, fold), None
@@ -326,12 +377,15 @@ def _combine(
         found.append(greedy_weights(valid.label[~held], values[:, ~held]))
         of_valid[held] = _average(values[:, held], found[-1], average)
     weights = np.mean(found, axis=0)
-    return of_valid.astype(np.float32), _of_test(test, average, weights), weights
+    return of_valid.astype(np.float32), of_test(test, average, weights), weights
 
 
-def _of_test(test: Examples | None, average: str, weights: np.ndarray) -> np.ndarray:
+def of_test(test: Examples | None, average: str, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the averaged predictions of the test rows, float32, with equal weights by default; empty without rows."""
     if test is None:
         return np.empty(0, dtype=np.float32)
+    if weights is None:
+        weights = np.full(len(test.predictions), 1 / len(test.predictions))
     return _average(transform(test.predictions, average), weights, average).astype(np.float32)
 
 

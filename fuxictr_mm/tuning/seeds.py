@@ -63,19 +63,59 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
+    return train_side_by_side(
+        [experiment.with_settings(seed=seed) for seed in seeds],
+        [("--seed", str(seed), "--beside") for seed in seeds],
+        experiment,
+        config_dir,
+        script,
+        what="seed",
+        jobs=jobs,
+        resume=resume,
+        extra_args=extra_args,
+        quiet=quiet,
+    )
+
+
+def train_side_by_side(
+    variants: Sequence[Experiment],
+    arguments: Sequence[tuple[str, ...]],
+    experiment: Experiment,
+    config_dir: Path,
+    script: Path,
+    *,
+    what: str,
+    jobs: int | None,
+    resume: bool,
+    extra_args: Sequence[str],
+    quiet: bool,
+) -> list[Run]:
+    """Train variants of an experiment, each in a process; parameters and errors as of ``train_seeds``.
+
+    Parameters
+    ----------
+    variants : sequence of Experiment
+        As the processes will train them.
+    arguments : sequence of tuple of str
+        What run_expid.py takes for each, besides the experiment id.
+    experiment : Experiment
+        What they are variants of.
+    what : str
+        ``seed`` or ``fold``.
+    """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, expected 1 or more")
     if not experiment.config.record:
-        raise ConfigError(f"{experiment.config.expid}: record is False, so seeds would leave no runs; leave it out")
+        raise ConfigError(f"{experiment.config.expid}: record is False, so {what}s would leave no runs; leave it out")
     gpu = experiment.config.gpu
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
-    trials = _Seeds([experiment.with_settings(seed=seed) for seed in seeds], resume)
+    names = [f"{experiment.config.expid}.{what}{a[1].partition('/')[0]}" for a in arguments]
+    trials = _Variants(variants, experiment.config.expid, arguments, names, resume)
     logs = experiment.paths.folder / "logs"
-    arguments = ["--beside", *(["--resume"] if resume else []), *extra_args]
+    options = [*(["--resume"] if resume else []), *extra_args]
     try:
-        run_trials(
-            trials, config_dir, [gpu] * min(at_once, len(seeds)), script, arguments, quiet, logs=logs, what="seed"
-        )
+        gpus = [gpu] * min(at_once, len(variants))
+        run_trials(trials, config_dir, gpus, script, options, quiet, logs=logs, what=what)
     except (KeyboardInterrupt, SystemExit):
         if not quiet:
             print("the same command with --resume continues", file=sys.stderr)
@@ -84,26 +124,26 @@ def train_seeds(
     if failed:
         first = failed[0]
         raise UserError(
-            f"{len(failed)} of {len(seeds)} seeds failed, first {first.expid}: {first.error}; see "
+            f"{len(failed)} of {len(variants)} {what}s failed, first {first.expid}: {first.error}; see "
             f"{logs / first.expid}.out, and run the same command with --resume for the missing ones"
         )
     return trials.runs()
 
 
-class _Seeds:
-    """The seeds of an experiment as trials: see ``fuxictr_mm.tuning.trial.Trials``."""
+class _Variants:
+    """Variants of an experiment as trials: see ``fuxictr_mm.tuning.trial.Trials``."""
 
-    def __init__(self, experiments: Sequence[Experiment], resume: bool) -> None:
+    def __init__(
+        self,
+        experiments: Sequence[Experiment],
+        expid: str,
+        arguments: Sequence[tuple[str, ...]],
+        names: Sequence[str],
+        resume: bool,
+    ) -> None:
         self._trials = [
-            Trial(
-                one.config.expid,
-                one.config.to_dict(),
-                one.paths,
-                number=number,
-                arguments=("--seed", str(one.config.seed)),
-                name=f"{one.config.expid}.seed{one.config.seed}",
-            )
-            for number, one in enumerate(experiments)
+            Trial(expid, one.config.to_dict(), one.paths, number=number, arguments=given, name=name)
+            for number, (one, given, name) in enumerate(zip(experiments, arguments, names, strict=True))
         ]
         self._experiments = experiments
         self._before = [{run.run for run in one.finished_runs()} for one in experiments]
@@ -149,5 +189,5 @@ class _Seeds:
         return found
 
     def runs(self) -> list[Run]:
-        """Return the runs that have finished, in the order of the seeds."""
+        """Return the runs that have finished, in the order of the variants."""
         return [run for trial in self._trials if (run := self._run_of(trial)) is not None]

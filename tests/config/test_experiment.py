@@ -422,3 +422,13 @@ def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
     monkeypatch.setenv("SOME_DATA", "/some")
     assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
+
+
+def test_another_dataset_brings_its_own_files(folder):
+    path = folder / "dataset_config.yaml"
+    path.write_text(path.read_text() + path.read_text().replace("\nd:", "\ne:").replace("/d/", "/e/"))
+    config = ExperimentConfig.load(folder, "X_tiny", overrides={"dataset_id": "e"})
+    assert config.dataset_id == "e"
+    assert str(config.dataset.train_data).endswith("data/e/train.parquet")
+    with raises_naming(ConfigError, "dataset_config", "f"):
+        ExperimentConfig.load(folder, "X_tiny", overrides={"dataset_id": "f"})

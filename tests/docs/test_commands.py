@@ -57,6 +57,7 @@ SMALL = [
     (r" \.\.\. ", " "),
     (r"for seed in 1 2 3", "for seed in 1 2"),
     (r"(run_expid\.py [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
+    (r"--folds 5", "--folds 2"),
     (r"(benchmarks[^#\n]*) (?:--seeds 1 2 3|--seeds 3)", r"\1 --seeds 1"),
     (r"(run_param_tuner\.py[^#\n]*) --gpu 0 1", r"\1"),
     (r"(run_expid\.py [^#\n]*)--gpu 0(?= *$)", r"\1--gpu -1"),

@@ -1,11 +1,13 @@
 """A base experiment, and a stand-in for run_expid.py that trains nothing."""
 
 import multiprocessing
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.arguments import run_main
@@ -136,3 +138,18 @@ def wait_for():
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    """A working directory with tiny_mm of few rows."""
+    data = tmp_path / "data" / "tiny_mm"
+    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    pq.write_table(pq.read_table(data / "train.parquet").slice(0, 600), data / "train.parquet")
+    for name in ("model_config.yaml", "dataset_config.yaml"):
+        text = (ROOT / name).read_text().replace("epochs: 12", "epochs: 1")
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path

@@ -2,12 +2,10 @@
 
 import re
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, UserError
@@ -33,19 +31,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A working directory with tiny_mm of few rows."""
-    data = tmp_path / "data" / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
-    pq.write_table(pq.read_table(data / "train.parquet").slice(0, 600), data / "train.parquet")
-    for name in ("model_config.yaml", "dataset_config.yaml"):
-        text = (ROOT / name).read_text().replace("epochs: 12", "epochs: 1")
-        (tmp_path / name).write_text(text)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
+def project(small_project):
+    """A working directory with tiny_mm of few rows, and a script that may fail."""
+    (small_project / "script.py").write_text(SCRIPT)
+    return small_project
 
 
 def test_seeds_side_by_side(project, monkeypatch, capsys):

@@ -1,0 +1,87 @@
+"""Folds of the training and validation rows: each is held out once.
+
+Shape letters: R rows of train and valid together, in this order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fuxictr_mm.config import Fold
+from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.interactions import InteractionTable, concatenate
+from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.errors import ConfigError
+
+#: Of the random folds; the same for every experiment, so that their predictions are of the same rows.
+SEED = 0
+
+
+def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
+    """Return a dataset whose rows of train and valid are dealt out again: one fold is valid, others are train.
+
+    Raises
+    ------
+    ConfigError
+        A split is streamed, ``by: user`` without groups, or too few rows.
+    """
+    tables = [dataset.splits[split] for split in ("train", "valid")]
+    if not all(isinstance(table, InteractionTable) for table in tables):
+        raise ConfigError("fold: train or valid is streamed from disk; set resident: True")
+    table = concatenate([table for table in tables if isinstance(table, InteractionTable)])
+    held_out = fold_of_rows(None if table.group is None else table.group.numpy(), len(table), fold)
+    # Of rows in the order of time, a fold is validated on what comes after its training rows.
+    trained = held_out < fold.number - 1 if fold.by == "time" else held_out != fold.number - 1
+    rows = {"train": np.flatnonzero(trained), "valid": np.flatnonzero(held_out == fold.number - 1)}
+    splits = {split: _select(table, torch.from_numpy(chosen), split) for split, chosen in rows.items()}
+    summaries = {split: replace(dataset.summaries[split], num_rows=len(part)) for split, part in splits.items()}
+    return replace(dataset, splits={**dataset.splits, **splits}, summaries={**dataset.summaries, **summaries})
+
+
+def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
+    """Return the fold ``(R,)`` that holds each row out, from 0; -1 for a row that none does.
+
+    Parameters
+    ----------
+    group : ndarray or None
+        ``(R,)``, the user of each row.
+    rows : int
+        R.
+    fold : Fold
+        How many, and by what.
+
+    Raises
+    ------
+    ConfigError
+        ``by: user`` without groups, or fewer users or rows than folds.
+    """
+    if fold.by == "time":
+        # K + 1 blocks, the first of which is only trained on.
+        found, available = np.arange(rows) * (fold.of + 1) // max(rows, 1) - 1, rows - 1
+    else:
+        if fold.by == "user" and group is None:
+            raise ConfigError("fold: by: user needs the column of users; set group_id, or by: row")
+        unit = np.arange(rows)
+        if fold.by == "user" and group is not None:
+            unit = np.unique(group, return_inverse=True)[1]
+        available = int(unit.max()) + 1
+        found = (np.random.default_rng(SEED).permutation(available) % fold.of)[unit]
+    if available < fold.of:
+        raise ConfigError(f"fold: {fold.of} folds of {available} {fold.by}s, expected {fold.of} or more")
+    return found
+
+
+def _select(table: InteractionTable, rows: torch.Tensor, split: str) -> InteractionTable:
+    batch = gather(table, rows)
+    return InteractionTable(
+        batch.context,
+        batch.target,
+        batch.history.values,
+        batch.history.offsets,
+        batch.label,
+        batch.group,
+        f"{split} rows of the fold",
+    )

@@ -1,0 +1,109 @@
+"""Cross-validation: an experiment trained once for each fold, and its out-of-fold predictions.
+
+Shape letters: R rows of train and valid together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from fuxictr_mm.config import Fold
+from fuxictr_mm.data.folds import fold_of_rows
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.evaluation.ensemble import Examples, check_is_free, combined_run, of_test, read_test_predictions
+from fuxictr_mm.runs import Run
+from fuxictr_mm.tuning.seeds import train_side_by_side
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+
+def train_folds(
+    experiment: Experiment,
+    count: int,
+    config_dir: Path,
+    script: Path,
+    *,
+    by: Literal["user", "row", "time"] = "user",
+    jobs: int | None = None,
+    resume: bool = False,
+    extra_args: Sequence[str] = (),
+    quiet: bool = False,
+) -> tuple[list[Run], Run]:
+    """Train an experiment once for each fold of its training and validation rows, each in a process.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What to train; its folds are the experiments ``EXPID_fold1``, ``EXPID_fold2`` ...
+    count : int
+        Number of folds, 2 or more.
+    config_dir, script : Path
+        Folder of the configuration, and run_expid.py.
+    by : {"user", "row", "time"}
+        All rows of a user are held out together (``group_id`` names the user); rows at random; or blocks of rows in the
+        order of the files, each after the rows it is trained on.
+    jobs, resume, extra_args, quiet
+        See ``train_seeds``.
+
+    Returns
+    -------
+    runs : list of Run
+        Those of the folds.
+    combined : Run
+        ``EXPID_folds``, saved like an ensemble: its validation predictions are out-of-fold, for every row that a fold
+        holds out, in the order of train and valid; its test predictions the average over the folds.
+
+    Raises
+    ------
+    ConfigError
+        Folds that cannot be made, or runs leave no folder.
+    UserError
+        A fold failed; the others have been trained.
+    """
+    started = time.perf_counter()
+    config = experiment.config
+    if count < 2:
+        raise ConfigError(f"--folds is {count}, expected 2 or more")
+    if len(config.dataset.label_names) > 1 or config.task != "binary_classification":
+        raise ConfigError(f"{config.expid}: --folds takes one binary label; out-of-fold predictions are probabilities")
+    paths = replace(experiment.paths, expid=f"{config.expid}_folds")
+    check_is_free(paths)
+    folds = [Fold(number=number + 1, of=count, by=by) for number in range(count)]
+    dataset = experiment.load_dataset({"train": True, "valid": True})
+    both = [dataset.splits[split].labels_and_groups() for split in ("train", "valid")]
+    label = torch.cat([labels for labels, _ in both]).numpy()
+    group = None if both[0][1] is None else torch.cat([groups for _, groups in both if groups is not None]).numpy()
+    held_out = fold_of_rows(group, len(label), folds[0])
+    runs = train_side_by_side(
+        [experiment.of_fold(fold) for fold in folds],
+        [("--fold", f"{fold.number}/{count}", "--fold_by", by) for fold in folds],
+        experiment,
+        config_dir,
+        script,
+        what="fold",
+        jobs=jobs,
+        resume=resume,
+        extra_args=extra_args,
+        quiet=quiet,
+    )
+    predictions = np.zeros(len(label), dtype=np.float32)
+    for number, run in enumerate(runs):
+        found_label, found, _ = run.predictions()
+        if not np.array_equal(found_label, label[held_out == number]):
+            raise UserError(f"{run.path}: its validation rows are not those of fold {number + 1}; train it again")
+        predictions[held_out == number] = found
+    rows = held_out >= 0
+    valid = Examples(label[rows], None if group is None else group[rows], predictions[rows][None])
+    test = read_test_predictions(runs, config.gpu)
+    averaged = of_test(test, "logit")
+    description = f"out-of-fold predictions, {count} folds by {by}"
+    combined = combined_run(runs, paths, description, "logit", (valid, predictions[rows]), (test, averaged), started)
+    return runs, combined
