@@ -71,7 +71,7 @@ def make_features(folder: Path, embeddings: list[str]) -> tuple[dict[str, pl.Dat
         pl.read_parquet(folder / "item_feature.parquet").drop("item_tags"), on="item_id", how="left"
     )
     tables = {name: _table(items, name) for name in embeddings}
-    tags = items.select("item_id", pl.col("item_tags").list.eval(pl.element().filter(pl.element() > 0)))
+    tags = items.select("item_id", "item_tags").explode("item_tags").filter(pl.col("item_tags") > 0)
     fold = np.random.default_rng(0).integers(0, FOLDS, len(splits["train"]))
     features = {}
     for name, rows in splits.items():
@@ -85,7 +85,8 @@ def make_features(folder: Path, embeddings: list[str]) -> tuple[dict[str, pl.Dat
             ).sort("index")
         else:
             counted = _rates(splits["train"], rows.with_row_index(), tags)
-        plain = rows.select("likes_level", "views_level", pl.col("item_seq").list.len().alias("history_length"))
+        lengths = pl.Series("history_length", _histories(rows).lengths.numpy())
+        plain = rows.select("likes_level", "views_level").with_columns(lengths)
         features[name] = pl.concat([plain, counted.drop("index"), *parts], how="horizontal")
     return features, {name: rows["label"].to_numpy() for name, rows in splits.items()}
 
@@ -99,30 +100,38 @@ def _table(items: pl.DataFrame, column: str) -> torch.Tensor:
     return table
 
 
+def _histories(rows: pl.DataFrame) -> Jagged:
+    """Return the histories without padding."""
+    values = rows.with_row_index().select("index", "item_seq").explode("item_seq").filter(pl.col("item_seq") > 0)
+    lengths = np.bincount(values["index"].to_numpy(), minlength=len(rows))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(lengths).cumsum(0)])
+    return Jagged(torch.tensor(values["item_seq"].to_numpy()), offsets)
+
+
 def _similarities(rows: pl.DataFrame, column: str, table: torch.Tensor) -> pl.DataFrame:
     """Return statistics of the cosines of target and history."""
-    lengths = torch.tensor(rows["item_seq"].list.len().fill_null(0).to_numpy().astype(np.int64))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    values = rows["item_seq"].explode().drop_nulls().to_numpy()
-    history = Jagged(torch.tensor(values), offsets)
-    found = HistorySimilarity(table, STATISTICS)(table, torch.tensor(rows["item_id"].to_numpy()), history)
+    found = HistorySimilarity(table, STATISTICS)(table, torch.tensor(rows["item_id"].to_numpy()), _histories(rows))
     return pl.DataFrame(found.numpy(), schema=[f"{column}_{name}" for name in STATISTICS])
 
 
 def _rates(counted: pl.DataFrame, rows: pl.DataFrame, tags: pl.DataFrame) -> pl.DataFrame:
     """Return counts and smoothed rates of rows' users, items and tags, from other rows."""
-    mean = counted["label"].mean()
+    mean = float(counted["label"].to_numpy().mean())
     found = rows.select("index", "user_id", "item_id")
     rate = (pl.col("label").sum() + PRIOR * mean) / (pl.len() + PRIOR)
     for key in ("user_id", "item_id"):
-        counts = counted.group_by(key).agg(pl.len().alias(f"{key}_count"), rate.alias(f"{key}_rate"))
+        counts = counted.group_by(key, maintain_order=True).agg(
+            pl.len().alias(f"{key}_count"), rate.alias(f"{key}_rate")
+        )
         found = found.join(counts, on=key, how="left")
     # Of the tags of the target: over all rows, and over those of the user.
-    by_tag = counted.select("user_id", "item_id", "label").join(tags, on="item_id").explode("item_tags")
-    of_rows = found.select("index", "user_id", "item_id").join(tags, on="item_id").explode("item_tags")
+    by_tag = counted.select("user_id", "item_id", "label").join(tags, on="item_id")
+    of_rows = found.select("index", "user_id", "item_id").join(tags, on="item_id")
     for keys, name in ((["item_tags"], "tag"), (["user_id", "item_tags"], "user_tag")):
-        counts = by_tag.group_by(keys).agg(pl.len().alias(f"{name}_count"), rate.alias(f"{name}_rate"))
-        means = of_rows.join(counts, on=keys, how="left").group_by("index").agg(
+        counts = by_tag.group_by(keys, maintain_order=True).agg(
+            pl.len().alias(f"{name}_count"), rate.alias(f"{name}_rate")
+        )
+        means = of_rows.join(counts, on=keys, how="left").group_by("index", maintain_order=True).agg(
             pl.col(f"{name}_count").sum(), pl.col(f"{name}_rate").mean()
         )  # fmt: skip
         found = found.join(means, on="index", how="left")

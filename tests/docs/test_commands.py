@@ -107,6 +107,7 @@ NOT_RUN = {
     r"^fuxictr-mm prepare |--config data/kuairand": "needs the owner's files; tests/datasets runs the readers",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",
+    r"benchmarks\.boosted_trees ": "needs LightGBM; tests/benchmarks/test_boosted_trees.py runs it",
     r"--runs LightFM_mls ": "needs runs on real sets; the options have to be those of the script",
     r"benchmarks\.compare_errors ": "takes six seeds of each experiment; the options have to be those of the script",
 }
