@@ -72,6 +72,33 @@ from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa
 
 logger = logging.getLogger(__name__)
 
+#: Attributes of ``BaseModel`` that this library reads and sets, none of them public: a model of FuxiCTR may read them.
+BASE_MODEL = (
+    "_batch_index", "_best_metric", "_early_stop_patience", "_epoch_index", "_eval_steps", "_max_gradient_norm",
+    "_monitor", "_monitor_mode", "_reduce_lr_on_plateau", "_save_best_only", "_steps_per_epoch", "_stop_training",
+    "_stopping_steps", "_total_steps", "_verbose", "_embedding_regularizer", "_net_regularizer",
+)  # fmt: skip
+
+
+def check_base_model(base: type) -> None:
+    """Refuse a version of FuxiCTR whose ``BaseModel`` does not use the attributes ``BASE_MODEL``.
+
+    Raises
+    ------
+    ConfigError
+        It names the first that is missing.
+    """
+    methods = [method for method in vars(base).values() if inspect.isfunction(method)]
+    used = {name for method in methods for name in method.__code__.co_names}
+    if missing := [name for name in BASE_MODEL if name not in used]:
+        raise ConfigError(
+            f"{inspect.getsourcefile(base)}: {base.__name__} has no {missing[0]}, so this version of FuxiCTR is not "
+            "known; pip install fuxictr~=2.3.10"
+        )
+
+
+check_base_model(BaseModel)
+
 #: FuxiCTR's names of the binary cross-entropy, and the losses of torch that take a prediction and a label of one shape.
 #: A fixed list, because FuxiCTR evaluates any other text as Python.
 LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
@@ -87,12 +87,6 @@ def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:
 class _Loader(yaml.CSafeLoader):
     """Reads YAML 1.2."""
 
-    # PyYAML's own types of YAML 1.1 are left out, and those of 1.2 added below.
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(TAG) not in TYPES]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_document(self, node: Node) -> Any:
         self._take_ids_as_text(node)
         self._check_keys(node, set())
@@ -139,10 +133,15 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def represent_str(self, data: str) -> Node:
+    def represent_str(self, data: str) -> ScalarNode:
         return self.represent_scalar(f"{TAG}str", data, style="'" if data in ("y", "Y", "n", "N") else None)
 
 
+# PyYAML's patterns of YAML 1.1 are left out, and those of 1.2 added.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(TAG) not in TYPES]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)
 _Dumper.add_representer(str, _Dumper.represent_str)
 for _name, (_pattern, _first) in TYPES.items():

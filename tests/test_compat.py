@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fuxictr_mm import compat
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, DataError, UserError
@@ -523,3 +524,14 @@ def test_a_model_of_one_label_is_refused_several(tmp_path):
     (tmp_path / "zoo" / "Towers" / "src" / "Towers.py").write_text(text)
     with raises_naming(ConfigError, "Towers", "click, like"):
         Experiment.load("Towers", tmp_path, model_zoo=tmp_path / "zoo").fit()
+
+
+def test_attributes_of_the_base_model_are_checked():
+    found = set()
+    for path in (ROOT / "fuxictr_mm").rglob("*.py"):
+        found |= set(re.findall(r"\bmodel\.(_[a-z]\w*)", path.read_text()))
+    ours = {"_planned_steps", "_settings", "_is_distributed", "_modules"}
+    assert found - ours <= set(compat.BASE_MODEL)
+    kind = type("BaseModel", (), {"fit": lambda self: self._verbose})
+    with raises_naming(ConfigError, "_batch_index", "test_compat.py"):
+        compat.check_base_model(kind)

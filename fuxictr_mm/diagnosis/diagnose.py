@@ -325,13 +325,14 @@ def diagnose(
         A class has fewer than two examples, or predictions are not finite.
     """
     from fuxictr_mm.diagnosis import attention, calibration, importance, slices, vectors
+    from fuxictr_mm.diagnosis.attention_hooks import find_attention
     from fuxictr_mm.diagnosis.scorer import Scorer, sample
 
     started = time.perf_counter()
     items, features = model.feature_map.items, model.feature_map.features
     context, item_fields = importance.context_fields(features), importance.item_fields(features, items.names)
     groups = importance.all_groups(features, items.names)
-    hooks, senets = attention.find_attention(model), importance.find_senets(model)
+    hooks, senets = find_attention(model), importance.find_senets(model)
     recorded = [attention.RecordedAttention(one) for one in hooks]
     passes = 1 + attention.number_of_passes(hooks) + importance.number_of_passes(groups, repeats)
     shown, model._verbose = model._verbose, 0

@@ -1,11 +1,8 @@
 """BST equals a padded re-computation with PyTorch's own attention."""
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from fuxictr_mm.errors import ConfigError
 
 
 def dense(model, p):
@@ -41,8 +38,3 @@ def test_far_items_share_a_position(pair, pad):
 
 def test_order_counts(order_counts):
     assert order_counts("BST_tiny")
-
-
-def test_heads_that_do_not_divide(build):
-    with pytest.raises(ConfigError, match=r"num_heads is 7, expected a divisor of a token's dim"):
-        build("BST_tiny", num_heads=7)

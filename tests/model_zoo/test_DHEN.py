@@ -5,8 +5,6 @@ from itertools import combinations
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def mapped(layer, tokens):
     """A linear map of tokens."""
@@ -77,9 +75,3 @@ def test_equals_the_dense_model(equals_dense, din, settings):
         return model.dnn(torch.cat(x, dim=1))
 
     equals_dense("DHEN_tiny", dense, **settings)
-
-
-@pytest.mark.parametrize("interactions", [[], ["dots"]])
-def test_interactions_are_known(build, interactions):
-    with pytest.raises(ConfigError, match="interactions"):
-        build("DHEN_tiny", interactions=interactions)

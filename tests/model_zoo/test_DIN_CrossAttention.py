@@ -1,10 +1,7 @@
 """DIN_CrossAttention equals a padded re-computation from its formulas."""
 
-import pytest
 import torch
 from torch.nn import functional as F
-
-from fuxictr_mm.errors import ConfigError
 
 
 def rms_norm(layer, x):
@@ -35,10 +32,3 @@ def test_user_and_levels_are_features(build):
     assert {"likes_level", "views_level"} < set(model.item_fields)
     tables = model.embedding_layer.embedding_layer.embedding_layers
     assert tables["user_id"].weight.shape == (2001, 16)
-
-
-def test_settings_out_of_range(build):
-    with pytest.raises(ConfigError, match="num_layers is 0"):
-        build("DIN_CrossAttention_tiny", num_layers=0)
-    with pytest.raises(ConfigError, match="num_heads is 7, expected a divisor of the item dim 80"):
-        build("DIN_CrossAttention_tiny", num_heads=7)

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.errors import ConfigError
-
 
 def layer_norm(x):
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -54,8 +52,3 @@ def test_equals_the_dense_model(equals_dense, settings):
         return model.dnn(torch.stack(rows))
 
     equals_dense("DMGIN_tiny", dense, **settings)
-
-
-def test_it_needs_groups(build):
-    with pytest.raises(ConfigError, match=r"groups is codes_vq_image.*embed quantize --method vq"):
-        build("DMGIN_tiny", groups="codes_vq_image")

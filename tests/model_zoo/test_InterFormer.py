@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def rotated(x, start=0):
     half = x.shape[1] // 2
@@ -63,8 +61,3 @@ def test_equals_the_dense_model(equals_dense, settings):
 
 def test_order_counts(order_counts):
     assert order_counts("InterFormer_tiny")
-
-
-def test_dims_of_heads_are_even(build):
-    with pytest.raises(ConfigError, match="num_heads is 16"):
-        build("InterFormer_tiny", num_heads=16)

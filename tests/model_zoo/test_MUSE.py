@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.errors import ConfigError
-
 
 def mean_of(items, mask):
     return (items * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -66,8 +64,3 @@ def test_bytes_are_searched_as_floats_are(pair):
     expected = model(batch)["logit"]
     model.items.column_item_emb_d16 = whole.to(torch.int8)
     torch.testing.assert_close(model(batch)["logit"], expected, rtol=1e-12, atol=1e-12)
-
-
-def test_it_needs_a_content(build):
-    with pytest.raises(ConfigError, match=r"content is None.*embed reduce"):
-        build("MUSE_tiny", content=None)

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.errors import ConfigError
-
 
 @pytest.mark.parametrize("settings", [{}, {"num_tokens": 5, "token_dim": 10, "num_layers": 1, "hidden_factor": 3}])
 def test_equals_the_dense_model(equals_dense, target_attention, settings):
@@ -25,8 +23,3 @@ def test_equals_the_dense_model(equals_dense, target_attention, settings):
         return model.dnn(sum(tokens) / count)
 
     equals_dense("RankMixer_tiny", dense, **settings)
-
-
-def test_tokens_divide_their_dim(build):
-    with pytest.raises(ConfigError, match="num_tokens is 5, expected a divisor of token_dim 32"):
-        build("RankMixer_tiny", num_tokens=5)

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def long_interest(layer, target, items):
     """Sum what has the target's signs, group by group."""
@@ -41,15 +39,3 @@ def test_one_hash_of_width_one_halves_the_items(pair):
     signatures = model.long_attention.signatures(e.history.distinct)
     assert signatures.shape[1] == 1
     assert set(signatures.flatten().tolist()) <= {0, 1}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_hashes": 7, "hash_width": 2}, "num_hashes is 7, expected a multiple of hash_width 2"),
-        ({"num_heads": 5}, "num_heads is 5, expected a divisor of attention_dim 48; set num_heads: 4"),
-    ],
-)
-def test_settings_out_of_range(build, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        build("SDIM_tiny", **settings)

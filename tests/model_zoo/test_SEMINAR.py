@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def contrast(one, other, temperature):
     """Of two embeddings of the same items, item by item."""
@@ -46,18 +44,3 @@ def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, bes
         return logits, model.align_weight * sum(losses) / len(losses) if losses else 0.0
 
     equals_dense("SEMINAR_tiny", dense, **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"codes": []}, "embed quantize --method pq"),
-        ({"codes": ["codes_rq_text"]}, "codes is codes_rq_text"),
-        ({"code_weights": [1.0]}, "1 code_weights for 2"),
-        ({"aligned": ["item_id"]}, "aligned is"),
-        ({"aligned": ["item_id", "codes_pq_text"]}, "aligned is"),
-    ],
-)
-def test_settings_that_do_not_fit(build, settings, named):
-    with pytest.raises(ConfigError, match=named):
-        build("SEMINAR_tiny", **settings)

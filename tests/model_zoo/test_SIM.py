@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.errors import ConfigError
-
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 30, "short_len": 0, "num_heads": 2, "search_weight": 0.3}])
 def test_soft_search_equals_the_dense_model(equals_dense, target_attention, newest_mask, best_mask, settings):
@@ -33,8 +31,3 @@ def test_hard_search_equals_the_dense_model(equals_dense, target_attention, newe
         return model.dnn(torch.cat([p.c, p.t, short, long], dim=-1))
 
     equals_dense("SIM_hard_tiny", dense)
-
-
-def test_hard_search_needs_a_category(build):
-    with pytest.raises(ConfigError, match=r"category is None.*item_tags"):
-        build("SIM_tiny", search_by="hard")

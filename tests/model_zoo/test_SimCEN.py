@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from fuxictr_mm.errors import ConfigError
-
 
 def normalised(layer, x):
     """Batch norm, if there is one, by the statistics that it uses now."""
@@ -63,8 +61,3 @@ def test_the_contrast_is_part_of_training_only(pair):
     assert model.contrast is None  # a batch's graph ends with its step
     returned = model.eval()(batch)
     assert torch.equal(model.add_loss(returned, label), plain(returned["logit"], label))
-
-
-def test_heads_that_do_not_divide(build):
-    with pytest.raises(ConfigError, match="num_heads is 5, expected a divisor of the item dim 64"):
-        build("SimCEN_tiny", num_heads=5)

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
-
 
 def long_interest(model, p, best_mask):
     layer = model.long_attention
@@ -29,9 +27,3 @@ def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, bes
         return model.dnn(torch.cat([p.c, p.t, short, long_interest(model, p, best_mask)], dim=-1))
 
     equals_dense("TWIN_tiny", dense, **settings)
-
-
-@pytest.mark.parametrize("cross", [["item_tagz"], ["item_id", "item_tags", "item_emb_d16"]])
-def test_cross_features_are_some_of_the_fields(build, cross):
-    with pytest.raises(ConfigError, match=cross[0]):
-        build("TWIN_tiny", cross_features=cross)

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.reference.Transformer_DCN import PaddedTransformerDCN
-from fuxictr_mm.errors import ConfigError
 
 K, MAX_LEN = 4, 20
 #: No history, shorter and longer than K slots, just as long, all of max_len; some equal.
@@ -223,14 +222,3 @@ def test_parameters_are_those_of_the_published_code(build):
     assert shapes["parallel_dnn.mlp.0.weight"] == (64, x)
     assert shapes["mlp.mlp.0.weight"] == (64, x + 32)
     assert shapes["embedding_layer.embedding_layer.feature_encoders.item_emb_d16.weight"] == (16, 16)
-
-
-def test_bad_settings_are_refused(build):
-    with pytest.raises(ConfigError, match="max_len 3 is below first_k_cols 4; raise max_len"):
-        build("Transformer_DCN_tiny", history_mask="published", max_len=3)
-    with pytest.raises(ConfigError, match=r"dcn_hidden_units is \[\]"):
-        build("Transformer_DCN_tiny", dcn_hidden_units=[])
-    with pytest.raises(ConfigError, match=r"num_heads is 5, expected a divisor of the dim of item and target .* 96"):
-        build("Transformer_DCN_tiny", num_heads=5)
-    with pytest.raises(ConfigError, match="history_mask is 'right', expected one of 'corrected', 'published'"):
-        build("Transformer_DCN_tiny", history_mask="right")

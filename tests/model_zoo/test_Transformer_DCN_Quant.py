@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.semantic_ids import cosine_neighbors, k_means, residual_codes
 
 LENGTHS = [3, 0, 1, 20, 4, 7]
@@ -100,15 +99,3 @@ def test_codes_get_gradients(build, make_batch):
     touched = gradient.abs().sum(dim=1).nonzero().squeeze(1)
     seen = torch.cat([torch.zeros(1, dtype=torch.int64), batch.history.values.long(), batch.target.long()])
     assert torch.equal(touched, model.items["quanid"][seen].unique())
-
-
-def test_bad_settings_are_refused(build):
-    with pytest.raises(ConfigError, match=r"quantized_feature is 'item_emb_d61'; did you mean 'item_emb_d16'"):
-        build("Transformer_DCN_Quant_tiny", quantized_feature="item_emb_d61")
-    with pytest.raises(ConfigError, match=r"quantized_feature is None, expected one of .*txt_emb_pca8, img_emb_pca8"):
-        build("Transformer_DCN_Quant_tiny", use_features=["item_id", "txt_emb_pca8", "img_emb_pca8"])
-    with pytest.raises(ConfigError, match="there are none"):
-        build("Transformer_DCN_Quant_tiny", use_features=["item_id", "item_tags"])
-    for settings in ({"top_k": 5000}, {"num_clusters": 2000}, {"codebook_num": 0, "top_k": 0}):
-        with pytest.raises(ConfigError, match="must fit 1001 items, with at least one level or neighbour"):
-            build("Transformer_DCN_Quant_tiny", **settings)

@@ -7,6 +7,7 @@ import torch
 
 from fuxictr_mm import Experiment
 from fuxictr_mm.errors import ConfigError
+from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,16 +64,15 @@ def test_a_model_of_ten_lines_trains(train):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("        self.build()\n", "", r"Mine\.py.*build\(\)"),
-        ("    def logits(self", "    def logit(self", r"Mine\.py.*logits"),
+        ("        self.build()\n", "", ["Mine.py", "build()"]),
+        ("    def logits(self", "    def logit(self", ["Mine.py", "logits"]),
         ("return self.dnn(", "return 2 * torch.ones(3, 2) + 0 * self.dnn(torch.cat([e.context, e.target, "
-         "mean_pooling(e.history)], dim=-1)).sum() if True else (", r"Mine\.py.*\(3, 2\)"),
-        ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", r"Mine\.py, line 12"),
+         "mean_pooling(e.history)], dim=-1)).sum() if True else (", ["Mine.py", "(3, 2)"]),
+        ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", ["Mine.py, line 12"]),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_file(train, old, new, named):
     source = without_settings_of_din(GOOD).replace(old, new)
-    with pytest.raises(ConfigError, match=named) as caught:
+    with raises_naming(ConfigError, *named):
         train(source)
-    assert "\n" not in str(caught.value)
     assert torch.is_grad_enabled()
