@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
@@ -48,20 +49,10 @@ class SyncBatchNorm(_BatchNorm):
         """Normalise ``x`` ``(N, C)`` or ``(N, C, L)``."""
         if not self.training:
             return super().forward(x)
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        count = values.new_full((1,), x.numel() / self.num_features)
-        *total, rows = _SumOverProcesses.apply(torch.cat([values.sum(dims), count])).split([self.num_features, 1])
-        mean = total[0] / rows
-        centred = values - mean.view(shape)
-        variance = _SumOverProcesses.apply((centred * centred).sum(dims)) / rows
+        normed, mean, variance, rows = _Normalize.apply(values, self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            rows = rows.detach()
-            self._track(mean.detach(), variance.detach() * rows / (rows - 1))
-        normed = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+            self._track(mean, variance * rows / (rows - 1))
         return normed.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -77,20 +68,43 @@ class SyncBatchNorm(_BatchNorm):
         """Take any shape that forward does."""
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """Sum over ranks; the gradient is the sum of theirs."""
+class _Normalize(torch.autograd.Function):
+    """Batch norm of ``(N, C)`` or ``(N, C, L)`` by mean and variance over ranks, in few passes over the samples.
+
+    Ranks exchange mean, variance and count of each channel in the forward pass, two sums in the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        count = x.new_full((1,), x.numel() / channels)
+        own = torch.batch_norm_update_stats(x, None, None, 0.0) if x.numel() else x.new_zeros(2, channels)
+        means, variances, counts = gather_rows(torch.cat([*own, count]).unsqueeze(0)).split([channels, channels, 1], 1)
+        rows = counts.sum()
+        mean = (means * counts).sum(0) / rows
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / rows
+        ctx.save_for_backward(x, weight, mean, variance, rows)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, variance, rows = ctx.saved_tensors
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        inverse = torch.rsqrt(variance + ctx.eps)
+        normed = (x - mean.view(shape)).mul_(inverse.view(shape))
+        own = torch.stack([gradients[0].sum(dims), (gradients[0] * normed).sum(dims)])
+        total = own.clone()
         dist.all_reduce(total)
-        return total
+        total /= rows
+        scale = inverse if weight is None else inverse * weight
+        of_x = (gradients[0] - total[0].view(shape)).addcmul_(normed, total[1].view(shape), value=-1)
+        of_x.mul_(scale.view(shape))
+        return of_x, *((None, None) if weight is None else (own[1], own[0])), None
 
 
 def replace_batch_norm(model: nn.Module) -> None:

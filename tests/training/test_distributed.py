@@ -275,6 +275,23 @@ def test_batch_norm_of_one_process_is_torchs_own(shape, monkeypatch):
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
 
 
+def test_batch_norm_of_a_process_without_samples(monkeypatch):
+    x = torch.randn(6, 5, dtype=torch.float64)
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    others = torch.cat([mean, variance, torch.tensor([6.0])]).unsqueeze(0)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(distributed, "gather_rows", lambda own: torch.cat([own, others]))
+    norm = SyncBatchNorm(nn.BatchNorm1d(5).double())
+    expected = nn.BatchNorm1d(5).double()
+    expected(x)
+    out = norm(x[:0].requires_grad_())
+    out.sum().backward()
+    assert out.shape == (0, 5)
+    assert norm.weight.grad.tolist() == [0.0] * 5
+    for found, value in zip(norm.buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(found, value)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_batch_norm_over_processes_is_left_out_of_a_compiled_model(compiled):
     model = nn.Sequential(nn.BatchNorm1d(3))
