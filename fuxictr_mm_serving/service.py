@@ -44,15 +44,15 @@ class Scores:
 
     Parameters
     ----------
-    scores : list of float
-        Of the candidates, then of the new items, in their order.
+    scores : list of float, or dict
+        Of the candidates, then of the new items, in their order; of several labels by the name of the label.
     unknown : list
         Candidates that the export does not hold: scored as items that training has not seen.
     version : str
         First digits of the checksum of the export's manifest.
     """
 
-    scores: list[float]
+    scores: list[float] | dict[str, list[float]]
     unknown: list[Any] = field(default_factory=list)
     version: str = ""
 
@@ -205,4 +205,6 @@ class Service:
         if new_items:
             scores = np.concatenate([scores, export.score_embeddings(state, export.embed_new(new_items))])
         unknown = [candidates[i] for i in np.flatnonzero(~known)]
-        return Scores(scores.astype(float).tolist(), unknown, loaded.version)
+        values = scores.astype(float).T.tolist()
+        by_label = values if scores.ndim == 1 else dict(zip(export.labels, values, strict=True))
+        return Scores(by_label, unknown, loaded.version)

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -52,9 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
+        "fuxictr-mm export --expid DIN_MM_tiny --out triton/models --format triton",
     )
     add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "triton"),
+        default="onnx",
+        help="for fuxictr-mm serve, or for Triton (onnx)",
+    )
     parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="numbers of the tables (fp32)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument(
@@ -72,11 +80,12 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    options = {name: getattr(args, name) for name in ("weights", "precision", "tolerance", "overwrite")}
+    options = {name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite")}
     parity = export(experiment, args.out, **options)
+    auc = {name: _text(found) for name, found in parity["auc"].items()}
     summary = (
         f"{args.out}: largest difference {parity['largest_difference']:.2g} over {parity['rows']} validation rows, "
-        f"AUC {parity['auc']['export']:.6f} (model: {parity['auc']['model']:.6f})"
+        f"AUC {auc['export']} (model: {auc['model']})"
     )
     show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
 
@@ -85,6 +94,7 @@ def export(
     experiment: Experiment,
     out: Path,
     *,
+    format: str = "onnx",
     weights: Path | None = None,
     precision: str = "fp32",
     tolerance: float | None = None,
@@ -98,6 +108,8 @@ def export(
         The trained experiment.
     out : path
         The folder, written atomically; only if its scores are those of the model.
+    format : {"onnx", "triton"}
+        What ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton Inference Server.
     weights : path, optional
         Those of the experiment's newest run by default.
     precision : {"fp32", "fp16", "int8-tables"}
@@ -129,7 +141,6 @@ def export(
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
     model = model.to("cpu").eval()
-    _check_model(model)
     expected = _predict(experiment, model, dataset)
     parity: dict[str, Any] = {}
 
@@ -145,7 +156,16 @@ def export(
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 
-    write_folder(out, write)
+    def write_repository(folder: Path) -> None:
+        from fuxictr_mm.serving.triton import Repository
+        from fuxictr_mm_serving.manifest import read_manifest
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            source = Path(name)
+            write(source)
+            Repository(source, folder, experiment.config.expid, read_manifest(source)).write()
+
+    write_folder(out, write_repository if format == "triton" else write)
     return parity
 
 
@@ -163,17 +183,6 @@ def _check_experiment(experiment: Experiment) -> None:
         raise ConfigError(f"{name} is no MultimodalModel; models in FuxiCTR's batch formats cannot be exported")
     if experiment.config.dataset.item_info is None:
         raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
-
-
-def _check_model(model: Any) -> None:
-    if model.num_tasks > 1:
-        labels = ", ".join(model.feature_map.labels)
-        raise ConfigError(
-            f"label_col: has {model.num_tasks} labels ({labels}), but an export has one; train on one label"
-        )
-    for name, spec in model.computed.items():
-        if spec["computed"] == "similarity":
-            raise ConfigError(f"feature '{name}': type: similarity cannot be exported; leave it out of use_features")
 
 
 def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
@@ -258,13 +267,14 @@ def _describe(
     import torch
 
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
     columns = {feature.name: feature.column for feature in dataset.features}
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
     context = []
-    for name in model.context_fields:
+    for name in given_fields(model):
         spec = model.feature_map.features[name]
         context.append(
             {"name": name, "column": columns.get(name, name), **{key: spec[key] for key in keys if key in spec}}
@@ -275,6 +285,7 @@ def _describe(
         "model": type(model).__name__,
         "dataset": experiment.config.dataset_id,
         "task": model.task,
+        "labels": list(model.feature_map.labels),
         "library_version": __version__,
         "torch_version": torch.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -446,14 +457,34 @@ def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:
     return float(np.abs(exported.score_candidates(state, candidates)[0] - exported.score_rows(rows)).max())
 
 
-def _auc(dataset: Dataset, scores: np.ndarray) -> float | None:
-    """Return the AUC over the validation rows; None for a regression, and for rows that are not in memory."""
+def _auc(dataset: Dataset, scores: np.ndarray) -> float | dict[str, float | None] | None:
+    """Return the AUC over the validation rows, of several labels that of each.
+
+    None for a regression, and for rows that are not in memory.
+    """
+    labels = dataset.feature_map.labels
+    label = getattr(dataset.splits["valid"], "label", None)
+    if label is None or not hasattr(label, "numpy"):
+        return None
+    truth, scores = (array.reshape(-1, len(labels)).T for array in (label.numpy(), scores))
+    found = [_auc_of_label(*columns) for columns in zip(truth, scores, strict=True)]
+    return found[0] if len(found) == 1 else dict(zip(labels, found, strict=True))
+
+
+def _auc_of_label(truth: np.ndarray, scores: np.ndarray) -> float | None:
+    import numpy as np
     from sklearn.metrics import roc_auc_score
 
-    label = getattr(dataset.splits["valid"], "label", None)
-    if label is None or not hasattr(label, "numpy") or set(label.unique().tolist()) != {0.0, 1.0}:
+    kept = ~np.isnan(truth)  # one of several labels may be missing
+    if set(np.unique(truth[kept])) != {0.0, 1.0}:
         return None
-    return float(roc_auc_score(label.numpy(), scores))
+    return float(roc_auc_score(truth[kept], scores[kept]))
+
+
+def _text(auc: float | Mapping[str, float | None] | None) -> str:
+    if isinstance(auc, Mapping):
+        return ", ".join(f"{label} {_text(found)}" for label, found in auc.items())
+    return "none" if auc is None else f"{auc:.6f}"
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.scoring import score_file
+from fuxictr_mm_serving.service import Service
 from tests import ids as world
 from tests.errors import raises_naming
 
@@ -169,13 +171,60 @@ def test_models_of_other_formats_are_refused(weights_of, tmp_path):
         export(other, tmp_path / "out", weights=weights)
 
 
-def test_a_similarity_is_refused(weights_of, tmp_path):
-    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8"}
-    config = Experiment.load("DIN_MM_tiny", ROOT).config
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DIN_MM", "MUSE"])
+def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name):
+    statistics = ["mean", "max", "newest_2", "histogram_5"]
+    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": statistics}
+    config = Experiment.load(f"{name}_tiny", ROOT).config
     columns = [*config.dataset.feature_cols, similarity]
-    experiment, weights = weights_of("DIN_MM_tiny", feature_cols=columns, use_features=None)
-    with pytest.raises(UserError, match="near"):
-        export(experiment, tmp_path / "out", weights=weights)
+    experiment, weights = weights_of(f"{name}_tiny", feature_cols=columns, use_features=None)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-4)
+    exported = Export(tmp_path / "out")
+    assert not exported.is_folded
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    context = {"likes_level": 3, "views_level": 2, **({"user_id": 7} if "user_id" in model.context_fields else {})}
+    for history in ([], [5], [5, 8, 7, 8]):
+        found, _ = exported.score_candidates(exported.user_state(context, history), [8, 9, 10])
+        np.testing.assert_allclose(found, eager(model, context, history, [8, 9, 10]), atol=NOISE, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def two_labels(tmp_path_factory):
+    """Return the settings of a dataset with a second label, which is missing in some rows."""
+    folder = tmp_path_factory.mktemp("labels")
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet")
+        like = [None if item % 7 == 0 else float(item % 2) for item in table["item_id"].to_pylist()]
+        if "label" not in table.column_names:
+            table = table.append_column("label", pa.array([0.0] * len(table)))
+        pq.write_table(table.append_column("like", pa.array(like, pa.float64())), folder / f"{split}.parquet")
+    labels = [{"name": name, "dtype": "float"} for name in ("label", "like")]
+    return {f"{split}_data": str(folder / f"{split}.parquet") for split in ("train", "valid", "test")} | {
+        "label_col": labels
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DIN_MM", "INFNet", "LateFusion", "LightFM", "MIND", "QIN", "SimCEN"])
+def test_several_labels(weights_of, two_labels, tmp_path, name):
+    experiment, weights = weights_of(f"{name}_tiny", **two_labels)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    assert parity["auc"]["export"].keys() == {"label", "like"}
+    assert parity["auc"]["export"]["like"] == pytest.approx(parity["auc"]["model"]["like"], abs=1e-3)
+    assert score_file(tmp_path / "out", two_labels["test_data"], tmp_path / "scores.parquet", part_rows=1000) == 3000
+    scores = pq.read_table(tmp_path / "scores.parquet")
+    assert scores.column_names == ["score_label", "score_like"]
+    expected = experiment.predict(two_labels["test_data"], weights=weights)
+    np.testing.assert_allclose(np.stack([*map(np.asarray, scores.columns)], axis=1), expected, atol=NOISE, rtol=0)
+    row = pq.read_table(two_labels["test_data"]).slice(0, 1).to_pylist()[0]
+    context = {name: row[name] for name in Export(tmp_path / "out").columns if name not in ("item_id", "item_seq")}
+    service = Service(tmp_path / "out")
+    found = service.score(context=context, history=row["item_seq"], candidates=[row["item_id"], 9]).scores
+    assert [found["label"][0], found["like"][0]] == pytest.approx(expected[0].tolist(), abs=NOISE)
+    assert len(found["like"]) == 2
 
 
 @pytest.mark.slow
