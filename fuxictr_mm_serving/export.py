@@ -20,6 +20,9 @@ from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 
+#: History items that explain a score.
+REASONS = 3
+
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
 
@@ -77,6 +80,11 @@ class Export:
         """The columns of a file of rows that are read."""
         own = [f.column for f in self.context if not f.is_computed]
         return list(dict.fromkeys([self.target, self.history, *own]))
+
+    @property
+    def explains(self) -> bool:
+        """Whether there is attention over the history."""
+        return "attention" in self._graphs
 
     @property
     def labels(self) -> list[str]:
@@ -188,6 +196,39 @@ class Export:
         inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
         inputs["steps"] = np.zeros(max(len(numbers), 1), dtype=np.float32)
         return self._predict("rows", inputs)
+
+    def explain(self, state: State, history: Sequence[Any], candidates: Sequence[Any]) -> list[list[tuple[Any, float]]]:
+        """Return, for each candidate, the history items that it attends to most, with their shares of the attention.
+
+        Parameters
+        ----------
+        state : State
+            Of the user.
+        history, candidates : sequence
+            Item ids; the history is that of the state.
+
+        Raises
+        ------
+        ServingError
+            The model has no attention over the history.
+        """
+        if not self.explains:
+            raise ServingError("explain: the model has no attention over the history")
+        kept, _ = self.items.histories([history], "history", strict=False)
+        found = self.items.numbers(candidates, "candidates")
+        inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
+        shares = self._run("attention", inputs)[0]
+        reasons = []
+        for row in shares:
+            # An item that is in the history more than once has the sum of its shares.
+            distinct, places = np.unique(kept, return_inverse=True)
+            total = np.bincount(places, row, len(distinct))
+            top = np.argsort(-total, kind="stable")[:REASONS]
+            ids = self.items.ids_of(distinct[top])
+            reasons.append(
+                [(item, float(total[place])) for item, place in zip(ids, top, strict=True) if total[place] > 0]
+            )
+        return reasons
 
     def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
         """Return rows of the item table ``(M, D)`` for items that it does not hold, by their embeddings alone.

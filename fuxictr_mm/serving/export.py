@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Largest difference to the model that an export may have, by the precision of its tables.
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2}
+#: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2, "int8-weights": 5e-2}
 
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="onnx",
         help="for fuxictr-mm serve, or for Triton (onnx)",
     )
-    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="numbers of the tables (fp32)")
+    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="of tables or weights (fp32)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument(
         "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
@@ -112,8 +112,9 @@ def export(
         What ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton Inference Server.
     weights : path, optional
         Those of the experiment's newest run by default.
-    precision : {"fp32", "fp16", "int8-tables"}
-        Numbers of the tables; graphs are float32. 8-bit integers have a factor per row.
+    precision : {"fp32", "fp16", "int8-tables", "int8-weights"}
+        Numbers of the tables, where graphs are float32; 8-bit integers have a factor per row. ``int8-weights``: tables
+        are float32, and the weights of linear layers 8-bit integers with a factor per column.
     tolerance : float, optional
         Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``.
     overwrite : bool
@@ -146,6 +147,9 @@ def export(
 
     def write(folder: Path) -> None:
         files = _write_graphs(model, folder)
+        if precision == "int8-weights":
+            for name in files.keys() & {"rows", "candidates"}:
+                quantize_weights(folder / files[name])
         manifest = _describe(experiment, model, dataset, files, precision)
         _write_tables(model, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
@@ -193,11 +197,11 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
 
 def _write_graphs(model: Any, folder: Path) -> dict[str, str]:
     """Write the ONNX graphs; returns their files by name."""
-    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_example
+    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_examples
 
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     if has_fold(model):
-        graphs["user"], graphs["candidates"] = user_example(copy.deepcopy(model))
+        graphs |= user_examples(copy.deepcopy(model))
     for name, traced in graphs.items():
         started = time.perf_counter()
         write_onnx(traced, folder / f"{name}.onnx", f"{type(model).__name__} ({name}.onnx)")
@@ -227,6 +231,16 @@ def write_onnx(traced: Traced, path: Path, what: str) -> None:
             onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # torch raises many types
         raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+
+
+def quantize_weights(path: Path) -> None:
+    """Replace the weights of the linear layers of a graph by 8-bit integers; inputs of these layers are rounded too."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    result = path.with_suffix(".int8")
+    with _silence():
+        quantize_dynamic(path, result, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    result.replace(path)
 
 
 def _reason(error: BaseException) -> str:
@@ -352,7 +366,7 @@ def write_table(
 
     from fuxictr_mm_serving.tables import quantize
 
-    kinds = {"fp32": np.float32, "fp16": np.float16, "int8-tables": np.int8}
+    kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
     entry, table = {"file": f"{name}.npy"}, None
     scales = np.zeros(num_rows, dtype=np.float32)
     with torch.no_grad():
@@ -360,9 +374,7 @@ def write_table(
             stop = min(start + CHUNK, num_rows)
             rows = rows_of(torch.arange(start, stop)).float().numpy()
             if table is None:
-                table = open_memmap(
-                    folder / entry["file"], "w+", dtype=kinds[precision], shape=(num_rows, rows.shape[1])
-                )
+                table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
             if precision == "int8-tables":
                 rows, scales[start:stop] = quantize(rows)
             table[start:stop] = rows

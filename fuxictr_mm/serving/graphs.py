@@ -6,17 +6,21 @@ dim, L history length, M candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.model import MultimodalModel
 
 
@@ -155,6 +159,42 @@ class CandidateGraph(nn.Module):
         return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
 
 
+class AttentionGraph(nn.Module):
+    """What candidates of one user attend to: ``(candidates (M, D + E), state) -> (M, L)`` shares of the history items.
+
+    Shares are absolute weights over their sum, or 0 where all are; the mean over heads and attention layers.
+    """
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__()
+        self.model = model
+        self._found: list[Tensor] = []
+        for layer in attention_layers(model):
+            layer.weights_of = self._recorded(layer.weights_of)  # type: ignore[assignment]
+
+    def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
+        """Return the shares."""
+        self._found = []
+        self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
+        shares = torch.cat([F.normalize(weights, p=1, dim=2) for weights in self._found])
+        self._found = []
+        return shares.mean(dim=0)
+
+    def _recorded(self, weights_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def record(*inputs: Tensor) -> Tensor:
+            weights = weights_of(*inputs)
+            self._found.append(weights if weights.dim() == 3 else weights.unsqueeze(0))
+            return weights
+
+        return record
+
+
+def attention_layers(model: MultimodalModel) -> list[DINAttention | MultiHeadTargetAttention]:
+    """Return the layers by which candidates attend to the history, of a model that computes a user's part once."""
+    layers = [m for m in model.modules() if isinstance(m, DINAttention | MultiHeadTargetAttention)]
+    return layers if has_fold(model) and model.attends_to_history else []
+
+
 def content_columns(model: MultimodalModel) -> list[str]:
     """Return the columns of the items that are stored with them at length 1."""
     return list(dict.fromkeys([*model.per_item_contents, *(model.computed[n]["of"] for n in model.similarities)]))
@@ -263,8 +303,8 @@ def rows_example(model: MultimodalModel) -> Traced:
     )
 
 
-def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
-    """Return the graphs of a user and of the candidates, with examples."""
+def user_examples(model: MultimodalModel) -> dict[str, Traced]:
+    """Return the graphs of a user, of the candidates and, where there is one, of the attention, with examples."""
     user, candidates = UserGraph(model), CandidateGraph(model)
     context, dim = context_example(model, 1), sum(user.dims)
     history, length = torch.rand(5, dim), _dim("length")
@@ -278,9 +318,11 @@ def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
     outputs = [f"state_{number}" for number in range(len(state))]
     of_user = Traced(user, (history, context), names, ({0: length}, [{} for _ in context]), outputs)
     shapes = ({0: _dim("candidates")}, varying)
-    return of_user, Traced(
-        candidates, (torch.rand(6, dim), list(state)), ["candidates", *outputs], shapes, ["prediction"]
-    )
+    args, inputs = (torch.rand(6, dim), list(state)), ["candidates", *outputs]
+    found = {"user": of_user, "candidates": Traced(candidates, args, inputs, shapes, ["prediction"])}
+    if attention_layers(model):
+        found["attention"] = Traced(AttentionGraph(copy.deepcopy(model)), args, inputs, shapes, ["shares"])
+    return found
 
 
 def context_tables(model: MultimodalModel) -> Mapping[str, nn.Module]:

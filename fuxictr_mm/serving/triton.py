@@ -69,8 +69,8 @@ class Repository:
                 shutil.copy(self.source / file, self.folder / file)
         # That of the export without its files: no server but Triton can read the folder.
         manifest = {key: value for key, value in self.manifest.items() if key not in ("bytes", "sha256")}
-        manifest = json.dumps({**manifest, "format": "triton"}, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / MANIFEST).write_text(manifest, encoding="utf-8")
+        text = json.dumps({**manifest, "format": "triton"}, indent=2, ensure_ascii=False) + "\n"
+        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
         fields = {f"context_{entry['name']}": entry for entry in self.manifest["context"]}
         tables = {name: entry["table"] for name, entry in fields.items() if entry.get("table")}
         self._write_lookup("items", self.manifest["items"]["table"], 1)

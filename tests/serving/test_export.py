@@ -98,7 +98,7 @@ def test_refused(weights_of, tmp_path, name):
 def test_manifest_names_every_file_and_its_checksum(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert {path.name for path in exported.iterdir()} == {*manifest["sha256"], "manifest.json"}
-    assert {"rows", "user", "candidates"} == manifest["graphs"].keys()
+    assert {"rows", "user", "candidates", "attention"} == manifest["graphs"].keys()
     parity = json.loads((exported / "parity.json").read_text())
     assert parity["largest_difference"] <= 1e-5
     assert parity["largest_difference_folded"] <= 1e-5
@@ -137,6 +137,38 @@ def test_tables_of_fewer_bits(weights_of, tmp_path):
         assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
         sizes[precision] = table.nbytes
     assert sizes["fp16"] == 2 * sizes["int8-tables"]
+
+
+@pytest.mark.slow
+def test_weights_of_8_bits(weights_of, exported, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    parity = export(experiment, tmp_path / "out", weights=weights, precision="int8-weights")
+    assert 1e-5 < parity["largest_difference"] <= module.TOLERANCES["int8-weights"]
+    assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
+    assert (tmp_path / "out" / "candidates.onnx").stat().st_size < (exported / "candidates.onnx").stat().st_size
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "items.npy"), np.load(exported / "items.npy"))
+
+
+def test_reasons_are_the_largest_weights_of_the_attention(weights_of, exported):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    history, candidates = [5, 6, 7, 6, 11, 12], [8, 9]
+    with torch.no_grad():
+        items, targets = (model.eval().embed_items(torch.tensor(ids)) for ids in (history, candidates))
+        layer = model.attention
+        heads = (layer.num_heads, layer.head_dim)
+        queries, keys = layer.W_q(targets).unflatten(1, heads), layer.W_k(items).unflatten(1, heads)
+        shares = (torch.einsum("mhd,lhd->hml", queries, keys) / layer.scale).softmax(dim=2).mean(dim=0).numpy()
+    ours = Export(exported)
+    state = ours.user_state({"likes_level": 3, "views_level": 2}, history)
+    for row, reasons in zip(shares, ours.explain(state, history, candidates), strict=True):
+        total = {item: sum(share for one, share in zip(history, row, strict=True) if one == item) for item in history}
+        expected = sorted(total.items(), key=lambda pair: -pair[1])[:3]
+        assert [item for item, _ in reasons] == [item for item, _ in expected]
+        assert [share for _, share in reasons] == pytest.approx([share for _, share in expected], abs=1e-5)
+    empty = ours.user_state({"likes_level": 3, "views_level": 2}, [])
+    assert ours.explain(empty, [], candidates) == [[], []]
 
 
 def test_other_folders_are_not_touched(exported, weights_of, tmp_path):
