@@ -6,6 +6,7 @@ Every line is measured side by side with the others, so that their ratios hold o
 - ``eager rows``: the model in torch, a row per candidate.
 - ``export, new user``: the folded graphs, nothing cached.
 - ``export, cached user``: the candidate graph alone.
+- ``... int8 weights``: the same with ``--precision int8-weights``.
 - ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime.
 """
 
@@ -67,7 +68,9 @@ def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str
     model = experiment.build_model(dataset).eval()
     model.save_weights(folder / "weights.model")
     export(experiment, folder / "export", weights=folder / "weights.model", tolerance=1e-4)
-    exported = Export(folder / "export")
+    options: dict[str, Any] = {"precision": "int8-weights", "tolerance": 1.0}
+    export(experiment, folder / "int8", weights=folder / "weights.model", **options)
+    exported, int8 = Export(folder / "export"), Export(folder / "int8")
     generator = np.random.default_rng(0)
     history = generator.integers(1, 1001, length).tolist()
     candidates = generator.integers(1, 1001, num_candidates).tolist()
@@ -77,7 +80,7 @@ def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str
         torch.tensor(candidates),
         Jagged(torch.tensor(history).repeat(num_candidates), torch.arange(num_candidates + 1) * length),
     )
-    state = exported.user_state(context, history)
+    state, int8_state = exported.user_state(context, history), int8.user_state(context, history)
 
     def eager() -> None:
         with torch.no_grad():
@@ -87,6 +90,7 @@ def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str
         "eager rows": eager,
         "export, new user": lambda: exported.score_candidates(exported.user_state(context, history), candidates),
         "export, cached user": lambda: exported.score_candidates(state, candidates),
+        "... int8 weights": lambda: int8.score_candidates(int8_state, candidates),
         "DNN alone": dnn_alone(model, num_candidates, folder) if hasattr(model, "dnn") else lambda: None,
     }
 

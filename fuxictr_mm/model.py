@@ -83,6 +83,8 @@ class MultimodalModel(EmbeddingModel):
     same_dims: bool = False
     #: Of models with ``same_dims``: further numbers of every field's embedding, which the regularizers leave out.
     factor_dim: int = 0
+    #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
+    attends_to_history: bool = True
 
     def __init__(
         self,

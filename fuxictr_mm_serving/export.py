@@ -1,6 +1,6 @@
 """An export in memory: its tables are mapped, its graphs run in ONNX Runtime.
 
-Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length.
+Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length, T labels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
+
+#: History items that explain a score.
+REASONS = 3
 
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
@@ -78,12 +81,26 @@ class Export:
         own = [f.column for f in self.context if not f.is_computed]
         return list(dict.fromkeys([self.target, self.history, *own]))
 
+    @property
+    def explains(self) -> bool:
+        """Whether there is attention over the history."""
+        return "attention" in self._graphs
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that are predicted."""
+        return self.manifest["labels"]
+
+    def _predict(self, graph: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        found = self._run(graph, inputs)[0]
+        return found if len(self.labels) > 1 else found.reshape(-1)
+
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         # An input that the model does not depend on is not in its graph.
         return self._graphs[graph].run(None, {name: inputs[name] for name in self._inputs[graph]})
 
     def score_rows(self, columns: Mapping[str, Column], where: str = "") -> np.ndarray:
-        """Return the prediction for each row ``(B,)`` float32, by the columns of a file of rows.
+        """Return the prediction for each row ``(B,)`` float32, or ``(B, T)`` of T labels, by the columns of a file.
 
         Raises
         ------
@@ -131,7 +148,7 @@ class Export:
             "offsets": offsets,
             "steps": np.zeros(max(int(np.diff(offsets).max(initial=0)), 1), dtype=np.float32),
         }
-        return self._run("rows", inputs)[0].reshape(-1)
+        return self._predict("rows", inputs)
 
     def user_state(self, context: Mapping[str, Any], history: Sequence[Any]) -> State:
         """Return what the scores of a user's candidates have in common.
@@ -152,7 +169,7 @@ class Export:
         return dict(zip(self._states, self._run("user", inputs), strict=True))
 
     def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the prediction for each candidate ``(M,)`` float32, and whether the export holds it ``(M,)``.
+        """Return the prediction for each candidate ``(M,)`` or ``(M, T)``, and whether the export holds it ``(M,)``.
 
         An unknown candidate is scored as an item that training has not seen, whose embedding is that of padding.
         """
@@ -161,15 +178,15 @@ class Export:
         return self.score_numbers(state, np.where(known, found, 0)), known
 
     def score_numbers(self, state: State, numbers: np.ndarray) -> np.ndarray:
-        """Return the prediction for each item number ``(M,)``."""
+        """Return the prediction for each item number ``(M,)``, or ``(M, T)``."""
         return self.score_embeddings(state, self.items.table.rows(numbers))
 
     def score_embeddings(self, state: State, embeddings: np.ndarray) -> np.ndarray:
-        """Return the prediction for rows of the item table ``(M, D)``."""
+        """Return the prediction ``(M,)``, or ``(M, T)``, for rows of the item table ``(M, D)``."""
         if len(embeddings) == 0:
-            return np.zeros(0, dtype=np.float32)
+            return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
         if self.is_folded:
-            return self._run("candidates", {**state, "candidates": embeddings})[0].reshape(-1)
+            return self._predict("candidates", {**state, "candidates": embeddings})
         numbers, count = state["numbers"], len(embeddings)
         items = np.concatenate([self.items.table.rows(np.concatenate(([0], numbers))), embeddings])
         inputs = {name: np.repeat(value, count, axis=0) for name, value in state.items() if name != "numbers"}
@@ -178,7 +195,40 @@ class Export:
         inputs["history"] = np.tile(np.arange(len(numbers), dtype=np.int64) + 1, count)
         inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
         inputs["steps"] = np.zeros(max(len(numbers), 1), dtype=np.float32)
-        return self._run("rows", inputs)[0].reshape(-1)
+        return self._predict("rows", inputs)
+
+    def explain(self, state: State, history: Sequence[Any], candidates: Sequence[Any]) -> list[list[tuple[Any, float]]]:
+        """Return, for each candidate, the history items that it attends to most, with their shares of the attention.
+
+        Parameters
+        ----------
+        state : State
+            Of the user.
+        history, candidates : sequence
+            Item ids; the history is that of the state.
+
+        Raises
+        ------
+        ServingError
+            The model has no attention over the history.
+        """
+        if not self.explains:
+            raise ServingError("explain: the model has no attention over the history")
+        kept, _ = self.items.histories([history], "history", strict=False)
+        found = self.items.numbers(candidates, "candidates")
+        inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
+        shares = self._run("attention", inputs)[0]
+        reasons = []
+        for row in shares:
+            # An item that is in the history more than once has the sum of its shares.
+            distinct, places = np.unique(kept, return_inverse=True)
+            total = np.bincount(places, row, len(distinct))
+            top = np.argsort(-total, kind="stable")[:REASONS]
+            ids = self.items.ids_of(distinct[top])
+            reasons.append(
+                [(item, float(total[place])) for item, place in zip(ids, top, strict=True) if total[place] > 0]
+            )
+        return reasons
 
     def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
         """Return rows of the item table ``(M, D)`` for items that it does not hold, by their embeddings alone.

@@ -126,7 +126,10 @@ class Items:
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids."""
-        numbers = np.flatnonzero(self.known)[1 : count + 1]
+        return self.ids_of(np.flatnonzero(self.known)[1 : count + 1])
+
+    def ids_of(self, numbers: np.ndarray) -> list[Any]:
+        """Return the ids of items by their numbers."""
         return numbers.tolist() if self.ids is None else [self.ids.values[int(n) - 1] for n in numbers]
 
     def numbers(self, ids: Column, what: str) -> np.ndarray:

@@ -33,6 +33,7 @@ class ScoreRequest(BaseModel):
     history: list[Id] | None = Field(None, description="item ids, oldest first")
     candidates: list[Id] = Field([], description="item ids")
     new_items: list[NewItem] = Field([], description="items that the export does not hold, scored after the candidates")
+    explain: bool = Field(False, description="whether to name the history items that each candidate attends to most")
 
 
 class BatchRequest(BaseModel):
@@ -42,12 +43,20 @@ class BatchRequest(BaseModel):
     requests: Annotated[list[ScoreRequest], Field(min_length=1)]
 
 
+class Reason(BaseModel):
+    """A history item, and its share of a candidate's attention to the history."""
+
+    item: Id
+    share: float
+
+
 class ScoreResponse(BaseModel):
     """Predictions in the order of candidates and new items."""
 
     scores: list[float] | dict[str, list[float]] = Field(description="of several labels: by the name of the label")
     unknown: list[Id] = Field([], description="candidates that the export does not hold")
     version: str = Field(description="of the export; the same for all scores of an answer")
+    reasons: list[list[Reason]] = Field([], description="of each candidate, where they were asked for")
 
 
 class BatchResponse(BaseModel):

@@ -31,8 +31,9 @@ def score_file(
     part_rows: int = PART_ROWS,
     progress: Callable[[int], None] = lambda count: None,
 ) -> int:
-    """Score a file of rows into a Parquet file with a column ``score``, in the order of the rows.
+    """Score a file of rows into a Parquet file, in the order of the rows.
 
+    Its column is ``score``; of several labels it has a column ``score_LABEL`` for each.
     Parts are kept in ``.OUT.parts`` until the file is complete: a run that was stopped is resumed.
 
     Parameters
@@ -61,7 +62,7 @@ def score_file(
         A value that training would refuse, by file and column; a file that cannot be written.
     """
     folder, out = Path(folder), Path(out)
-    read_manifest(folder)
+    labels = read_manifest(folder)["labels"]
     scratch = out.parent / f".{out.name}.parts"
     parts = split(rows, part_rows)
     try:
@@ -74,9 +75,11 @@ def score_file(
             count += length
             progress(count)
         temporary = scratch / "scores.parquet"
-        with pq.ParquetWriter(temporary, pa.schema([("score", pa.float32())])) as writer:
+        names = ["score"] if len(labels) == 1 else [f"score_{label}" for label in labels]
+        with pq.ParquetWriter(temporary, pa.schema([(name, pa.float32()) for name in names])) as writer:
             for file in files:
-                writer.write_table(pa.table({"score": np.load(file, allow_pickle=False)}))
+                scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
+                writer.write_table(pa.table(list(np.ascontiguousarray(scores.T)), names))
         temporary.replace(out)
         for path in scratch.iterdir():
             path.unlink()

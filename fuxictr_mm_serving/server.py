@@ -203,6 +203,7 @@ class Server:
                     history=r.history,
                     candidates=r.candidates,
                     new_items=[item.embeddings for item in r.new_items],
+                    explain=r.explain,
                     loaded=loaded,
                 )
             )
@@ -245,7 +246,13 @@ class Server:
         users = service.users.some(200) if service.users else []
         items = service.titles.some(100) if service.titles else export.items.some(100)
         context = [f.column for f in export.context if not f.is_computed]
-        content = {"users": users, "items": items, "context": context, "experiment": export.manifest["experiment"]}
+        content = {
+            "users": users,
+            "items": items,
+            "context": context,
+            "experiment": export.manifest["experiment"],
+            "explains": export.explains,
+        }
         return JSONResponse(content)
 
     async def titles_of(self, request: Request) -> Response:

@@ -44,17 +44,20 @@ class Scores:
 
     Parameters
     ----------
-    scores : list of float
-        Of the candidates, then of the new items, in their order.
+    scores : list of float, or dict
+        Of the candidates, then of the new items, in their order; of several labels by the name of the label.
     unknown : list
         Candidates that the export does not hold: scored as items that training has not seen.
     version : str
         First digits of the checksum of the export's manifest.
+    reasons : list
+        Of each candidate, if they were asked for: history items and their shares of the attention.
     """
 
-    scores: list[float]
+    scores: list[float] | dict[str, list[float]]
     unknown: list[Any] = field(default_factory=list)
     version: str = ""
+    reasons: list[list[dict[str, Any]]] = field(default_factory=list)
 
 
 class Service:
@@ -160,6 +163,7 @@ class Service:
         history: Sequence[Any] | None = None,
         candidates: Sequence[Any] = (),
         new_items: Sequence[Mapping[str, Sequence[float]]] = (),
+        explain: bool = False,
         loaded: Loaded | None = None,
     ) -> Scores:
         """Score candidates for one user.
@@ -176,6 +180,8 @@ class Service:
             Item ids.
         new_items : sequence of mapping
             Items that the export does not hold, each by its embeddings: field name to numbers.
+        explain : bool
+            Whether to name the history items that each candidate attends to most.
         loaded : Loaded, optional
             The export to use; by default the current one.
 
@@ -205,4 +211,8 @@ class Service:
         if new_items:
             scores = np.concatenate([scores, export.score_embeddings(state, export.embed_new(new_items))])
         unknown = [candidates[i] for i in np.flatnonzero(~known)]
-        return Scores(scores.astype(float).tolist(), unknown, loaded.version)
+        values = scores.astype(float).T.tolist()
+        by_label = values if scores.ndim == 1 else dict(zip(export.labels, values, strict=True))
+        reasons = export.explain(state, history, candidates) if explain else []
+        named = [[{"item": item, "share": share} for item, share in one] for one in reasons]
+        return Scores(by_label, unknown, loaded.version, named)

@@ -49,6 +49,9 @@ class SDIM(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    #: Its attention weighs the newest items; the others are found by hashes.
+    attends_to_history = False
+
     def __init__(
         self,
         feature_map: FeatureMap,

@@ -116,9 +116,13 @@ class DINAttention(nn.Module):
 
     def attend(self, target: Tensor, history: Tensor, keys: Tensor) -> Tensor:
         """Return ``forward`` of many targets ``(M, D)`` and one history ``(L, D)`` with its ``keys``, ``(M, D)``."""
+        return self.weights_of(target, history, keys) @ history
+
+    def weights_of(self, target: Tensor, history: Tensor, keys: Tensor) -> Tensor:
+        """Return the weights ``(M, L)`` of ``attend``."""
         first_layer = self.attention_layer.mlp[0]
         weight_t, _, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
         target_MA = F.linear(target, weight_t + weight_d, first_layer.bias)
         hidden_MLA = (target.unsqueeze(1) * history) @ weight_p.t() + keys + target_MA.unsqueeze(1)
         weights_ML = self.attention_layer.mlp[1:](hidden_MLA.flatten(0, 1)).view(target.shape[0], history.shape[0])
-        return (weights_ML.softmax(dim=1) if self.use_softmax else weights_ML) @ history
+        return weights_ML.softmax(dim=1) if self.use_softmax else weights_ML

@@ -76,7 +76,10 @@ class HistorySimilarity(nn.Module):
             for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
         ]
         scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
-        cosines = torch.cat(products) * scale
+        return self.of_cosines(history, torch.cat(products) * scale)
+
+    def of_cosines(self, history: Jagged, cosines: Tensor) -> Tensor:
+        """Return the statistics ``(B, S)`` of cosines ``(N,)`` in the order of the history."""
         return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
 
 
@@ -90,12 +93,12 @@ def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:
     rows, lengths, count = history.rows, history.lengths, int(text or 1)
     if kind == "histogram":
         bins = ((cosines + 1) * (count / 2)).long().clamp(0, count - 1)
-        counts = torch.bincount(rows * count + bins, minlength=history.num_rows * count)
+        counts = rows.new_zeros(history.num_rows * count).index_add(0, rows * count + bins, torch.ones_like(bins))
         return counts.view(-1, count).to(cosines.dtype).log1p()
     if kind == "max":
         largest = cosines.new_full((history.num_rows,), -torch.inf).scatter_reduce(0, rows, cosines, "amax")
         return largest.where(lengths > 0, 0).unsqueeze(1)
     if kind == "newest":
-        from_end = history.offsets[1:].index_select(0, rows) - torch.arange(len(rows), device=rows.device)
+        from_end = history.offsets[1:].index_select(0, rows) - torch.arange(rows.shape[0], device=rows.device)
         cosines, lengths = cosines.where(from_end <= count, 0), lengths.clamp(max=count)
     return (history.with_values(cosines).sum() / lengths.clamp(min=1)).unsqueeze(1)

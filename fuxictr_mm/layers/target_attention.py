@@ -156,11 +156,14 @@ class MultiHeadTargetAttention(nn.Module):
 
     def attend(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``."""
+        pooled_MA = (self.weights_of(target, keys) @ values).transpose(0, 1).flatten(1)
+        return self.W_o(pooled_MA) if self.use_qkvo else pooled_MA
+
+    def weights_of(self, target: Tensor, keys: Tensor, *_: Tensor) -> Tensor:
+        """Return the weights ``(H, M, L)`` of ``attend``."""
         query_MA = (self.W_q(target) if self.use_qkvo else target) / self.scale
         scores_HML = query_MA.unflatten(1, (self.num_heads, self.head_dim)).transpose(0, 1) @ keys
-        weights_HML = torch.relu(scores_HML) if self.sparse else scores_HML.softmax(dim=-1)
-        pooled_MA = (weights_HML @ values).transpose(0, 1).flatten(1)
-        return self.W_o(pooled_MA) if self.use_qkvo else pooled_MA
+        return torch.relu(scores_HML) if self.sparse else scores_HML.softmax(dim=-1)
 
 
 def _products(matrices: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Largest difference to the model that an export may have, by the precision of its tables.
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2}
+#: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2, "int8-weights": 5e-2}
 
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
@@ -52,10 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
+        "fuxictr-mm export --expid DIN_MM_tiny --out triton/models --format triton",
     )
     add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="numbers of the tables (fp32)")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "triton"),
+        default="onnx",
+        help="for fuxictr-mm serve, or for Triton (onnx)",
+    )
+    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="of tables or weights (fp32)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument(
         "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
@@ -72,11 +80,12 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    options = {name: getattr(args, name) for name in ("weights", "precision", "tolerance", "overwrite")}
+    options = {name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite")}
     parity = export(experiment, args.out, **options)
+    auc = {name: _text(found) for name, found in parity["auc"].items()}
     summary = (
         f"{args.out}: largest difference {parity['largest_difference']:.2g} over {parity['rows']} validation rows, "
-        f"AUC {parity['auc']['export']:.6f} (model: {parity['auc']['model']:.6f})"
+        f"AUC {auc['export']} (model: {auc['model']})"
     )
     show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
 
@@ -85,6 +94,7 @@ def export(
     experiment: Experiment,
     out: Path,
     *,
+    format: str = "onnx",
     weights: Path | None = None,
     precision: str = "fp32",
     tolerance: float | None = None,
@@ -98,10 +108,13 @@ def export(
         The trained experiment.
     out : path
         The folder, written atomically; only if its scores are those of the model.
+    format : {"onnx", "triton"}
+        What ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton Inference Server.
     weights : path, optional
         Those of the experiment's newest run by default.
-    precision : {"fp32", "fp16", "int8-tables"}
-        Numbers of the tables; graphs are float32. 8-bit integers have a factor per row.
+    precision : {"fp32", "fp16", "int8-tables", "int8-weights"}
+        Numbers of the tables, where graphs are float32; 8-bit integers have a factor per row. ``int8-weights``: tables
+        are float32, and the weights of linear layers 8-bit integers with a factor per column.
     tolerance : float, optional
         Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``.
     overwrite : bool
@@ -129,12 +142,14 @@ def export(
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
     model = model.to("cpu").eval()
-    _check_model(model)
     expected = _predict(experiment, model, dataset)
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
         files = _write_graphs(model, folder)
+        if precision == "int8-weights":
+            for name in files.keys() & {"rows", "candidates"}:
+                quantize_weights(folder / files[name])
         manifest = _describe(experiment, model, dataset, files, precision)
         _write_tables(model, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
@@ -145,7 +160,16 @@ def export(
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 
-    write_folder(out, write)
+    def write_repository(folder: Path) -> None:
+        from fuxictr_mm.serving.triton import Repository
+        from fuxictr_mm_serving.manifest import read_manifest
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            source = Path(name)
+            write(source)
+            Repository(source, folder, experiment.config.expid, read_manifest(source)).write()
+
+    write_folder(out, write_repository if format == "triton" else write)
     return parity
 
 
@@ -165,17 +189,6 @@ def _check_experiment(experiment: Experiment) -> None:
         raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
 
 
-def _check_model(model: Any) -> None:
-    if model.num_tasks > 1:
-        labels = ", ".join(model.feature_map.labels)
-        raise ConfigError(
-            f"label_col: has {model.num_tasks} labels ({labels}), but an export has one; train on one label"
-        )
-    for name, spec in model.computed.items():
-        if spec["computed"] == "similarity":
-            raise ConfigError(f"feature '{name}': type: similarity cannot be exported; leave it out of use_features")
-
-
 def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
     from fuxictr_mm.training import loop
 
@@ -184,11 +197,11 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
 
 def _write_graphs(model: Any, folder: Path) -> dict[str, str]:
     """Write the ONNX graphs; returns their files by name."""
-    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_example
+    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_examples
 
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     if has_fold(model):
-        graphs["user"], graphs["candidates"] = user_example(copy.deepcopy(model))
+        graphs |= user_examples(copy.deepcopy(model))
     for name, traced in graphs.items():
         started = time.perf_counter()
         write_onnx(traced, folder / f"{name}.onnx", f"{type(model).__name__} ({name}.onnx)")
@@ -218,6 +231,16 @@ def write_onnx(traced: Traced, path: Path, what: str) -> None:
             onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # torch raises many types
         raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+
+
+def quantize_weights(path: Path) -> None:
+    """Replace the weights of the linear layers of a graph by 8-bit integers; inputs of these layers are rounded too."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    result = path.with_suffix(".int8")
+    with _silence():
+        quantize_dynamic(path, result, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    result.replace(path)
 
 
 def _reason(error: BaseException) -> str:
@@ -258,13 +281,14 @@ def _describe(
     import torch
 
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
     columns = {feature.name: feature.column for feature in dataset.features}
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
     context = []
-    for name in model.context_fields:
+    for name in given_fields(model):
         spec = model.feature_map.features[name]
         context.append(
             {"name": name, "column": columns.get(name, name), **{key: spec[key] for key in keys if key in spec}}
@@ -275,6 +299,7 @@ def _describe(
         "model": type(model).__name__,
         "dataset": experiment.config.dataset_id,
         "task": model.task,
+        "labels": list(model.feature_map.labels),
         "library_version": __version__,
         "torch_version": torch.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -341,7 +366,7 @@ def write_table(
 
     from fuxictr_mm_serving.tables import quantize
 
-    kinds = {"fp32": np.float32, "fp16": np.float16, "int8-tables": np.int8}
+    kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
     entry, table = {"file": f"{name}.npy"}, None
     scales = np.zeros(num_rows, dtype=np.float32)
     with torch.no_grad():
@@ -349,9 +374,7 @@ def write_table(
             stop = min(start + CHUNK, num_rows)
             rows = rows_of(torch.arange(start, stop)).float().numpy()
             if table is None:
-                table = open_memmap(
-                    folder / entry["file"], "w+", dtype=kinds[precision], shape=(num_rows, rows.shape[1])
-                )
+                table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
             if precision == "int8-tables":
                 rows, scales[start:stop] = quantize(rows)
             table[start:stop] = rows
@@ -446,14 +469,34 @@ def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:
     return float(np.abs(exported.score_candidates(state, candidates)[0] - exported.score_rows(rows)).max())
 
 
-def _auc(dataset: Dataset, scores: np.ndarray) -> float | None:
-    """Return the AUC over the validation rows; None for a regression, and for rows that are not in memory."""
+def _auc(dataset: Dataset, scores: np.ndarray) -> float | dict[str, float | None] | None:
+    """Return the AUC over the validation rows, of several labels that of each.
+
+    None for a regression, and for rows that are not in memory.
+    """
+    labels = dataset.feature_map.labels
+    label = getattr(dataset.splits["valid"], "label", None)
+    if label is None or not hasattr(label, "numpy"):
+        return None
+    truth, scores = (array.reshape(-1, len(labels)).T for array in (label.numpy(), scores))
+    found = [_auc_of_label(*columns) for columns in zip(truth, scores, strict=True)]
+    return found[0] if len(found) == 1 else dict(zip(labels, found, strict=True))
+
+
+def _auc_of_label(truth: np.ndarray, scores: np.ndarray) -> float | None:
+    import numpy as np
     from sklearn.metrics import roc_auc_score
 
-    label = getattr(dataset.splits["valid"], "label", None)
-    if label is None or not hasattr(label, "numpy") or set(label.unique().tolist()) != {0.0, 1.0}:
+    kept = ~np.isnan(truth)  # one of several labels may be missing
+    if set(np.unique(truth[kept])) != {0.0, 1.0}:
         return None
-    return float(roc_auc_score(label.numpy(), scores))
+    return float(roc_auc_score(truth[kept], scores[kept]))
+
+
+def _text(auc: float | Mapping[str, float | None] | None) -> str:
+    if isinstance(auc, Mapping):
+        return ", ".join(f"{label} {_text(found)}" for label, found in auc.items())
+    return "none" if auc is None else f"{auc:.6f}"
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -6,21 +6,26 @@ dim, L history length, M candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.history_search import directions
+from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.model import MultimodalModel
 
 
 class RowsGraph(nn.Module):
-    """Scores rows: ``(items, target, history, offsets, steps, context) -> (B, 1)`` predictions.
+    """Scores rows: ``(items, target, history, offsets, steps, context) -> (B, T)`` predictions.
 
     Parameters
     ----------
@@ -53,7 +58,7 @@ class RowsGraph(nn.Module):
         steps: Tensor,
         context: Sequence[Tensor],
     ) -> Tensor:
-        """Return predictions ``(B, 1)``.
+        """Return predictions ``(B, T)``.
 
         Parameters
         ----------
@@ -66,13 +71,24 @@ class RowsGraph(nn.Module):
         steps : Tensor
             ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
         context : sequence of Tensor
-            Context fields as ``embed_context`` takes them.
+            ``given_fields`` as ``embed_context`` takes them.
         """
         self._longest = steps.shape[0]
-        self._rows, self._context = items, embed_context(self.model, context, target.shape[0])
-        logits = self.model.logits(Batch({}, target, Jagged(history, offsets)))
+        self._rows = items
+        batch = Batch({}, target, Jagged(history, offsets))
+        columns = dict(zip(given_fields(self.model), context, strict=True))
+        columns |= {name: self._similarity(batch, name) for name in self.model.similarities}
+        self._context = embed_context(self.model, columns, target.shape[0])
+        logits = self.model.logits(batch)
         self._rows = self._context = None
-        return self.model.output_activation(logits.reshape(-1, 1))
+        return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
+
+    def _similarity(self, batch: Batch, name: str) -> Tensor:
+        target, history = self._contents(batch, self.model.computed[name]["of"])
+        cosines = target.index_select(0, batch.history.rows) * history.distinct.index_select(0, batch.history.values)
+        layer = self.model.similarities[name]
+        assert isinstance(layer, HistorySimilarity)
+        return layer.of_cosines(batch.history, cosines.sum(dim=1))
 
     def _embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
         assert self._rows is not None
@@ -92,7 +108,7 @@ class RowsGraph(nn.Module):
 
     def _contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
         assert self._rows is not None
-        place = 1 + len(self.model.per_item_buffers) + self.model.per_item_contents.index(name)
+        place = 1 + len(self.model.per_item_buffers) + content_columns(self.model).index(name)
         contents = self._rows.split(self.dims, dim=1)[place]
         history = Jagged(contents, batch.history.offsets, batch.history.values)
         history.__dict__["longest"] = self._longest
@@ -120,7 +136,8 @@ class UserGraph(nn.Module):
         """Return the tensors that ``CandidateGraph`` reads."""
         self._rows = history
         ids = torch.arange(history.shape[0], device=history.device)
-        state = self.model.user_state(embed_context(self.model, context, 1), history[:, : self.dims[0]], ids)
+        columns = dict(zip(given_fields(self.model), context, strict=True))
+        state = self.model.user_state(embed_context(self.model, columns, 1), history[:, : self.dims[0]], ids)
         self._rows = None
         return tuple(state)
 
@@ -130,29 +147,75 @@ class UserGraph(nn.Module):
 
 
 class CandidateGraph(nn.Module):
-    """Scores candidates of one user: ``(candidates (M, D + E), state) -> (M, 1)`` predictions."""
+    """Scores candidates of one user: ``(candidates (M, D + E), state) -> (M, T)`` predictions."""
 
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
-        """Return predictions ``(M, 1)``."""
+        """Return predictions ``(M, T)``."""
         logits = self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
-        return self.model.output_activation(logits.reshape(-1, 1))
+        return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
+
+
+class AttentionGraph(nn.Module):
+    """What candidates of one user attend to: ``(candidates (M, D + E), state) -> (M, L)`` shares of the history items.
+
+    Shares are absolute weights over their sum, or 0 where all are; the mean over heads and attention layers.
+    """
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__()
+        self.model = model
+        self._found: list[Tensor] = []
+        for layer in attention_layers(model):
+            layer.weights_of = self._recorded(layer.weights_of)  # type: ignore[assignment]
+
+    def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
+        """Return the shares."""
+        self._found = []
+        self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
+        shares = torch.cat([F.normalize(weights, p=1, dim=2) for weights in self._found])
+        self._found = []
+        return shares.mean(dim=0)
+
+    def _recorded(self, weights_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def record(*inputs: Tensor) -> Tensor:
+            weights = weights_of(*inputs)
+            self._found.append(weights if weights.dim() == 3 else weights.unsqueeze(0))
+            return weights
+
+        return record
+
+
+def attention_layers(model: MultimodalModel) -> list[DINAttention | MultiHeadTargetAttention]:
+    """Return the layers by which candidates attend to the history, of a model that computes a user's part once."""
+    layers = [m for m in model.modules() if isinstance(m, DINAttention | MultiHeadTargetAttention)]
+    return layers if has_fold(model) and model.attends_to_history else []
+
+
+def content_columns(model: MultimodalModel) -> list[str]:
+    """Return the columns of the items that are stored with them at length 1."""
+    return list(dict.fromkeys([*model.per_item_contents, *(model.computed[n]["of"] for n in model.similarities)]))
+
+
+def given_fields(model: MultimodalModel) -> list[str]:
+    """Return the context fields that a graph is given; similarities are computed in it."""
+    return [name for name in model.context_fields if name not in model.similarities]
 
 
 def item_rows(model: MultimodalModel, ids: Tensor) -> Tensor:
     """Return rows of the item table ``(U, D + E)``: embeddings, then what models read per item."""
     buffers = [model.per_item(name, ids) for name in model.per_item_buffers]
-    contents = [directions(model.items.stored(name).index_select(0, ids)) for name in model.per_item_contents]
+    contents = [directions(model.items.stored(name).index_select(0, ids)) for name in content_columns(model)]
     return torch.cat([model.embed_items(ids), *buffers, *contents], dim=1)
 
 
 def row_dims(model: MultimodalModel) -> list[int]:
     """Return the dims of the parts of ``item_rows``."""
     buffers = [model.get_buffer(name).shape[1] for name in model.per_item_buffers]
-    return [model.item_dim, *buffers, *map(model.items.dim, model.per_item_contents)]
+    return [model.item_dim, *buffers, *map(model.items.dim, content_columns(model))]
 
 
 def per_item(model: MultimodalModel, rows: Tensor, dims: Sequence[int], name: str) -> Tensor:
@@ -160,22 +223,23 @@ def per_item(model: MultimodalModel, rows: Tensor, dims: Sequence[int], name: st
     return rows.split(list(dims), dim=1)[1 + model.per_item_buffers.index(name)]
 
 
-def embed_context(model: MultimodalModel, columns: Sequence[Tensor], num_rows: int) -> Tensor:
+def embed_context(model: MultimodalModel, columns: Mapping[str, Tensor], num_rows: int) -> Tensor:
     """Return the concatenated context fields ``(B, C)``.
 
     Parameters
     ----------
     model : MultimodalModel
         The model.
-    columns : sequence of Tensor
-        In the order of ``context_fields``: ``(B,)`` numbers, ``(B, P)`` stored embeddings, or the rows of the
+    columns : mapping of str to Tensor
+        By the name of the field: ``(B,)`` numbers, ``(B, P)`` stored embeddings, or the rows of the
         embedding table, ``(B, D)`` for a categorical field and ``(B, L, D)`` for a sequence.
     num_rows : int
         B.
     """
     layers = model.embedding_layer.embedding_layer
     parts = []
-    for name, column in zip(model.context_fields, columns, strict=True):
+    for name in model.context_fields:
+        column = columns[name]
         if model.feature_map.features[name]["type"] == "numeric":
             column = layers.embedding_layers[name](column.float().view(-1, 1))
         if name in layers.feature_encoders:
@@ -185,8 +249,8 @@ def embed_context(model: MultimodalModel, columns: Sequence[Tensor], num_rows: i
 
 
 def has_fold(model: MultimodalModel) -> bool:
-    """Whether a model computes a user's part once."""
-    return type(model).user_state is not MultimodalModel.user_state
+    """Whether a model computes a user's part once; similarities among the context depend on the candidate."""
+    return type(model).user_state is not MultimodalModel.user_state and not model.similarities
 
 
 @dataclass(frozen=True)
@@ -207,7 +271,7 @@ def _dim(name: str) -> Any:
 def context_example(model: MultimodalModel, num_rows: int) -> list[Tensor]:
     """Return context columns of some rows, for tracing."""
     found = []
-    for name in model.context_fields:
+    for name in given_fields(model):
         spec = model.feature_map.features[name]
         dim = spec.get("embedding_dim", model.embedding_dim)
         shape = {
@@ -229,7 +293,7 @@ def rows_example(model: MultimodalModel) -> Traced:
     history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
     rows, values, distinct = _dim("rows"), _dim("values"), _dim("items")
     shapes = ({0: distinct}, {0: rows}, {0: values}, {0: rows + 1}, {0: _dim("steps")}, [{0: rows} for _ in context])
-    names = ["items", "target", "history", "offsets", "steps", *(f"context_{name}" for name in model.context_fields)]
+    names = ["items", "target", "history", "offsets", "steps", *(f"context_{name}" for name in given_fields(model))]
     return Traced(
         graph,
         (items, target, history, offsets, torch.zeros(int(lengths.max())), context),
@@ -239,12 +303,12 @@ def rows_example(model: MultimodalModel) -> Traced:
     )
 
 
-def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
-    """Return the graphs of a user and of the candidates, with examples."""
+def user_examples(model: MultimodalModel) -> dict[str, Traced]:
+    """Return the graphs of a user, of the candidates and, where there is one, of the attention, with examples."""
     user, candidates = UserGraph(model), CandidateGraph(model)
     context, dim = context_example(model, 1), sum(user.dims)
     history, length = torch.rand(5, dim), _dim("length")
-    names = ["history", *(f"context_{name}" for name in model.context_fields)]
+    names = ["history", *(f"context_{name}" for name in given_fields(model))]
     with torch.no_grad():
         state, other = user(history, context), user(torch.rand(7, dim), context)
     varying = [
@@ -254,9 +318,11 @@ def user_example(model: MultimodalModel) -> tuple[Traced, Traced]:
     outputs = [f"state_{number}" for number in range(len(state))]
     of_user = Traced(user, (history, context), names, ({0: length}, [{} for _ in context]), outputs)
     shapes = ({0: _dim("candidates")}, varying)
-    return of_user, Traced(
-        candidates, (torch.rand(6, dim), list(state)), ["candidates", *outputs], shapes, ["prediction"]
-    )
+    args, inputs = (torch.rand(6, dim), list(state)), ["candidates", *outputs]
+    found = {"user": of_user, "candidates": Traced(candidates, args, inputs, shapes, ["prediction"])}
+    if attention_layers(model):
+        found["attention"] = Traced(AttentionGraph(copy.deepcopy(model)), args, inputs, shapes, ["shares"])
+    return found
 
 
 def context_tables(model: MultimodalModel) -> Mapping[str, nn.Module]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.scoring import score_file
+from fuxictr_mm_serving.service import Service
 from tests import ids as world
 from tests.errors import raises_naming
 
@@ -96,7 +98,7 @@ def test_refused(weights_of, tmp_path, name):
 def test_manifest_names_every_file_and_its_checksum(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert {path.name for path in exported.iterdir()} == {*manifest["sha256"], "manifest.json"}
-    assert {"rows", "user", "candidates"} == manifest["graphs"].keys()
+    assert {"rows", "user", "candidates", "attention"} == manifest["graphs"].keys()
     parity = json.loads((exported / "parity.json").read_text())
     assert parity["largest_difference"] <= 1e-5
     assert parity["largest_difference_folded"] <= 1e-5
@@ -137,6 +139,38 @@ def test_tables_of_fewer_bits(weights_of, tmp_path):
     assert sizes["fp16"] == 2 * sizes["int8-tables"]
 
 
+@pytest.mark.slow
+def test_weights_of_8_bits(weights_of, exported, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    parity = export(experiment, tmp_path / "out", weights=weights, precision="int8-weights")
+    assert 1e-5 < parity["largest_difference"] <= module.TOLERANCES["int8-weights"]
+    assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
+    assert (tmp_path / "out" / "candidates.onnx").stat().st_size < (exported / "candidates.onnx").stat().st_size
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "items.npy"), np.load(exported / "items.npy"))
+
+
+def test_reasons_are_the_largest_weights_of_the_attention(weights_of, exported):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    history, candidates = [5, 6, 7, 6, 11, 12], [8, 9]
+    with torch.no_grad():
+        items, targets = (model.eval().embed_items(torch.tensor(ids)) for ids in (history, candidates))
+        layer = model.attention
+        heads = (layer.num_heads, layer.head_dim)
+        queries, keys = layer.W_q(targets).unflatten(1, heads), layer.W_k(items).unflatten(1, heads)
+        shares = (torch.einsum("mhd,lhd->hml", queries, keys) / layer.scale).softmax(dim=2).mean(dim=0).numpy()
+    ours = Export(exported)
+    state = ours.user_state({"likes_level": 3, "views_level": 2}, history)
+    for row, reasons in zip(shares, ours.explain(state, history, candidates), strict=True):
+        total = {item: sum(share for one, share in zip(history, row, strict=True) if one == item) for item in history}
+        expected = sorted(total.items(), key=lambda pair: -pair[1])[:3]
+        assert [item for item, _ in reasons] == [item for item, _ in expected]
+        assert [share for _, share in reasons] == pytest.approx([share for _, share in expected], abs=1e-5)
+    empty = ours.user_state({"likes_level": 3, "views_level": 2}, [])
+    assert ours.explain(empty, [], candidates) == [[], []]
+
+
 def test_other_folders_are_not_touched(exported, weights_of, tmp_path):
     experiment, weights = weights_of("DIN_MM_tiny")
     with pytest.raises(UserError, match="overwrite"):
@@ -169,13 +203,60 @@ def test_models_of_other_formats_are_refused(weights_of, tmp_path):
         export(other, tmp_path / "out", weights=weights)
 
 
-def test_a_similarity_is_refused(weights_of, tmp_path):
-    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8"}
-    config = Experiment.load("DIN_MM_tiny", ROOT).config
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DIN_MM", "MUSE"])
+def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name):
+    statistics = ["mean", "max", "newest_2", "histogram_5"]
+    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": statistics}
+    config = Experiment.load(f"{name}_tiny", ROOT).config
     columns = [*config.dataset.feature_cols, similarity]
-    experiment, weights = weights_of("DIN_MM_tiny", feature_cols=columns, use_features=None)
-    with pytest.raises(UserError, match="near"):
-        export(experiment, tmp_path / "out", weights=weights)
+    experiment, weights = weights_of(f"{name}_tiny", feature_cols=columns, use_features=None)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-4)
+    exported = Export(tmp_path / "out")
+    assert not exported.is_folded
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    context = {"likes_level": 3, "views_level": 2, **({"user_id": 7} if "user_id" in model.context_fields else {})}
+    for history in ([], [5], [5, 8, 7, 8]):
+        found, _ = exported.score_candidates(exported.user_state(context, history), [8, 9, 10])
+        np.testing.assert_allclose(found, eager(model, context, history, [8, 9, 10]), atol=NOISE, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def two_labels(tmp_path_factory):
+    """Return the settings of a dataset with a second label, which is missing in some rows."""
+    folder = tmp_path_factory.mktemp("labels")
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet")
+        like = [None if item % 7 == 0 else float(item % 2) for item in table["item_id"].to_pylist()]
+        if "label" not in table.column_names:
+            table = table.append_column("label", pa.array([0.0] * len(table)))
+        pq.write_table(table.append_column("like", pa.array(like, pa.float64())), folder / f"{split}.parquet")
+    labels = [{"name": name, "dtype": "float"} for name in ("label", "like")]
+    return {f"{split}_data": str(folder / f"{split}.parquet") for split in ("train", "valid", "test")} | {
+        "label_col": labels
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DIN_MM", "INFNet", "LateFusion", "LightFM", "MIND", "QIN", "SimCEN"])
+def test_several_labels(weights_of, two_labels, tmp_path, name):
+    experiment, weights = weights_of(f"{name}_tiny", **two_labels)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    assert parity["auc"]["export"].keys() == {"label", "like"}
+    assert parity["auc"]["export"]["like"] == pytest.approx(parity["auc"]["model"]["like"], abs=1e-3)
+    assert score_file(tmp_path / "out", two_labels["test_data"], tmp_path / "scores.parquet", part_rows=1000) == 3000
+    scores = pq.read_table(tmp_path / "scores.parquet")
+    assert scores.column_names == ["score_label", "score_like"]
+    expected = experiment.predict(two_labels["test_data"], weights=weights)
+    np.testing.assert_allclose(np.stack([*map(np.asarray, scores.columns)], axis=1), expected, atol=NOISE, rtol=0)
+    row = pq.read_table(two_labels["test_data"]).slice(0, 1).to_pylist()[0]
+    context = {name: row[name] for name in Export(tmp_path / "out").columns if name not in ("item_id", "item_seq")}
+    service = Service(tmp_path / "out")
+    found = service.score(context=context, history=row["item_seq"], candidates=[row["item_id"], 9]).scores
+    assert [found["label"][0], found["like"][0]] == pytest.approx(expected[0].tolist(), abs=NOISE)
+    assert len(found["like"]) == 2
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The fold of a model, a part per user and a part per candidate, is its logits of rows."""
 
+import copy
+
 import pytest
 import torch
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.serving.graphs import has_fold
+from fuxictr_mm.serving.graphs import AttentionGraph, attention_layers, has_fold
 
 FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
 CASES = [
@@ -14,6 +16,30 @@ CASES = [
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2", "bilinear": "field_all"}),
     ("DIN_MM_tiny", {"sparse_attention": True, "num_heads": 1}),
 ]
+
+
+ATTENTION = {"DIN", "DIN_CrossAttention", "DIN_MM", "LateFusion", "QIN", "SimCEN"}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_shares_of_the_attention(build, name):
+    model, dataset = build(f"{name}_tiny")
+    model.eval()
+    assert bool(attention_layers(model)) == (name in ATTENTION)
+    if name not in ATTENTION:
+        return
+    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    for length in (0, 1, 5):
+        history = torch.arange(1, 1 + length)
+        one = Batch(context, torch.tensor([20]), Jagged(history, torch.tensor([0, length])))
+        with torch.no_grad():
+            state = model.user_state(model.embed_context(one), model.embed_items(history), history)
+            shares = AttentionGraph(copy.deepcopy(model))(model.embed_items(torch.arange(20, 23)), state)
+        assert shares.shape == (3, length)
+        assert (shares >= 0).all()
+        assert (shares.sum(dim=1) <= 1 + 1e-5).all()
+        if length == 1 and name != "QIN":  # whose weights may all be 0
+            torch.testing.assert_close(shares, torch.ones(3, 1))
 
 
 @pytest.mark.parametrize(("expid", "settings"), CASES, ids=[f"{e}-{s}" for e, s in CASES])

@@ -62,6 +62,18 @@ def test_scores_are_those_of_rows(client, exported):
     np.testing.assert_allclose(msgpack.unpackb(packed.content)["scores"], expected, atol=1e-6)
 
 
+def test_reasons(client, exported):
+    export = Export(exported)
+    state = export.user_state(REQUEST["context"], REQUEST["history"])
+    expected = export.explain(state, REQUEST["history"], REQUEST["candidates"])
+    assert client.post("/score", json=REQUEST).json()["reasons"] == []
+    found = client.post("/score", json={**REQUEST, "explain": True}).json()["reasons"]
+    assert [[(one["item"], one["share"]) for one in reasons] for reasons in found] == expected
+    assert {item for item, _ in expected[0]} == {5, 6, 7}
+    assert sum(share for _, share in expected[0]) == pytest.approx(1)
+    assert client.get("/page_data").json()["explains"]
+
+
 def test_a_user_of_the_file(client, exported):
     import pyarrow.parquet as pq
 

@@ -1,0 +1,193 @@
+"""``fuxictr-mm export --format triton``: an export as a model repository of NVIDIA Triton Inference Server.
+
+Tables become graphs of one lookup each, so that they are loaded once: ``NAME_items``, ``NAME_context_FIELD``. Graphs of
+the export are models as they are. An ensemble ``NAME`` joins them: item numbers in, predictions out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuxictr_mm_serving.manifest import MANIFEST
+
+#: Files of the export that are kept: a client needs the vocabulary.
+KEPT = ("parity.json", "vocabulary.json")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: numpy dtype, and dims with -1 where they vary."""
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model of an ensemble: its inputs and outputs by the names of the ensemble's tensors."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass
+class Repository:
+    """A folder of models.
+
+    Parameters
+    ----------
+    source : Path
+        The export.
+    folder : Path
+        Where to write.
+    name : str
+        Of the ensemble; begins the names of the other models.
+    manifest : mapping
+        Of the export.
+    """
+
+    source: Path
+    folder: Path
+    name: str
+    manifest: Mapping[str, Any]
+    steps: list[Step] = field(default_factory=list)
+    inputs: dict[str, Port] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Write the models, the ensemble, and what a client needs."""
+        for file in KEPT:
+            if (self.source / file).exists():
+                shutil.copy(self.source / file, self.folder / file)
+        # That of the export without its files: no server but Triton can read the folder.
+        manifest = {key: value for key, value in self.manifest.items() if key not in ("bytes", "sha256")}
+        text = json.dumps({**manifest, "format": "triton"}, indent=2, ensure_ascii=False) + "\n"
+        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
+        fields = {f"context_{entry['name']}": entry for entry in self.manifest["context"]}
+        tables = {name: entry["table"] for name, entry in fields.items() if entry.get("table")}
+        self._write_lookup("items", self.manifest["items"]["table"], 1)
+        for name, table in tables.items():
+            self._write_lookup(name, table, 2 if fields[name]["type"] == "sequence" else 1)
+        graphs = ("user", "candidates") if "user" in self.manifest["graphs"] else ("rows",)
+        ports = {graph: self._write_graph(graph) for graph in graphs}
+        made = {output.name for graph in graphs[:-1] for output in ports[graph][1]}
+        read = {port.name for graph in graphs[1:] for port in ports[graph][0]}
+        for graph in graphs:
+            taken = {}
+            for port in ports[graph][0]:
+                rows_of_items = port.name in ("items", "history", "candidates") and len(port.dims) == 2
+                table = "items" if rows_of_items else port.name
+                if rows_of_items or table in tables:
+                    taken[port.name] = self._look_up(table, port.name, fields.get(port.name))
+                else:
+                    taken[port.name] = port.name
+                    if port.name not in made:
+                        self.inputs[port.name] = port
+            outputs = {p.name: p.name for p in ports[graph][1] if graph == graphs[-1] or p.name in read}
+            self.steps.append(Step(f"{self.name}_{graph}", taken, outputs))
+        self._write_config(self.name, list(self.inputs.values()), ports[graphs[-1]][1], self.steps)
+        (self.folder / self.name / "1").mkdir()
+
+    def _look_up(self, table: str, tensor: str, spec: Mapping[str, Any] | None) -> str:
+        """Add the lookup of an input of ids; returns the name of its rows."""
+        length = [spec["max_len"]] if spec and spec["type"] == "sequence" else []
+        of_user = [1] if spec and "user" in self.manifest["graphs"] else [-1]
+        self.inputs[tensor] = Port(tensor, np.dtype(np.int64), (*of_user, *length))
+        self.steps.append(Step(f"{self.name}_{table}", {"ids": tensor}, {"rows": f"{tensor}_rows"}))
+        return f"{tensor}_rows"
+
+    def _write_graph(self, graph: str) -> tuple[list[Port], list[Port]]:
+        import onnx
+
+        path = self._folder_of(f"{self.name}_{graph}") / "model.onnx"
+        shutil.copy(self.source / self.manifest["graphs"][graph], path)
+        content = onnx.load(str(path)).graph
+        inputs, outputs = [_port(v) for v in content.input], [_port(v) for v in content.output]
+        self._write_config(f"{self.name}_{graph}", inputs, outputs)
+        return inputs, outputs
+
+    def _write_lookup(self, name: str, table: Mapping[str, str], id_dims: int) -> None:
+        """Write a graph ``ids -> rows`` float32 whose table is a file beside it."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        folder = self._folder_of(f"{self.name}_{name}")
+        values = np.load(self.source / table["file"], mmap_mode="r", allow_pickle=False)
+        tensors = [_external(values, "table", folder)]
+        nodes = [helper.make_node("Gather", ["table", "ids"], ["stored"])]
+        nodes.append(helper.make_node("Cast", ["stored"], ["floats"], to=TensorProto.FLOAT))
+        if "scales" in table:
+            scales = np.load(self.source / table["scales"], allow_pickle=False)[:, None]
+            tensors.append(_external(scales, "scales", folder))
+            nodes.append(helper.make_node("Gather", ["scales", "ids"], ["factors"]))
+            nodes.append(helper.make_node("Mul", ["floats", "factors"], ["rows"]))
+        else:
+            nodes.append(helper.make_node("Identity", ["floats"], ["rows"]))
+        letters = ["n", "length"][:id_dims]
+        ids = helper.make_tensor_value_info("ids", TensorProto.INT64, letters)
+        rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*letters, values.shape[1]])
+        graph = helper.make_graph(nodes, name, [ids], [rows], tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, str(folder / "model.onnx"))
+        self._write_config(f"{self.name}_{name}", [_port(ids)], [_port(rows)])
+
+    def _folder_of(self, model: str) -> Path:
+        folder = self.folder / model / "1"
+        folder.mkdir(parents=True)
+        return folder
+
+    def _write_config(
+        self, model: str, inputs: Iterable[Port], outputs: Iterable[Port], steps: Iterable[Step] = ()
+    ) -> None:
+        steps = list(steps)
+        lines = [f'name: "{model}"', "max_batch_size: 0"]
+        for kind, ports in (("input", inputs), ("output", outputs)):
+            for port in ports:
+                dims = ", ".join(map(str, port.dims))
+                lines.append(f'{kind} {{ name: "{port.name}" data_type: {_type(port.dtype)} dims: [{dims}] }}')
+        if steps:
+            lines += ['platform: "ensemble"', "ensemble_scheduling {"]
+            for step in steps:
+                lines.append(f'  step {{\n    model_name: "{step.model}"\n    model_version: -1')
+                for kind, pairs in (("input", step.inputs), ("output", step.outputs)):
+                    lines += [f'    {kind}_map {{ key: "{key}" value: "{value}" }}' for key, value in pairs.items()]
+                lines.append("  }")
+            lines.append("}")
+        else:
+            lines += ['backend: "onnxruntime"', "instance_group { kind: KIND_CPU count: 1 }"]
+            lines.append('parameters { key: "intra_op_thread_count" value { string_value: "1" } }')
+        folder = self.folder / model
+        folder.mkdir(exist_ok=True)
+        (folder / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _port(value: Any) -> Port:
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return Port(value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type), dims)
+
+
+def _type(dtype: np.dtype[Any]) -> str:
+    names = {"float32": "FP32", "float16": "FP16", "float64": "FP64", "bool": "BOOL"}
+    return f"TYPE_{names.get(dtype.name, dtype.name.upper())}"
+
+
+def _external(values: np.ndarray, name: str, folder: Path) -> Any:
+    """Return a tensor whose values are in a file, written without loading them all."""
+    from onnx import TensorProto, helper
+
+    values.tofile(folder / f"{name}.data")
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=f"{name}.data")
+    return tensor

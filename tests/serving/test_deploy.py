@@ -1,0 +1,85 @@
+"""The files of deploy/ agree with each other and with the server."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fuxictr_mm_serving import __version__, command
+from fuxictr_mm_serving.requests import ROUTES
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = {path for _, path, *_ in ROUTES}
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    documents = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text()))
+    for document in documents:
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
+    return {document["kind"]: document for document in documents}
+
+
+def entrypoint():
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    program, *arguments = yaml.safe_load(re.search(r"^ENTRYPOINT (.*)$", text, re.M)[1])
+    assert program == "fuxictr-mm-serve"
+    return arguments
+
+
+def test_labels_and_ports_fit(manifest):
+    assert {kind: one["apiVersion"] for kind, one in manifest.items()} == {
+        "Deployment": "apps/v1",
+        "Service": "v1",
+        "HorizontalPodAutoscaler": "autoscaling/v2",
+    }
+    spec = manifest["Deployment"]["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert manifest["Service"]["spec"]["selector"].items() <= labels.items()
+    (container,) = spec["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert [port["targetPort"] for port in manifest["Service"]["spec"]["ports"]] == list(ports)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] in ports
+        assert container[probe]["httpGet"]["path"] in PATHS
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert container["image"].endswith(f":{__version__}")
+    scaler = manifest["HorizontalPodAutoscaler"]["spec"]
+    named = scaler["scaleTargetRef"]
+    assert (named["kind"], named["name"]) == ("Deployment", manifest["Deployment"]["metadata"]["name"])
+    # Utilization is that of the requested CPU.
+    assert scaler["metrics"][0]["resource"]["name"] in container["resources"]["requests"]
+    assert scaler["minReplicas"] < scaler["maxReplicas"]
+    assert "replicas" not in spec
+
+
+def test_the_server_takes_the_arguments(manifest):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    (container,) = manifest["Deployment"]["spec"]["template"]["spec"]["containers"]
+    found = parser.parse_args([*entrypoint(), *container["args"]])
+    assert found.host == "0.0.0.0"
+    assert found.port == container["ports"][0]["containerPort"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert mounts[found.export]["readOnly"]
+    volumes = {volume["name"] for volume in manifest["Deployment"]["spec"]["template"]["spec"]["volumes"]}
+    assert {mount["name"] for mount in mounts.values()} == volumes
+    assert "FUXICTR_MM_TOKEN" in {variable["name"] for variable in container["env"]}
+
+
+def test_nothing_runs_as_root_or_writes(manifest):
+    pod = manifest["Deployment"]["spec"]["template"]["spec"]
+    uid = re.search(r"--uid (\d+)", (ROOT / "deploy" / "Dockerfile").read_text())[1]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == int(uid)
+    assert not pod["automountServiceAccountToken"]
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"]
