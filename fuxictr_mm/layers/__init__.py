@@ -37,53 +37,6 @@ from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.layers.tokens import PerTokenLinear, SliceTokens, TokenMixing
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append, rotate
 
-__all__ = [
-    "AUGRU",
-    "BilinearInteraction",
-    "BucketAttention",
-    "Buckets",
-    "ContrastLayer",
-    "ContrastiveProduct",
-    "CrossAttentionLayer",
-    "CrossNet",
-    "CrossNetMix",
-    "CrossNetV2",
-    "DINAttention",
-    "EqualCodes",
-    "Factorization",
-    "HSTULayer",
-    "HashAttention",
-    "HistorySimilarity",
-    "InnerProduct",
-    "InterestCapsules",
-    "Jagged",
-    "JaggedTransformerLayer",
-    "MultiHeadTargetAttention",
-    "PerTokenLinear",
-    "QuadraticLayer",
-    "QuadraticNetwork",
-    "SENet",
-    "SameCategory",
-    "SemanticAttention",
-    "SimTier",
-    "SliceTokens",
-    "StaircaseCrossNetV2",
-    "TargetTransformer",
-    "TokenMixing",
-    "append",
-    "contrastive_loss",
-    "directions",
-    "mean_squares",
-    "newest",
-    "register",
-    "rotate",
-    "search",
-    "signs",
-    "take",
-    "tiers",
-    "weighted_sum",
-]
-
 
 def register() -> None:
     """Set each layer of this package as an attribute of ``fuxictr.pytorch.layers``.
@@ -92,8 +45,7 @@ def register() -> None:
     nothing.
     """
     fuxictr_layers = importlib.import_module("fuxictr.pytorch.layers")
-    for name in __all__:
-        layer = globals()[name]
+    for name, layer in globals().items():
         if isinstance(layer, type) and issubclass(layer, nn.Module) and not hasattr(fuxictr_layers, name):
             setattr(fuxictr_layers, name, layer)
 

@@ -4,14 +4,3 @@ from fuxictr_mm.tables.average import RowAverage
 from fuxictr_mm.tables.gradients import touched_parameters, touched_rows
 from fuxictr_mm.tables.kinds import AUTO_ROWS, choose_kinds
 from fuxictr_mm.tables.optim import RULES, Optimizers, TouchedOptimizer
-
-__all__ = [
-    "AUTO_ROWS",
-    "RULES",
-    "Optimizers",
-    "RowAverage",
-    "TouchedOptimizer",
-    "choose_kinds",
-    "touched_parameters",
-    "touched_rows",
-]

@@ -22,20 +22,6 @@ from fuxictr_mm.tuning.table import format_table, report, write_table
 from fuxictr_mm.tuning.trial import TrialResult
 from fuxictr_mm.tuning.tuner_file import Tuner, read_tuner
 
-__all__ = [
-    "TrialResult",
-    "Tuner",
-    "enumerate_trials",
-    "format_table",
-    "read_tuner",
-    "report",
-    "run_grid",
-    "run_study",
-    "run_tuner",
-    "train_seeds",
-    "write_table",
-]
-
 
 def run_tuner(
     tuner_yaml: Path,
