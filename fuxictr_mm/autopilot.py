@@ -101,6 +101,13 @@ MODELS: dict[str, Candidate] = {
         {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
         has_factors=True,
     ),
+    "QIN": Candidate(
+        "products of all fields of user, target and interest, layer by layer",
+        {"num_layers": 2, "num_row": 2, "batch_norm": False},
+        {**SPACE, "num_layers": [1, 2, 3]},
+        {**FIRST, "embedding_regularizer": 1e-3, "num_layers": 2},
+        units=(),
+    ),
     "DIN": Candidate("the challenge's baseline", {"batch_norm": True}),
     "Transformer_DCN": Candidate(
         "a transformer over histories of some length",
