@@ -262,7 +262,7 @@ def look(dataset: DatasetConfig) -> Facts:
     """
     import pyarrow as pa
 
-    from fuxictr_mm.data.parquet import count_rows, lists, numbers, part_files, read_chunks
+    from fuxictr_mm.data.parquet import count_rows, lists, numbers, read_rows
 
     items = [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
     if not items or not dataset.feature_cols:
@@ -277,7 +277,7 @@ def look(dataset: DatasetConfig) -> Facts:
     target, history = dataset.roles.target, dataset.roles.history
     shown = {split: _column(path, target) for split, path in paths.items()}
     lengths: list[np.ndarray] = []
-    for row, batch in read_chunks(part_files(paths["train"])[0], [history]):
+    for row, batch in read_rows(paths["train"], [history]):
         array = batch.column(history)
         if pa.types.is_integer(array.type.value_type):  # padded with 0
             values, offsets = lists(array, history, row)
@@ -302,15 +302,15 @@ def look(dataset: DatasetConfig) -> Facts:
 
 def _column(path: str, name: str) -> np.ndarray:
     """Return a column of integers or texts of all part files."""
-    from fuxictr_mm.data.parquet import part_files, read_chunks
+    from fuxictr_mm.data.parquet import read_rows
 
-    chunks = [batch.column(0) for file in part_files(path) for _, batch in read_chunks(file, [name])]
+    chunks = [batch.column(0) for _, batch in read_rows(path, [name])]
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
 def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:
     """Return the narrowest embedding column, of 8 dims or more, of text and of image."""
-    from fuxictr_mm.data.parquet import open_parquet, part_files
+    from fuxictr_mm.data.parquet import part_files, read_chunks, schema_of
     from fuxictr_mm.diagnosis.importance import modality_of
 
     names = [
@@ -321,12 +321,13 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
     ]
     found: dict[str, tuple[int, str]] = {}
     for file in [file for path in item_files for file in part_files(path)]:
-        parquet = open_parquet(file)
-        for name in set(names) & set(parquet.schema_arrow.names):
+        for name in set(names) & set(schema_of(file).names):
             modality = modality_of(name, "embedding")
             if modality not in ("text", "image"):
                 continue
-            first = next(parquet.iter_batches(batch_size=2, columns=[name]))
+            _, first = next(read_chunks(file, [name], max_rows=2), (0, None))
+            if first is None:  # an empty part
+                continue
             dim = len(first.column(0)[first.num_rows - 1].as_py() or ())
             if dim >= 8:
                 found[modality] = min(found.get(modality, (dim, name)), (dim, name))
@@ -531,7 +532,7 @@ class _Autopilot:
     def dataset(self) -> tuple[DatasetConfig, str | None]:
         """Return the dataset, checked, and the column of users if the validation file has it."""
         from fuxictr_mm.config import ExperimentConfig
-        from fuxictr_mm.data.parquet import open_parquet, part_files
+        from fuxictr_mm.data.parquet import part_files, schema_of
         from fuxictr_mm.yaml_files import write_entries
 
         args = self.args
@@ -544,7 +545,7 @@ class _Autopilot:
         dataset = ExperimentConfig.load(self.folder / "look", "look", args.data_root).dataset
         user = dataset.roles.user
         valid = part_files(dataset.valid_data)[0] if dataset.valid_data else None
-        has_user = valid is not None and user in open_parquet(valid).schema_arrow.names
+        has_user = valid is not None and user in schema_of(valid).names
         return dataset, user if has_user else None
 
     def extended_entry(self, more: list[dict[str, Any]]) -> dict[str, Any]:

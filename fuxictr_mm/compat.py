@@ -65,6 +65,7 @@ with deferred_imports(*DEFERRED):
 # Not at the top: these import FuxiCTR's layers and models too.
 from fuxictr_mm.config import ModelSettings  # noqa: E402
 from fuxictr_mm.data.schema import parse_features  # noqa: E402
+from fuxictr_mm.embedding_model import check_encoders  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
@@ -236,6 +237,7 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
     except Exception as error:  # a model file may raise anything
         name = type(model).__name__
         reason = describe_error(error)
+        check_encoders(model)  # of those that return a sequence, the error names no feature
         if not _is_about_format(error):
             raise ConfigError(
                 f"{model.model_id}: {name}.forward failed on its first batch ({reason}); "

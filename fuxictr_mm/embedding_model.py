@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ class EmbeddingModel(BaseModel):
             self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not take these arguments") from error
-        self._check_encoders()
+        check_encoders(self)
         self.similarities = nn.ModuleDict(
             {n: HistorySimilarity(self.items.stored(s["of"]), s["statistics"])
              for n, s in self.computed.items() if s["computed"] == "similarity"}
@@ -89,31 +90,6 @@ class EmbeddingModel(BaseModel):
             {n: nn.Embedding.from_pretrained(self.items[n][: self.items.num_trained].clone(), freeze=False)
              for n in self.item_fields if not specs[n].get("freeze_emb", True)}
         )  # fmt: skip
-
-    def _check_encoders(self) -> None:
-        """Refuse an encoder of a sequence that does not return one embedding per row."""
-        for name, encoder in self.embedding_layer.embedding_layer.feature_encoders.items():
-            spec = self.feature_map.features[name]
-            if spec["type"] != "sequence":
-                continue
-            inputs = torch.zeros(1, spec["max_len"], spec.get("embedding_dim", self.embedding_dim))
-            encoder.eval()
-            try:
-                with torch.no_grad():
-                    shape = tuple(encoder(inputs).shape)
-            except Exception as error:  # of any layer
-                reason = " ".join(str(error).split())
-                raise ConfigError(
-                    f"{self.model_id}: feature '{name}': {spec['feature_encoder']} does not take a sequence of "
-                    f"{tuple(inputs.shape[1:])} ({reason})"
-                ) from error
-            encoder.train()
-            if len(shape) != 2:
-                raise ConfigError(
-                    f"{self.model_id}: feature '{name}': {spec['feature_encoder']} returns {shape[1:]} per row, "
-                    "expected one embedding; add a pooling layer: "
-                    f"[{spec['feature_encoder']}, layers.MaskedAveragePooling()]"
-                )
 
     @property
     def field_dims(self) -> dict[str, int]:
@@ -303,3 +279,38 @@ def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = (
     index = torch.zeros(num_items, dtype=torch.int64, device=target.device)
     index[distinct] = torch.arange(distinct.numel(), device=target.device)
     return distinct, index.index_select(0, target), *(index.index_select(0, ids) for ids in parts)
+
+
+def check_encoders(model: Any) -> None:
+    """Refuse an encoder of a sequence that does not return one embedding per row.
+
+    A model of FuxiCTR may use a sequence as it is, and is checked where its ``forward`` fails.
+
+    Raises
+    ------
+    ConfigError
+        With the feature, and what to add.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FeatureEmbeddingDict)]
+    for owner, (name, encoder) in [(layer, pair) for layer in layers for pair in layer.feature_encoders.items()]:
+        spec, table = owner._feature_map.features[name], owner.embedding_layers[name]
+        if spec["type"] != "sequence" or not isinstance(table, nn.Embedding):
+            continue
+        inputs = torch.zeros(1, spec["max_len"], table.embedding_dim, device=table.weight.device)
+        encoder.eval()
+        try:
+            with torch.no_grad():
+                shape = tuple(encoder(inputs).shape)
+        except Exception as error:  # of any layer
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{model.model_id}: feature '{name}': {spec['feature_encoder']} does not take a sequence of "
+                f"{tuple(inputs.shape[1:])} ({reason})"
+            ) from error
+        encoder.train()
+        if len(shape) != 2:
+            raise ConfigError(
+                f"{model.model_id}: feature '{name}': {spec['feature_encoder']} returns {shape[1:]} per row, "
+                "expected one embedding; add a pooling layer: "
+                f"[{spec['feature_encoder']}, layers.MaskedAveragePooling()]"
+            )

@@ -31,7 +31,7 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
 from fuxictr_mm.metrics import check_metrics
-from fuxictr_mm.model import check_is_built
+from fuxictr_mm.model import check_is_built, check_names
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
 from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
@@ -360,6 +360,7 @@ class Experiment:
         """
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map
+        check_names(feature_map)
         feature_map.items = dataset.items.to(device_of(config.gpu))
         if is_third_party(model_class):
             check_labels(model_class, config.to_dict(), feature_map.labels)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fuxictr_mm.data.groups import NO_GROUP, number_groups
 from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -133,11 +134,14 @@ def find_undefined(
     parsed = {name: parse_metric(split_task(name, tasks)[1], tasks) for name in metrics}
     if group_id is None:
         return {name: "there is no group column" for name, metric in parsed.items() if metric.needs_group}
+    grouped = group_id != NO_GROUP
+    if not grouped.any():
+        return {name: "no row has a group" for name, metric in parsed.items() if metric.needs_group}
     names = [name for name, m in parsed.items() if m.needs_group and (constant or m.kind in _GROUP_AUC_METRICS)]
     if not names:
         return {}
-    index = torch.unique(group_id, return_inverse=True)[1]
-    for column, values in enumerate(label.view(len(label), -1).unbind(dim=1)):
+    index = torch.unique(group_id[grouped], return_inverse=True)[1]
+    for column, values in enumerate(label[grouped].view(len(index), -1).unbind(dim=1)):
         known = ~values.isnan()
         rows, positives = torch.bincount(index[known]), torch.bincount(index[known], values[known].double())
         # Of several labels, evaluate_tasks leaves out one of a single class.
@@ -202,7 +206,8 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
         MRR     = mean_g(sum(y / r) / sum(y))
         NDCG(k) = mean_g(DCG / best DCG),               DCG = sum over r <= k of y / log2(r + 1)
 
-    A group of one class is left out of the group AUCs; a group without positives counts as 0 in MRR and NDCG.
+    A group of one class is left out of the group AUCs; a group without positives counts as 0 in MRR and NDCG. Rows
+    without a group (None, NaN) count in AUC and logloss only.
 
     Parameters
     ----------
@@ -226,7 +231,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
         If a metric is unknown or its ``group_id`` is missing.
     DataError
         If there are no rows, lengths differ, a label is not 0 or 1, a prediction is not finite (or, for logloss, not
-        in [0, 1]), there is one class only where AUC is asked for, or no group has both classes.
+        in [0, 1]), there is one class only where AUC is asked for, no row has a group, or no group has both classes.
 
     Examples
     --------
@@ -237,7 +242,10 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     label, score = _checked_rows(y_true, y_pred)
     groups = None
     if any(metric.needs_group for metric in parsed):
-        groups = _SortedGroups(label, score, _group_index(group_id, score))
+        index = _group_index(group_id, score)
+        if not (grouped := index >= 0).any():
+            raise DataError(f"none of the {len(index)} rows has a group; set group_id to another column")
+        groups = _SortedGroups(label[grouped], score[grouped], index[grouped])
     results = {}
     for metric in parsed:
         if metric.kind == "AUC":
@@ -427,13 +435,17 @@ def _refuse(wrong: torch.Tensor, values: torch.Tensor, what: str, remedy: str) -
 
 
 def _group_index(group_id: Any, score: torch.Tensor) -> torch.Tensor:
-    """Return the groups numbered from 0 by rising id, ``(n,)`` int64."""
+    """Return the groups numbered from 0 by rising id, ``(n,)`` int64, and -1 for rows without one."""
+    none = NO_GROUP
     if not isinstance(group_id, torch.Tensor):
-        group_id = np.unique(np.asarray(group_id), return_inverse=True)[1]
+        group_id, none = number_groups(group_id), -1
     group = torch.as_tensor(group_id).to(score.device).flatten()
     if len(group) != len(score):
         raise DataError(f"{len(group)} group ids but {len(score)} predictions: expected one group id per row")
-    return torch.unique(group, return_inverse=True)[1]
+    grouped = group != none
+    index = torch.full_like(group, -1, dtype=torch.int64)
+    index[grouped] = torch.unique(group[grouped], return_inverse=True)[1]
+    return index
 
 
 def _auc(label: torch.Tensor, score: torch.Tensor) -> float:

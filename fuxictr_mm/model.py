@@ -447,6 +447,24 @@ def check_is_built(model: nn.Module) -> None:
         )
 
 
+def check_names(feature_map: FeatureMap) -> None:
+    """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
+
+    Raises
+    ------
+    ConfigError
+        With the feature, and what to do.
+    """
+    taken = nn.ModuleDict()
+    for name, spec in feature_map.features.items():
+        if spec["type"] != "meta" and ("." in name or not name or hasattr(taken, name)):
+            reason = "holds a dot" if "." in name else "is the name of a method of torch.nn.ModuleDict"
+            raise ConfigError(
+                f"feature '{name}': its name {reason}, so it cannot be that of an embedding layer; rename the column, "
+                "in the files and in feature_cols"
+            )
+
+
 def _source_of(cls: type) -> str:
     """Return the file of a class, for errors."""
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__

@@ -15,6 +15,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.runs import find_runs
+from tests.arrow import write_partitions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +40,24 @@ def test_the_facts_by_brute_force(dataset):
     assert facts.embeddings == {"image": "img_emb_pca8", "text": "txt_emb_pca8"}
     assert "tiny" not in facts.sentence()
     assert f"{facts.cold['valid']:.1%} of valid" in facts.sentence()
+
+
+def test_the_facts_of_hive_partitions(dataset, tmp_path):
+    """Also where the user is the partition, and a part of the items has no rows."""
+    paths = {}
+    for split in ("train", "valid"):
+        write_partitions(pq.read_table(getattr(dataset, f"{split}_data")), "likes_level", tmp_path / split)
+        paths[f"{split}_data"] = str(tmp_path / split)
+    (tmp_path / "items").mkdir()
+    features = pq.read_table(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+    for part in (0, 1):
+        pq.write_table(features[: part * len(features)], tmp_path / "items" / f"{part}.parquet")
+    expected = autopilot.look(dataset)
+    found = autopilot.look(dataset.model_copy(update={**paths, "item_info": [str(tmp_path / "items")]}))
+    assert (found.history_mean, found.cold["valid"]) == pytest.approx((expected.history_mean, expected.cold["valid"]))
+    assert found.embeddings == {"image": "img_emb_CLIPRN50", "text": "txt_emb_BERT"}
+    by_level = dataset.model_copy(update=paths | {"roles": dataset.roles.model_copy(update={"target": "likes_level"})})
+    assert autopilot.look(by_level).cold["valid"] == 0
 
 
 def test_features_models_and_settings(dataset):

@@ -237,6 +237,18 @@ def test_advice_about_the_format_is_given_only_where_it_is_the_cause(start, line
     assert "batch_view" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoder", ["layers.SENet(5)", "layers.SENet(4)"])
+def test_an_encoder_without_pooling_is_named(start, encoder):
+    with raises_naming(ConfigError, "item_tags", encoder):
+        start(feature_specs=[{"name": "item_tags", "feature_encoder": encoder}]).fit()
+
+
+def test_a_file_may_take_a_sequence_as_its_encoder_gives_it(start):
+    sequence = {"name": "item_seq", "type": "sequence", "share_embedding": "item_id", "feature_encoder": "nn.Tanh()"}
+    fields = {"din_target_field": "item_id", "din_sequence_field": "item_seq"}
+    assert start(SEQUENCE, **{**HISTORY, "feature_specs": [sequence]}, **fields).fit().valid
+
+
 @pytest.mark.parametrize("reads", [None, "likes_level"])
 def test_a_context_column_missing_in_the_item_dict_names_the_setting(start, reads):
     """The published configurations of such files do not say that their loader adds the column."""

@@ -284,6 +284,39 @@ def test_group_metrics_that_cannot_be_computed_are_found_before_training(tmp_pat
     assert json.loads(experiment.paths.result.read_text())["test"] == result.test
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, caplog, resident):
+    paths = {}
+    for split, source in {"train_data": "train", "valid_data": "valid", "test_data": "test_labelled"}.items():
+        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{source}.parquet")
+        numbers = np.where(np.arange(len(table)) % 3, table["label"].to_numpy(), 0.5)
+        paths[split] = str(tmp_path / f"{split}.parquet")
+        pq.write_table(of_label(table, pa.array(numbers)), paths[split])
+    settings = {"task": "regression", "loss": "mse_loss", "metrics": ["AUC"], "epochs": 1, "resident": resident}
+    with raises_naming(UserError, paths["valid_data"], "0.5", "AUC"):
+        run("DIN_tiny", tmp_path, **settings, **paths)
+    assert not list(tmp_path.rglob("*.model"))
+    del paths["valid_data"]
+    result, _ = run("DIN_tiny", tmp_path, **settings, **paths)
+    assert list(result.metrics) == ["valid"]
+    assert f"{paths['test_data']}: a label is 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["user.level", "type", "values"])
+def test_a_feature_that_no_layer_can_be_named_after(tmp_path, name):
+    for split in ("train", "valid"):
+        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet")
+        columns = [name if column == "likes_level" else column for column in table.column_names]
+        pq.write_table(table.rename_columns(columns), tmp_path / f"{split}.parquet")
+    text = (ROOT / "dataset_config.yaml").read_text().replace("likes_level", name).replace("./data/", f"{ROOT}/data/")
+    (tmp_path / "dataset_config.yaml").write_text(text)
+    text = "E: {model: DIN, dataset_id: tiny_mm, epochs: 1, max_len: 20}"
+    (tmp_path / "model_config.yaml").write_text(text)
+    paths = {f"{split}_data": str(tmp_path / f"{split}.parquet") for split in ("train", "valid")}
+    with raises_naming(UserError, f"'{name}'", "rename"):
+        run("E", tmp_path, tmp_path, test_data=None, **paths)
+
+
 def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
     table = pq.read_table(ROOT / "data" / "tiny_mm" / "valid.parquet")
     path = str(tmp_path / "valid.parquet")

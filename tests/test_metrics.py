@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
+from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import check_metrics, evaluate_metrics, evaluate_tasks, parse_metric, split_task
+from fuxictr_mm.metrics import check_metrics, evaluate_metrics, evaluate_tasks, find_undefined, parse_metric, split_task
 from tests.errors import raises_naming
 
 ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]
@@ -188,6 +190,29 @@ def test_metrics_of_a_configuration_are_checked():
 def test_bad_examples_are_refused(label, score, metrics, found):
     with raises_naming(DataError, *found):
         evaluate_metrics(label, score, metrics, group_id=list(range(len(score))))
+
+
+@pytest.mark.parametrize("none", [None, float("nan"), pd.NA])
+def test_rows_without_a_group_count_in_metrics_of_rows_only(none):
+    label, score, group = sample()
+    without = np.arange(len(label)) % 5 == 0
+    given = [none if missing else f"u{g:02}" for g, missing in zip(group, without, strict=True)]
+    found = evaluate_metrics(label, score, ALL_METRICS, given)
+    rows, others = evaluate_metrics(label, score, ALL_METRICS, group), ~without
+    within = evaluate_metrics(label[others], score[others], ALL_METRICS, group[others])
+    assert found == {name: rows[name] if not parse_metric(name).needs_group else within[name] for name in ALL_METRICS}
+    as_stored = torch.from_numpy(np.where(without, NO_GROUP, group))
+    assert evaluate_metrics(label, score, ALL_METRICS, as_stored) == found
+
+
+def test_no_group_at_all():
+    label, score, _ = sample()
+    with pytest.raises(DataError, match="none of the 400 rows"):
+        evaluate_metrics(label, score, ["gAUC"], [None] * 400)
+    group = torch.full((400,), NO_GROUP)
+    assert set(find_undefined(torch.from_numpy(label), ["AUC", "gAUC", "MRR"], group)) == {"gAUC", "MRR"}
+    group[label == 1] = 3  # rows without a group are no negatives of a group
+    assert set(find_undefined(torch.from_numpy(label), ["AUC", "gAUC", "MRR"], group)) == {"gAUC"}
 
 
 def test_group_ids_must_be_one_per_example():

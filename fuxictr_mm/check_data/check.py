@@ -15,7 +15,7 @@ from fuxictr_mm.check_data.checks import CHECKS, SEVERITIES, UNREADABLE, Report,
 from fuxictr_mm.check_data.clean import clean_folder, format_actions
 from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
-from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
+from fuxictr_mm.check_data.layout import TITLE, Layout, data_paths, find_layout
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.check_data.translation import LABEL, Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
@@ -75,7 +75,7 @@ def check_folder(
         A column that was named is not there.
     """
     report = Report(checks)
-    translation = Translation.find(sorted(Path(folder).glob("*.parquet")), roles or Roles(), ids, label)
+    translation = Translation.find(data_paths(Path(folder)), roles or Roles(), ids, label)
     with translation.active() if translation else nullcontext():
         layout = find_layout(Path(folder), report, title_column or TITLE)
         layout.translation = translation

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, MissingFileError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 SEVERITIES = (ERROR, WARNING, INFO)
@@ -236,7 +236,7 @@ class Report:
         """Turn a file that cannot be read any further into a finding."""
         try:
             yield
-        except DataError as error:
+        except (DataError, MissingFileError) as error:
             reason = " ".join(str(error).replace(f"{path}: ", "").split())
             self.add(UNREADABLE, Fault(path.name, found=reason))
 

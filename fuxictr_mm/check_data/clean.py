@@ -31,7 +31,7 @@ from fuxictr_mm.check_data.layout import (
     read_schema,
 )
 from fuxictr_mm.check_data.titles import fix_title
-from fuxictr_mm.data.parquet import is_list, open_parquet
+from fuxictr_mm.data.parquet import is_list, part_files, schema_of
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_folder
 
@@ -161,9 +161,11 @@ def _scaled(old: list[float], norm: float) -> list[float]:
 
 def _write(path: Path, target: Path, plan: Plan) -> None:
     if not plan.change and not plan.drop:
-        shutil.copyfile(path, target)
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
         return
-    schema = open_parquet(path).schema_arrow
+    schema = schema_of(part_files(path)[0])
+    if target.suffix != ".parquet":  # a folder of part files becomes one file
+        target = target.with_name(f"{target.name}.parquet")
     pending: list[pa.RecordBatch] = []
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for batch in _cleaned(path, schema, plan):

@@ -21,6 +21,7 @@ from fuxictr_mm.check_data.layout import (
     Layout,
     is_number,
     is_text,
+    name_of,
     read_chunks,
     read_schema,
     to_series,
@@ -71,9 +72,9 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
     for name, fraction in fractions.items():
         text = f"{fraction:.1%} of the targets are in no row of train"
         if fraction > COLD_MOST:
-            yield Fault(f"{name}.parquet", ITEM_ID, found=text)
+            yield Fault(interactions.splits[name].file, ITEM_ID, found=text)
         if name == "test" and abs(fraction - fractions.get("valid", fraction)) > COLD_DIFFERENCE:
-            yield Fault(f"{name}.parquet", ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
+            yield Fault(interactions.splits[name].file, ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
 
 
 def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
@@ -126,7 +127,7 @@ def _measure_cold_targets(layout: Layout, report: Report) -> None:
             schema = read_schema(path)
             if ITEM_ID in schema.names and pa.types.is_integer(schema.field(ITEM_ID).type):
                 parts = [to_series(batch.column(0)).to_numpy() for _, batch in read_chunks(path, [ITEM_ID])]
-                targets[path.stem] = np.concatenate(parts) if parts else np.empty(0)
+                targets[name_of(path)] = np.concatenate(parts) if parts else np.empty(0)
     for name, ids in targets.items():
         if name != "train" and "train" in targets and len(ids):
             train = targets["train"]

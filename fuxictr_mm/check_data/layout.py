@@ -12,12 +12,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
 from fuxictr_mm.check_data.translation import USER_ID, Translation, active
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, is_list, open_parquet
+from fuxictr_mm.data.parquet import MAX_IDS, count_rows, is_list, open_parquet, part_files, plain_type, schema_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.terminal import progress_bar
@@ -97,7 +96,7 @@ def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected one with train.parquet and item files")
-    paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    paths = {name_of(path): path for path in data_paths(folder)}
     layout = Layout({name: paths.pop(name) for name in SPLITS if name in paths})
     for name, path in paths.items():
         if name in ITEM_FILES or _is_item_file(path):
@@ -119,10 +118,24 @@ def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
     return layout
 
 
+def data_paths(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder, and folders of part files such as ``train`` or ``split=train``."""
+    files = {name_of(path): path for path in sorted(folder.glob("*.parquet"))}
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if name_of(path) in (*SPLITS, *ITEM_FILES) and not path.name.endswith(".parquet"):
+            files.setdefault(name_of(path), path)
+    return sorted(files.values())
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a split or item file: that of its file or folder, or the value of a Hive partition."""
+    return path.name.removesuffix(".parquet").rpartition("=")[2]
+
+
 def _is_item_file(path: Path) -> bool:
     try:
         names = read_schema(path).names
-    except DataError:
+    except (DataError, MissingFileError):
         return False
     return ITEM_ID in names and ITEM_SEQ not in names and USER_ID not in names
 
@@ -181,7 +194,7 @@ def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: R
     Columns that are ``known`` are checked by their names.
     """
     not_checked = []
-    in_split = path.stem in SPLITS
+    in_split = name_of(path) in SPLITS
     for column in schema:
         kind, text = column.type, is_text(column.type)
         if column.name in known or is_number(kind) or (is_number_list(kind) and not in_split):
@@ -227,35 +240,28 @@ def _are_embeddings(array: pa.Array) -> bool:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Return the columns of a file; extension types, such as Arrow's tensors, are their storage.
+    """Return the columns of a file, or of the first of part files; extension types are their storage.
 
     Raises
     ------
-    DataError
-        It is no Parquet file, or two columns have one name.
+    DataError, MissingFileError
+        It is no Parquet file, or two columns have one name; a folder has no part files.
     """
-    schema = open_parquet(path).schema_arrow
+    schema = schema_of(part_files(path)[0])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: several columns are named {', '.join(twice)}, expected one of each name")
-    schema = pa.schema([f.with_type(_as_read(f.type)) for f in schema])
+    # Of dictionaries, the checks look at the values.
+    kinds = [f.type if pa.types.is_dictionary(f.type) else plain_type(f.type) for f in schema]
+    schema = pa.schema([f.with_type(kind) for f, kind in zip(schema, kinds, strict=True)])
     translation = active()
     return schema if translation is None else translation.schema(schema)
-
-
-def _as_read(kind: pa.DataType) -> pa.DataType:
-    """Return the type that training reads a type as."""
-    if is_extension(kind):
-        return kind.storage_type
-    if pa.types.is_decimal(kind):
-        return pa.int64() if kind.scale <= 0 else pa.float64()
-    return kind
 
 
 def read_chunks(
     path: Path, columns: Sequence[str], what: str = "", verbose: int = 0
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield ``(first row, record batch)`` of a file, the columns in the order asked for.
+    """Yield ``(first row, record batch)`` of a file or of all part files, the columns in the order asked for.
 
     Raises
     ------
@@ -264,12 +270,11 @@ def read_chunks(
     """
     row = 0
     try:
-        metadata = open_parquet(path).metadata
         translation = active()
         there = list(columns) if translation is None else [translation.on_disk(path, name) for name in columns]
-        size = int(np.clip(CHUNK_VALUES / max(values_per_row(metadata, there), 1), 256, CHUNK_ROWS))
-        chunks = parquet.read_chunks(path, there, max_rows=size)
-        total = -(-metadata.num_rows // size)
+        size = int(np.clip(CHUNK_VALUES / max(values_per_row(path, there), 1), 256, CHUNK_ROWS))
+        chunks = parquet.read_rows(path, there, max_rows=size)
+        total = -(-count_rows(path) // size)
         for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
             if translation is not None:
                 batch = translation.batch(path, batch)
@@ -289,10 +294,11 @@ def first_chunk(path: Path, column: str) -> pa.Array | None:
         return None
 
 
-def values_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> float:
+def values_per_row(path: Path, columns: Sequence[str]) -> float:
     """Return how many numbers a row of these columns has, in the row group where it has most."""
     most = 0.0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+    footers = [open_parquet(file).metadata for file in part_files(path)]
+    for group in (footer.row_group(index) for footer in footers for index in range(footer.num_row_groups)):
         chunks = (group.column(c) for c in range(group.num_columns))
         values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
         most = max(most, values / max(group.num_rows, 1))

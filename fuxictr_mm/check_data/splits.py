@@ -23,6 +23,7 @@ from fuxictr_mm.check_data.layout import (
     as_id,
     check_types,
     is_number,
+    name_of,
     read_chunks,
     read_schema,
     require,
@@ -194,7 +195,7 @@ class Split:
     @property
     def name(self) -> str:
         """Name of the split."""
-        return self.path.stem
+        return name_of(self.path)
 
     @property
     def file(self) -> str:
@@ -358,7 +359,7 @@ def read_split(
     """Check a split and return what the checks across splits need; None where there are no targets."""
     schema = read_schema(path)
     wanted = {USER_ID: "integers", ITEM_ID: "integers", ITEM_SEQ: "lists of integers"}
-    if path.stem != "test" or LABEL in schema.names:
+    if name_of(path) != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report)
     layout.not_checked += check_types(path, schema, wanted, report)

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, is_list, open_parquet
+from fuxictr_mm.data.parquet import MAX_IDS, is_list
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, key_of_items
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, MissingFileError
 
 USER_ID, LABEL = "user_id", "label"
 
@@ -72,7 +72,7 @@ class Translation:
         ids_of = (
             entries
             for path, name in dict.fromkeys(columns)
-            for _, batch in parquet.read_chunks(path, [self.on_disk(path, name)])
+            for _, batch in parquet.read_rows(path, [self.on_disk(path, name)])
             for entries in [_entries(batch.column(0), f"{path}: {self.on_disk(path, name)}")]
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
@@ -87,7 +87,7 @@ class Translation:
             if not pa.types.is_integer(_field(path, self.on_disk(path, name)).type):
                 return False
             try:
-                for _, batch in parquet.read_chunks(path, [self.on_disk(path, name)]):
+                for _, batch in parquet.read_rows(path, [self.on_disk(path, name)]):
                     values = parquet.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
                     beyond += int(((values < 0) | (values >= most)).sum())
                     total += len(values)
@@ -113,14 +113,14 @@ class Translation:
     def columns(self, path: Path, wanted: Sequence[str]) -> list[str]:
         """Return the wanted columns that a file has, by the checks' names."""
         try:
-            present = set(self.names(open_parquet(path).schema_arrow.names).values())
-        except DataError:  # a finding of its own
+            present = set(self.names(_schema(path).names).values())
+        except (DataError, MissingFileError):  # a finding of its own
             return []
         return [name for name in wanted if name in present]
 
     def on_disk(self, path: Path, name: str) -> str:
         """Return the name in a file of a column with the checks' name."""
-        names = self.names(open_parquet(path).schema_arrow.names)
+        names = self.names(_schema(path).names)
         return next((there for there, ours in names.items() if ours == name), name)
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
@@ -138,7 +138,7 @@ class Translation:
 
     def batch(self, path: Path, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return rows of a file by the checks' names, with numbers in place of ids; null ids stay null."""
-        names = self.names(open_parquet(path).schema_arrow.names)
+        names = self.names(_schema(path).names)
         arrays = []
         for there, array in zip(batch.schema.names, batch.columns, strict=True):
             name = names[there]
@@ -183,8 +183,12 @@ def active() -> Translation | None:
     return _active.get()
 
 
+def _schema(path: Path) -> pa.Schema:
+    return parquet.schema_of(parquet.part_files(path)[0])
+
+
 def _field(path: Path, name: str) -> pa.Field:
-    return open_parquet(path).schema_arrow.field(name)
+    return _schema(path).field(name)
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:

@@ -27,7 +27,6 @@ import pyarrow as pa
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, Report, check
 from fuxictr_mm.check_data.layout import ItemFile, Layout, common_length, read_chunks, split_lists, values_per_row
-from fuxictr_mm.data.parquet import open_parquet
 from fuxictr_mm.errors import ConfigError
 
 #: Euclidean distance of two embeddings of norm 1 that makes them near-duplicates.
@@ -294,7 +293,7 @@ def find_modalities(
         images = [c for c in item.embeddings if c == image or (image is None and _IMAGE.search(c) and c not in texts)]
         if texts and images:
             # The raw ones have more dimensions than the reduced ones.
-            dims = values_per_row(open_parquet(item.path).metadata, [texts[0], images[0]])
+            dims = values_per_row(item.path, [texts[0], images[0]])
             if dims > most:
                 best, most = (item, texts[0], images[0]), dims
     if best is None and (text or image):

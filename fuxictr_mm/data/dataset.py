@@ -42,6 +42,8 @@ class Dataset:
     splits: dict[str, InteractionTable | InteractionFiles]
     summaries: dict[str, Summary]
     vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    #: All rows of each split, on disk.
+    files: dict[str, InteractionFiles] = field(default_factory=dict)
 
 
 def load_dataset(
@@ -138,11 +140,16 @@ def load_dataset(
         history = f"{summary.num_history_items / summary.num_rows:.2f} history items each, " if has_items else ""
         where = "in memory" if split in resident else "streamed"
         logger.info(f"{split}: {summary.num_rows} rows, {history}{where} ({files[split].path})")
+        if split != "train" and summary.labels and summary.without_group:
+            logger.warning(
+                f"{files[split].path}: {summary.without_group} of {summary.num_rows} rows have no "
+                f"{params['group_id']}; they do not count in metrics within groups"
+            )
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
     splits = {split: table for split, (table, _) in tables.items()}
     if "train" in splits and "train" not in resident:
         splits["train"] = files["train"]  # of which the loader reads the streams of this process
-    return Dataset(features, feature_map, items, splits, summaries, vocabularies)
+    return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
 
 
 def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: str) -> bool:

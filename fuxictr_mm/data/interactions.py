@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
@@ -219,6 +220,8 @@ class Summary:
         without labels.
     longest : dict of str to int
         Length of the longest row of every sequence, and dim of every embedding of the context.
+    without_group : int
+        Rows whose group is missing.
     """
 
     num_rows: int
@@ -226,6 +229,7 @@ class Summary:
     largest: dict[str, int]
     labels: tuple[frozenset[float], ...] = ()
     longest: dict[str, int] = field(default_factory=dict)
+    without_group: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,10 +356,18 @@ class InteractionFiles:
             for row, batch in parquet.read_chunks(rows.path, wanted, rows):
                 labels.append(torch.from_numpy(self._decode_labels(batch, rows.path, row)))
                 for name in groups:
-                    found.append(
-                        torch.from_numpy(parquet.decode_group(batch.column(name), f"{rows.path}: {name}", row))
-                    )
+                    found.append(torch.from_numpy(decode_group(batch.column(name), f"{rows.path}: {name}", row)))
         return torch.cat(labels), torch.cat(found) if groups else None
+
+    def group_texts(self) -> pa.ChunkedArray | None:
+        """Return the groups of all rows where they are texts, in their order; otherwise None."""
+        if not self.has_groups:
+            return None
+        name = str(self.group_id)
+        chunks = [batch.column(0) for _, batch in parquet.read_rows(self.path, [name], parquet.CHUNK_ROWS)]
+        if not all(parquet.is_plain_text(chunk.type) for chunk in chunks):
+            return None
+        return pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
 
     @property
     def has_labels(self) -> bool:
@@ -427,7 +439,7 @@ class InteractionFiles:
             entries = of.items if f.is_further_history else parquet.decode_along(*column(f.column), f, of)
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
-        group = parquet.decode_group(*column(self.group_id)) if self.group_id and self.has_groups else None
+        group = decode_group(*column(self.group_id)) if self.group_id and self.has_groups else None
         return InteractionTable(
             context,
             torch.from_numpy(target),
@@ -501,13 +513,14 @@ class InteractionFiles:
         DataError
             All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
         """
-        rows = items = 0
+        rows = items = without_group = 0
         largest: dict[str, int] = {}
         longest: dict[str, int] = {}
         labels: list[set[float]] = []
         for chunk in self.chunks() if chunks is None else chunks:
             rows += len(chunk)
             items += chunk.history_values.numel()
+            without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
             for name, column in chunk.context.items():
                 values = column.values if isinstance(column, Jagged) else column
                 if not values.is_floating_point() and len(values) and name not in self.encoding.vocabularies:
@@ -521,17 +534,17 @@ class InteractionFiles:
                 for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
                     values = values[~values.isnan()]
                     found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
-        parts = exchange([rows, items, largest, longest, [sorted(found) for found in labels]])
-        rows, items = (sum(part[index] for part in parts) for index in (0, 1))
-        largest, longest = (_maxima(part[index] for part in parts) for index in (2, 3))
-        labels = [set().union(*found) for found in zip(*(part[4] for part in parts if part[4]), strict=True)]
+        parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels]])
+        rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
+        largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
+        labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
         for name, found in zip(self.labels, labels, strict=False):
             if self.needs_label and len(found) < (2 if self.binary_label and self.both_classes else 1):
                 that = " that have it" if len(self.labels) > 1 else ""
                 what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
                 expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
                 raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
-        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest)
+        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group)
 
 
 def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -491,6 +491,7 @@ def _decode(
         rows = row + np.repeat(np.arange(lengths.size), lengths)
         flat = parquet.integers(flat, where, rows)
         parquet.check_ids(flat, feature.vocab_size, where, rows)
+        _warn_of_zero_among_ids(flat, offsets, where, row)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
     # A null is an item without an embedding, as after a left join: NaN here, zero in the table.
     present = parquet.numbers(array.is_valid())
@@ -520,6 +521,20 @@ def _decode(
     with_gaps = np.full((len(keys), dim), np.nan, dtype=np.float32)
     with_gaps[present] = embeddings
     return with_gaps
+
+
+def _warn_of_zero_among_ids(flat: np.ndarray, offsets: np.ndarray, where: str, row: int) -> None:
+    """Warn if 0 seems to be an id: beside others in lists of several lengths, which nobody has padded."""
+    lengths = np.diff(offsets)
+    if row or not lengths.any() or lengths[lengths > 0].min() == lengths.max():
+        return
+    zeros = np.diff(np.append(0, np.cumsum(flat == 0))[offsets])
+    beside = np.flatnonzero((zeros > 0) & (zeros < lengths))
+    if beside.size:
+        logger.warning(
+            f"{where}: row {int(beside[0])} holds the id 0 beside others, in lists of several lengths, but 0 is "
+            "padding and is not used; number the values from 1 on, or write them as texts"
+        )
 
 
 def _left_pad(flat: np.ndarray, lengths: np.ndarray, max_len: int | None, where: str, row: int) -> np.ndarray:

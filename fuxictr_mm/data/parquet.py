@@ -35,6 +35,12 @@ MAX_IDS = 2**31
 #: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
 CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
 
+#: Endings of Parquet files.
+SUFFIXES = (".parquet", ".pq", ".parq")
+
+#: Folders in a table of these formats, which keep files of older versions beside those of the newest.
+TABLE_FORMATS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+
 #: Bytes read at a time per column; bounds the memory where one row group holds the whole file.
 READ_BYTES = 1 << 20
 
@@ -53,6 +59,12 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
+        for name, table in TABLE_FORMATS.items():
+            if (path / name).is_dir():
+                raise DataError(
+                    f"{path}: is a {table} table, whose folder holds files of older versions as well; write its newest "
+                    "version as plain Parquet"
+                )
         files = _files_of_folder(path, suffix)
         if files:
             return files
@@ -75,7 +87,7 @@ def _files_of_folder(folder: Path, suffix: str) -> list[Path]:
             continue
         if path.is_dir():
             files += _files_of_folder(path, suffix) if "=" in path.name else []
-        elif path.suffix.lower() == suffix:
+        elif path.suffix.lower() in (SUFFIXES if suffix == ".parquet" else (suffix,)):
             files.append(path)
     return files
 
@@ -109,6 +121,17 @@ def schema_of(path: Path, metadata: pq.FileMetaData | None = None) -> pa.Schema:
         if name not in schema.names:
             schema = schema.append(pa.field(name, value.type))
     return schema
+
+
+def read_rows(
+    path: str | os.PathLike[str], columns: Sequence[str], max_rows: int | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield what ``read_chunks`` does of all part files of a dataset, whose rows are counted on."""
+    first = 0
+    for file in part_files(path):
+        for row, batch in read_chunks(file, columns, max_rows=max_rows):
+            yield first + row, batch
+        first += count_rows(file)
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
@@ -419,16 +442,9 @@ def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) 
     return ids[index], trimmed
 
 
-def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
-    """Return the group of each row, ``(R,)`` int64; texts are hashed, with the same result in every process."""
-    kind = array.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        from pandas.util import hash_array  # type: ignore[import-untyped]
-
-        values = array.fill_null("") if is_text else array.cast(pa.binary()).fill_null(b"")
-        return hash_array(values.to_numpy(zero_copy_only=False)).view(np.int64)
-    return scalars(array, where, row)
+def is_plain_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing: bool = False) -> np.ndarray:
@@ -457,7 +473,7 @@ def label_kinds(array: pa.Array, binary: bool) -> set[str]:
     kind = values.type
     if len(values) == 0:
         return kinds
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if is_plain_text(kind):
         texts = pc.match_substring_regex(values.cast(pa.large_string()), r"^\s*[+-]?\.?\d")
         return {*kinds, "label" if texts.true_count else "text"}
     if binary and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -649,20 +665,47 @@ def _check_zero_padding(entries: pa.Array, offsets: np.ndarray, where: str, row:
 
 
 def _plain_types(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
-    """Convert the types that writers choose by themselves: extension types, dictionaries and decimal integers."""
+    """Convert the types that writers choose by themselves, see ``plain_type``."""
     columns = []
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if pa.types.is_decimal(array.type):
-            try:
-                array = array.cast(pa.int64() if array.type.scale <= 0 else pa.float64())
-            except pa.ArrowInvalid as error:
-                raise DataError(f"{path}: {name}: holds {array.type} ({error}); cast the column to int64") from None
-        columns.append(array)
+        try:
+            columns.append(_plain(array))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: {name}: holds {array.type} ({error}); cast the column to int64") from None
     return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        # A cast gives a list without its last offset (pyarrow 26).
+        lengths = numbers(array.value_lengths().fill_null(0))
+        offsets = from_numbers(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+        array = pa.LargeListArray.from_arrays(offsets, array.flatten(), mask=array.is_null())
+    kind = plain_type(array.type)
+    return array if kind == array.type else array.cast(kind)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column is read as.
+
+    Extension types are their storage, dictionaries their values, list views lists; decimals are int64 or, with decimal
+    places, float64, also in lists.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return pa.int64() if kind.scale <= 0 else pa.float64()
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_decimal(kind.value_type):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(plain_type(kind.value_type))
+    return kind
 
 
 def is_list(kind: pa.DataType) -> bool:

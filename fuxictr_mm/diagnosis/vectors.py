@@ -157,12 +157,7 @@ def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | N
         ``file``, ``strategy``, ``width``, ``kept`` (fraction of all variance), ``kept_of`` (a list of ``modality`` and
         ``kept``), and for a joint PCA ``made_of`` (a list of ``modality`` and ``share``).
     """
-    holding = [
-        file
-        for path in item_files
-        for file in _part_files(path)
-        if column in parquet.open_parquet(file).schema_arrow.names
-    ]
+    holding = [file for path in item_files for file in _part_files(path) if column in parquet.schema_of(file).names]
     # A column is read from the first file that has it.
     path = holding[0].with_suffix(".reducer.safetensors") if holding else None
     if path is None or not path.is_file():
@@ -267,7 +262,7 @@ def read_titles(item_files: Sequence[str], ids: Iterable[int], names: ItemNames 
     wanted = np.array(sorted(ids), dtype=np.int64)
     titles: dict[int, str] = {}
     for file in (file for path in item_files for file in _part_files(path)):
-        present = parquet.open_parquet(file).schema_arrow.names
+        present = parquet.schema_of(file).names
         key = names.key if names.key in present else ITEM_ID
         if not {key, TITLE} <= set(present):
             continue

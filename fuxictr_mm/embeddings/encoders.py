@@ -291,7 +291,9 @@ def decode_image(data: bytes) -> Image | BrokenImage:
 
 
 def to_rgb(image: Image) -> Image | BrokenImage:
-    """Return an image as RGB of 8 bits; ``Image.convert`` alone makes a white page of 16 bits.
+    """Return an image as RGB of 8 bits, on white where it is transparent.
+
+    ``Image.convert`` alone makes a white page of 16 bits, and shows the colours below transparent pixels.
 
     An image of another mode than RGB, greys of 16 bits (also as 32-bit integers, as older Pillow gives them) and what
     Pillow converts is a ``BrokenImage``: the range of floating-point pixels, for one, is not known.
@@ -305,8 +307,11 @@ def to_rgb(image: Image) -> Image | BrokenImage:
         image = Image.fromarray((grey >> 8).astype(np.uint8))  # the upper byte, as Pillow takes it of colours
     elif image.mode == "F":
         return BrokenImage("mode F, floating-point pixels of unknown range")
-    elif image.mode == "P" and "transparency" in image.info:
+    elif image.has_transparency_data:
+        # Shown as on a white page; the colours that a file stores below it are often black.
         image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

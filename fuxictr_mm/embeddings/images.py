@@ -198,7 +198,7 @@ class _BoundedReads:
 
 def _item_id(name: str) -> int | None:
     """Return the id in ``folder/123.jpg``; None for any other name, and for 0, which is padding."""
-    found = re.fullmatch(r"([0-9]{1,10})(\.[a-z]+)", re.split(r"[/\\]", name.lower())[-1])
+    found = re.fullmatch(r"0*([0-9]{1,10})(\.[a-z]+)", re.split(r"[/\\]", name.lower())[-1])
     if found is None or found[2] not in IMAGES or not 0 < int(found[1]) < parquet.MAX_IDS:
         return None
     return int(found[1])
@@ -213,7 +213,7 @@ def _item_number(name: str) -> int | None:
         return None
     ids = pa.array([stem])
     if pa.types.is_integer(items.values.type):
-        if not re.fullmatch(r"-?[0-9]{1,20}", stem):
+        if not re.fullmatch(r"-?0*[0-9]{1,20}", stem):
             return None
         ids = pa.array([int(stem)], pa.uint64() if int(stem) >= 2**63 else pa.int64())
     number = int(items.encode(ids.cast(pa.large_binary()) if items.values.type == pa.large_binary() else ids)[0])

@@ -81,7 +81,7 @@ class Source:
         """D, from the file's schema or else its first embedding."""
         files = parquet.part_files(self.path)
         for file in files:
-            schema = parquet.open_parquet(file).schema_arrow
+            schema = parquet.schema_of(file)
             parquet.require_columns(file, schema.names, [numbering().key(schema.names), self.column])
             kind = schema.field(self.column).type
             kind = getattr(kind, "storage_type", kind)
@@ -115,7 +115,7 @@ def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def key_of(file: Path) -> str:
     """Return the name of the key of an item file."""
-    return numbering().key(parquet.open_parquet(file).schema_arrow.names)
+    return numbering().key(parquet.schema_of(file).names)
 
 
 def read_ids(source: Source) -> np.ndarray:

@@ -60,7 +60,7 @@ class Numbering:
     def _read(self, files: Sequence[StrPath], column: str | None) -> Iterator[pa.Array]:
         """Yield the ids of a column, or of the keys, also those in lists."""
         for file in (part for path in files for part in parquet.part_files(path)):
-            name = column or self.key(parquet.open_parquet(file).schema_arrow.names)
+            name = column or self.key(parquet.schema_of(file).names)
             for _, batch in parquet.read_chunks(file, [name]):
                 where = f"{file}: {name}"
                 in_lists = is_list(batch.column(0).type)

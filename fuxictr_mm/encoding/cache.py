@@ -33,7 +33,7 @@ from fuxictr_mm.files import atomic_path, read_json, write_json
 logger = logging.getLogger(__name__)
 
 #: Raised when the same settings and files are encoded in another way.
-VERSION = 1
+VERSION = 2
 
 
 def fingerprint_of_files(files: Iterable[Path]) -> list[list[Any]]:

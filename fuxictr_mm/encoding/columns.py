@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +125,7 @@ class Column:
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
         values = values.cast(TYPES[self.dtype])
         fill = self.spec.get("fill_na")
-        if fill is None and self.type != "label":
+        if fill is None and self.type not in ("label", "meta"):  # a row without a group has none
             fill = MISSING[self.dtype]
         if fill is not None:
             try:
@@ -201,6 +203,8 @@ class RawFiles:
                 schema = self._schema(file)
             optional = () if needs_label else ("label", "meta")
             present = [c for c in columns if c.type not in optional or c.source in schema]
+            if self.form == "csv":
+                self._check_header(file, list(schema), [c.source for c in present])
             require_columns(file, list(schema), [c.source for c in present])
             if frames and found != present:
                 names = ", ".join(sorted({c.source for c in found} ^ {c.source for c in present}))
@@ -220,6 +224,23 @@ class RawFiles:
                 frame = self._scan_parquet(file)
             frames.append(frame.select(c.select(schema) for c in present))
         return pl.concat(frames), found
+
+    def _check_header(self, file: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+        """Refuse another encoding or separator than the expected one, and two columns of one name."""
+        with file.open("rb") as stream:
+            start = stream.read(2)
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{file}: is in UTF-16, expected UTF-8; save it as CSV UTF-8")
+        for name in wanted:
+            if name in names and f"{name}_duplicated_0" in names:  # as polars renames it
+                raise DataError(f"{file}: two columns are named '{name}', expected one; drop the others")
+        fields = {separator: names[0].split(separator) for separator in (",", ";", "\t", "|") if len(names) == 1}
+        for separator in [separator for separator, found in fields.items() if set(wanted) <= set(found)]:
+            if len(wanted) > 1:
+                raise DataError(
+                    f"{file}: the columns are separated by {separator!r}, expected {self.separator!r}; write sep: "
+                    f"{json.dumps(separator)} in the dataset's entry"
+                )
 
     def _is_text(self, label: Column) -> bool:
         """Whether a label column holds texts and no number in any row; logged."""
@@ -244,10 +265,10 @@ class RawFiles:
 
     def _scan_csv(self, file: Path, types: Mapping[str, Any]) -> pl.LazyFrame:
         frame = pl.scan_csv(file, separator=self.separator, schema_overrides=dict(types), infer_schema=False)
-        return _with_partitions(frame, file)
+        return with_partitions(frame, file)
 
     def _scan_parquet(self, file: Path) -> pl.LazyFrame:
-        return _with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
+        return with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
 
     def _schema(self, file: Path) -> dict[str, Any]:
         if self.form == "csv":
@@ -299,7 +320,7 @@ class RawFiles:
                 )
 
 
-def _with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
+def with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
     """Add the columns of a file's Hive partitions that it does not hold."""
     found = partition_columns(file)
     present = frame.collect_schema().names() if found else []
@@ -312,4 +333,5 @@ def _with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{reason}; save the file in UTF-8" if "utf-8" in reason else reason

@@ -155,6 +155,9 @@ class Encoding:
             entry = pl.element()
             ids = pl.when(entry == str(column.missing)).then(0).otherwise(self.vocabularies[column.name].ids(entry))
             return split.entries(column).list.eval(ids)
+        if column.type == "meta" and column.has_vocabulary:
+            texts = as_text(values, column.dtype == "float")
+            return pl.when(texts != "").then(self.vocabularies[column.name].ids(texts))  # null without a value
         if column.has_vocabulary:
             return self.vocabularies[column.name].ids(as_text(values, column.dtype == "float"))
         if column.type == "meta":

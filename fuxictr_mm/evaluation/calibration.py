@@ -125,7 +125,9 @@ def folds(group: np.ndarray | None, rows: int, count: int = FOLDS, seed: int = 0
     rows, count, seed : int
         R, the number of folds, and the seed of the split.
     """
-    user = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
+    from fuxictr_mm.data.groups import group_keys, number_users
+
+    user = number_users(None if group is None else group_keys(group), rows)
     number = int(user.max()) + 1
     return (np.random.default_rng(seed).permutation(number) % min(count, number))[user]
 

@@ -276,13 +276,16 @@ def compare_groups(
 def _read(
     groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem
 ) -> list[_Predictions]:
+    from fuxictr_mm.data.groups import group_keys
+
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
             label, prediction, group = run.predictions(split, task)
             if label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
-            found.append(_Predictions(name, run, label, prediction, group))
+            keys = None if group is None else group_keys(group)
+            found.append(_Predictions(name, run, label, prediction, keys))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -292,7 +295,7 @@ def _read(
 
 def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray | None]:
     """Return label and group of the examples that most runs were evaluated on."""
-    keys = [(p.label.tobytes(), b"" if p.group is None else p.group.astype(str).tobytes()) for p in found]
+    keys = [(p.label.tobytes(), b"" if p.group is None else p.group.tobytes()) for p in found]
     most = found[keys.index(Counter(keys).most_common(1)[0][0])]
     if most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
@@ -316,13 +319,16 @@ def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | No
 
 def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
     """Return the user of each example ``(n,)``, numbered from 0, and a note where examples are taken for users."""
+    from fuxictr_mm.data.groups import NO_GROUP, number_users
+
     if group is None:
         note = "the runs have no group_id, so examples are resampled instead of users, as if all were independent"
         return np.arange(rows), [note]
-    user = np.unique(group, return_inverse=True)[1]
+    user = number_users(group, rows)
     if user.max() + 1 < MIN_USERS:
         raise DataError(f"examples of {user.max() + 1} users; the bootstrap needs {MIN_USERS} or more")
-    return user, []
+    alone = int((group == NO_GROUP).sum())
+    return user, [f"{alone} of {rows} rows have no group, and count as a user each"] if alone else []
 
 
 def _other_seeds(

@@ -160,7 +160,7 @@ def make_ranking(
     else:
         parts = []
         for file in parquet.part_files(path):
-            present = parquet.open_parquet(file).schema_arrow.names
+            present = parquet.schema_of(file).names
             columns = [name for name in wanted if name != roles.user or name in present]
             parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
         rows = pa.concat_tables(parts, promote_options="permissive")
@@ -175,7 +175,9 @@ def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separato
     """Return those of the columns that the files have, as texts, and the label as a number."""
     import polars as pl
 
-    frames = [pl.scan_csv(file, separator=separator, infer_schema=False) for file in files]
+    from fuxictr_mm.encoding.columns import with_partitions
+
+    frames = [with_partitions(pl.scan_csv(file, separator=separator, infer_schema=False), file) for file in files]
     columns = [name for name in wanted if name in frames[0].collect_schema()]
     return (
         pl.concat(frame.select(columns) for frame in frames)

@@ -147,11 +147,11 @@ def _keys_of(data: Any, table: pa.Table, like: Run) -> dict[str, np.ndarray]:
     """Return the columns of integers and texts that the data file of the split shares with a table, each ``(n,)``."""
     import pyarrow as pa
 
-    from fuxictr_mm.data.parquet import open_parquet, part_files
+    from fuxictr_mm.data.parquet import part_files, read_rows, schema_of
 
     try:
         files = part_files(data) if data else []
-        schema = open_parquet(files[0]).schema_arrow if files else pa.schema([])
+        schema = schema_of(files[0]) if files else pa.schema([])
     except UserError:
         return {}  # moved since; row order and row numbers are left
     kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
@@ -162,7 +162,7 @@ def _keys_of(data: Any, table: pa.Table, like: Run) -> dict[str, np.ndarray]:
     ]
     if not names:
         return {}
-    read = pa.concat_tables(open_parquet(file).read(columns=names) for file in files)
+    read = pa.Table.from_batches([batch.select(names) for _, batch in read_rows(data, names)])
     return {name: read[name].to_numpy() for name in names}
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from fuxictr_mm.config import Roles, label_names
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.items import MANY_ITEMS, MAX_GAP
+from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SOURCE, Feature, complete, key_of_items, parse_features
 from fuxictr_mm.data.vocabulary import is_text
 from fuxictr_mm.errors import MissingFileError
@@ -56,7 +57,7 @@ def read_columns(path: str | Path) -> dict[str, Column]:
     for file in parquet.part_files(path):
         opened = parquet.open_parquet(file)
         footer = opened.metadata
-        for field in opened.schema_arrow:
+        for field in parquet.schema_of(file, footer):
             kind, dim = field.type, None
             if pa.types.is_fixed_size_list(kind):
                 dim = kind.list_size
@@ -70,6 +71,9 @@ def read_columns(path: str | Path) -> dict[str, Column]:
                 name = chunk.path_in_schema.split(".")[0]
                 if name in columns:
                     columns[name] = _with_chunk(columns[name], chunk)
+        for name, value in partition_columns(file).items():
+            if name not in opened.schema_arrow.names:
+                columns[name] = _with_partition(columns[name], value, footer.num_rows)
     return columns
 
 
@@ -81,6 +85,14 @@ def _with_chunk(column: Column, chunk: Any) -> Column:
     largest = max(statistics.max, statistics.max if column.largest is None else column.largest)
     smallest = min(statistics.min, statistics.min if column.smallest is None else column.smallest)
     return replace(column, largest=largest, smallest=smallest)
+
+
+def _with_partition(column: Column, value: pa.Scalar, rows: int) -> Column:
+    column = replace(column, entries=column.entries + rows)
+    if not pa.types.is_integer(value.type) or not value.is_valid:
+        return column
+    known = [bound for bound in (column.largest, column.smallest, value.as_py()) if bound is not None]
+    return replace(column, largest=max(known), smallest=min(known))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fuxictr_mm.files import write_beside
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 
 def write_predictions(
@@ -18,10 +19,12 @@ def write_predictions(
     *,
     prediction: np.ndarray,
     label: np.ndarray | None = None,
-    group: np.ndarray | None = None,
+    group: np.ndarray | pa.ChunkedArray | None = None,
     tasks: Sequence[str] = (),
 ) -> None:
     """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write.
+
+    Groups are integers, of which ``NO_GROUP`` becomes null, or texts.
 
     Of T ``tasks``, predictions and labels are ``(rows, T)``, NaN for a label that is missing, and written as columns
     ``prediction_TASK`` and ``label_TASK``.
@@ -30,9 +33,10 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from fuxictr_mm.data.groups import NO_GROUP
     from fuxictr_mm.data.parquet import from_numbers
 
-    columns = {"label": label, "prediction": prediction, "group": group}
+    columns = {"label": label, "prediction": prediction}
     arrays: dict[str, pa.Array] = {}
     for index, task in enumerate(tasks):
         if label is not None:
@@ -40,11 +44,27 @@ def write_predictions(
             arrays[f"label_{task}"] = pa.array(np.nan_to_num(label[:, index]).astype(np.int8), mask=missing)
         arrays[f"prediction_{task}"] = from_numbers(np.ascontiguousarray(prediction[:, index]))
     for name, column in columns.items():
-        if column is not None and (not tasks or name == "group"):
-            arrays[name] = from_numbers(column) if column.dtype.kind in "iuf" else pa.array(column)
+        if column is not None and not tasks:
+            arrays[name] = from_numbers(column)
+    if isinstance(group, np.ndarray):
+        without = group == NO_GROUP if group.dtype.kind == "i" else np.zeros(len(group), bool)
+        group = pa.array(group, mask=without) if without.any() or group.dtype.kind in "OU" else from_numbers(group)
+    if group is not None:
+        arrays["group"] = group
     buffer = io.BytesIO()
     pq.write_table(pa.table(arrays), buffer)
     write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
+
+
+def _groups_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the groups of predictions: integers, texts, or objects with None."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not column.null_count and pa.types.is_integer(column.type):
+        return column.to_numpy()
+    groups = np.array(column.to_pylist(), dtype=object)
+    return groups if column.null_count else groups.astype(str)
 
 
 def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import DIAGNOSIS, METRICS, PREDICTIONS, WEIGHTS
-from fuxictr_mm.runs.predictions import _problem_of_rows
+from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
 
 #: Settings in which two seeds of one configuration may differ.
 NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
@@ -144,9 +144,9 @@ class Run:
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
         """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
 
-        Groups are integers or, with nulls among them, texts. The label of a test file without labels is None. Of a run
-        on several labels, validation rows without the label are left out, and a label that some test rows do not
-        have is None.
+        Groups are integers or texts; where rows have none, objects with None for these. The label of a test file
+        without labels is None. Of a run on several labels, validation rows without the label are left out, and a label
+        that some test rows do not have is None.
 
         Parameters
         ----------
@@ -173,7 +173,8 @@ class Run:
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
         try:
             table = pq.read_table(path)
-            columns = {name: table[name].to_numpy() for name in table.column_names}
+            columns = {name: table[name].to_numpy() for name in table.column_names if name != "group"}
+            columns["group"] = _groups_of(table["group"]) if "group" in table.column_names else None
             suffix = self._suffix_of(table.column_names, task)
             label, prediction, group = (columns.get(n) for n in (f"label{suffix}", f"prediction{suffix}", "group"))
             if prediction is None or (label is None and split == "valid"):
@@ -189,7 +190,7 @@ class Run:
                 label = label.astype("int8") if known.all() else None
         if problem := _problem_of_rows(label, prediction):
             raise DataError(f"{path}: {problem}; train it again")
-        return label, prediction, group.astype(str) if group is not None and group.dtype.kind not in "iu" else group
+        return label, prediction, group
 
     def _suffix_of(self, columns: Sequence[str], task: str | None) -> str:
         """Return what follows ``label`` and ``prediction`` in the names of a label's columns."""

@@ -169,7 +169,14 @@ class RunWriter:
         if self._metrics is not None:
             self._metrics.close()
 
-    def finish(self, result: Mapping[str, Any], model: Any, scored: Scored, test: Scored | None = None) -> None:
+    def finish(
+        self,
+        result: Mapping[str, Any],
+        model: Any,
+        scored: Scored,
+        test: Scored | None = None,
+        groups: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the files of a finished run; result.json comes last.
 
         Parameters
@@ -182,9 +189,14 @@ class RunWriter:
             The validation rows.
         test : Scored, optional
             The test rows, with or without labels.
+        groups : mapping of str to ChunkedArray or None
+            Groups of the rows of each split where they are texts, of which ``scored`` has hashes.
         """
         arrays = {split: _to_numpy(rows) for split, rows in (("valid", scored), ("test", test)) if rows is not None}
         for split, columns in arrays.items():
+            texts = (groups or {}).get(split)
+            if columns["group"] is not None and texts is not None and len(texts) == len(columns["prediction"]):
+                columns["group"] = texts
             write_predictions(self.path / PREDICTIONS[split], **columns)
         vocabulary = vocabulary_of_weights(Path(model.checkpoint))
         if vocabulary.exists():

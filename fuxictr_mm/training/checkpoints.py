@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,10 @@ LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "
 PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 
 #: Under which keys training loops save the state dict among other things.
-STATE_KEYS = ("state_dict", "model_state_dict", "model")
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+#: What wrappers of single layers put into names: torch.compile, FSDP, activation checkpointing.
+INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 #: What ``AveragedModel`` counts.
 AVERAGE_COUNT = "n_averaged"
@@ -108,6 +112,10 @@ def _without_prefixes(path: Path, state: Mapping[Any, Tensor], own: Mapping[str,
     if AVERAGE_COUNT in state and AVERAGE_COUNT not in own:
         state = {name: value for name, value in state.items() if name != AVERAGE_COUNT}
         logger.info(f"{path}: '{AVERAGE_COUNT}' is left out (AveragedModel adds it)")
+    bare = {re.sub("|".join(map(re.escape, INSIDE)), "", str(name)): value for name, value in state.items()}
+    if bare.keys() != set(map(str, state)) and len(bare) == len(state) and not any(p in n for n in own for p in INSIDE):
+        state = bare
+        logger.info(f"{path}: {', '.join(INSIDE)} in names are left out (wrappers of layers add them)")
     while state:
         prefix = str(next(iter(state))).split(".")[0] + "."
         bare = {str(name).removeprefix(prefix): value for name, value in state.items()}

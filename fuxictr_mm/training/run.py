@@ -168,7 +168,7 @@ class TrainingRun:
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
             if writer is not None:
-                writer.finish(result, model, scored, scored_test)
+                writer.finish(result, model, scored, scored_test, _group_texts(dataset))
             now = datetime.now().isoformat(timespec="seconds")
             hashes = {"settings_hash": config.fingerprint(paths=False), MODEL_CODE: experiment.model_code}
             write_json(self.paths.result, {**result, **hashes, "finished_at": now})
@@ -185,9 +185,14 @@ class TrainingRun:
         Raises
         ------
         DataError
-            No group has rows of both classes.
+            No group has rows of both classes; a regression is validated on labels other than 0 and 1.
         """
         config = self.config
+        if (value := self._number_beyond_classes(dataset, "valid")) is not None:
+            raise DataError(
+                f"{config.dataset.valid_data}: a label is {value:g}, but {', '.join(config.metrics)} need labels 0 and "
+                "1; a regression trains on any numbers, write 0 and 1 into valid_data"
+            )
         monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
         found = {f"monitor: {k}": v for k, v in self._undefined(dataset, "valid", monitored, constant=True).items()}
         found |= {f"metrics: {k}": v for k, v in self._undefined(dataset, "valid", config.metrics).items()}
@@ -196,6 +201,14 @@ class TrainingRun:
                 f"{config.dataset.valid_data}: {reason} (group_id: {config.group_id}), which {name} needs; set another "
                 "metric, or group_id to a coarser column"
             )
+
+    def _number_beyond_classes(self, dataset: Dataset, split: str) -> float | None:
+        """Return a label of a regression that is neither 0 nor 1, which no metric takes, None where there is none."""
+        if kind_of_task(self.config.task) != "regression":
+            return None
+        label = distributed.gather_rows(dataset.splits[split].labels_and_groups()[0])
+        others = label[(label != 0) & (label != 1) & ~label.isnan()]
+        return float(others[0]) if len(others) else None
 
     def _undefined(
         self, dataset: Dataset, split: str, metrics: Sequence[str], constant: bool = False
@@ -230,6 +243,11 @@ class TrainingRun:
                 "treated as a placeholder; no test metrics"
             )
             return False
+        if (value := self._number_beyond_classes(dataset, "test")) is not None:
+            logger.warning(
+                f"{self.config.dataset.test_data}: a label is {value:g}, but metrics need 0 and 1; no test metrics"
+            )
+            return False
         return True
 
     def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
@@ -240,6 +258,17 @@ class TrainingRun:
         if is_installed() if tensorboard is None else tensorboard:
             return [writer, TensorBoardLogger(writer.tensorboard)]
         return [writer]
+
+
+def _group_texts(dataset: Dataset) -> dict[str, Any]:
+    """Return the groups of the validation and test rows where they are texts, as a run's folder keeps them."""
+    found = {}
+    for split in {"valid", "test"} & dataset.files.keys():
+        try:
+            found[split] = dataset.files[split].group_texts()
+        except UserError as error:  # deleted since
+            logger.warning(f"{error}; the groups of {split} rows are written as hashes")
+    return found
 
 
 def describe_settings(experiment: Experiment) -> str:

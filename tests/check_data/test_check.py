@@ -4,13 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
+from fuxictr_mm.check_data.clean import clean_folder
 from fuxictr_mm.cli import main
+from tests.arrow import write_partitions
 
 FAST = ["--skip", "foreign-title", "modalities-disagree", "near-duplicate-vector"]
 
@@ -162,3 +166,30 @@ def test_the_share_of_cold_targets_is_always_given(folder, capsys):
     assert json.loads(capsys.readouterr().out)["measures"]["cold_fraction"] == expected
     run(folder, "--only", "mojibake")
     assert f"valid: {expected['valid']:.1%} of the targets without a training row" in capsys.readouterr().out
+
+
+def test_part_files_and_hive_partitions_are_checked_as_one_file(folder, tmp_path):
+    parts = tmp_path / "parts"
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(folder / f"{split}.parquet")
+        users, items = table["user_id"].to_numpy() % 40, table["item_id"].to_numpy().copy()
+        items[[5, 77]] = 999_999
+        columns = {name: table[name] for name in table.column_names} | {"user_id": users, "item_id": items}
+        pq.write_table(write_partitions(pa.table(columns), "user_id", parts / split), folder / f"{split}.parquet")
+    for name in ("item_info", "item_emb"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        (parts / name).mkdir()
+        for part, rows in enumerate((slice(0, 400), slice(400, 400), slice(400, None))):
+            pq.write_table(table[rows], parts / name / f"part-{part}.parquet")
+    for name in ("item_feature", "test_labelled"):
+        (folder / f"{name}.parquet").unlink()
+    one = check_folder(folder)[0]
+    several, layout = check_folder(parts)
+    assert one.measures == several.measures
+    findings = [json.dumps([finding.to_dict() for finding in report.findings()]) for report in (one, several)]
+    assert findings[0].replace(".parquet", "") == findings[1]
+    assert "unknown-target" in {finding.check for finding in several.findings()}
+    clean_folder(layout, several, tmp_path / "clean")
+    cleaned, rows = pq.read_table(tmp_path / "clean" / "train.parquet"), pq.read_table(folder / "train.parquet")
+    assert set(cleaned["user_id"].to_pylist()) == set(range(40))
+    assert cleaned.num_rows == rows.num_rows - 2

@@ -380,3 +380,19 @@ def test_8_bit_embeddings_that_are_normalised_or_trained_are_float32(tmp_path, s
     items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", **settings)])
     assert items.get_buffer("column_vector").dtype == torch.float32
     torch.testing.assert_close(items["vector"][1], torch.tensor([0.6, 0.8] if "norm" in settings else [3.0, 4.0]))
+
+
+@pytest.mark.parametrize(
+    ("tags", "warned"),
+    [
+        ([[0, 1], [2], [3]], True),  # as numbered by pandas.factorize or Spark's StringIndexer
+        ([[], [1, 2, 0], [1]], True),
+        ([[0, 1], [0, 2], [1, 2]], False),  # padded
+        ([[0], [1, 2], []], False),  # 0 for none
+        ([[1], [1, 2], []], False),
+    ],
+)
+def test_an_id_zero_that_is_no_padding_gives_a_warning(tmp_path, caplog, tags, warned):
+    pq.write_table(pa.table({"item_id": [1, 2, 3], "tags": tags}), tmp_path / "items.parquet")
+    ItemTable.from_parquet(tmp_path / "items.parquet", [Feature("tags", "sequence", "item")])
+    assert any("tags: row" in record.message for record in caplog.records) == warned

@@ -202,13 +202,23 @@ def test_ranges_are_adjacent_row_groups(tmp_path, most_rows, sizes):
 
 def test_part_files_are_in_natural_order_with_partitions_and_without_hidden_files(tmp_path):
     names = ["part.10.parquet", "part.2.parquet", "part.0.parquet", "dt=2024-01-02/part-0.parquet"]
+    names += ["part.3.pq", "part.4.parq"]
     names += ["dt=2024-01-10/b.parquet", "dt=2024-01-10/a.PARQUET", "_metadata.parquet", "._part.1.parquet"]
     for name in [*names, "_temporary/dt=1/x.parquet", "old/part.3.parquet", "_SUCCESS"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in parquet.part_files(tmp_path)]
     partitions = ["dt=2024-01-02/part-0.parquet", "dt=2024-01-10/a.PARQUET", "dt=2024-01-10/b.parquet"]
-    assert found == [*partitions, "part.0.parquet", "part.2.parquet", "part.10.parquet"]
+    named = ["part.0.parquet", "part.2.parquet", "part.3.pq", "part.4.parq", "part.10.parquet"]
+    assert found == [*partitions, *named]
+
+
+@pytest.mark.parametrize("name", ["_delta_log", ".hoodie"])
+def test_a_table_that_keeps_older_versions_is_refused(tmp_path, name):
+    (tmp_path / "part-0.parquet").touch()
+    (tmp_path / name).mkdir()
+    with raises_naming(DataError, tmp_path):
+        parquet.part_files(tmp_path)
 
 
 def test_a_folder_of_other_subfolders_is_refused(tmp_path):
@@ -226,27 +236,25 @@ def test_a_column_name_that_occurs_twice_is_refused(tmp_path):
         list(parquet.read_chunks(tmp_path / "x.parquet", ["a"]))
 
 
-def test_groups_of_text_are_the_same_numbers_in_every_chunk():
-    first = parquet.decode_group(pa.array(["b", "a", "b"]), "f: user", 0)
-    second = parquet.decode_group(pa.array(["a", "c"], pa.large_string()), "f: user", 3)
-    assert first.dtype == np.int64
-    assert first[0] == first[2] != first[1] == second[0]
-    assert len({*first, *second}) == 3
-    assert parquet.decode_group(pa.array([7, 8]), "f: user", 0).tolist() == [7, 8]
-
-
 def test_types_that_writers_choose_are_read_as_plain_ones(tmp_path):
     table = pa.table(
         {
             "id": pa.array([3, 2**40], pa.int64()).cast(pa.decimal128(38, 0)),
             "price": pa.array([1.5, 2.25]).cast(pa.decimal128(10, 2)),
             "level": pa.array([7, 7]).dictionary_encode(),
+            "seen": pa.array([[Decimal(3)], [Decimal(2**40), Decimal(1)]], pa.list_(pa.decimal128(38, 0))),
+            "scores": pa.array([[Decimal("1.5")], []], pa.large_list(pa.decimal128(9, 1))),
+            "view": pa.array([[3], [2**40, 1]], pa.list_view(pa.int64())),
+            "large view": pa.array([[1.5], []], pa.large_list_view(pa.float32())),
         }
     )
     pq.write_table(table, tmp_path / "x.parquet")
     ((_, batch),) = parquet.read_chunks(tmp_path / "x.parquet", table.schema.names)
-    assert batch.to_pydict() == {"id": [3, 2**40], "price": [1.5, 2.25], "level": [7, 7]}
-    assert [str(kind) for kind in batch.schema.types] == ["int64", "double", "int64"]
+    ids, numbers = {"id": [3, 2**40], "level": [7, 7]}, {"price": [1.5, 2.25]}
+    lists = {"seen": [[3], [2**40, 1]], "view": [[3], [2**40, 1]], "scores": [[1.5], []], "large view": [[1.5], []]}
+    assert batch.to_pydict() == {**ids, **numbers, **lists}
+    for name in ("seen", "scores", "view", "large view"):
+        assert parquet.lists(batch[name], name, 0)[1].tolist() == [0, 1, len(lists[name][1]) + 1]
 
 
 def test_a_decimal_beyond_int64_is_refused(tmp_path):

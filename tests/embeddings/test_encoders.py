@@ -377,6 +377,31 @@ def test_images_of_other_modes_become_rgb(mode, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "PNG"), ("L", "PNG")]
+)
+def test_transparent_pixels_are_white_whatever_colour_they_hide(mode, form):
+    """A black shoe, cut out: nothing of it would be left on black."""
+    from PIL import Image
+
+    shoe = np.zeros((8, 8, 4), np.uint8)
+    shoe[2:6, 2:6, 3] = 255
+    shoe[0, 0] = (0, 0, 0, 51)  # a shadow
+    options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    image = Image.fromarray(shoe)
+    if mode in ("P", "RGB", "L"):  # one colour is transparent
+        grey = Image.fromarray(np.where(shoe[:, :, 3] == 255, 0, 7).astype(np.uint8))
+        image = grey.convert(mode, palette=Image.Palette.WEB) if mode != "P" else grey.quantize(2)
+        options = {"transparency": image.getpixel((7, 7))}
+    else:
+        image = image.convert(mode)
+    found = np.asarray(decode_image(encoded(image, form, **options)))
+    assert (found[2:6, 2:6] < 12).all()
+    assert (found[6:] == 255).all()
+    if mode in ("RGBA", "LA"):
+        assert (found[0, 0] == 204).all()
+
+
 def test_images_of_an_unknown_range_are_broken():
     from PIL import Image
 

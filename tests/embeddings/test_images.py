@@ -12,7 +12,14 @@ from fuxictr_mm.embeddings.encoders import BrokenImage
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.errors import DataError, MissingFileError
 
-FILES = {"7.jpg": b"seven", "sub/3.PNG": b"three", "12.webp": b"", "readme.txt": b"x", "0.jpg": b"0", "a9.jpg": b"9"}
+FILES = {
+    "7.jpg": b"seven",
+    "sub/3.PNG": b"three",
+    "000000000012.webp": b"",
+    "readme.txt": b"x",
+    "0.jpg": b"0",
+    "a9.jpg": b"9",
+}
 
 
 def make_folder(path: Path, files: dict[str, bytes]) -> Path:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data.batch import flat_format
+from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.encoding.vocabulary import Vocabulary
@@ -77,7 +78,11 @@ def assert_equal(params, folder, names=None):
     for split, columns in encoded.items():
         found = columns_of(loaded, split)
         for name, spec in feature_map.features.items():
-            if spec["type"] != "meta" or name == params["group_id"]:
+            if name == params["group_id"]:  # FuxiCTR makes one group of all rows without one
+                theirs, grouped = torch.tensor(columns[name]), found[name] != NO_GROUP
+                assert found[name][grouped].tolist() == theirs[grouped].tolist()
+                assert not {*theirs[grouped].tolist()} & {*theirs[~grouped].tolist()}
+            elif spec["type"] != "meta":
                 torch.testing.assert_close(
                     found[name].double(),
                     torch.tensor(columns[name]).double(),

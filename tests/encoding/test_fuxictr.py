@@ -254,6 +254,23 @@ def test_a_damaged_file_is_an_error(folder, content):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.encode("utf-16"), ["UTF-16"]),
+        (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
+        (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
+        (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),
+        (lambda text: text.replace(",city", ",price,city", 1).replace("\n", ",x\n").encode(), ["'price'"]),
+    ],
+)
+def test_a_csv_file_as_a_spreadsheet_leaves_it_says_what_to_change(folder, change, words):
+    path = folder / "train.csv"
+    path.write_bytes(change(path.read_text()))
+    with raises_naming(DataError, "train.csv", *words):
+        load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize(
     "roles",
     [
         {"target": "nowhere", "history": "seen"},

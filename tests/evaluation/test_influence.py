@@ -19,6 +19,7 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
 from fuxictr_mm.evaluation.influence_command import make_ranking, summarize
 from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence, train_keeping_checkpoints
+from tests.arrow import write_partitions
 from tests.data import test_histories as raw_world
 from tests.errors import exits_naming, raises_naming
 
@@ -325,3 +326,13 @@ def test_rows_of_csv_files(tmp_path, capsys):
     assert found["user"].to_list() == raw["user"].to_list()
     assert found["label"].to_list() == raw["label"].cast(pl.Float64).to_list()
     assert sorted(found["rank"].to_list()) == list(range(1, 601))
+
+
+def test_users_of_hive_partitions_are_in_the_ranking(tmp_path):
+    table = pa.table({"user_id": [2, 10, 2, 1], "item_id": [7, 7, 8, 7], "label": [0, 1, 1, 1]})
+    ordered = write_partitions(table, "user_id", tmp_path / "parquet")
+    write_partitions(table, "user_id", tmp_path / "csv", ".csv")
+    values = np.arange(4, dtype=np.float32)
+    assert make_ranking(tmp_path / "parquet", "label", values).select(["user_id", "item_id"]) == ordered.select([0, 1])
+    found = make_ranking(tmp_path / "csv", "label", values, separator=",")
+    assert found["user_id"].to_pylist() == ordered["user_id"].to_pylist()

@@ -13,6 +13,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.footers import measure_data, read_columns
 from fuxictr_mm.plan.model import measure_model
 from fuxictr_mm.registry import load_model_class
+from tests.arrow import write_partitions
 from tests.docs.fences import ROOT
 
 
@@ -120,3 +121,9 @@ def test_columns_of_part_files(params):
     assert (columns["size"].rows, columns["size"].largest) == (40, 7)
     assert columns["vector"].length == 6
     assert columns["item_id"].largest is None
+
+
+def test_columns_of_hive_partitions(tmp_path):
+    write_partitions(pa.table({"day": [3, 3, 11], "shop": ["a", "b", "c"], "label": [0, 1, 1]}), "day", tmp_path)
+    day = read_columns(tmp_path)["day"]
+    assert (day.rows, day.entries, day.smallest, day.largest) == (3, 3, 3, 11)

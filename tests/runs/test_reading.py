@@ -164,11 +164,11 @@ def test_predictions_that_are_none(copy, columns, found):
         run.predictions()
 
 
-def test_groups_with_nulls_are_texts(copy):
+def test_groups_with_nulls_are_objects(copy):
     run = find_runs(copy)[0]
     table = pa.table({"label": [0, 1, 1], "prediction": [0.1, 0.2, 0.3], "group": ["a", None, "a"]})
     pq.write_table(table, run.path / "valid_predictions.parquet")
-    assert run.predictions()[2].tolist() == ["a", "None", "a"]
+    assert run.predictions()[2].tolist() == ["a", None, "a"]
 
 
 def test_links_out_of_the_root_are_not_followed(copy, tmp_path):

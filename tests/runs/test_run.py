@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fuxictr_mm.config import config_hash
+from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.evaluation.compare import as_dict, compare
+from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import RunPaths, best_epoch_was_last, find_runs
 from fuxictr_mm.training import callbacks
@@ -60,6 +65,37 @@ def test_the_files_say_what_happened(train, tmp_path):
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     state = torch.load(best, weights_only=True)
     assert run.parameters == sum(v.numel() for name, v in state.items() if not name.endswith(buffers))
+
+
+def test_groups_are_written_as_they_are_and_rows_may_have_none(train, tmp_path, caplog):
+    data = {}
+    for split, name in {"valid": "valid", "test": "test_labelled"}.items():
+        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{name}.parquet")
+        users = [None if row % 7 == 0 else f"user {user}" for row, user in enumerate(table["user_id"].to_pylist())]
+        data[split] = table.set_column(table.column_names.index("user_id"), "user_id", pa.array(users))
+        pq.write_table(data[split], tmp_path / f"{split}.parquet")
+    files = {f"{split}_data": str(tmp_path / f"{split}.parquet") for split in data}
+    runs = [train(tmp_path / "runs", seed=seed, batch_size=512, metrics=["AUC", "gAUC"], **files) for seed in (1, 2)]
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING" and "429 of 3000" in r.message]
+    assert [files["valid_data"] in text for text in warnings[:2]].count(True) == 1
+    for split, table in data.items():
+        label, prediction, group = runs[0].predictions(split)
+        assert group.tolist() == table["user_id"].to_pylist()
+        kept = group != None  # noqa: E711
+        within = evaluate_metrics(label[kept], prediction[kept], ["gAUC"], group[kept].astype(str))
+        expected = {**evaluate_metrics(label, prediction, ["AUC"]), **within}
+        assert runs[0].metrics[split] == pytest.approx(expected)
+    assert len(runs[0].predict()) == 3000
+    found = as_dict(compare([run.path for run in runs], samples=100))
+    assert found["users"] == len(set(data["valid"]["user_id"].to_pylist())) - 1 + 429
+    assert any("429 of 3000" in note for note in found["notes"])
+    path = runs[0].path / "valid_predictions.parquet"  # as older versions wrote it
+    table = pq.read_table(path)
+    hashes = decode_group(table["group"].combine_chunks(), "", 0)
+    pq.write_table(table.set_column(2, "group", pa.array(hashes, mask=hashes == NO_GROUP)), path)
+    assert as_dict(compare([run.path for run in runs], samples=100)) == found
+    averaged = ensemble([str(run.path) for run in runs], tmp_path / "runs")
+    assert averaged.predictions("test")[2].tolist() == data["test"]["user_id"].to_pylist()
 
 
 def test_a_later_run_leaves_earlier_weights_alone(runs_root):

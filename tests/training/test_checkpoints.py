@@ -59,6 +59,8 @@ def saved_by_lightning(model):
         lambda model: torch.compile(nn.DataParallel(model)).state_dict(),
         lambda model: torch.optim.swa_utils.AveragedModel(model).state_dict(),
         lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model)).state_dict(),
+        lambda model: {"module": model.state_dict(), "global_steps": 3},  # DeepSpeed
+        lambda model: {f"_fsdp_wrapped_module.{name}": value for name, value in model.state_dict().items()},
         lambda model: {"model": model.state_dict(), "optimizer": torch.optim.Adam(model.parameters()).state_dict()},
         lambda model: {"epoch": 1, "model_state_dict": nn.DataParallel(model).state_dict(), "loss": torch.zeros(())},
         saved_by_lightning,
@@ -72,6 +74,15 @@ def test_what_wrappers_and_training_loops_add_is_left_out(tmp_path, content, cap
     assert torch.equal(other.weight, model.weight)
     assert torch.equal(other.bias, model.bias)
     assert "a.pth" in caplog.text
+
+
+def test_what_wrappers_of_layers_add_is_left_out(tmp_path):
+    model, other = Lightning(nn.Linear(2, 1)), Lightning(nn.Linear(2, 1))
+    model.model = torch.compile(model.model)
+    assert "model._orig_mod.weight" in model.state_dict()
+    torch.save(nn.DataParallel(model).state_dict(), tmp_path / "a.pth")
+    load_state_dict(other, tmp_path / "a.pth")
+    assert torch.equal(other.model.weight, model.model._orig_mod.weight)
 
 
 def test_names_that_the_model_has_itself_are_kept(tmp_path):

@@ -1,0 +1,71 @@
+"""Groups of rows, usually by user, within which metrics such as gAUC are computed. A row may have none.
+
+Shape letters: R rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fuxictr_mm.data import parquet
+
+#: The group of a row whose group is missing.
+NO_GROUP = np.iinfo(np.int64).min
+
+
+def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
+    """Return the group of each row, ``(R,)`` int64; of null and NaN ``NO_GROUP``.
+
+    Texts are hashed, with the same result in every process.
+    """
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full(len(array), NO_GROUP)
+    of_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if of_bytes or parquet.is_plain_text(kind):
+        from pandas.util import hash_array  # type: ignore[import-untyped]
+
+        values = array.fill_null("") if parquet.is_plain_text(kind) else array.cast(pa.binary()).fill_null(b"")
+        groups = hash_array(values.to_numpy(zero_copy_only=False)).view(np.int64)
+        missing = array.is_null()
+    else:
+        missing = array.is_null(nan_is_null=True)
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if missing.true_count and is_number:
+            array = pc.if_else(missing, pa.scalar(False).cast(kind), array)
+        groups = parquet.scalars(array, where, row)
+    return np.where(parquet.numbers(missing), NO_GROUP, groups) if missing.true_count else groups
+
+
+def number_groups(group_id: Any) -> np.ndarray:
+    """Return the groups numbered from 0 by rising id, ``(n,)`` int64, and -1 for None, NaN or ``NO_GROUP``."""
+    values = np.asarray(group_id)
+    if values.dtype.kind == "U" and not hasattr(group_id, "dtype"):
+        values = np.array(list(group_id), dtype=object)  # NumPy makes "nan" of a NaN among texts
+    if values.dtype.kind == "O":
+        from pandas import factorize  # type: ignore[import-untyped]
+
+        return factorize(values, sort=True)[0].astype(np.int64)
+    missing = values == NO_GROUP if values.dtype.kind == "i" else values != values
+    found = np.full(values.shape, -1, np.int64)
+    found[~missing] = np.unique(values[~missing], return_inverse=True)[1]
+    return found
+
+
+def group_keys(group: np.ndarray) -> np.ndarray:
+    """Return groups as ``(n,)`` int64, texts as their hashes, by which files of older versions hold them."""
+    return group if group.dtype.kind in "iu" else decode_group(pa.array(group), "group", 0)
+
+
+def number_users(group: np.ndarray | None, rows: int) -> np.ndarray:
+    """Return the user of each row ``(rows,)``, numbered from 0; a row without a group is a user of its own."""
+    if group is None:
+        return np.arange(rows)
+    user = number_groups(group)
+    alone = user < 0
+    user[alone] = user.max() + 1 + np.arange(alone.sum())
+    return user
