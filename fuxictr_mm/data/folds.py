@@ -12,6 +12,7 @@ import torch
 
 from fuxictr_mm.config import Fold
 from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.groups import number_users
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.errors import ConfigError
@@ -38,7 +39,9 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
     rows = {"train": np.flatnonzero(trained), "valid": np.flatnonzero(held_out == fold.number - 1)}
     splits = {split: _select(table, torch.from_numpy(chosen), split) for split, chosen in rows.items()}
     summaries = {split: replace(dataset.summaries[split], num_rows=len(part)) for split, part in splits.items()}
-    return replace(dataset, splits={**dataset.splits, **splits}, summaries={**dataset.summaries, **summaries})
+    files = {split: file for split, file in dataset.files.items() if split not in splits}  # of other rows than these
+    summaries = {**dataset.summaries, **summaries}
+    return replace(dataset, splits={**dataset.splits, **splits}, summaries=summaries, files=files)
 
 
 def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
@@ -47,7 +50,7 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     Parameters
     ----------
     group : ndarray or None
-        ``(R,)``, the user of each row.
+        ``(R,)``, the user of each row; a row without one is a user of its own.
     rows : int
         R.
     fold : Fold
@@ -64,9 +67,7 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     else:
         if fold.by == "user" and group is None:
             raise ConfigError("fold: by: user needs the column of users; set group_id, or by: row")
-        unit = np.arange(rows)
-        if fold.by == "user" and group is not None:
-            unit = np.unique(group, return_inverse=True)[1]
+        unit = number_users(group if fold.by == "user" else None, rows)
         available = int(unit.max()) + 1
         found = (np.random.default_rng(SEED).permutation(available) % fold.of)[unit]
     if available < fold.of:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.config import Fold
 from fuxictr_mm.data.folds import fold_of_rows
+from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
@@ -26,6 +27,13 @@ def test_rows_of_a_user_share_a_fold(users, count):
     assert all(len(set(held_out[group == user])) == 1 for user in group)
     sizes = [len(np.unique(group[held_out == k])) for k in range(count)]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_rows_without_a_user_are_dealt_one_by_one():
+    group = np.array([5] * 4 + [NO_GROUP] * 40)
+    held_out = fold_of_rows(group, len(group), Fold(number=1, of=4))
+    assert len(set(held_out[:4])) == 1
+    assert np.bincount(held_out[4:]).min() >= 10 - 1
 
 
 def test_rows_and_blocks_in_time():
@@ -60,6 +68,7 @@ def test_the_rows_of_the_splits_are_dealt_out_again(by):
             np.testing.assert_array_equal(table.label.numpy(), label[rows])
             np.testing.assert_array_equal(table.target.numpy(), target[rows])
             assert table.history_offsets[-1] == len(table.history_values)
+        assert set(dataset.files) == {"test"}  # from which texts of groups are read
         alone = fold.load_dataset({"valid": True})
         assert list(alone.splits) == ["valid"]
         np.testing.assert_array_equal(alone.splits["valid"].target.numpy(), target[held_out == number - 1])
