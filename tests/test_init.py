@@ -36,7 +36,7 @@ def test_a_run_has_metrics_and_is_found_again(run):
     assert fm.load_run(run.path) == fm.load_run(run) == run
     assert fm.load_run(run.path.parent) == run
     assert fm.find_runs(run.path.parents[2]) == [run]
-    with pytest.raises(MissingFileError, match="nowhere"):
+    with raises_naming(MissingFileError, "nowhere"):
         fm.load_run(run.path / "nowhere")
 
 

@@ -162,7 +162,7 @@ def test_an_encoder_without_pooling(build, encoder):
 
 
 def test_an_encoder_with_wrong_arguments(build):
-    with pytest.raises(ConfigError, match="MaskedAveragePooling"):
+    with raises_naming(ConfigError, "MaskedAveragePooling"):
         build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": "layers.MaskedAveragePooling(3)"}])
 
 

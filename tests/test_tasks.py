@@ -169,7 +169,7 @@ def test_two_tasks_are_learned(world, tmp_path, expid):
 
 def test_one_of_several_must_be_named(world, tmp_path):
     run = load(world, tmp_path, epochs=1).fit()
-    with pytest.raises(ConfigError, match="click, like"):
+    with raises_naming(ConfigError, "click, like"):
         run.predictions()
     with raises_naming(ConfigError, "lik", "click, like"):
         run.predictions("valid", "lik")
@@ -200,14 +200,14 @@ def test_submission_and_comparison_of_a_label(tmp_path, monkeypatch, capsys):
     assert {side.name: side.mean for side in found.sides} == pytest.approx(
         {run.run: run.valid["like_AUC"] for run in runs}, abs=1e-6
     )
-    with pytest.raises(ConfigError, match="click, like"):
+    with raises_naming(ConfigError, "click, like"):
         ensemble([run.path for run in runs], tmp_path / "checkpoints", name="both")
 
 
 def test_a_label_can_be_monitored(world, tmp_path):
     history = {name: load(world, tmp_path / name, monitor=name).fit().history() for name in ("like_AUC", "AUC")}
     assert [set(entry) for entry in history["like_AUC"]] == [set(entry) for entry in history["AUC"]]
-    with pytest.raises(ConfigError, match="likes_AUC"):
+    with raises_naming(ConfigError, "likes_AUC"):
         load(world, tmp_path, monitor="likes_AUC")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from fuxictr_mm import threads
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
+from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,5 +136,5 @@ def test_the_setting_decides_no_result():
     assert load().threads == "auto"
     assert load().fingerprint() == load(threads=2).fingerprint()
     for value in (0, "all", 1.5):
-        with pytest.raises(ConfigError, match="threads"):
+        with raises_naming(ConfigError, "threads"):
             load(threads=value)

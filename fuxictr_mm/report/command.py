@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fuxictr_mm.files import check_outputs, write_beside
 from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
-from fuxictr_mm.terminal import listed, plural
+from fuxictr_mm.terminal import listed, plural, progress_bar
 
 EXAMPLES = (
     "fuxictr-mm report",
@@ -93,9 +93,8 @@ def report(
     known = find_runs(root)
     runs = _selected(resolve(names, root) if names else known, root, dataset)
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
-    sections = []
-    for index, gathered in enumerate(gather(runs, named), start=1):
-        sections.append(describe(gathered, index, known, lambda chunks: _progress(chunks, quiet)))
+    track = partial(progress_bar, what="bootstrap samples", verbose=0 if quiet else 1)
+    sections = [describe(gathered, index, known, track) for index, gathered in enumerate(gather(runs, named), start=1)]
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
         raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
@@ -165,9 +164,3 @@ def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: 
             f"--dataset: no run on '{dataset}'{nearest(dataset, known)} (there are runs on: {', '.join(known)})"
         )
     return sorted(runs, key=lambda run: (run.started_at, run.run), reverse=True)
-
-
-def _progress(chunks: Any, quiet: bool) -> Iterable[int]:
-    from tqdm import tqdm
-
-    return tqdm(chunks, desc="bootstrap samples", leave=False, disable=quiet or not sys.stderr.isatty())

@@ -12,7 +12,7 @@ from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import try_lock
 from fuxictr_mm.tuning.runner import common_args, run_trials
-from fuxictr_mm.tuning.trial import Trial, TrialResult
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
 from fuxictr_mm.tuning.tuner_file import read_tuner
 from fuxictr_mm.yaml_files import write_entries
 
@@ -112,7 +112,7 @@ def run_grid(
     return trials.results()
 
 
-class _Grid:
+class _Grid(Trials):
     """The experiments of a configuration folder."""
 
     def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
@@ -150,14 +150,8 @@ class _Grid:
             lock.release()
         return None
 
-    def may_continue(self, trial: Trial) -> bool:
-        return True
-
     def finish(self, trial: Trial, error: str) -> None:
         self._results[trial.expid] = trial.result() or TrialResult(trial.expid, trial.params, error=error)
-
-    def give_back(self, trial: Trial) -> None:
-        pass
 
     def results(self) -> list[TrialResult]:
         return [result for result in self._results.values() if result is not None]

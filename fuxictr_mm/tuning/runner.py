@@ -160,7 +160,7 @@ class _Progress:
 
     def __init__(self, bar: tqdm, trials: Trials, what: str, quiet: bool) -> None:
         self._bar, self._trials, self._what, self._quiet = bar, trials, what, quiet
-        self._told: set[str] | None = None
+        self._seen: set[str] | None = None
 
     def show(self) -> None:
         if self._quiet:
@@ -178,8 +178,8 @@ class _Progress:
         self._bar.refresh()
 
     def _print(self, done: Sequence[TrialResult], best: TrialResult | None) -> None:
-        new = [] if self._told is None else [result for result in done if result.expid not in self._told]
-        self._told = {result.expid for result in done}
+        new = [] if self._seen is None else [result for result in done if result.expid not in self._seen]
+        self._seen = {result.expid for result in done}
         for number, result in enumerate(new, start=len(done) - len(new) + 1):
             line = f"{self._what} {number} of {self._trials.total}: {result.expid} {result.state}"
             if result.error is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import Run
 from fuxictr_mm.tuning.runner import run_trials
-from fuxictr_mm.tuning.trial import Trial, TrialResult
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -130,8 +130,8 @@ def train_side_by_side(
     return trials.runs()
 
 
-class _Variants:
-    """Variants of an experiment as trials: see ``fuxictr_mm.tuning.trial.Trials``."""
+class _Variants(Trials):
+    """Variants of an experiment."""
 
     def __init__(
         self,
@@ -161,15 +161,9 @@ class _Variants:
     def take(self) -> Trial | None:
         return self._waiting.pop(0) if self._waiting else None
 
-    def may_continue(self, trial: Trial) -> bool:
-        return True
-
     def finish(self, trial: Trial, error: str) -> None:
         if self._run_of(trial) is None:
             self._errors[trial.number] = error
-
-    def give_back(self, trial: Trial) -> None:
-        pass
 
     def _run_of(self, trial: Trial) -> Run | None:
         """Return the run of a trial that has finished since we began."""

@@ -128,6 +128,7 @@ class Trials(Protocol):
 
     def may_continue(self, trial: Trial) -> bool:
         """Whether a running trial should continue; polled."""
+        return True
 
     def finish(self, trial: Trial, error: str) -> None:
         """Record that a trial's process has ended; ``error`` is the reason if there is no result."""

@@ -14,6 +14,7 @@ from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from tests.errors import raises_naming
 
 ALIGNED = "item_emb_aligned"
 
@@ -134,5 +135,5 @@ def test_wrong_options(world, aligned, tmp_path, monkeypatch, options, wrong):
 
 
 def test_a_missing_head(world, tmp_path):
-    with pytest.raises(MissingFileError, match="none"):
+    with raises_naming(MissingFileError, "none"):
         command(world[1], tmp_path / "out.parquet", "--apply", tmp_path / "none")

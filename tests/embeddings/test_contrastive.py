@@ -16,6 +16,7 @@ from fuxictr_mm.embeddings.contrastive import (
 )
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from tests.errors import raises_naming
 
 
 def test_loss_is_the_formula():
@@ -111,7 +112,7 @@ def test_aligned_embeddings_have_the_norm_sqrt_dim_or_are_zero(alignment):
 
 
 def test_modalities_that_the_head_does_not_know(alignment):
-    with pytest.raises(ConfigError, match="'image'"):
+    with raises_naming(ConfigError, "'image'"):
         alignment.check({"text": 3})
 
 
@@ -130,7 +131,7 @@ def test_saved_heads(alignment, tmp_path):
         content.replace(b"fuxictr_mm.head", b"fuxictr_mm.hand"),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"head\.safetensors"):
+        with raises_naming(DataError, "head.safetensors"):
             Alignment.load(path)
     with pytest.raises(MissingFileError):
         Alignment.load(tmp_path / "none.safetensors")

@@ -21,6 +21,7 @@ from fuxictr_mm.embeddings import encode as module
 from fuxictr_mm.embeddings.encode import ChunkStore, encode_images, encode_texts
 from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
+from tests.errors import raises_naming
 
 TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
 IDS = [30, 4, 7, 0, 12, 5, 1, 9, 22, 3]
@@ -143,7 +144,7 @@ def test_finished_chunks_are_not_encoded_again(tiny, items, tmp_path, monkeypatc
     encode_texts(items, tmp_path / "whole.parquet", **options)
     with monkeypatch.context() as patch:
         stop_after(patch, 3, KeyboardInterrupt)
-        with pytest.raises(Interrupted, match="3 of 5") as caught:
+        with raises_naming(Interrupted, "3 of 5") as caught:
             encode_texts(items, tmp_path / "out.parquet", **options)
     assert caught.value.exit_code == 130
     assert not (tmp_path / "out.parquet").exists()
@@ -183,7 +184,7 @@ def test_a_run_stopped_after_the_last_chunk_ends_without_encoding_again(tiny, it
         encode_texts(items, out, report=report, overwrite=True, **options)
     else:
         (tmp_path / "other.json").write_text("mine")
-        with pytest.raises(ConfigError, match=r"other\.json"):
+        with raises_naming(ConfigError, "other.json"):
             encode_texts(items, out, report=tmp_path / "other.json", **options)
         with monkeypatch.context() as patch:
             seen = record_texts(patch)
@@ -193,7 +194,7 @@ def test_a_run_stopped_after_the_last_chunk_ends_without_encoding_again(tiny, it
     told, whole = (json.loads(file.read_text()) for file in (report, tmp_path / "whole.json"))
     assert told["missing"] == whole["missing"]
     assert not [file for file in tmp_path.iterdir() if "chunks" in file.name]
-    with pytest.raises(ConfigError, match="--overwrite"):  # now it is a file like any other
+    with raises_naming(ConfigError, "--overwrite"):  # now it is a file like any other
         encode_texts(items, out, report=report, **options)
 
 
@@ -214,7 +215,7 @@ def test_chunks_of_other_options_are_refused_or_discarded(tiny, items, tmp_path,
         with pytest.raises(ConfigError, match=said):
             encode_texts(items, out, **{**options, **change})
     pq.write_table(pa.table({"item_id": IDS, "item_title": ["other", *TITLES[1:]]}), items)
-    with pytest.raises(ConfigError, match="input"):
+    with raises_naming(ConfigError, "input"):
         encode_texts(items, out, **options)
     encode_texts(items, out, **options, restart=True)
     fresh = tmp_path / "fresh.parquet"
@@ -283,9 +284,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny, items, tmp_path, capsys, fl
 
 def test_nothing_to_encode_is_an_error(tiny, items, posters, tmp_path):
     pq.write_table(pa.table({"item_id": [1, 2], "item_title": ["", None]}), items)
-    with pytest.raises(DataError, match="2 items"):
+    with raises_naming(DataError, "2 items"):
         encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
-    with pytest.raises(DataError, match="2 items"):
+    with raises_naming(DataError, "2 items"):
         encode_images(posters, tmp_path / "out.parquet", model=tiny("clip"), items=items)
     assert not (tmp_path / "out.parquet").exists()
 
@@ -294,7 +295,7 @@ def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path)
     (tmp_path / "out.parquet.chunks").mkdir()
     (tmp_path / "out.parquet.chunks/mine").write_text("x")
     for restart in (False, True):
-        with pytest.raises(ConfigError, match=r"out\.parquet\.chunks"):
+        with raises_naming(ConfigError, "out.parquet.chunks"):
             encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"), restart=restart)
     assert (tmp_path / "out.parquet.chunks/mine").read_text() == "x"
 
@@ -302,7 +303,7 @@ def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path)
 def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
     encode = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: encode(self, texts, *a) * np.nan)
-    with pytest.raises(DataError, match="item 30"):
+    with raises_naming(DataError, "item 30"):
         encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
 
 

@@ -16,6 +16,7 @@ from fuxictr_mm.embeddings.quantize import QuantizeOptions, nearest_items, quant
 from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
+from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny_mm"
@@ -178,7 +179,7 @@ def test_options_that_cannot_be(options, wrong):
 
 
 def test_more_codes_than_items(items, fit, tmp_path):
-    with pytest.raises(ConfigError, match=r"--codes 256 .*text .*198"):
+    with raises_naming(ConfigError, "--codes 256", "text", "198"):
         fit(items, codes=256)
     assert not (tmp_path / "a.parquet").exists()
 
@@ -200,11 +201,11 @@ def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsy
     pq.write_table(table.set_column(table.schema.get_field_index("item_id"), "item_id", pa.array(ids)), tmp_path / "n")
     new = [Source(source.name, tmp_path / "n", source.column) for source in items]
     out = tmp_path / "b.parquet"
-    with pytest.raises(ConfigError, match="--among"):
+    with raises_naming(ConfigError, "--among"):
         quantize(new, out, apply=tmp_path / "book", neighbors=3, quiet=True)
-    with pytest.raises(ConfigError, match="--among"):
+    with raises_naming(ConfigError, "--among"):
         quantize(new, out, apply=tmp_path / "book", among=items, quiet=True)
-    with pytest.raises(ConfigError, match="image"):
+    with raises_naming(ConfigError, "image"):
         quantize(new, out, apply=tmp_path / "book", among=items[:1], neighbors=3, quiet=True)
     assert not out.exists()
     names = [f"{s.name}={tmp_path / 'n'}:{s.column}" for s in items]
@@ -225,7 +226,7 @@ def test_neighbors_of_new_items_are_of_the_catalogue(items, fit, tmp_path, capsy
 
 
 def test_neighbors_of_another_method(items, fit):
-    with pytest.raises(ConfigError, match=r"--neighbors .*rq"):
+    with raises_naming(ConfigError, "--neighbors", "rq"):
         fit(items, neighbors=3)
 
 
@@ -251,9 +252,9 @@ def test_fewer_items_than_neighbors():
 def test_existing_files_are_kept(items, tmp_path):
     (tmp_path / "book").write_text("mine")
     options = QuantizeOptions(codes=16)
-    with pytest.raises(ConfigError, match="book"):
+    with raises_naming(ConfigError, "book"):
         quantize(items, tmp_path / "a.parquet", options, save=tmp_path / "book", quiet=True)
-    with pytest.raises(ConfigError, match="book"):
+    with raises_naming(ConfigError, "book"):
         quantize(items, tmp_path / "book", options, quiet=True)
     assert (tmp_path / "book").read_text() == "mine"
 

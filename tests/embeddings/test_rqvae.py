@@ -7,6 +7,7 @@ import torch
 from fuxictr_mm.embeddings.codebooks import Modality, Space, load_codebooks, save_codebooks
 from fuxictr_mm.embeddings.rqvae import RQVAE, fit_rqvae
 from fuxictr_mm.errors import ConfigError, UserError
+from tests.errors import raises_naming
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_codes_do_not_depend_on_the_unit_of_the_embeddings(x):
 
 
 def test_bad_settings(x):
-    with pytest.raises(ConfigError, match="steps"):
+    with raises_naming(ConfigError, "steps"):
         fit(x, steps=0)
-    with pytest.raises(UserError, match="--learning-rate"):
+    with raises_naming(UserError, "--learning-rate"):
         fit(x, learning_rate=1e30)

@@ -16,6 +16,7 @@ from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings import swing as module
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from tests.errors import raises_naming
 
 
 def brute_force(pairs, alpha=1.0, beta=0.5):
@@ -192,7 +193,7 @@ def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
     score = as_scores(found)
     mean = np.mean([score.get((1, other), 0.0) for other in range(2, 52)])
     assert mean == pytest.approx(5e7 / 2 / 3, rel=0.5)
-    with pytest.raises(ConfigError, match="users_per_item is 10000"):
+    with raises_naming(ConfigError, "users_per_item is 10000"):
         swing(clicks, SwingOptions(users_per_item=10_000), verbose=0)
 
 

@@ -94,9 +94,9 @@ def test_a_damaged_file_is_named(damage, run):
 
 def test_what_cannot_be_calibrated_is_refused():
     label = np.array([0, 1])
-    with pytest.raises(ConfigError, match="'temperature'"):
+    with raises_naming(ConfigError, "'temperature'"):
         fit("temperature", label, np.array([0.1, 0.2]))
-    with pytest.raises(DataError, match="probabilities"):
+    with raises_naming(DataError, "probabilities"):
         fit("platt", label, np.array([0.1, 1.2]))
     with raises_naming(DataError, "classes"):
         fit("platt", np.array([1, 1]), np.array([0.1, 0.2]))

@@ -156,15 +156,15 @@ def test_labels_of_test_are_only_reported(copy):
 def test_what_does_not_fit_is_refused(copy):
     with pytest.raises(MissingFileError):
         ensemble(["DIN_tinny"], copy)
-    with pytest.raises(ConfigError, match="--average"):
+    with raises_naming(ConfigError, "--average"):
         ensemble(["DIN_tiny"], copy, average="median")
-    with pytest.raises(ConfigError, match="--fit-weights"):
+    with raises_naming(ConfigError, "--fit-weights"):
         ensemble(["DIN_tiny"], copy, fit_weights=True, stack=True)
-    with pytest.raises(ConfigError, match="--name"):
+    with raises_naming(ConfigError, "--name"):
         ensemble(["DIN_tiny"], copy, name="DIN_MM_none_tiny")
     run = find_runs(copy, expid="DIN_tiny")[0]
     pq.write_table(rows_of(run, "test").slice(0, 99), run.path / "test_predictions.parquet")
-    with pytest.raises(DataError, match="99"):
+    with raises_naming(DataError, "99"):
         ensemble(["DIN_tiny"], copy)
     table = rows_of(run, "valid")
     flipped = table.set_column(0, "label", pa.array(1 - table["label"].to_numpy()))
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused(copy):
 
 
 def test_no_probabilities_no_logits():
-    with pytest.raises(DataError, match="--average rank"):
+    with raises_naming(DataError, "--average rank"):
         transform(np.array([[0.5, 1.5]]), "logit")
 
 

@@ -3,6 +3,7 @@ import torch
 from fuxictr.pytorch.layers import SqueezeExcitation
 
 from fuxictr_mm.layers import SENet
+from tests.errors import raises_naming
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "Sigmoid"])
@@ -27,5 +28,5 @@ def test_more_reduction_than_fields_leaves_one():
 
 
 def test_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="excitation_activation='Tanh' must be 'ReLU' or 'Sigmoid'"):
+    with raises_naming(ValueError, "excitation_activation='Tanh'", "'Sigmoid'"):
         SENet(4, excitation_activation="Tanh")

@@ -5,6 +5,7 @@ import torch
 from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
 
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
+from tests.errors import raises_naming
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -101,7 +102,7 @@ def test_dropout_drops_attention_weights_in_training_only():
 
 @pytest.mark.parametrize("options", [{"attention_dim": 8}, {"input_dim": 6, "use_qkvo": False}])
 def test_heads_that_do_not_divide_the_width(options):
-    with pytest.raises(ValueError, match=r"_dim.*=\d must be a multiple of num_heads=5"):
+    with raises_naming(ValueError, "_dim", "num_heads=5"):
         MultiHeadTargetAttention(**options, num_heads=5)
 
 

@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_no_folder_and_ends_a_run(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "write_beside", full)
-        with pytest.raises(UserError, match="no room"):
+        with raises_naming(UserError, "no room"):
             open_run(params_of(tmp_path))
     assert find_runs(tmp_path) == []
     record = open_run(params_of(tmp_path))

@@ -464,7 +464,7 @@ def test_a_study_stays_the_same(folder):
             hunt(tuner_file(folder, space, **{"trials": 2, **keys}))
     (folder / "other").mkdir()
     (folder / "other" / "Fake.py").write_text((folder / "model_zoo" / "Fake.py").read_text() + "CHANGED = True\n")
-    with pytest.raises(ConfigError, match="Fake"):
+    with raises_naming(ConfigError, "Fake"):
         run_tuner(
             tuner_file(folder, "width: [1, 2, 3]", trials=2), [-1], Path("fake_run.py"), model_zoo=folder / "other"
         )

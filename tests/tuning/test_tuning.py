@@ -255,11 +255,11 @@ def test_two_workers_run_at_the_same_time(folder):
 
 def test_everything_is_checked_before_the_first_trial(folder):
     written = enumerate_trials(tuner_file(folder, "width: [1]\nbatch_size: [8, -8]"))
-    with pytest.raises(ConfigError, match="batch_size is -8"):
+    with raises_naming(ConfigError, "batch_size is -8"):
         run(written)
-    with pytest.raises(ConfigError, match="--gpu 640"):
+    with raises_naming(ConfigError, "--gpu 640"):
         run(enumerate_trials(tuner_file(folder, "width: [1]")), gpus=[-1, 640])
-    with pytest.raises(MissingFileError, match="nowhere"):
+    with raises_naming(MissingFileError, "nowhere"):
         run_grid(written, [-1], None, Path("nowhere.py"))
     assert runs(folder) == []
 
