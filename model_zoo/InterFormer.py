@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.jagged import Jagged, weighted_sum
+from fuxictr_mm.jagged import Jagged, is_exporting, weighted_sum
 from fuxictr_mm.layers import Buckets, CrossNetV2, append, rotate
 from fuxictr_mm.model import DNNModel
 
@@ -93,7 +93,8 @@ class InterFormer(DNNModel):
         tokens = append(history, cls)  # stored last, but of the first positions
         lengths = history.lengths.index_select(0, tokens.rows)
         positions = (tokens.positions + cls.shape[1]) % (lengths + cls.shape[1])
-        buckets = Buckets.of(tokens.offsets)
+        longest = e.history.longest + cls.shape[1] if is_exporting() else None
+        buckets = Buckets.of(tokens.offsets, longest=longest)
         for layer in self.layers:
             fields, tokens = layer(fields, tokens, positions, buckets)
         return self.dnn(torch.cat([fields, self.summary(tokens)], dim=1).flatten(1))
@@ -129,7 +130,7 @@ class Summary(nn.Module):
         place = tokens.offsets[1:, None] - self.num_cls - torch.arange(self.num_recent, 0, -1, device=values.device)
         missing = place < tokens.offsets[:-1, None]
         recent = values[place.masked_fill(missing, 0)].masked_fill(missing.unsqueeze(2), 0.0)
-        return self.gate(torch.cat([cls, pooled.view(len(cls), -1, dim), recent], dim=1))
+        return self.gate(torch.cat([cls, pooled, recent], dim=1))
 
 
 class InterFormerLayer(nn.Module):

@@ -35,8 +35,10 @@ class Buckets:
     inverse: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64)) -> Buckets:
+    def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64), longest: int | None = None) -> Buckets:
         """Sort rows into buckets of up to ``limits`` tokens, and one of all longer rows; empty rows are in none.
+
+        An export takes the length of the longest row from the data unless it is given.
 
         Examples
         --------
@@ -46,7 +48,7 @@ class Buckets:
         """
         lengths = offsets.diff()
         if is_exporting():  # one bucket: their number depends on the data
-            positions = torch.arange(lengths.max().item(), device=offsets.device)
+            positions = torch.arange(lengths.max().item() if longest is None else longest, device=offsets.device)
             mask = positions < lengths.unsqueeze(1)
             padded = torch.where(mask, offsets[:-1].unsqueeze(1) + positions, 0)
             return cls([padded], [mask], mask.flatten().nonzero().squeeze(1))

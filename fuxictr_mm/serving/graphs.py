@@ -176,7 +176,7 @@ class AttentionGraph(nn.Module):
         """Return the shares."""
         self._found = []
         self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
-        shares = torch.cat([F.normalize(weights, p=1, dim=2) for weights in self._found])
+        shares = torch.cat([F.normalize(weights.abs(), p=1, dim=2) for weights in self._found])
         self._found = []
         return shares.mean(dim=0)
 

@@ -176,7 +176,7 @@ def test_other_pages(client, exported):
     schema = client.get("/openapi.json").json()
     body = schema["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     properties = schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
-    assert {"user", "context", "history", "candidates", "new_items"} == properties.keys()
+    assert {"user", "context", "history", "candidates", "new_items", "explain"} == properties.keys()
     assert "openapi.json" in client.get("/docs").text
     assert "<table" in client.get("/").text
 
