@@ -138,16 +138,45 @@ _process = threading.Lock()
 
 @contextmanager
 def only_one(expid: str) -> Iterator[None]:
-    """Refuse a second experiment at the same time, because both would share the random numbers of the process."""
+    """Refuse a second experiment at the same time, because both would share the random numbers of the process.
+
+    The experiment trains in float32 and with gradients, whatever the process has set; afterwards all is as before,
+    random numbers included.
+    """
     if not _process.acquire(blocking=False):
         raise UserError(
             f"{expid}: another experiment trains or predicts in this process, with the same random numbers; "
             "wait for its end, or use a process for each"
         )
     try:
-        yield
+        with _own_state():
+            yield
     finally:
         _process.release()
+
+
+@contextmanager
+def _own_state() -> Iterator[None]:
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numbers, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    hash_seed, precision = os.environ.get("PYTHONHASHSEED"), torch.get_float32_matmul_precision()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_float32_matmul_precision(precision)
+            random.setstate(python)
+            np.random.set_state(numbers)
+            os.environ.pop("PYTHONHASHSEED", None)
+            if hash_seed is not None:
+                os.environ["PYTHONHASHSEED"] = hash_seed
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

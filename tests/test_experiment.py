@@ -1,9 +1,12 @@
 """Experiments end to end on the repository's tiny_mm: what they learn, that they repeat, what drops in."""
 
 import json
+import os
+import random
 import re
 import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,9 @@ from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
+
+#: Stands for float64 as default.
+FLOAT64 = object()
 
 
 def run(expid, folder, config=ROOT, model_zoo=None, **settings):
@@ -282,6 +288,35 @@ def test_group_metrics_that_cannot_be_computed_are_found_before_training(tmp_pat
     assert f"{test}: none of the" in caplog.text
     assert all((result.path / name).is_file() for name in ("result.json", "best.model"))
     assert json.loads(experiment.paths.result.read_text())["test"] == result.test
+
+
+@pytest.mark.parametrize(
+    "setting", [torch.no_grad, torch.inference_mode, lambda: torch.autograd.set_grad_enabled(False), lambda: FLOAT64]
+)
+def test_an_experiment_neither_takes_nor_leaves_settings_of_the_process(tmp_path, setting):
+    """As of a notebook: gradients off, float64 by default, random numbers of one's own."""
+    settings = {"epochs": 1, "batch_size": 2048, "record": False, "tensorboard": False}
+    expected = run("DIN_tiny", tmp_path, **settings)[0].valid
+
+    def state():
+        return [torch.get_default_dtype(), torch.is_grad_enabled(), os.environ.get("PYTHONHASHSEED")]
+
+    given = setting()
+    with nullcontext() if given is FLOAT64 else given:
+        torch.set_default_dtype(torch.float64 if given is FLOAT64 else torch.float32)
+        try:
+            torch.manual_seed(1), np.random.seed(1), random.seed(1)
+            drawn = [torch.rand(1).item(), np.random.rand(), random.random()]
+            torch.manual_seed(1), np.random.seed(1), random.seed(1)
+            before = state()
+            result, experiment = run("DIN_tiny", tmp_path, **settings)
+            scores = experiment.predict()
+            assert state() == before
+            assert [torch.rand(1).item(), np.random.rand(), random.random()] == drawn
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert result.valid == expected
+    np.testing.assert_array_equal(scores, experiment.predict())
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -310,7 +310,7 @@ def to_rgb(image: Image) -> Image | BrokenImage:
     elif image.has_transparency_data:
         # Shown as on a white page; the colours that a file stores below it are often black.
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
