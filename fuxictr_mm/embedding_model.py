@@ -242,6 +242,24 @@ class EmbeddingModel(BaseModel):
         return inputs
 
 
+def check_names(feature_map: FeatureMap) -> None:
+    """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
+
+    Raises
+    ------
+    ConfigError
+        With the feature, and what to do.
+    """
+    taken = nn.ModuleDict()
+    for name, spec in feature_map.features.items():
+        if spec["type"] != "meta" and ("." in name or not name or hasattr(taken, name)):
+            reason = "holds a dot" if "." in name else "is the name of a method of torch.nn.ModuleDict"
+            raise ConfigError(
+                f"feature '{name}': its name {reason}, so it cannot be that of an embedding layer; rename the column, "
+                "in the files and in feature_cols"
+            )
+
+
 def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = ()) -> tuple[Tensor, ...]:
     """Find the distinct items of a batch.
 

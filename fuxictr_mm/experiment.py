@@ -26,12 +26,13 @@ from fuxictr_mm.data.loaders import InMemoryLoader, Loader
 from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
 from fuxictr_mm.metrics import check_metrics
-from fuxictr_mm.model import check_is_built, check_names
+from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
 from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
@@ -127,9 +128,7 @@ class Experiment:
         find_model = partial(load_model_class, model_zoo=zoo)
         settings["gpu"] = local_gpu(gpu)
         checked = ExperimentConfig.load(config, expid, data_root, settings, find_model)
-        experiment = cls(checked, find_model(checked.model), model_zoo)
-        experiment._check()
-        return experiment
+        return cls(checked, find_model(checked.model), model_zoo)._check()
 
     @classmethod
     def of_run(cls, run: Run, *, gpu: int = -1) -> Experiment:
@@ -146,12 +145,10 @@ class Experiment:
             raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
-        experiment = cls(config, load_model_class(config.model, zoo), run.model_zoo)
-        experiment._check()
-        return experiment
+        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check()
 
-    def _check(self) -> None:
-        """Refuse what does not fit together: device, model class, metrics, batch format."""
+    def _check(self) -> Experiment:
+        """Refuse what does not fit together: device, model class, metrics, batch format; return the experiment."""
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         if not issubclass(model_class, torch.nn.Module):
@@ -179,6 +176,7 @@ class Experiment:
             )
         if third_party:
             check_params(model_class, config.to_dict())
+        return self
 
     def with_settings(self, **settings: Any) -> Experiment:
         """Return the experiment with other settings.
@@ -189,9 +187,8 @@ class Experiment:
             They are wrong.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
-        experiment = type(self)(config, self.model_class, self.model_zoo)
+        experiment = type(self)(config, self.model_class, self.model_zoo)._check()
         experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
-        experiment._check()
         return experiment
 
     def beside_other_seeds(self) -> Experiment:
@@ -334,15 +331,13 @@ class Experiment:
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
-        params, fold = self.config.to_dict(), self.config.fold
+        fold, options = self.config.fold, {"flat": self.is_flat, "shard": shard}
         if fold is None or not {"train", "valid"} & splits.keys():
-            return load_dataset(params, splits, vocabularies, flat=self.is_flat, shard=shard)
+            return load_dataset(self.config.to_dict(), splits, vocabularies, **options)
         if shard.size > 1:
             raise ConfigError("fold: a fold is trained by one process; start it without torchrun")
-        both = load_dataset(
-            params, {"train": True, "valid": True, **splits}, vocabularies, flat=self.is_flat, shard=shard
-        )
-        dealt = with_fold(both, fold)
+        both = {"train": True, "valid": True, **splits}
+        dealt = with_fold(load_dataset(self.config.to_dict(), both, vocabularies, **options), fold)
         return replace(dealt, splits={split: dealt.splits[split] for split in splits})
 
     @property
@@ -443,17 +438,7 @@ class Experiment:
         if folder is not None:
             return replace(read_run(folder), model_zoo=self.model_zoo)
         config = self.config
-        return Run(
-            path=self.paths.runs,
-            run="",
-            expid=config.expid,
-            dataset_id=config.dataset_id,
-            model=config.model,
-            seed=config.seed,
-            config=config.to_dict(),
-            finished=True,
-            seconds=result["seconds"],
-            valid=result["valid"],
-            test=result["test"] or {},
-            model_zoo=self.model_zoo,
-        )
+        metrics = {"valid": result["valid"], "test": result["test"] or {}, "seconds": result["seconds"]}
+        named = {"expid": config.expid, "dataset_id": config.dataset_id, "model": config.model, "seed": config.seed}
+        settings = {"config": config.to_dict(), "model_zoo": self.model_zoo}
+        return Run(self.paths.runs, "", finished=True, **named, **settings, **metrics)

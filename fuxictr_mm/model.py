@@ -7,7 +7,6 @@ one for each task.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from fuxictr_mm.embedding_model import Embedded as Embedded  # model files impor
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.dropout import replace_dropout
+from fuxictr_mm.registry import source_of
 from fuxictr_mm.runtime import compiled, device_of
 from fuxictr_mm.tables import choose_kinds, touched_parameters
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
@@ -221,7 +221,7 @@ class MultimodalModel(EmbeddingModel):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""
-        raise ConfigError(f"{_source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
+        raise ConfigError(f"{source_of(type(self))}: class {type(self).__name__} defines no method logits(batch)")
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Return everything that serving computes once per user, free of the candidate.
@@ -262,7 +262,7 @@ class MultimodalModel(EmbeddingModel):
         if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
             labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
-                f"{_source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
+                f"{source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
                 f"{len(batch)} rows, expected {expected}{labels}"
             )
         logit = logit.reshape(expected)
@@ -440,31 +440,8 @@ def check_is_built(model: nn.Module) -> None:
         return
     cls = type(model)
     if cls.logits is MultimodalModel.logits:
-        raise ConfigError(f"{_source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
+        raise ConfigError(f"{source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
     if not hasattr(model, "penalty"):
         raise ConfigError(
-            f"{_source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
+            f"{source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
         )
-
-
-def check_names(feature_map: FeatureMap) -> None:
-    """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
-
-    Raises
-    ------
-    ConfigError
-        With the feature, and what to do.
-    """
-    taken = nn.ModuleDict()
-    for name, spec in feature_map.features.items():
-        if spec["type"] != "meta" and ("." in name or not name or hasattr(taken, name)):
-            reason = "holds a dot" if "." in name else "is the name of a method of torch.nn.ModuleDict"
-            raise ConfigError(
-                f"feature '{name}': its name {reason}, so it cannot be that of an embedding layer; rename the column, "
-                "in the files and in feature_cols"
-            )
-
-
-def _source_of(cls: type) -> str:
-    """Return the file of a class, for errors."""
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__

@@ -156,6 +156,11 @@ def code_hash(model_class: type) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if seen else ""
 
 
+def source_of(cls: type) -> str:
+    """Return the file of a class, for errors."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
+
+
 def _imported(tree: ast.AST) -> set[str]:
     """Return the first parts of the names of imported modules, and of names imported from the own package."""
     names = set()
