@@ -27,7 +27,7 @@ pytest.importorskip("onnxscript")
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py"))
 #: Models with an operation that torch or ONNX cannot export.
-REFUSED = ("DMGIN", "InterFormer", "SEMINAR")
+REFUSED = ("DMGIN", "SEMINAR")
 CASES = [
     *((f"{name}_tiny", {}) for name in NAMES if name not in REFUSED),
     ("Transformer_DCN_published_tiny", {}),
