@@ -170,7 +170,7 @@ class AttentionGraph(nn.Module):
         self.model = model
         self._found: list[Tensor] = []
         for layer in attention_layers(model):
-            layer.weights_of = self._recorded(layer.weights_of)  # type: ignore[assignment]
+            layer.weights_of = self._recorded(layer.weights_of)  # type: ignore[method-assign]
 
     def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
         """Return the shares."""

@@ -1,0 +1,74 @@
+"""The script of the page at ``/``, run by Node against a server, with the few parts of a document that it uses."""
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.serving.test_server import ROWS, TITLES, Server
+
+NODE = shutil.which("node")
+
+DOCUMENT = """
+class Element {
+  constructor() { this.children = []; this.value = ""; this.textContent = ""; this.listeners = {}; }
+  appendChild(child) { this.children.push(child); return child; }
+  replaceChildren(...children) { this.children = children; }
+  add(option) { if (!this.children.length) this.value = option.value; this.children.push(option); }
+  addEventListener(name, listener) { this.listeners[name] = listener; }
+  get cells() { return this.children; }
+  deleteCell(place) { this.children.splice(place, 1); }
+}
+class Option extends Element { constructor(text, value) { super(); this.textContent = text; this.value = value; } }
+const elements = {}, base = process.argv[1], fetched = fetch;
+const get_element = id => elements[id] ||= new Element();
+globalThis.Option = Option;
+globalThis.document = {getElementById: get_element, createElement: () => new Element()};
+globalThis.fetch = (path, options) => fetched(base + "/" + path, options);
+const ranking = get_element("ranking"), head = new Element();
+head.children = ["Rank", "Item", "Title"].map(text => Object.assign(new Element(), {textContent: text}));
+ranking.tHead = {rows: [head]};
+ranking.tBodies = [new Element()];
+"""
+
+CLICK = """
+(async () => {
+  for (let i = 0; i < 200 && !elements.rank?.listeners.click; i++) await new Promise(done => setTimeout(done, 50));
+  await elements.rank.listeners.click();
+  const texts = row => row.children.map(cell => String(cell.textContent));
+  const error = elements.error.textContent, user = elements.user.value;
+  console.log(JSON.stringify({error, user, head: texts(head), rows: ranking.tBodies[0].children.map(texts)}));
+})();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_candidates_are_ranked_with_titles_and_reasons(exported):
+    server = Server(exported, "--users", ROWS, "--titles", TITLES)
+    try:
+        with urllib.request.urlopen(server.url + "/", timeout=10) as answer:
+            page = answer.read().decode()
+        script = DOCUMENT + re.search(r'"use strict";(.*)</script>', page, re.S)[1] + CLICK
+        command = [NODE, "-e", script, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        candidates = server.get("/page_data")["items"]
+        asked = {"user": json.loads(found["user"]), "candidates": candidates, "explain": True}
+        expected = server.score(asked)
+    finally:
+        server.stop()
+    assert found["error"] == ""
+    assert found["head"] == ["Rank", "Item", "Title", "score", "because of"]
+    order = sorted(range(len(candidates)), key=lambda i: -expected["scores"][i])
+    titles = pq.read_table(TITLES, columns=["item_id", "item_title"]).to_pydict()
+    titles = dict(zip(titles["item_id"], titles["item_title"], strict=True))
+    for place, (row, i) in enumerate(zip(found["rows"], order, strict=True), start=1):
+        assert row[:4] == [str(place), str(candidates[i]), titles[candidates[i]], f"{expected['scores'][i]:.4f}"]
+        for reason in expected["reasons"][i]:
+            assert (titles[reason["item"]] or str(reason["item"])) in row[4]
