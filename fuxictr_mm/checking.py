@@ -98,8 +98,15 @@ def _nested_settings(annotation: Any) -> type[Settings] | None:
     return next(filter(None, map(_nested_settings, typing.get_args(annotation))), None)
 
 
+#: Keys of older versions of FuxiCTR, and what they are called since.
+RENAMED = {"na_value": "fill_na"}
+
+
 def unknown_key(key: object, known: Iterable[str]) -> str:
     """Return a sentence about an unknown key, with the nearest known one."""
+    known = list(known)
+    if RENAMED.get(str(key)) in known:
+        return f"unknown key '{key}'; it is called {RENAMED[str(key)]} in FuxiCTR 2"
     return f"unknown key '{key}'{nearest(key, known)}"
 
 

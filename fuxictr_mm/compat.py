@@ -239,9 +239,10 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         reason = describe_error(error)
         check_encoders(model)  # of those that return a sequence, the error names no feature
         if not _is_about_format(error):
+            advice = _advice_on_columns(model, error) if view == "challenge" else _advice_on_sequences(model, error)
             raise ConfigError(
-                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); "
-                f"{_advice_on_columns(model, error) if view == 'challenge' else ''}--debug shows the traceback"
+                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); {advice}--debug shows the "
+                "traceback"
             ) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
@@ -271,6 +272,19 @@ def _advice_on_columns(model: Any, error: Exception) -> str:
     if not context or not is_about_columns:
         return ""
     return f"if the file reads {', '.join(context)} of every item, set in_item_dict: True for them; "
+
+
+def _advice_on_sequences(model: Any, error: Exception) -> str:
+    """Return what to set for a file that takes no sequence as it is."""
+    specs = model.feature_map.features.items()
+    names = [name for name, spec in specs if spec["type"] == "sequence" and not spec.get("feature_encoder")]
+    if (
+        not names
+        or not isinstance(error, RuntimeError)
+        or not re.search(r"\b(size|sizes|shapes?|dimensions?)\b", str(error))
+    ):
+        return ""
+    return f"{', '.join(names)} has feature_encoder: null, if the file takes no sequence, leave that out; "
 
 
 def _is_about_format(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from fuxictr_mm.checking import check_call, describe, matches
+from fuxictr_mm.checking import check_call, describe, matches, unknown_key
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
@@ -115,3 +115,8 @@ def test_the_nearest_layer_is_suggested():
         check_call("layers.MaskedAveragePoolng()", "x", ENCODERS)
     with raises_naming(ConfigError, "'nn.Identity'", "nn.Identity()"):
         check_call("nn.Identity", "x", ENCODERS)
+
+
+def test_a_key_that_was_renamed_is_told():
+    assert "fill_na" in unknown_key("na_value", ["fill_na", "name"])
+    assert "fill_na" not in unknown_key("na_value", ["name"])

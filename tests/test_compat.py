@@ -243,6 +243,11 @@ def test_an_encoder_without_pooling_is_named(start, encoder):
         start(feature_specs=[{"name": "item_tags", "feature_encoder": encoder}]).fit()
 
 
+def test_a_sequence_without_an_encoder_is_named(start):
+    with raises_naming(ConfigError, "item_tags", "feature_encoder: null"):
+        start(feature_specs=[{"name": "item_tags", "feature_encoder": None}]).fit()
+
+
 def test_a_file_may_take_a_sequence_as_its_encoder_gives_it(start):
     sequence = {"name": "item_seq", "type": "sequence", "share_embedding": "item_id", "feature_encoder": "nn.Tanh()"}
     fields = {"din_target_field": "item_id", "din_sequence_field": "item_seq"}

@@ -109,7 +109,7 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     try:
         # Buffering ahead, the default of newer pyarrow, would hold every row group that was read.
         return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
 
@@ -263,6 +263,11 @@ def read_chunks(
                 "install pyarrow 26 or later, or write the column as plain lists"
             ) from None
         raise DataError(f"{path}: damaged after row {row} ({reason}); download or write it again") from None
+    except (pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"{path}: pyarrow {pa.__version__} cannot read {', '.join(columns)} after row {row} "
+            f"({str(error).splitlines()[0]}); write the file again, in smaller row groups or other types"
+        ) from None
 
 
 def _chunk_rows(metadata: pq.FileMetaData, columns: Sequence[str], groups: Sequence[int]) -> int:
@@ -670,7 +675,7 @@ def _plain_types(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         try:
             columns.append(_plain(array))
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise DataError(f"{path}: {name}: holds {array.type} ({error}); cast the column to int64") from None
     return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
@@ -686,7 +691,13 @@ def _plain(array: pa.Array) -> pa.Array:
         offsets = from_numbers(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
         array = pa.LargeListArray.from_arrays(offsets, array.flatten(), mask=array.is_null())
     kind = plain_type(array.type)
-    return array if kind == array.type else array.cast(kind)
+    if kind == array.type:
+        return array
+    entries = array.type.value_type if is_list(array.type) else array.type
+    if pa.types.is_decimal(entries) and entries.bit_width < 128:  # pyarrow 26 finds integers of these out of bounds
+        wide = pa.decimal128(entries.precision, entries.scale)
+        array = array.cast(pa.large_list(wide) if is_list(array.type) else wide)
+    return array.cast(kind)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -292,3 +292,24 @@ def test_long_lists_are_read_in_fewer_rows(tmp_path, monkeypatch):
     assert [n for _, chunk in chunks for n in chunk.column("id").to_pylist()] == list(range(12))
     assert [row for row, _ in parquet.read_chunks(path, ["id"])] == [0, 8]
     assert [row for row, _ in parquet.read_chunks(path, ["list"], max_rows=8)] == [0, 8]
+
+
+@pytest.mark.parametrize("error", [pa.ArrowNotImplementedError, pa.ArrowCapacityError])
+def test_what_arrow_cannot_read_is_one_line(tmp_path, monkeypatch, error):
+    """As of a list column of more than 2 GB in a row group: no subclass of its error for damaged files."""
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+
+    def fail(*_, **__):
+        raise error("Nested data conversions not implemented for chunked array outputs")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with raises_naming(DataError, "x.parquet", "a after row 0", "Nested data"):
+        list(parquet.read_chunks(tmp_path / "x.parquet", ["a"]))
+
+
+@pytest.mark.parametrize("kind", [pa.decimal256(50, 0), pa.decimal32(5, 0), pa.decimal64(9, 2)])
+def test_lists_of_decimals_of_every_size(tmp_path, kind):
+    table = pa.table({"a": pa.array([[Decimal(3)], []], pa.list_(kind)), "b": pa.array([Decimal(3), None], kind)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    ((_, batch),) = parquet.read_chunks(tmp_path / "x.parquet", ["a", "b"])
+    assert batch.to_pydict() == {"a": [[3], []], "b": [3, None]}
