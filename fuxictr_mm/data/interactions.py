@@ -293,9 +293,16 @@ class InteractionFiles:
     def _footers(self) -> dict[Path, pq.FileMetaData]:
         return {file: parquet.open_parquet(file).metadata for file in parquet.part_files(self.path)}
 
+    @property
+    def _texts(self) -> set[str]:
+        """The columns that hold texts by their ``dtype`` or the item files; folders of a partition tell no type."""
+        items = self.encoding.vocabularies.get(ITEM_ID)
+        targets = {self.encoding.target} if items is not None and is_text(items.values.type) else set()
+        return targets | {f.column for f in self.features if f.is_text}
+
     @cached_property
     def _schemas(self) -> dict[Path, pa.Schema]:
-        return {file: parquet.schema_of(file, footer) for file, footer in self._footers.items()}
+        return {file: parquet.schema_of(file, footer, self._texts) for file, footer in self._footers.items()}
 
     @cached_property
     def present_labels(self) -> list[str]:
@@ -331,7 +338,7 @@ class InteractionFiles:
         found: set[str] = set()
         # Those of all processes, which must agree.
         for rows in replace(self, parts=None).row_group_ranges():
-            for _, batch in parquet.read_chunks(rows.path, [name], rows):
+            for _, batch in parquet.read_chunks(rows.path, [name], rows, texts=self._texts):
                 found |= parquet.label_kinds(batch.column(0), self.binary_label)
                 if "label" in found or len(found - {"null"}) > 1:
                     return False
@@ -353,7 +360,7 @@ class InteractionFiles:
         found = [torch.zeros(0, dtype=torch.int64)]
         for rows in self.row_group_ranges():
             wanted = list(dict.fromkeys([*self.present_labels, *groups]))
-            for row, batch in parquet.read_chunks(rows.path, wanted, rows):
+            for row, batch in parquet.read_chunks(rows.path, wanted, rows, texts=self._texts):
                 labels.append(torch.from_numpy(self._decode_labels(batch, rows.path, row)))
                 for name in groups:
                     found.append(torch.from_numpy(decode_group(batch.column(name), f"{rows.path}: {name}", row)))
@@ -411,7 +418,8 @@ class InteractionFiles:
         wanted += self.present_labels
         wanted += [self.group_id] if self.has_groups and self.group_id else []
         for row_groups in self.row_group_ranges() if ranges is None else ranges:
-            for row, batch in parquet.read_chunks(row_groups.path, list(dict.fromkeys(wanted)), row_groups):
+            columns = list(dict.fromkeys(wanted))
+            for row, batch in parquet.read_chunks(row_groups.path, columns, row_groups, texts=self._texts):
                 yield self._decode(batch, row_groups.path, row)
 
     def _decode(self, batch: pa.RecordBatch, file: Path, row: int) -> InteractionTable:
@@ -489,7 +497,7 @@ class InteractionFiles:
         arrays = (
             batch.column(0)
             for rows in self.row_group_ranges()
-            for _, batch in parquet.read_chunks(rows.path, [column], rows)
+            for _, batch in parquet.read_chunks(rows.path, [column], rows, texts=self._texts)
         )
         return Vocabulary.build(arrays, f"{self.path}: {column}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -114,10 +114,13 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
 
 
-def schema_of(path: Path, metadata: pq.FileMetaData | None = None) -> pa.Schema:
-    """Return the columns of a file, and after them those of its Hive partitions that the file does not hold."""
+def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:
+    """Return the columns of a file, and after them those of its Hive partitions that the file does not hold.
+
+    Partition columns in ``texts`` are texts, whatever their values.
+    """
     schema = open_parquet(path).schema_arrow if metadata is None else metadata.schema.to_arrow_schema()
-    for name, value in partition_columns(path).items():
+    for name, value in partition_columns(path, texts).items():
         if name not in schema.names:
             schema = schema.append(pa.field(name, value.type))
     return schema
@@ -223,17 +226,22 @@ def split_row_groups(
 
 
 def read_chunks(
-    path: Path, columns: Sequence[str], row_groups: RowGroupRange | None = None, max_rows: int | None = None
+    path: Path,
+    columns: Sequence[str],
+    row_groups: RowGroupRange | None = None,
+    max_rows: int | None = None,
+    texts: Collection[str] = (),
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield ``(first row, record batch)`` of the named columns of a file, or of a range of its row groups.
 
     A batch has 1 to ``max_rows`` rows (default: ``CHUNK_ROWS``, or as many as hold about ``CHUNK_VALUES`` values of the
     columns). Extension types (such as Arrow's tensors) are read as
-    their storage, dictionaries as their values, and decimals as int64 or, with decimal places, as float64.
+    their storage, dictionaries as their values, and decimals as int64 or, with decimal places, as float64. Columns of
+    Hive partitions in ``texts`` are texts, whatever their values.
     """
     file = open_parquet(path, None if row_groups is None else row_groups.metadata)
     present = file.schema_arrow.names
-    partitions = {name: value for name, value in partition_columns(path).items() if name not in present}
+    partitions = {name: value for name, value in partition_columns(path, texts).items() if name not in present}
     require_columns(path, [*present, *partitions], columns)
     partitions = {name: value for name, value in partitions.items() if name in columns}
     columns = [name for name in columns if name not in partitions]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,10 +14,10 @@ import pyarrow as pa
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def partition_columns(file: Path) -> dict[str, pa.Scalar]:
+def partition_columns(file: Path, texts: Collection[str] = ()) -> dict[str, pa.Scalar]:
     """Return the columns that the folders of a file name, outermost first, each with its value in all rows of the file.
 
-    A column is int64 if all its values in the dataset are integers, otherwise a text.
+    A column is int64 if all its values below one folder are integers, otherwise a text; those in ``texts`` are texts.
     """
     folders = []
     root = file.parent
@@ -26,12 +26,12 @@ def partition_columns(file: Path) -> dict[str, pa.Scalar]:
         root = root.parent
     if not folders:
         return {}
-    texts = _texts(root, root.stat().st_mtime_ns)
+    values = _texts(root, root.stat().st_mtime_ns)
     columns = {}
     for name, text in map(_split, reversed(folders)):
-        is_integer = all(re.fullmatch(r"[+-]?\d{1,18}", other) for other in texts[name])
+        is_integer = name not in texts and all(re.fullmatch(r"[+-]?\d{1,18}", other) for other in values[name])
         value = None if text is None else int(text) if is_integer else text
-        columns[name] = pa.scalar(value, pa.int64() if is_integer and texts[name] else pa.string())
+        columns[name] = pa.scalar(value, pa.int64() if is_integer and values[name] else pa.string())
     return columns
 
 

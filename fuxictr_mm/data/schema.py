@@ -70,6 +70,8 @@ class Feature:
         Of a sequence along a history, and of a further history: the history's column.
     is_number : bool
         Whether a sequence along a history holds numbers instead of ids.
+    is_text : bool
+        Whether it is declared a text (``dtype: str``).
     on_disk : str, optional
         Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
         ``item_seq`` in every model.
@@ -104,6 +106,7 @@ class Feature:
     embedded: bool = True
     history: str | None = None
     is_number: bool = False
+    is_text: bool = False
 
     @property
     def is_computed(self) -> bool:
@@ -341,6 +344,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         has_items=has_items,
         history=column.get("history") if has_items else None,
         is_number=column.get("history") is not None and column.get("dtype") == "float",
+        is_text=column.get("dtype") == "str",
         pretrained=column.get("pretrained"),
     )
 

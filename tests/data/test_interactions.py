@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, con
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import DataError, MissingFileError
 from tests.errors import raises_naming
 
@@ -338,6 +340,22 @@ def test_partitions_of_text_have_a_vocabulary_and_a_column_of_the_file_wins(tmp_
     inside = partitioned(tmp_path / "y", {**data, "level": [3, 4, 5]}, ["level"], drop=False)
     (inside / "level=4").rename(inside / "level=9")
     assert sorted(read(inside).context["level"].tolist()) == [3, 4, 5]
+
+
+def test_a_declared_text_is_one_whatever_the_folders_are_named(tmp_path):
+    city = Feature("city", "categorical", is_text=True)
+    found = []
+    for split, names in (("train", ["01", "2", "2"]), ("test", ["1", "2", "b"])):
+        path = partitioned(tmp_path / split, {**columns([[1], [2], [3]]), "city": names}, ["city"])
+        files = InteractionFiles(path, [*FEATURES, city], ITEMS.known.numpy())
+        assert [feature.name for feature in files.columns_of_ids(False)] == ["city"]
+        found.append(files)
+    vocabulary = found[0].build_vocabulary("city")
+    assert sorted(vocabulary.values.to_pylist()) == ["01", "2"]
+    how = Encoding(vocabularies=Vocabularies({"city": vocabulary}))
+    tables = [concatenate(replace(files, encoding=how).chunks()) for files in found]
+    values = [sorted(vocabulary.decode(table.context["city"].numpy()).to_pylist(), key=str) for table in tables]
+    assert values == [["01", "2", "2"], ["2", None, None]]
 
 
 @pytest.mark.parametrize(("value", "found"), [("11", "11"), ("__HIVE_DEFAULT_PARTITION__", "null"), ("a", "string")])
