@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import DNNModel, Embedded
-from fuxictr_mm.training.optim import embedding_tables
+from fuxictr_mm.training.optim import set_initial_std
 
 
 class FactorizedModel(DNNModel):
@@ -86,9 +85,7 @@ class FactorizedModel(DNNModel):
         """Initialise the layers and the factors, and create the optimizer."""
         super().build()
         if self.factor_dim:
-            with torch.no_grad():
-                for table in embedding_tables(self, nn.ModuleDict()):
-                    table[:, -self.factor_dim :].mul_(self.factor_std / 1e-4)  # FuxiCTR's initial standard deviation
+            set_initial_std(self, self.factor_std, self.factor_dim)
 
     @property
     def target_dim(self) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.training.optim import embedding_tables
+from fuxictr_mm.training.optim import set_initial_std
 
 
 class LightFM(MultimodalModel):
@@ -61,9 +61,7 @@ class LightFM(MultimodalModel):
         self.uses_history = history
         self.squares: Tensor | None = None
         self.build()
-        with torch.no_grad():
-            for table in embedding_tables(self, nn.ModuleDict()):
-                table.mul_(init_std / 1e-4)  # FuxiCTR's initial standard deviation
+        set_initial_std(self, init_std)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row and label, ``(B, T)``."""

@@ -164,6 +164,14 @@ def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn
     return list(weights.values())
 
 
+@torch.no_grad()
+def set_initial_std(model: nn.Module, std: float, last: int = 0) -> None:
+    """Give the embedding tables of features another standard deviation than FuxiCTR's 1e-4, or their last numbers."""
+    tables = [*embedding_tables(model, nn.ModuleDict()), *(table.weight for table in sharded_tables(model))]
+    for table in tables:
+        (table[:, -last:] if last else table).mul_(std / 1e-4)
+
+
 class Schedule:
     r"""Learning rate by the number of batches done: a linear warmup, then linear or cosine decay to zero.
 
