@@ -331,7 +331,7 @@ class Experiment:
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
-        fold, options = self.config.fold, {"flat": self.is_flat, "shard": shard}
+        fold, options = self.config.fold, dict[str, Any](flat=self.is_flat, shard=shard)
         if fold is None or not {"train", "valid"} & splits.keys():
             return load_dataset(self.config.to_dict(), splits, vocabularies, **options)
         if shard.size > 1:
@@ -439,6 +439,6 @@ class Experiment:
             return replace(read_run(folder), model_zoo=self.model_zoo)
         config = self.config
         metrics = {"valid": result["valid"], "test": result["test"] or {}, "seconds": result["seconds"]}
-        named = {"expid": config.expid, "dataset_id": config.dataset_id, "model": config.model, "seed": config.seed}
-        settings = {"config": config.to_dict(), "model_zoo": self.model_zoo}
-        return Run(self.paths.runs, "", finished=True, **named, **settings, **metrics)
+        names: dict[str, Any] = {name: getattr(config, name) for name in ("expid", "dataset_id", "model", "seed")}
+        settings = config.to_dict()
+        return Run(self.paths.runs, "", config=settings, finished=True, model_zoo=self.model_zoo, **names, **metrics)

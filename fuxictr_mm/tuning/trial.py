@@ -135,6 +135,7 @@ class Trials(Protocol):
 
     def give_back(self, trial: Trial) -> None:
         """Record that a trial was ended because this process ends; it resumes later."""
+        return None
 
     def results(self) -> list[TrialResult]:
         """Return the results so far."""
