@@ -175,9 +175,9 @@ def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separato
     """Return those of the columns that the files have, as texts, and the label as a number."""
     import polars as pl
 
-    from fuxictr_mm.encoding.columns import with_partitions
+    from fuxictr_mm.encoding.columns import blank_rows, scan_csv
 
-    frames = [with_partitions(pl.scan_csv(file, separator=separator, infer_schema=False), file) for file in files]
+    frames = [scan_csv(file, separator, blank_rows(file, separator)) for file in files]
     columns = [name for name in wanted if name in frames[0].collect_schema()]
     return (
         pl.concat(frame.select(columns) for frame in frames)

@@ -14,7 +14,7 @@ from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
-from tests.encoding.raw import COLUMNS, LABEL, params_of, rows_of, same, write_csv
+from tests.encoding.raw import COLUMNS, LABEL, flatten, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
 from tests.errors import raises_naming
 from tests.two_labels import write_world
@@ -268,6 +268,25 @@ def test_a_csv_file_as_a_spreadsheet_leaves_it_says_what_to_change(folder, chang
     path.write_bytes(change(path.read_text()))
     with raises_naming(DataError, "train.csv", *words):
         load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_are_skipped_and_rows_of_missing_values_are_not(folder, caplog, end):
+    """As pandas does; a blank line inside quotes belongs to its field."""
+    path, params = folder / "test.csv", params_of(folder)
+    header, *lines = path.read_text().split("\n")[:-1]
+    lines[7] = '"a\n\nb"' + lines[7][lines[7].index(",") :]
+    lines.append("," * header.count(","))
+
+    def columns(*lines):
+        path.write_bytes(end.join(lines).encode())
+        table = load_dataset(params, {"test": None}, flat=True).splits["test"]
+        return {name: column.tolist() for name, column in flatten(table).items() if column is not None}
+
+    expected = columns(header, *lines, "")
+    assert len(expected["city"]) == 61
+    assert columns("", header, "", *lines[:9], " ", "", *lines[9:], "", "  ") == expected
+    assert "test.csv: 5 blank lines are skipped" in caplog.text
 
 
 @pytest.mark.parametrize(

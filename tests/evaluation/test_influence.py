@@ -1,5 +1,6 @@
 """Influence of training examples: equal to its definition, in their order, and able to find flipped labels."""
 
+import io
 import json
 from pathlib import Path
 
@@ -317,11 +318,13 @@ def test_streamed_examples_are_ranked_but_not_dropped(tmp_path, build):
 
 def test_rows_of_csv_files(tmp_path, capsys):
     raw_world.write_world(tmp_path, "csv", rows=600)
+    header, rows = (tmp_path / "train.csv").read_text().split("\n", 1)
+    (tmp_path / "train.csv").write_text(f"{header}\n\n{rows}\n")
     cli.main(
         ["influence", "--config", str(tmp_path), "--expid", "DIN", "--out", str(tmp_path / "r.parquet"), "--quiet"]
     )
     found = pl.read_parquet(tmp_path / "r.parquet")
-    raw = pl.read_csv(tmp_path / "train.csv", infer_schema=False)
+    raw = pl.read_csv(io.StringIO(f"{header}\n{rows}"), infer_schema=False)
     assert found["shown"].to_list() == raw["shown"].to_list()
     assert found["user"].to_list() == raw["user"].to_list()
     assert found["label"].to_list() == raw["label"].cast(pl.Float64).to_list()
