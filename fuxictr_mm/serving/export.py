@@ -227,6 +227,8 @@ def write_onnx(traced: Traced, path: Path, what: str) -> None:
                 program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
             )
             assert onnx_program is not None
+            for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
+                node.metadata_props.clear()
             onnx_program.save(str(path), external_data=False)
             onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # torch raises many types

@@ -110,6 +110,11 @@ def test_a_table_is_in_no_graph(exported):
     assert items[7].tobytes() not in whole
 
 
+def test_graphs_hold_no_paths_of_this_machine(exported):
+    for path in exported.glob("*.onnx"):
+        assert b".py" not in path.read_bytes()
+
+
 @pytest.mark.slow
 def test_an_export_that_differs_is_not_written(weights_of, tmp_path, monkeypatch):
     experiment, weights = weights_of("DIN_MM_tiny")
