@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--max_len", type=int, default=64, help="history positions")
     option("--steps", type=int, default=6, help="steps per block")
     option("--pairs", type=int, default=5, help="pairs of blocks")
-    option("--table", choices=["dense", "touched"], default="dense", help="kind of the table of item ids")
+    option("--table", choices=["dense", "touched", "sharded"], default="dense", help="kind of the table of item ids")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
     add_sizes(parser)
     option("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -74,11 +74,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     specs = [{"name": "item_id", "table": args.table}]
-    params = parameters(args.model, args.data, batch_size=args.batch_size, max_len=args.max_len, feature_specs=specs)
+    changes: dict[str, Any] = {"batch_size": args.batch_size, "max_len": args.max_len, "feature_specs": specs}
+    if args.table == "sharded":
+        changes |= {"table_optimizer": "rowwise_adagrad", "embedding_regularizer": 0}
+    params = parameters(args.model, args.data, **changes)
     dataset = experiment_of(params).load_dataset({"train": True}, shard=Shard())
     table = dataset.splits["train"]
     streams = default_streams(distributed.size())
-    alone = make_step(params, dataset, table, Shard(0, 1, streams))
+    # One process has the whole table and updates the same rows.
+    single = "touched" if args.table == "sharded" else args.table
+    alone_params = {**params, "feature_specs": [{"name": "item_id", "table": single}]}
+    alone = make_step(alone_params, dataset, table, Shard(0, 1, streams))
     shard = distributed.make_shard(streams)
     part = concatenate(table.slice(rows.start, rows.stop) for rows in shard.train_rows(len(table)))
     together = make_step({**params, "batch_size": args.batch_size // shard.size}, dataset, part, shard, len(table))

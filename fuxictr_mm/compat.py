@@ -147,9 +147,9 @@ def check_params(model_class: type, params: Mapping[str, Any]) -> None:
                 "and gets the stored embeddings unchanged; leave it out"
             )
     for feature in parse_features(params) if params.get("feature_cols") else []:
-        if feature.dropout or feature.is_computed or feature.table == "touched":
+        if feature.dropout or feature.is_computed or feature.table in ("touched", "sharded"):
             what = f"dropout is {feature.dropout}" if feature.dropout else f"type is {feature.type}"
-            what = "table is touched" if feature.table == "touched" else what
+            what = f"table is {feature.table}" if feature.table in ("touched", "sharded") else what
             raise ConfigError(
                 f"feature '{feature.name}': {what}, but {model_class.__name__} is no MultimodalModel; leave it out"
             )

@@ -22,6 +22,7 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.tables.sharded import is_spread, shard_tables, without_rows
 
 #: Items per id of a batch above which its distinct ids are found by sorting.
 FLAGS_PER_ID = 32
@@ -57,8 +58,10 @@ class EmbeddingModel(BaseModel):
     #: Columns of the items that ``logits`` reads by ``contents``, which exports store in the same way.
     per_item_contents: tuple[str, ...] = ()
 
-    def make_embedding(self, feature_map: FeatureMap, embedding_dim: int) -> None:
-        """Create the embedding tables of the features.
+    def make_embedding(
+        self, feature_map: FeatureMap, embedding_dim: int, sharded: dict[str, Any] | None = None
+    ) -> None:
+        """Create the embedding tables of the features; ``sharded`` has the optimizer's settings of sharded ones.
 
         Raises
         ------
@@ -76,10 +79,14 @@ class EmbeddingModel(BaseModel):
             raise ConfigError(
                 f"{self.model_id}: no feature with source: item; a target and its history need at least one"
             )
+        spread = [n for n, s in specs.items() if s.get("table") == "sharded"] if is_spread() else []
         try:
-            self.embedding_layer = FeatureEmbedding(feature_map, self.embedding_dim)
+            self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not take these arguments") from error
+        if spread:
+            layers = self.embedding_layer.to(self.device).embedding_layer.embedding_layers
+            shard_tables(layers, spread, feature_map.features, sharded or {}, self._settings.model_root)
         check_encoders(self)
         self.similarities = nn.ModuleDict(
             {n: HistorySimilarity(self.items.stored(s["of"]), s["statistics"])

@@ -26,8 +26,9 @@ from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import source_of
-from fuxictr_mm.runtime import compiled, device_of
-from fuxictr_mm.tables import choose_kinds, touched_parameters
+from fuxictr_mm.runtime import compiled, device_of, is_main
+from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
+from fuxictr_mm.tables.sharded import optimizer_group
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -36,6 +37,7 @@ from fuxictr_mm.training.optim import (
     Penalty,
     Schedule,
     WeightAverage,
+    add_sharded,
     clip_gradients,
     embedding_tables,
     make_optimizer,
@@ -160,7 +162,10 @@ class MultimodalModel(EmbeddingModel):
         self.is_accumulating = False
         #: Of several processes that train together.
         self.replicas: Replicas | None = None
-        self.make_embedding(feature_map, settings.embedding_dim)
+        sharded = [n for n, s in feature_map.features.items() if s.get("table") == "sharded"]
+        #: Settings of the optimizer of sharded tables.
+        self._sharded_group = self._make_sharded_group(sharded[0]) if sharded else {}
+        self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
         """Refuse a number of attention heads that does not divide a dim.
@@ -182,11 +187,13 @@ class MultimodalModel(EmbeddingModel):
         replace_dropout(self)
         self.model_to_device()
         settings = self._settings
-        self._trained = [p for p in self.parameters() if p.requires_grad]
         self._choose_tables()
+        # Sharded tables are updated in the backward pass, before the norm of the gradients is known.
+        apart = {id(p) for p in sharded_parameters(self)}
+        self._trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         self.optimizer = make_optimizer(
             self.optimizer_name,
-            self.parameters(),
+            self._trained,
             self.learning_rate,
             weight_decay=settings.weight_decay,
             tables=embedding_tables(self, self.item_vectors),
@@ -195,11 +202,21 @@ class MultimodalModel(EmbeddingModel):
             touched=touched_parameters(self),
             table_optimizer=settings.table_optimizer,
         )
+        self.optimizer = add_sharded(self.optimizer, self, self._sharded_group)
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
         self.penalty = Penalty(
             self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
         )
+
+    def _make_sharded_group(self, name: str) -> dict[str, Any]:
+        rule = touched_rule(self.optimizer_name, self._settings.table_optimizer)
+        obstacle = None
+        if self.has_own_step:
+            obstacle = f"{type(self).__name__} has a train_step of its own; set table: dense"
+        elif self.compiled_logits is not None:
+            obstacle = "compile is True; set compile: False"
+        return optimizer_group(name, self._settings, rule, obstacle)
 
     @property
     def has_own_step(self) -> bool:
@@ -327,11 +344,11 @@ class MultimodalModel(EmbeddingModel):
         # The last update of an epoch may accumulate fewer batches.
         count = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
         self.is_accumulating = done + 1 < count
+        self.schedule.set_rates(self._total_steps, self._planned_steps)
         loss = self.backward(batch, count)
         if not self.is_accumulating:
             self.penalty.add_gradients()
             clip_gradients(self._trained, self._max_gradient_norm)
-            self.schedule.set_rates(self._total_steps, self._planned_steps)
             if self.average is not None:
                 self.average.before_update()
             self.optimizer.step()
@@ -372,8 +389,10 @@ class MultimodalModel(EmbeddingModel):
         return loop.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
-        """Write the state dict atomically."""
-        save_state_dict(self.state_dict(), checkpoint)
+        """Write the state dict atomically. With sharded tables, all processes call it together."""
+        state = gathered_state(self)
+        if is_main() or not sharded_tables(self):
+            save_state_dict(state, checkpoint)
 
     def load_weights(self, checkpoint: str | os.PathLike[str]) -> None:
         """Read a state dict.

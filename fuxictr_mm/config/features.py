@@ -65,11 +65,11 @@ class FeatureSpec(Settings):
         description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
         "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
     )
-    table: Literal["auto", "dense", "touched"] | None = Field(
+    table: Literal["auto", "dense", "touched", "sharded"] | None = Field(
         None,
         description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
-        "cost that does not grow with the table; null or `auto`: `touched` from 1,000,000 rows on. See "
-        "[Scale](scale.md#embedding-tables).",
+        "cost that does not grow with the table; of a `sharded` one each process has a part. Null or `auto`: "
+        "`touched` from 1,000,000 rows on. See [Scale](scale.md#embedding-tables).",
     )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(

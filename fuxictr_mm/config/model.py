@@ -66,8 +66,8 @@ class ModelSettings(Settings):
     )
     table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] | None = Field(
         None,
-        description="Optimizer of the embedding tables with `table: touched`; `rowwise_adagrad` keeps one number per "
-        "row; null: as `optimizer`, which must be `adam`, `adamw`, `adagrad` or `sgd`.",
+        description="Optimizer of the embedding tables with `table: touched` or `sharded`; `rowwise_adagrad` keeps one "
+        "number per row; null: as `optimizer`, which must be `adam`, `adamw`, `adagrad` or `sgd`.",
     )
     metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
     monitor: str | dict[str, Number] = Field(

@@ -77,7 +77,7 @@ class Feature:
         ``item_seq`` in every model.
     padding : {"post", "pre"}
         Side on which a sequence of the interactions is padded and cut.
-    table : {"auto", "dense", "touched"}
+    table : {"auto", "dense", "touched", "sharded"}
         Which rows of the embedding table a step updates.
     has_items : bool
         False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
@@ -310,6 +310,11 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
             raise ConfigError(
                 f"feature '{column['name']}': table is {column['table']}, but its embeddings are frozen; set "
                 "freeze_emb: False, or leave it out"
+            )
+        if column["table"] == "sharded" and (kind == "embedding" or column.get("pretrained_emb")):
+            raise ConfigError(
+                f"feature '{column['name']}': table is sharded, but it starts from stored embeddings; set table: "
+                "touched"
             )
         if column.get("share_embedding"):
             raise ConfigError(

@@ -109,22 +109,26 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     copies = (gpus is None) + (config.ema is not None)
     for table in model.tables:
         reached = min(table.rows, ids) if table.touched else table.rows
+        owners = processes if table.kind == "sharded" else 1
         sizes = {
-            "weights": 4.0 * table.weights,
-            "optimizer": 4.0 * table.weights * table.state,
+            "weights": 4.0 * table.weights / owners,
+            "optimizer": 4.0 * table.weights * table.state / owners,
             # Twice: as the backward pass makes it, and with each row once.
             "gradient": 4.0 * reached * table.dim * (2 if table.touched else 1),
         }
-        if copies:
+        if copies and owners == 1:
             sizes["copies"] = 4.0 * table.weights * copies
         if config.ema is not None:
             sizes["average"] = 4.0 * table.weights + 8.0 * table.rows * table.touched
-        kind = "touched" if table.touched else "dense"
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
-        add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
-        by_rows = (processes - 1) * reached * (4 * table.dim + 8)
-        sent += by_rows if table.touched else _ring(sizes["weights"], processes)
-        tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": kind, **sizes})
+        add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {table.kind}: {shown}")
+        if table.kind == "sharded":  # ids and gradients to the owners of the rows, and rows from them
+            sent += reached * (8 * table.dim + 8) * (processes - 1) / processes
+        elif table.touched:
+            sent += (processes - 1) * reached * (4 * table.dim + 8)
+        else:
+            sent += _ring(sizes["weights"], processes)
+        tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": table.kind, **sizes})
     numbers = 2 + model.other_state + copies + (config.ema is not None)
     of_network = 4 * model.other * numbers + model.buffers
     add("network", of_network, f"{model.other:,} parameters, with gradients, optimizer and copies")
@@ -165,6 +169,7 @@ def describe(plan: dict[str, Any]) -> str:
     lines.append(f"  {'total':{width}}  {plan['total'] / 1e6:11,.1f}  of {plan['limit'] / 1e6:,.0f}: {answer}")
     if plan["processes"] > 1:
         sent = f"{plan['sent'] / 1e6:,.1f} MB a step"
-        lines.append(f"Every process has all tables, reads its part of the rows, and sends {sent}.")
+        has = "its part of the sharded tables" if any(t["table"] == "sharded" for t in plan["tables"]) else "all tables"
+        lines.append(f"Every process has {has}, reads its part of the rows, and sends {sent}.")
     lines.append("Not counted: temporary copies while files are read or written, and of the backward pass.")
     return "\n".join(lines)

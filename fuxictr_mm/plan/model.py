@@ -16,7 +16,7 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import describe_error
-from fuxictr_mm.tables import touched_parameters
+from fuxictr_mm.tables import sharded_parameters, touched_parameters
 from fuxictr_mm.training.optim import embedding_tables, make_optimizer
 
 #: Rows of the tables of the small copy; rows of its two batches.
@@ -35,8 +35,8 @@ class Table:
         Of the feature.
     rows, dim : int
         Its shape.
-    touched : bool
-        Whether a step updates the rows of its batch alone.
+    kind : {"dense", "touched", "sharded"}
+        Whether a step updates all rows, or those of its batch alone; of a sharded table, each process has a part.
     state : float
         Numbers of the optimizer per weight.
     """
@@ -44,13 +44,18 @@ class Table:
     name: str
     rows: int
     dim: int
-    touched: bool
+    kind: str
     state: float
 
     @property
     def weights(self) -> int:
         """Number of weights."""
         return self.rows * self.dim
+
+    @property
+    def touched(self) -> bool:
+        """Whether a step updates the rows of its batch alone."""
+        return self.kind != "dense"
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,17 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
             "memory is not known before"
         ) from error
     settings = model._settings
-    touched = {id(p) for p in touched_parameters(model)}
+    kinds = {id(p): "touched" for p in touched_parameters(model)}
+    kinds |= {id(p): "sharded" for p in sharded_parameters(model)}
     names = {id(p): name for name, p in model.named_parameters()}
     tables = []
     for table in embedding_tables(model, model.item_vectors):
         if not table.requires_grad:
             continue
-        sparse = id(table) in touched
+        kind = kinds.get(id(table), "dense")
         rows, dim = table.shape
-        state = _state_per_weight(model.optimizer_name, settings.table_optimizer, dim, sparse)
-        tables.append(Table(names[id(table)].split(".")[-2], rows, dim, sparse, state))
+        state = _state_per_weight(model.optimizer_name, settings.table_optimizer, dim, kind != "dense")
+        tables.append(Table(names[id(table)].split(".")[-2], rows, dim, kind, state))
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     other = total - sum(table.weights for table in tables)
     state = _state_per_weight(model.optimizer_name, None, 16, False)

@@ -14,8 +14,19 @@ from fuxictr_mm.errors import ConfigError
 
 
 def touched_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the tables of ``table: touched``: those of every ``nn.Embedding`` with sparse gradients."""
+    """Return the tables of ``table: touched``."""
+    return _sparse_parameters(model, sharded=False)
+
+
+def sharded_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the tables of ``table: sharded`` of a model in one process, which has them as ``nn.Embedding``."""
+    return _sparse_parameters(model, sharded=True)
+
+
+def _sparse_parameters(model: nn.Module, sharded: bool) -> list[nn.Parameter]:
+    """Return the weights of every ``nn.Embedding`` with sparse gradients."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse and m.weight.requires_grad]
+    tables = [table for table in tables if getattr(table, "is_sharded", False) == sharded]
     weights: dict[int, Any] = {id(table.weight): table.weight for table in tables}
     return list(weights.values())
 

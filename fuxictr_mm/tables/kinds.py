@@ -1,4 +1,4 @@
-"""The kind of every embedding table: ``dense``, or ``touched``, of which a step changes only the rows of its batch."""
+"""The kind of every embedding table: ``dense``; or ``touched`` and ``sharded``, of which a step changes few rows."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def choose_kinds(
     obstacle: str | None = None,
     doubt: str | None = None,
 ) -> None:
-    """Give every table its kind: gradients of ``touched`` ones are sparse from here on. Names and weights stay.
+    """Give every table its kind: gradients of the others are sparse from here on. Names and weights stay.
 
     Parameters
     ----------
     tables : iterable of (str, Module)
         Features and the modules that hold their tables. A shared table is of the kind of the first one.
     features : mapping
-        Settings by feature; ``table`` is ``dense``, ``touched`` or ``auto``, the default.
+        Settings by feature; ``table`` is ``dense``, ``touched``, ``sharded`` or ``auto``, the default.
     obstacle : str, optional
         A setting with which tables cannot be ``touched``.
     doubt : str, optional
@@ -38,15 +38,24 @@ def choose_kinds(
     Raises
     ------
     ConfigError
-        ``table: touched`` with such a setting.
+        ``table: touched`` with such a setting, or a ``sharded`` feature with several tables.
     """
     decided: set[int] = set()
+    sharded: set[str] = set()
     for name, module in tables:
         kind = features[name].get("table", "auto")
+        if kind == "sharded" and name in sharded:
+            raise ConfigError(f"feature '{name}': table is sharded, but the model has a second one; set table: touched")
+        if kind == "sharded":
+            sharded.add(name)
         for table in [m for m in module.modules() if isinstance(m, nn.Embedding)]:
             if id(table) in decided or not table.weight.requires_grad:
                 continue
             decided.add(id(table))
+            if kind == "sharded":
+                table.sparse = table.is_sharded = True  # type: ignore[assignment]
+                logger.info(f"feature '{name}': table of {len(table.weight):,} rows, all in this process")
+                continue
             large = kind == "auto" and len(table.weight) >= AUTO_ROWS
             if obstacle is not None and kind == "touched":
                 raise ConfigError(f"feature '{name}': table is touched, but {obstacle}; set table: dense")

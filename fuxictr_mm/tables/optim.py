@@ -106,16 +106,16 @@ class TouchedOptimizer(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Two optimizers that take their steps together, in the place of one: of dense parameters, and of touched rows.
+    """Optimizers that take their steps together, in the place of one: of dense parameters, and of kinds of tables.
 
     Parameters
     ----------
-    dense, touched : Optimizer
-        Their parameter groups follow each other.
+    **parts
+        ``dense``, ``touched``, ``sharded``; their parameter groups follow each other.
     """
 
-    def __init__(self, dense: torch.optim.Optimizer, touched: torch.optim.Optimizer) -> None:
-        self.parts = {"dense": dense, "touched": touched}
+    def __init__(self, **parts: Any) -> None:
+        self.parts = parts
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -150,8 +150,8 @@ class Optimizers:
         """
         if state.keys() != self.parts.keys():
             raise UserError(
-                "the training checkpoint has tables of another kind than this run (table: dense, touched or auto); "
-                "restore that setting, or start again without --resume"
+                "the training checkpoint has tables of another kind than this run (table: dense, touched, sharded or "
+                "auto); restore that setting, or start again without --resume"
             )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])

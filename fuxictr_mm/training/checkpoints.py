@@ -75,8 +75,9 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
         check_features(path.parent, getattr(model, "feature_map", None))
     if not path.is_file():
         raise _no_such_weights(path)
-    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
     own = model.state_dict()
+    spread = any(value.is_meta for value in own.values())  # a sharded table, of which some rows are read
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path, mmap=spread)
     state = _without_prefixes(path, _state_dict_in(path, state), own)
     if problems := _tensor_differences(state, own):
         problems += _setting_differences(path, getattr(model, "settings", None))

@@ -375,7 +375,8 @@ def broadcast_state(model: nn.Module) -> None:
     """Copy the weights of rank 0 to every rank."""
     if size() > 1:
         for value in model.state_dict().values():
-            dist.broadcast(value, 0)
+            if not value.is_meta:  # of a sharded table
+                dist.broadcast(value, 0)
 
 
 def gather_rows(part: Tensor) -> Tensor:

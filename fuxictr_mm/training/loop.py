@@ -20,6 +20,7 @@ from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.runtime import collect_signals, is_main
+from fuxictr_mm.tables import answer_lookups, sharded_tables
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.callbacks import Callback
@@ -90,11 +91,14 @@ def fit(
             fitting.train_epoch(received)
     if model._stop_training:
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
-    if is_main():
-        if not fitting.progress.saved:
-            with _averaged(model):
-                model.save_weights(model.checkpoint)
-        logger.info(f"Best weights: {model.checkpoint}")
+    if not fitting.progress.saved:
+        with _averaged(model):
+            _save_weights(model)
+    logger.info(f"Best weights: {model.checkpoint}")
+    if sharded_tables(model):
+        distributed.total(0.0)  # wait until the file is complete
+        model.load_weights(model.checkpoint)
+    elif is_main():
         model.load_weights(model.checkpoint)
     distributed.broadcast_state(model)
     return fitting.progress.history
@@ -309,9 +313,15 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
             logger.info(f"Learning rate lowered to {model.lr_decay():.2e}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience
     save = better or not model._save_best_only
-    if save and is_main():
-        model.save_weights(model.checkpoint)
+    if save:
+        _save_weights(model)
     return save
+
+
+def _save_weights(model: BaseModel) -> None:
+    """Write the weights on the main process; the others send their part of sharded tables."""
+    if is_main() or sharded_tables(model):
+        model.save_weights(model.checkpoint)
 
 
 class Scored(NamedTuple):
@@ -350,6 +360,7 @@ def score(
                 truths.append(_of_tasks(model.get_labels(batch), len(names)))
             if groups and model.feature_map.group_id is not None:
                 users.append(model.get_group_id(batch).reshape(-1))
+    answer_lookups(model)
     if not distributed.total(len(predictions)):
         raise DataError(f"{what}: no rows")
     if not predictions:  # of this process

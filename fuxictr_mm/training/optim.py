@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Regularizer
 from fuxictr_mm.errors import ConfigError, nearest
-from fuxictr_mm.tables import Optimizers, RowAverage, TouchedOptimizer, touched_parameters, touched_rows
+from fuxictr_mm.tables import (
+    Optimizers,
+    RowAverage,
+    ShardedOptimizer,
+    TouchedOptimizer,
+    sharded_parameters,
+    sharded_tables,
+    touched_parameters,
+    touched_rows,
+)
 
 #: The base class, one that needs a closure, one for sparse gradients only.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
@@ -131,7 +140,20 @@ def make_optimizer(
         return dense
     rule = touched_rule(name, table_optimizer)
     rate = table_learning_rate or learning_rate
-    return Optimizers(dense, _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay))
+    sparse = _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay)
+    return Optimizers(dense=dense, touched=sparse)
+
+
+def add_sharded(
+    optimizer: torch.optim.Optimizer | Optimizers, model: nn.Module, group: dict[str, Any]
+) -> torch.optim.Optimizer | Optimizers:
+    """Return an optimizer that updates the sharded tables of a model as well, with the settings ``group``."""
+    tables, whole = sharded_tables(model), sharded_parameters(model)
+    if not tables and not whole:
+        return optimizer
+    sharded: Any = ShardedOptimizer(tables) if tables else _uncompiled(TouchedOptimizer)(whole, **group)
+    parts = optimizer.parts if isinstance(optimizer, Optimizers) else {"dense": optimizer}
+    return Optimizers(**parts, sharded=sharded)
 
 
 def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from fuxictr.pytorch.models import BaseModel
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.runtime import is_main
+from fuxictr_mm.tables import gathered_state, sharded_tables
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import read_tensors
 
@@ -99,15 +100,16 @@ class TrainingCheckpoint:
         gpu_state = torch.cuda.get_rng_state(model.device) if on_gpu else torch.zeros(0, dtype=torch.uint8)
         gpu_generators = distributed.gather_rows(gpu_state.unsqueeze(0))
         self._written = time.monotonic()
+        weights, optimizer = gathered_state(model), model.optimizer.state_dict()
         if not is_main():
             return
         state = {
             "format": FORMAT,
             "config_hash": self.config_hash,
             "model_code": self.model_code,
-            "model": model.state_dict(),
+            "model": weights,
             "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-            "optimizer": model.optimizer.state_dict(),
+            "optimizer": optimizer,
             "generators": generators,
             "gpu_generators": gpu_generators,
             "progress": asdict(progress),
@@ -129,7 +131,7 @@ class TrainingCheckpoint:
             raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
         if not found:
             return None
-        state = read_tensors(self.path)
+        state = read_tensors(self.path, mmap=bool(sharded_tables(model)))
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise UserError(
                 f"{self.path}: no training checkpoint of this version; delete it and start again without --resume"

@@ -41,6 +41,13 @@ def test_a_table_of_a_thousand_million_rows():
     assert not found["fits"]
     specs[0]["table"] = "dense"
     dense = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
+    specs[0]["table"] = "sharded"
+    settings = {"table_optimizer": "rowwise_adagrad", "embedding_regularizer": 0}
+    sharded = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs, **settings), gpus=8, memory=80)
+    table = next(t for t in sharded["tables"] if t["feature"] == "item_id")
+    assert table["weights"] + table["optimizer"] == 32e9 + 0.5e9
+    assert sharded["sent"] < found["sent"]
+    assert sharded["total"] < found["total"] / 5
     # A ring sends each of the weights' gradients twice, but for a rank's own part.
     assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
 

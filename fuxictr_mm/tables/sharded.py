@@ -1,0 +1,352 @@
+"""Embedding tables whose rows are spread over processes, by TorchRec; fbgemm updates them in the backward pass.
+
+Shape letters: R rows of a table, D its dim, n ids of a lookup, W processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fuxictr_mm.config import ModelSettings
+from fuxictr_mm.errors import ConfigError, UserError
+
+logger = logging.getLogger(__name__)
+
+#: Rules of ``TouchedOptimizer`` that fbgemm has on the CPU as well.
+SHARDED_RULES = ("adagrad", "rowwise_adagrad", "sgd")
+#: The pair of packages that works together, and with the torch of requirements.txt.
+VERSION = "1.8.0"
+#: Rows that one random generator initializes, and that are sent in one message.
+BLOCK = 2**16
+#: Standard deviation of initial weights, as FuxiCTR has it.
+INITIAL_STD = 1e-4
+#: As in torch, and in ``TouchedOptimizer``.
+EPSILON = 1e-10
+
+
+def is_spread() -> bool:
+    """Whether there are several processes to spread tables over; one process has whole tables, as ``nn.Embedding``."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+class ShardedTable(nn.Module):
+    """A table in the place of an ``nn.Embedding``, of which each process has R / W rows. All look up together.
+
+    In a state dict it has the name of an ``nn.Embedding``'s weight: without content, on the meta device, unless
+    ``gathered_state`` makes it; a process that loads one takes its own rows of it. It has no parameters, as the
+    backward pass updates it. Initial weights do not depend on the number of processes.
+
+    Parameters
+    ----------
+    rows, dim : int
+        R and D.
+    padding_idx : int or None
+        The row of zeros.
+    group : dict
+        Settings of the optimizer: ``rule`` (of ``SHARDED_RULES``), ``lr``, ``eps``; those of all sharded tables.
+    number : int
+        Of the table among those of the model, from 0.
+    device : torch.device
+        Of the rows.
+    folder : Path
+        Where rank 0 gathers a whole table, in a temporary file.
+    processes : ProcessGroup
+        All of them; a group of its own, so that lookups need no order among other messages.
+
+    Raises
+    ------
+    UserError
+        TorchRec and fbgemm are not installed, or do not fit.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        padding_idx: int | None,
+        group: dict[str, Any],
+        number: int,
+        device: torch.device,
+        folder: Path,
+        processes: Any,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
+        self.group, self.number, self.folder = group, number, folder
+        block = -(-rows // dist.get_world_size())
+        #: First row of this process, and first of the next one.
+        self.start, self.stop = (min(rows, rank * block) for rank in (dist.get_rank(), dist.get_rank() + 1))
+        # In a tuple, in which nn.Module does not find its parameters.
+        self._engine = (_make_engine(rows, dim, group, device, processes),)
+        #: ``(R / W, D)``, and the optimizer's sums ``(R / W, D)`` or ``(R / W, 1)`` if it has any.
+        self.weight = self._local(self._engine[0].state_dict())
+        state = list(self._engine[0].fused_optimizer.state_dict()["state"].values())
+        self.sums = self._local(state[0]).view(len(self.weight), -1) if state and state[0] else None
+        self._initialize()
+
+    def _local(self, state: Mapping[str, Any]) -> Tensor:
+        """Return the rows of this process of the only tensor in a state dict of TorchRec."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of ShardedTensor, which TorchRec still uses
+            shards = next(iter(state.values())).local_shards()
+        return shards[0].tensor if shards else torch.zeros(0, self.embedding_dim)
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        for first in range(self.start // BLOCK * BLOCK, self.stop, BLOCK):
+            generator = torch.Generator().manual_seed(torch.initial_seed() + first // BLOCK)
+            values = torch.empty(BLOCK, self.embedding_dim).normal_(0, INITIAL_STD, generator=generator)
+            begin, end = max(first, self.start), min(first + BLOCK, self.stop)
+            self.weight[begin - self.start : end - self.start] = values[begin - first : end - first]
+        if self.padding_idx is not None and self.start <= self.padding_idx < self.stop:
+            self.weight[self.padding_idx - self.start] = 0.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``."""
+        if self.training:
+            optimizer = self._engine[0].fused_optimizer
+            for group in optimizer.param_groups:
+                group["lr"] = self.group["lr"]
+            optimizer.step()  # hands the learning rate to the kernel
+        else:
+            _largest(self.number + 1)
+        flat = ids.reshape(-1)
+        rows = self.look_up(flat)
+        if self.padding_idx is not None:  # which has no gradient
+            rows = rows.masked_fill((flat == self.padding_idx).unsqueeze(1), 0.0)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Return the rows ``(n, D)`` of ids ``(n,)``, any number on each rank."""
+        from torchrec import KeyedJaggedTensor
+
+        lengths = torch.tensor([len(ids)], device=ids.device)
+        return self._engine[0](KeyedJaggedTensor(keys=["table"], values=ids, lengths=lengths))["table"].values()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *more: Any) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is None:
+            more[2].append(prefix + "weight")  # the missing ones
+        else:
+            self.weight.copy_(weight[self.start : self.stop])
+
+    @torch.no_grad()
+    def gather(self, part: Tensor) -> Tensor:
+        """Return ``(R, K)`` of the parts ``(R / W, K)`` of all ranks on rank 0, mapped from a temporary file."""
+        if dist.get_rank():
+            for piece in part.split(BLOCK):
+                dist.send(piece.cpu().contiguous(), 0)
+            return torch.empty(0)
+        shape = (self.num_embeddings, part.shape[1])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+            # The mapping stays valid when the file is deleted.
+            whole = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=part.dtype).view(shape)
+        whole[: len(part)] = part
+        block = len(part)
+        for rank in range(1, dist.get_world_size()):
+            for piece in whole[rank * block : (rank + 1) * block].split(BLOCK):
+                dist.recv(piece, rank)
+        return whole
+
+
+def _make_engine(rows: int, dim: int, group: Mapping[str, Any], device: torch.device, processes: Any) -> Any:
+    """Return TorchRec's ``EmbeddingCollection`` of one table, row-wise over all processes, with its optimizer."""
+    check_torchrec()
+    from torchrec import EmbeddingCollection, EmbeddingConfig
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+    from torchrec.distributed.types import ShardingEnv
+    from torchrec.optim import RowWiseAdagrad
+    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+    config = EmbeddingConfig(name="table", embedding_dim=dim, num_embeddings=rows, feature_names=["table"])
+    # On the meta device: no process makes the whole table.
+    collection = EmbeddingCollection(tables=[config], device=torch.device("meta"))
+    rules = {"adagrad": torch.optim.Adagrad, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
+    settings = {"lr": group["lr"]} if group["rule"] == "sgd" else {"lr": group["lr"], "eps": group["eps"]}
+    apply_optimizer_in_backward(rules[group["rule"]], collection.parameters(), settings)
+    sharder: Any = EmbeddingCollectionSharder()
+    world = dist.get_world_size()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = construct_module_sharding_plan(
+            collection,
+            {"table": row_wise()},
+            sharder=sharder,
+            world_size=world,
+            local_size=world,
+            device_type=device.type,
+        )
+        return sharder.shard(collection, plan, ShardingEnv.from_process_group(processes), device=device)
+
+
+def optimizer_group(name: str, settings: ModelSettings, rule: str | None, obstacle: str | None) -> dict[str, Any]:
+    """Return the settings of the optimizer of a model's sharded tables.
+
+    Parameters
+    ----------
+    name : str
+        A feature with such a table.
+    settings : ModelSettings
+        Of the model.
+    rule : str or None
+        How touched rows are updated, see ``TouchedOptimizer``.
+    obstacle : str, optional
+        A reason for which tables cannot be sharded.
+
+    Raises
+    ------
+    ConfigError
+        A setting that cannot be combined with an update in the backward pass.
+    """
+    if rule not in SHARDED_RULES:
+        obstacle = f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad"
+    for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None)):
+        if getattr(settings, key) not in (None, off):
+            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {off or 'null'}"
+    if settings.accumulation_steps > 1:
+        obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
+    if obstacle is not None:
+        raise ConfigError(f"feature '{name}': table is sharded, but {obstacle}, or table: touched")
+    rate = settings.embedding_learning_rate or settings.learning_rate
+    # The keys of a TouchedOptimizer's group, which resumes its state in one process.
+    return {"lr": rate, "rule": rule, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": EPSILON}
+
+
+def without_rows(feature_map: Any, names: Sequence[str]) -> Any:
+    """Return a feature map in which the features ``names`` have tables of one row, to be replaced by sharded ones."""
+    small = copy.copy(feature_map)
+    small.features = {n: {**s, "vocab_size": 1} if n in names else s for n, s in feature_map.features.items()}
+    return small
+
+
+def shard_tables(
+    layers: nn.ModuleDict, names: Sequence[str], features: Mapping[str, Any], group: dict[str, Any], folder: str
+) -> None:
+    """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones."""
+    processes = dist.new_group()
+    for number, name in enumerate(names):
+        found: Any = layers[name]
+        rows, padding_idx = features[name]["vocab_size"], found.padding_idx
+        device = found.weight.device
+        table = ShardedTable(
+            rows, found.embedding_dim, padding_idx, group, number, device, Path(folder).absolute(), processes
+        )
+        logger.info(f"feature '{name}': table of {rows:,} rows, {len(table.weight):,} of them in this process")
+        for other in [key for key, layer in layers.items() if layer is found]:
+            layers[other] = table
+
+
+def check_torchrec() -> None:
+    """Refuse a pair of TorchRec and fbgemm that is missing or does not fit.
+
+    Raises
+    ------
+    UserError
+        With the command that installs it.
+    """
+    install = "python -m pip install --no-deps -r requirements-scale-cpu.txt (GPUs: pip install 'fuxictr-mm[scale]')"
+    found = {}
+    for name in ("torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    versions = {version.split("+")[0] for version in found.values()}
+    if len(found) < 2 or "torchrec" not in found or versions != {VERSION}:
+        there = ", ".join(f"{name} {version}" for name, version in found.items()) or "neither"
+        raise UserError(f"table: sharded needs torchrec and fbgemm {VERSION}, found {there}; {install}")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a deprecation in TorchRec
+    try:
+        import torchrec  # noqa: F401
+    except Exception as error:  # of a dynamic library that does not fit torch
+        reason = " ".join(str(error).split())
+        raise UserError(f"table: sharded needs torchrec {VERSION}, whose import fails ({reason}); {install}") from error
+
+
+class ShardedOptimizer:
+    """The optimizer of sharded tables as ``Optimizers`` and training checkpoints see it; the kernel takes its steps.
+
+    Its state is that of a ``TouchedOptimizer`` for whole tables, so that any number of processes can resume it.
+
+    Parameters
+    ----------
+    tables : sequence of ShardedTable
+        All of a model.
+    """
+
+    def __init__(self, tables: Sequence[ShardedTable]) -> None:
+        self.tables = tables
+        self.param_groups = [tables[0].group]
+
+    def step(self) -> None:
+        """Do nothing: the backward pass has updated the tables."""
+
+    def zero_grad(self) -> None:
+        """Do nothing: tables have no gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state on rank 0. All processes call it together."""
+        state = {
+            index: {"sum": table.gather(table.sums), "step": 0}
+            for index, table in enumerate(self.tables)
+            if table.sums is not None
+        }
+        return {"state": state, "param_groups": [{**self.param_groups[0], "params": list(range(len(self.tables)))}]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take this process's rows of a whole state."""
+        self.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
+        for index, table in enumerate(self.tables):
+            if table.sums is not None:
+                values = state["state"].get(index)
+                table.sums.copy_(values["sum"][table.start : table.stop]) if values else table.sums.zero_()
+
+
+def sharded_tables(model: nn.Module) -> list[ShardedTable]:
+    """Return the tables of a model that are spread over processes."""
+    return [module for module in model.modules() if isinstance(module, ShardedTable)]
+
+
+def gathered_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model, on rank 0 with whole tables. All processes call it together."""
+    state = dict(model.state_dict())
+    whole: dict[int, Tensor] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ShardedTable):
+            if id(module) not in whole:
+                whole[id(module)] = module.gather(module.weight)
+            state[f"{name}.weight"] = whole[id(module)]
+    return state
+
+
+@torch.no_grad()
+def answer_lookups(model: nn.Module) -> None:
+    """Take part in the lookups of ranks that still evaluate, until none does."""
+    tables = sharded_tables(model)
+    while tables and (wanted := _largest(0)):
+        table = tables[wanted - 1]
+        table.look_up(torch.zeros(0, dtype=torch.int64, device=table.weight.device))
+
+
+def _largest(number: int) -> int:
+    """Return the maximum over ranks."""
+    value = torch.tensor([number])
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)

@@ -1,0 +1,184 @@
+"""Tables whose rows are spread over processes are trained as in one process."""
+
+import json
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxictr_mm.data.interactions import concatenate
+from fuxictr_mm.data.loaders import InMemoryLoader
+from fuxictr_mm.data.shards import Shard
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.tables import gathered_state, sharded_parameters
+from fuxictr_mm.tables.sharded import check_torchrec
+from fuxictr_mm.training import distributed, loop
+from tests.docs.fences import ROOT
+from tests.training.test_distributed import dying, start  # noqa: F401
+
+needs_torchrec = pytest.mark.skipif(
+    find_spec("torchrec") is None, reason="pip install --no-deps -r requirements-scale-cpu.txt"
+)
+#: An item's feature, and one of the context, whose ids repeat in a batch.
+SPECS = [{"name": ["item_id", "likes_level"], "table": "sharded"}]
+SETTINGS = {"feature_specs": SPECS, "embedding_regularizer": 0, "net_dropout": 0.0, "verbose": 0}
+
+TOGETHER = """
+import sys
+import torch
+from fuxictr_mm.training import distributed
+from tests.tables.test_sharded import train
+
+with distributed.process_group(-1):
+    found = train({settings!r}, {folder!r}, distributed.make_shard(12))
+    if distributed.rank() == 0:
+        torch.save(found, {folder!r} + "/found.pt")
+"""
+
+
+def train(settings, folder, shard):
+    """Return the losses, weights, state of the optimizer and scores of a few steps, the last one of an odd size."""
+    size = 1200 // shard.size
+    settings = {**SETTINGS, **settings, "model_root": folder, "batch_size": size}
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
+    dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
+    torch.manual_seed(1)
+    model = experiment.build_model(dataset)
+    start_weights = Path(folder) / "start.pt"
+    if start_weights.exists():
+        model.load_weights(start_weights)
+    distributed.distribute(model)
+    rows = dataset.splits["train"]
+    rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
+    model._planned_steps = 6
+    losses = []
+    for epoch in range(2):
+        model.train()
+        for batch in InMemoryLoader(rows, size, num_samples=2501, shuffle=True, seed=epoch, share=shard):
+            model._total_steps += 1
+            losses.append(distributed.total(float(model.train_step(batch)) * len(batch)))
+        # Parts and numbers of batches that differ by rank: of two rows, the third rank has none.
+        for count, rows_a_batch in ((777, 100), (2, 1)):
+            part = shard.part(count)
+            scored = loop.score(
+                model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), rows_a_batch)
+            )
+    part = shard.part(777)
+    scored = loop.score(model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), 100))
+    optimizer = model.optimizer.state_dict()["sharded"]
+    weights = {name: value.clone() for name, value in gathered_state(model).items() if not value.is_meta}
+    return {"losses": losses, "weights": weights, "optimizer": optimizer["state"], "scores": scored.prediction}
+
+
+@needs_torchrec
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["rowwise_adagrad", "adagrad", "sgd"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_as_one(tmp_path, rule, processes):
+    settings = {
+        "table_optimizer": rule,
+        "lr_schedule": "linear",
+        "embedding_learning_rate": 5.0 if rule == "sgd" else 0.05,
+    }
+    # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
+    settings |= {"optimizer": "sgd", "learning_rate": 0.05}
+    torch.manual_seed(1)
+    model = Experiment.load("DIN_MM_tiny", ROOT, **SETTINGS, **settings)
+    model = model.build_model(model.load_dataset({"valid": True}))
+    model.save_weights(tmp_path / "start.pt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = train(settings, str(tmp_path), Shard(0, 1, 12))
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER.format(settings=settings, folder=str(tmp_path)))
+    done = start(script, processes=processes)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=2e-5, msg=name)
+    for index, state in expected["optimizer"].items():
+        if "sum" in state:
+            torch.testing.assert_close(found["optimizer"][index]["sum"], state["sum"], rtol=1e-3, atol=1e-9)
+    name = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
+    changed = (expected["weights"][name] - before[name]).abs()
+    assert float(changed.max()) > 1e-3
+    assert float(changed[0].max()) == 0  # padding
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_resumed_with_another_number_of_processes(dying):  # noqa: F811
+    folder, run = dying
+    path = folder / "model_config.yaml"
+    settings = f"eval_steps: 8\n    table_optimizer: rowwise_adagrad\n    feature_specs: {json.dumps(SPECS)}"
+    text = path.read_text().replace("eval_steps: 8", settings)
+    path.write_text(text.replace("embedding_regularizer: 1.e-4", "embedding_regularizer: 0"))
+    record = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json"
+    weights, checkpoint = record.with_suffix(".model"), record.with_suffix(".snapshot")
+    done = run()
+    assert done.returncode == 0, done.stderr
+    expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
+    record.unlink()
+    (folder / "die").write_text("kill")
+    assert run().returncode != 0
+    kept = checkpoint.read_bytes()
+    for processes in (2, 3, 1):
+        checkpoint.write_bytes(kept)
+        resumed = run("--resume", processes=processes)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "Resumed at epoch 1, batch 16" in resumed.stderr
+        found = torch.load(weights, weights_only=True)
+        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
+        if processes == 2:
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert json.loads(record.read_text())["valid"]["AUC"] == pytest.approx(metrics["AUC"], abs=0.05)
+        record.unlink()
+    assert sorted(p.name for p in record.parent.glob("tmp*")) == []
+
+
+def build(**settings):
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, "table_optimizer": "adagrad", **settings})
+    return experiment.build_model(experiment.load_dataset({"valid": True}))
+
+
+def test_one_process_has_whole_tables_and_needs_no_torchrec():
+    model = build()
+    assert sorted(len(p) for p in sharded_parameters(model)) == [11, 1001]
+    assert list(model.optimizer.parts) == ["dense", "sharded"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"table_optimizer": None}, "table_optimizer"),
+        ({"embedding_regularizer": 1e-5}, "embedding_regularizer"),
+        ({"embedding_weight_decay": 0.1}, "embedding_weight_decay"),
+        ({"ema": 0.9}, "ema"),
+        ({"accumulation_steps": 2}, "accumulation_steps"),
+        ({"compile": True}, "compile"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(settings, key):
+    with pytest.raises(ConfigError) as raised:
+        build(**settings)
+    assert key in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("versions", [{}, {"torchrec": "1.8.0"}, {"torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.7.0"}])
+def test_a_pair_of_packages_that_does_not_fit_is_named(versions, monkeypatch):
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(UserError) as raised:
+        check_torchrec()
+    assert "pip install --no-deps -r requirements-scale-cpu.txt" in str(raised.value)
+    assert "\n" not in str(raised.value)
