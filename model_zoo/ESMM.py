@@ -76,7 +76,8 @@ class ESMM(DNNModel):
 
     def path(self, fields: Tensor) -> Tensor:
         """Return the logits ``(B, T)`` of having come to each step, of the concatenated fields."""
-        reached, failed, logits = fields.new_zeros(()), None, []
+        logits: list[Tensor] = []
+        reached, failed = fields.new_zeros(()), None
         for dnn in self.steps:
             step = dnn(fields)
             here = reached + F.logsigmoid(-step)  # the path ends at this step
