@@ -115,7 +115,7 @@ class Vocabulary:
         DataError
             Texts for a vocabulary of integers or the reverse; floating-point numbers that are no exact integers.
         """
-        if pa.types.is_null(values.type):
+        if values.null_count == len(values):  # of any type, which writers choose where there is no value
             return np.zeros(len(values), dtype=np.int64)
         # Ids repeat: each distinct one is looked up once. That is faster than joins and than hash tables made per call.
         encoded = plain(values, where).dictionary_encode()

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
 from tests.errors import raises_naming
 
@@ -36,6 +37,21 @@ def test_null_lists_are_empty_in_whole_and_sliced_arrays(kind):
     for start in range(len(ROWS)):
         for stop in range(start, len(ROWS) + 1):
             assert as_rows(array.slice(start, stop - start)) == expected[start:stop]
+
+
+@pytest.mark.parametrize("ids", [None, ["a", "b"], [5, 6]])
+@pytest.mark.parametrize(
+    "kind",
+    [pa.null(), pa.float64(), pa.string(), pa.large_list(pa.string()), pa.list_(pa.float64()), pa.list_(pa.null()),
+     pa.large_list(pa.null()), pa.list_(pa.null(), 0)],
+)  # fmt: skip
+def test_histories_that_are_all_empty_have_any_type(kind, ids):
+    """As of new users: writers then choose the type."""
+    vocabulary = None if ids is None else Vocabulary.build([pa.array(ids)])
+    nothing = [] if parquet.is_list(kind) else None
+    for rows in ([None, None], [nothing, nothing], [nothing, None]):
+        items, offsets = parquet.decode_history(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
+        assert (items.tolist(), offsets.tolist()) == ([], [0, 0, 0])
 
 
 @pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], None, [5, 6], None, [0, 9]]])
