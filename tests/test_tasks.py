@@ -195,11 +195,16 @@ def test_submission_and_comparison_of_a_label(tmp_path, monkeypatch, capsys):
     for options, words in ((("--label", "likes"), "likes"), (("--calibrate", "platt"), "click, like")):
         with exits_naming(capsys, words):
             run("prediction.py", *arguments, *options)
-    found = compare([run.path for run in runs], tmp_path / "checkpoints", task="like", samples=200)
-    assert found.rows == pl.read_parquet(tmp_path / "valid.parquet")["like"].count()
-    assert {side.name: side.mean for side in found.sides} == pytest.approx(
-        {run.run: run.valid["like_AUC"] for run in runs}, abs=1e-6
-    )
+    for split in ("valid", "test"):
+        file = tmp_path / f"{split}.csv"
+        pl.DataFrame({"prediction": runs[0].all_rows(split, "like")[1]}).write_csv(file)
+        names = [*(run.path for run in runs), file]
+        found = compare(names, tmp_path / "checkpoints", split=split, task="like", samples=200)
+        assert found.rows == pl.read_parquet(tmp_path / f"{split}.parquet")["like"].count()
+        expected = {run.run: run.metrics[split]["like_AUC"] for run in runs}
+        assert {side.name: side.mean for side in found.sides} == pytest.approx(
+            {**expected, file.name: expected[runs[0].run]}, abs=1e-6
+        )
     with raises_naming(ConfigError, "click, like"):
         ensemble([run.path for run in runs], tmp_path / "checkpoints", name="both")
 

@@ -281,7 +281,7 @@ def _read(
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
-            label, prediction, group = run.predictions(split, task)
+            label, prediction, group = run.examples(split, task)
             if label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
             keys = None if group is None else group_keys(group)
@@ -343,7 +343,7 @@ def _other_seeds(
         if not fits or run.path.resolve() in taken:
             continue
         try:
-            label, prediction, _ = run.predictions(split, task)
+            label, prediction, _ = run.examples(split, task)
         except UserError:
             continue  # missing or not finite: not one of the requested runs
         if label is not None and np.array_equal(label, compared[0].label):

@@ -41,7 +41,7 @@ class PredictionFile(Run):
 
     rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
-    def predictions(self, split: str = "valid", task: str | None = None) -> Any:
+    def all_rows(self, split: str = "valid", task: str | None = None) -> Any:
         """Return label, prediction and group of the split that the file was read for."""
         return self.rows
 
@@ -75,7 +75,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         No such file, no scores in it, or they do not fit the examples.
     """
     path = Path(name)
-    label, _, group = like.predictions(split, task)
+    label, _, group = like.all_rows(split, task)
     if label is None:
         raise DataError(f"{like.path}: the {split} rows have no labels; compare on --split valid")
     table = _read(path)
@@ -85,13 +85,15 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     score = table[column].to_numpy()[order].astype(np.float64)
     if not np.isfinite(score).all():
         raise DataError(f"{path}: {column}: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
+    known = label == label
     label_name = task or _label_name(like)
     if label_name in table.column_names:
         found = table[label_name].to_numpy()[order]
-        if not np.array_equal(found, label):
+        if not np.array_equal(found[known], label[known]):
             raise DataError(
                 f"{path}: {label_name}: differs from that of {like.run}, first in row "
-                f"{int(np.argmax(found != label))} of {split}; give predictions of the same file in its order, or ids"
+                f"{int(np.argmax(known & (found != label)))} of {split}; give predictions of the same file in its "
+                "order, or ids"
             )
     return PredictionFile(
         path=path,
@@ -100,7 +102,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         dataset_id=like.dataset_id,
         config={"predictions": str(path.resolve())},
         finished=True,
-        rows=(label, score, group),
+        rows=(like.examples(split, task)[0], score[known], None if group is None else group[known]),
     )
 
 

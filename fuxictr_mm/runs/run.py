@@ -162,6 +162,24 @@ class Run:
         MissingFileError, DataError
             The file is not there or damaged, labels are not 0 and 1, or predictions are not finite numbers.
         """
+        if split == "valid":
+            return self.examples(split, task)
+        label, prediction, group = self.all_rows(split, task)
+        return None if label is None or (label != label).any() else label, prediction, group
+
+    def examples(
+        self, split: str = "valid", task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return what ``predictions`` does, of either split without the rows that do not have the label."""
+        label, prediction, group = self.all_rows(split, task)
+        if label is None or (known := label == label).all():
+            return label, prediction, group
+        return label[known].astype("int8"), prediction[known], None if group is None else group[known]
+
+    def all_rows(
+        self, split: str = "valid", task: str | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return what ``predictions`` does, of all rows; the label is float64, with NaN, where some do not have it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -181,14 +199,11 @@ class Run:
                 raise KeyError("prediction" if prediction is None else "label")
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
-        if suffix and label is not None and label.dtype.kind == "f":  # of a column with nulls
-            known = label == label
-            if split == "valid":
-                label, prediction = label[known].astype("int8"), prediction[known]
-                group = None if group is None else group[known]
-            else:
-                label = label.astype("int8") if known.all() else None
-        if problem := _problem_of_rows(label, prediction):
+        known = label
+        if suffix and label is not None:  # those of a column with nulls are NaN
+            known = label[label == label]
+            label = label if len(known) else None
+        if problem := _problem_of_rows(known, prediction):
             raise DataError(f"{path}: {problem}; train it again")
         return label, prediction, group
 
