@@ -36,7 +36,7 @@ class PredictionFile(Run):
     Parameters
     ----------
     rows : tuple
-        Label, prediction and group, as ``Run.predictions`` returns them.
+        Label, prediction and group, as ``Run.all_rows`` returns them.
     """
 
     rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
@@ -102,7 +102,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         dataset_id=like.dataset_id,
         config={"predictions": str(path.resolve())},
         finished=True,
-        rows=(like.examples(split, task)[0], score[known], None if group is None else group[known]),
+        rows=(label, score, group),
     )
 
 
