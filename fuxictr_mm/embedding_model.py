@@ -307,7 +307,7 @@ def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = (
 
 
 def check_encoders(model: Any) -> None:
-    """Refuse an encoder of a sequence that does not return one embedding per row.
+    """Refuse an encoder of a sequence, an id or a number that does not return one embedding per row.
 
     A model of FuxiCTR may use a sequence as it is, and is checked where its ``forward`` fails.
 
@@ -319,23 +319,26 @@ def check_encoders(model: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, FeatureEmbeddingDict)]
     for owner, (name, encoder) in [(layer, pair) for layer in layers for pair in layer.feature_encoders.items()]:
         spec, table = owner._feature_map.features[name], owner.embedding_layers[name]
-        if spec["type"] != "sequence" or not isinstance(table, nn.Embedding):
+        if spec["type"] == "embedding" or not isinstance(table, nn.Embedding | nn.Linear):
             continue
-        inputs = torch.zeros(1, spec["max_len"], table.embedding_dim, device=table.weight.device)
+        dim = table.embedding_dim if isinstance(table, nn.Embedding) else table.out_features
+        of_row = (spec["max_len"], dim) if spec["type"] == "sequence" else (dim,)
+        inputs = torch.zeros(1, *of_row, device=table.weight.device)
         encoder.eval()
         try:
             with torch.no_grad():
                 shape = tuple(encoder(inputs).shape)
         except Exception as error:  # of any layer
             reason = " ".join(str(error).split())
+            what = "a sequence" if len(of_row) > 1 else "an embedding"
             raise ConfigError(
-                f"{model.model_id}: feature '{name}': {spec['feature_encoder']} does not take a sequence of "
-                f"{tuple(inputs.shape[1:])} ({reason})"
+                f"{model.model_id}: feature '{name}': {spec['feature_encoder']} does not take {what} of {of_row} "
+                f"({reason})"
             ) from error
         encoder.train()
         if len(shape) != 2:
+            pooling = f"; add a pooling layer: [{spec['feature_encoder']}, layers.MaskedAveragePooling()]"
             raise ConfigError(
                 f"{model.model_id}: feature '{name}': {spec['feature_encoder']} returns {shape[1:]} per row, "
-                "expected one embedding; add a pooling layer: "
-                f"[{spec['feature_encoder']}, layers.MaskedAveragePooling()]"
+                f"expected one embedding{pooling if len(of_row) > 1 else ''}"
             )

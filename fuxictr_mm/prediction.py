@@ -12,7 +12,7 @@ import numpy as np
 
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import DataError, UserError
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
@@ -71,6 +71,8 @@ def _write_frame(frame: Any, path: str) -> None:
         raise UserError(f"predict: got a {type(frame).__name__}, expected a path or a pandas or Polars data frame")
     try:
         pq.write_table(pa.table(frame), path)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:  # ValueError: a column twice
         reason = str(error).splitlines()[0]
-        raise UserError(f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type") from error
+        raise DataError(
+            f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type, and each name once"
+        ) from error

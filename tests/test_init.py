@@ -61,6 +61,8 @@ def test_bad_frames_are_one_line(run):
         run.predict(pl.read_parquet(TEST).head(3).with_columns(item_id=pl.Series([1, 2, 99999])))
     with raises_naming(UserError, "data frame"):
         run.predict(pd.DataFrame({"item_id": [1, "x"]}))
+    with raises_naming(DataError, "level"):
+        run.predict(pd.DataFrame([[1, 2, 3]], columns=["item_id", "level", "level"]))
 
 
 def test_runs_are_compared(run):

@@ -161,6 +161,13 @@ def test_an_encoder_without_pooling(build, encoder):
         build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": encoder}])
 
 
+@pytest.mark.parametrize("encoder", ["layers.SENet(5)", "nn.Unflatten(1, (2, -1))"])
+def test_an_encoder_of_an_id_keeps_one_embedding_per_row(build, encoder):
+    with raises_naming(ConfigError, "item_id", encoder.partition("(")[0]):
+        build("DIN_tiny", feature_specs=[{"name": "item_id", "feature_encoder": encoder}])
+    build("DIN_tiny", feature_specs=[{"name": "item_id", "feature_encoder": "nn.Tanh()"}])
+
+
 def test_an_encoder_with_wrong_arguments(build):
     with raises_naming(ConfigError, "MaskedAveragePooling"):
         build("DIN_tiny", feature_specs=[{"name": "item_tags", "feature_encoder": "layers.MaskedAveragePooling(3)"}])

@@ -711,8 +711,9 @@ def _plain(array: pa.Array) -> pa.Array:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type that a column is read as.
 
-    Extension types are their storage, dictionaries their values, list views lists; decimals are int64 or, with decimal
-    places, float64, also in lists.
+    Extension types are their storage, dictionaries their values, list views lists; texts and bytes as Polars hands
+    them over (views, for which pyarrow has few functions) are large ones, decimals int64 or, with decimal places,
+    float64, all also in lists.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
@@ -720,11 +721,19 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.value_type)
     if pa.types.is_decimal(kind):
         return pa.int64() if kind.scale <= 0 else pa.float64()
+    if _is_view(kind):
+        return pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         return pa.large_list(plain_type(kind.value_type))
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_decimal(kind.value_type):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(plain_type(kind.value_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        entries = kind.value_type
+        if pa.types.is_decimal(entries) or _is_view(entries):
+            return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(plain_type(entries))
     return kind
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import logging
 import mmap
@@ -222,6 +223,8 @@ class RawFiles:
                 # polars would take the type of a column that the file does not hold for that of another.
                 overrides = {n: kind for n, kind in overrides.items() if n not in partition_columns(file)}
                 frame = self._scan_csv(file, overrides)
+                # Always true; polars finds rows of too many fields only if it reads all columns.
+                frame = frame.filter(pl.sum_horizontal(pl.all().is_null()) >= 0)
             else:
                 frame = self._scan_parquet(file)
             frames.append(frame.select(c.select(schema) for c in present))
@@ -293,6 +296,8 @@ class RawFiles:
             yield
         except pl.exceptions.PolarsError as error:
             for file in self.files:
+                if self.form == "csv":
+                    self._find_long_row(file)
                 self._find_bad_number(file, columns)
             raise DataError(f"{self.path}: cannot be read ({_reason(error)})") from None
 
@@ -302,6 +307,22 @@ class RawFiles:
             yield
         except pl.exceptions.PolarsError as error:
             raise DataError(f"{file}: cannot be read as {self.form} ({_reason(error)})") from None
+
+    def _find_long_row(self, file: Path) -> None:
+        """Raise a DataError for the first row of a CSV file that has more fields than the header."""
+        with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+            rows = (row for row in csv.reader(stream, delimiter=self.separator) if len(row) > 1 or "".join(row).strip())
+            try:
+                header = next(rows, [])
+                found = next(((number, row) for number, row in enumerate(rows) if len(row) > len(header)), None)
+            except csv.Error:  # the file is damaged in another way
+                return
+        if found:
+            number, row = found
+            raise DataError(
+                f"{file}: row {number} has {len(row)} fields, expected {len(header)} as in the header; put texts that "
+                f"hold {self.separator!r} in quotes"
+            )
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
         """Raise a DataError for the first text in a column of numbers."""

@@ -36,7 +36,7 @@ class PredictionFile(Run):
     Parameters
     ----------
     rows : tuple
-        Label, prediction and group, as ``Run.predictions`` returns them.
+        Label, prediction and group, as ``Run.all_rows`` returns them.
     """
 
     rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]

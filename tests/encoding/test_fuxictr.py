@@ -270,6 +270,19 @@ def test_a_csv_file_as_a_spreadsheet_leaves_it_says_what_to_change(folder, chang
         load_dataset(params_of(folder), {"train": True}, flat=True)
 
 
+@pytest.mark.parametrize("unused", [True, False])
+def test_a_row_with_more_fields_than_the_header_is_named(folder, unused):
+    """It would be read shifted, where a column is not used."""
+    path = folder / "train.csv"
+    header, *lines = path.read_text().split("\n")
+    if not unused:
+        header, *lines = pl.read_csv(path, infer_schema=False).drop("unused").write_csv().split("\n")
+    lines[41] = "red, " + lines[41]
+    path.write_text("\n".join([header, "", *lines]))
+    with raises_naming(DataError, "train.csv", "row 41", f"expected {header.count(',') + 1}"):
+        load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_blank_lines_are_skipped_and_rows_of_missing_values_are_not(folder, caplog, end):
     """As pandas does; a blank line inside quotes belongs to its field."""
