@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -186,6 +187,11 @@ class Vocabularies(dict[str, Vocabulary]):
     def __init__(self, found: Mapping[str, Vocabulary] | None = None, path: Path | None = None) -> None:
         super().__init__(found or {})
         self.path = path
+        #: What else decides the encoding of raw columns, as JSON holds it; see ``fuxictr_mm.encoding``.
+        self.settings: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(len(self) or self.settings)
 
     def of(self, name: str, build: Callable[[], Vocabulary], column: str = "", remedy: str = "") -> Vocabulary:
         """Return the vocabulary of a feature, built where these are not those of a run.
@@ -220,6 +226,8 @@ class Vocabularies(dict[str, Vocabulary]):
             missing = rows - 1 - len(vocabulary)
             columns[name] = pa.concat_arrays([pa.nulls(1, kind), vocabulary.values, pa.nulls(missing, kind)])
         content = {"format": VERSION, "sizes": {name: len(vocabulary) for name, vocabulary in self.items()}}
+        if self.settings:
+            content["settings"] = self.settings
         table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(content)})
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -230,7 +238,9 @@ class Vocabularies(dict[str, Vocabulary]):
             others = Vocabularies.load(path)
         except DataError:
             return False
-        return self.keys() == others.keys() and all(self[n].values.equals(others[n].values) for n in self)
+        if self.keys() != others.keys() or self.settings != others.settings:
+            return False
+        return all(self[n].values.equals(others[n].values) for n in self)
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabularies:
@@ -262,7 +272,9 @@ class Vocabularies(dict[str, Vocabulary]):
                 raise DataError(
                     f"{path}: '{name}' has not {sizes[name]} distinct ids, as many as its head says; {remedy}"
                 )
-        return cls(found, path)
+        vocabularies = cls(found, path)
+        vocabularies.settings = content.get("settings", {})
+        return vocabularies
 
 
 @dataclass

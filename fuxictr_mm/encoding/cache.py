@@ -68,7 +68,7 @@ class Cache:
         self.folder = root / f"encoded-{digest(self.made_from)}"
 
     @classmethod
-    def find(cls, root: Path, settings: Mapping[str, Any]) -> Cache | None:
+    def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
         """Return the cache with some settings, whatever files it was made from; None if there is none.
 
         Raises
@@ -84,7 +84,7 @@ class Cache:
                 continue
             if isinstance(made_from, dict) and _is_part_of({"version": VERSION, **settings}, made_from):
                 found.append(cls(root, made_from))
-        if len(found) > 1:
+        if len(found) > 1 and not any_of_several:
             names = ", ".join(cache.folder.name for cache in found)
             raise UserError(
                 f"{root}: {names} are of these settings and of other training files each; keep the one of the weights"

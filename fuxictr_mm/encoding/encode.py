@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
+from fuxictr_mm.data import vocabulary as numbering
 from fuxictr_mm.encoding.columns import Column, RawFiles
 from fuxictr_mm.encoding.vocabulary import Vocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError
 
 #: Rows of a row group of the files that are written; a shuffle buffer mixes many of them.
 ROW_GROUP = 100_000
+
+#: What is put before the names of raw columns in the vocabularies of a run.
+RAW = "raw:"
 
 
 class Split:
@@ -137,6 +143,47 @@ class Encoding:
         vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}
         return cls(vocabularies, lengths, scales)
 
+    def keep(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> None:
+        """Add what the weights depend on to the vocabularies of a run; no model reads meta columns, they are groups."""
+        for name in _numbered(columns):
+            words = self.vocabularies[name]
+            tokens = pl.concat([words.tokens, words.extra]).to_arrow()
+            vocabularies[RAW + name] = numbering.Vocabulary(tokens.cast(pa.large_string()))
+        oov = {name: self.vocabularies[name].oov for name in _numbered(columns)}
+        scales = {name: list(scale) for name, scale in self.scales.items()}
+        vocabularies.settings = {"oov": oov, "lengths": self.lengths, "scales": scales}
+
+    def of_run(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> Encoding:
+        """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            The run has no vocabulary or scale of a column.
+        """
+        found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
+        if not all(isinstance(part, dict) for part in found.values()):
+            raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
+        words = dict(self.vocabularies)
+        for name in _numbered(columns):
+            tokens = pl.Series(vocabularies.of(RAW + name, Vocabulary, name).values, dtype=pl.String)
+            known = int(found["oov"][name]) - 1
+            words[name] = Vocabulary(tokens[:known], tokens[known:])
+        for part, own in (("lengths", self.lengths), ("scales", self.scales)):
+            if own.keys() != found[part].keys():
+                names = ", ".join(sorted(own.keys() ^ found[part].keys()))
+                raise DataError(f"{vocabularies.path}: {part} of {names} differ from the dataset's; train again")
+        return Encoding(words, found["lengths"], found["scales"])
+
+    def equals(self, other: Encoding) -> bool:
+        """Whether another encoding gives the same numbers."""
+        if self.vocabularies.keys() != other.vocabularies.keys() or self.lengths != other.lengths:
+            return False
+        if {n: list(s) for n, s in self.scales.items()} != {n: list(s) for n, s in other.scales.items()}:
+            return False
+        pairs = [(words, other.vocabularies[name]) for name, words in self.vocabularies.items()]
+        return all(a.tokens.equals(b.tokens) and a.extra.equals(b.extra) for a, b in pairs)
+
     def write(self, split: Split, path: Path) -> None:
         """Write the encoded columns of a split."""
         frame = split.frame.select(self._encoded(column, split).alias(column.name) for column in split.columns)
@@ -166,6 +213,11 @@ class Encoding:
             shift, scale = self.scales[column.name]
             values = (values - shift) / scale
         return values.cast(pl.Float32)
+
+
+def _numbered(columns: Sequence[Column]) -> list[str]:
+    """Return the columns whose ids a model may read."""
+    return [column.name for column in columns if column.has_vocabulary and column.type != "meta"]
 
 
 def _owner(column: Column, columns: Sequence[Column]) -> Column:

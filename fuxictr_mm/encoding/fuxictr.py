@@ -72,7 +72,9 @@ def load_dataset(
     if form == "csv" or params.get("rebuild_dataset"):
         from fuxictr_mm.encoding.prepare import encode  # polars takes a while to import, and is seldom needed
 
-        changes, folder = encode(params, paths, needs_labels, folder, None if test_data is None else scratch)
+        vocabularies = Vocabularies() if vocabularies is None else vocabularies
+        other = None if test_data is None else scratch
+        changes, folder = encode(params, paths, needs_labels, folder, other, vocabularies)
         read.update(changes)
     else:
         read.update(_described(params, folder))

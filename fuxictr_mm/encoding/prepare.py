@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache, fingerprint_of_files
 from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
 from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
@@ -36,6 +37,7 @@ def encode(
     needs_labels: Mapping[str, bool | None],
     root: Path,
     scratch: Path | None = None,
+    vocabularies: Vocabularies | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Encode splits, unless they are in the cache.
 
@@ -51,6 +53,8 @@ def encode(
         The dataset's folder, for the cache.
     scratch : Path, optional
         Given if the test split is none of the dataset's own: where it is written to.
+    vocabularies : Vocabularies, optional
+        Those of the run whose weights are used, which then decide the encoding; else it is added to them.
 
     Returns
     -------
@@ -60,6 +64,8 @@ def encode(
         Where it is.
     """
     changes: dict[str, Any] = {}
+    vocabularies = Vocabularies() if vocabularies is None else vocabularies
+    has_run = bool(vocabularies.settings)
     columns = columns_of(params)
     form = params.get("data_format", "parquet")
     raw = {
@@ -81,7 +87,7 @@ def encode(
         cache = Cache(root, {**settings, "files": files_of, "pretrained": fingerprint_of_files(keys.values())})
     except MissingFileError:
         # To score, the vocabularies of an earlier run are enough.
-        kept = None if "train" in paths else Cache.find(root, settings)
+        kept = None if "train" in paths else Cache.find(root, settings, has_run)
         if kept is None:
             raise
         logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
@@ -104,6 +110,17 @@ def encode(
             _write_pretrained(cache, encoding, keys)
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
+        if has_run and not (trained := encoding.of_run(columns, vocabularies)).equals(encoding):
+            logger.info(f"{raw['train'].path}: has changed since training; {vocabularies.path} is used")
+            encoding, cache = trained, _cache_of_run(cache, vocabularies)
+            _write_pretrained(cache, encoding, keys)
+        elif vocabularies.path is None:
+            encoding.keep(columns, vocabularies)
+        elif not has_run:  # of an earlier version
+            logger.warning(
+                f"{vocabularies.path}: keeps no vocabularies of raw columns; they are built from {raw['train'].path}, "
+                "and the scores are wrong if it has changed since training"
+            )
         for split, path in paths.items():
             of_user = split == "test" and scratch is not None
             suffix = Path(path).suffix[1:]
@@ -123,6 +140,15 @@ def encode(
             logger.info(f"{path}: encoded in {time.perf_counter() - started:.1f} s, written to {target}")
     changes["feature_cols"] = [_encoded_spec(c, encoding) for c in columns if c.type != "label"]
     return changes, cache.folder
+
+
+def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
+    """Return where splits are kept that are encoded as a run was trained, of other files than those of today."""
+    assert vocabularies.path is not None
+    run = [str(vocabularies.path.absolute()), *fingerprint_of_files([vocabularies.path])]
+    of_run = Cache(cache.root, {**cache.made_from, "run": run})
+    of_run.folder.mkdir(exist_ok=True)  # under the lock of the root
+    return of_run
 
 
 def _splits_to_fit(params: Mapping[str, Any], columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:

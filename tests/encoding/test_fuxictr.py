@@ -385,13 +385,39 @@ def test_scoring_needs_no_training_files(tmp_path):
     experiment.fit()
     for split in ("train", "valid"):
         (tmp_path / f"{split}.csv").unlink()
-    first, second = (tmp_path / "d").glob("encoded-*")
-    with pytest.raises(UserError, match=f"{first.name}|{second.name}"):
-        experiment.predict()
-    for folder in (first, second):
+    assert len([*(tmp_path / "d").glob("encoded-*")]) == 2
+    assert experiment.predict().shape == expected.shape  # the vocabularies are those of the run
+    for folder in (tmp_path / "d").glob("encoded-*"):
         (folder / "manifest.json").write_text("{")
     with pytest.raises(MissingFileError, match=r"train\.csv"):
         experiment.predict()
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_scores_after_the_training_file_has_changed(folder, form, caplog):
+    """The ids, scales and lengths of sequences are those of the run, whose weights were trained on them."""
+    options: dict = {}
+    if form == "parquet":  # raw columns as well
+        options = {"data_format": "parquet", "rebuild_dataset": True}
+        for split in ("train", "valid", "test"):
+            pl.read_csv(folder / f"{split}.csv", infer_schema=False).write_parquet(folder / f"{split}.parquet")
+            options[f"{split}_data"] = str(folder / f"{split}.parquet")
+    experiment = Experiment.load("X", configuration(folder, **options), model_zoo=folder / "zoo")
+    run = experiment.fit()
+    expected = experiment.predict()
+    dataset = experiment.load_dataset({"valid": True}, run.weights)
+    file = folder / f"train.{form}"
+    rows = pl.read_csv(file, infer_schema=False) if form == "csv" else pl.read_parquet(file)
+    changed = rows[::-1][:-30].with_columns(pl.lit("11.5").alias("age"))  # other counts, another scale, fewer values
+    getattr(changed, f"write_{form}")(file)
+    np.testing.assert_array_equal(experiment.predict(), expected)
+    np.testing.assert_array_equal(run.predict(folder / f"test.{form}"), expected)
+    again = experiment.load_dataset({"valid": True}, run.weights)
+    assert again.feature_map.features == dataset.feature_map.features
+    (folder / "checkpoints" / "d" / "X.vocabulary.parquet").unlink()  # of an earlier version: the files decide
+    caplog.clear()
+    assert not np.allclose(experiment.predict(), expected)
+    assert any("X.vocabulary.parquet" in r.message for r in caplog.records if r.levelname == "WARNING")
 
 
 @pytest.mark.parametrize("resident", [True, False])
