@@ -60,8 +60,6 @@ class ItemTable(nn.Module):
     ) -> None:
         super().__init__()
         self.names = tuple(columns)
-        #: The files that were read.
-        self.files: list[Path] = []
         self.scales = dict(scales or {})
         self.vocabulary = vocabulary
         self.num_trained = known.numel() if num_trained is None else num_trained
@@ -192,9 +190,7 @@ class ItemTable(nn.Module):
             _decode_ids(feature, found[name], vocabularies, items_of, num_trained)
         columns = {n: _assemble(f, found[n], num_items, known, items_of, num_trained) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
-        table = cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
-        table.files = [part.path for part in read]
-        return table
+        return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
 
 
 def _why_vocabulary(

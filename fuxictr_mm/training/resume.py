@@ -80,7 +80,7 @@ class TrainingCheckpoint:
     every_seconds : float
         Time between two writes within an epoch.
     files : mapping of str to str
-        Hashes by ``hash_files`` of what the run reads; a checkpoint of other files is refused.
+        Hashes by ``hash_files`` of the files of rows; a checkpoint of others is refused.
     """
 
     def __init__(

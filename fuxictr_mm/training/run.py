@@ -149,7 +149,7 @@ class TrainingRun:
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        files = hash_files([*_files_of(config.dataset), *dataset.items.files])
+        files = hash_files(_files_of(config.dataset))
         checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code, files=files)
         callbacks = self._callbacks(writer)
         history = loop.fit(
@@ -265,7 +265,7 @@ class TrainingRun:
 
 
 def _files_of(dataset: DatasetConfig) -> list[Path]:
-    """Return the files of training and validation rows."""
+    """Return the files of training and validation rows; items may come in another order, or be more than before."""
     paths = [path for path in (dataset.train_data, dataset.valid_data) if path]
     return [file for path in paths for file in part_files(path, f".{dataset.data_format}")]
 
