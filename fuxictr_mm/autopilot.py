@@ -264,11 +264,7 @@ def look(dataset: DatasetConfig) -> Facts:
 
     from fuxictr_mm.data.parquet import count_rows, lists, numbers, read_rows
 
-    items = [dataset.item_info] if isinstance(dataset.item_info, str) else dataset.item_info
-    if not items or not dataset.feature_cols:
-        raise ConfigError(
-            "the dataset has no item_info or feature_cols; autopilot is for items with a file of their own"
-        )
+    items = dataset.item_files
     paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
     paths = {split: path for split, path in paths.items() if path}
     for split in ("train", "valid"):
@@ -543,6 +539,12 @@ class _Autopilot:
             if source.exists() and not link.exists():
                 link.symlink_to(source.resolve())
         dataset = ExperimentConfig.load(self.folder / "look", "look", args.data_root).dataset
+        if not dataset.item_files or not dataset.feature_cols:
+            raise ConfigError(
+                f"autopilot: dataset {args.dataset_id} has no item_info or feature_cols; it takes datasets whose "
+                "items have files of their own"
+            )
+        dataset.require_one_label("autopilot")
         user = dataset.roles.user
         valid = part_files(dataset.valid_data)[0] if dataset.valid_data else None
         has_user = valid is not None and user in schema_of(valid).names

@@ -104,6 +104,33 @@ def test_time():
             autopilot._seconds(text)
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (
+            {"label_col": [{"name": n, "dtype": "float"} for n in ("click", "like")], "item_info": "items.parquet"},
+            "like",
+        ),
+        ({"data_format": "csv", "roles": {"target": "asin", "history": "seen"}}, "item_info"),
+        ({"data_format": "parquet", "rebuild_dataset": True}, "item_info"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys, change, word):
+    columns = [
+        {"name": "asin", "dtype": "str", "type": "categorical"},
+        {"name": "seen", "dtype": "str", "type": "sequence", "share_embedding": "asin"},
+    ]
+    entry = {"data_root": "./", "train_data": "./train", "valid_data": "./valid", "feature_cols": columns}
+    entry |= {"label_col": {"name": "click", "dtype": "float"}, **change}
+    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "autopilot: " in error
+    assert word in error
+
+
 def test_what_is_missing_is_named(dataset, tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="valid_data"):
         autopilot.look(dataset.model_copy(update={"valid_data": None}))

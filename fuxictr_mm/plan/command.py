@@ -68,7 +68,11 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     config = experiment.config
     if is_third_party(experiment.model_class):
         raise ConfigError(f"plan: {config.model} is no MultimodalModel, expected one; its memory is not known before")
-    config.dataset.require_items("plan")
+    if not config.dataset.item_files:
+        raise ConfigError(
+            f"plan: dataset {config.dataset_id} has no item_info; plan reads the sizes of tables from item files, and "
+            "takes no dataset without them, of whatever roles"
+        )
     if not config.dataset.train_data:
         raise ConfigError(f"plan: dataset {config.dataset_id}: train_data is missing; name the split's file")
     for name, value in (("--gpus", gpus), ("--memory", memory)):

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, UserError
@@ -31,7 +32,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint, streams_of
+from fuxictr_mm.training.resume import TrainingCheckpoint, changed_file, hash_files, streams_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -69,6 +70,8 @@ class TrainingRun:
         if self.resume:
             if result := experiment.result():
                 logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
+                if changed := changed_file(result.get("files", {})):
+                    logger.warning(f"{changed}: has changed since that run; without --resume, a new one is trained")
                 finished = experiment.finished_runs()
                 return experiment.run_of(result, finished[0].path if finished else None)
             self._check_resumable()
@@ -146,7 +149,8 @@ class TrainingRun:
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code)
+        files = hash_files(_files_of(config.dataset))
+        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code, files=files)
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
@@ -171,7 +175,7 @@ class TrainingRun:
                 writer.finish(result, model, scored, scored_test, _group_texts(dataset))
             now = datetime.now().isoformat(timespec="seconds")
             hashes = {"settings_hash": config.fingerprint(paths=False), MODEL_CODE: experiment.model_code}
-            write_json(self.paths.result, {**result, **hashes, "finished_at": now})
+            write_json(self.paths.result, {**result, **hashes, "files": files, "finished_at": now})
             checkpoint.remove()
             if self.paths.suffix:
                 _publish(self.paths)
@@ -258,6 +262,12 @@ class TrainingRun:
         if is_installed() if tensorboard is None else tensorboard:
             return [writer, TensorBoardLogger(writer.tensorboard)]
         return [writer]
+
+
+def _files_of(dataset: DatasetConfig) -> list[Path]:
+    """Return the files of training and validation rows; items may come in another order, or be more than before."""
+    paths = [path for path in (dataset.train_data, dataset.valid_data) if path]
+    return [file for path in paths for file in part_files(path, f".{dataset.data_format}")]
 
 
 def _group_texts(dataset: Dataset) -> dict[str, Any]:

@@ -11,6 +11,15 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.command import make_plan
 from tests.docs.fences import ROOT
 
+SHOP = {
+    "data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv",
+    "feature_cols": [
+        {"name": "asin", "dtype": "str", "type": "categorical"},
+        {"name": "seen", "dtype": "str", "type": "sequence", "splitter": "^", "share_embedding": "asin"},
+    ],
+    "label_col": {"name": "click", "dtype": "float"}, "roles": {"target": "asin", "history": "seen"},
+}  # fmt: skip
+
 
 def plan(capsys, *words):
     main(["plan", "--config", str(ROOT), *words])
@@ -50,6 +59,18 @@ def test_a_table_of_a_thousand_million_rows():
     assert sharded["total"] < found["total"] / 5
     # A ring sends each of the weights' gradients twice, but for a rank's own part.
     assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
+
+
+def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
+    """Its roles do not help: the sizes of the tables are those of item files."""
+    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": SHOP}))
+    (tmp_path / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "shop"}}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--config", str(tmp_path), "--expid", "X", "--model_zoo", str(ROOT / "model_zoo")])
+    assert stopped.value.code == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "item_info" in error
+    assert "roles target" not in error
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,21 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
-from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint, hash_files
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +162,56 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:1000])
     with raises_naming(UserError, checkpoint.path):
         checkpoint.load(model)
+
+
+def test_a_run_is_resumed_only_on_the_files_that_it_began_with(tmp_path, caplog):
+    shutil.copytree(ROOT / "data", tmp_path, dirs_exist_ok=True)
+    options = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, "epochs": 1, "record": False}
+
+    def fit(resume, die_at=None):
+        experiment = Experiment.load("DIN_MM_tiny", ROOT, data_root=tmp_path, **options)
+        build = experiment.build_model
+
+        def build_model(dataset):
+            model = build(dataset)
+            if die_at is not None:
+                kill_at_step(model, die_at)
+            return model
+
+        experiment.build_model = build_model
+        experiment.fit(resume=resume)
+
+    # The state is written at every step.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingCheckpoint, "due", True)
+        with pytest.raises(Killed):
+            fit(False, die_at=3)
+    data = Experiment.load("DIN_MM_tiny", ROOT, data_root=tmp_path).config.dataset
+    for path in map(Path, (data.train_data, data.valid_data)):
+        before = path.read_bytes()
+        pq.write_table(pq.read_table(path)[::-1], path)  # the same rows in another order
+        with raises_naming(UserError, path):
+            fit(True)
+        path.write_bytes(before)  # the time of the change does not count
+    fit(True)
+    for changed in (False, True):  # finished: its result is given, with a warning
+        if changed:
+            path.write_bytes(before + b"0")
+        caplog.clear()
+        fit(True)
+        assert any(str(path) in r.message for r in caplog.records if r.levelname == "WARNING") is changed
+
+
+def test_a_hash_is_of_all_parts_of_a_file(tmp_path):
+    path = tmp_path / "file"
+    found = set()
+    for place in (None, 0, 499, 999):  # in the first block, in one of the middle, in the last
+        content = bytearray(1000)
+        if place is not None:
+            content[place] = 1
+        path.write_bytes(content)
+        found |= set(hash_files([path], blocks=3, block_bytes=10).values())
+    assert len(found) == 4
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
