@@ -96,8 +96,8 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None) -> Stu
     changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
     if changed:
         raise ConfigError(
-            f"{tuner.path}: the study '{tuner.study}' was begun with another {changed[0]}; "
-            "undo the change, or start another study with study: NAME"
+            f"{tuner.path}: {changed[0]} has changed since the study '{tuner.study}' was begun; undo the change, or "
+            "start another study (study: NAME; of autopilot: another --out)"
         )
     study.set_user_attr("tuner", ours)
     return study
