@@ -166,7 +166,8 @@ class Encoding:
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
         words = dict(self.vocabularies)
         for name in _numbered(columns):
-            tokens = pl.Series(vocabularies.of(RAW + name, Vocabulary, name).values, dtype=pl.String)
+            kept = vocabularies.of(RAW + name, _none, name)
+            tokens = pl.Series(kept.values, dtype=pl.String)
             known = int(found["oov"][name]) - 1
             words[name] = Vocabulary(tokens[:known], tokens[known:])
         for part, own in (("lengths", self.lengths), ("scales", self.scales)):
@@ -213,6 +214,10 @@ class Encoding:
             shift, scale = self.scales[column.name]
             values = (values - shift) / scale
         return values.cast(pl.Float32)
+
+
+def _none() -> numbering.Vocabulary:
+    raise AssertionError("the vocabularies of a run are read, not built")
 
 
 def _numbered(columns: Sequence[Column]) -> list[str]:

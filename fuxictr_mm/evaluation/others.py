@@ -39,7 +39,7 @@ class PredictionFile(Run):
         Label, prediction and group, as ``Run.all_rows`` returns them.
     """
 
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    rows: tuple[np.ndarray | None, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     def all_rows(self, split: str = "valid", task: str | None = None) -> Any:
         """Return label, prediction and group of the split that the file was read for."""
