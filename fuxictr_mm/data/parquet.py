@@ -559,9 +559,12 @@ def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray
 def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     """Return the entries of all lists as an Arrow array of any type, and the offsets as ``lists`` does."""
     kind = array.type
-    if not is_list(kind) and array.null_count == len(array):  # of any type, which writers choose where there is no list
+    without = len(array) > 0 and array.null_count == len(array)  # of any type, which writers choose where there is none
+    if pa.types.is_null(kind) or (without and not is_list(kind)):
         array = pa.nulls(len(array), pa.list_(pa.int64()))
-        kind = array.type
+    elif pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
+        array = array.cast(pa.list_(pa.int64()))
+    kind = array.type
     if pa.types.is_fixed_size_list(kind):
         if array.null_count:
             array = array.cast(pa.list_(kind.value_type))
@@ -742,7 +745,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.ndarray:
-    if not len(flat):
+    if not len(flat) and len(offsets) > 1:  # only empty lists, of any type
         return np.zeros(0, np.int64)
     if flat.null_count:
         first = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0])

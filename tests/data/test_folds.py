@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.config import Fold
@@ -13,6 +13,7 @@ from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(st.lists(st.integers(-(2**60), 2**60), min_size=6, max_size=60), st.integers(2, 5))
 def test_rows_of_a_user_share_a_fold(users, count):
     group = np.array(users)
