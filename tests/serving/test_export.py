@@ -247,7 +247,9 @@ def two_labels(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DIN_MM", "ESMM", "INFNet", "LateFusion", "LightFM", "MIND", "QIN", "SimCEN"])
 def test_several_labels(weights_of, two_labels, tmp_path, name):
-    experiment, weights = weights_of(f"{name}_tiny", **two_labels)
+    # The logits of two quadratic layers of such weights are so large that float32 differs from float64 by 1e-4.
+    fewer = {"num_layers": 1} if name == "QIN" else {}
+    experiment, weights = weights_of(f"{name}_tiny", **two_labels, **fewer)
     parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
     assert parity["auc"]["export"].keys() == {"label", "like"}
     # Logits of weights that are not trained are large: probabilities tie in float32, and ties decide part of the AUC.
