@@ -14,7 +14,7 @@ from fuxictr_mm.config import Fold
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.groups import number_users
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
-from fuxictr_mm.data.loaders import gather
+from fuxictr_mm.data.loaders import take_rows
 from fuxictr_mm.errors import ConfigError
 
 #: Of the random folds; the same for every experiment, so that their predictions are of the same rows.
@@ -37,7 +37,9 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
     # Of rows in the order of time, a fold is validated on what comes after its training rows.
     trained = held_out < fold.number - 1 if fold.by == "time" else held_out != fold.number - 1
     rows = {"train": np.flatnonzero(trained), "valid": np.flatnonzero(held_out == fold.number - 1)}
-    splits = {split: _select(table, torch.from_numpy(chosen), split) for split, chosen in rows.items()}
+    splits = {
+        split: take_rows(table, torch.from_numpy(chosen), f"{split} rows of the fold") for split, chosen in rows.items()
+    }
     summaries = {split: replace(dataset.summaries[split], num_rows=len(part)) for split, part in splits.items()}
     files = {split: file for split, file in dataset.files.items() if split not in splits}  # of other rows than these
     summaries = {**dataset.summaries, **summaries}
@@ -73,16 +75,3 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     if available < fold.of:
         raise ConfigError(f"fold: {fold.of} folds of {available} {fold.by}s, expected {fold.of} or more")
     return found
-
-
-def _select(table: InteractionTable, rows: torch.Tensor, split: str) -> InteractionTable:
-    batch = gather(table, rows)
-    return InteractionTable(
-        batch.context,
-        batch.target,
-        batch.history.values,
-        batch.history.offsets,
-        batch.label,
-        batch.group,
-        f"{split} rows of the fold",
-    )

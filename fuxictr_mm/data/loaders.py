@@ -199,6 +199,21 @@ def gather(table: InteractionTable, rows: Tensor, num_history_items: int | None 
     )
 
 
+def take_rows(table: InteractionTable, rows: Tensor, source: str | None = None) -> InteractionTable:
+    """Return a table of the given rows ``(B,)``, in their order; errors name it by ``source``, the table's if None."""
+    batch = gather(table, rows)
+    history = batch.history
+    return InteractionTable(
+        batch.context,
+        batch.target,
+        history.values,
+        history.offsets,
+        batch.label,
+        batch.group,
+        table.source if source is None else source,
+    )
+
+
 def gather_column(column: Column, rows: Tensor) -> Column:
     """Return the given rows ``(B,)`` of a context column, in their order."""
     return _gather_jagged(column, rows) if isinstance(column, Jagged) else column.index_select(0, rows)

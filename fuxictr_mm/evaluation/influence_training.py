@@ -136,18 +136,14 @@ def without(dataset: Dataset, rows: np.ndarray) -> Dataset:
     import torch
 
     from fuxictr_mm.data.interactions import InteractionTable
-    from fuxictr_mm.data.loaders import gather
+    from fuxictr_mm.data.loaders import take_rows
 
     table = dataset.splits["train"]
     assert isinstance(table, InteractionTable)
     kept = torch.ones(len(table), dtype=torch.bool)
     kept[torch.from_numpy(rows)] = False
-    batch = gather(table, kept.nonzero().squeeze(1).to(table.target.device))
-    assert batch.label is not None
-    if len(batch.label.unique()) < 2:
-        raise DataError(f"--drop-worst: label is {batch.label[0]:g} in all {len(batch)} examples left; drop fewer")
-    history = batch.history
-    smaller = InteractionTable(
-        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, table.source
-    )
+    smaller = take_rows(table, kept.nonzero().squeeze(1).to(table.target.device))
+    assert smaller.label is not None
+    if len(smaller.label.unique()) < 2:
+        raise DataError(f"--drop-worst: label is {smaller.label[0]:g} in all {len(smaller)} examples left; drop fewer")
     return replace(dataset, splits={**dataset.splits, "train": smaller})

@@ -83,8 +83,10 @@ def train_folds(
     group = None if both[0][1] is None else torch.cat([groups for _, groups in both if groups is not None]).numpy()
     held_out = fold_of_rows(group, len(label), folds[0])
     runs = train_side_by_side(
-        [experiment.of_fold(fold) for fold in folds],
-        [("--fold", f"{fold.number}/{count}", "--fold_by", by) for fold in folds],
+        {
+            f"fold{fold.number}": (experiment.of_fold(fold), ("--fold", f"{fold.number}/{count}", "--fold_by", by))
+            for fold in folds
+        },
         experiment,
         config_dir,
         script,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,7 @@ def train_seeds(
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
     return train_side_by_side(
-        [experiment.with_settings(seed=seed) for seed in seeds],
-        [("--seed", str(seed), "--beside") for seed in seeds],
+        {f"seed{n}": (experiment.with_settings(seed=n), ("--seed", str(n), "--beside")) for n in seeds},
         experiment,
         config_dir,
         script,
@@ -78,8 +77,7 @@ def train_seeds(
 
 
 def train_side_by_side(
-    variants: Sequence[Experiment],
-    arguments: Sequence[tuple[str, ...]],
+    variants: Mapping[str, tuple[Experiment, tuple[str, ...]]],
     experiment: Experiment,
     config_dir: Path,
     script: Path,
@@ -94,10 +92,8 @@ def train_side_by_side(
 
     Parameters
     ----------
-    variants : sequence of Experiment
-        As the processes will train them.
-    arguments : sequence of tuple of str
-        What run_expid.py takes for each, besides the experiment id.
+    variants : mapping of str to tuple
+        By name: the experiment as its process trains it, and what run_expid.py takes for it besides the experiment id.
     experiment : Experiment
         What they are variants of.
     what : str
@@ -109,8 +105,7 @@ def train_side_by_side(
         raise ConfigError(f"{experiment.config.expid}: record is False, so {what}s would leave no runs; leave it out")
     gpu = experiment.config.gpu
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
-    names = [f"{experiment.config.expid}.{what}{a[1].partition('/')[0]}" for a in arguments]
-    trials = _Variants(variants, experiment.config.expid, arguments, names, resume)
+    trials = _Variants(variants, experiment.config.expid, resume)
     logs = experiment.paths.folder / "logs"
     options = [*(["--resume"] if resume else []), *extra_args]
     try:
@@ -133,18 +128,12 @@ def train_side_by_side(
 class _Variants(Trials):
     """Variants of an experiment."""
 
-    def __init__(
-        self,
-        experiments: Sequence[Experiment],
-        expid: str,
-        arguments: Sequence[tuple[str, ...]],
-        names: Sequence[str],
-        resume: bool,
-    ) -> None:
+    def __init__(self, variants: Mapping[str, tuple[Experiment, tuple[str, ...]]], expid: str, resume: bool) -> None:
         self._trials = [
-            Trial(expid, one.config.to_dict(), one.paths, number=number, arguments=given, name=name)
-            for number, (one, given, name) in enumerate(zip(experiments, arguments, names, strict=True))
+            Trial(expid, one.config.to_dict(), one.paths, number=number, arguments=given, name=f"{expid}.{name}")
+            for number, (name, (one, given)) in enumerate(variants.items())
         ]
+        experiments = [one for one, _ in variants.values()]
         self._experiments = experiments
         self._before = [{run.run for run in one.finished_runs()} for one in experiments]
         if resume:
