@@ -89,36 +89,33 @@ class AttentionHooks:
         return torch.stack([part.norm(dim=-1) for part in parts], dim=-1)
 
 
-def _hook_jagged(
-    module: nn.Module, see: OnWeights, read: Callable[[Jagged, Tensor, Tensor], Tensor], inner: nn.Module
-) -> list[RemovableHandle]:
-    """Hook a module called with target and history; ``read`` gets the weights ``(N, H)`` from a call of ``inner``."""
+def _hook_jagged(module: nn.Module, see: OnWeights, inner: nn.Module) -> list[RemovableHandle]:
+    """Hook a module called with target and history, whose weights ``(N, H)`` or ``(N,)`` pass through ``inner``."""
     history: list[Jagged] = []
 
     def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         history[:] = [arguments[1]]
 
     def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        jagged = history[0].with_values(read(history[0], arguments[0], output))
+        weights = arguments[0]
+        jagged = history[0].with_values(weights.unsqueeze(1) if weights.dim() == 1 else weights)
         padded_BLH, keys = jagged.to_padded(side="right")
         changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
-        return None if changed is None else changed.squeeze(2).transpose(1, 2)[keys].to(output.dtype)
+        if changed is None:
+            return None
+        return changed.squeeze(2).transpose(1, 2)[keys].to(output.dtype).view_as(output)
 
     return [module.register_forward_pre_hook(remember), inner.register_forward_hook(replace)]
 
 
 def _hook_target_attention(module: MultiHeadTargetAttention, see: OnWeights) -> list[RemovableHandle]:
     """Hook the dropout that the weights pass through."""
-    return _hook_jagged(module, see, lambda history, weights, output: weights, module.dropout)
+    return _hook_jagged(module, see, module.dropout)
 
 
 def _hook_activation_unit(module: DINAttention, see: OnWeights) -> list[RemovableHandle]:
-    """Hook the last layer of the MLP, whose output the weights are."""
-
-    def read(history: Jagged, _: Tensor, output: Tensor) -> Tensor:
-        return history.with_values(output).softmax().values if module.use_softmax else output
-
-    return _hook_jagged(module, see, read, module.attention_layer.mlp[-1])
+    """Hook the module that the weights pass through."""
+    return _hook_jagged(module, see, module.weights)
 
 
 def _hook_encoder(module: JaggedTransformerLayer, see: OnWeights) -> list[RemovableHandle]:

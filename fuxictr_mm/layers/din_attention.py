@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from fuxictr_mm.jagged import Jagged, weighted_sum
+from fuxictr_mm.layers.chunked_scores import chunked_scores, relu_layers
 
 
 class DINAttention(nn.Module):
@@ -82,6 +84,9 @@ class DINAttention(nn.Module):
             dropout_rates=dropout_rate,
             batch_norm=batch_norm,
         )
+        self.weights = (
+            nn.Identity()
+        )  # the weights of the items pass through it, so that a hook can read or replace them
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
         """Return the weighted sum of the history.
@@ -101,13 +106,18 @@ class DINAttention(nn.Module):
         first_layer = self.attention_layer.mlp[0]
         weight_t, weight_s, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
         target_BA = F.linear(target, weight_t + weight_d, first_layer.bias)
-        items_NA = history.map(lambda items_UD: F.linear(items_UD, weight_s - weight_d)).values
-        product_ND = target.index_select(0, history.rows) * history.values
-        hidden_NA = torch.addmm(items_NA + target_BA.index_select(0, history.rows), product_ND, weight_p.t())
-        weights_N = self.attention_layer.mlp[1:](hidden_NA).squeeze(-1)
-        if self.use_softmax:
-            weights_N = history.with_values(weights_N).softmax().values
-        return weighted_sum(history, weights_N)
+        items = history.map(lambda items_UD: F.linear(items_UD, weight_s - weight_d))
+        behind = self.attention_layer.mlp[1:]
+        relu = relu_layers(behind) if target.device.type == "cpu" and not is_compiling() else None
+        if relu is not None:
+            scores_N1 = chunked_scores(target, history, target_BA, items.distinct, weight_p, relu).unsqueeze(-1)
+            scores_N = relu.output(scores_N1).squeeze(-1)
+        else:
+            product_ND = target.index_select(0, history.rows) * history.values
+            hidden_NA = torch.addmm(items.values + target_BA.index_select(0, history.rows), product_ND, weight_p.t())
+            scores_N = behind(hidden_NA).squeeze(-1)
+        weights_N = history.with_values(scores_N).softmax().values if self.use_softmax else scores_N
+        return weighted_sum(history, self.weights(weights_N))
 
     def keys(self, history: Tensor) -> Tensor:
         """Return the part of the first layer that depends on the history ``(L, D)`` of one user alone, ``(L, A)``."""

@@ -49,10 +49,19 @@ def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     """
     lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     # Lanes are uniform over -32768 .. 32767; the lowest `dropped` of these values mean zero.
-    dropped = min(max(round(p * 65536), 1), 65535)
+    dropped = _dropped_lanes(p)
     # In the dtype of x: a product of two dtypes takes a slower kernel, here and in the backward pass.
     mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
-    return mask, 65536 / (65536 - dropped)
+    return mask, kept_scale(p)
+
+
+def kept_scale(p: float) -> float:
+    """Return one over the expected fraction that ``keep_mask`` keeps."""
+    return 65536 / (65536 - _dropped_lanes(p))
+
+
+def _dropped_lanes(p: float) -> int:
+    return min(max(round(p * 65536), 1), 65535)
 
 
 class _Scale(torch.autograd.Function):

@@ -1,0 +1,207 @@
+"""Scores of an activation unit for every history item, computed in chunks that stay in the processor's cache.
+
+Shape letters: B rows, N history items of a batch, U distinct items, D dim, A dim of the first hidden layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.dropout import keep_mask, kept_scale
+
+#: Items of a chunk: large enough for the rate of a matrix product, small enough for a core's share of the cache.
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class ReLULayers:
+    """The layers behind the first linear layer of an MLP whose activations are all ReLU.
+
+    Parameters
+    ----------
+    dropouts : list of float
+        Probability after each ReLU, 0 where there is no dropout.
+    linears : list of nn.Linear
+        The linear layer behind each ReLU; the last one has a single output.
+    output : nn.Sequential
+        What follows the last linear layer.
+    """
+
+    dropouts: list[float]
+    linears: list[nn.Linear]
+    output: nn.Sequential
+
+
+def relu_layers(modules: nn.Sequential) -> ReLULayers | None:
+    """Return the modules behind a first linear layer as ``ReLULayers``, or None where they are others."""
+    dropouts: list[float] = []
+    linears: list[nn.Linear] = []
+    position = 0
+    while position < len(modules) and type(modules[position]) is nn.ReLU:
+        position += 1
+        dropouts.append(0.0)
+        if position < len(modules) and isinstance(modules[position], nn.Dropout):
+            dropouts[-1] = modules[position].p if modules[position].training else 0.0
+            position += 1
+        if position == len(modules) or type(modules[position]) is not nn.Linear or modules[position].bias is None:
+            return None
+        linears.append(modules[position])
+        position += 1
+    if not linears or linears[-1].out_features != 1 or any(p == 1 for p in dropouts):
+        return None
+    return ReLULayers(dropouts, linears, modules[position:])
+
+
+def chunked_scores(
+    target: Tensor, history: Jagged, target_part: Tensor, items_part: Tensor, weight: Tensor, layers: ReLULayers
+) -> Tensor:
+    r"""Return the scores of an MLP with ReLU activations, whose first layer is split into terms.
+
+    .. math:: w_n = W_K \, \sigma_{K - 1}(\dots W_2 \, \sigma_1(h_n) \dots), \qquad h_n = a_b + c_n + W (t_b \odot s_n)
+
+    where :math:`\sigma_k` is ReLU and dropout. The backward pass reads the outputs of each :math:`\sigma_k`, of which
+    ``(N, A)`` is kept once; neither the products with the target, nor the masks, nor ``(N, D)`` gradients exist for
+    more than one chunk of items.
+
+    Parameters
+    ----------
+    target : Tensor
+        ``(B, D)`` t.
+    history : Jagged
+        Entries ``(.., D)`` s.
+    target_part : Tensor
+        ``(B, A)`` a, with the bias of the first layer.
+    items_part : Tensor
+        ``(U, A)`` c of the stored entries of the history.
+    weight : Tensor
+        ``(A, D)`` W.
+    layers : ReLULayers
+        The layers behind the first linear layer.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)`` scores before the output activation, of the dtype of the parts.
+    """
+    dtype = target_part.dtype
+    parameters = [p.to(dtype) for linear in layers.linears for p in (linear.weight, linear.bias)]
+    inputs = [target.to(dtype), history.distinct.to(dtype), target_part, items_part, weight.to(dtype), *parameters]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    index = torch.arange(history.num_values) if history.index is None else history.index
+    return _Scores.apply(index, history.rows, layers.dropouts, keep, *inputs)
+
+
+class _Scores(torch.autograd.Function):
+    """``chunked_scores`` of one dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        index: Tensor,
+        rows: Tensor,
+        dropouts: Sequence[float],
+        keep: bool,
+        target: Tensor,
+        items: Tensor,
+        target_part: Tensor,
+        items_part: Tensor,
+        weight: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        # The scale of what dropout keeps is multiplied to the next layer's weights instead of to its inputs.
+        scales = [kept_scale(p) if p else 1.0 for p in dropouts]
+        weights = [w if scale == 1 else w * scale for w, scale in zip(parameters[::2], scales, strict=True)]
+        biases = parameters[1::2]
+        dims = [weight.shape[0]] + [w.shape[0] for w in weights[:-1]]
+        scores = target_part.new_empty(index.shape[0])
+        kept = [target_part.new_empty(index.shape[0] if keep else min(CHUNK, index.shape[0]), d) for d in dims]
+        product, other = (target.new_empty(CHUNK, target.shape[1]) for _ in range(2))
+        part = target.new_empty(CHUNK, dims[0])
+        for chunk, i, r in _chunks(index, rows):
+            outputs = [h[chunk] if keep else h[: i.shape[0]] for h in kept]
+            size = i.shape[0]
+            torch.index_select(target, 0, r, out=product[:size])
+            product[:size].mul_(torch.index_select(items, 0, i, out=other[:size]))
+            torch.index_select(items_part, 0, i, out=outputs[0])
+            outputs[0].add_(torch.index_select(target_part, 0, r, out=part[:size])).addmm_(product[:size], weight.t())
+            _activate(outputs[0], dropouts[0])
+            for (before, after), w, b, p in zip(pairwise(outputs), weights, biases, dropouts[1:], strict=False):
+                _activate(torch.addmm(b, before, w.t(), out=after), p)
+            torch.addmv(biases[-1], outputs[-1], weights[-1][0], out=scores[chunk])
+        ctx.scales = scales
+        ctx.save_for_backward(index, rows, target, items, weight, *weights, *kept)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        index, rows, target, items, weight, *saved = ctx.saved_tensors
+        weights, kept = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        # Sums over all items of a batch are accumulated in float32 at least; sums per row or item have few terms.
+        of_weight = _accumulator(weight)
+        of_weights = [_accumulator(w) for w in weights]
+        of_biases = [_accumulator(w[:, 0]) for w in weights]
+        of_target, of_items = torch.zeros_like(target), torch.zeros_like(items)
+        of_target_part = target.new_zeros(target.shape[0], weight.shape[0])
+        of_items_part = target.new_zeros(items.shape[0], weight.shape[0])
+        product, other, of_product = (target.new_empty(CHUNK, target.shape[1]) for _ in range(3))
+        buffers = [target.new_empty(CHUNK, h.shape[1]) for h in kept]
+        for chunk, i, r in _chunks(index, rows):
+            size = i.shape[0]
+            delta = gradient[chunk].unsqueeze(1)
+            for k in reversed(range(len(kept))):
+                output = kept[k][chunk]
+                _add_product(of_weights[k], delta.t(), output)
+                of_biases[k].add_(delta.sum(dim=0))
+                delta = torch.mm(delta, weights[k], out=buffers[k][:size])
+                # An output is zero where ReLU or dropout made it so.
+                torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=delta)
+            of_items_part.index_add_(0, i, delta)
+            of_target_part.index_add_(0, r, delta)
+            targets = torch.index_select(target, 0, r, out=product[:size])
+            entries = torch.index_select(items, 0, i, out=other[:size])
+            of_products = torch.mm(delta, weight, out=of_product[:size])
+            of_items.index_add_(0, i, targets * of_products)
+            of_target.index_add_(0, r, of_products.mul_(entries))
+            _add_product(of_weight, delta.t(), targets.mul_(entries))
+        of_parameters = [
+            g.to(target.dtype)
+            for w, scale, b in zip(of_weights, ctx.scales, of_biases, strict=True)
+            for g in (w.mul_(scale), b)
+        ]
+        of_weight = of_weight.to(target.dtype)
+        of_inputs = (of_target, of_items, of_target_part, of_items_part, of_weight, *of_parameters)
+        return None, None, None, None, *of_inputs
+
+
+def _chunks(index: Tensor, rows: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
+    """Return the positions, items and rows of every chunk."""
+    starts = range(0, index.shape[0], CHUNK)
+    return [(slice(s, s + CHUNK), index[s : s + CHUNK], rows[s : s + CHUNK]) for s in starts]
+
+
+def _activate(hidden: Tensor, dropout: float) -> None:
+    """Apply ReLU and the mask of dropout in place, without dropout's scale."""
+    hidden.clamp_min_(0)
+    if dropout:
+        hidden.mul_(keep_mask(hidden, dropout)[0])
+
+
+def _accumulator(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to a total, whose dtype may be wider."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
