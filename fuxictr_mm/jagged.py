@@ -219,29 +219,44 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
 
 
 class _SegmentProducts(torch.autograd.Function):
-    """Products of the query of a row with its entries, of which no ``(N, D)`` is kept."""
-
-    CHUNK = 2**16
+    """Products of the query of a row with its entries, of which no ``(N, D)`` exists for more than a chunk."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, index: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(queries, keys, index, rows, offsets)
-        chunks = zip(index.split(_SegmentProducts.CHUNK), rows.split(_SegmentProducts.CHUNK), strict=True)
-        return torch.cat([(keys.index_select(0, i) * queries.index_select(0, r)).sum(dim=1) for i, r in chunks])
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, index: Tensor, rows: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(queries, keys, index, rows)
+        ctx.heads = heads
+        products = queries.new_empty(index.shape[0], heads)
+        for output, i, r in zip(*_chunks(products, index, rows), strict=True):
+            product = keys.index_select(0, i).mul_(queries.index_select(0, r))
+            torch.sum(product.unflatten(1, (heads, -1)), dim=2, out=output)
+        return products
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, index, rows, offsets = ctx.saved_tensors
-        of_queries = F.embedding_bag(index, keys, offsets[:-1], mode="sum", per_sample_weights=gradient)
-        of_keys = torch.zeros_like(keys)
-        for i, r, g in zip(*(t.split(_SegmentProducts.CHUNK) for t in (index, rows, gradient)), strict=True):
-            of_keys.index_add_(0, i, queries.index_select(0, r) * g.unsqueeze(1))
+        queries, keys, index, rows = ctx.saved_tensors
+        of_queries, of_keys = torch.zeros_like(queries), torch.zeros_like(keys)
+        for g, i, r in zip(*_chunks(gradient.unsqueeze(2), index, rows), strict=True):
+            entries = keys.index_select(0, i)
+            entries.unflatten(1, (ctx.heads, -1)).mul_(g)
+            of_queries.index_add_(0, r, entries)
+            entries = queries.index_select(0, r)
+            entries.unflatten(1, (ctx.heads, -1)).mul_(g)
+            of_keys.index_add_(0, i, entries)
         return of_queries, of_keys, None, None, None
 
 
-def segment_products(queries: Tensor, history: Jagged) -> Tensor:
-    r"""Inner products of the query of each row with the row's entries, :math:`q_b \cdot s_n`.
+#: Entries of a chunk by device: on a CPU so that a chunk stays in the cache, on a GPU to bound the memory.
+CHUNKS = {"cpu": 2**10, "cuda": 2**16}
+
+
+def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split tensors of N entries each."""
+    return [tensor.split(CHUNKS.get(tensor.device.type, 2**16)) for tensor in tensors]
+
+
+def segment_products(queries: Tensor, history: Jagged, num_heads: int = 1) -> Tensor:
+    r"""Inner products of the query of each row with the row's entries, :math:`q_b \cdot s_n`, per head.
 
     Neither forward nor backward materialise the ``(N, D)`` entries of all rows.
 
@@ -251,26 +266,28 @@ def segment_products(queries: Tensor, history: Jagged) -> Tensor:
         ``(B, D)``.
     history : Jagged
         Entries of shape ``(.., D)``.
+    num_heads : int
+        H, of which each has ``D / H`` of the dimensions.
 
     Returns
     -------
     Tensor
-        ``(N,)``.
+        ``(N, H)``, of the promoted dtype of queries and history.
 
     Examples
     --------
     >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 3, 3]), torch.tensor([0, 1, 1]))
     >>> segment_products(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), history).tolist()
-    [-1.0, -1.0, -1.0]
+    [[-1.0], [-1.0], [-1.0]]
     """
-    if is_exporting():
-        return (queries.index_select(0, history.rows) * history.values).sum(dim=1)
+    if torch.compiler.is_compiling() or is_exporting():
+        products = queries.index_select(0, history.rows) * history.values
+        return products.unflatten(1, (num_heads, -1)).sum(dim=2)
     index = history.index
     if index is None:
         index = torch.arange(history.num_values, device=queries.device)
-    if is_exporting():
-        return (history.values * queries.index_select(0, history.rows)).sum(dim=1)
-    return _SegmentProducts.apply(queries, history.distinct, index, history.rows, history.offsets)
+    dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
+    return _SegmentProducts.apply(queries.to(dtype), history.distinct.to(dtype), index, history.rows, num_heads)
 
 
 def mean_pooling(history: Jagged) -> Tensor:

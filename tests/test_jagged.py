@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.jagged import _SegmentProducts, segment_products
+from fuxictr_mm.jagged import CHUNKS, segment_products
 from fuxictr_mm.layers import Jagged
 
 LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
@@ -121,17 +121,18 @@ def test_to_keeps_everything(index):
     assert torch.equal(moved.offsets, history.offsets)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("indexed", [True, False])
-def test_segment_products_and_their_gradients(monkeypatch, indexed):
-    monkeypatch.setattr(_SegmentProducts, "CHUNK", 3)
+def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
+    monkeypatch.setitem(CHUNKS, "cpu", 3)
     index = torch.tensor([1, 0, 1, 2, 2, 2, 1]) if indexed else None
     history = Jagged(torch.randn(3 if indexed else 7, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
     queries = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
     keys = history.distinct.requires_grad_()
-    found = segment_products(queries, history)
-    expected = (queries[history.rows] * history.values).sum(1)
+    found = segment_products(queries, history, heads)
+    expected = (queries[history.rows] * history.values).unflatten(1, (heads, -1)).sum(2)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    direction = torch.randn(7, dtype=torch.float64)
+    direction = torch.randn(7, heads, dtype=torch.float64)
     for ours, theirs in zip(
         torch.autograd.grad(found, (queries, keys), direction),
         torch.autograd.grad(expected, (queries, keys), direction),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.jagged import Jagged, is_exporting, weighted_sum
+from fuxictr_mm.jagged import Jagged, is_exporting, segment_products, weighted_sum
 
 
 class MultiHeadTargetAttention(nn.Module):
@@ -124,13 +124,11 @@ class MultiHeadTargetAttention(nn.Module):
         if self.use_qkvo and self.num_heads == 1 and few_rows:
             # multi_dot chooses the cheaper order: two products per row, or one with the product of both weights.
             query_BD = _products([target, self.W_q.weight.t(), self.W_k.weight])
-            product_ND = (query_BD / self.scale).index_select(0, history.rows) * history.values
-            scores = history.with_values(product_ND.sum(dim=-1, keepdim=True))
-            return scores.map(torch.relu) if self.sparse else scores.softmax()
-        query_BA = self.W_q(target) if self.use_qkvo else target
-        key = history.map(self.W_k) if self.use_qkvo else history
-        product_NA = (query_BA / self.scale).index_select(0, history.rows) * key.values
-        scores = history.with_values(product_NA.unflatten(1, (self.num_heads, self.head_dim)).sum(dim=-1))
+            queries, keys = query_BD / self.scale, history
+        else:
+            queries = (self.W_q(target) if self.use_qkvo else target) / self.scale
+            keys = history.map(self.W_k) if self.use_qkvo else history
+        scores = history.with_values(segment_products(queries, keys, self.num_heads))
         return scores.map(torch.relu) if self.sparse else scores.softmax()
 
     def _pool(self, history: Jagged, weights_NH: Tensor) -> Tensor:
