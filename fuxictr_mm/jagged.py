@@ -255,7 +255,7 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [tensor.split(CHUNKS.get(tensor.device.type, 2**16)) for tensor in tensors]
 
 
-def segment_products(queries: Tensor, history: Jagged, num_heads: int = 1) -> Tensor:
+def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = None) -> Tensor:
     r"""Inner products of the query of each row with the row's entries, :math:`q_b \cdot s_n`, per head.
 
     Neither forward nor backward materialise the ``(N, D)`` entries of all rows.
@@ -266,28 +266,30 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int = 1) -> Te
         ``(B, D)``.
     history : Jagged
         Entries of shape ``(.., D)``.
-    num_heads : int
+    num_heads : int, optional
         H, of which each has ``D / H`` of the dimensions.
 
     Returns
     -------
     Tensor
-        ``(N, H)``, of the promoted dtype of queries and history.
+        ``(N,)``, or ``(N, H)`` with ``num_heads``, in the promoted dtype of queries and history.
 
     Examples
     --------
     >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 3, 3]), torch.tensor([0, 1, 1]))
     >>> segment_products(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), history).tolist()
-    [[-1.0], [-1.0], [-1.0]]
+    [-1.0, -1.0, -1.0]
     """
     if torch.compiler.is_compiling() or is_exporting():
         products = queries.index_select(0, history.rows) * history.values
-        return products.unflatten(1, (num_heads, -1)).sum(dim=2)
+        return products.sum(dim=1) if num_heads is None else products.unflatten(1, (num_heads, -1)).sum(dim=2)
     index = history.index
     if index is None:
         index = torch.arange(history.num_values, device=queries.device)
     dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
-    return _SegmentProducts.apply(queries.to(dtype), history.distinct.to(dtype), index, history.rows, num_heads)
+    entries = history.distinct.to(dtype)
+    products = _SegmentProducts.apply(queries.to(dtype), entries, index, history.rows, num_heads or 1)
+    return products.squeeze(1) if num_heads is None else products
 
 
 def mean_pooling(history: Jagged) -> Tensor:

@@ -78,7 +78,7 @@ class DMF(DNNModel):
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
         queries, contents = self.contents(batch, self.content)
-        cosines = segment_products(queries, contents).squeeze(1)
+        cosines = segment_products(queries, contents)
         enhanced = self.attention(e.target, e.history, cosines)
         centric = self.tier_mlp(self.tiers(contents.with_values(cosines)))
         interest = self.enhanced_weight * enhanced + (1 - self.enhanced_weight) * centric

@@ -92,7 +92,7 @@ class MUSE(DNNModel):
         queries, contents = self.contents(batch, self.content)
         found = search(contents, InnerProduct(contents.distinct, queries), self.top_k)
         near, new = (
-            part.with_values(segment_products(queries, part).squeeze(1))
+            part.with_values(segment_products(queries, part))
             for part in (take(contents, found), newest(contents, self.short_len))
         )
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))

@@ -112,7 +112,7 @@ class SIM(DNNModel):
         target, (history,) = self.embed_histories(batch, batch.history)
         queries, keys = self.W_a(target), history.map(self.W_b)
         if self.training:
-            pooled = weighted_sum(history, segment_products(queries, keys).squeeze(1))
+            pooled = weighted_sum(history, segment_products(queries, keys))
             self.search_logit = self.dnn_aux(torch.cat([context, target, pooled], dim=-1))
         found = search(history, InnerProduct(keys.distinct, queries), self.top_k)
         return target, take(history, found), newest(history, self.short_len)

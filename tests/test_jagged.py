@@ -121,7 +121,7 @@ def test_to_keeps_everything(index):
     assert torch.equal(moved.offsets, history.offsets)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [None, 1, 2])
 @pytest.mark.parametrize("indexed", [True, False])
 def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
     monkeypatch.setitem(CHUNKS, "cpu", 3)
@@ -130,9 +130,10 @@ def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
     queries = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
     keys = history.distinct.requires_grad_()
     found = segment_products(queries, history, heads)
-    expected = (queries[history.rows] * history.values).unflatten(1, (heads, -1)).sum(2)
+    products = queries[history.rows] * history.values
+    expected = products.sum(1) if heads is None else products.unflatten(1, (heads, -1)).sum(2)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    direction = torch.randn(7, heads, dtype=torch.float64)
+    direction = torch.randn(expected.shape, dtype=torch.float64)
     for ours, theirs in zip(
         torch.autograd.grad(found, (queries, keys), direction),
         torch.autograd.grad(expected, (queries, keys), direction),

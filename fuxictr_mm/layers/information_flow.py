@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
             return (queries @ self.key(tokens).transpose(1, 2)).softmax(dim=2) @ self.value(tokens)
         items, scale, shift = tokens  # the shift adds the same to all scores of a row
         scaled = (queries @ self.key.weight * scale.unsqueeze(1)).to(items.distinct.dtype)
-        scores = torch.cat([segment_products(query, items) for query in scaled.unbind(1)], dim=1)
+        scores = torch.stack([segment_products(query, items) for query in scaled.unbind(1)], dim=1)
         pooled = weighted_sum(items, items.with_values(scores).softmax().values)
         shift = shift * (items.lengths > 0).unsqueeze(1)
         return self.value(pooled * scale.unsqueeze(1) + shift.unsqueeze(1))
