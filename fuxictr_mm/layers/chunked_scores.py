@@ -42,22 +42,20 @@ class ReLULayers:
 
 def relu_layers(modules: nn.Sequential) -> ReLULayers | None:
     """Return the modules behind a first linear layer as ``ReLULayers``, or None where they are others."""
+    rest = list(modules)
     dropouts: list[float] = []
     linears: list[nn.Linear] = []
-    position = 0
-    while position < len(modules) and type(modules[position]) is nn.ReLU:
-        position += 1
-        dropouts.append(0.0)
-        if position < len(modules) and isinstance(modules[position], nn.Dropout):
-            dropouts[-1] = modules[position].p if modules[position].training else 0.0
-            position += 1
-        if position == len(modules) or type(modules[position]) is not nn.Linear or modules[position].bias is None:
+    while rest and type(rest[0]) is nn.ReLU:
+        del rest[0]
+        dropout = rest.pop(0) if rest and isinstance(rest[0], nn.Dropout) else None
+        linear = rest.pop(0) if rest else None
+        if not isinstance(linear, nn.Linear) or linear.bias is None:
             return None
-        linears.append(modules[position])
-        position += 1
-    if not linears or linears[-1].out_features != 1 or any(p == 1 for p in dropouts):
+        dropouts.append(dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0)
+        linears.append(linear)
+    if not linears or linears[-1].out_features != 1 or 1 in dropouts:
         return None
-    return ReLULayers(dropouts, linears, modules[position:])
+    return ReLULayers(dropouts, linears, nn.Sequential(*rest))
 
 
 def chunked_scores(
