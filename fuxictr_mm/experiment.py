@@ -19,6 +19,7 @@ from fuxictr_mm.compat import check_labels, check_params, is_third_party, make_s
 from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.fingerprint import changed_data
 from fuxictr_mm.data.folds import with_fold
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
 from fuxictr_mm.data.interleaved import InterleavedLoader
@@ -35,7 +36,7 @@ from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
-from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
+from fuxictr_mm.runs import DATA, ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
@@ -203,10 +204,23 @@ class Experiment:
         return self.with_settings(fold=fold.model_dump(), model_id=name)
 
     def finished_runs(self) -> list[Run]:
-        """Return the finished runs of this very configuration, model file and seed that have a folder, newest first."""
+        """Return the finished runs of these very settings, model file and data that have a folder, newest first."""
+        return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
+
+    def outdated(self) -> str | None:
+        """Return which data has changed since the newest finished run of this configuration, None if there is none."""
+        return next(
+            (changed for run in self._runs_of_settings() if (changed := self.changed_data(run.environment))), None
+        )
+
+    def _runs_of_settings(self) -> list[Run]:
         fingerprint = self.config.fingerprint()
         finished = [run for run in runs_of(self.paths) if run.finished and config_hash(run.config) == fingerprint]
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
+
+    def changed_data(self, sources: Mapping[str, Any]) -> str | None:
+        """Return which data has changed since a result was written, by the hashes that were saved with it."""
+        return changed_data(sources.get(DATA), self.config.to_dict())
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -412,18 +426,20 @@ class Experiment:
         return loader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> dict[str, Any] | None:
-        """Return ``EXPID.json`` of a finished run of exactly this configuration and model file, None if there is none.
+        """Return ``EXPID.json`` of a finished run of this configuration, model file and data, None without one.
 
         Parameters
         ----------
         paths : bool
-            False: also of a run with other data paths, or another seed.
+            False: also of a run on other data, or of another seed.
         """
         found = self.newest_result()
         key = "config_hash" if paths else "settings_hash"
         if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
             return None
-        return found if found.get(key) == self.config.fingerprint(paths) else None
+        if found.get(key) != self.config.fingerprint(paths) or (paths and self.changed_data(found)):
+            return None
+        return found
 
     def newest_result(self) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""

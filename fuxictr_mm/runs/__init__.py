@@ -11,6 +11,7 @@ from fuxictr_mm.runs.evaluations import (
 from fuxictr_mm.runs.paths import (
     CALIBRATION,
     CONFIG,
+    DATA,
     DIAGNOSIS,
     ENSEMBLE,
     ENVIRONMENT,

@@ -27,6 +27,9 @@ VOCABULARY = "vocabulary.parquet"
 #: Key of the hash of the model's file, in ``EXPID.json`` and in the environment of a run; older ones have none.
 MODEL_CODE = "model_code"
 
+#: Key of the hashes of the data, beside it; see ``fuxictr_mm.data.fingerprint``.
+DATA = "data"
+
 #: The ``model`` of a run that combines the predictions of others and has no weights of its own.
 ENSEMBLE = "Ensemble"
 

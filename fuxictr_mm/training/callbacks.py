@@ -25,7 +25,6 @@ from fuxictr_mm.runs import (
     ENVIRONMENT,
     LOG,
     METRICS,
-    MODEL_CODE,
     PREDICTIONS,
     RESULT,
     TENSORBOARD,
@@ -104,9 +103,11 @@ class RunWriter:
         settings: Mapping[str, Any],
         started: float,
         resume: bool = False,
-        model_code: str = "",
+        sources: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Create a folder for a run, or take the newest unfinished one of the same configuration and model file.
+        """Create a folder for a run, or take the newest unfinished one of the same configuration and sources.
+
+        ``sources`` are the hashes of the model's file and of the data, by ``MODEL_CODE`` and ``DATA``.
 
         Raises
         ------
@@ -115,7 +116,7 @@ class RunWriter:
         UserError
             The disk is full.
         """
-        if resume and (unfinished := _newest_unfinished(paths, settings, model_code)):
+        if resume and (unfinished := _newest_unfinished(paths, settings, sources or {})):
             return cls(unfinished, settings, started)
         started_at = datetime.now()
         path = paths.new_run(settings["seed"], started_at)
@@ -123,7 +124,7 @@ class RunWriter:
             write_beside(
                 path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(plain(settings).items()))).encode())
             )
-            write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), MODEL_CODE: model_code})
+            write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), **(sources or {})})
         except UserError:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -221,11 +222,11 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], model_code: str) -> Path | None:
+def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
     wanted = config_hash(plain(settings))
     unfinished = [run for run in runs_of(paths) if not (run.path / RESULT).exists() and run.config]
-    same_code = [run for run in unfinished if run.environment.get(MODEL_CODE, model_code) == model_code]
-    return next((run.path for run in same_code if config_hash(run.config) == wanted), None)
+    same = [run for run in unfinished if all(run.environment.get(k, v) == v for k, v in sources.items())]
+    return next((run.path for run in same if config_hash(run.config) == wanted), None)
 
 
 def _to_numpy(scored: Scored) -> dict[str, Any]:

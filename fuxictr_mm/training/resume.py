@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,8 @@ class TrainingCheckpoint:
         Hash of the model's file; a checkpoint of another one is refused.
     every_seconds : float
         Time between two writes within an epoch.
-    files : mapping of str to str
-        Hashes by ``hash_files`` of the files of rows; a checkpoint of others is refused.
+    data : mapping of str to str
+        Hashes of the files that decide the weights, by their paths; a checkpoint of others is refused.
     """
 
     def __init__(
@@ -89,13 +88,13 @@ class TrainingCheckpoint:
         config_hash: str,
         model_code: str = "",
         every_seconds: float = 300.0,
-        files: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         self.config_hash = config_hash
         self.model_code = model_code
         self.every_seconds = every_seconds
-        self.files = dict(files or {})
+        self.data = dict(data or {})
         self._written = time.monotonic()
 
     @property
@@ -117,7 +116,7 @@ class TrainingCheckpoint:
             "format": FORMAT,
             "config_hash": self.config_hash,
             "model_code": self.model_code,
-            "files": self.files,
+            "data": self.data,
             "model": weights,
             "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
             "optimizer": optimizer,
@@ -157,10 +156,11 @@ class TrainingCheckpoint:
                 f"{self.path}: is a training checkpoint of another file of the model {type(model).__name__}, or of one "
                 "that has changed since; restore that file, or start again without --resume"
             )
-        if changed := _first_difference(state.get("files", self.files), self.files):
+        theirs = state.get("data", self.data)
+        if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
             raise UserError(
-                f"{changed}: has changed since the training checkpoint {self.path} was written; restore that file, or "
-                "delete the checkpoint and start again"
+                f"{changed[0]}: has changed since the training checkpoint {self.path} was written; restore it, or "
+                "start again without --resume"
             )
         model.load_state_dict(state["model"])
         model.optimizer.load_state_dict(state["optimizer"])
@@ -181,35 +181,6 @@ class TrainingCheckpoint:
         """Delete the file, if there is one."""
         if is_main():
             self.path.unlink(missing_ok=True)
-
-
-def hash_files(files: Iterable[Path], blocks: int = 16, block_bytes: int = 1 << 16) -> dict[str, str]:
-    """Return a hash of every file, by its path: of its size and of blocks from its first byte to its last.
-
-    A file of ``blocks * block_bytes`` or less is read as a whole. The time of the last change does not count, so that
-    a copy is the same file.
-    """
-    found = {}
-    for file in files:
-        size = file.stat().st_size
-        hashed = hashlib.sha256(str(size).encode())
-        with file.open("rb") as stream:
-            for block in range(blocks):
-                stream.seek(max(size - block_bytes, 0) * block // (blocks - 1))
-                hashed.update(stream.read(block_bytes))
-        found[str(file)] = hashed.hexdigest()
-    return found
-
-
-def changed_file(hashes: Mapping[str, str]) -> str | None:
-    """Return the first file that is still there and no longer has its hash by ``hash_files``."""
-    there = {file: value for file, value in hashes.items() if Path(file).is_file()}
-    return _first_difference(there, hash_files(map(Path, there)))
-
-
-def _first_difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | None:
-    """Return the first file that is not the same or only on one side."""
-    return next((file for file in [*ours, *theirs] if theirs.get(file) != ours.get(file)), None)
 
 
 def streams_of(path: Path) -> int | None:

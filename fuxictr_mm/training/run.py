@@ -19,20 +19,29 @@ from filelock import FileLock, Timeout
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.fingerprint import changed_data, data_hashes, data_paths
 from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.metrics import find_undefined, parse_metric, split_task
-from fuxictr_mm.runs import MODEL_CODE, Run, RunPaths, best_epoch_was_last, runs_of, unwritable, vocabulary_of_weights
+from fuxictr_mm.runs import (
+    DATA,
+    MODEL_CODE,
+    Run,
+    RunPaths,
+    best_epoch_was_last,
+    runs_of,
+    unwritable,
+    vocabulary_of_weights,
+)
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint, changed_file, hash_files, streams_of
+from fuxictr_mm.training.resume import TrainingCheckpoint, streams_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -63,6 +72,7 @@ class TrainingRun:
         self.paths = experiment.paths
         self.resume = resume
         self.results_csv = results_csv
+        self.data = data_hashes(self.config.to_dict())
 
     def run(self) -> Run:
         """Train and return the run, or the finished run if it is to be resumed."""
@@ -70,8 +80,6 @@ class TrainingRun:
         if self.resume:
             if result := experiment.result():
                 logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
-                if changed := changed_file(result.get("files", {})):
-                    logger.warning(f"{changed}: has changed since that run; without --resume, a new one is trained")
                 finished = experiment.finished_runs()
                 return experiment.run_of(result, finished[0].path if finished else None)
             self._check_resumable()
@@ -93,9 +101,7 @@ class TrainingRun:
                 stack.enter_context(_locked(self.paths))
                 self._save_vocabularies(dataset.vocabularies)
                 if config.record:
-                    writer = RunWriter.open(
-                        self.paths, config.to_dict(), self.started, self.resume, experiment.model_code
-                    )
+                    writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume, self._sources())
             logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
             return self._train(dataset, model, shard, writer)
 
@@ -112,9 +118,18 @@ class TrainingRun:
         else:
             path.unlink()
 
+    def _sources(self) -> dict[str, Any]:
+        """Return hashes of the model's file and of the data, which a result belongs to."""
+        return {MODEL_CODE: self.experiment.model_code, DATA: self.data}
+
     def _check_resumable(self) -> None:
-        """Refuse to train a finished run longer: its training checkpoint is deleted. Warn if settings differ."""
-        if self.paths.checkpoint.exists() or self.experiment.newest_result() is None:
+        """Refuse to train a finished run longer: its training checkpoint is deleted. Warn of other settings or data."""
+        newest = self.experiment.newest_result()
+        if self.paths.checkpoint.exists() or newest is None:
+            return
+        is_same = newest["config_hash"] == self.config.fingerprint()
+        if is_same and (changed := changed_data(newest.get(DATA), self.config.to_dict())):
+            logger.warning(f"{changed} has changed since {self.paths.result} was written; training from the start")
             return
         finished = next((run for run in runs_of(self.paths) if run.finished), None)
         if finished is None:
@@ -149,8 +164,9 @@ class TrainingRun:
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        files = hash_files(_files_of(config.dataset))
-        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code, files=files)
+        paths = dict(data_paths(config.to_dict()))
+        data = {paths[name]: value for name, value in self.data.items() if name != "test_data"}
+        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code, data=data)
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
@@ -174,8 +190,8 @@ class TrainingRun:
             if writer is not None:
                 writer.finish(result, model, scored, scored_test, _group_texts(dataset))
             now = datetime.now().isoformat(timespec="seconds")
-            hashes = {"settings_hash": config.fingerprint(paths=False), MODEL_CODE: experiment.model_code}
-            write_json(self.paths.result, {**result, **hashes, "files": files, "finished_at": now})
+            hashes = {"settings_hash": config.fingerprint(paths=False), **self._sources()}
+            write_json(self.paths.result, {**result, **hashes, "finished_at": now})
             checkpoint.remove()
             if self.paths.suffix:
                 _publish(self.paths)
@@ -262,12 +278,6 @@ class TrainingRun:
         if is_installed() if tensorboard is None else tensorboard:
             return [writer, TensorBoardLogger(writer.tensorboard)]
         return [writer]
-
-
-def _files_of(dataset: DatasetConfig) -> list[Path]:
-    """Return the files of training and validation rows; items may come in another order, or be more than before."""
-    paths = [path for path in (dataset.train_data, dataset.valid_data) if path]
-    return [file for path in paths for file in part_files(path, f".{dataset.data_format}")]
 
 
 def _group_texts(dataset: Dataset) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,10 @@ def open_storage(tuner: Tuner) -> RDBStorage:
         ) from error
 
 
-def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None) -> Study:
-    """Create the study, or load one that was begun with the same tuner file.
+def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: Mapping[str, str]) -> Study:
+    """Create the study, or load one that was begun with the same tuner file and data.
+
+    ``data`` are the hashes of the data, by the settings that name it.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None) -> Stu
     )
     space = {key: values if isinstance(values, list) else vars(values) for key, values in tuner.space.items()}
     models = tuner.space.get("model")
-    files = {
+    files = dict(data) | {
         f"file of the model {name}": code_hash(load_model_class(name, model_zoo))
         for name in (models if isinstance(models, list) else [tuner.model["model"]])
     }
@@ -91,7 +94,7 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None) -> Stu
     theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
     if theirs is None:
         raise ConfigError(f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME")
-    # A study begun by an older version does not name the files of its models.
+    # A study begun by an older version does not name the files of its models and data.
     known = {key: value for key, value in ours.items() if key in theirs or key not in files}
     changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
     if changed:

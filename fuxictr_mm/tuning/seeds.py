@@ -106,6 +106,10 @@ def train_side_by_side(
     gpu = experiment.config.gpu
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
     trials = _Variants(variants, experiment.config.expid, resume)
+    if resume and not quiet:
+        changed = {one.outdated() for one, _ in variants.values() if not one.finished_runs()} - {None}
+        for what_changed in sorted(map(str, changed)):
+            print(f"{what_changed} has changed since {what}s were trained, which are trained again", file=sys.stderr)
     logs = experiment.paths.folder / "logs"
     options = [*(["--resume"] if resume else []), *extra_args]
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from fuxictr_mm.config import config_hash
+from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock, write_beside
 from fuxictr_mm.runs import monitored, read_evaluations
@@ -87,9 +88,9 @@ def run_study(
             f'{tuner.path}: search: {tuner.search} needs Optuna; pip install "fuxictr-mm[tuning]"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _check_settings(tuner, data_root, model_zoo)
+    data = _check_settings(tuner, data_root, model_zoo)
     try:
-        trials = _StudyTrials(tuner, data_root, model_zoo, until)
+        trials = _StudyTrials(tuner, data_root, model_zoo, data, until)
         if trials.total < tuner.trials and not quiet:
             print(f"{tuner.path}: trials is {tuner.trials}, the space has {trials.total} points", file=sys.stderr)
         extra_args = ["--resume", *common_args(data_root, model_zoo)]
@@ -103,22 +104,26 @@ def run_study(
         ) from error
 
 
-def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> None:
-    """Refuse, before anything is written, a value of the space that would fail in a trial."""
+def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> dict[str, str]:
+    """Return hashes of the data; refuse, before anything is written, a value of the space that would fail later."""
     from fuxictr_mm.experiment import Experiment
 
     if (tuner.folder / "model_config.yaml").exists():
         raise ConfigError(
             f"{tuner.folder}: holds model_config.yaml, of a grid perhaps; give the study another name, study: NAME"
         )
+    found: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for row, point in enumerate(check_points(tuner.space)):
             expid = f"{tuner.name}_{tuner.search}_check{row}"
             _write_experiment(Path(folder), tuner, expid, point)
             try:
-                Experiment.load(expid, folder, data_root=data_root, model_zoo=model_zoo)
+                config = Experiment.load(expid, folder, data_root=data_root, model_zoo=model_zoo).config
             except UserError as error:
                 raise type(error)(str(error).replace(folder, str(tuner.path))) from error
+            for name, value in data_hashes(config.to_dict()).items():
+                found.setdefault(name, set()).add(value)
+    return {f"data of {name}": " ".join(sorted(values)) for name, values in found.items()}
 
 
 def _write_experiment(folder: Path, tuner: Tuner, expid: str, point: Point) -> None:
@@ -149,7 +154,14 @@ class _Watch:
 class _StudyTrials:
     """The trials of a study: source and receiver of results."""
 
-    def __init__(self, tuner: Tuner, data_root: Path | None, model_zoo: Path | None, until: float = math.inf) -> None:
+    def __init__(
+        self,
+        tuner: Tuner,
+        data_root: Path | None,
+        model_zoo: Path | None,
+        data: Mapping[str, str],
+        until: float = math.inf,
+    ) -> None:
         from optuna.pruners import MedianPruner
 
         self._tuner = tuner
@@ -162,7 +174,7 @@ class _StudyTrials:
         self._pruner = None if warmup is None else MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + 1)
         with self._alone():
             self._storage = open_storage(tuner)
-            self._study = open_study(tuner, self._storage, model_zoo)
+            self._study = open_study(tuner, self._storage, model_zoo, data)
             self._study_id = self._storage.get_study_id_from_name(tuner.study)
             self._here = self._machine()
         self._ids: dict[int, int] = {}

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fuxictr_mm.config import config_hash
+from fuxictr_mm.data.fingerprint import changed_data
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import InheritedLock, read_json
-from fuxictr_mm.runs import MODEL_CODE, RunPaths, monitored
+from fuxictr_mm.runs import DATA, MODEL_CODE, RunPaths, monitored
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names derived from the settings
 
@@ -96,13 +97,15 @@ class Trial:
     model_code: str = ""
 
     def result(self, skipped: bool = False) -> TrialResult | None:
-        """Return the result on disk, None if there is none of exactly these parameters and this model file."""
+        """Return the result on disk, None if there is none of exactly these parameters, model file and data."""
         try:
             record = {} if self.paths is None else read_json(self.paths.result)
         except UserError:
             return None  # not finished, or not by this library: run it
         same_code = record.get(MODEL_CODE, self.model_code) == self.model_code
         if record.get("config_hash") != config_hash(self.params) or not same_code:
+            return None
+        if changed_data(record.get(DATA), self.params):
             return None
         return TrialResult(
             self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped

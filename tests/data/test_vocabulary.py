@@ -455,7 +455,6 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path, monkeypatch, dense):
         Experiment.load("X", folder).fit()
     monkeypatch.setattr(MultimodalModel, "train_step", step)
     assert Experiment.load("X", folder).paths.checkpoint.exists()
-    pq.write_table(found["items"].take(pa.array(range(999, -1, -1))), folder / "data/items.parquet")
     run = Experiment.load("X", folder).fit(resume=True)
     assert same_weights(run, dense[True][0])
 

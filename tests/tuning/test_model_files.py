@@ -1,4 +1,4 @@
-"""Results belong to a model file: another file of the same model name, or changed code, is trained again."""
+"""Results belong to a model file and to data: where the model's code or a data file changed, it is trained again."""
 
 import shutil
 from pathlib import Path
@@ -74,6 +74,26 @@ def test_a_result_of_another_model_file_is_not_taken(config, monkeypatch):
     del found["model_code"]
     write_json(first.paths.result, found)
     assert first.result() is not None
+
+
+@pytest.mark.parametrize("name", ["train", "item_info", "test"])
+def test_a_result_of_other_data_is_not_taken(config, monkeypatch, name):
+    monkeypatch.chdir(config)
+    first = load(config, "first", record=True)
+    run = first.fit()
+    trial = Trial("DIN_tiny", first.config.to_dict(), first.paths, model_code=first.model_code)
+    assert trial.result() is not None
+    paths = {"item_info": first.config.dataset.item_files[0], "train": first.config.dataset.train_data}
+    path = Path(paths.get(name) or str(first.config.dataset.test_data))
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) - 1) if name != "item_info" else table[::-1], path)
+    assert trial.result() is None
+    assert first.result() is None
+    assert first.result(paths=False) is not None  # whose weights may score
+    assert first.finished_runs() == []
+    assert str(path) in str(first.outdated())
+    assert first.fit(resume=True).run != run.run
+    assert trial.result() is not None
 
 
 def test_a_training_checkpoint_of_another_model_file_is_refused(config, monkeypatch):

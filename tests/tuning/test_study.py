@@ -278,12 +278,12 @@ def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
 
 def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     url = f"sqlite:///{folder}/shared.db"
-    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None)
+    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None, {})
     trial = here.take()
     (folder / "there").mkdir()
     path = tuner_file(folder / "there", "width: [7, 8]", trials=2, storage=url)
     path.write_text(path.read_text().replace("base_config: base", f"base_config: {folder}/base"))
-    there = study._StudyTrials(tuning.read_tuner(path), None, None)
+    there = study._StudyTrials(tuning.read_tuner(path), None, None, {})
     second = there.take()
     assert second.number == 1
     assert there._claim() is None

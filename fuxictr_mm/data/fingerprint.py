@@ -1,0 +1,83 @@
+"""Fingerprint of a dataset's files, by which a result, an interrupted run or a study knows that its data changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.errors import MissingFileError
+
+#: Blocks that are read of a file, and their bytes.
+BLOCKS, BLOCK_BYTES = 16, 1 << 16
+
+
+def data_hashes(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return a hash of every data file or folder that a dataset names, by the setting; of one that is missing, none.
+
+    Parameters
+    ----------
+    params : mapping
+        Settings of an experiment or of a dataset, with paths as they are opened.
+    """
+    ending = f".{params.get('data_format') or 'parquet'}"
+    found = {}
+    for setting, path in data_paths(params):
+        try:
+            found[setting] = hash_files(path, ending)
+        except (MissingFileError, FileNotFoundError):
+            continue
+    return found
+
+
+def changed_data(before: Mapping[str, str] | None, params: Mapping[str, Any]) -> str | None:
+    """Return the first setting, with its path, whose files no longer have the hash of ``data_hashes``.
+
+    Files that are gone have not changed; nor does anything count that an older version left no hash of.
+    """
+    if not before:
+        return None
+    now, paths = data_hashes(params), dict(data_paths(params))
+    changed = next((setting for setting, found in now.items() if before.get(setting, found) != found), None)
+    return None if changed is None else f"{changed}: {paths[changed]}"
+
+
+def hash_files(path: str | os.PathLike[str], ending: str = ".parquet") -> str:
+    """Return a hash of a file, or of the files of a folder and their names: of sizes, and of blocks of each file.
+
+    The blocks are from the first byte of a file to its last; one of up to ``BLOCKS * BLOCK_BYTES`` bytes is read as a
+    whole. The time of the last change does not count, so that a copy is the same file.
+    """
+    hashed = hashlib.sha256()
+    for file in part_files(path, ending):
+        status = file.stat()
+        name = file.relative_to(path) if file.is_relative_to(path) else ""  # that of a partition is a value
+        hashed.update(f"{name} {_hash_file(str(file), status.st_size, status.st_mtime_ns)}\n".encode())
+    return hashed.hexdigest()
+
+
+@lru_cache(maxsize=10_000)
+def _hash_file(file: str, size: int, modified: int) -> str:
+    """Return the hash of a file, which is read again where its size or the time of its last change differs."""
+    hashed = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as stream:
+        for block in range(BLOCKS):
+            stream.seek(max(size - BLOCK_BYTES, 0) * block // (BLOCKS - 1))
+            hashed.update(stream.read(BLOCK_BYTES))
+    return hashed.hexdigest()
+
+
+def data_paths(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the settings that name data, each with its path."""
+    for setting in ("train_data", "valid_data", "test_data"):
+        if params.get(setting):
+            yield setting, params[setting]
+    items = params.get("item_info") or []
+    for number, path in enumerate([items] if isinstance(items, str) else items):
+        yield f"item_info[{number}]" if number else "item_info", path
+    for column in params.get("feature_cols") or ():
+        if column.get("pretrained_emb"):
+            yield f"pretrained_emb of {column['name']}", column["pretrained_emb"]

@@ -1,0 +1,62 @@
+"""The fingerprint of data: what counts as a change."""
+
+import os
+
+from fuxictr_mm.data import fingerprint
+from fuxictr_mm.data.fingerprint import changed_data, data_hashes, hash_files
+
+
+def test_a_hash_is_of_all_parts_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "BLOCKS", 3)
+    monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 10)
+    found = set()
+    for number, place in enumerate((None, 0, 499, 999)):  # in the first block, in one of the middle, in the last
+        content = bytearray(1000)
+        if place is not None:
+            content[place] = 1
+        path = tmp_path / f"{number}.parquet"
+        path.write_bytes(content)
+        found.add(hash_files(path))
+    assert len(found) == 4
+
+
+def test_names_and_times_of_files_do_not_count_and_those_of_part_files_do(tmp_path):
+    folder = tmp_path / "train"
+    for name in ("day=1/a.parquet", "day=2/a.parquet"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(name.encode())
+    first = hash_files(folder)
+    os.utime(folder / "day=1" / "a.parquet", (1, 1))
+    assert hash_files(folder) == first
+    (folder / "day=1").rename(folder / "day=3")
+    assert hash_files(folder) != first
+    (folder / "day=3").rename(folder / "day=1")
+    (folder / "day=2" / "b.parquet").write_bytes(b"")
+    assert hash_files(folder) != first
+    (tmp_path / "copy.parquet").write_bytes((folder / "day=1" / "a.parquet").read_bytes())
+    assert hash_files(tmp_path / "copy.parquet") == hash_files(folder / "day=1" / "a.parquet")
+
+
+def test_changed_data_names_the_setting_and_the_path(tmp_path):
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "valid", "items", "more", "emb")}
+    for path in paths.values():
+        path.write_text("a")
+    params = {
+        "data_format": "csv",
+        "train_data": str(paths["train"]),
+        "valid_data": str(paths["valid"]),
+        "test_data": None,
+        "item_info": [str(paths["items"]), str(paths["more"])],
+        "feature_cols": [{"name": "ad", "pretrained_emb": str(paths["emb"])}],
+    }
+    before = data_hashes(params)
+    assert len(before) == 5
+    assert changed_data(before, params) is None
+    for path in paths.values():
+        path.write_text("b")
+        assert str(path) in (changed_data(before, params) or "")
+        path.unlink()
+        assert changed_data(before, params) is None  # gone, and not another one
+        path.write_text("a")
+    assert changed_data({"train_data": "of an older version"}, {**params, "train_data": None}) is None
+    assert changed_data(None, params) is None
