@@ -6,7 +6,6 @@ import codecs
 import csv
 import json
 import logging
-import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
 from fuxictr_mm.data.partitions import partition_columns
+from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, scan_csv, with_partitions
 from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -280,6 +279,20 @@ class RawFiles:
                 logger.warning(f"{file}: {len(rows)} blank lines are skipped")
         return found
 
+    def warn_of_short_rows(self) -> None:
+        """Log how many rows of CSV files have fewer fields than the header, whose last columns are missing values."""
+        total, first = 0, ""
+        for file in self.files:
+            with self._named_errors(file):
+                count, row = count_short_rows(file, self.separator)
+            first = first or (f"row {row} of {file.name}" if count else "")
+            total += count
+        if total:
+            logger.warning(
+                f"{self.path}: {total} rows have fewer fields than the header, first {first}; the fields "
+                "that are not there are missing values"
+            )
+
     def _scan_parquet(self, file: Path) -> pl.LazyFrame:
         return with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
 
@@ -349,50 +362,6 @@ class RawFiles:
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
                     f"number (dtype: {dtype}); correct the file, or write dtype: str for the column"
                 )
-
-
-def scan_csv(file: Path, separator: str, blank: Sequence[int], types: Mapping[str, Any] | None = None) -> pl.LazyFrame:
-    """Return the columns of a CSV file and of its Hive partitions, as texts but for ``types``, lazily.
-
-    ``blank`` are the file's ``blank_rows``: polars reads them as nulls, pandas skips them, and so does this.
-    """
-    frame = pl.scan_csv(file, separator=separator, schema_overrides=types, infer_schema=False)
-    if blank:
-        index, rows = pl.col("\0row"), pl.Series(blank, dtype=pl.UInt32)
-        frame = frame.with_row_index("\0row").filter(~index.is_in(rows.implode())).drop("\0row")
-    return with_partitions(frame, file)
-
-
-def blank_rows(file: Path, separator: str) -> list[int]:
-    """Return which rows of a CSV file, counted from 0 after the header, are lines of nothing but white space."""
-    white = b" \t\r\n".replace(separator.encode(), b"")
-    with file.open("rb") as stream:
-        if not file.stat().st_size:  # which cannot be mapped
-            return []
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if not re.search(rb"\n[ \t\r]*(?:\n|[ \t\r]\Z)", content):  # of most files, and ten times as fast
-                return []
-        row, quoted, found = -1, False, []
-        for line in stream:
-            if not quoted and not line.strip(white):
-                if row < 0:  # polars skips those before the header
-                    continue
-                found.append(row)
-            quoted ^= bool(line.count(b'"') % 2)
-            row += not quoted
-    return found
-
-
-def with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
-    """Add the columns of a file's Hive partitions that it does not hold."""
-    found = partition_columns(file)
-    present = frame.collect_schema().names() if found else []
-    added = [
-        pl.lit(value.as_py(), pl.Int64 if pa.types.is_integer(value.type) else pl.String).alias(name)
-        for name, value in found.items()
-        if name not in present
-    ]
-    return frame.with_columns(added)
 
 
 def _reason(error: Exception) -> str:

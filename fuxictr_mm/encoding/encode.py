@@ -46,6 +46,7 @@ class Split:
         self.raw = raw
         self.frame, self.columns = raw.scan(columns, needs_label)
         if raw.form == "csv":
+            raw.warn_of_short_rows()
             with raw.named_errors(columns):
                 self.frame.sink_parquet(parsed, compression="lz4", row_group_size=ROW_GROUP)
             self.frame = pl.scan_parquet(parsed)

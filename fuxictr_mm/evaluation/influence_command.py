@@ -175,7 +175,7 @@ def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separato
     """Return those of the columns that the files have, as texts, and the label as a number."""
     import polars as pl
 
-    from fuxictr_mm.encoding.columns import blank_rows, scan_csv
+    from fuxictr_mm.encoding.csv_files import blank_rows, scan_csv
 
     frames = [scan_csv(file, separator, blank_rows(file, separator)) for file in files]
     columns = [name for name in wanted if name in frames[0].collect_schema()]

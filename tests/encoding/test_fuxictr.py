@@ -302,6 +302,17 @@ def test_blank_lines_are_skipped_and_rows_of_missing_values_are_not(folder, capl
     assert "test.csv: 5 blank lines are skipped" in caplog.text
 
 
+def test_rows_with_fewer_fields_than_the_header_are_counted(folder, caplog):
+    path, params = folder / "train.csv", params_of(folder)
+    frame = pl.read_csv(path, infer_schema=False)
+    header, *lines = frame.select(pl.exclude("city"), "city").write_csv().split("\n")[:-1]
+    lines[41], lines[50] = (line.rsplit(",", 1)[0] for line in (lines[41], lines[50]))
+    path.write_text("\n".join([header, "", *lines]))
+    found = load_dataset(params, {"train": True}, flat=True).summaries["train"]
+    assert found.num_rows == len(lines)
+    assert [r.message for r in caplog.records if "2 rows" in r.message and "row 41" in r.message]
+
+
 @pytest.mark.parametrize(
     "roles",
     [

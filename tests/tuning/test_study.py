@@ -278,7 +278,9 @@ def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
 
 def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     url = f"sqlite:///{folder}/shared.db"
-    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None, {})
+    here = study._StudyTrials(
+        tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None, {}
+    )
     trial = here.take()
     (folder / "there").mkdir()
     path = tuner_file(folder / "there", "width: [7, 8]", trials=2, storage=url)
