@@ -305,7 +305,7 @@ def test_blank_lines_are_skipped_and_rows_of_missing_values_are_not(folder, capl
 def test_rows_with_fewer_fields_than_the_header_are_counted(folder, caplog):
     path, params = folder / "train.csv", params_of(folder)
     frame = pl.read_csv(path, infer_schema=False)
-    header, *lines = frame.select(pl.exclude("city"), "city").write_csv().split("\n")[:-1]
+    header, *lines = frame.with_columns(last=pl.lit("1")).write_csv().split("\n")[:-1]
     lines[41], lines[50] = (line.rsplit(",", 1)[0] for line in (lines[41], lines[50]))
     path.write_text("\n".join([header, "", *lines]))
     found = load_dataset(params, {"train": True}, flat=True).summaries["train"]
