@@ -151,8 +151,6 @@ class NumberColumn:
     ids: pl.Series
 
     id_name: ClassVar[str]
-    #: Distinct integers to count.
-    most: ClassVar[int] = MAX_IDS
 
     @property
     def in_lists(self) -> bool:
@@ -173,7 +171,7 @@ class NumberColumn:
     def tally(self) -> Tally:
         """The counts of the column."""
         kind = self.column.type.value_type if self.in_lists else self.column.type
-        tally = Tally(pa.types.is_floating(kind), self.most)
+        tally = Tally(pa.types.is_floating(kind), MAX_IDS)
         for chunk in self.chunks():
             tally.add(chunk["number"])
         return tally
@@ -218,11 +216,34 @@ class ItemColumn(NumberColumn):
         return (chunk.filter(pl.col(ITEM_ID) != 0) for chunk in super().chunks())
 
 
+@dataclass
+class ContextCounts:
+    """The counts of all columns of a split that are neither ids, histories nor labels, from one pass over its files."""
+
+    path: Path
+    columns: list[pa.Field]
+
+    @cached_property
+    def tallies(self) -> dict[str, Tally]:
+        """The counts of each column."""
+        found = {c.name: Tally(pa.types.is_floating(c.type), MOST_CATEGORIES) for c in self.columns}
+        for _, batch in read_chunks(self.path, list(found)):
+            for name, array in zip(found, batch.columns, strict=True):
+                found[name].add(to_series(array).cast(pl.Float64))
+        return found
+
+
+@dataclass
 class ContextColumn(NumberColumn):
     """A column of a split that is neither id, history nor label."""
 
+    counts: ContextCounts
+
     id_name = USER_ID
-    most = MOST_CATEGORIES
+
+    @cached_property
+    def tally(self) -> Tally:  # noqa: D102
+        return self.counts.tallies[self.column.name]
 
 
 @check(ItemColumn, ERROR, "integers from 0", Action.DROP_ENTRY, "removed from a list, else set to 0")

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Report, check
-from fuxictr_mm.check_data.items import ContextColumn
+from fuxictr_mm.check_data.items import ContextColumn, ContextCounts
 from fuxictr_mm.check_data.layout import (
     EMPTY_FILE,
     USER_ID,
@@ -378,7 +378,8 @@ def read_split(
         report.add(EMPTY_FILE, Fault(path.name))
         return None
     rows = pl.concat(parts)
-    columns = {f.name: ContextColumn(path, f, rows["user"]) for f in context}
+    counts = ContextCounts(path, context)
+    columns = {f.name: ContextColumn(path, f, rows["user"], counts) for f in context}
     split = Split(path, rows, pl.concat(repeats), columns)
     report.examine(split)
     for column in columns.values():

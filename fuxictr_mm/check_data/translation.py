@@ -70,10 +70,10 @@ class Translation:
         if ids == "auto" and not all(texts) and (any(texts) or not self._most_are_beyond(keys, most)):
             return None
         ids_of = (
-            entries
+            _entries(batch.column(0), f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
-            for _, batch in parquet.read_rows(path, [self.on_disk(path, name)])
-            for entries in [_entries(batch.column(0), f"{path}: {self.on_disk(path, name)}")]
+            for there in [self.on_disk(path, name)]
+            for _, batch in parquet.read_rows(path, [there])
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
         if vocabulary.is_integer and ids != "auto":

@@ -132,9 +132,11 @@ def read_rows(
     """Yield what ``read_chunks`` does of all part files of a dataset, whose rows are counted on."""
     first = 0
     for file in part_files(path):
+        rows = 0
         for row, batch in read_chunks(file, columns, max_rows=max_rows):
             yield first + row, batch
-        first += count_rows(file)
+            rows = row + batch.num_rows
+        first += rows
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
