@@ -23,8 +23,11 @@ import numpy as np
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 
+#: The target's name in models, whatever its column is called.
+ITEM_ID = "item_id"
+
 if TYPE_CHECKING:
-    from fuxictr_mm.config import DatasetConfig
+    from fuxictr_mm.config import DatasetConfig, ExperimentConfig
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.runs import Run
     from fuxictr_mm.tuning import TrialResult
@@ -225,7 +228,7 @@ class Facts:
     rows : dict of str to int
         By split.
     items : int
-        Rows of the first item file.
+        Rows of the first item file; without one, items that training rows show.
     history_mean, history_high : float
         Mean length of the histories, and their 95 % quantile.
     cold : dict of str to float
@@ -286,7 +289,7 @@ def look(dataset: DatasetConfig) -> Facts:
     length = np.concatenate(lengths)
     return Facts(
         rows={split: len(ids) for split, ids in shown.items()},
-        items=count_rows(items[0]),
+        items=count_rows(items[0]) if items else len(np.unique(shown["train"])),
         history_mean=float(length.mean()),
         history_high=float(np.quantile(length, 0.95)),
         cold={
@@ -294,6 +297,25 @@ def look(dataset: DatasetConfig) -> Facts:
         },
         embeddings=_embeddings(dataset, items),
     )
+
+
+def encoded(config: ExperimentConfig) -> DatasetConfig:
+    """Return the dataset of an experiment without item files with the encoded files, which its trials read as well.
+
+    Raises
+    ------
+    UserError
+        A file or a column is missing or damaged.
+    """
+    from fuxictr_mm.data.vocabulary import Vocabularies
+    from fuxictr_mm.encoding.fuxictr import as_integers
+
+    dataset = config.dataset
+    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
+    paths = {split: path for split, path in paths.items() if path}
+    needs_labels = {split: split != "test" for split in paths}
+    read, _ = as_integers(config.to_dict(), paths, needs_labels, Vocabularies())
+    return dataset.model_copy(update={f"{split}_data": read[f"{split}_data"] for split in paths})
 
 
 def _column(path: str, name: str) -> np.ndarray:
@@ -331,7 +353,12 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
 
 
 def computed_features(dataset: DatasetConfig, facts: Facts) -> list[dict[str, Any]]:
-    """Return entries of features that are computed from target and history: its length, and its similarities to it."""
+    """Return entries of features that are computed from target and history: its length, and its similarities to it.
+
+    A dataset without item files, whose columns are encoded, has none.
+    """
+    if not dataset.item_files:
+        return []
     names, _ = _names(dataset)
     stored = [n for n in names if names[n] == "embedding"] or list(facts.embeddings.values())
     entries: list[dict[str, Any]] = [{"name": LENGTH, "active": False, "type": "length"}]
@@ -351,6 +378,8 @@ def features_to_try(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
     choices = [active]
     if facts.embeddings and set(facts.embeddings.values()) - set(active):
         choices.append([*others, *facts.embeddings.values()])
+    if not dataset.item_files:
+        return choices
     similar = {entry["of"]: entry["name"] for entry in computed_features(dataset, facts) if "of" in entry}
     more = [[*choice, LENGTH, *(similar[n] for n in choice if n in similar)] for choice in choices]
     return [*more, *choices]
@@ -385,7 +414,8 @@ def factor_space(model: str, features: list[list[str]], few: list[str]) -> dict[
     shared = [name for name in few if all(name in names for names in features)]
     if not MODELS[model].has_factors or shared[:2] != few[:2]:
         return {}
-    return {"factor_dim": list(FACTOR_DIMS), "factor_features": [shared, None]}
+    named = [ITEM_ID if name == few[1] else name for name in shared]  # as models know the target
+    return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None]}
 
 
 def space_of(
@@ -538,13 +568,17 @@ class _Autopilot:
             source, link = Path(args.config) / name, self.folder / "look" / name
             if source.exists() and not link.exists():
                 link.symlink_to(source.resolve())
-        dataset = ExperimentConfig.load(self.folder / "look", "look", args.data_root).dataset
-        if not dataset.item_files or not dataset.feature_cols:
+        config = ExperimentConfig.load(self.folder / "look", "look", args.data_root)
+        dataset = config.dataset
+        has_roles = {"target", "history"} <= dataset.roles.model_fields_set
+        if not dataset.feature_cols or not (dataset.item_files or has_roles):
             raise ConfigError(
-                f"autopilot: dataset {args.dataset_id} has no item_info or feature_cols; it takes datasets whose "
-                "items have files of their own"
+                f"autopilot: dataset {args.dataset_id} has no item_info or feature_cols; its models need items: name "
+                "their files, or the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
             )
         dataset.require_one_label("autopilot")
+        if not dataset.item_files:
+            dataset = encoded(config)
         user = dataset.roles.user
         valid = part_files(dataset.valid_data)[0] if dataset.valid_data else None
         has_user = valid is not None and user in schema_of(valid).names

@@ -14,6 +14,7 @@ from fuxictr_mm import autopilot
 from fuxictr_mm.cli import main
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import find_runs
 from tests.arrow import write_partitions
 
@@ -111,7 +112,7 @@ def test_time():
             {"label_col": [{"name": n, "dtype": "float"} for n in ("click", "like")], "item_info": "items.parquet"},
             "like",
         ),
-        ({"data_format": "csv", "roles": {"target": "asin", "history": "seen"}}, "item_info"),
+        ({"data_format": "csv", "roles": {"target": "asin"}}, "item_info"),
         ({"data_format": "parquet", "rebuild_dataset": True}, "item_info"),
     ],
 )
@@ -129,6 +130,47 @@ def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert "autopilot: " in error
     assert word in error
+
+
+@pytest.mark.slow
+def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = pq.read_table(ROOT / "data" / "tiny_mm" / "train.parquet")[:200].to_pylist()
+    for split in ("train", "valid"):
+        lines = [
+            f"u{n % 9},A{row['item_id']},{'^'.join(f'A{i}' for i in row['item_seq'] if i)},{row['label']}"
+            for n, row in enumerate(rows)
+        ]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["uid,asin,seen,click", *lines]) + "\n")
+    columns = [
+        {"name": ["uid", "asin"], "dtype": "str", "type": "categorical"},
+        {"name": "seen", "dtype": "str", "type": "sequence", "max_len": 20, "share_embedding": "asin"},
+    ]
+    entry = {"data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv"}
+    entry |= {"label_col": {"name": "click", "dtype": "float"}, "feature_cols": columns}
+    entry["roles"] = {"target": "asin", "history": "seen", "user": "uid"}
+    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
+    (tmp_path / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "shop"}}))
+    dataset = autopilot.encoded(ExperimentConfig.load(tmp_path, "X"))
+    facts = autopilot.look(dataset)
+    assert facts.rows == {"train": 200, "valid": 200}
+    assert facts.items == len({row["item_id"] for row in rows})
+    assert facts.history_mean == np.mean([sum(i != 0 for i in row["item_seq"]) for row in rows])
+    assert facts.cold == {"valid": 0}
+    assert autopilot.computed_features(dataset, facts) == []
+    features = autopilot.features_to_try(dataset, facts)
+    assert features == [["uid", "asin", "seen"]]
+    few, _ = autopilot.features_of_users(dataset, facts)
+    experiments = {}
+    for model, candidate in autopilot.MODELS.items():
+        factors = autopilot.factor_space(model, features, few)
+        space = autopilot.space_of(model, facts, features, "asin", factors)
+        first = {**candidate.first, **{name: space[name][0] for name in ("use_features", *factors)}}
+        settings = autopilot.settings_for(model, "shop", facts, "uid")
+        experiments[model] = {**settings, **first, "epochs": 1, "record": False}
+    (tmp_path / "model_config.yaml").write_text(json.dumps(experiments))
+    for model in experiments:
+        assert set(Experiment.load(model, tmp_path).fit().valid) == {"AUC", "gAUC", "logloss"}
 
 
 def test_what_is_missing_is_named(dataset, tmp_path, monkeypatch, capsys):

@@ -66,22 +66,8 @@ def load_dataset(
         if not path:
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
         paths[split] = path
-    folder = Path(params.get("data_root") or ".") / params["dataset_id"]
-    form = params.get("data_format", "parquet")
-    read = {**params, **{f"{split}_data": path for split, path in paths.items()}}
-    if form == "csv" or params.get("rebuild_dataset"):
-        from fuxictr_mm.encoding.prepare import encode  # polars takes a while to import, and is seldom needed
-
-        vocabularies = Vocabularies() if vocabularies is None else vocabularies
-        other = None if test_data is None else scratch
-        changes, folder = encode(params, paths, needs_labels, folder, other, vocabularies)
-        read.update(changes)
-    else:
-        read.update(_described(params, folder))
-        if form == "npz":
-            from fuxictr_mm.encoding.prepare import convert
-
-            read.update(convert(paths, folder))
+    vocabularies = Vocabularies() if vocabularies is None else vocabularies
+    read, folder = as_integers(params, paths, needs_labels, vocabularies, None if test_data is None else scratch)
     read = _without_items(read) if flat else _with_items(read)
     try:
         loaded = dataset.load_dataset(read, needs_labels, vocabularies, shard)
@@ -92,6 +78,47 @@ def load_dataset(
         raise type(error)(text) from error
     loaded.feature_map.data_dir = str(folder)  # where FuxiCTR's layers look for files of embeddings
     return loaded
+
+
+def as_integers(
+    params: Mapping[str, Any],
+    paths: Mapping[str, str],
+    needs_labels: Mapping[str, bool | None],
+    vocabularies: Vocabularies,
+    scratch: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Encode or convert splits without item files, unless they are Parquet files of integers.
+
+    Parameters
+    ----------
+    params, needs_labels, vocabularies
+        As in ``load_dataset``; the vocabularies of an encoding are added.
+    paths : mapping of str to str
+        The splits.
+    scratch : Path, optional
+        Given if the test split is none of the dataset's own: where it is written to.
+
+    Returns
+    -------
+    read : dict
+        The parameters that read the result.
+    folder : Path
+        Where it is.
+    """
+    folder = Path(params.get("data_root") or ".") / params["dataset_id"]
+    form = params.get("data_format", "parquet")
+    read = {**params, **{f"{split}_data": path for split, path in paths.items()}}
+    if form == "csv" or params.get("rebuild_dataset"):
+        from fuxictr_mm.encoding.prepare import encode  # polars takes a while to import, and is seldom needed
+
+        changes, folder = encode(params, paths, needs_labels, folder, scratch, vocabularies)
+        return {**read, **changes}, folder
+    read.update(_described(params, folder))
+    if form == "npz":
+        from fuxictr_mm.encoding.prepare import convert
+
+        read.update(convert(paths, folder))
+    return read, folder
 
 
 def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
