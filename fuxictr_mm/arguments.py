@@ -130,7 +130,10 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, gpu: bool = False
 def add_roles(parser: argparse.ArgumentParser) -> None:
     """Add ``--roles`` and ``--ids``, which mean what they mean in ``dataset_config.yaml``; see ``Roles.parse``."""
     parser.add_argument(
-        "--roles", nargs="+", metavar="ROLE=COLUMN", help="columns with a role: target, history, user, time"
+        "--roles",
+        nargs="+",
+        metavar="ROLE=COLUMN",
+        help="columns with a role: target, history, user, time, histories=A,B",
     )
     parser.add_argument(
         "--ids", choices=("auto", "as_is", "vocabulary"), default="auto", help="whether items are numbered (auto)"

@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 #: Rows that are read at a time.
 BATCH_ROWS = 2048
 
+#: The value of a Hive partition in the name of a folder of rows without one.
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return a Parquet file, or those of a folder in the order of their numbers.
+    """Return a Parquet file, or those of a folder and its Hive partitions (``day=3/``) in the order of their numbers.
 
     Raises
     ------
@@ -40,9 +45,30 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(path)
     path = path if path.exists() or path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
-    found = sorted(path.glob("*.parquet"), key=_natural) if path.is_dir() else [path]
+    found = list(_files_of(path)) if path.is_dir() else [path]
     if not found or not found[0].exists():
         raise ServingError(f"{path}: no such file; expected Parquet")
+    return found
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir(), key=_natural):
+        if path.is_dir() and "=" in path.name:
+            yield from _files_of(path)
+        elif path.suffix == ".parquet" and path.is_file() and not path.name.startswith(("_", ".")):
+            yield path
+
+
+def _partitions(file: Path) -> dict[str, int | str | None]:
+    """Return the columns that the folders of a file name: integers if all values beside it are, otherwise texts."""
+    found: dict[str, int | str | None] = {}
+    for folder in file.parents:
+        name, is_partition, text = folder.name.partition("=")
+        if not is_partition:
+            break
+        values = {p.name.partition("=")[2] for p in folder.parent.glob(f"{escape(name)}=*")} - {NO_VALUE}
+        is_integer = all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
+        found[unquote(name)] = None if text == NO_VALUE else int(text) if is_integer else unquote(text)
     return found
 
 
@@ -87,11 +113,15 @@ def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> I
     """
     try:
         with pq.ParquetFile(part.file) as reader:
-            missing = [name for name in columns if name not in reader.schema_arrow.names]
+            present = [name for name in columns if name in reader.schema_arrow.names]
+            named = {name: value for name, value in _partitions(part.file).items() if name not in present}
+            missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
-            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=columns):
-                yield {name: to_column(batch.column(name)) for name in columns}
+            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=present):
+                found = {name: to_column(batch.column(name)) for name in present}
+                same = {name: to_column(pa.repeat(value, batch.num_rows)) for name, value in named.items()}
+                yield {name: found[name] if name in found else same[name] for name in columns}
     except (OSError, pa.ArrowException) as error:
         raise ServingError(f"{part.file}: is damaged ({error})") from None
 

@@ -29,7 +29,7 @@ from fuxictr_mm.check_data.layout import (
     require,
     to_series,
 )
-from fuxictr_mm.check_data.translation import LABEL
+from fuxictr_mm.check_data.translation import LABEL, active
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 #: What happens less often is no noise.
@@ -362,7 +362,9 @@ def read_split(
     if name_of(path) != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report)
-    layout.not_checked += check_types(path, schema, wanted, report)
+    translation = active()
+    histories = translation.roles.histories if translation is not None else ()
+    layout.not_checked += check_types(path, schema, {*wanted, *histories}, report)
     if ITEM_ID not in usable:
         return None
     context = [f for f in schema if f.name not in wanted and is_number(f.type)]

@@ -146,7 +146,8 @@ class DatasetConfig(Settings):
     def _check_items(cls, paths: Any, info: ValidationInfo) -> Any:
         if paths is not None and info.data.get("data_format") != "parquet":
             raise ConfigError(
-                f"data_format: {info.data.get('data_format')} with item_info; item files need Parquet files"
+                f"data_format: {info.data.get('data_format')} with item_info; datasets with item files are Parquet, "
+                "write all of them with pl.read_csv(FILE).write_parquet(...), data_format: parquet"
             )
         return paths
 

@@ -64,7 +64,7 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
         raise MissingFileError(f"{folder}: no such folder; expected one that holds {stem}.yaml")
     if not paths:
         raise MissingFileError(
-            f"{folder}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
+            f"{folder.absolute()}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
             "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
             "run_param_tuner.py"
         )

@@ -197,7 +197,7 @@ class ExperimentConfig(ModelSettings):
             except ConfigError as error:
                 problems["model"] = str(error)
         if config is None or problems:
-            raise error_of(f"{folder}: {expid}", problems)
+            raise error_of(expid if folder == Path() else f"{folder}: {expid}", problems)
         return config
 
     @classmethod

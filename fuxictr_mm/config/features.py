@@ -210,7 +210,7 @@ class Roles(Settings):
 
     @classmethod
     def parse(cls, words: Sequence[str] | None) -> Roles:
-        """Return those of ``--roles target=article_id history=clicked``.
+        """Return those of ``--roles target=article_id history=clicked``; ``histories=carted,bought`` are several.
 
         Raises
         ------
@@ -221,4 +221,5 @@ class Roles(Settings):
         bad = next((f"{role}={column}" for role, column in pairs if not role or not column), None)
         if bad is not None:
             raise ConfigError(f"--roles {bad}: expected ROLE=COLUMN, such as target=article_id")
-        return cls.read(dict(pairs), "--roles")
+        roles = {role: column.split(",") if role == "histories" else column for role, column in pairs}
+        return cls.read(roles, "--roles")

@@ -111,7 +111,11 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as Parquet ({reason}); download or write it again") from None
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            fix = "write it as Parquet, pl.read_csv(FILE).write_parquet(...)"
+        else:
+            fix = "download or write it again"
+        raise DataError(f"{path}: cannot be read as Parquet ({reason}); {fix}") from None
 
 
 def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:
@@ -573,7 +577,9 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
         else:
             return array.flatten(), np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row")
+        is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+        fix = "; split the texts: frame.with_columns(pl.col(NAME).str.split(SEPARATOR))" if is_text else ""
+        raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row{fix}")
     lengths = numbers(array.value_lengths().fill_null(0))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     return array.flatten(), offsets

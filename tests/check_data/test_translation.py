@@ -142,3 +142,7 @@ def test_a_few_ids_that_are_wrong_are_found(tmp_path):
 def test_roles_that_cannot_be(words):
     with pytest.raises(ConfigError):
         Roles.parse(words)
+
+
+def test_several_histories_are_one_role():
+    assert Roles.parse(["target=asin", "histories=carted,bought"]).histories == ["carted", "bought"]

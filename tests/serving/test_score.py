@@ -15,6 +15,7 @@ import pytest
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving import scoring as module
 from fuxictr_mm_serving.scoring import score_file
+from tests.arrow import write_partitions
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,16 @@ def test_parts_of_other_rows_are_not_used(exported, expected, pieces, tmp_path):
     shutil.copy(pieces / "part-10.parquet", pieces / "part-2.parquet")
     score_file(exported, pieces, tmp_path / "out", part_rows=500)
     np.testing.assert_allclose(scores(tmp_path / "out")[:2000], expected[1000:], atol=1e-5, rtol=0)
+
+
+def test_hive_partitions_are_read_in_the_order_of_their_files(exported, weights_of, tmp_path):
+    table = pq.read_table(ROWS).slice(0, 200)
+    write_partitions(table, "likes_level", tmp_path / "rows")
+    (tmp_path / "rows" / "_SUCCESS").touch()
+    assert score_file(exported, tmp_path / "rows", tmp_path / "out") == 200
+    experiment, weights = weights_of("DIN_MM_tiny")
+    found = experiment.predict(tmp_path / "rows", weights=weights)
+    np.testing.assert_allclose(scores(tmp_path / "out"), found, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
