@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.metrics import split_task
 from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
     parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (report.html)")
     parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
+    parser.add_argument("--label", metavar="NAME", help="the label to report on, of runs on several")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page")
     add_output_options(parser)
 
@@ -41,7 +44,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Write the page, print its path and the best experiment."""
     check_outputs([args.out], [], overwrite=True)
     check_replaceable(args.out)
-    sections = report(args.names, args.root, args.out, dataset=args.dataset, title=args.title, quiet=args.quiet)
+    options = {name: getattr(args, name) for name in ("dataset", "label", "title", "quiet")}
+    sections = report(args.names, args.root, args.out, **options)
     lines = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
     notes = sum(len(section.notes) for section in sections)
     at_end = f" ({plural(notes, 'note')} at its end)" if notes else ""
@@ -55,6 +59,7 @@ def report(
     out: str | os.PathLike[str] = "report.html",
     *,
     dataset: str | None = None,
+    label: str | None = None,
     title: str | None = None,
     intro: Sequence[str] = (),
     quiet: bool = True,
@@ -71,6 +76,8 @@ def report(
         The page.
     dataset : str, optional
         Keeps runs on this dataset only.
+    label : str, optional
+        Of runs on several labels, the one whose metrics and predictions are compared.
     title : str, optional
         Heading.
     intro : sequence of str
@@ -83,7 +90,7 @@ def report(
     MissingFileError
         No such run, or no finished one.
     ConfigError
-        Jinja2 or Matplotlib is not installed.
+        Jinja2 or Matplotlib is not installed, or no run has the label.
     """
     try:
         import jinja2  # noqa: F401
@@ -92,9 +99,12 @@ def report(
         raise missing(error) from error
     known = find_runs(root)
     runs = _selected(resolve(names, root) if names else known, root, dataset)
+    if label is not None:
+        runs = _of_label(runs, label)
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
     track = partial(progress_bar, what="bootstrap samples", verbose=0 if quiet else 1)
-    sections = [describe(gathered, index, known, track) for index, gathered in enumerate(gather(runs, named), start=1)]
+    datasets = enumerate(gather(runs, named), start=1)
+    sections = [describe(gathered, index, known, track, label) for index, gathered in datasets]
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
         raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
@@ -103,6 +113,29 @@ def report(
     page = render(sections, heading, intro)
     write_beside(out, lambda stream: stream.write(page.encode("utf-8", errors="replace")))
     return sections
+
+
+def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
+    """Return the runs that have a label; of those on several, with its metrics alone, AUC first."""
+    found: list[Run] = []
+    known: set[str] = set()
+    for run in runs:
+        given = run.config.get("label_col") or {}
+        names = [column["name"] for column in (given if isinstance(given, list) else [given]) if "name" in column]
+        known.update(names)
+        if label not in names:
+            continue
+        if len(names) > 1:
+            metrics = [name for name in run.valid if split_task(name, names)[0] == label]
+            metrics.sort(key=lambda name: name != f"{label}_AUC")
+            valid, test = ({name: of[name] for name in metrics if name in of} for of in (run.valid, run.test))
+            run = replace(run, valid=valid, test=test)
+        found.append(run)
+    if not found:
+        raise ConfigError(
+            f"--label: no run has the label '{label}'{nearest(label, known)}; they have {listed(sorted(known))}"
+        )
+    return found
 
 
 def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:

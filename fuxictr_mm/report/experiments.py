@@ -377,6 +377,7 @@ def compare_experiments(
     known: Sequence[Run],
     samples: int = 2000,
     track: Callable[[Iterable[int]], Any] = iter,
+    task: str | None = None,
 ) -> Comparisons:
     """Compare all pairs of experiments on their validation rows.
 
@@ -390,6 +391,8 @@ def compare_experiments(
         Bootstrap samples of users, as in ``fuxictr-mm compare``.
     track : callable
         Wraps the iterable of chunks of bootstrap samples, to show progress.
+    task : str, optional
+        The label to compare on, of runs on several.
     """
     notes: list[str] = []
     if not experiments:
@@ -400,7 +403,7 @@ def compare_experiments(
 
     groups = {experiment.name: experiment.runs for experiment in experiments}
     try:
-        found = compare_groups(groups, known, samples=samples, track=track, on_problem=leave_out)
+        found = compare_groups(groups, known, samples=samples, track=track, on_problem=leave_out, task=task)
     except UserError as error:
         return Comparisons(None, [*notes, f"no intervals and no comparison: {error}"])
     return Comparisons(found, [*notes, *found.notes])

@@ -74,7 +74,11 @@ class DatasetSection:
 
 
 def describe(
-    gathered: Gathered, number: int, known: Sequence[Run], track: Callable[[Iterable[int]], Any] = iter
+    gathered: Gathered,
+    number: int,
+    known: Sequence[Run],
+    track: Callable[[Iterable[int]], Any] = iter,
+    task: str | None = None,
 ) -> DatasetSection:
     """Compute the content of the page for one dataset.
 
@@ -88,8 +92,10 @@ def describe(
         All runs; further seeds of a configuration are used for the conclusions.
     track : callable
         Wraps the chunks of bootstrap samples, to show progress.
+    task : str, optional
+        The label to compare on, of runs on several.
     """
-    comparisons = compare_experiments(gathered.experiments, known, track=track)
+    comparisons = compare_experiments(gathered.experiments, known, track=track, task=task)
     rows = leaderboard(gathered.experiments, comparisons)
     order = [row.experiment for row in rows]
     notes = [*gathered.notes, *comparisons.notes]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("jinja2")
@@ -24,6 +26,7 @@ from fuxictr_mm.report.experiments import compare_experiments, gather
 from fuxictr_mm.runs import find_runs
 from fuxictr_mm.terminal import printable
 from tests.errors import raises_naming
+from tests.report.conftest import auc_of, rows_of
 
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
@@ -421,3 +424,27 @@ def test_a_best_epoch_that_was_the_last_is_noted(runs: Any) -> None:
     notes = "\n".join(report([], runs.root, runs.root.parent / "page.html")[0].notes)
     assert "A: the best epoch was the last allowed one, 2 in 2 of 2 runs" in notes
     assert "B: the best epoch" not in notes
+
+
+def test_runs_on_several_labels_are_reported_on_one(runs: Any, tmp_path: Path) -> None:
+    strengths = {"FIRST": {"click": 1.5, "like": 0.3}, "SECOND": {"click": 0.3, "like": 1.5}}
+    for name, of in strengths.items():
+        folder = runs.add(name, 1.0, settings={"label_col": [{"name": "click"}, {"name": "like"}]})
+        columns: dict[str, Any] = {}
+        valid = {"AUC": 0.5}
+        for task, strength in of.items():
+            label, prediction, columns["group"] = rows_of(strength, 1)
+            columns |= {f"label_{task}": label, f"prediction_{task}": prediction}
+            valid |= {f"{task}_logloss": 0.6, f"{task}_AUC": auc_of(label, prediction)}
+        pq.write_table(pa.table(columns), folder / "valid_predictions.parquet")
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "valid": valid}))
+    for task, best in (("click", "FIRST"), ("like", "SECOND")):
+        (section,) = report([], runs.root, tmp_path / "page.html", label=task)
+        assert section.rows[0].experiment.name == best
+        assert section.metrics == [f"{task}_AUC", f"{task}_logloss"]
+        assert section.rows[0].interval is not None
+        assert section.rows[1].against is not None
+        assert section.rows[1].against.value < 0
+    with pytest.raises(ConfigError, match="clik"):
+        report([], runs.root, tmp_path / "page.html", label="clik")
