@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import ConfigError, UserError
@@ -76,6 +77,13 @@ def test_after_a_failure_the_missing_seeds_are_trained(project, capsys):
     assert [run.seed for run in runs] == [1, 2]
     assert runs[0].run == first.run
     assert sorted((project / "started.txt").read_text().split()) == ["1", "2", "2"]
+    capsys.readouterr()
+    path = Path(experiment.config.dataset.item_files[0])
+    pq.write_table(pq.read_table(path)[::-1], path)
+    again = train_seeds(*arguments, resume=True)
+    assert str(path) in capsys.readouterr().err
+    assert [run.seed for run in again] == [1, 2]
+    assert not {run.run for run in again} & {run.run for run in runs}
 
 
 @pytest.mark.parametrize(

@@ -513,3 +513,16 @@ def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     assert 0.4 < results[0].valid["AUC"] < 1
     loaded = optuna.load_study(study_name="real", storage=f"sqlite:///{folder}/real/study.db")
     assert [list(trial.intermediate_values) for trial in loaded.trials] == [[1]]
+
+
+def test_a_study_on_other_data_is_refused(folder):
+    train = folder / "data" / "tiny" / "train.parquet"
+    train.parent.mkdir(parents=True)
+    train.write_bytes(b"before")
+    path = tuner_file(folder, "width: [7, 8]", trials=1)
+    hunt(path)
+    train.write_bytes(b"after")
+    with pytest.raises(ConfigError, match="train_data"):
+        hunt(path)
+    train.write_bytes(b"before")
+    assert len(hunt(path)) == 1
