@@ -57,6 +57,8 @@ class EmbeddingModel(BaseModel):
     per_item_buffers: tuple[str, ...] = ()
     #: Columns of the items that ``logits`` reads by ``contents``, which exports store in the same way.
     per_item_contents: tuple[str, ...] = ()
+    #: Columns of the items with integers that ``logits`` reads by ``code_table``, which exports store beside the items.
+    per_item_codes: tuple[str, ...] = ()
 
     def make_embedding(
         self, feature_map: FeatureMap, embedding_dim: int, sharded: dict[str, Any] | None = None
@@ -178,6 +180,15 @@ class EmbeddingModel(BaseModel):
                 f"as well. Written by: {command}"
             )
         return str(name)
+
+    def code_table(self) -> Tensor:
+        """Return the columns ``per_item_codes`` of the items side by side, ``(I, M)`` integers."""
+        columns = [self.items.stored(name).view(self.items.num_items, -1) for name in self.per_item_codes]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+    def history_codes(self, batch: Batch) -> Jagged:
+        """Return the codes of the history items, ``(.., M)``."""
+        return Jagged(self.code_table(), batch.history.offsets, batch.history.values.long())
 
     def contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
         """Return a frozen embedding of the targets ``(B, A)`` and histories at length 1, once per distinct item."""

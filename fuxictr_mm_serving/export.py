@@ -18,6 +18,7 @@ import onnxruntime
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.manifest import check_files, read_manifest
+from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 
 #: History items that explain a score.
@@ -55,10 +56,9 @@ class Export:
         self.items = Items(Table(self.folder, entry["table"]), known, ids.get("item_id"), entry["max_len"])
         self.target, self.history = entry["target"], entry["history"]
         self.context = [ContextField.of(self.folder, f, ids.get(f["name"])) for f in self.manifest["context"]]
-        self._projections = {
-            name: (p["start"], np.load(self.folder / p["file"], allow_pickle=False), p["norm"], p["scale"])
-            for name, p in entry.get("projections", {}).items()
-        }
+        codes = self.folder / entry["codes"]["file"] if "codes" in entry else None
+        self._codes = None if codes is None else np.load(codes, mmap_mode="r", allow_pickle=False)
+        self._new = NewItems.of(self.folder, entry)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -98,6 +98,10 @@ class Export:
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         # An input that the model does not depend on is not in its graph.
         return self._graphs[graph].run(None, {name: inputs[name] for name in self._inputs[graph]})
+
+    def _item_rows(self, numbers: np.ndarray) -> ItemRows:
+        codes = None if self._codes is None else self._codes[numbers].astype(np.int64)
+        return ItemRows(self.items.table.rows(numbers), codes)
 
     def score_rows(self, columns: Mapping[str, Column], where: str = "") -> np.ndarray:
         """Return the prediction for each row ``(B,)`` float32, or ``(B, T)`` of T labels, by the columns of a file.
@@ -142,7 +146,7 @@ class Export:
         distinct, places = np.unique(np.concatenate(([0], target, history)), return_inverse=True)
         inputs = {
             **context,
-            "items": self.items.table.rows(distinct),
+            **_inputs("items", self._item_rows(distinct)),
             "target": places[1 : 1 + len(target)],
             "history": places[1 + len(target) :],
             "offsets": offsets,
@@ -165,7 +169,7 @@ class Export:
         state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")
         if not self.is_folded:
             return {**state, "numbers": numbers}
-        inputs = {**state, "history": self.items.table.rows(numbers)}
+        inputs = {**state, **_inputs("history", self._item_rows(numbers))}
         return dict(zip(self._states, self._run("user", inputs), strict=True))
 
     def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -179,18 +183,18 @@ class Export:
 
     def score_numbers(self, state: State, numbers: np.ndarray) -> np.ndarray:
         """Return the prediction for each item number ``(M,)``, or ``(M, T)``."""
-        return self.score_embeddings(state, self.items.table.rows(numbers))
+        return self.score_items(state, self._item_rows(numbers))
 
-    def score_embeddings(self, state: State, embeddings: np.ndarray) -> np.ndarray:
-        """Return the prediction ``(M,)``, or ``(M, T)``, for rows of the item table ``(M, D)``."""
-        if len(embeddings) == 0:
+    def score_items(self, state: State, candidates: ItemRows) -> np.ndarray:
+        """Return the prediction for each item ``(M,)``, or ``(M, T)``."""
+        if len(candidates) == 0:
             return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
         if self.is_folded:
-            return self._predict("candidates", {**state, "candidates": embeddings})
-        numbers, count = state["numbers"], len(embeddings)
-        items = np.concatenate([self.items.table.rows(np.concatenate(([0], numbers))), embeddings])
+            return self._predict("candidates", {**state, "candidates": candidates.values})
+        numbers, count = state["numbers"], len(candidates)
+        items = self._item_rows(np.concatenate(([0], numbers))).joined(candidates)
         inputs = {name: np.repeat(value, count, axis=0) for name, value in state.items() if name != "numbers"}
-        inputs["items"] = items
+        inputs.update(_inputs("items", items))
         inputs["target"] = np.arange(count, dtype=np.int64) + 1 + len(numbers)
         inputs["history"] = np.tile(np.arange(len(numbers), dtype=np.int64) + 1, count)
         inputs["offsets"] = np.arange(count + 1, dtype=np.int64) * len(numbers)
@@ -230,36 +234,21 @@ class Export:
             )
         return reasons
 
-    def embed_new(self, items: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
-        """Return rows of the item table ``(M, D)`` for items that it does not hold, by their embeddings alone.
+    def embed_new(self, items: Sequence[NewItem]) -> ItemRows:
+        """Return rows of items that the export does not hold, by their content alone.
 
         All other fields, the id among them, are those of an item that training has not seen.
-
-        Parameters
-        ----------
-        items : sequence of mapping
-            Field name to its embedding, as it is in the item files.
 
         Raises
         ------
         ServingError
-            A field that is no embedding of the model, or of another dim.
+            A column that the model does not read, or values of another count.
         """
-        rows = np.repeat(self.items.table.rows(np.zeros(1, dtype=np.int64)), len(items), axis=0)
-        for row, embeddings in zip(rows, items, strict=True):
-            for name, values in embeddings.items():
-                if name not in self._projections:
-                    known = ", ".join(self._projections) or "there are none"
-                    raise ServingError(f"new_items: '{name}' is no embedding that can be given ({known})")
-                start, weight, norm, scale = self._projections[name]
-                with np.errstate(over="ignore"):
-                    vector = np.asarray(values, dtype=np.float32)
-                if vector.shape != (weight.shape[1],) or not np.isfinite(vector).all():
-                    raise ServingError(f"new_items: '{name}' is not {weight.shape[1]} finite numbers")
-                if norm == "l2":
-                    vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-                row[start : start + weight.shape[0]] = weight @ (vector * scale)
-        return rows
+        return self._new.rows(items, self._item_rows(np.zeros(1, dtype=np.int64)))
+
+
+def _inputs(name: str, rows: ItemRows) -> dict[str, np.ndarray]:
+    return {name: rows.values} if rows.codes is None else {name: rows.values, "codes": rows.codes}
 
 
 def _read_ids(path: Path) -> dict[str, Ids]:

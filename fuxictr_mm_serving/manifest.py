@@ -11,7 +11,7 @@ from typing import Any
 
 from fuxictr_mm_serving.errors import ServingError
 
-MANIFEST, FORMAT = "manifest.json", 2
+MANIFEST, FORMAT = "manifest.json", 3
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

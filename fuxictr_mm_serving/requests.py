@@ -17,11 +17,14 @@ Id = int | str
 T = TypeVar("T", bound=BaseModel)
 
 
-class NewItem(BaseModel):
+class NewItemRequest(BaseModel):
     """An item that the export does not hold."""
 
-    model_config = ConfigDict(extra="forbid")
-    embeddings: dict[str, list[float]] = Field(description="field name to its embedding, as in the item files")
+    model_config = ConfigDict(extra="forbid", title="NewItem")
+    embeddings: dict[str, list[float]] = Field({}, description="column of the item files to its embedding")
+    codes: dict[str, list[int]] = Field(
+        {}, description="column of the item files to its codes, for models that read them"
+    )
 
 
 class ScoreRequest(BaseModel):
@@ -32,7 +35,9 @@ class ScoreRequest(BaseModel):
     context: dict[str, Any] = Field({}, description="value of each context column")
     history: list[Id] | None = Field(None, description="item ids, oldest first")
     candidates: list[Id] = Field([], description="item ids")
-    new_items: list[NewItem] = Field([], description="items that the export does not hold, scored after the candidates")
+    new_items: list[NewItemRequest] = Field(
+        [], description="items that the export does not hold, scored after the candidates"
+    )
     explain: bool = Field(False, description="whether to name the history items that each candidate attends to most")
 
 

@@ -25,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fuxictr_mm_serving.errors import DamagedError, ServingError
+from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.requests import (
     BatchRequest,
     HttpError,
@@ -202,7 +203,7 @@ class Server:
                     context=r.context,
                     history=r.history,
                     candidates=r.candidates,
-                    new_items=[item.embeddings for item in r.new_items],
+                    new_items=[NewItem(item.embeddings, item.codes) for item in r.new_items],
                     explain=r.explain,
                     loaded=loaded,
                 )

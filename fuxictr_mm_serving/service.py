@@ -20,6 +20,7 @@ from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import check_files, version_of
+from fuxictr_mm_serving.new_items import NewItem
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -162,7 +163,7 @@ class Service:
         context: Mapping[str, Any] | None = None,
         history: Sequence[Any] | None = None,
         candidates: Sequence[Any] = (),
-        new_items: Sequence[Mapping[str, Sequence[float]]] = (),
+        new_items: Sequence[NewItem] = (),
         explain: bool = False,
         loaded: Loaded | None = None,
     ) -> Scores:
@@ -178,8 +179,8 @@ class Service:
             Item ids, oldest first.
         candidates : sequence
             Item ids.
-        new_items : sequence of mapping
-            Items that the export does not hold, each by its embeddings: field name to numbers.
+        new_items : sequence of NewItem
+            Items that the export does not hold, each by its content.
         explain : bool
             Whether to name the history items that each candidate attends to most.
         loaded : Loaded, optional
@@ -209,7 +210,7 @@ class Service:
         state = loaded.cache.get(key, lambda: export.user_state(context, history))
         scores, known = export.score_candidates(state, candidates)
         if new_items:
-            scores = np.concatenate([scores, export.score_embeddings(state, export.embed_new(new_items))])
+            scores = np.concatenate([scores, export.score_items(state, export.embed_new(new_items))])
         unknown = [candidates[i] for i in np.flatnonzero(~known)]
         values = scores.astype(float).T.tolist()
         by_label = values if scores.ndim == 1 else dict(zip(export.labels, values, strict=True))

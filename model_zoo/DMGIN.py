@@ -53,6 +53,8 @@ class DMGIN(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    attends_to_history = False  # but to groups
+
     def __init__(
         self,
         feature_map: FeatureMap,
@@ -67,7 +69,7 @@ class DMGIN(DNNModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.check_heads(num_heads, group_dim, "group_dim")
-        self.groups = self.item_column("groups", groups, "fuxictr-mm embed quantize --method vq")
+        self.per_item_codes = (self.item_column("groups", groups, "fuxictr-mm embed quantize --method vq"),)
         self.num_groups = num_groups
         self.pooling = nn.Sequential(
             nn.Linear(self.item_dim, group_dim), nn.Tanh(), nn.Linear(group_dim, 1, bias=False)
@@ -84,9 +86,27 @@ class DMGIN(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        codes = self.items.stored(self.groups).view(self.items.num_items, -1)[:, 0]
-        members, offsets, counts = group_by(codes.index_select(0, batch.history.values.long()), batch.history)
-        items = take(e.history, members)
+        codes = self.code_table()[:, 0].index_select(0, batch.history.values.long())
+        interest = self.attention(self.target(e.target), self._encode(e.history, codes))
+        return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and keys and values of the groups."""
+        offsets = torch.cat([ids.new_zeros(1), ids.new_full((1,), ids.shape[0])])
+        codes = self.code_table()[:, 0].index_select(0, ids)
+        groups = self._encode(Jagged(history, offsets), codes)
+        return context, *self.attention.keys_and_values(groups.values)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, keys, values = state
+        interest = self.attention.attend(self.target(candidates), keys, values)
+        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+
+    def _encode(self, history: Jagged, codes: Tensor) -> Jagged:
+        """Return the newest groups of each row after the layers, by the codes ``(N,)`` of the items."""
+        members, offsets, counts = group_by(codes, history)
+        items = take(history, members)
         weights = items.map(lambda distinct: self.pooling(distinct).squeeze(1)).softmax().values
         size, length, newer, older = counts.to(weights.dtype).unbind(1)
         statistics = torch.stack([size.log(), (size / length).log1p(), newer.log(), older.log()], dim=1)
@@ -95,8 +115,7 @@ class DMGIN(DNNModel):
         encoded, buckets = groups.values, Buckets.of(groups.offsets)
         for layer in self.layers:
             encoded = layer(encoded, buckets)
-        interest = self.attention(self.target(e.target), groups.with_values(encoded))
-        return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
+        return groups.with_values(encoded)
 
 
 def group_by(codes: Tensor, history: Jagged) -> tuple[Jagged, Tensor, Tensor]:
@@ -111,17 +130,27 @@ def group_by(codes: Tensor, history: Jagged) -> tuple[Jagged, Tensor, Tensor]:
     counts : Tensor
         ``(G, 4)`` entries of the group, of the row, and of the row from its newest and from its oldest member on.
     """
-    pairs = torch.stack([history.rows, codes.long()], dim=1)
-    _, group_N, size_G = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
-    entry_N = torch.arange(len(codes), device=codes.device)
-    last_G = size_G.new_zeros(len(size_G)).scatter_reduce(0, group_N, entry_N, "amax", include_self=False)
-    first_G = size_G.new_zeros(len(size_G)).scatter_reduce(0, group_N, entry_N, "amin", include_self=False)
+    by_code_N = _argsort(codes.long())
+    entry_N = by_code_N.index_select(0, _argsort(history.rows.index_select(0, by_code_N)))  # group after group
+    is_first_N = torch.zeros_like(entry_N, dtype=torch.bool)
+    for keys in (history.rows, codes.long()):
+        keys = keys.index_select(0, entry_N)
+        is_first_N |= keys != torch.cat([keys.new_full((1,), -1), keys])[:-1]
+    start_G = is_first_N.nonzero().squeeze(1)
+    size_G = torch.cat([start_G, start_G.new_full((1,), entry_N.shape[0])]).diff()
+    first_G, last_G = entry_N.index_select(0, start_G), entry_N.index_select(0, start_G + size_G - 1)
     order_G = last_G.argsort()  # entries are numbered row by row
-    rank_G = torch.empty_like(order_G).scatter(0, order_G, torch.arange(len(order_G), device=codes.device))
-    size_G, last_G, first_G = size_G[order_G], last_G[order_G], first_G[order_G]
-    row_G = history.rows[last_G]
-    end_G, length_G = history.offsets[1:][row_G], history.lengths[row_G]
+    rank_N = order_G.argsort().index_select(0, is_first_N.cumsum(0) - 1)
+    size_G, first_G, last_G = (x.index_select(0, order_G) for x in (size_G, first_G, last_G))
+    row_G = history.rows.index_select(0, last_G)
+    end_G, length_G = (x.index_select(0, row_G) for x in (history.offsets[1:], history.lengths))
     per_row = torch.zeros_like(history.lengths).index_add(0, row_G, torch.ones_like(row_G))
     members, offsets = (torch.cat([n.new_zeros(1), n.cumsum(0)]) for n in (size_G, per_row))
     counts = torch.stack([size_G, length_G, end_G - last_G, end_G - first_G], dim=1)
-    return Jagged(rank_G[group_N].argsort(stable=True), members), offsets, counts
+    return Jagged(entry_N.index_select(0, _argsort(rank_N)), members), offsets, counts
+
+
+def _argsort(keys: Tensor) -> Tensor:
+    """Return what sorts integers ``(N,)``, equal ones in their order; ONNX has no stable sort."""
+    count = keys.shape[0]
+    return (keys * count + torch.arange(count, device=keys.device)).argsort()

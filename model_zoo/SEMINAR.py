@@ -68,6 +68,7 @@ class SEMINAR(DNNModel):
     """
 
     same_dims = True
+    codes: Tensor
 
     def __init__(
         self,
@@ -97,9 +98,10 @@ class SEMINAR(DNNModel):
             raise ConfigError(f"{self.model_id}: {len(weights)} code_weights for {len(codes)} columns of codes")
         command = "fuxictr-mm embed quantize --method pq"
         names: list[str | None] = [*codes] or [None]
-        tables = [self.items.stored(self.item_column("codes", name, command)) for name in names]
-        self.register_buffer("codes", torch.cat(tables, dim=1), persistent=False)
-        per_code = [weight for table, weight in zip(tables, weights, strict=True) for _ in range(table.shape[1])]
+        self.per_item_codes = tuple(self.item_column("codes", name, command) for name in names)
+        self.register_buffer("codes", super().code_table(), persistent=False)
+        counts = map(self.items.dim, self.per_item_codes)
+        per_code = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count)]
         self.register_buffer("code_weights", torch.tensor(per_code), persistent=False)
         self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]
         self.align_weight, self.temperature = align_weight, temperature
@@ -114,9 +116,9 @@ class SEMINAR(DNNModel):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
-        ids, target_ids = batch.history, batch.target.long()
-        score = EqualCodes(self.codes, self.codes.index_select(0, target_ids), self.code_weights)
-        found = search(Jagged(self.codes, ids.offsets, ids.values.long()), score, self.top_k)
+        ids, codes, target_ids = batch.history, self.history_codes(batch), batch.target.long()
+        score = EqualCodes(codes.distinct, codes.distinct.index_select(0, target_ids), self.code_weights)
+        found = search(codes, score, self.top_k)
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         if self.training and self.pairs:
             self.alignment = self._align(self.embed_items(target_ids.unique()).unflatten(1, self.field_scale.shape))
@@ -126,6 +128,10 @@ class SEMINAR(DNNModel):
             for attention, part in ((self.short_attention, short), (self.long_attention, long))
         ]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
+
+    def code_table(self) -> Tensor:
+        """Return the codes of all modalities side by side, ``(I, M)``, joined once."""
+        return self.codes
 
     def _fuse(self, items: Tensor) -> Tensor:
         """Return the gated sums of the fields of items ``(U, F D)``, ``(U, D)``."""

@@ -95,7 +95,8 @@ class SIM(DNNModel):
             self.W_b = nn.Linear(dim, attention_dim, bias=False)
             self.dnn_aux = self.make_dnn(self.context_dim + 2 * dim)
         else:
-            self.category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq")
+            category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq")
+            self.per_item_codes = (category,)
         self.short_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.long_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.dnn = self.make_dnn(self.context_dim + 3 * dim)
@@ -118,9 +119,9 @@ class SIM(DNNModel):
         return target, take(history, found), newest(history, self.short_len)
 
     def _search_hard(self, batch: Batch) -> tuple[Tensor, Jagged, Jagged]:
-        ids, categories = batch.history, self.items.stored(self.category)
-        same = SameCategory(categories, categories.index_select(0, batch.target.long()))
-        found = search(Jagged(categories, ids.offsets, ids.values.long()), None, self.top_k, allowed=same)
+        ids, categories = batch.history, self.history_codes(batch)
+        same = SameCategory(categories.distinct, categories.distinct.index_select(0, batch.target.long()))
+        found = search(categories, None, self.top_k, allowed=same)
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         return target, long, short
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fuxictr_mm.jagged import is_exporting
 from fuxictr_mm.layers.transformer import Buckets
 
 
@@ -54,7 +55,7 @@ class HSTULayer(nn.Module):
 
     def forward(self, tokens: Tensor, buckets: Buckets) -> Tensor:
         """Return the tokens ``(N, W)`` after the layer; each sees itself and the older ones of its row."""
-        if tokens.shape[0] == 0:
+        if not is_exporting() and tokens.shape[0] == 0:
             return tokens
         dim = tokens.shape[1]
         u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)

@@ -73,7 +73,7 @@ class Buckets:
         It is called for each bucket and returns ``(R, L, V)``; the results ``(N, V)`` are in the order of the values.
         """
         parts = [
-            _real(function(values.index_select(0, token.flatten()).view(*token.shape, -1), mask), mask)
+            _real(function(values.index_select(0, token.flatten()).view(*token.shape, values.shape[1]), mask), mask)
             for token, mask in zip(self.tokens, self.masks, strict=True)
         ]
         return torch.cat(parts or [values[:0]]).index_select(0, self.inverse)

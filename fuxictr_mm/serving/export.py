@@ -14,9 +14,10 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def export(
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
         manifest = _describe(experiment, model, dataset, files, precision)
-        _write_tables(model, folder, manifest, precision)
+        _write_tables(model, dataset, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
             _write_vocabularies(dataset, folder / "vocabulary.json")
@@ -319,7 +320,7 @@ def _describe(
     }
 
 
-def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+def _write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
     """Write the table of items and those of context fields; adds them to the manifest."""
     import numpy as np
 
@@ -329,7 +330,11 @@ def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision:
     manifest["items"]["table"] = write_table(
         partial(item_rows, model), model.items.num_items, folder, "items", precision
     )
-    manifest["items"]["projections"] = _write_projections(model, folder)
+    manifest["items"]["contents"] = _write_contents(model, dataset, folder)
+    if model.per_item_codes:
+        counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
+        np.save(folder / "item_codes.npy", model.code_table().numpy())
+        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts}
     layers = context_tables(model)
     for entry in manifest["context"]:
         if entry["name"] in layers:
@@ -337,25 +342,46 @@ def _write_tables(model: Any, folder: Path, manifest: dict[str, Any], precision:
             entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
 
 
-def _write_projections(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write the projections of frozen embeddings, by which an item that the export does not hold can be scored.
+def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of frozen embeddings; returns what an item that the export does not hold can be given.
 
-    Left out: embeddings with an encoder of their own, and norms that need statistics of all items.
+    Left out: fields with an encoder of their own, and the norm that needs statistics of all items.
     """
     import numpy as np
     from torch import nn
 
+    from fuxictr_mm.serving.graphs import content_columns, row_dims
+
+    starts = dict(zip(model.item_fields, _starts(model.field_dims[name] for name in model.item_fields), strict=True))
+    columns, dims = content_columns(model), row_dims(model)
+    content_starts = dict(zip(columns, _starts(dims)[len(dims) - len(columns) :], strict=True))
+    encoders = model.embedding_layer.embedding_layer.feature_encoders
     found: dict[str, dict[str, Any]] = {}
-    start = 0
-    for name in model.item_fields:
-        spec = model.feature_map.features[name]
-        layer = model.embedding_layer.embedding_layer.feature_encoders[name] if spec["type"] == "embedding" else None
-        if isinstance(layer, nn.Linear) and layer.bias is None and spec.get("norm") in (None, "l2"):
-            file = f"project_{name}.npy"
-            np.save(folder / file, layer.weight.detach().numpy())
-            found[name] = {"file": file, "start": start, "norm": spec.get("norm"), "scale": spec.get("scale") or 1.0}
-        start += model.field_dims[name]
+    for feature in dataset.features:
+        name = feature.name
+        if feature.type != "embedding" or feature.norm not in (None, "l2", "layer"):
+            continue
+        entry: dict[str, Any] = {"norm": feature.norm, "scale": feature.scale}
+        if name in starts:
+            layer = encoders[name]
+            if isinstance(layer, nn.Linear) and layer.bias is None:
+                weight = layer.weight.detach().numpy()
+            elif isinstance(layer, nn.Identity):
+                weight = np.eye(model.field_dims[name], dtype=np.float32)
+            else:
+                continue
+            entry.update(file=f"project_{name}.npy", start=starts[name], dim=weight.shape[1])
+            np.save(folder / entry["file"], weight)
+        if name in content_starts:
+            entry.update(content_start=content_starts[name], dim=model.items.dim(name))
+        if "dim" in entry:
+            found[name] = entry
     return found
+
+
+def _starts(dims: Iterable[int]) -> list[int]:
+    """Return the first column of each of several parts."""
+    return [0, *accumulate(dims)][:-1]
 
 
 def write_table(

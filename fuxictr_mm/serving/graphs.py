@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fuxictr_mm.model import MultimodalModel
 
 
 class RowsGraph(nn.Module):
-    """Scores rows: ``(items, target, history, offsets, steps, context) -> (B, T)`` predictions.
+    """Scores rows: ``(items, codes, target, history, offsets, steps, context) -> (B, T)`` predictions.
 
     Parameters
     ----------
@@ -38,12 +38,15 @@ class RowsGraph(nn.Module):
         self.model = model
         self.dims = row_dims(model)
         self._rows: Tensor | None = None
+        self._codes: Tensor | None = None
         self._context: Tensor | None = None
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
         model.contents = self._contents  # type: ignore[method-assign]
+        model.code_table = lambda: self._codes  # type: ignore[method-assign]
+        model.history_codes = self._history_codes  # type: ignore[method-assign]
         model.__dict__["items"] = _NoItems()
         del model._modules["items"]
         model.with_computed = lambda batch: batch  # type: ignore[method-assign]
@@ -52,6 +55,7 @@ class RowsGraph(nn.Module):
     def forward(
         self,
         items: Tensor,
+        codes: Sequence[Tensor],
         target: Tensor,
         history: Tensor,
         offsets: Tensor,
@@ -64,6 +68,8 @@ class RowsGraph(nn.Module):
         ----------
         items : Tensor
             ``(U, D + E)`` rows of the item table, the padding item first.
+        codes : sequence of Tensor
+            ``(U, M)`` int64 codes of these items, of a model that reads codes.
         target, history : Tensor
             ``(B,)`` and ``(N,)`` rows of ``items``.
         offsets : Tensor
@@ -74,13 +80,13 @@ class RowsGraph(nn.Module):
             ``given_fields`` as ``embed_context`` takes them.
         """
         self._longest = steps.shape[0]
-        self._rows = items
+        self._rows, self._codes = items, next(iter(codes), None)
         batch = Batch({}, target, Jagged(history, offsets))
         columns = dict(zip(given_fields(self.model), context, strict=True))
         columns |= {name: self._similarity(batch, name) for name in self.model.similarities}
         self._context = embed_context(self.model, columns, target.shape[0])
         logits = self.model.logits(batch)
-        self._rows = self._context = None
+        self._rows = self._codes = self._context = None
         return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
 
     def _similarity(self, batch: Batch, name: str) -> Tensor:
@@ -93,9 +99,7 @@ class RowsGraph(nn.Module):
     def _embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
         assert self._rows is not None
         items = self._rows[:, : self.dims[0]]
-        found = [Jagged(items, history.offsets, history.values) for history in histories]
-        for history in found:
-            history.__dict__["longest"] = self._longest  # otherwise computed from the data
+        found = [self._of_history(replace(batch, history=history), items) for history in histories]
         return items.index_select(0, batch.target), found
 
     def _embed_context(self, batch: Batch) -> Tensor:
@@ -110,9 +114,16 @@ class RowsGraph(nn.Module):
         assert self._rows is not None
         place = 1 + len(self.model.per_item_buffers) + content_columns(self.model).index(name)
         contents = self._rows.split(self.dims, dim=1)[place]
-        history = Jagged(contents, batch.history.offsets, batch.history.values)
-        history.__dict__["longest"] = self._longest
-        return contents.index_select(0, batch.target), history
+        return contents.index_select(0, batch.target), self._of_history(batch, contents)
+
+    def _history_codes(self, batch: Batch) -> Jagged:
+        assert self._codes is not None
+        return self._of_history(batch, self._codes)
+
+    def _of_history(self, batch: Batch, distinct: Tensor) -> Jagged:
+        history = Jagged(distinct, batch.history.offsets, batch.history.values)
+        history.__dict__["longest"] = self._longest  # otherwise computed from the data
+        return history
 
 
 class _NoItems:
@@ -123,22 +134,24 @@ class _NoItems:
 
 
 class UserGraph(nn.Module):
-    """What is computed once per user: ``(history (L, D + E), context) -> state``."""
+    """What is computed once per user: ``(history (L, D + E), codes (L, M), context) -> state``."""
 
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = model
         self.dims = row_dims(model)
         self._rows: Tensor | None = None
+        self._codes: Tensor | None = None
         model.per_item = self._per_item  # type: ignore[method-assign]
+        model.code_table = lambda: self._codes  # type: ignore[method-assign]
 
-    def forward(self, history: Tensor, context: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, history: Tensor, codes: Sequence[Tensor], context: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the tensors that ``CandidateGraph`` reads."""
-        self._rows = history
+        self._rows, self._codes = history, next(iter(codes), None)
         ids = torch.arange(history.shape[0], device=history.device)
         columns = dict(zip(given_fields(self.model), context, strict=True))
         state = self.model.user_state(embed_context(self.model, columns, 1), history[:, : self.dims[0]], ids)
-        self._rows = None
+        self._rows = self._codes = None
         return tuple(state)
 
     def _per_item(self, name: str, ids: Tensor) -> Tensor:
@@ -283,8 +296,20 @@ def context_example(model: MultimodalModel, num_rows: int) -> list[Tensor]:
     return found
 
 
+def codes_example(model: MultimodalModel, num_items: int) -> list[Tensor]:
+    """Return codes of some items, for tracing; an empty list for a model without codes."""
+    count = sum(model.items.stored(name)[0].numel() for name in model.per_item_codes)
+    return [torch.arange(1, 1 + num_items).unsqueeze(1).repeat(1, count)] if count else []
+
+
+def code_names(model: MultimodalModel) -> list[str]:
+    """Return the names of the inputs of codes: one, or none."""
+    return ["codes"] if model.per_item_codes else []
+
+
 def rows_example(model: MultimodalModel) -> Traced:
     """Return the graph of rows with an example without sizes 0 and 1, which tracing would take for constants."""
+    codes = codes_example(model, 11)
     graph = RowsGraph(model)
     lengths = torch.tensor([3, 2, 4, 5, 2, 3, 7])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -292,11 +317,27 @@ def rows_example(model: MultimodalModel) -> Traced:
     items, target = torch.rand(11, sum(graph.dims)), torch.arange(num_rows) + 1
     history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
     rows, values, distinct = _dim("rows"), _dim("values"), _dim("items")
-    shapes = ({0: distinct}, {0: rows}, {0: values}, {0: rows + 1}, {0: _dim("steps")}, [{0: rows} for _ in context])
-    names = ["items", "target", "history", "offsets", "steps", *(f"context_{name}" for name in given_fields(model))]
+    shapes: tuple[Any, ...] = (
+        {0: distinct},
+        [{0: distinct} for _ in codes],
+        {0: rows},
+        {0: values},
+        {0: rows + 1},
+        {0: _dim("steps")},
+        [{0: rows} for _ in context],
+    )
+    names = [
+        "items",
+        *code_names(model),
+        "target",
+        "history",
+        "offsets",
+        "steps",
+        *(f"context_{name}" for name in given_fields(model)),
+    ]
     return Traced(
         graph,
-        (items, target, history, offsets, torch.zeros(int(lengths.max())), context),
+        (items, codes, target, history, offsets, torch.zeros(int(lengths.max())), context),
         names,
         shapes,
         ["prediction"],
@@ -308,15 +349,21 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
     user, candidates = UserGraph(model), CandidateGraph(model)
     context, dim = context_example(model, 1), sum(user.dims)
     history, length = torch.rand(5, dim), _dim("length")
-    names = ["history", *(f"context_{name}" for name in given_fields(model))]
+    names = ["history", *code_names(model), *(f"context_{name}" for name in given_fields(model))]
     with torch.no_grad():
-        state, other = user(history, context), user(torch.rand(7, dim), context)
+        state, other = (user(rows, codes_example(model, len(rows)), context) for rows in (history, history[:0]))
     varying = [
         {axis: length for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
         for one, two in zip(state, other, strict=True)
     ]
     outputs = [f"state_{number}" for number in range(len(state))]
-    of_user = Traced(user, (history, context), names, ({0: length}, [{} for _ in context]), outputs)
+    of_user = Traced(
+        user,
+        (history, codes_example(model, len(history)), context),
+        names,
+        ({0: length}, [{0: length}] * len(code_names(model)), [{} for _ in context]),
+        outputs,
+    )
     shapes = ({0: _dim("candidates")}, varying)
     args, inputs = (torch.rand(6, dim), list(state)), ["candidates", *outputs]
     found = {"user": of_user, "candidates": Traced(candidates, args, inputs, shapes, ["prediction"])}

@@ -9,7 +9,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.serving.graphs import AttentionGraph, attention_layers, has_fold
 
-FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
+FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
     ("DIN_MM_tiny", {"interest": "din", "din_use_softmax": True}),

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving.new_items import ItemRows
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
 
@@ -118,7 +119,7 @@ def test_a_new_item_by_its_embeddings(client, weights_of, exported):
     state = export.user_state(REQUEST["context"], REQUEST["history"])
     found = client.post("/score", json={**REQUEST, "new_items": [{"embeddings": table}]}).json()
     assert len(found["scores"]) == 4
-    assert found["scores"][3] == pytest.approx(float(export.score_embeddings(state, row)[0]), abs=1e-6)
+    assert found["scores"][3] == pytest.approx(float(export.score_items(state, ItemRows(row))[0]), abs=1e-6)
     refused = client.post("/score", json={**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1.0]}}]})
     assert refused.status_code == 422
     assert "txt_emb_pca8" in refused.json()["error"]
