@@ -1,4 +1,4 @@
-"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime.
+"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime or torch.
 
 Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length, T labels.
 """
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
+from fuxictr_mm_serving.graphs import open_graph
 from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 
 #: History items that explain a score.
 REASONS = 3
+
+#: History items of all rows, padding included, that a graph of rows is given at a time: bounds the memory of attention.
+ENTRIES = 2**16
 
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
@@ -59,16 +62,7 @@ class Export:
         codes = self.folder / entry["codes"]["file"] if "codes" in entry else None
         self._codes = None if codes is None else np.load(codes, mmap_mode="r", allow_pickle=False)
         self._new = NewItems.of(self.folder, entry)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._graphs = {
-            name: onnxruntime.InferenceSession(str(self.folder / file), options, providers=["CPUExecutionProvider"])
-            for name, file in self.manifest["graphs"].items()
-        }
-        self._inputs = {name: [i.name for i in graph.get_inputs()] for name, graph in self._graphs.items()}
-        self._states = [o.name for o in self._graphs["user"].get_outputs()] if self.is_folded else []
+        self._graphs = {name: open_graph(self.folder, self.manifest, name, threads) for name in self.manifest["graphs"]}
 
     @property
     def is_folded(self) -> bool:
@@ -92,12 +86,8 @@ class Export:
         return self.manifest["labels"]
 
     def _predict(self, graph: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        found = self._run(graph, inputs)[0]
+        found = self._graphs[graph].run(inputs)[0]
         return found if len(self.labels) > 1 else found.reshape(-1)
-
-    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        # An input that the model does not depend on is not in its graph.
-        return self._graphs[graph].run(None, {name: inputs[name] for name in self._inputs[graph]})
 
     def _item_rows(self, numbers: np.ndarray) -> ItemRows:
         codes = None if self._codes is None else self._codes[numbers].astype(np.int64)
@@ -142,6 +132,10 @@ class Export:
     def _score(
         self, context: Mapping[str, np.ndarray], target: np.ndarray, history: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:
+        count = _rows_at_once(int(np.diff(offsets).max(initial=0)))
+        if len(target) > count:
+            starts = range(0, len(target), count)
+            return np.concatenate([self._score_some(context, target, history, offsets, i, i + count) for i in starts])
         # The padding item is always row 0 of the graph's items.
         distinct, places = np.unique(np.concatenate(([0], target, history)), return_inverse=True)
         inputs = {
@@ -153,6 +147,19 @@ class Export:
             "steps": np.zeros(max(int(np.diff(offsets).max(initial=0)), 1), dtype=np.float32),
         }
         return self._predict("rows", inputs)
+
+    def _score_some(
+        self,
+        context: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        history: np.ndarray,
+        offsets: np.ndarray,
+        start: int,
+        stop: int,
+    ) -> np.ndarray:
+        context = {name: values[start:stop] for name, values in context.items()}
+        ends = offsets[start : stop + 1]
+        return self._score(context, target[start:stop], history[ends[0] : ends[-1]], ends - ends[0])
 
     def user_state(self, context: Mapping[str, Any], history: Sequence[Any]) -> State:
         """Return what the scores of a user's candidates have in common.
@@ -170,7 +177,8 @@ class Export:
         if not self.is_folded:
             return {**state, "numbers": numbers}
         inputs = {**state, **_inputs("history", self._item_rows(numbers))}
-        return dict(zip(self._states, self._run("user", inputs), strict=True))
+        graph = self._graphs["user"]
+        return dict(zip(graph.outputs, graph.run(inputs), strict=True))
 
     def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return the prediction for each candidate ``(M,)`` or ``(M, T)``, and whether the export holds it ``(M,)``.
@@ -192,6 +200,8 @@ class Export:
         if self.is_folded:
             return self._predict("candidates", {**state, "candidates": candidates.values})
         numbers, count = state["numbers"], len(candidates)
+        if count > (size := _rows_at_once(len(numbers))):
+            return np.concatenate([self.score_items(state, candidates[i : i + size]) for i in range(0, count, size)])
         items = self._item_rows(np.concatenate(([0], numbers))).joined(candidates)
         inputs = {name: np.repeat(value, count, axis=0) for name, value in state.items() if name != "numbers"}
         inputs.update(_inputs("items", items))
@@ -221,7 +231,7 @@ class Export:
         kept, _ = self.items.histories([history], "history", strict=False)
         found = self.items.numbers(candidates, "candidates")
         inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
-        shares = self._run("attention", inputs)[0]
+        shares = self._graphs["attention"].run(inputs)[0]
         reasons = []
         for row in shares:
             # An item that is in the history more than once has the sum of its shares.
@@ -245,6 +255,10 @@ class Export:
             A column that the model does not read, or values of another count.
         """
         return self._new.rows(items, self._item_rows(np.zeros(1, dtype=np.int64)))
+
+
+def _rows_at_once(longest: int) -> int:
+    return max(ENTRIES // max(longest, 1), 1)
 
 
 def _inputs(name: str, rows: ItemRows) -> dict[str, np.ndarray]:

@@ -28,6 +28,9 @@ class ItemRows:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __getitem__(self, rows: slice) -> ItemRows:
+        return ItemRows(self.values[rows], None if self.codes is None else self.codes[rows])
+
     def joined(self, other: ItemRows) -> ItemRows:
         """Return these rows, then the others."""
         codes = None if self.codes is None or other.codes is None else np.concatenate([self.codes, other.codes])

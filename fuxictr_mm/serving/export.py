@@ -1,4 +1,4 @@
-"""``fuxictr-mm export``: a trained model as ONNX graphs and memory-mapped tables, which score without torch.
+"""``fuxictr-mm export``: a trained model as graphs and memory-mapped tables; those of ONNX score without torch.
 
 Shape letters: I items, D item dim, V ids of a context field, B rows.
 """
@@ -45,7 +45,9 @@ CHUNK = 65536
 #: Validation users whose candidates are scored by the folded graphs, and candidates of each.
 FOLD_USERS, FOLD_CANDIDATES = 50, 20
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+#: What each format needs.
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
+PACKAGES["triton"] = PACKAGES["onnx"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--format",
-        choices=("onnx", "triton"),
+        choices=tuple(PACKAGES),
         default="onnx",
-        help="for fuxictr-mm serve, or for Triton (onnx)",
+        help="graphs of ONNX, of torch.export, or for Triton (onnx)",
     )
     parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="of tables or weights (fp32)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
@@ -109,13 +111,14 @@ def export(
         The trained experiment.
     out : path
         The folder, written atomically; only if its scores are those of the model.
-    format : {"onnx", "triton"}
-        What ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton Inference Server.
+    format : {"onnx", "pt2", "triton"}
+        Graphs of ONNX or of torch, which ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton
+        Inference Server.
     weights : path, optional
         Those of the experiment's newest run by default.
     precision : {"fp32", "fp16", "int8-tables", "int8-weights"}
         Numbers of the tables, where graphs are float32; 8-bit integers have a factor per row. ``int8-weights``: tables
-        are float32, and the weights of linear layers 8-bit integers with a factor per column.
+        are float32, and the weights of linear layers 8-bit integers with a factor per column (of ONNX).
     tolerance : float, optional
         Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``.
     overwrite : bool
@@ -134,7 +137,9 @@ def export(
     """
     from fuxictr_mm_serving.manifest import MANIFEST
 
-    _check_packages()
+    _check_packages(format)
+    if format == "pt2" and precision == "int8-weights":
+        raise UserError("--precision int8-weights quantizes graphs of ONNX; leave out --format pt2, or the precision")
     check_folder_to_write(out, [MANIFEST], overwrite)
     _check_experiment(experiment)
     checkpoint = experiment.find_weights(weights)
@@ -147,11 +152,11 @@ def export(
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
-        files = _write_graphs(model, folder)
+        files, ports = _write_graphs(model, folder, "pt2" if format == "pt2" else "onnx")
         if precision == "int8-weights":
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
-        manifest = _describe(experiment, model, dataset, files, precision)
+        manifest = _describe(experiment, model, dataset, files, precision) | ports
         _write_tables(model, dataset, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
@@ -174,8 +179,8 @@ def export(
     return parity
 
 
-def _check_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def _check_packages(format: str) -> None:
+    missing = [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
 
@@ -196,8 +201,8 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
     return loop.predict(model, experiment.make_loader(dataset.splits["valid"], model)).numpy()
 
 
-def _write_graphs(model: Any, folder: Path) -> dict[str, str]:
-    """Write the ONNX graphs; returns their files by name."""
+def _write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write the graphs; returns their files by name, and what else the manifest says of them."""
     from fuxictr_mm.serving.graphs import has_fold, rows_example, user_examples
 
     graphs = {"rows": rows_example(copy.deepcopy(model))}
@@ -205,35 +210,68 @@ def _write_graphs(model: Any, folder: Path) -> dict[str, str]:
         graphs |= user_examples(copy.deepcopy(model))
     for name, traced in graphs.items():
         started = time.perf_counter()
-        write_onnx(traced, folder / f"{name}.onnx", f"{type(model).__name__} ({name}.onnx)")
-        logger.info(f"{name}.onnx: exported in {time.perf_counter() - started:.1f} s")
-    return {name: f"{name}.onnx" for name in graphs}
+        write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
+    ports = {name: {"inputs": traced.names, "outputs": traced.outputs} for name, traced in graphs.items()}
+    files = {name: f"{name}.{format}" for name in graphs}
+    return files, {"ports": ports} if format == "pt2" else {}  # graphs of ONNX have names
 
 
-def write_onnx(traced: Traced, path: Path, what: str) -> None:
-    """Write a graph.
+def write_graph(traced: Traced, path: Path, what: str) -> None:
+    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name.
 
     Raises
     ------
     UserError
         torch or ONNX Runtime cannot; the message names the operation.
     """
-    import onnxruntime
     import torch
 
     try:
         with torch.no_grad(), _silence():
             program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
-            onnx_program = torch.onnx.export(
-                program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
-            )
-            assert onnx_program is not None
-            for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
-                node.metadata_props.clear()
-            onnx_program.save(str(path), external_data=False)
-            onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
     except Exception as error:  # torch raises many types
         raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+
+
+def _write_onnx(program: Any, traced: Traced, path: Path) -> None:
+    import onnxruntime
+    import torch
+
+    onnx_program = torch.onnx.export(
+        program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
+    )
+    assert onnx_program is not None
+    for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
+        node.metadata_props.clear()
+    onnx_program.save(str(path), external_data=False)
+    onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _write_pt2(program: Any, traced: Traced, path: Path) -> None:
+    import torch
+
+    from fuxictr_mm_serving.graphs import check_archive
+
+    # ONNX leaves out what the graph does not read, tables above all.
+    unused = {node.name for node in program.graph.nodes if node.op == "placeholder" and not node.users}
+    signature = program.graph_signature
+    for spec in [s for s in signature.input_specs if s.target is not None and s.arg.name in unused]:
+        program.graph.erase_node(next(node for node in program.graph.nodes if node.name == spec.arg.name))
+        signature.input_specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+        program.constants.pop(spec.target, None)
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:  # of sizes that the example has, as the tracer guesses
+            program.graph.erase_node(node)
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)  # paths of source files
+    program.graph_module.recompile()
+    program.example_inputs = None
+    torch.export.save(program, path)
+    check_archive(path)
 
 
 def quantize_weights(path: Path) -> None:

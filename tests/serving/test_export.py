@@ -1,6 +1,8 @@
 """An export scores as its model does, for every model of the zoo; one that does not is not written."""
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,16 @@ import pytest
 import torch
 
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.serving import export as module
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graphs import has_fold
-from fuxictr_mm_serving import Export
+from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving.graphs import TorchGraph, check_archive
+from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
 from tests import ids as world
@@ -274,3 +279,93 @@ def test_ids_of_any_kind(tmp_path, kind):
     assert known.all()
     assert score[0] == pytest.approx(scores[0], abs=1e-5)
     assert exported.items.some(3) == world.KINDS[kind].slice(1, 3).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DIN_MM", "DMGIN"])
+def test_graphs_of_torch(weights_of, tmp_path, name):
+    experiment, weights = weights_of(f"{name}_tiny", max_len=1000)
+    parity = export(experiment, tmp_path / "out", weights=weights, format="pt2", tolerance=NOISE)
+    assert parity["largest_difference"] <= NOISE
+    assert parity["largest_difference_folded"] <= NOISE
+    exported = Export(tmp_path / "out")
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    context = {"likes_level": 3, "views_level": 2}
+    for length in (0, 1, 40):
+        history = list(range(5, 5 + length))
+        found, _ = exported.score_candidates(exported.user_state(context, history), [8, 9, 10])
+        np.testing.assert_allclose(found, eager(model, context, history, [8, 9, 10]), atol=NOISE, rtol=0)
+    graphs = b"".join(path.read_bytes() for path in (tmp_path / "out").glob("*.pt2"))
+    tables = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Embedding)]
+    assert all(table[1:4].detach().numpy().tobytes() not in graphs for table in tables)
+    assert b".py" not in graphs
+
+
+def test_an_archive_with_pickled_objects_is_not_loaded(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.write_text, (tmp_path / "executed", "x"))
+
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.rand(2, 2),))
+    torch.export.save(program, tmp_path / "rows.pt2")  # with its example inputs, a file by torch.save
+    with raises_naming(ServingError, tmp_path / "rows.pt2"):
+        check_archive(tmp_path / "rows.pt2")
+    program.example_inputs = None
+    torch.export.save(program, tmp_path / "rows.pt2")
+    check_archive(tmp_path / "rows.pt2")
+    with zipfile.ZipFile(tmp_path / "rows.pt2", "a") as archive:
+        archive.writestr("rows/data/constants/opaque_obj_0", pickle.dumps(Bomb()))
+    with raises_naming(ServingError, tmp_path / "rows.pt2"):
+        TorchGraph(tmp_path / "rows.pt2", {"inputs": ["x"], "outputs": ["y"]})
+    assert not (tmp_path / "executed").exists()
+    (tmp_path / "rows.pt2").write_text("no archive")
+    with raises_naming(ServingError, tmp_path / "rows.pt2"):
+        check_archive(tmp_path / "rows.pt2")
+
+
+#: Experiments whose models read contents or codes of the items, and what else they are given.
+NEW = [("DIN_MM_tiny", "similarity"), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("expid", "kind"), NEW, ids=[name for name, _ in NEW])
+def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, expid, kind):
+    """They score as an item of the files that is new since training, with the same content and nothing else."""
+    settings = {}
+    if kind:
+        of = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "max"]}
+        columns = [*Experiment.load(expid, ROOT).config.dataset.feature_cols, of]
+        settings = {"feature_cols": columns, "use_features": None}
+    experiment, weights = weights_of(expid, max_len=1000, **settings)
+    export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
+    model.load_weights(weights)
+    generator = torch.Generator().manual_seed(1)
+    entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["items"]
+    embeddings = {n: torch.randn(c["dim"], generator=generator) for n, c in entry["contents"].items()}
+    counts = entry["codes"]["columns"] if "codes" in entry else {}
+    codes = {name: torch.randint(1, 16, (count,), generator=generator) for name, count in counts.items()}
+    given = NewItem({n: v.tolist() for n, v in embeddings.items()}, {n: v.tolist() for n, v in codes.items()})
+    number = model.items.num_items
+    columns = {}
+    for column in model.items.names:
+        old = model.items.stored(column)
+        row = {**embeddings, **codes}.get(column, torch.zeros(1)).expand(old[0].shape).to(old.dtype)[None]
+        columns[column] = torch.cat([old, row])
+    known = torch.cat([model.items.known, torch.tensor([True])])
+    more = ItemTable(columns, known, num_trained=number, scales=model.items.scales)
+    model.items = more
+    if "codes" in dict(model.named_buffers()):
+        model.codes = torch.cat([more.stored(column) for column in model.per_item_codes], dim=1)
+    for name, layer in model.similarities.items():
+        model.similarities[name] = type(layer)(more.stored("txt_emb_pca8"), layer.statistics)
+    exported = Export(tmp_path / "out")
+    context = {"likes_level": 3, "views_level": 2, "user_id": 7}
+    context = {name: value for name, value in context.items() if name in model.context_fields}
+    for history in ([], list(range(1, 60))):
+        state = exported.user_state(context, history)
+        found = exported.score_items(state, exported.embed_new([given, NewItem()]))
+        np.testing.assert_allclose(found[:1], eager(model, context, history, [number]), atol=NOISE, rtol=0)
+        # Content that is no field counts by its similarity to the history alone.
+        assert not history or abs(found[0] - found[1]) > NOISE
