@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ def score_file(
     *,
     processes: int = 1,
     threads: int = 1,
+    engine: str = "processes",
     part_rows: int = PART_ROWS,
     progress: Callable[[int], None] = lambda count: None,
 ) -> int:
@@ -46,6 +49,9 @@ def score_file(
         The file to write.
     processes, threads : int
         Processes, and threads of each.
+    engine : {"processes", "ray"}
+        Who runs the processes: this one, or Ray Data on the cluster that ``RAY_ADDRESS`` names or on this machine. All
+        nodes of a cluster must see the files under the same paths.
     part_rows : int
         Rows of a part, about.
     progress : callable
@@ -71,7 +77,8 @@ def score_file(
         files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
         todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
         count = sum(_length(file) for file in files if file.exists())
-        for length in _score_parts(folder, todo, processes, threads):
+        run = _score_on_ray if engine == "ray" and todo else _score_parts
+        for length in run(folder, todo, processes, threads):
             count += length
             progress(count)
         temporary = scratch / "scores.parquet"
@@ -100,6 +107,44 @@ def _score_parts(folder: Path, todo: list[tuple[Part, Path]], processes: int, th
     context = get_context("spawn")  # ONNX Runtime's threads do not survive a fork
     with ProcessPoolExecutor(min(processes, len(todo)), context, _open_export, (folder, threads)) as pool:
         yield from pool.map(_score_in_process, todo)
+
+
+class _Scorer:
+    """What an actor of Ray does: scores a part into its file."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._export = Export(folder, threads=threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = Part(Path(row["source"]), tuple(row["groups"]))
+        try:
+            return {"rows": _score_part(self._export, part, Path(row["file"])), "error": ""}
+        except ServingError as error:  # which Ray would show with two tracebacks
+            return {"rows": 0, "error": str(error)}
+
+
+def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, threads: int) -> Iterator[int]:
+    """Score and write parts by actors of Ray Data; yields the number of rows of each."""
+    try:
+        import ray
+    except ImportError:
+        raise ServingError("--engine ray needs Ray: pip install 'ray[data]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="error")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(processes, 1))
+    rows = [
+        {"source": str(part.file.absolute()), "groups": list(part.groups), "file": str(file.absolute())}
+        for part, file in todo
+    ]
+    scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Scorer, fn_constructor_args=(folder.absolute(), threads), num_cpus=threads, compute=actors
+    )
+    for row in scored.iter_rows():
+        if row["error"]:
+            raise ServingError(row["error"])
+        yield row["rows"]
 
 
 _export: Export | None = None

@@ -254,6 +254,10 @@ def _write_pt2(program: Any, traced: Traced, path: Path) -> None:
 
     from fuxictr_mm_serving.graphs import check_archive
 
+    # Of equal scores, ONNX's TopK takes the first; torch's takes any.
+    topk = torch.ops.aten.topk.default
+    if any(node.target is topk for node in program.graph.nodes):
+        program = program.run_decompositions({topk: _stable_topk})
     # ONNX leaves out what the graph does not read, tables above all.
     unused = {node.name for node in program.graph.nodes if node.op == "placeholder" and not node.users}
     signature = program.graph_signature
@@ -265,13 +269,21 @@ def _write_pt2(program: Any, traced: Traced, path: Path) -> None:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:  # of sizes that the example has, as the tracer guesses
             program.graph.erase_node(node)
-    for node in program.graph.nodes:
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]  # also of loops
+    for node in (node for graph in graphs for node in graph.nodes):
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)  # paths of source files
     program.graph_module.recompile()
     program.example_inputs = None
     torch.export.save(program, path)
     check_archive(path)
+
+
+def _stable_topk(
+    values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Tensor, Tensor]:
+    found = values.sort(stable=True, dim=dim, descending=largest)
+    return found.values.narrow(dim, 0, k), found.indices.narrow(dim, 0, k)
 
 
 def quantize_weights(path: Path) -> None:

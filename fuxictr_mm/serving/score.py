@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", type=Path, help="a Parquet file, or a folder of part files")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write, column score")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that score (1)")
+    parser.add_argument(
+        "--engine", choices=("processes", "ray"), default="processes", help="of this machine, or Ray Data (processes)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each (1)")
     add_output_options(parser)
 
@@ -39,7 +42,13 @@ def main_from_args(args: argparse.Namespace) -> None:
 
     try:
         rows = score_file(
-            args.export, args.rows, args.out, processes=args.processes, threads=args.threads, progress=progress
+            args.export,
+            args.rows,
+            args.out,
+            processes=args.processes,
+            threads=args.threads,
+            engine=args.engine,
+            progress=progress,
         )
     except ServingError as error:
         raise UserError(str(error)) from error

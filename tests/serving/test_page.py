@@ -1,5 +1,6 @@
-"""The script of the page at ``/``, run by Node against a server, with the few parts of a document that it uses."""
+"""The page at ``/``: in Chromium, and its script in Node with the few parts of a document that it uses."""
 
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from tests.serving.test_server import ROWS, TITLES, Server
 
 NODE = shutil.which("node")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 DOCUMENT = """
 class Element {
@@ -27,6 +29,7 @@ class Option extends Element { constructor(text, value) { super(); this.textCont
 const elements = {}, base = process.argv[1], fetched = fetch;
 const get_element = id => elements[id] ||= new Element();
 globalThis.Option = Option;
+globalThis.location = {hash: ""};
 globalThis.document = {getElementById: get_element, createElement: () => new Element()};
 globalThis.fetch = (path, options) => fetched(base + "/" + path, options);
 const ranking = get_element("ranking"), head = new Element();
@@ -46,29 +49,50 @@ CLICK = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(NODE is None, reason="needs Node")
-def test_candidates_are_ranked_with_titles_and_reasons(exported):
+@pytest.fixture
+def server(exported):
     server = Server(exported, "--users", ROWS, "--titles", TITLES)
-    try:
-        with urllib.request.urlopen(server.url + "/", timeout=10) as answer:
-            page = answer.read().decode()
-        script = DOCUMENT + re.search(r'"use strict";(.*)</script>', page, re.S)[1] + CLICK
-        command = [NODE, "-e", script, server.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        candidates = server.get("/page_data")["items"]
-        asked = {"user": json.loads(found["user"]), "candidates": candidates, "explain": True}
-        expected = server.score(asked)
-    finally:
-        server.stop()
-    assert found["error"] == ""
-    assert found["head"] == ["Rank", "Item", "Title", "score", "because of"]
+    yield server
+    server.stop()
+
+
+def check(server, user, head, rows):
+    """Compare a table with the scores of a user."""
+    candidates = server.get("/page_data")["items"]
+    expected = server.score({"user": user, "candidates": candidates, "explain": True})
+    assert head == ["Rank", "Item", "Title", "score", "attention to the history"]
     order = sorted(range(len(candidates)), key=lambda i: -expected["scores"][i])
     titles = pq.read_table(TITLES, columns=["item_id", "item_title"]).to_pydict()
     titles = dict(zip(titles["item_id"], titles["item_title"], strict=True))
-    for place, (row, i) in enumerate(zip(found["rows"], order, strict=True), start=1):
+    for place, (row, i) in enumerate(zip(rows, order, strict=True), start=1):
         assert row[:4] == [str(place), str(candidates[i]), titles[candidates[i]], f"{expected['scores'][i]:.4f}"]
         for reason in expected["reasons"][i]:
             assert (titles[reason["item"]] or str(reason["item"])) in row[4]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_the_script_in_node(server):
+    with urllib.request.urlopen(server.url + "/", timeout=10) as answer:
+        page = answer.read().decode()
+    script = DOCUMENT + re.search(r'"use strict";(.*)</script>', page, re.S)[1] + CLICK
+    done = subprocess.run([NODE, "-e", script, server.url], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["error"] == ""
+    check(server, json.loads(found["user"]), found["head"], found["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_candidates_are_ranked_in_chromium(server, tmp_path):
+    user = server.get("/page_data")["users"][3]
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom")
+    command = [CHROMIUM, *options, "--virtual-time-budget=20000", f"{server.url}/#{user}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'id="error"[^>]*></p>', done.stdout)
+    table = re.search(r"<table.*</table>", done.stdout, re.S)[0]
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)]
+    head, *rows = [[html.unescape(cell) for cell in row] for row in cells]
+    check(server, user, head, rows)

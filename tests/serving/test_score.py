@@ -108,6 +108,19 @@ def test_killed_and_resumed(exported, expected, pieces, tmp_path):
     np.testing.assert_allclose(scores(tmp_path / "out")[:3000], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_on_ray(exported, expected, pieces, tmp_path):
+    ray = pytest.importorskip("ray")
+    try:
+        assert score_file(exported, pieces, tmp_path / "out", engine="ray", processes=2, part_rows=500) == 3000
+        np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
+        rows = write(tmp_path, item_id=[*range(1, 20), 99999])
+        with raises_naming(ServingError, rows, "item_id", "99999"):
+            score_file(exported, rows, tmp_path / "bad", engine="ray")
+    finally:
+        ray.shutdown()
+
+
 def write(tmp_path, **columns):
     table = pq.read_table(ROWS).slice(0, 20)
     for name, values in columns.items():
