@@ -1,6 +1,7 @@
 """Latency of an exported model, without HTTP: ``python -m benchmarks.serving``.
 
-One user with a history and many candidates, on one core, at the sizes of MicroLens and weights that are not trained.
+One user with a history and many candidates, on one core, at the sizes of MicroLens. With ``--train`` the weights are
+trained on tiny_mm, and the AUC that 8-bit weights cost is shown.
 Every line is measured side by side with the others, so that their ratios hold on a machine that is busy.
 
 - ``eager rows``: the model in torch, a row per candidate.
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--history", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--train", action="store_true", help="train the weights first")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -51,13 +53,21 @@ def main() -> None:
     print(f"{'model':8} {'':22} {'p50':>8} {'p99':>8} {'CPU':>8}")
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(cases(name, args.candidates, args.history, Path(folder)), args.repeats)
+            runs, parity = cases(name, args.candidates, args.history, Path(folder), args.train)
+            found = measure(runs, args.repeats)
         for case, (p50, p99, cpu) in found.items():
             print(f"{name:8} {case:22} {p50:8.2f} {p99:8.2f} {cpu:8.2f}")
+        if args.train:
+            auc, difference = parity["auc"], parity["largest_difference"]
+            print(
+                f"{name:8} AUC {auc['model']:.4f}, int8 weights {auc['export']:.4f}; difference {difference:.4f}"
+            )
 
 
-def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what is measured for a model."""
+def cases(
+    name: str, num_candidates: int, length: int, folder: Path, train: bool
+) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+    """Return what is measured for a model, and the parity of its 8-bit weights."""
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.serving.export import export
     from fuxictr_mm_serving import Export
@@ -66,10 +76,15 @@ def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str
     experiment = Experiment.load(f"{name}_tiny", ROOT, **settings)
     dataset = experiment.load_dataset({"valid": True})
     model = experiment.build_model(dataset).eval()
-    model.save_weights(folder / "weights.model")
-    export(experiment, folder / "export", weights=folder / "weights.model", tolerance=1e-4)
+    weights = folder / "weights.model"
+    if train:
+        weights = experiment.fit().weights
+        model.load_weights(weights)
+    else:
+        model.save_weights(weights)
+    export(experiment, folder / "export", weights=weights, tolerance=1e-4)
     options: dict[str, Any] = {"precision": "int8-weights", "tolerance": 1.0}
-    export(experiment, folder / "int8", weights=folder / "weights.model", **options)
+    parity = export(experiment, folder / "int8", weights=weights, **options)
     exported, int8 = Export(folder / "export"), Export(folder / "int8")
     generator = np.random.default_rng(0)
     history = generator.integers(1, 1001, length).tolist()
@@ -86,13 +101,14 @@ def cases(name: str, num_candidates: int, length: int, folder: Path) -> dict[str
         with torch.no_grad():
             model(batch)
 
-    return {
+    runs = {
         "eager rows": eager,
         "export, new user": lambda: exported.score_candidates(exported.user_state(context, history), candidates),
         "export, cached user": lambda: exported.score_candidates(state, candidates),
         "... int8 weights": lambda: int8.score_candidates(int8_state, candidates),
         "DNN alone": dnn_alone(model, num_candidates, folder) if hasattr(model, "dnn") else lambda: None,
     }
+    return runs, parity
 
 
 def dnn_alone(model: Any, num_rows: int, folder: Path) -> Callable[[], object]:

@@ -74,6 +74,8 @@ class Repository:
         fields = {f"context_{entry['name']}": entry for entry in self.manifest["context"]}
         tables = {name: entry["table"] for name, entry in fields.items() if entry.get("table")}
         self._write_lookup("items", self.manifest["items"]["table"], 1)
+        if "codes" in self.manifest["items"]:
+            self._write_lookup("codes", self.manifest["items"]["codes"], 1, np.int64)
         for name, table in tables.items():
             self._write_lookup(name, table, 2 if fields[name]["type"] == "sequence" else 1)
         graphs = ("user", "candidates") if "user" in self.manifest["graphs"] else ("rows",)
@@ -85,7 +87,11 @@ class Repository:
             for port in ports[graph][0]:
                 rows_of_items = port.name in ("items", "history", "candidates") and len(port.dims) == 2
                 table = "items" if rows_of_items else port.name
-                if rows_of_items or table in tables:
+                if port.name == "codes":  # of the same items as the embeddings
+                    ids = "history" if graph == "user" else "items"
+                    self.steps.append(Step(f"{self.name}_codes", {"ids": ids}, {"rows": "codes"}))
+                    taken["codes"] = "codes"
+                elif rows_of_items or table in tables:
                     taken[port.name] = self._look_up(table, port.name, fields.get(port.name))
                 else:
                     taken[port.name] = port.name
@@ -114,8 +120,10 @@ class Repository:
         self._write_config(f"{self.name}_{graph}", inputs, outputs)
         return inputs, outputs
 
-    def _write_lookup(self, name: str, table: Mapping[str, str], id_dims: int) -> None:
-        """Write a graph ``ids -> rows`` float32 whose table is a file beside it."""
+    def _write_lookup(
+        self, name: str, table: Mapping[str, str], id_dims: int, dtype: type[np.generic] = np.float32
+    ) -> None:
+        """Write a graph ``ids -> rows`` whose table is a file beside it."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -123,17 +131,18 @@ class Repository:
         values = np.load(self.source / table["file"], mmap_mode="r", allow_pickle=False)
         tensors = [_external(values, "table", folder)]
         nodes = [helper.make_node("Gather", ["table", "ids"], ["stored"])]
-        nodes.append(helper.make_node("Cast", ["stored"], ["floats"], to=TensorProto.FLOAT))
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        nodes.append(helper.make_node("Cast", ["stored"], ["cast"], to=kind))
         if "scales" in table:
             scales = np.load(self.source / table["scales"], allow_pickle=False)[:, None]
             tensors.append(_external(scales, "scales", folder))
             nodes.append(helper.make_node("Gather", ["scales", "ids"], ["factors"]))
-            nodes.append(helper.make_node("Mul", ["floats", "factors"], ["rows"]))
+            nodes.append(helper.make_node("Mul", ["cast", "factors"], ["rows"]))
         else:
-            nodes.append(helper.make_node("Identity", ["floats"], ["rows"]))
+            nodes.append(helper.make_node("Identity", ["cast"], ["rows"]))
         letters = ["n", "length"][:id_dims]
         ids = helper.make_tensor_value_info("ids", TensorProto.INT64, letters)
-        rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*letters, values.shape[1]])
+        rows = helper.make_tensor_value_info("rows", kind, [*letters, values.shape[1]])
         graph = helper.make_graph(nodes, name, [ids], [rows], tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
         onnx.save(model, str(folder / "model.onnx"))

@@ -97,6 +97,32 @@ def test_rows_of_a_model_without_fold(exported, tmp_path):
 
 
 @pytest.mark.slow
+def test_codes_are_looked_up_with_the_items(weights_of, tmp_path):
+    experiment, weights = weights_of("DMGIN_tiny")
+    export(experiment, tmp_path / "out", weights=weights, tolerance=1e-3)
+    manifest, ours = read_manifest(tmp_path / "out"), Export(tmp_path / "out")
+    context = {"likes_level": 3, "views_level": 2}
+    inputs = {f"context_{name}": np.array([value]) for name, value in context.items()}
+    Repository(tmp_path / "out", tmp_path / "user", "x", manifest).write()
+    found = Triton(tmp_path / "user").infer(
+        "x", {"history": np.arange(5, 15), "candidates": np.array([8, 9]), **inputs}
+    )
+    expected, _ = ours.score_candidates(ours.user_state(context, range(5, 15)), [8, 9])
+    np.testing.assert_allclose(found["prediction"][:, 0], expected, atol=1e-6)
+    Repository(tmp_path / "out", tmp_path / "rows", "x", manifest | {"graphs": {"rows": "rows.onnx"}}).write()
+    triton = Triton(tmp_path / "rows")
+    inputs |= {
+        "items": np.arange(15),
+        "target": np.array([9]),
+        "history": np.arange(5, 15),
+        "offsets": np.array([0, 10]),
+        "steps": np.zeros(10, dtype=np.float32),
+    }
+    found = triton.infer("x", {port.name: inputs[port.name] for port in triton.configs["x"].input})
+    np.testing.assert_allclose(found["prediction"][:, 0], expected[1:], atol=1e-6)
+
+
+@pytest.mark.slow
 def test_tables_of_8_bits(weights_of, tmp_path):
     experiment, weights = weights_of("DIN_MM_tiny")
     export(experiment, tmp_path / "models", format="triton", weights=weights, precision="int8-tables")
