@@ -13,6 +13,9 @@ from starlette.requests import Request
 from fuxictr_mm_serving import __version__
 from fuxictr_mm_serving.settings import Settings
 
+#: Bytes of a body that is too large that are read, and forgotten: many clients send all of it before they read why not.
+DISCARDED = 64 * 2**20
+
 Id = int | str
 T = TypeVar("T", bound=BaseModel)
 
@@ -94,15 +97,20 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     """
     too_large = HttpError(413, f"the body has more than {settings.max_body} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > settings.max_body:
+    if length.isdigit() and int(length) > max(settings.max_body, DISCARDED):
         raise too_large
     body = bytearray()
 
     async def read() -> None:
+        size = 0
         async for part in request.stream():
-            body.extend(part)
-            if len(body) > settings.max_body:
-                raise too_large
+            size += len(part)
+            if size <= settings.max_body:
+                body.extend(part)
+            elif size > DISCARDED:
+                break
+        if size > settings.max_body:
+            raise too_large
 
     try:
         await asyncio.wait_for(read(), settings.timeout)
