@@ -166,6 +166,19 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert "\n" not in found.json()["error"]
 
 
+@pytest.mark.slow
+def test_an_error_arrives_though_the_body_is_not_read(exported):
+    """Clients that send all of a body first would see a closed connection."""
+    server = Server(exported)
+    try:
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(server.url + "/score", b" " * (5 * 2**20), timeout=20)
+    finally:
+        server.stop()
+    assert raised.value.code == 413
+    assert "error" in json.load(raised.value)
+
+
 def test_other_pages(client, exported):
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["model"] == "DIN_MM"

@@ -103,11 +103,13 @@ def test_codes_are_looked_up_with_the_items(weights_of, tmp_path):
     manifest, ours = read_manifest(tmp_path / "out"), Export(tmp_path / "out")
     context = {"likes_level": 3, "views_level": 2}
     inputs = {f"context_{name}": np.array([value]) for name, value in context.items()}
+    for name in ("user", "rows"):
+        (tmp_path / name).mkdir()
     Repository(tmp_path / "out", tmp_path / "user", "x", manifest).write()
     found = Triton(tmp_path / "user").infer(
         "x", {"history": np.arange(5, 15), "candidates": np.array([8, 9]), **inputs}
     )
-    expected, _ = ours.score_candidates(ours.user_state(context, range(5, 15)), [8, 9])
+    expected, _ = ours.score_candidates(ours.user_state(context, [*range(5, 15)]), [8, 9])
     np.testing.assert_allclose(found["prediction"][:, 0], expected, atol=1e-6)
     Repository(tmp_path / "out", tmp_path / "rows", "x", manifest | {"graphs": {"rows": "rows.onnx"}}).write()
     triton = Triton(tmp_path / "rows")
