@@ -24,8 +24,8 @@ from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 #: History items that explain a score.
 REASONS = 3
 
-#: History items of all rows, padding included, that a graph of rows is given at a time: bounds the memory of attention.
-ENTRIES = 2**16
+#: Pairs of history items, of all rows that a graph of rows is given at a time: bounds the memory of attention.
+PAIRS = 2**24
 
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
@@ -258,7 +258,7 @@ class Export:
 
 
 def _rows_at_once(longest: int) -> int:
-    return max(ENTRIES // max(longest, 1), 1)
+    return max(PAIRS // max(longest, 1) ** 2, 1)
 
 
 def _inputs(name: str, rows: ItemRows) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ class RowsGraph(nn.Module):
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
         model.contents = self._contents  # type: ignore[method-assign]
-        model.code_table = lambda: self._codes  # type: ignore[method-assign]
+        model.code_table = self._code_table  # type: ignore[method-assign]
         model.history_codes = self._history_codes  # type: ignore[method-assign]
         model.__dict__["items"] = _NoItems()
         del model._modules["items"]
@@ -116,9 +116,12 @@ class RowsGraph(nn.Module):
         contents = self._rows.split(self.dims, dim=1)[place]
         return contents.index_select(0, batch.target), self._of_history(batch, contents)
 
-    def _history_codes(self, batch: Batch) -> Jagged:
+    def _code_table(self) -> Tensor:
         assert self._codes is not None
-        return self._of_history(batch, self._codes)
+        return self._codes
+
+    def _history_codes(self, batch: Batch) -> Jagged:
+        return self._of_history(batch, self._code_table())
 
     def _of_history(self, batch: Batch, distinct: Tensor) -> Jagged:
         history = Jagged(distinct, batch.history.offsets, batch.history.values)
@@ -143,7 +146,7 @@ class UserGraph(nn.Module):
         self._rows: Tensor | None = None
         self._codes: Tensor | None = None
         model.per_item = self._per_item  # type: ignore[method-assign]
-        model.code_table = lambda: self._codes  # type: ignore[method-assign]
+        model.code_table = self._code_table  # type: ignore[method-assign]
 
     def forward(self, history: Tensor, codes: Sequence[Tensor], context: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the tensors that ``CandidateGraph`` reads."""
@@ -157,6 +160,10 @@ class UserGraph(nn.Module):
     def _per_item(self, name: str, ids: Tensor) -> Tensor:
         assert self._rows is not None
         return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
+
+    def _code_table(self) -> Tensor:
+        assert self._codes is not None
+        return self._codes
 
 
 class CandidateGraph(nn.Module):
