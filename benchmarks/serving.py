@@ -59,9 +59,7 @@ def main() -> None:
             print(f"{name:8} {case:22} {p50:8.2f} {p99:8.2f} {cpu:8.2f}")
         if args.train:
             auc, difference = parity["auc"], parity["largest_difference"]
-            print(
-                f"{name:8} AUC {auc['model']:.4f}, int8 weights {auc['export']:.4f}; difference {difference:.4f}"
-            )
+            print(f"{name:8} AUC {auc['model']:.4f}, int8 weights {auc['export']:.4f}; difference {difference:.4f}")
 
 
 def cases(
