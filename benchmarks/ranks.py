@@ -84,7 +84,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     # One process has the whole table and updates the same rows.
     single = "touched" if args.table == "sharded" else args.table
     alone_params = {**params, "feature_specs": [{"name": "item_id", "table": single}]}
-    alone = make_step(alone_params, dataset, table, Shard(0, 1, streams))
+    # The kind of the table is a setting of the dataset's features.
+    whole = (
+        dataset if single == args.table else experiment_of(alone_params).load_dataset({"train": True}, shard=Shard())
+    )
+    alone = make_step(alone_params, whole, table, Shard(0, 1, streams))
     shard = distributed.make_shard(streams)
     part = concatenate(table.slice(rows.start, rows.stop) for rows in shard.train_rows(len(table)))
     together = make_step({**params, "batch_size": args.batch_size // shard.size}, dataset, part, shard, len(table))

@@ -110,7 +110,7 @@ def resolve_paths(paths: Any, folder: Path, root: str | None, new_root: str | os
     if new_root is not None:
         inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
         relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
-        text = os.path.join(new_root, relative)
+        text = relative if "://" in relative else os.path.join(new_root, relative)
     text = os.path.expanduser(os.path.expandvars(text))
     unset = re.search(r"\$\{?(\w+)", text)
     if unset:
@@ -118,6 +118,8 @@ def resolve_paths(paths: Any, folder: Path, root: str | None, new_root: str | os
             f"'{paths}' names the environment variable {unset[1]}, which is not set; "
             "set it to the folder of the data, or give --data_root FOLDER"
         )
+    if "://" in text:  # in an object store
+        return text
     if not os.path.isabs(text) and not _exists(Path(text)) and _exists(folder / text):
         return str(folder / text)
     return text

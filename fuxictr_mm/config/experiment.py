@@ -94,6 +94,16 @@ class ExperimentConfig(ModelSettings):
     )
     tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
     record: bool = Field(True, description="Write the folder of the run.")
+    checkpoint_minutes: float = Field(
+        5.0, gt=0, description="Minutes between two training checkpoints; evaluations write one as well."
+    )
+    checkpoint_steps: PositiveInt | None = Field(
+        None, description="Batches between two training checkpoints; null: by time alone."
+    )
+    checkpoint_keep: PositiveInt = Field(1, description="Training checkpoints that are kept, the newest ones.")
+    checkpoint_in_background: bool = Field(
+        False, description="Write training checkpoints while training goes on, from a copy of the weights in memory."
+    )
     num_workers: int = Field(0, description=NO_EFFECT)
     pickle_feature_encoder: bool = Field(True, description=NO_EFFECT)
     debug_mode: bool = Field(False, description=NO_EFFECT)
@@ -297,7 +307,7 @@ DEFAULTS: dict[str, Any] = {
 #: Keys that decide no result.
 VOLATILE_KEYS = (
     "gpu", "threads", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
-    "pickle_feature_encoder",
+    "pickle_feature_encoder", "checkpoint_minutes", "checkpoint_steps", "checkpoint_keep", "checkpoint_in_background",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Sum
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.parquet import is_zero_padded
+from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
@@ -103,7 +103,7 @@ def load_dataset(
 
     def files_of(split: str, needs_label: bool | None) -> InteractionFiles:
         return InteractionFiles(
-            Path(params[f"{split}_data"]),
+            path_of(params[f"{split}_data"]),
             features,
             items.known.numpy(),
             labels=() if needs_label is None else labels,
@@ -156,7 +156,7 @@ def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: 
     """Whether histories are padded with 0, by the training split or, where it is missing, the first that is read."""
     for split in ("train", *splits):
         path = params.get(f"{split}_data")
-        if path and (Path(path).exists() or Path(f"{path}.parquet").exists()):
+        if path and (path_of(path).exists() or path_of(f"{path}.parquet").exists()):
             return is_zero_padded(path, history)
     return False
 

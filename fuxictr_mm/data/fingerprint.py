@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.errors import MissingFileError
 
 #: Blocks that are read of a file, and their bytes.
@@ -63,7 +64,7 @@ def hash_files(path: str | os.PathLike[str], ending: str = ".parquet") -> str:
 def _hash_file(file: str, size: int, modified: int) -> str:
     """Return the hash of a file, which is read again where its size or the time of its last change differs."""
     hashed = hashlib.sha256(str(size).encode())
-    with open(file, "rb") as stream:
+    with path_of(file).open("rb") as stream:
         for block in range(BLOCKS):
             stream.seek(max(size - BLOCK_BYTES, 0) * block // (BLOCKS - 1))
             hashed.update(stream.read(BLOCK_BYTES))

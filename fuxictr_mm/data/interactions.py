@@ -23,6 +23,7 @@ from torch import Tensor
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
@@ -144,7 +145,7 @@ class InteractionTable:
         DataError, MissingFileError
             With the file, the column, the row and the value.
         """
-        files = InteractionFiles(Path(path), features, items.known.numpy(), **options)
+        files = InteractionFiles(path_of(path), features, items.known.numpy(), **options)
         table = concatenate(files.chunks())
         files.summarize([table])
         return table

@@ -47,6 +47,8 @@ class Loader(ABC):
     ----------
     row : int
         Position in the epoch's order after the last batch that was yielded; the same on all ranks.
+    global_size : int
+        Rows per batch of all ranks. A resumed run sets that of the ranks before, of which each new one has its part.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Loader(ABC):
         self.stream = stream
         self.view = view
         self.share = share
+        self.global_size = batch_size * share.size
         self.epoch = 0
         self._first = self.row = 0
 
@@ -87,12 +90,11 @@ class Loader(ABC):
 
         Fewer rows than ranks that are left by a run of fewer ranks are in no batch.
         """
-        global_size = self.batch_size * self.share.size
-        full, rest = divmod(self.num_samples - row, global_size)
-        sizes = [global_size] * full + [rest] * (rest > 0)
+        full, rest = divmod(self.num_samples - row, self.global_size)
+        sizes = [self.global_size] * full + [rest] * (rest > 0)
         too_small = (self.shuffle and rest == 1) or rest < self.share.size
         if full and rest and too_small:
-            sizes[-2:] = [global_size + rest]
+            sizes[-2:] = [self.global_size + rest]
         return [size for size in sizes if size >= self.share.size]
 
     def __iter__(self) -> Iterator[Any]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.partitions import partition_columns
+from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError, MissingFileError, nearest
 
@@ -52,10 +53,10 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
     as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_`` or ``.`` are ignored,
     as in Spark.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_file():
         return [path]
-    with_suffix = Path(f"{path}{suffix}")
+    with_suffix = path_of(f"{path}{suffix}")
     if with_suffix.is_file():
         return [with_suffix]
     if path.is_dir():
@@ -108,7 +109,8 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     """
     try:
         # Buffering ahead, the default of newer pyarrow, would hold every row group that was read.
-        return pq.ParquetFile(path, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
+        source = path.open("rb") if is_remote(path) else path
+        return pq.ParquetFile(source, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
@@ -152,7 +154,7 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
     """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:
-            if Path(path).is_file() and Path(path).suffix != ".csv" and name in _pandas_index(Path(path)):
+            if path_of(path).is_file() and path_of(path).suffix != ".csv" and name in _pandas_index(path_of(path)):
                 raise DataError(
                     f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
                     "write it with frame.reset_index().to_parquet(...)"

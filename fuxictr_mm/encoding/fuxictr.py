@@ -12,6 +12,7 @@ from typing import Any
 from fuxictr_mm.config import FeatureSpec, Roles
 from fuxictr_mm.data import dataset
 from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.data.schema import ITEM_SOURCE
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
@@ -66,6 +67,9 @@ def load_dataset(
         if not path:
             raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
         paths[split] = path
+    if params.get("data_format", "parquet") != "parquet" or params.get("rebuild_dataset"):
+        for path in filter(is_remote, paths.values()):
+            raise ConfigError(f"{path}: is encoded first, and so must be on a disk; copy it there")
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
     read, folder = as_integers(params, paths, needs_labels, vocabularies, None if test_data is None else scratch)
     read = _without_items(read) if flat else _with_items(read)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,16 @@ def is_spread() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_distributed(value: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``, without the import of that class, which takes a second."""
+    return hasattr(value, "to_local")
+
+
 class ShardedTable(nn.Module):
     """A table in the place of an ``nn.Embedding``, of which each process has R / W rows. All look up together.
 
-    In a state dict it has the name of an ``nn.Embedding``'s weight: without content, on the meta device, unless
-    ``gathered_state`` makes it; a process that loads one takes its own rows of it. It has no parameters, as the
+    In a state dict it has the name of an ``nn.Embedding``'s weight: a ``DTensor`` of all processes' rows, or a whole
+    one by ``gathered_state``; a process that loads one takes its own rows of it. It has no parameters, as the
     backward pass updates it. Initial weights do not depend on the number of processes.
 
     Parameters
@@ -93,6 +101,13 @@ class ShardedTable(nn.Module):
         self.weight = self._local(self._engine[0].state_dict())
         state = list(self._engine[0].fused_optimizer.state_dict()["state"].values())
         self.sums = self._local(state[0]).view(len(self.weight), -1) if state and state[0] else None
+        from torch.distributed.device_mesh import DeviceMesh
+
+        mesh = DeviceMesh.from_group(processes, device.type)
+        #: The same of all processes, for state dicts.
+        self.spread_weight, self.spread_sums = (
+            None if part is None else _of_all_processes(part, rows, mesh) for part in (self.weight, self.sums)
+        )
         self._initialize()
 
     def _local(self, state: Mapping[str, Any]) -> Tensor:
@@ -135,14 +150,18 @@ class ShardedTable(nn.Module):
         return self._engine[0](KeyedJaggedTensor(keys=["table"], values=ids, lengths=lengths))["table"].values()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
+        destination[prefix + "weight"] = self.spread_weight
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *more: Any) -> None:
         weight = state_dict.get(prefix + "weight")
         if weight is None:
             more[2].append(prefix + "weight")  # the missing ones
         else:
-            self.weight.copy_(weight[self.start : self.stop])
+            self.weight.copy_(self.own_rows(weight))
+
+    def own_rows(self, whole: Any) -> Tensor:
+        """Return this process's rows of a tensor ``(R, K)``, which may be spread over processes as the table is."""
+        return whole.to_local() if is_distributed(whole) else whole[self.start : self.stop]
 
     @torch.no_grad()
     def gather(self, part: Tensor) -> Tensor:
@@ -162,6 +181,15 @@ class ShardedTable(nn.Module):
             for piece in whole[rank * block : (rank + 1) * block].split(BLOCK):
                 dist.recv(piece, rank)
         return whole
+
+
+def _of_all_processes(part: Tensor, rows: int, mesh: Any) -> DTensor:
+    """Return ``(R, K)`` of which each process has its rows ``(R / W, K)`` in the same memory."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    columns = part.shape[1]
+    shape = torch.Size([rows, columns])
+    return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
 
 
 def _make_engine(rows: int, dim: int, group: Mapping[str, Any], device: torch.device, processes: Any) -> Any:
@@ -301,9 +329,9 @@ class ShardedOptimizer:
         """Do nothing: tables have no gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state on rank 0. All processes call it together."""
+        """Return the state, with ``DTensor`` of all processes' rows."""
         state = {
-            index: {"sum": table.gather(table.sums), "step": 0}
+            index: {"sum": table.spread_sums, "step": 0}
             for index, table in enumerate(self.tables)
             if table.sums is not None
         }
@@ -311,12 +339,12 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this process's rows of a whole state."""
+        """Take this process's rows of a state."""
         self.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
         for index, table in enumerate(self.tables):
             if table.sums is not None:
                 values = state["state"].get(index)
-                table.sums.copy_(values["sum"][table.start : table.stop]) if values else table.sums.zero_()
+                table.sums.copy_(table.own_rows(values["sum"])) if values else table.sums.zero_()
 
 
 def sharded_tables(model: nn.Module) -> list[ShardedTable]:

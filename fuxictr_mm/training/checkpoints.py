@@ -9,6 +9,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
 from fuxictr_mm.errors import MissingFileError, UserError, nearest
 from fuxictr_mm.files import read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
+from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not path.is_file():
         raise _no_such_weights(path)
     own = model.state_dict()
-    spread = any(value.is_meta for value in own.values())  # a sharded table, of which some rows are read
+    spread = any(map(is_distributed, own.values()))  # a sharded table, of which some rows are read
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path, mmap=spread)
     state = _without_prefixes(path, _state_dict_in(path, state), own)
     if problems := _tensor_differences(state, own):
@@ -249,7 +251,8 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
         with warnings.catch_warnings():
             # About the pickle protocol, before the error below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            with _shared_mapping() if mmap and os.access(path, os.W_OK) else nullcontext():
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "
@@ -258,6 +261,13 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
     except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from error
+
+
+def _shared_mapping() -> AbstractContextManager[Any]:
+    """Map files as shared memory: of a private mapping, the system counts every page as memory of this process."""
+    from mmap import MAP_SHARED
+
+    return torch.serialization.set_default_mmap_options(MAP_SHARED)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

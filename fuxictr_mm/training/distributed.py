@@ -28,6 +28,7 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.runtime import device_of, is_one_of_several
 from fuxictr_mm.tables.gradients import no_gradient, sparse_gradient, touched_parameters, touched_rows
+from fuxictr_mm.tables.sharded import is_distributed
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -375,7 +376,7 @@ def broadcast_state(model: nn.Module) -> None:
     """Copy the weights of rank 0 to every rank."""
     if size() > 1:
         for value in model.state_dict().values():
-            if not value.is_meta:  # of a sharded table
+            if not is_distributed(value):  # as a sharded table is
                 dist.broadcast(value, 0)
 
 

@@ -123,7 +123,7 @@ class _Fitting:
         self.checkpoint = checkpoint
         self.callbacks = callbacks
         self.batches = len(train)
-        self.eval_steps = model._eval_steps or len(train)
+        self.eval_steps = 0
         self.progress = Progress()
         self.losses = _RunningLoss()
         self.speed = _Speed()
@@ -145,6 +145,7 @@ class _Fitting:
             model.average.begin()
         share = getattr(self.train, "share", None)
         streams = self.progress.streams = None if share is None else share.streams
+        self.progress.global_size = getattr(self.train, "global_size", None)
         if self.checkpoint is not None:
             found = self.checkpoint.load(model) if resume else None
             if found is not None:
@@ -154,11 +155,15 @@ class _Fitting:
                         f"from streams: {streams}; restore that setting, or start again without --resume"
                     )
                 self.progress = found
+                if found.global_size not in (None, self.train.global_size):
+                    self.train.global_size = found.global_size
+                    logger.info(f"{found.global_size} rows a step, as before the interruption")
                 self.train.start_at(found.epoch, found.row)
                 self.batches = found.batch + len(self.train.sizes(found.row))
                 logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {self.batches}")
             else:
                 self.checkpoint.remove()
+        self.eval_steps = model._eval_steps or len(self.train)
         progress = self.progress
         self.losses = _RunningLoss(progress.loss, progress.losses)
         model.valid_gen = self.validation
@@ -236,7 +241,7 @@ class _Fitting:
         """Write the training checkpoint where it is due, and stop when a process has received a signal."""
         if self.checkpoint is None:
             return
-        signal, due = distributed.largest(*received[:1] or [0], self.checkpoint.due)
+        signal, due = distributed.largest(*received[:1] or [0], self.checkpoint.is_due(self.progress.step))
         self.must_save |= bool(evaluated or signal or due)
         # Between two updates, every process has gradients of its own.
         if self.must_save and not getattr(self.model, "is_accumulating", False):
@@ -244,6 +249,7 @@ class _Fitting:
             self.progress.loss, self.progress.losses = self.losses.read()
             self.checkpoint.save(self.model, self.progress)
         if signal and not self.must_save:
+            self.checkpoint.wait()
             where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
             raise Interrupted(f"stopped at {where}; the same command with --resume continues", int(signal))
 

@@ -1,8 +1,10 @@
-"""The training checkpoint: the state of a run on disk, from which a killed run resumes to the same weights."""
+"""Training checkpoints: the state of a run on disk, from which a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,16 +13,23 @@ from typing import Any
 
 import torch
 from fuxictr.pytorch.models import BaseModel
+from torch import Tensor, nn
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.runtime import is_main
-from fuxictr_mm.tables import gathered_state, sharded_tables
+from fuxictr_mm.tables import sharded_tables, touched_rows
+from fuxictr_mm.tables.gradients import sparse_gradient
+from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.checkpoints import read_tensors
+from fuxictr_mm.training.tensor_files import TensorFiles, put_tensors, take_tensors
 
-#: Of the file; raised where an older one cannot be resumed from.
-FORMAT = 3
+#: Of the files; raised where older ones cannot be resumed from.
+FORMAT = 4
+#: A checkpoint is a folder, this and the steps that are done; while it is written, it has another name.
+STEP, PARTIAL = "step-", "partial"
+#: All but the tensors.
+CONTENT = "state.json"
 
 
 @dataclass
@@ -35,6 +44,8 @@ class Progress:
         Batches of it that are done, and the samples that all processes took in them.
     streams : int or None
         The virtual streams that these samples came from, see ``fuxictr_mm.data.shards``.
+    global_size : int or None
+        Samples of all processes in a batch.
     step : int
         Batches done since the beginning.
     best : float or None
@@ -53,6 +64,7 @@ class Progress:
     batch: int = 0
     row: int = 0
     streams: int | None = None
+    global_size: int | None = None
     step: int = 0
     best: float | None = None
     worse: int = 0
@@ -63,21 +75,28 @@ class Progress:
 
 
 class TrainingCheckpoint:
-    """The training checkpoint of an experiment: weights, optimizer, random generators and progress.
+    """The training checkpoints of an experiment: weights, optimizer, random generators and progress.
 
-    Written at each evaluation, every few minutes in between, and when a signal ends the run. A run that is killed
-    resumes from the last one and repeats the same steps; on the CPU its weights are bitwise the same.
+    Written at each evaluation, at intervals in between, and when a signal ends the run. A run that is killed resumes
+    from the newest one and repeats the same steps; on the CPU its weights are bitwise the same. Any number of processes
+    can resume it.
 
     Parameters
     ----------
     path : path
-        The file, one per experiment.
+        The folder, one per experiment. A checkpoint is a folder in it, which appears when it is complete.
     config_hash : str
         Of the experiment; a checkpoint of another configuration is refused.
     model_code : str
         Hash of the model's file; a checkpoint of another one is refused.
     every_seconds : float
         Time between two writes within an epoch.
+    every_steps : int, optional
+        Steps between two writes.
+    keep : int
+        How many are kept, the newest ones.
+    in_background : bool
+        Write while training goes on, from a copy.
     data : mapping of str to str
         Hashes of the files that decide the weights, by their paths; a checkpoint of others is refused.
     """
@@ -89,44 +108,79 @@ class TrainingCheckpoint:
         model_code: str = "",
         every_seconds: float = 300.0,
         data: Mapping[str, str] | None = None,
+        *,
+        every_steps: int | None = None,
+        keep: int = 1,
+        in_background: bool = False,
     ) -> None:
         self.path = Path(path)
         self.config_hash = config_hash
         self.model_code = model_code
         self.every_seconds = every_seconds
+        self.every_steps = every_steps
+        self.keep = keep
+        self.in_background = in_background
         self.data = dict(data or {})
         self._written = time.monotonic()
+        self._tensors = TensorFiles()
 
-    @property
-    def due(self) -> bool:
-        """Whether the last write was longer ago than ``every_seconds``."""
-        return time.monotonic() - self._written >= self.every_seconds
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after a step, on the clock of this process."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or time.monotonic() - self._written >= self.every_seconds
 
     def save(self, model: BaseModel, progress: Progress) -> None:
-        """Write the state atomically. All processes call it together."""
+        """Write the state atomically. All processes call it together.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be written or the disk is full; older checkpoints are unchanged.
+        """
+        self._tensors.wait()
+        self._written = time.monotonic()
+        partial = self.path / PARTIAL
+        if is_main():  # before the exchange of the generators, which the others wait for
+            shutil.rmtree(partial, ignore_errors=True)
         generators = distributed.gather_rows(torch.get_rng_state().unsqueeze(0))
         on_gpu = model.device.type == "cuda"
         gpu_state = torch.cuda.get_rng_state(model.device) if on_gpu else torch.zeros(0, dtype=torch.uint8)
-        gpu_generators = distributed.gather_rows(gpu_state.unsqueeze(0))
-        self._written = time.monotonic()
-        weights, optimizer = gathered_state(model), model.optimizer.state_dict()
-        if not is_main():
-            return
         state = {
+            "model": model.state_dict(),
+            "gradients": {n: _gradient_of(p) for n, p in model.named_parameters() if p.grad is not None},
+            "optimizer": model.optimizer.state_dict(),
+            "generators": generators,
+            "gpu_generators": distributed.gather_rows(gpu_state.unsqueeze(0)),
+        }
+        if (average := getattr(model, "average", None)) is not None:
+            state["average"] = average.state()
+        tensors: dict[str, Tensor] = {}
+        content = {
             "format": FORMAT,
             "config_hash": self.config_hash,
             "model_code": self.model_code,
             "data": self.data,
-            "model": weights,
-            "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-            "optimizer": optimizer,
-            "generators": generators,
-            "gpu_generators": gpu_generators,
             "progress": asdict(progress),
+            "state": take_tensors(state, tensors),
         }
-        if (average := getattr(model, "average", None)) is not None:
-            state["average"] = average.state()
-        write_beside(self.path, lambda stream: torch.save(state, stream))
+        finish = functools.partial(self._finish, partial, content)
+        try:
+            self._tensors.save(tensors, partial, finish, self.in_background)
+        except UserError:
+            if is_main():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _finish(self, partial: Path, content: Mapping[str, Any]) -> None:
+        """Make complete files the newest checkpoint, and delete old ones."""
+        write_json(partial / CONTENT, content)
+        partial.rename(self.path / f"{STEP}{content['progress']['step']:012}")
+        for old in sorted(self.path.glob(f"{STEP}*"))[: -self.keep]:
+            shutil.rmtree(old)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete; raises as ``save``."""
+        self._tensors.wait()
 
     def load(self, model: BaseModel) -> Progress | None:
         """Restore model, optimizer and random generators, and return the progress; None if there is no checkpoint.
@@ -134,39 +188,41 @@ class TrainingCheckpoint:
         Raises
         ------
         UserError
-            The file is damaged, of another configuration or of other data, or not visible to all processes.
+            A file is damaged, of another configuration or of other data, or not visible to all processes.
         """
-        found = self.path.is_file()
-        if distributed.total(found) not in (0, distributed.size()):
+        folder = newest_checkpoint(self.path)
+        if distributed.total(folder is not None) not in (0, distributed.size()):
             raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
-        if not found:
+        if folder is None:
             return None
-        state = read_tensors(self.path, mmap=bool(sharded_tables(model)))
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise UserError(
-                f"{self.path}: no training checkpoint of this version; delete it and start again without --resume"
-            )
-        if state["config_hash"] != self.config_hash:
+        content = read_content(folder)
+        if content["config_hash"] != self.config_hash:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another configuration of this experiment; "
                 "restore that configuration, or start again without --resume"
             )
-        if state.get("model_code", self.model_code) != self.model_code:
+        if content.get("model_code", self.model_code) != self.model_code:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another file of the model {type(model).__name__}, or of one "
                 "that has changed since; restore that file, or start again without --resume"
             )
-        theirs = state.get("data", self.data)
+        theirs = content.get("data", self.data)
         if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
             raise UserError(
                 f"{changed[0]}: has changed since the training checkpoint {self.path} was written; restore it, or "
                 "start again without --resume"
             )
+        spread: dict[str, Tensor] = {}
+        if sharded_tables(model):
+            own: dict[str, Tensor] = {}
+            take_tensors({"model": model.state_dict(), "optimizer": model.optimizer.state_dict()}, own)
+            spread = {name: value for name, value in own.items() if is_distributed(value)}
+        state = put_tensors(content["state"], self._tensors.load(folder, spread), folder)
         model.load_state_dict(state["model"])
         model.optimizer.load_state_dict(state["optimizer"])
         for name, parameter in model.named_parameters():
-            gradient = state["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+            parts = state["gradients"].get(name)
+            parameter.grad = None if parts is None else _gradient(parameter, parts)
         if (average := getattr(model, "average", None)) is not None:
             average.load(state["average"])
         # Where there are more processes than before, the new ones keep their initial state.
@@ -175,18 +231,69 @@ class TrainingCheckpoint:
             gpu_state = state["gpu_generators"][distributed.rank()].clone()
             if model.device.type == "cuda" and gpu_state.numel():
                 torch.cuda.set_rng_state(gpu_state, model.device)
-        return _progress(state["progress"])
+        return _progress(content["progress"])
 
     def remove(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete all checkpoints, if there are any."""
+        self._tensors.wait()
         if is_main():
-            self.path.unlink(missing_ok=True)
+            remove_checkpoints(self.path)
 
 
-def streams_of(path: Path) -> int | None:
-    """Return the number of virtual streams of a training checkpoint, None if it has none or is none."""
-    state = read_tensors(path, mmap=True)
-    return state["progress"].get("streams") if isinstance(state, dict) and "progress" in state else None
+def newest_checkpoint(path: Path) -> Path | None:
+    """Return the folder of the newest complete checkpoint of an experiment, None if there is none.
+
+    Raises
+    ------
+    UserError
+        A file is in its place.
+    """
+    if path.is_file():
+        raise _of_another_version(path)
+    return max(path.glob(f"{STEP}*"), default=None)
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Delete the training checkpoints of an experiment, if there are any."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier version
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """Return all but the tensors of a checkpoint.
+
+    Raises
+    ------
+    UserError
+        It is damaged, or of another version.
+    """
+    content = read_json(folder / CONTENT)
+    if content.get("format") != FORMAT:
+        raise _of_another_version(folder)
+    return content
+
+
+def streams_of(folder: Path) -> int | None:
+    """Return the number of virtual streams of a checkpoint, None if it has none."""
+    return read_content(folder)["progress"].get("streams")
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor | list[Tensor]:
+    """Return a gradient, of a sparse one rows and values."""
+    assert parameter.grad is not None
+    return list(touched_rows(parameter)) if parameter.grad.is_sparse else parameter.grad
+
+
+def _gradient(parameter: nn.Parameter, parts: Any) -> Tensor:
+    if isinstance(parts, Tensor):
+        return parts.to(parameter.device)
+    return sparse_gradient(parameter, *(part.to(parameter.device) for part in parts))
+
+
+def _of_another_version(path: Path) -> UserError:
+    return UserError(f"{path}: no training checkpoint of this version; delete it and start again without --resume")
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -41,7 +41,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint, streams_of
+from fuxictr_mm.training.resume import TrainingCheckpoint, newest_checkpoint, remove_checkpoints, streams_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -88,10 +88,10 @@ class TrainingRun:
             splits: dict[str, bool | None] = {"train": True, "valid": True}
             if config.dataset.test_data:
                 splits["test"] = False
-            resumed = self.resume and self.paths.checkpoint.exists()
+            newest = newest_checkpoint(self.paths.checkpoint) if self.resume else None
             # Those of the interrupted run, whatever the number of processes was.
-            shard = distributed.make_shard(streams_of(self.paths.checkpoint)) if resumed else experiment.make_shard()
-            dataset = experiment.load_dataset(splits, self.paths.weights if resumed else None, shard)
+            shard = experiment.make_shard() if newest is None else distributed.make_shard(streams_of(newest))
+            dataset = experiment.load_dataset(splits, None if newest is None else self.paths.weights, shard)
             self._check_metrics(dataset)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
@@ -112,7 +112,7 @@ class TrainingRun:
             return
         if not vocabularies.equal_file(path):
             self.paths.weights.unlink(missing_ok=True)
-            self.paths.checkpoint.unlink(missing_ok=True)
+            remove_checkpoints(self.paths.checkpoint)
         if vocabularies:
             vocabularies.save(path)
         else:
@@ -125,7 +125,7 @@ class TrainingRun:
     def _check_resumable(self) -> None:
         """Refuse to train a finished run longer: its training checkpoint is deleted. Warn of other settings or data."""
         newest = self.experiment.newest_result()
-        if self.paths.checkpoint.exists() or newest is None:
+        if newest_checkpoint(self.paths.checkpoint) is not None or newest is None:
             return
         is_same = newest["config_hash"] == self.config.fingerprint()
         if is_same and (changed := changed_data(newest.get(DATA), self.config.to_dict())):
@@ -166,7 +166,16 @@ class TrainingRun:
         fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
         paths = dict(data_paths(config.to_dict()))
         data = {paths[name]: value for name, value in self.data.items() if name != "test_data"}
-        checkpoint = TrainingCheckpoint(self.paths.checkpoint, fingerprint, experiment.model_code, data=data)
+        checkpoint = TrainingCheckpoint(
+            self.paths.checkpoint,
+            fingerprint,
+            experiment.model_code,
+            60 * config.checkpoint_minutes,
+            data,
+            every_steps=config.checkpoint_steps,
+            keep=config.checkpoint_keep,
+            in_background=config.checkpoint_in_background,
+        )
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks

@@ -101,6 +101,8 @@ NOT_RUN = {
     r"^fuxictr-mm-serve ": "installs as a program; the same as fuxictr-mm serve",
     r"^pip install": "changes the environment; the extra has to be in pyproject.toml",
     r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
+    r"torchrun --nnodes ": "needs several hosts; tests/training/test_elastic.py starts two",
+    r"scale\.ray_train ": "starts Ray; tests/scale/test_ray_train.py runs it",
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",

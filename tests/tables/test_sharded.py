@@ -1,6 +1,7 @@
 """Tables whose rows are spread over processes are trained as in one process."""
 
 import json
+import shutil
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.tables import gathered_state, sharded_parameters
+from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
 from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
 from tests.docs.fences import ROOT
@@ -68,9 +69,11 @@ def train(settings, folder, shard):
             )
     part = shard.part(777)
     scored = loop.score(model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), 100))
-    optimizer = model.optimizer.state_dict()["sharded"]
-    weights = {name: value.clone() for name, value in gathered_state(model).items() if not value.is_meta}
-    return {"losses": losses, "weights": weights, "optimizer": optimizer["state"], "scores": scored.prediction}
+    optimizer = model.optimizer.state_dict()["sharded"]["state"]
+    if tables := sharded_tables(model):
+        optimizer = {i: {"sum": table.gather(table.sums)} for i, table in enumerate(tables) if i in optimizer}
+    weights = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
+    return {"losses": losses, "weights": weights, "optimizer": optimizer, "scores": scored.prediction}
 
 
 @needs_torchrec
@@ -112,33 +115,54 @@ def test_several_processes_train_as_one(tmp_path, rule, processes):
 
 @needs_torchrec
 @pytest.mark.slow
-def test_resumed_with_another_number_of_processes(dying):  # noqa: F811
+def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_processes(dying):  # noqa: F811
     folder, run = dying
     path = folder / "model_config.yaml"
-    settings = f"eval_steps: 8\n    table_optimizer: rowwise_adagrad\n    feature_specs: {json.dumps(SPECS)}"
-    text = path.read_text().replace("eval_steps: 8", settings)
+    settings = ["eval_steps: 8", "checkpoint_steps: 5", "checkpoint_keep: 2", "net_dropout: 0", "optimizer: sgd"]
+    settings += ["learning_rate: 0.05", "table_optimizer: rowwise_adagrad", f"feature_specs: {json.dumps(SPECS)}"]
+    replaced = ("optimizer:", "learning_rate:", "net_dropout:")
+    kept = (line for line in path.read_text().splitlines() if not line.strip().startswith(replaced))
+    text = "\n".join(kept).replace("eval_steps: 8", "\n    ".join(settings))
     path.write_text(text.replace("embedding_regularizer: 1.e-4", "embedding_regularizer: 0"))
     record = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json"
-    weights, checkpoint = record.with_suffix(".model"), record.with_suffix(".snapshot")
-    done = run()
-    assert done.returncode == 0, done.stderr
-    expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
-    record.unlink()
-    (folder / "die").write_text("kill")
-    assert run().returncode != 0
-    kept = checkpoint.read_bytes()
-    for processes in (2, 3, 1):
-        checkpoint.write_bytes(kept)
-        resumed = run("--resume", processes=processes)
-        assert resumed.returncode == 0, resumed.stderr
-        assert "Resumed at epoch 1, batch 16" in resumed.stderr
+    weights, checkpoints = record.with_suffix(".model"), record.with_suffix(".snapshot")
+
+    def steps():
+        return [int(p.name.removeprefix("step-")) for p in sorted(checkpoints.glob("step-*"))]
+
+    def die(how, processes=2, *flags):
+        (folder / "die").write_text(how)
+        done = run(*flags, processes=processes)
+        assert done.returncode != 0
+        assert not (folder / "die").exists(), done.stderr
+        return done.stderr
+
+    def finish(processes):
+        done = run("--resume", processes=processes)
+        assert done.returncode == 0, done.stderr
         found = torch.load(weights, weights_only=True)
-        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
-        if processes == 2:
-            assert all(torch.equal(found[name], value) for name, value in expected.items())
-        assert json.loads(record.read_text())["valid"]["AUC"] == pytest.approx(metrics["AUC"], abs=0.05)
+        metrics = json.loads(record.read_text())["valid"]
         record.unlink()
-    assert sorted(p.name for p in record.parent.glob("tmp*")) == []
+        assert not checkpoints.exists()
+        assert sorted(record.parent.glob("tmp*")) == []
+        return found, metrics
+
+    expected, metrics = finish(2)
+    die("kill 22")
+    assert steps() == [16, 20]
+    shutil.copytree(checkpoints, folder / "kept")
+    assert "Resumed at epoch 1, batch 20 of 32" in die("save 22", 2, "--resume")
+    assert steps() == [16, 20]
+    found, _ = finish(2)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    shutil.copytree(folder / "kept", checkpoints)
+    assert "512 rows a step, as before" in die("kill 39", 3, "--resume")
+    assert steps() == [32, 35]
+    found, measured = finish(1)
+    assert measured == pytest.approx(metrics, abs=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
 def build(**settings):
@@ -182,3 +206,31 @@ def test_a_pair_of_packages_that_does_not_fit_is_named(versions, monkeypatch):
         check_torchrec()
     assert "pip install --no-deps -r requirements-scale-cpu.txt" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+LIMITED = """
+import resource
+from fuxictr_mm.experiment import Experiment
+
+resource.setrlimit(resource.RLIMIT_DATA, ({megabytes} * 2**20,) * 2)  # as ulimit -d
+Experiment.load("DIN_MM_tiny", {root!r}, **{settings!r}).fit()
+"""
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_a_table_that_one_process_may_not_allocate_trains_on_two(tmp_path):
+    rows, dim = 6_000_000, 64  # 1,536 MB; without the table, a process maps 1,540 MB
+    feature = {"name": "likes_level", "table": "sharded", "vocab_size": rows}
+    settings = {**SETTINGS, "feature_specs": [feature], "embedding_dim": dim, "table_optimizer": "rowwise_adagrad"}
+    settings |= {"epochs": 1, "batch_size": 2048, "record": False, "keep_memory": False, "model_root": str(tmp_path)}
+    script = tmp_path / "limited.py"
+    script.write_text(LIMITED.format(megabytes=2650, root=str(ROOT), settings=settings))
+    alone = start(script, processes=1)
+    assert alone.returncode != 0
+    assert "alloc" in alone.stderr
+    together = start(script, processes=2)  # with a checkpoint and the weights written, and read at the end
+    assert together.returncode == 0, together.stderr
+    weights = torch.load(tmp_path / "tiny_mm" / "DIN_MM_tiny.model", weights_only=True, mmap=True)
+    assert {tuple(value.shape) for value in weights.values() if value.dim() == 2} >= {(rows, dim)}
+    assert not (tmp_path / "tiny_mm" / "DIN_MM_tiny.snapshot").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,16 +154,24 @@ from model_of_the_package import DIN_MM
 
 
 class Dying(DIN_MM):
-    '''Dies once at step 21 of process 1, or raises there.'''
+    '''As the file `die` says, process 1 ends once: "kill 21" at step 21, "save 21" in the next checkpoint.'''
 
     def batch_loss(self, batch):
-        if self._total_steps == 21 and distributed.rank() == 1 and Path("die").exists():
-            how = Path("die").read_text()
-            Path("die").unlink()
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise DataError("planted trouble")
+        path = Path("die")
+        if distributed.rank() == 1 and path.exists():
+            how, step = path.read_text().split()
+            if self._total_steps == int(step):
+                path.unlink()
+                if how == "raise":
+                    raise DataError("planted trouble")
+                if how == "kill":
+                    die()
+                os.fsync = die  # its file is written then, and not yet complete
         return super().batch_loss(batch)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -191,15 +200,16 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     folder, run = dying
     record = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json"
     weights = record.with_suffix(".model")
-    assert run().returncode == 0
+    done = run()
+    assert done.returncode == 0, done.stderr
     expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
     record.unlink()
     checkpoint = record.with_suffix(".snapshot")
     assert not checkpoint.exists()
 
-    (folder / "die").write_text("kill")
+    (folder / "die").write_text("kill 21")
     assert run().returncode != 0
-    kept = checkpoint.read_bytes()
+    shutil.copytree(checkpoint, folder / "kept")
     resumed = run("--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at epoch 1, batch 16 of 32" in resumed.stderr
@@ -208,9 +218,9 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     assert json.loads(record.read_text())["valid"] == metrics
 
     record.unlink()
-    checkpoint.write_bytes(kept)
+    shutil.copytree(folder / "kept", checkpoint)
     alone = run("--resume", processes=1)
-    assert "Resumed at epoch 1, batch 16 of 47" in alone.stderr  # 8,192 of 16,000 rows are done
+    assert "Resumed at epoch 1, batch 16 of 32" in alone.stderr  # with the rows a step of the run that was killed
     assert "24 streams, 24 of each process" in alone.stderr  # those of the run that was killed
     assert abs(json.loads(record.read_text())["valid"]["AUC"] - metrics["AUC"]) < 0.05
 
@@ -229,14 +239,16 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     path = folder / "model_config.yaml"
     settings = "ema: 0.9\n    warmup_steps: 5\n    lr_schedule: linear\n    embedding_weight_decay: 0.1\n    "
     settings += "feature_specs: [{name: txt_emb_pca8, dropout: 0.3}, {name: item_id, dropout: 0.3, table: touched}]"
-    settings += "\n    eval_steps: 8\n    accumulation_steps: 3"
+    settings += (
+        "\n    eval_steps: 8\n    accumulation_steps: 3\n    checkpoint_in_background: True\n    checkpoint_steps: 5"
+    )
     path.write_text(path.read_text().replace("eval_steps: 8", settings))
     weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
     done = run()
     assert done.returncode == 0, done.stderr
     expected = torch.load(weights, weights_only=True)
     weights.with_suffix(".json").unlink()
-    (folder / "die").write_text("kill")
+    (folder / "die").write_text("kill 21")
     assert run().returncode != 0
     assert run("--resume").returncode == 0
     found = torch.load(weights, weights_only=True)
@@ -246,7 +258,7 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_all_with_its_message(dying):
     folder, run = dying
-    (folder / "die").write_text("raise")
+    (folder / "die").write_text("raise 21")
     done = run()
     assert done.returncode != 0
     assert "process 1: error: planted trouble" in done.stderr

@@ -15,6 +15,7 @@ import torch
 
 from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.tables.gradients import sparse_gradient, touched_parameters
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
@@ -159,7 +160,12 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     checkpoint.save(model, Progress())
     with raises_naming(UserError, checkpoint.path):
         TrainingCheckpoint(checkpoint.path, "other").load(model)
-    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:1000])
+    (tensors,) = checkpoint.path.glob("*/*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    with raises_naming(UserError, checkpoint.path):
+        checkpoint.load(model)
+    checkpoint.remove()
+    checkpoint.path.write_bytes(b"of an earlier version")
     with raises_naming(UserError, checkpoint.path):
         checkpoint.load(model)
 
@@ -183,7 +189,7 @@ def test_a_run_is_resumed_only_on_the_files_that_it_began_with(tmp_path, caplog)
 
     # The state is written at every step.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingCheckpoint, "due", True)
+        patch.setattr(TrainingCheckpoint, "is_due", lambda *_: True)
         with pytest.raises(Killed):
             fit(False, die_at=3)
     data = Experiment.load("DIN_MM_tiny", ROOT, data_root=tmp_path).config.dataset
@@ -205,6 +211,34 @@ def test_a_run_is_resumed_only_on_the_files_that_it_began_with(tmp_path, caplog)
         assert (result.stat().st_mtime_ns != written) is changed
 
 
+@pytest.mark.slow
+def test_checkpoints_in_the_background_are_complete_and_the_newest_are_kept(tmp_path, monkeypatch):
+    expected, history = train(prepare(tmp_path / "whole"))
+    model, rows, valid, _ = prepare(tmp_path / "killed")
+    options = {"every_steps": 5, "keep": 2, "in_background": True}
+    checkpoint = TrainingCheckpoint(tmp_path / "killed" / "run.snapshot", "hash", **options)
+    kill_at_step(model, 19)
+    with pytest.raises(Killed):
+        train((model, rows, valid, checkpoint))
+    checkpoint.wait()
+    assert sorted(p.name[-2:] for p in checkpoint.path.iterdir()) == ["15", "16"]  # after 16 steps an epoch ends
+    found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
+    assert resumed_history == history
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_gradients_of_few_rows_are_kept(tmp_path):
+    specs = [{"name": "item_id", "table": "touched"}]
+    model, _, _, checkpoint = prepare(tmp_path, feature_specs=specs)
+    (table,) = touched_parameters(model)
+    table.grad = sparse_gradient(table, torch.tensor([3, 7]), torch.ones(2, table.shape[1]))
+    checkpoint.save(model, Progress())
+    table.grad = None
+    checkpoint.load(model)
+    assert table.grad.is_sparse
+    assert table.grad.to_dense().nonzero()[:, 0].unique().tolist() == [3, 7]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     model, _, _, checkpoint = prepare(tmp_path)
     checkpoint.save(model, Progress(step=7))
@@ -218,7 +252,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     found = checkpoint.load(model)
     assert found is not None
     assert found.step == 7
-    assert [p.name for p in tmp_path.iterdir()] == ["run.snapshot"]
+    assert [p.name for p in checkpoint.path.iterdir()] == ["step-000000000007"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""Paths in object stores, read by fsspec: ``s3://bucket/train``, ``gs://bucket/train``, ``memory://train``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
+
+from fuxictr_mm.errors import UserError
+
+
+class RemotePath(PurePosixPath):
+    """A path with a scheme that has the methods of ``Path`` by which files of rows and of items are read."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)  # PurePosixPath drops the second slash
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    @property
+    def store(self) -> Any:
+        """The file system of fsspec.
+
+        Raises
+        ------
+        UserError
+            The scheme is unknown, or its package is not installed.
+        """
+        from fsspec import filesystem
+
+        scheme = self.parts[0].removesuffix(":")
+        try:
+            return filesystem(scheme)
+        except (ImportError, ValueError) as error:
+            packages = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+            fix = f"python -m pip install {packages[scheme]}" if scheme in packages else "copy the files to a disk"
+            raise UserError(f"{self}: {scheme}:// cannot be read ({error}); {fix}") from None
+
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        return bool(self.store.isfile(str(self)))
+
+    def is_dir(self) -> bool:
+        """Whether there are files whose names begin with this path and a slash."""
+        return bool(self.store.isdir(str(self)))
+
+    def exists(self) -> bool:
+        """Whether there is a file or a folder."""
+        return bool(self.store.exists(str(self)))
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Yield the files and folders in this folder."""
+        for name in self.store.ls(str(self), detail=False):
+            yield self / PurePosixPath(name).name
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """Yield the files and folders in this folder whose names match."""
+        return (path for path in self.iterdir() if path.match(pattern))
+
+    def stat(self) -> SimpleNamespace:
+        """Return the size in bytes; the time of the last change is unknown."""
+        return SimpleNamespace(st_size=self.store.size(str(self)), st_mtime_ns=0)
+
+    def open(self, mode: str = "rb") -> Any:
+        """Open a file for random reads: what is asked for is read, and nothing ahead."""
+        return self.store.open(str(self), mode, cache_type="none")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is in an object store."""
+    return isinstance(path, RemotePath) or "://" in str(path)
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """Return a path on a disk, or in an object store, which can be read like one.
+
+    Examples
+    --------
+    >>> print(path_of("memory://folder") / "train.parquet")
+    memory://folder/train.parquet
+    """
+    return RemotePath(path) if is_remote(path) else Path(path)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Launchers of training on clusters; torchrun needs none."""
