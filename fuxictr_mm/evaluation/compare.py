@@ -183,7 +183,8 @@ def newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> li
     configurations = len({run.config_key for run in runs})
     if configurations > 1:
         notes.append(
-            f"{name}: its {len(runs)} runs are of {configurations} configurations; {len(kept)} of the newest, begun "
+            f"{name}: its {len(runs)} runs are of {configurations} configurations, data or model files included; "
+            f"{len(kept)} of the newest, begun "
             f"at {runs[0].started_at}, {'is' if len(kept) == 1 else 'are'} compared"
         )
     elif len(kept) < len(runs):

@@ -13,7 +13,6 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
-from fuxictr_mm.metrics import split_task
 from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
@@ -117,6 +116,8 @@ def report(
 
 def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
     """Return the runs that have a label; of those on several, with its metrics alone, AUC first."""
+    from fuxictr_mm.metrics import split_task  # which imports torch
+
     found: list[Run] = []
     known: set[str] = set()
     for run in runs:

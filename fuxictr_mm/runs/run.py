@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import read_json
+from fuxictr_mm.runs.evaluations import read_lines
+from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS
+from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
 
 if TYPE_CHECKING:
     import numpy as np
-from fuxictr_mm.runs.evaluations import read_lines
-from fuxictr_mm.runs.paths import DIAGNOSIS, METRICS, PREDICTIONS, WEIGHTS
-from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
 
 #: Settings in which two seeds of one configuration may differ.
 NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
@@ -102,9 +102,11 @@ class Run:
 
     @property
     def config_key(self) -> str:
-        """Hash of the configuration without seed, names, paths of output: equal for seeds of one configuration."""
+        """Hash of what seeds have in common: configuration without seed, names, paths of output; model file; data."""
         kept = with_text_keys({k: v for k, v in self.config.items() if k not in NAMING_KEYS})
-        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+        data = {k: v for k, v in self.environment.get(DATA, {}).items() if k != "test_data"}  # it decides no weights
+        sources = [kept, self.environment.get(MODEL_CODE), data]
+        return hashlib.sha256(json.dumps(sources, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def is_usable(self) -> bool:

@@ -88,6 +88,22 @@ def test_of_several_configurations_the_newest_is_compared(copy, train):
     assert all(part in report["notes"][0] for part in ("DIN_tiny", "5 runs", "2 "))
 
 
+@pytest.mark.parametrize(
+    ("data", "kept"), [({"train_data": "other"}, {2}), ({"test_data": "other"}, {1, 2, 3}), ({}, {1, 2, 3})]
+)
+def test_seeds_of_other_data_are_no_seeds_of_the_newest(copy, data, kept):
+    """A changed test split alone is no other training."""
+    for run in find_runs(copy, expid="DIN_tiny"):
+        path = run.path / "environment.json"
+        environment = json.loads(path.read_text())
+        environment["data"] = {"train_data": "one", "test_data": "one"} | ({} if run.seed == 2 else data)
+        path.write_text(json.dumps(environment))
+    runs = find_runs(copy, expid="DIN_tiny")
+    second = next(run for run in runs if run.seed == 2)
+    assert {run.seed for run in runs if run.config_key == second.config_key} == kept
+    assert len({run.config_key for run in runs}) == (1 if len(kept) == 3 else 2)
+
+
 def test_more_than_two_are_compared_with_the_best(copy):
     """Three planted ones, from the labels with noise of different size."""
     generator = np.random.default_rng(0)
