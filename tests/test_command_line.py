@@ -295,6 +295,7 @@ def read_scores(path):
     return np.array([float(line.split(",")[1]) for line in lines])
 
 
+@pytest.mark.slow
 def test_train_seeds_average_calibrate(project, monkeypatch, capsys):
     for seed in (1, 2):
         run("run_expid.py", "--expid", "DIN_tiny", "--seed", seed, monkeypatch=monkeypatch)

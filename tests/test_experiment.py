@@ -116,6 +116,7 @@ def challenge(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expid", ["DIN_MicroLens", "DIN_MM_MicroLens"])
 def test_the_challenges_own_dataset_entry_runs(challenge, expid):
     small = {"dnn_hidden_units": [16], "embedding_dim": 16, "batch_size": 2048, "epochs": 1}

@@ -426,6 +426,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_the_same_weights_after_kills(tmp_path):
     model, train, valid, checkpoint = prepare(tmp_path / "whole")
     history = loop.fit(model, train, 2, valid, checkpoint=checkpoint)

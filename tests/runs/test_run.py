@@ -142,6 +142,7 @@ experiment.fit(resume="--resume" in sys.argv)
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_one_folder(train, tmp_path):
     whole = train(tmp_path / "whole", epochs=2, eval_steps=20)
     command = [sys.executable, "-c", SCRIPT.format(config=str(ROOT)), str(tmp_path / "killed")]

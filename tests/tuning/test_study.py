@@ -515,6 +515,7 @@ def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     assert [list(trial.intermediate_values) for trial in loaded.trials] == [[1]]
 
 
+@pytest.mark.slow
 def test_a_study_on_other_data_is_refused(folder):
     train = folder / "data" / "tiny" / "train.parquet"
     train.parent.mkdir(parents=True)
