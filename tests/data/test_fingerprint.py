@@ -34,6 +34,28 @@ def test_a_change_anywhere_in_a_csv_file_is_found(tmp_path):
     assert len(found) == 5
 
 
+def test_many_part_files_share_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(fingerprint, "FOLDER_BLOCKS", 100)
+
+    def found(files):
+        """Return whether a change between two of the fewest blocks of the last file is found."""
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        hashes = set()
+        for value in (0, 1):
+            content = bytearray(400)
+            content[15] = value
+            for number in range(files):
+                (folder / f"{number}.parquet").write_bytes(content if number == files - 1 else bytes(400))
+            hashes.add(hash_files(folder))
+        return len(hashes) == 2
+
+    assert found(1)
+    assert found(2)
+    assert not found(100)
+
+
 def test_partitions_above_the_path_count(tmp_path):
     def written(name):
         path = tmp_path / name / "a.parquet"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.fingerprint import REMOTE_BLOCKS, changed_data, data_hashes, hash_files
+from fuxictr_mm.data.fingerprint import FEWEST_BLOCKS, changed_data, data_hashes, hash_files
 from fuxictr_mm.data.remote import RemotePath, path_of
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
@@ -112,7 +112,7 @@ def test_few_requests_hash_a_file(store, monkeypatch):
     hash_files("memory://data/small.parquet")
     assert len(read) == 2  # the last of them finds the end, which takes no request
     hash_files("memory://data/large.parquet")
-    assert len(read) == 2 + REMOTE_BLOCKS
+    assert len(read) == 2 + FEWEST_BLOCKS
 
 
 def test_what_is_not_there_is_named(store):
