@@ -1,7 +1,7 @@
 """Where encoded splits are kept: ``DATA_ROOT/DATASET_ID/encoded-FINGERPRINT``.
 
-The fingerprint is that of the settings that decide the encoding and of the files that it was made from (name, size and
-time of the last change), so that a change of either is another folder. A folder holds::
+The fingerprint is that of the settings that decide the encoding and of the contents of the files that it was made from
+(``fuxictr_mm.data.fingerprint``), so that a change of either is another folder. A folder holds::
 
     manifest.json               settings, files, lengths and scales; written last: without it, the folder is not used
     vocabulary.parquet          feature, token, id (pad and OOV left out)
@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,6 @@ logger = logging.getLogger(__name__)
 
 #: Raised when the same settings and files are encoded in another way.
 VERSION = 2
-
-
-def fingerprint_of_files(files: Iterable[Path]) -> list[list[Any]]:
-    """Return name, size and time of the last change of every file."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def digest(content: Any) -> str:
@@ -122,9 +117,9 @@ class Cache:
             logger.info(f"{self.root}: another process writes encoded files there; waiting for it")
             return lock.acquire()
 
-    def split_path(self, split: str, files: Iterable[Path]) -> Path:
-        """Return where a split is kept, for the files that it is made from."""
-        return self.folder / f"{split}-{digest(fingerprint_of_files(files))}.parquet"
+    def split_path(self, split: str, content: str) -> Path:
+        """Return where a split is kept, by the ``hash_files`` of the files that it is made from."""
+        return self.folder / f"{split}-{content[:12]}.parquet"
 
     def write(self, path: Path, write: Callable[[Path], None]) -> None:
         """Let ``write`` write a file under another name, then rename it."""

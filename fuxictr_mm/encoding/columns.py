@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
 from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, scan_csv, with_partitions
@@ -185,6 +186,11 @@ class RawFiles:
         """The files, in natural order."""
         return part_files(self.path, f".{self.form}")
 
+    @property
+    def hash(self) -> str:
+        """The hash of the contents of the files."""
+        return hash_files(self.path, f".{self.form}")
+
     def scan(self, columns: Sequence[Column], needs_label: bool | None) -> tuple[pl.LazyFrame, list[Column]]:
         """Return the columns with missing values filled, lazily, and which ones there are.
 
@@ -336,6 +342,17 @@ class RawFiles:
                 f"{file}: row {number} has {len(row)} fields, expected {len(header)} as in the header; put texts that "
                 f"hold {self.separator!r} in quotes"
             )
+
+    def check_finite(self, column: Column) -> None:
+        """Raise a DataError for the first number of a column that is infinite or no number."""
+        for file in self.files:
+            frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
+            number = pl.col(column.source).cast(pl.Float64, strict=False)
+            bad = frame.select(number).with_row_index("row").filter(~pl.col(column.source).is_finite()).head(1)
+            for row, value in bad.collect(engine="streaming").rows():
+                raise DataError(
+                    f"{file}: {column.source}: row {row} holds {value}, expected finite numbers; correct the file"
+                )
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
         """Raise a DataError for the first text in a column of numbers."""

@@ -6,6 +6,7 @@ parsed once, into a temporary Parquet file; counting and encoding then read one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,10 +252,17 @@ def _scale(train: Split, column: Column) -> tuple[float, float]:
     """Return mean and deviation, or minimum and range, of a numeric column."""
     values = pl.col(column.name)
     if column.spec["normalizer"] == "StandardScaler":
-        shift, scale = values.mean(), values.std(ddof=0)
+        statistics = values.mean(), values.std(ddof=0)
     else:
-        shift, scale = values.min(), values.max() - values.min()
-    found = train.collect(train.frame.select(shift.alias("shift"), scale.alias("scale")))
+        statistics = values.min(), values.max() - values.min()
+    found = train.collect(train.frame.select(statistics[0].alias("shift"), statistics[1].alias("scale")))
     if len(found) == 0 or found["shift"][0] is None:
         raise DataError(f"{train.raw.path}: no rows, expected at least one")
-    return float(found["shift"][0]), float(found["scale"][0]) or 1.0
+    shift, scale = float(found["shift"][0]), float(found["scale"][0])
+    if not (math.isfinite(shift) and math.isfinite(scale)):
+        train.raw.check_finite(column)
+        raise DataError(
+            f"{train.raw.path}: {column.source}: is scaled by {shift} and {scale}, expected finite numbers; divide the "
+            "column, or leave out normalizer"
+        )
+    return shift, scale or 1.0

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.encoding.cache import Cache, fingerprint_of_files
+from fuxictr_mm.encoding.cache import Cache
 from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
 from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
@@ -83,8 +84,8 @@ def encode(
         for name, file in keys.items():
             if not file.is_file():
                 raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
-        files_of = {split: fingerprint_of_files(files.files) for split, files in raw.items()}
-        cache = Cache(root, {**settings, "files": files_of, "pretrained": fingerprint_of_files(keys.values())})
+        files_of = {split: files.hash for split, files in raw.items()}
+        cache = Cache(root, {**settings, "files": files_of, "pretrained": [hash_files(path) for path in keys.values()]})
     except MissingFileError:
         # To score, the vocabularies of an earlier run are enough.
         kept = None if "train" in paths else Cache.find(root, settings, has_run)
@@ -126,10 +127,10 @@ def encode(
             suffix = Path(path).suffix[1:]
             kind = suffix if of_user and suffix in ("csv", "parquet") else form
             files = RawFiles(Path(path), kind, params.get("sep", ","))
-            target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.files)
+            target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.hash)
             if needs_labels.get(split) is None and not target.exists() and not of_user:
                 # Without its labels, which a later run may read.
-                target = cache.split_path(f"unlabelled-{split}", files.files)
+                target = cache.split_path(f"unlabelled-{split}", files.hash)
             changes[f"{split}_data"] = str(target)
             if target.exists():
                 logger.info(f"{path}: encoded before, {target} is used")
@@ -145,8 +146,7 @@ def encode(
 def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
     """Return where splits are kept that are encoded as a run was trained, of other files than those of today."""
     assert vocabularies.path is not None
-    run = [str(vocabularies.path.absolute()), *fingerprint_of_files([vocabularies.path])]
-    of_run = Cache(cache.root, {**cache.made_from, "run": run})
+    of_run = Cache(cache.root, {**cache.made_from, "run": hash_files(vocabularies.path)})
     of_run.folder.mkdir(exist_ok=True)  # under the lock of the root
     return of_run
 
@@ -220,13 +220,12 @@ def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
         for split, path in paths.items():
             if Path(path).suffix == ".parquet":  # of a data frame to score
                 continue
-            files = part_files(path, ".npz")
-            target = cache.split_path(split, files)
+            target = cache.split_path(split, hash_files(path, ".npz"))
             changes[f"{split}_data"] = str(target)
             if target.exists():
                 logger.info(f"{path}: converted before, {target} is used")
                 continue
-            cache.write(target, partial(_write_arrays, files))
+            cache.write(target, partial(_write_arrays, part_files(path, ".npz")))
             logger.info(f"{path}: converted to {target}")
     return changes
 

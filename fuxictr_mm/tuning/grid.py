@@ -12,7 +12,7 @@ from fuxictr_mm.config import config_hash, list_experiments
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import try_lock
 from fuxictr_mm.tuning.runner import common_args, run_trials
-from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, warn_of_changed_data
 from fuxictr_mm.tuning.tuner_file import read_tuner
 from fuxictr_mm.yaml_files import write_entries
 
@@ -108,6 +108,8 @@ def run_grid(
         trial runs.
     """
     trials = _Grid(config_dir, tag, data_root, model_zoo)
+    if not quiet:
+        warn_of_changed_data((trial.outdated() for trial in trials.waiting), "trial")
     run_trials(trials, config_dir, gpus, script, [*extra_args, *common_args(data_root, model_zoo)], quiet)
     return trials.results()
 
@@ -132,18 +134,18 @@ class _Grid(Trials):
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
-        self._waiting = [trial for trial in trials if self._results[trial.expid] is None]
+        self.waiting = [trial for trial in trials if self._results[trial.expid] is None]
 
     @property
     def done(self) -> bool:
-        return not self._waiting
+        return not self.waiting
 
     def take(self) -> Trial | None:
-        for trial in list(self._waiting):
+        for trial in list(self.waiting):
             lock = try_lock(self._locks / f"{trial.expid}.lock")
             if lock is None:
                 continue  # another process runs it
-            self._waiting.remove(trial)
+            self.waiting.remove(trial)
             self._results[trial.expid] = trial.result(skipped=True)
             if self._results[trial.expid] is None:
                 return replace(trial, lock=lock)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import Run
 from fuxictr_mm.tuning.runner import run_trials
-from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, warn_of_changed_data
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -107,9 +107,7 @@ def train_side_by_side(
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
     trials = _Variants(variants, experiment.config.expid, resume)
     if resume and not quiet:
-        changed = {one.outdated() for one, _ in variants.values() if not one.finished_runs()} - {None}
-        for what_changed in sorted(map(str, changed)):
-            print(f"{what_changed} has changed since {what}s were trained, which are trained again", file=sys.stderr)
+        warn_of_changed_data((one.outdated() for one, _ in variants.values() if not one.finished_runs()), what)
     logs = experiment.paths.folder / "logs"
     options = [*(["--resume"] if resume else []), *extra_args]
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,23 +100,37 @@ class Trial:
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result on disk, None if there is none of exactly these parameters, model file and data."""
-        try:
-            record = {} if self.paths is None else read_json(self.paths.result)
-        except UserError:
-            return None  # not finished, or not by this library: run it
-        same_code = record.get(MODEL_CODE, self.model_code) == self.model_code
-        if record.get("config_hash") != config_hash(self.params) or not same_code:
-            return None
-        if changed_data(record.get(DATA), self.params):
+        found = self._result_of_settings()
+        if found is None or changed_data(found.get(DATA), self.params):
             return None
         return TrialResult(
-            self.expid, self.params, record["valid"], record["test"] or {}, record["seconds"], skipped=skipped
+            self.expid, self.params, found["valid"], found["test"] or {}, found["seconds"], skipped=skipped
         )
+
+    def outdated(self) -> str | None:
+        """Return which data has changed since the result on disk was written, None if there is no such result."""
+        found = self._result_of_settings()
+        return None if found is None else changed_data(found.get(DATA), self.params)
+
+    def _result_of_settings(self) -> dict[str, Any] | None:
+        """Return the file of a result of these parameters and model file, on any data."""
+        try:
+            found = {} if self.paths is None else read_json(self.paths.result)
+        except UserError:
+            return None  # not finished, or not by this library: run it
+        same_code = found.get(MODEL_CODE, self.model_code) == self.model_code
+        return found if same_code and found.get("config_hash") == config_hash(self.params) else None
 
     def release(self) -> None:
         """Release the lock on its files."""
         if self.lock is not None:
             self.lock.release()
+
+
+def warn_of_changed_data(changed: Iterable[str | None], what: str) -> None:
+    """Print which data has changed since trials (``what``: trial, seed or fold) were trained, a line each."""
+    for path in sorted({path for path in changed if path is not None}):
+        print(f"{path} has changed since {what}s were trained, which are trained again", file=sys.stderr)
 
 
 class Trials(Protocol):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.fingerprint import changed_data, data_hashes
-from fuxictr_mm.data.remote import path_of
+from fuxictr_mm.data.fingerprint import FEWEST_BLOCKS, changed_data, data_hashes, hash_files
+from fuxictr_mm.data.remote import RemotePath, path_of
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -95,6 +95,24 @@ def test_folders_partitions_and_hashes(store):
     assert changed_data(hashes, params) == "train_data: memory://data"
     with raises_naming(DataError, "memory://data/day=2/part.parquet"):
         parquet.count_rows("memory://data")
+
+
+def test_few_requests_hash_a_file(store, monkeypatch):
+    store.pipe("/data/small.parquet", b"x" * 1_000_000)
+    store.pipe("/data/large.parquet", b"x" * 5_000_000)
+    read = []
+    opened = RemotePath.open
+
+    def counting(path, mode="rb"):
+        stream = opened(path, mode)
+        monkeypatch.setattr(stream, "read", lambda size, read_=stream.read: read.append(size) or read_(size))
+        return stream
+
+    monkeypatch.setattr(RemotePath, "open", counting)
+    hash_files("memory://data/small.parquet")
+    assert len(read) == 2  # the last of them finds the end, which takes no request
+    hash_files("memory://data/large.parquet")
+    assert len(read) == 2 + FEWEST_BLOCKS
 
 
 def test_what_is_not_there_is_named(store):

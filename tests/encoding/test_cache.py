@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.data import fingerprint
 from fuxictr_mm.encoding import prepare
 from fuxictr_mm.encoding.encode import Encoding
 from fuxictr_mm.errors import UserError
@@ -58,6 +60,51 @@ def test_a_change_of_settings_or_files_is_encoded_again(folder, written):
     write_csv(folder / "train.csv", rows_of(80, 7))
     assert pq.read_metadata(encode(params)[0]["train_data"]).num_rows == 80
     assert written == ["train", "valid"] * 3
+
+
+def test_contents_count_and_times_do_not(folder, written):
+    params = params_of(folder)
+    path = folder / "train.csv"
+    first, _ = encode(params)
+    status = path.stat()
+    os.utime(path, (1, 1))
+    assert encode(params)[0] == first
+    assert written == ["train", "valid"]
+    rows = path.read_bytes()
+    path.write_bytes(rows[:-2] + (b"0" if rows[-2:-1] == b"1" else b"1") + rows[-1:])  # the last label
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # seen by this process
+    assert path.stat().st_size == status.st_size
+    assert encode(params)[0]["train_data"] != first["train_data"]
+    fingerprint._hash_file.cache_clear()  # as in another process
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert encode(params)[0]["train_data"] != first["train_data"]
+    path.write_bytes(rows)
+    assert encode(params)[0] == first
+
+
+def test_a_renamed_partition_is_encoded_again(folder, written):
+    day = {"name": "day", "active": True, "dtype": "str", "type": "categorical"}
+    params = params_of(folder, [day], train_data=str(folder / "rows"), valid_data=str(folder / "later" / "day=2"))
+    for path in ("rows/day=1/a.csv", "later/day=2/a.csv"):
+        write_csv(folder / path, rows_of(20))
+    first, _ = encode(params)
+    assert encode(params)[0] == first
+    (folder / "rows" / "day=1").rename(folder / "rows" / "day=2")
+    changed, _ = encode(params)
+    assert written == ["rows", "day=2"] * 2
+    valid = [pq.read_table(found["valid_data"])["day"].to_pylist() for found in (first, changed)]
+    assert valid == [[2] * 20, [1] * 20]  # unknown, then known
+
+
+def test_converted_arrays_are_those_of_the_files(tmp_path):
+    path = tmp_path / "train.npz"
+    found = []
+    for value in (1, 2):
+        np.savez(path, x=np.full(3, value))
+        os.utime(path, ns=(5, 5))
+        fingerprint._hash_file.cache_clear()  # as in another process
+        found.append(pq.read_table(prepare.convert({"train": str(path)}, tmp_path)["train_data"])["x"].to_pylist())
+    assert found == [[1] * 3, [2] * 3]
 
 
 def test_a_change_of_validation_keeps_the_training_split(folder, written):

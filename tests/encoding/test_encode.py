@@ -20,7 +20,9 @@ from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.encoding.vocabulary import Vocabulary
+from fuxictr_mm.errors import DataError
 from tests.encoding.raw import COLUMNS, both_labels, params_of, rows_of, same, write_csv
+from tests.errors import raises_naming
 
 TEXTS = st.sampled_from(["", "a", "b", "B", "ä", "日本", 'say "x"', "x,y", " a ", "10", "9", "𝄞", "\uffee", "a\nb"])
 ROW = st.fixed_dictionaries(
@@ -212,3 +214,23 @@ def test_embeddings_of_rows_pass(tmp_path):
     found = columns_of(load_dataset(params, {"train": True}, flat=True), "train")
     assert found["vector"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert found["word"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "value"), [("StandardScaler", "nan"), ("StandardScaler", "-inf"), ("MinMaxScaler", "inf")]
+)
+def test_a_number_that_is_not_finite_is_named_before_it_scales_others(folder, normalizer, value):
+    column = {"name": "age", "active": True, "dtype": "float", "type": "numeric", "normalizer": normalizer}
+    for part, rows in enumerate((rows_of(20, 1), rows_of(20, 2))):
+        rows[5]["age"] = value if part else ""
+        write_csv(folder / "rows" / f"{part}.csv", rows)
+    params = params_of(folder, [column], train_data=str(folder / "rows"))
+    with raises_naming(DataError, folder / "rows" / "1.csv", "age", "row 5", value):
+        load_dataset(params, {"train": True, "valid": True}, flat=True)
+
+
+def test_numbers_too_large_to_scale_are_named(folder):
+    column = {"name": "age", "active": True, "dtype": "float", "type": "numeric", "normalizer": "StandardScaler"}
+    write_csv(folder / "train.csv", [{**row, "age": f"{place}e200"} for place, row in enumerate(rows_of(20))])
+    with raises_naming(DataError, folder / "train.csv", "age", "inf"):
+        load_dataset(params_of(folder, [column]), {"train": True}, flat=True)

@@ -14,9 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from fuxictr_mm.config import list_experiments, load_config
+from fuxictr_mm.config import config_hash, list_experiments, load_config
+from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.tuning import TrialResult, enumerate_trials, format_table, report, run_grid, run_tuner, write_table
+from fuxictr_mm.files import write_json
+from fuxictr_mm.tuning import (
+    TrialResult,
+    enumerate_trials,
+    format_table,
+    grid,
+    report,
+    run_grid,
+    run_tuner,
+    write_table,
+)
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
 
@@ -251,6 +262,28 @@ def test_two_workers_run_at_the_same_time(folder):
     results = run(written, gpus=[-1, -1])
     assert [result.error for result in results] == [None] * 3
     assert sorted(runs(folder)) == sorted(result.expid for result in results)
+
+
+def test_a_warning_names_changed_data_of_finished_trials(folder, capsys, monkeypatch):
+    monkeypatch.setattr(grid, "run_trials", lambda *arguments: None)
+    written = enumerate_trials(tuner_file(folder, "width: [1, 2, 3]"))
+    path = folder / "data" / "tiny" / "train.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a")
+    for name in list(list_experiments(written))[:2]:
+        params = load_config(written, name)
+        result = {"expid": name, "config_hash": config_hash(params), "valid": {}, "test": {}, "seconds": 1.0}
+        result_path = folder / "checkpoints" / "tiny" / f"{name}.json"
+        result_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(result_path, {**result, "data": data_hashes(params)})
+    assert [result.skipped for result in run(written)] == [True, True]
+    assert capsys.readouterr().err == ""
+    path.write_bytes(b"b")
+    assert run(written) == []
+    (line,) = capsys.readouterr().err.splitlines()  # one for all trials
+    check_names(line, "train_data", "data/tiny/train.parquet")
+    assert run(written, quiet=True) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_everything_is_checked_before_the_first_trial(folder):
