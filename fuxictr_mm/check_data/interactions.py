@@ -26,7 +26,7 @@ from fuxictr_mm.check_data.layout import (
     read_schema,
     to_series,
 )
-from fuxictr_mm.check_data.splits import Chunk, KnownItems, Split, SplitPair, read_split
+from fuxictr_mm.check_data.splits import Chunk, Histories, KnownItems, Split, SplitPair, read_split
 from fuxictr_mm.check_data.translation import LABEL
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
@@ -79,7 +79,7 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
 
 def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
     """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
-    subjects = (Chunk, Split, ContextColumn, SplitPair, Comparison, Interactions)
+    subjects = (Chunk, Histories, Split, ContextColumn, SplitPair, Comparison, Interactions)
     if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
         _measure_cold_targets(layout, report)
         return

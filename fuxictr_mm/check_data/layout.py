@@ -170,8 +170,13 @@ def _holds_ids(path: Path, column: pa.Field) -> bool:
     return bool(values.size and (values == np.floor(values)).mean() >= 1 - RARE and np.abs(values).max() > 1)
 
 
-def require(path: Path, schema: pa.Schema, wanted: dict[str, str], report: Report) -> list[str]:
-    """Return the columns among ``wanted`` (with what they should hold) that can be read; report the others."""
+def require(
+    path: Path, schema: pa.Schema, wanted: dict[str, str], report: Report, lists: Collection[str] = ()
+) -> list[str]:
+    """Return the columns among ``wanted`` (with what they should hold) that can be read; report the others.
+
+    Those in ``lists`` should hold lists of numbers.
+    """
     usable = []
     for name, expected in wanted.items():
         if name not in schema.names:
@@ -179,7 +184,7 @@ def require(path: Path, schema: pa.Schema, wanted: dict[str, str], report: Repor
             report.add(MISSING_COLUMN, Fault(path.name, name, found=text))
             continue
         kind = schema.field(name).type
-        if is_number_list(kind) or pa.types.is_null(kind) if name == ITEM_SEQ else is_number(kind):
+        if is_number_list(kind) or pa.types.is_null(kind) if name in lists else is_number(kind):
             usable.append(name)
         else:
             report.add(COLUMN_TYPE, Fault(path.name, name, found=f"holds {kind}", expected=expected))

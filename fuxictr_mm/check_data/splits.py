@@ -79,21 +79,25 @@ class Chunk:
     entries: pl.DataFrame
     #: ``user`` and ``item`` of the clicks of later splits.
     later: pl.DataFrame
+    #: Name of the column of histories.
+    lists: str = ITEM_SEQ
 
     @classmethod
-    def of(cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, later: pl.DataFrame) -> Chunk:
+    def of(
+        cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, later: pl.DataFrame, lists: str = ITEM_SEQ
+    ) -> Chunk:
         """Decode a record batch whose first row is ``row``; users, histories and labels may be missing."""
         names = batch.schema.names
         raw = pl.DataFrame([to_series(c).alias(name) for name, c in zip(names, batch.columns, strict=True)])
         none = pl.lit(None, dtype=pl.Int64)
-        lists = pl.col(ITEM_SEQ) if ITEM_SEQ in names else none
-        if raw.schema.get(ITEM_SEQ, pl.Null) in (pl.Null, pl.List(pl.Null)):  # all histories are empty
-            lists = lists.cast(pl.List(pl.Int64))
+        value = pl.col(lists) if lists in names else none
+        if raw.schema.get(lists, pl.Null) in (pl.Null, pl.List(pl.Null)):  # all histories are empty
+            value = value.cast(pl.List(pl.Int64))
         rows = raw.select(
             user=as_id(USER_ID) if USER_ID in names else none,
             target=as_id(ITEM_ID),
             click=as_id(LABEL) if LABEL in names else none,
-            value=lists,
+            value=value,
         ).with_row_index("row", row)
         entries = rows.select("row", "value").filter(pl.col("value").list.len() > 0).explode("value")
         entries = (
@@ -107,12 +111,12 @@ class Chunk:
         rows = rows.with_columns(
             click=pl.when(pl.col("click") <= 1).then("click").cast(pl.Int8),
             known=items.mark(rows["target"]),
-            length=pl.col("length").fill_null(0) if ITEM_SEQ in names else None,
+            length=pl.col("length").fill_null(0) if lists in names else None,
         )
         index = entries["row"] - row
         users, targets = rows["user"].gather(index), rows["target"].gather(index)
         entries = entries.with_columns(users, targets, known=items.mark(entries["item"]))
-        return cls(file, raw, rows, entries, later)
+        return cls(file, raw, rows, entries, later, lists)
 
     def faults(self, column: str, condition: pl.Expr) -> Iterator[Fault]:
         """Yield the examples where a condition holds, whose ``value`` is that of the file, if it has the column."""
@@ -122,7 +126,14 @@ class Chunk:
 
     def entry_faults(self, condition: pl.Expr, value: str = "item") -> Iterator[Fault]:
         """Yield the history entries where a condition holds."""
-        yield _fault(self.file, ITEM_SEQ, self.entries.filter(condition), pl.col(value))
+        yield _fault(self.file, self.lists, self.entries.filter(condition), pl.col(value))
+
+
+@dataclass(frozen=True)
+class Histories:
+    """A column of histories of a chunk, that of the role ``history`` or a further one."""
+
+    chunk: Chunk
 
 
 def _fault(file: str, column: str, rows: pl.DataFrame, value: pl.Expr | list[str], **texts: str) -> Fault:
@@ -148,23 +159,24 @@ def unknown_target(chunk: Chunk) -> Iterator[Fault]:
     return chunk.faults(ITEM_ID, ~pl.col("known"))
 
 
-@check(Chunk, ERROR, "ids of the item files", Action.DROP_ENTRY)
-def unknown_history(chunk: Chunk) -> Iterator[Fault]:
+@check(Histories, ERROR, "ids of the item files", Action.DROP_ENTRY)
+def unknown_history(histories: Histories) -> Iterator[Fault]:
     """History ids that no item file has."""
-    return chunk.entry_faults(~pl.col("known"), "value")
+    return histories.chunk.entry_faults(~pl.col("known"), "value")
 
 
-@check(Chunk, WARNING, "a list, empty or of padding", Action.SET_ZERO, "set to padding")
-def null_history(chunk: Chunk) -> Iterator[Fault]:
+@check(Histories, WARNING, "a list, empty or of padding", Action.SET_ZERO, "set to padding")
+def null_history(histories: Histories) -> Iterator[Fault]:
     """Histories that are null."""
-    return chunk.faults(ITEM_SEQ, pl.col("value").is_null())
+    return histories.chunk.faults(histories.chunk.lists, pl.col("value").is_null())
 
 
-@check(Chunk, WARNING, "padding at one end", Action.DROP_ENTRY, "the ids are moved together")
-def inner_padding(chunk: Chunk) -> Iterator[Fault]:
+@check(Histories, WARNING, "padding at one end", Action.DROP_ENTRY, "the ids are moved together")
+def inner_padding(histories: Histories) -> Iterator[Fault]:
     """Padding between real ids of a history."""
+    chunk = histories.chunk
     rows = chunk.rows.filter(pl.col("span") != pl.col("length"))
-    yield _fault(chunk.file, ITEM_SEQ, rows, [str(history.drop_nulls().to_list()) for history in rows["history"]])
+    yield _fault(chunk.file, chunk.lists, rows, [str(history.drop_nulls().to_list()) for history in rows["history"]])
 
 
 @check(Chunk, WARNING, "a history before the click", Action.DROP_ENTRY)
@@ -358,13 +370,13 @@ def read_split(
 ) -> Split | None:
     """Check a split and return what the checks across splits need; None where there are no targets."""
     schema = read_schema(path)
-    wanted = {USER_ID: "integers", ITEM_ID: "integers", ITEM_SEQ: "lists of integers"}
+    translation = active()
+    further = translation.roles.histories if translation is not None else []
+    wanted = {USER_ID: "integers", ITEM_ID: "integers"} | dict.fromkeys([ITEM_SEQ, *further], "lists of integers")
     if name_of(path) != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
-    usable = require(path, schema, wanted, report)
-    translation = active()
-    histories = translation.roles.histories if translation is not None else ()
-    layout.not_checked += check_types(path, schema, {*wanted, *histories}, report)
+    usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
+    layout.not_checked += check_types(path, schema, wanted, report)
     if ITEM_ID not in usable:
         return None
     context = [f for f in schema if f.name not in wanted and is_number(f.type)]
@@ -374,6 +386,9 @@ def read_split(
     for row, batch in read_chunks(path, usable + names, verbose=verbose):
         chunk = Chunk.of(path.name, row, batch, items, clicks)
         report.examine(chunk)
+        report.examine(Histories(chunk))
+        for name in [name for name in further if name in usable]:
+            report.examine(Histories(Chunk.of(path.name, row, batch, items, clicks, name)))
         parts.append(_with_keys(chunk, names))
         repeats.append(_find_repeats(chunk))
     if not parts:

@@ -51,7 +51,7 @@ class Translation:
             A file is damaged, or ids are of several types.
         """
         names = cls(roles)
-        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, ITEM_SEQ])]
+        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.lists])]
         keys = [(path, name) for path, name in items if name == ITEM_ID]
         keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
@@ -73,6 +73,7 @@ class Translation:
             _entries(batch.column(0), f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
             for there in [self.on_disk(path, name)]
+            if name not in self.lists or is_list(_field(path, there).type)  # another type is a finding
             for _, batch in parquet.read_rows(path, [there])
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
@@ -94,6 +95,11 @@ class Translation:
             except DataError:  # a finding of its own
                 return False
         return 2 * beyond > total
+
+    @property
+    def lists(self) -> list[str]:
+        """The columns of lists of items, by the checks' names."""
+        return [ITEM_SEQ, *self.roles.histories]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -132,7 +138,10 @@ class Translation:
                 continue
             name, kind = names[field.name], field.type
             if self._vocabulary(name) is not None:
-                kind = pa.list_(pa.int64()) if name == ITEM_SEQ else pa.int64()
+                if name not in self.lists:
+                    kind = pa.int64()
+                elif is_list(kind) or pa.types.is_null(kind):  # another type is a finding
+                    kind = pa.list_(pa.int64())
             fields.append(pa.field(name, kind))
         return pa.schema(fields)
 
@@ -146,13 +155,13 @@ class Translation:
             if vocabulary is not None:
                 where = f"{path}: {there}"
                 array = (
-                    _encode_lists(array, vocabulary, where) if name == ITEM_SEQ else _encode(array, vocabulary, where)
+                    _encode_lists(array, vocabulary, where) if name in self.lists else _encode(array, vocabulary, where)
                 )
             arrays.append(array)
         return pa.RecordBatch.from_arrays(arrays, [names[name] for name in batch.schema.names])
 
     def _vocabulary(self, name: str) -> Vocabulary | None:
-        return {ITEM_ID: self.items, ITEM_SEQ: self.items, USER_ID: self.users}.get(name)
+        return {**dict.fromkeys([ITEM_ID, *self.lists], self.items), USER_ID: self.users}.get(name)
 
     def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
         """Return the column and the rows of a finding with names and ids of the files."""

@@ -117,6 +117,14 @@ class DatasetConfig(Settings):
                 "on columns with the roles target and history"
             )
 
+    @field_validator("sep", mode="before")
+    @classmethod
+    def _check_sep(cls, sep: Any) -> Any:
+        if isinstance(sep, str) and len(sep) != 1:
+            tab = '; write "\\t" in double quotes for a tab' if sep == r"\t" else ""
+            raise ConfigError(f"sep: {sep!r}, expected one character{tab}")
+        return sep
+
     @field_validator("label_col", mode="before")
     @classmethod
     def _check_labels(cls, given: Any) -> Any:

@@ -212,14 +212,23 @@ class Roles(Settings):
     def parse(cls, words: Sequence[str] | None) -> Roles:
         """Return those of ``--roles target=article_id history=clicked``; ``histories=carted,bought`` are several.
 
+        So are ``histories=carted histories=bought``.
+
         Raises
         ------
         ConfigError
-            A word of another form, an unknown role.
+            A word of another form, an unknown role, or one that is given twice.
         """
         pairs = [word.partition("=")[::2] for word in words or ()]
         bad = next((f"{role}={column}" for role, column in pairs if not role or not column), None)
         if bad is not None:
             raise ConfigError(f"--roles {bad}: expected ROLE=COLUMN, such as target=article_id")
-        roles = {role: column.split(",") if role == "histories" else column for role, column in pairs}
+        roles: dict[str, Any] = {}
+        for role, column in pairs:
+            if role == "histories":
+                roles.setdefault(role, []).extend(column.split(","))
+            elif role in roles:
+                raise ConfigError(f"--roles {role}={column}: {role} is {roles[role]} already; name one column")
+            else:
+                roles[role] = column
         return cls.read(roles, "--roles")

@@ -273,6 +273,12 @@ def read_chunks(
                 return
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
+        wide = [name for name in columns if getattr(file.schema_arrow.field(name).type, "list_size", 1) == 0]
+        if wide:
+            raise DataError(
+                f"{path}: {wide[0]}: fixed-size lists of size 0, which pyarrow cannot read from Parquet; write plain "
+                "lists: column.cast(pyarrow.list_(pyarrow.int64()))"
+            ) from None
         if "Expected all lists to be of size" in reason:
             raise DataError(
                 f"{path}: a null in a column of fixed-size lists, which pyarrow {pa.__version__} cannot read; "
@@ -567,8 +573,7 @@ def lists(array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray
 def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     """Return the entries of all lists as an Arrow array of any type, and the offsets as ``lists`` does."""
     kind = array.type
-    without = len(array) > 0 and array.null_count == len(array)  # of any type, which writers choose where there is none
-    if pa.types.is_null(kind) or (without and not is_list(kind)):
+    if pa.types.is_null(kind) or (not is_list(kind) and len(array) > 0 and _all_missing(array)):
         array = pa.nulls(len(array), pa.list_(pa.int64()))
     elif pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
         array = array.cast(pa.list_(pa.int64()))
@@ -585,6 +590,13 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     lengths = numbers(array.value_lengths().fill_null(0))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     return array.flatten(), offsets
+
+
+def _all_missing(array: pa.Array) -> bool:
+    """Whether a column holds no value: writers choose its type, and NaN or an empty text for what is missing."""
+    if is_plain_text(array.type):
+        return not pc.any(pc.greater(pc.binary_length(array), 0)).as_py()
+    return pc.all(array.is_null(nan_is_null=True)).as_py()
 
 
 def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray | int) -> None:

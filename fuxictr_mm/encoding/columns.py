@@ -18,8 +18,14 @@ import polars as pl
 
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
-from fuxictr_mm.data.partitions import partition_columns
-from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, scan_csv, with_partitions
+from fuxictr_mm.encoding.csv_files import (
+    blank_rows,
+    count_short_rows,
+    find_stray_quote,
+    plain_numbers,
+    scan_csv,
+    with_partitions,
+)
 from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -126,6 +132,8 @@ class Column:
             return values.alias(self.name)
         if self.type == "embedding":
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
+        if schema[self.source] == pl.String and self.dtype != "str":
+            values = plain_numbers(values)
         values = values.cast(TYPES[self.dtype])
         fill = self.spec.get("fill_na")
         if fill is None and self.type not in ("label", "meta"):  # a row without a group has none
@@ -219,15 +227,7 @@ class RawFiles:
                 raise DataError(f"{self.path}: only some part files have {names}, expected it in all or in none")
             found = present
             if self.form == "csv":
-                # A column that is read under two names is text, and cast for each.
-                kinds: dict[str, set[str]] = {}
-                for column in present:
-                    kinds.setdefault(column.source, set()).add(column.dtype)
-                overrides = {n: TYPES[kind.pop()] if len(kind) == 1 else pl.String for n, kind in kinds.items()}
-                schema = {**schema, **overrides}
-                # polars would take the type of a column that the file does not hold for that of another.
-                overrides = {n: kind for n, kind in overrides.items() if n not in partition_columns(file)}
-                frame = self._scan_csv(file, overrides)
+                frame = self._scan_csv(file)
                 # Always true; polars finds rows of too many fields only if it reads all columns.
                 frame = frame.filter(pl.sum_horizontal(pl.all().is_null()) >= 0)
             else:
@@ -259,9 +259,9 @@ class RawFiles:
             with self._named_errors(file):
                 if self._schema(file).get(label.source) != pl.String:
                     continue
-                frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
+                frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
                 value = pl.col(label.source)
-                number = value.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().any()
+                number = plain_numbers(value).cast(pl.Float64, strict=False).is_not_null().any()
                 counts = frame.select(number.alias("number"), value.is_not_null().any().alias("text"))
                 has_number, has_text = counts.collect(engine="streaming").row(0)
             if has_number:
@@ -273,8 +273,8 @@ class RawFiles:
             )
         return found
 
-    def _scan_csv(self, file: Path, types: Mapping[str, Any]) -> pl.LazyFrame:
-        return scan_csv(file, self.separator, self._blank_rows[file], types)
+    def _scan_csv(self, file: Path) -> pl.LazyFrame:
+        return scan_csv(file, self.separator, self._blank_rows[file])
 
     @cached_property
     def _blank_rows(self) -> dict[Path, list[int]]:
@@ -304,7 +304,7 @@ class RawFiles:
 
     def _schema(self, file: Path) -> dict[str, Any]:
         if self.form == "csv":
-            return dict(self._scan_csv(file, {}).collect_schema())
+            return dict(self._scan_csv(file).collect_schema())
         open_parquet(file)
         return dict(self._scan_parquet(file).collect_schema())
 
@@ -318,6 +318,7 @@ class RawFiles:
                 if self.form == "csv":
                     self._find_long_row(file)
                 self._find_bad_number(file, columns)
+                self._find_stray_quote(file)
             raise DataError(f"{self.path}: cannot be read ({_reason(error)})") from None
 
     @contextmanager
@@ -325,12 +326,26 @@ class RawFiles:
         try:
             yield
         except pl.exceptions.PolarsError as error:
+            self._find_stray_quote(file)
             raise DataError(f"{file}: cannot be read as {self.form} ({_reason(error)})") from None
+
+    def _find_stray_quote(self, file: Path) -> None:
+        """Raise a DataError for the first row of a CSV file whose quotes are not those of whole fields."""
+        line = find_stray_quote(file, self.separator) if self.form == "csv" else 0
+        if line:
+            raise DataError(
+                f"{file}: line {line} has a quote that is not closed, or one inside a text; close it, or put the whole "
+                'text in quotes and double those inside: "5"" disk"'
+            )
 
     def _find_long_row(self, file: Path) -> None:
         """Raise a DataError for the first row of a CSV file that has more fields than the header."""
         with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-            rows = (row for row in csv.reader(stream, delimiter=self.separator) if len(row) > 1 or "".join(row).strip())
+            rows = (
+                row
+                for row in csv.reader(stream, delimiter=self.separator, strict=True)
+                if len(row) > 1 or "".join(row).strip()
+            )
             try:
                 header = next(rows, [])
                 found = next(((number, row) for number, row in enumerate(rows) if len(row) > len(header)), None)
@@ -356,14 +371,15 @@ class RawFiles:
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
         """Raise a DataError for the first text in a column of numbers."""
-        frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
+        frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
         schema = frame.collect_schema()
         for column in columns:
             kind = pl.Float64 if column.is_number else TYPES.get(column.dtype, pl.String)
             if column.source not in schema or schema[column.source] != pl.String or kind == pl.String:
                 continue
             value = pl.col(column.source)
-            is_bad = value.cast(kind, strict=False).is_null()
+            number = plain_numbers(value)
+            is_bad = number.is_not_null() & number.cast(kind, strict=False).is_null()
             if column.type == "sequence":
                 entry = pl.element()
                 entries = value.str.split(column.splitter)
@@ -375,9 +391,10 @@ class RawFiles:
                 return
             if len(found):
                 dtype = column.spec.get("dtype", "float")
+                fix = "" if column.type == "label" else ", or write dtype: str for the column"
                 raise DataError(
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
-                    f"number (dtype: {dtype}); correct the file, or write dtype: str for the column"
+                    f"number (dtype: {dtype}); correct the file{fix}"
                 )
 
 

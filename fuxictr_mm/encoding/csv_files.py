@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,19 @@ import pyarrow as pa
 
 from fuxictr_mm.data.partitions import partition_columns
 
+_TRUTH_VALUES = {"": None} | {
+    spelled: number
+    for text, number in (("true", "1"), ("false", "0"))
+    for spelled in (text, text.title(), text.upper())
+}
 
-def scan_csv(file: Path, separator: str, blank: Sequence[int], types: Mapping[str, Any] | None = None) -> pl.LazyFrame:
-    """Return the columns of a CSV file and of its Hive partitions, as texts but for ``types``, lazily.
+
+def scan_csv(file: Path, separator: str, blank: Sequence[int]) -> pl.LazyFrame:
+    """Return the columns of a CSV file, as texts, and of its Hive partitions, lazily.
 
     ``blank`` are the file's ``blank_rows``: polars reads them as nulls, pandas skips them, and so does this.
     """
-    frame = pl.scan_csv(file, separator=separator, schema_overrides=types, infer_schema=False)
+    frame = pl.scan_csv(file, separator=separator, infer_schema=False)
     if blank:
         index, rows = pl.col("\0row"), pl.Series(blank, dtype=pl.UInt32)
         frame = frame.with_row_index("\0row").filter(~index.is_in(rows.implode())).drop("\0row")
@@ -46,6 +52,40 @@ def blank_rows(file: Path, separator: str) -> list[int]:
             quoted ^= bool(line.count(b'"') % 2)
             row += not quoted
     return found
+
+
+def plain_numbers(texts: pl.Expr) -> pl.Expr:
+    """Return texts of numbers as they can be cast: without spaces around them, truth values as 1 and 0, empty as null.
+
+    Pandas reads spaces and truth values so, and writes the latter for columns of them.
+    """
+    return texts.str.strip_chars(" \t").replace(_TRUTH_VALUES)
+
+
+def find_stray_quote(file: Path, separator: str) -> int:
+    """Return the line, from 1, where a row begins that has a quote inside a text or one that is not closed; 0 if none.
+
+    The first line of several; it is found by Python's reader, as polars names none.
+    """
+    quotes = 0
+
+    def counted(lines: Iterable[str]) -> Iterator[str]:
+        nonlocal quotes
+        for line in lines:
+            quotes += line.count('"')
+            yield line
+
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        rows = csv.reader(counted(stream), delimiter=separator, strict=True)
+        start = 1
+        try:
+            for _ in rows:
+                if quotes % 2:
+                    return start
+                start, quotes = rows.line_num + 1, 0
+        except csv.Error:  # also of a field that is too long, as the rest of the file would be
+            return start if quotes else 0
+    return 0
 
 
 def with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:

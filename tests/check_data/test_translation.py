@@ -138,11 +138,47 @@ def test_a_few_ids_that_are_wrong_are_found(tmp_path):
     assert bad.rows["value"].to_list() == [-7]
 
 
-@pytest.mark.parametrize("words", [["target"], ["targt=x"], ["target=x", "history=x"], ["target=user_id"]])
+@pytest.mark.parametrize(
+    "words", [["target"], ["targt=x"], ["target=x", "history=x"], ["target=user_id"], ["user=a", "user=b"]]
+)
 def test_roles_that_cannot_be(words):
     with pytest.raises(ConfigError):
         Roles.parse(words)
 
 
-def test_several_histories_are_one_role():
-    assert Roles.parse(["target=asin", "histories=carted,bought"]).histories == ["carted", "bought"]
+@pytest.mark.parametrize("words", [["histories=carted,bought"], ["histories=carted", "histories=bought"]])
+def test_several_histories_are_one_role(words):
+    assert Roles.parse(["target=asin", *words]).histories == ["carted", "bought"]
+
+
+@pytest.mark.parametrize("kind", ["", "text"])
+def test_further_histories_are_checked_as_the_first(tmp_path, kind):
+    found = world.tables(200)
+    carted = {name: found[name]["item_seq"].to_pylist() for name in ("train", "valid")}
+    carted["train"][5], carted["train"][6] = [*carted["train"][5], 1001], None
+    carted["valid"][7] = [1, 0, 2]
+    ids = pa.array(range(1002))
+    if kind:
+        table = world.KINDS[kind]
+        ids = pa.concat_arrays([table, pa.array([UNKNOWN[kind]], table.type)])
+        found = world.with_ids(found, ids)
+    for name, rows in carted.items():
+        lists = [None if row is None else ids.take(pa.array(row, pa.int64())).to_pylist() for row in rows]
+        found[name] = found[name].append_column("carted", pa.array(lists, pa.list_(ids.type)))
+    found["train"] = found["train"].append_column("bought", pa.array(["a b"] * len(found["train"])))
+    found["valid"] = found["valid"].append_column("bought", found["valid"]["item_seq"])
+    roles, setting = Roles(histories=["carted", "bought"]), "vocabulary" if kind else "auto"
+    report, _ = check_folder(write(tmp_path / "d", found), roles=roles, ids=setting)
+    further = {
+        (f.check, f.file, f.column): f.rows["row"].to_list() if f.rows.height else None
+        for f in report.findings()
+        if f.column in ("carted", "bought")
+    }
+    assert further == {
+        ("unknown-history", "train.parquet", "carted"): [5],
+        ("null-history", "train.parquet", "carted"): [6],
+        ("inner-padding", "valid.parquet", "carted"): [7],
+        ("missing-column", "test.parquet", "carted"): None,
+        ("missing-column", "test.parquet", "bought"): None,
+        ("column-type", "train.parquet", "bought"): None,
+    }

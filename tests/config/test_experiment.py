@@ -251,6 +251,8 @@ def test_missing_files_and_names(folder, tmp_path):
         ("data_format: parquet", "data_format: h5", ["data_format is 'h5'", "'parquet'", "'csv'", "'npz'"]),
         ("data_format: parquet", "data_format: csv", ["data_format", "csv", "item_info"]),
         ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", ["valid_size", "0.1"]),
+        ("data_format: parquet", "data_format: csv\n    sep: '::'", ["sep", "'::'", "one character"]),
+        ("data_format: parquet", "data_format: csv\n    sep: \\t", ["sep", '"\\t" in double quotes']),
         ("train_data:", "trian_data:", ["'trian_data'", "'train_data'"]),
         (
             "vocab_size: 11",

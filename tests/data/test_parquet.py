@@ -44,15 +44,21 @@ def test_null_lists_are_empty_in_whole_and_sliced_arrays(kind):
 @pytest.mark.parametrize(
     "kind",
     [pa.null(), pa.float64(), pa.string(), pa.large_list(pa.string()), pa.list_(pa.float64()), pa.list_(pa.null()),
-     pa.large_list(pa.null()), pa.list_(pa.null(), 0)],
+     pa.large_list(pa.null()), pa.list_(pa.null(), 0), pa.list_(pa.int64(), 0)],
 )  # fmt: skip
 def test_histories_that_are_all_empty_have_any_type(kind, ids):
     """As of new users: writers then choose the type."""
     vocabulary = None if ids is None else Vocabulary.build([pa.array(ids)])
-    nothing = [] if parquet.is_list(kind) else None
+    nothing: object = [] if parquet.is_list(kind) else {pa.float64(): np.nan, pa.string(): ""}.get(kind)
     for rows in ([None, None], [nothing, nothing], [nothing, None]):
         items, offsets = parquet.decode_history(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
         assert (items.tolist(), offsets.tolist()) == ([], [0, 0, 0])
+
+
+def test_lists_of_size_0_in_a_file_say_how_to_write_them(tmp_path):
+    path = write(tmp_path / "a.parquet", {"user": [1, 2], "seen": pa.array([[], []], pa.list_(pa.int64(), 0))})
+    with raises_naming(DataError, "a.parquet", "seen", "pyarrow.list_"):
+        list(parquet.read_chunks(path, ["user", "seen"]))
 
 
 @pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], None, [5, 6], None, [0, 9]]])

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from fuxictr_mm.encoding.csv_files import count_short_rows
+from fuxictr_mm.encoding.csv_files import count_short_rows, find_stray_quote
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,20 @@ def test_short_rows_of_any_texts(tmp_path, separator):
             csv.writer(stream, delimiter=separator).writerows([list("abcde"), *rows])
         short = [number for number, row in enumerate(rows) if len(row) < 5]
         assert count_short_rows(path, separator) == (len(short), short[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b\n"x\ny",2\n"1,2\n3,4\n5,6\n', 4),  # never closed
+        ('a,b\n1,2\n"1,2\n3,"4"\n5,6\n', 3),  # closed by the quotes of another field
+        ('a,b\n"x\ny",2\n1,5" disk\n3,4\n', 4),
+        ('a,b\n1,"di"sk\n', 2),
+        ('a,b\n1,"\n' + "x,y\n" * 50_000, 2),
+        ('a,b\n"say ""yes""","x\n\ny"\n', 0),
+    ],
+)
+def test_stray_quotes(tmp_path, text, line):
+    path = tmp_path / "a.csv"
+    path.write_text(text, newline="")
+    assert find_stray_quote(path, ",") == line

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -125,6 +126,25 @@ def test_another_separator(folder):
         path = folder / f"{split}.csv"
         pl.read_csv(path, infer_schema=False).write_csv(path, separator="\t")
     assert_equal(params_of(folder, sep="\t"), folder)
+
+
+def test_spaces_around_numbers_and_truth_values_are_read_as_pandas_does(folder):
+    """FuxiCTR's reader refuses them; its columns are those of the files that pandas has read and written."""
+    params = params_of(folder)
+    paths = [folder / f"{split}.csv" for split in ("train", "valid", "test")]
+    for path, (zero, one) in zip(paths, [("False", "True"), (" 0", "1 "), ("false", "TRUE")], strict=True):
+        frame = pl.read_csv(path, infer_schema=False)
+        numbers = pl.col("item_id", "price", "age", "size")
+        truth = pl.when(pl.col("clk") == "1").then(pl.lit(one)).otherwise(pl.lit(zero))
+        frame.with_columns(numbers.str.replace("^", " ").str.replace("$", "\t"), clk=truth).write_csv(path)
+    ours = load_dataset(params, {"train": False, "valid": False, "test": False}, flat=True)
+    for path in paths:
+        texts = dict.fromkeys(["user", "city", "shop", "seen", "tags", "unused"], str)
+        types = {**texts, "item_id": "Int64"}
+        frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+        frame.assign(clk=frame["clk"].astype(int)).to_csv(path, index=False)
+    theirs = assert_equal(params, folder)
+    assert all(same(ours.splits[split], theirs.splits[split]) for split in ours.splits)
 
 
 def test_raw_parquet_files_with_lists(folder):

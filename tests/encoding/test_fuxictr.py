@@ -260,6 +260,7 @@ def test_a_damaged_file_is_an_error(folder, content):
         (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
         (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
         (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),
+        (lambda text: (text + text.split("\n")[3].replace(",", ',"', 1)).encode(), ["line 62", '"5"" disk"']),
         (lambda text: text.replace(",city", ",price,city", 1).replace("\n", ",x\n").encode(), ["'price'"]),
     ],
 )
