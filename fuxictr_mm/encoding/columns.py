@@ -361,9 +361,11 @@ class RawFiles:
     def check_finite(self, column: Column) -> None:
         """Raise a DataError for the first number of a column that is infinite or no number."""
         for file in self.files:
-            frame = self._scan_csv(file, {}) if self.form == "csv" else self._scan_parquet(file)
-            number = pl.col(column.source).cast(pl.Float64, strict=False)
-            bad = frame.select(number).with_row_index("row").filter(~pl.col(column.source).is_finite()).head(1)
+            frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
+            value = pl.col(column.source)
+            text = frame.collect_schema()[column.source] == pl.String
+            number = (plain_numbers(value) if text else value).cast(pl.Float64, strict=False)
+            bad = frame.select(number).with_row_index("row").filter(~value.is_finite()).head(1)
             for row, value in bad.collect(engine="streaming").rows():
                 raise DataError(
                     f"{file}: {column.source}: row {row} holds {value}, expected finite numbers; correct the file"
