@@ -24,6 +24,7 @@ from fuxictr_mm.encoding.csv_files import (
     find_stray_quote,
     plain_numbers,
     scan_csv,
+    to_numbers,
     with_partitions,
 )
 from fuxictr_mm.errors import ConfigError, DataError
@@ -133,8 +134,9 @@ class Column:
         if self.type == "embedding":
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
         if schema[self.source] == pl.String and self.dtype != "str":
-            values = plain_numbers(values)
-        values = values.cast(TYPES[self.dtype])
+            values = to_numbers(values, TYPES[self.dtype])
+        else:
+            values = values.cast(TYPES[self.dtype])
         fill = self.spec.get("fill_na")
         if fill is None and self.type not in ("label", "meta"):  # a row without a group has none
             fill = MISSING[self.dtype]
