@@ -175,13 +175,13 @@ def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separato
     """Return those of the columns that the files have, as texts, and the label as a number."""
     import polars as pl
 
-    from fuxictr_mm.encoding.csv_files import blank_rows, scan_csv
+    from fuxictr_mm.encoding.csv_files import blank_rows, scan_csv, to_numbers
 
     frames = [scan_csv(file, separator, blank_rows(file, separator)) for file in files]
     columns = [name for name in wanted if name in frames[0].collect_schema()]
     return (
         pl.concat(frame.select(columns) for frame in frames)
-        .with_columns(pl.col(label).cast(pl.Float64))
+        .with_columns(to_numbers(pl.col(label), pl.Float64))
         .collect()
         .to_arrow()
     )
