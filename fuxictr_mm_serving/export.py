@@ -1,4 +1,4 @@
-"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime or torch.
+"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime.
 
 Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length, T labels.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
-from fuxictr_mm_serving.graphs import open_graph
+from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
@@ -42,16 +42,25 @@ class Export:
         Threads of a graph.
     check_bytes : float
         Files up to this size are compared with their checksums, larger ones only with their sizes.
+    graphs : mapping of str to Graph, optional
+        Used in place of the files of graphs, whose format then does not matter.
 
     Raises
     ------
     ServingError
-        A file is missing, damaged or of another version.
+        A file is missing, damaged or of another version; graphs that are not of ONNX.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1, check_bytes: float = math.inf) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        check_bytes: float = math.inf,
+        graphs: Mapping[str, Graph] | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder, any_graphs=graphs is not None)
         check_files(self.folder, self.manifest, check_bytes)
         ids = _read_ids(self.folder / self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
         entry = self.manifest["items"]
@@ -62,7 +71,8 @@ class Export:
         codes = self.folder / entry["codes"]["file"] if "codes" in entry else None
         self._codes = None if codes is None else np.load(codes, mmap_mode="r", allow_pickle=False)
         self._new = NewItems.of(self.folder, entry)
-        self._graphs = {name: open_graph(self.folder, self.manifest, name, threads) for name in self.manifest["graphs"]}
+        names = self.manifest["graphs"]
+        self._graphs = graphs or {name: OnnxGraph(self.folder / file, threads) for name, file in names.items()}
 
     @property
     def is_folded(self) -> bool:
