@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
@@ -205,6 +206,7 @@ class Export:
 
     def score_items(self, state: State, candidates: ItemRows) -> np.ndarray:
         """Return the prediction for each item ``(M,)``, or ``(M, T)``."""
+        check_deadline()
         if len(candidates) == 0:
             return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
         if self.is_folded:

@@ -112,8 +112,8 @@ def read_manifest(folder: Path, *, any_graphs: bool = False) -> dict[str, Any]:
     Raises
     ------
     ServingError
-        There is none, one of another version, or one that is not complete: every file that it names is in the folder and
-        has a checksum; graphs that are not of ONNX.
+        There is none, one of another version, or one that is not complete: every file that it names is in the folder
+        and has a checksum; graphs that are not of ONNX.
     """
     path = folder / MANIFEST
     try:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm_serving.cache import StateCache
+from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import check_files, version_of
@@ -193,6 +194,7 @@ class Service:
         DamagedError
             A file of the export has been found to be damaged.
         """
+        check_deadline()
         loaded = loaded or self.loaded
         export = loaded.export
         if loaded.damage:
