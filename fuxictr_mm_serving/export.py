@@ -25,7 +25,8 @@ from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 #: History items that explain a score.
 REASONS = 3
 
-#: Pairs of history items, of all rows that a graph of rows is given at a time: bounds the memory of attention.
+#: Pairs of history items, of all rows that a graph of rows is given at a time. It bounds the memory of attention among
+#: them, but for a longer history than its root: that is scored a row at a time, and needs its own length squared.
 PAIRS = 2**24
 
 #: Arrays of a user that the candidate graph reads.
@@ -104,8 +105,10 @@ class Export:
         codes = None if self._codes is None else self._codes[numbers].astype(np.int64)
         return ItemRows(self.items.table.rows(numbers), codes)
 
-    def score_rows(self, columns: Mapping[str, Column], where: str = "") -> np.ndarray:
+    def score_rows(self, columns: Mapping[str, Column], where: str = "", first: int = 0) -> np.ndarray:
         """Return the prediction for each row ``(B,)`` float32, or ``(B, T)`` of T labels, by the columns of a file.
+
+        Errors name ``where`` the rows are, and count rows from ``first`` on.
 
         Raises
         ------
@@ -118,14 +121,15 @@ class Export:
 
         column = columns[self.target]
         if isinstance(column, Sequence) and None in column:
-            raise ServingError(f"{what(self.target)}: row {column.index(None)} is null, expected an item")
+            raise ServingError(f"{what(self.target)}: row {first + column.index(None)} is null, expected an item")
         target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target == UNKNOWN)).size:
             value = column[int(unknown[0])]
             raise ServingError(
-                f"{what(self.target)}: row {int(unknown[0])} holds the item {value}, which is not in the item files"
+                f"{what(self.target)}: row {first + int(unknown[0])} holds the item {value}, "
+                "which is not in the item files"
             )
-        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True)
+        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)
 
@@ -244,6 +248,8 @@ class Export:
         found = self.items.numbers(candidates, "candidates")
         inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
         shares = self._graphs["attention"].run(inputs)[0]
+        if not np.isfinite(shares).all():
+            raise ServingError("explain: a share is not finite")
         reasons = []
         for row in shares:
             # An item that is in the history more than once has the sum of its shares.

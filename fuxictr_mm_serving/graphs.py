@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fuxictr_mm_serving.errors import ServingError
+
 
 class Graph(Protocol):
     """A function of named arrays."""
@@ -39,9 +41,21 @@ class OnnxGraph:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._path = path.name
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs."""
-        return self._session.run(None, {name: inputs[name] for name in self.inputs})
+        """Return the outputs.
+
+        Raises
+        ------
+        ServingError
+            An input that the graph refuses: a code beyond its tables.
+        """
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        try:
+            return self._session.run(None, {name: inputs[name] for name in self.inputs})
+        except InvalidArgument as error:
+            raise ServingError(f"{self._path}: refuses an input ({' '.join(str(error).split())[:200]})") from None

@@ -76,7 +76,7 @@ class _Embedding(_Field):
 
 
 #: What a field of the context must have, by its type.
-FIELDS = {"numeric": _Field, "embedding": _Embedding, "sequence": _Sequence}
+FIELDS: dict[str, type[_Field]] = {"numeric": _Field, "embedding": _Embedding, "sequence": _Sequence}
 
 
 def _field(entry: dict[str, Any]) -> _Field:
@@ -143,7 +143,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False) -> dict[str, Any]:
 
 def _files(found: _Manifest) -> list[str]:
     """Return every file that is opened."""
-    fields = [field for field in found.context if isinstance(field, _Field)]
+    fields: list[Any] = [*found.context]  # which validation has made objects
     tables = [found.items.table, *(field.table for field in fields if field.table)]
     contents = [content.file for content in found.items.contents.values()]
     codes = found.items.codes.file if found.items.codes else None

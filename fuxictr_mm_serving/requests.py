@@ -165,6 +165,8 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
         kind = "MessagePack" if is_msgpack(content_type) else "JSON"
         raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
     check_lengths(content, settings)
+    if not is_msgpack(content_type) and (b"\\u" in body or b"\0" in body or not body.isascii()):
+        check_text(content)
     try:
         return model.model_validate(content, strict=False)
     except ValidationError as error:
@@ -175,6 +177,20 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+def check_text(content: Any) -> None:
+    """Refuse halves of surrogate pairs, which JSON can write and no text can hold.
+
+    Raises
+    ------
+    HttpError
+        422.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HttpError(422, "the body holds half a surrogate pair, which is no text") from None
 
 
 def check_lengths(content: Any, settings: Settings) -> None:

@@ -318,7 +318,8 @@ def make_app(settings: Settings) -> Starlette:
 
 def answer(status: int, message: str, **headers: str) -> Response:
     """Return an error: one sentence."""
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
+    text = " ".join(message.split()).encode(errors="replace").decode()  # surrogates are no UTF-8
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
 def reply(request: Request, content: Any) -> Response:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,6 +24,7 @@ from starlette.testclient import TestClient
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError, service
 from fuxictr_mm_serving import export as export_module
+from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.new_items import ItemRows
 from fuxictr_mm_serving.requests import HttpError, ScoreRequest, decode
@@ -155,6 +157,11 @@ BAD = [
     (422, {**REQUEST, "context": {"likes_level": {"a": 1}, "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"x": [1]}}]}, "x"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1e39] * 8}}]}, "txt_emb_pca8"),
+    (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [3e38] * 8}}]}, "finite"),
+    (422, {**REQUEST, "context": {"likes_level": 10**400, "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "context": {"\ud800": 1}}, "surrogate"),
+    (422, {**REQUEST, "candidates": ["\ud800"]}, "surrogate"),
+    (422, {"user": 1, "candidates": [8], "context": {"like_level": 3}}, "like_level"),
     (413, " " * 20001, "20000"),
 ]
 
@@ -216,6 +223,10 @@ def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch
         assert "items.npy" in ready.json()["error"]
         assert client.post("/score", json=REQUEST).status_code == 503
         assert client.get("/health").status_code == 200
+        content[-1] ^= 1
+        (folder / "items.npy").write_bytes(content)
+        client.app.state.service.switch()
+        assert client.post("/score", json=REQUEST).status_code == 200
     (folder / "items.npy").write_bytes(content[:-1])
     with pytest.raises(ServingError, match=r"items\.npy"):
         make_app(Settings(folder=str(folder)))
@@ -326,6 +337,16 @@ def test_a_body_of_many_errors_costs_no_more_than_its_first(named):
     assert named in str(raised.value)
     assert len(str(raised.value)) < 500
     assert time.process_time() - started < 1
+
+
+def test_the_cache_counts_what_small_entries_take():
+    cache = StateCache(2**30)
+    tracemalloc.start()
+    for i in range(3000):
+        cache.get(f"{i:032x}", lambda: {"numbers": np.arange(2), "context": np.zeros((1, 8), np.float32)})
+    real = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert real * 0.7 <= cache.num_bytes <= real * 3
 
 
 def test_titles_of_too_many_items(client):
