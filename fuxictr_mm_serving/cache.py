@@ -11,17 +11,21 @@ import numpy as np
 State = dict[str, np.ndarray]
 
 
+#: Bytes of an entry beside its arrays (key, dict, places in two tables), and of an array beside its numbers.
+ENTRY_BYTES, ARRAY_BYTES = 600, 200
+
+
 class StateCache:
     """Least recently used states are dropped when all together exceed a number of bytes.
 
     Parameters
     ----------
     max_bytes : int
-        Bytes of all arrays; 0 keeps none.
+        Bytes of all entries, with their keys and objects, roughly; 0 keeps none.
 
     Examples
     --------
-    >>> cache = StateCache(16)
+    >>> cache = StateCache(1000)
     >>> one = cache.get("a", lambda: {"x": np.zeros(2)})
     >>> cache.get("a", lambda: {}) is one, cache.get("b", lambda: {"x": np.ones(2)}) is one, len(cache)
     (True, False, 1)
@@ -58,4 +62,4 @@ class StateCache:
 
 
 def _bytes(state: State) -> int:
-    return sum(array.nbytes for array in state.values())
+    return ENTRY_BYTES + sum(ARRAY_BYTES + array.nbytes for array in state.values())

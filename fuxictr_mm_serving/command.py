@@ -51,6 +51,9 @@ def serve(args: argparse.Namespace) -> None:
     from fuxictr_mm_serving.manifest import read_manifest
     from fuxictr_mm_serving.settings import VARIABLE, Settings, read_token
 
+    for name, least in (("workers", 1), ("threads", 1), ("concurrency", 1), ("queue", 0), ("cache_mib", 0)):
+        if getattr(args, name) < least:
+            raise ServingError(f"--{name.replace('_', '-')}: is {getattr(args, name)}, expected {least} or more")
     names = {field.name for field in dataclasses.fields(Settings)}
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)

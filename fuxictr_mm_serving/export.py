@@ -1,4 +1,4 @@
-"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime or torch.
+"""An export in memory: its tables are mapped, its graphs run in ONNX Runtime.
 
 Shape letters: B rows, N history items of all rows, U distinct items, M candidates, L history length, T labels.
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
-from fuxictr_mm_serving.graphs import open_graph
+from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import check_files, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
@@ -24,7 +25,8 @@ from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
 #: History items that explain a score.
 REASONS = 3
 
-#: Pairs of history items, of all rows that a graph of rows is given at a time: bounds the memory of attention.
+#: Pairs of history items, of all rows that a graph of rows is given at a time. It bounds the memory of attention among
+#: them, but for a longer history than its root: that is scored a row at a time, and needs its own length squared.
 PAIRS = 2**24
 
 #: Arrays of a user that the candidate graph reads.
@@ -42,16 +44,25 @@ class Export:
         Threads of a graph.
     check_bytes : float
         Files up to this size are compared with their checksums, larger ones only with their sizes.
+    graphs : mapping of str to Graph, optional
+        Used in place of the files of graphs, whose format then does not matter.
 
     Raises
     ------
     ServingError
-        A file is missing, damaged or of another version.
+        A file is missing, damaged or of another version; graphs that are not of ONNX.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, threads: int = 1, check_bytes: float = math.inf) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        check_bytes: float = math.inf,
+        graphs: Mapping[str, Graph] | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder, any_graphs=graphs is not None)
         check_files(self.folder, self.manifest, check_bytes)
         ids = _read_ids(self.folder / self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
         entry = self.manifest["items"]
@@ -62,7 +73,8 @@ class Export:
         codes = self.folder / entry["codes"]["file"] if "codes" in entry else None
         self._codes = None if codes is None else np.load(codes, mmap_mode="r", allow_pickle=False)
         self._new = NewItems.of(self.folder, entry)
-        self._graphs = {name: open_graph(self.folder, self.manifest, name, threads) for name in self.manifest["graphs"]}
+        names = self.manifest["graphs"]
+        self._graphs = graphs or {name: OnnxGraph(self.folder / file, threads) for name, file in names.items()}
 
     @property
     def is_folded(self) -> bool:
@@ -93,8 +105,10 @@ class Export:
         codes = None if self._codes is None else self._codes[numbers].astype(np.int64)
         return ItemRows(self.items.table.rows(numbers), codes)
 
-    def score_rows(self, columns: Mapping[str, Column], where: str = "") -> np.ndarray:
+    def score_rows(self, columns: Mapping[str, Column], where: str = "", first: int = 0) -> np.ndarray:
         """Return the prediction for each row ``(B,)`` float32, or ``(B, T)`` of T labels, by the columns of a file.
+
+        Errors name ``where`` the rows are, and count rows from ``first`` on.
 
         Raises
         ------
@@ -107,14 +121,15 @@ class Export:
 
         column = columns[self.target]
         if isinstance(column, Sequence) and None in column:
-            raise ServingError(f"{what(self.target)}: row {column.index(None)} is null, expected an item")
+            raise ServingError(f"{what(self.target)}: row {first + column.index(None)} is null, expected an item")
         target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target == UNKNOWN)).size:
             value = column[int(unknown[0])]
             raise ServingError(
-                f"{what(self.target)}: row {int(unknown[0])} holds the item {value}, which is not in the item files"
+                f"{what(self.target)}: row {first + int(unknown[0])} holds the item {value}, "
+                "which is not in the item files"
             )
-        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True)
+        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)
 
@@ -195,6 +210,7 @@ class Export:
 
     def score_items(self, state: State, candidates: ItemRows) -> np.ndarray:
         """Return the prediction for each item ``(M,)``, or ``(M, T)``."""
+        check_deadline()
         if len(candidates) == 0:
             return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
         if self.is_folded:
@@ -232,6 +248,8 @@ class Export:
         found = self.items.numbers(candidates, "candidates")
         inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
         shares = self._graphs["attention"].run(inputs)[0]
+        if not np.isfinite(shares).all():
+            raise ServingError("explain: a share is not finite")
         reasons = []
         for row in shares:
             # An item that is in the history more than once has the sum of its shares.

@@ -139,16 +139,16 @@ class Items:
         inside = (found >= 0) & (found < len(self.known))
         return np.where(inside & self.known[np.where(inside, found, 0)], found, UNKNOWN)
 
-    def histories(self, column: Column, what: str, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    def histories(self, column: Column, what: str, *, strict: bool, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return the newest ``max_len`` items of each history ``(N,)`` without padding, and offsets ``(B + 1,)``.
 
-        With ``strict`` an unknown item is an error, otherwise it is left out.
+        With ``strict`` an unknown item is an error, which counts rows from ``first`` on; otherwise it is left out.
         """
         flat, offsets = _lists(column, what)
         numbers = self.numbers(flat, what)
         if strict and (unknown := np.flatnonzero(numbers == UNKNOWN)).size:
             raise ServingError(
-                f"{what}: row {int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
+                f"{what}: row {first + int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
                 f"{flat[int(unknown[0])]}, which is not in the item files"
             )
         kept = np.flatnonzero(numbers > 0)
@@ -171,7 +171,7 @@ def _flat(column: Column, what: str) -> Flat:
 def _floats(column: Column, what: str) -> np.ndarray:
     try:
         found = np.array(_flat(column, what), dtype=np.float32)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ServingError(f"{what}: holds values that are no numbers") from None
     if found.ndim != 1:
         raise ServingError(f"{what}: holds lists, expected one value in each row")

@@ -97,7 +97,8 @@ class Content:
         at_length_1 = vector / max(float(np.linalg.norm(vector)), SMALLEST)
         if self.weight is not None:
             scaled = self.scale * (at_length_1 if self.norm == "l2" else vector)
-            row[self.start : self.start + len(self.weight)] = self.weight @ scaled.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # the scores are checked
+                row[self.start : self.start + len(self.weight)] = self.weight @ scaled.astype(np.float32)
         if self.content_start is not None:
             row[self.content_start : self.content_start + self.dim] = at_length_1
 

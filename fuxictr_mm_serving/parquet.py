@@ -78,10 +78,11 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a file, in whole row groups."""
+    """Some rows of a file, in whole row groups, and the number of the first."""
 
     file: Path
     groups: tuple[int, ...]
+    first: int = 0
 
 
 def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
@@ -93,13 +94,13 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
         except (OSError, pa.ArrowException) as error:
             raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
         groups: list[int] = []
-        rows = 0
+        rows = first = 0
         for group in range(metadata.num_row_groups):
             groups.append(group)
             rows += metadata.row_group(group).num_rows
             if rows >= part_rows or group == metadata.num_row_groups - 1:
-                parts.append(Part(file, tuple(groups)))
-                groups, rows = [], 0
+                parts.append(Part(file, tuple(groups), first))
+                groups, rows, first = [], 0, first + rows
     return parts
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 
@@ -16,39 +16,61 @@ from fuxictr_mm_serving.settings import Settings
 #: Bytes of a body that is too large that are read, and forgotten: many clients send all of it before they read why not.
 DISCARDED = 64 * 2**20
 
+#: Columns of an item, and of the context, that a request may give.
+COLUMNS = 1000
+
 Id = int | str
-T = TypeVar("T", bound=BaseModel)
 
 
-class NewItemRequest(BaseModel):
+class _Body(BaseModel):
+    """A request, or part of one: validation stops at its first error, however many there are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            if unknown := next((name for name in content if name not in cls.model_fields), None):
+                raise ValueError(f"{str(unknown)[:100]!r} is not expected, only {', '.join(cls.model_fields)}")
+            for name, value in content.items():
+                if isinstance(value, dict) and len(value) > COLUMNS:
+                    raise ValueError(f"{name} has {len(value)} columns, expected {COLUMNS} or fewer")
+        return content
+
+
+T = TypeVar("T", bound=_Body)
+
+
+class NewItemRequest(_Body):
     """An item that the export does not hold."""
 
-    model_config = ConfigDict(extra="forbid", title="NewItem")
-    embeddings: dict[str, list[float]] = Field({}, description="column of the item files to its embedding")
-    codes: dict[str, list[int]] = Field(
+    model_config = ConfigDict(title="NewItem")
+    embeddings: dict[str, Annotated[list[float], FailFast()]] = Field(
+        {}, description="column of the item files to its embedding"
+    )
+    codes: dict[str, Annotated[list[int], FailFast()]] = Field(
         {}, description="column of the item files to its codes, for models that read them"
     )
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(_Body):
     """One user and the candidates to score."""
 
-    model_config = ConfigDict(extra="forbid")
     user: Id | None = Field(None, description="an id of the server's file of users")
     context: dict[str, Any] = Field({}, description="value of each context column")
-    history: list[Id] | None = Field(None, description="item ids, oldest first")
-    candidates: list[Id] = Field([], description="item ids")
-    new_items: list[NewItemRequest] = Field(
+    history: list[Id] | None = Field(None, fail_fast=True, description="item ids, oldest first")
+    candidates: list[Id] = Field([], fail_fast=True, description="item ids")
+    new_items: Annotated[list[NewItemRequest], FailFast()] = Field(
         [], description="items that the export does not hold, scored after the candidates"
     )
     explain: bool = Field(False, description="whether to name the history items that each candidate attends to most")
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(_Body):
     """Several users."""
 
-    model_config = ConfigDict(extra="forbid")
-    requests: Annotated[list[ScoreRequest], Field(min_length=1)]
+    requests: Annotated[list[ScoreRequest], Field(min_length=1), FailFast()]
 
 
 class Reason(BaseModel):
@@ -124,7 +146,7 @@ def is_msgpack(header: str) -> bool:
     return "msgpack" in header
 
 
-def decode(body: bytes, content_type: str, model: type[T]) -> T:
+def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -> T:
     """Return a body, JSON or MessagePack, as a checked request.
 
     Raises
@@ -142,16 +164,59 @@ def decode(body: bytes, content_type: str, model: type[T]) -> T:
     except Exception as error:  # msgpack raises many types
         kind = "MessagePack" if is_msgpack(content_type) else "JSON"
         raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
+    check_lengths(content, settings)
+    if not is_msgpack(content_type) and (b"\\u" in body or b"\0" in body or not body.isascii()):
+        check_text(content)
     try:
         return model.model_validate(content, strict=False)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "body"
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:200] or "body"
         raise HttpError(422, f"{where}: {first['msg']}") from None
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+def check_text(content: Any) -> None:
+    """Refuse halves of surrogate pairs, which JSON can write and no text can hold.
+
+    Raises
+    ------
+    HttpError
+        422.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HttpError(422, "the body holds half a surrogate pair, which is no text") from None
+
+
+def check_lengths(content: Any, settings: Settings) -> None:
+    """Refuse lists that are too long before their entries are looked at.
+
+    Raises
+    ------
+    HttpError
+        422.
+    """
+    limits = {
+        "requests": settings.max_users,
+        "candidates": settings.max_candidates,
+        "new_items": settings.max_candidates,
+        "history": settings.max_history,
+    }
+    if not isinstance(content, dict):
+        return
+    for name, limit in limits.items():
+        value = content.get(name)
+        if isinstance(value, list) and len(value) > limit:
+            raise HttpError(422, f"{name}: are {len(value)}, expected {limit} or fewer")
+    if isinstance(requests := content.get("requests"), list):
+        for one in requests:
+            if isinstance(one, dict):
+                check_lengths({name: value for name, value in one.items() if name != "requests"}, settings)
 
 
 def check_limits(request: ScoreRequest, settings: Settings) -> None:
@@ -167,10 +232,6 @@ def check_limits(request: ScoreRequest, settings: Settings) -> None:
         raise HttpError(422, "candidates: are missing, expected one or more item ids")
     if count > settings.max_candidates:
         raise HttpError(422, f"candidates: are {count}, expected {settings.max_candidates} or fewer")
-    if len(request.history or []) > settings.max_history:
-        raise HttpError(
-            422, f"history: has {len(request.history or [])} items, expected {settings.max_history} or fewer"
-        )
     if request.user is None and request.history is None:
         raise HttpError(422, "history: is missing; give a history (it may be empty), or a user")
 

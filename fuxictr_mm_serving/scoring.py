@@ -68,9 +68,15 @@ def score_file(
         A value that training would refuse, by file and column; a file that cannot be written.
     """
     folder, out = Path(folder), Path(out)
+    for name, value in (("processes", processes), ("threads", threads)):
+        if value < 1:
+            raise ServingError(f"{name}: is {value}, expected 1 or more")
     labels = read_manifest(folder)["labels"]
     scratch = out.parent / f".{out.name}.parts"
     parts = split(rows, part_rows)
+    read = {part.file.resolve() for part in parts}
+    if out.resolve() in read or Path(rows).resolve() in out.resolve().parents:
+        raise ServingError(f"{out}: is or lies in the rows that are read, {rows}; write another file")
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         _keep_parts_of(scratch, _identity(folder, parts, part_rows))
@@ -116,7 +122,7 @@ class _Scorer:
         self._export = Export(folder, threads=threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = Part(Path(row["source"]), tuple(row["groups"]))
+        part = Part(Path(row["source"]), tuple(row["groups"]), row["first"])
         try:
             return {"rows": _score_part(self._export, part, Path(row["file"])), "error": ""}
         except ServingError as error:  # which Ray would show with two tracebacks
@@ -135,7 +141,12 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(processes, 1))
     rows = [
-        {"source": str(part.file.absolute()), "groups": list(part.groups), "file": str(file.absolute())}
+        {
+            "source": str(part.file.absolute()),
+            "groups": list(part.groups),
+            "first": part.first,
+            "file": str(file.absolute()),
+        }
         for part, file in todo
     ]
     scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -161,7 +172,11 @@ def _score_in_process(task: tuple[Part, Path]) -> int:
 
 
 def _score_part(export: Export, part: Part, file: Path) -> int:
-    scores = [export.score_rows(columns, str(part.file)) for columns in read_part(part, export.columns)]
+    scores: list[np.ndarray] = []
+    first = part.first
+    for columns in read_part(part, export.columns):
+        scores.append(export.score_rows(columns, str(part.file), first))
+        first += len(scores[-1])
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as stream:

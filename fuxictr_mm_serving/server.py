@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import json
 import logging
@@ -24,7 +25,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.errors import DamagedError, ServingError
+from fuxictr_mm_serving.export import REASONS
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.requests import (
     BatchRequest,
@@ -98,13 +101,18 @@ class Gate:
         if self._pending >= self._limit:
             raise HttpError(503, "too many requests are waiting; try again", **{"Retry-After": "1"})
         self._pending += 1
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._pool, work)
-        # What runs into the time limit still occupies its thread, so it is counted until it ends.
+        deadline = time.monotonic() + self._timeout
+
+        def timed() -> Any:
+            with until(deadline):
+                return work()
+
+        future = asyncio.get_running_loop().run_in_executor(self._pool, timed)
+        # What runs into the time limit occupies its thread until it next looks at the time, and is counted until then.
         future.add_done_callback(self._end)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._timeout)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, DeadlineError):
             raise HttpError(504, f"no scores after {self._timeout:g} seconds; send fewer candidates") from None
 
     def _end(self, future: asyncio.Future[Any]) -> None:
@@ -185,9 +193,7 @@ class Server:
         self, request: Request, model: type[T], requests_of: Callable[[T], list[ScoreRequest]]
     ) -> list[dict[str, Any]]:
         body = await read_body(request, self.settings)
-        requests = requests_of(decode(body, request.headers.get("content-type", ""), model))
-        if len(requests) > self.settings.max_users:
-            raise HttpError(422, f"requests: are {len(requests)}, expected {self.settings.max_users} or fewer")
+        requests = requests_of(decode(body, request.headers.get("content-type", ""), model, self.settings))
         for one in requests:
             check_limits(one, self.settings)
         request.state.sizes = {"users": len(requests), "candidates": sum(len(r.candidates) for r in requests)}
@@ -258,7 +264,10 @@ class Server:
 
     async def titles_of(self, request: Request) -> Response:
         """Titles of items, for the page."""
-        ids = decode(await read_body(request, self.settings), "json", ScoreRequest).candidates
+        # The page asks for the candidates and what each attends to.
+        limit = self.settings.max_candidates * (1 + REASONS)
+        settings = dataclasses.replace(self.settings, max_candidates=limit)
+        ids = decode(await read_body(request, settings), "json", ScoreRequest, settings).candidates
         return JSONResponse(self.service.titles.of(ids) if self.service.titles else [""] * len(ids))
 
 
@@ -309,7 +318,8 @@ def make_app(settings: Settings) -> Starlette:
 
 def answer(status: int, message: str, **headers: str) -> Response:
     """Return an error: one sentence."""
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
+    text = " ".join(message.split()).encode(errors="replace").decode()  # surrogates are no UTF-8
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
 def reply(request: Request, content: Any) -> Response:
@@ -329,7 +339,10 @@ def has_token(request: Request, token: str) -> bool:
 
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     """Check what the start left unchecked, then load another export whenever there is one in the folder."""
-    await asyncio.to_thread(service.check)
+    try:
+        await asyncio.to_thread(service.check)
+    except Exception as error:
+        logger.error(json.dumps({"check": "failed", "reason": f"{type(error).__name__}: {error}"}))
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -338,6 +351,8 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
                 logger.info(json.dumps({"switched_to": service.loaded.version}))
         except ServingError as error:  # perhaps it is being written: the next look finds it
             logger.warning(json.dumps({"switch": "failed", "reason": str(error)}))
+        except Exception as error:  # whatever it is, the next export may be good
+            logger.error(json.dumps({"switch": "failed", "reason": f"{type(error).__name__}: {error}"}))
 
 
 def app_of_worker() -> Starlette:

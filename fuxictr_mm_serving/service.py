@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm_serving.cache import StateCache
+from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import check_files, version_of
@@ -98,6 +99,7 @@ class Service:
         self.folder = Path(folder)
         self.threads, self.cache_bytes = threads, cache_bytes
         self._switching = threading.Lock()
+        self._damaged: list[tuple[str, int, int]] = []  # the stamp of the folder when damage was seen
         self.loaded = self._load(version_of(self.folder), CHECKED_BYTES)
         self.users = self.titles = None
         if users is not None or titles is not None:
@@ -140,10 +142,18 @@ class Service:
         """
         with self._switching:
             version = version_of(self.folder)
-            if version == self.loaded.version:
+            is_other = version != self.loaded.version
+            if not is_other and (not self.loaded.damage or self._stamp() == self._damaged):
                 return False
-            self.loaded = self._load(version, math.inf)
-            return True
+            self._damaged = self._stamp()
+            self.loaded = self._load(version, math.inf)  # also a damaged one that has been repaired
+            return is_other
+
+    def _stamp(self) -> list[tuple[str, int, int]]:
+        """Return sizes and times of the files, by which a repair is seen without reading them."""
+        with suppress(OSError):
+            return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.folder.iterdir())
+        return []
 
     def check(self) -> None:
         """Compare with their checksums the large files, which the start left out; if one differs, nothing is scored."""
@@ -153,6 +163,7 @@ class Service:
         except ServingError as error:
             with suppress(ServingError):
                 if version_of(self.folder) == loaded.version:  # otherwise it has been replaced
+                    self._damaged = self._stamp()
                     loaded.damage = str(error)
                     logger.error(json.dumps({"damaged": str(error)}))
 
@@ -193,6 +204,7 @@ class Service:
         DamagedError
             A file of the export has been found to be damaged.
         """
+        check_deadline()
         loaded = loaded or self.loaded
         export = loaded.export
         if loaded.damage:
@@ -201,6 +213,9 @@ class Service:
             if self.users is None:
                 raise ServingError("user: the server has no file of users; give context and history")
             found = self.users.get(user)
+            read = [f.column for f in export.context if not f.is_computed]
+            if wrong := [name for name in context or {} if name not in read]:
+                raise ServingError(f"context: {wrong[0]!r} is not read by the model; it reads {', '.join(read)}")
             context = {**found, **(context or {})}
             history = found[export.history] if history is None else history
         context, history = context or {}, history or []
@@ -211,6 +226,8 @@ class Service:
         scores, known = export.score_candidates(state, candidates)
         if new_items:
             scores = np.concatenate([scores, export.score_items(state, export.embed_new(new_items))])
+        if not np.isfinite(scores).all():
+            raise ServingError("scores: one is not finite; expected embeddings and context of ordinary size")
         unknown = [candidates[i] for i in np.flatnonzero(~known)]
         values = scores.astype(float).T.tolist()
         by_label = values if scores.ndim == 1 else dict(zip(export.labels, values, strict=True))

@@ -29,10 +29,12 @@ from fuxictr_mm.files import check_folder_to_write, write_folder
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.export import ExportedProgram
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.serving.graphs import Traced
+    from fuxictr_mm_serving.graphs import Graph
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +114,8 @@ def export(
     out : path
         The folder, written atomically; only if its scores are those of the model.
     format : {"onnx", "pt2", "triton"}
-        Graphs of ONNX or of torch, which ``fuxictr_mm_serving`` reads, or a model repository of NVIDIA Triton
-        Inference Server.
+        Graphs of ONNX, which ``fuxictr_mm_serving`` reads, or of torch, for programs of your own, or a model repository
+        of NVIDIA Triton Inference Server.
     weights : path, optional
         Those of the experiment's newest run by default.
     precision : {"fp32", "fp16", "int8-tables", "int8-weights"}
@@ -152,17 +154,19 @@ def export(
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
-        files, ports = _write_graphs(model, folder, "pt2" if format == "pt2" else "onnx")
+        files, opened = _write_graphs(model, folder, "pt2" if format == "pt2" else "onnx")
         if precision == "int8-weights":
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
-        manifest = _describe(experiment, model, dataset, files, precision) | ports
+        manifest = _describe(experiment, model, dataset, files, precision)
+        if opened is not None:  # graphs of ONNX have names
+            manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
         _write_tables(model, dataset, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
             _write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
-        parity.update(_compare(experiment, folder, expected, dataset, tolerance or TOLERANCES[precision]))
+        parity.update(_compare(experiment, folder, opened, expected, dataset, tolerance or TOLERANCES[precision]))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 
@@ -201,24 +205,26 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
     return loop.predict(model, experiment.make_loader(dataset.splits["valid"], model)).numpy()
 
 
-def _write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write the graphs; returns their files by name, and what else the manifest says of them."""
+def _write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Graph] | None]:
+    """Write the graphs; returns their files by name, and those of torch as functions."""
     from fuxictr_mm.serving.graphs import has_fold, rows_example, user_examples
+    from fuxictr_mm.serving.torch_graph import TorchGraph
 
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     if has_fold(model):
         graphs |= user_examples(copy.deepcopy(model))
+    opened: dict[str, Graph] = {}
     for name, traced in graphs.items():
         started = time.perf_counter()
-        write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        program = write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        if format == "pt2":
+            opened[name] = TorchGraph(program, traced.names, traced.outputs)
         logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
-    ports = {name: {"inputs": traced.names, "outputs": traced.outputs} for name, traced in graphs.items()}
-    files = {name: f"{name}.{format}" for name in graphs}
-    return files, {"ports": ports} if format == "pt2" else {}  # graphs of ONNX have names
+    return {name: f"{name}.{format}" for name in graphs}, opened or None
 
 
-def write_graph(traced: Traced, path: Path, what: str) -> None:
-    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name.
+def write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
+    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name; returns the program that is written.
 
     Raises
     ------
@@ -230,12 +236,12 @@ def write_graph(traced: Traced, path: Path, what: str) -> None:
     try:
         with torch.no_grad(), _silence():
             program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
-            (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
+            return (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
     except Exception as error:  # torch raises many types
         raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
 
 
-def _write_onnx(program: Any, traced: Traced, path: Path) -> None:
+def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
     import onnxruntime
     import torch
 
@@ -247,12 +253,11 @@ def _write_onnx(program: Any, traced: Traced, path: Path) -> None:
         node.metadata_props.clear()
     onnx_program.save(str(path), external_data=False)
     onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return program
 
 
-def _write_pt2(program: Any, traced: Traced, path: Path) -> None:
+def _write_pt2(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
     import torch
-
-    from fuxictr_mm_serving.graphs import check_archive
 
     # Of equal scores, ONNX's TopK takes the first; torch's takes any.
     topk = torch.ops.aten.topk.default
@@ -276,7 +281,7 @@ def _write_pt2(program: Any, traced: Traced, path: Path) -> None:
     program.graph_module.recompile()
     program.example_inputs = None
     torch.export.save(program, path)
-    check_archive(path)
+    return program
 
 
 def _stable_topk(
@@ -495,7 +500,12 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _compare(
-    experiment: Experiment, folder: Path, expected: np.ndarray, dataset: Dataset, tolerance: float
+    experiment: Experiment,
+    folder: Path,
+    graphs: Mapping[str, Graph] | None,
+    expected: np.ndarray,
+    dataset: Dataset,
+    tolerance: float,
 ) -> dict[str, Any]:
     """Return the differences between export and model over the validation rows.
 
@@ -510,7 +520,7 @@ def _compare(
     from fuxictr_mm_serving.parquet import read_part, split
     from fuxictr_mm_serving.scoring import PART_ROWS
 
-    exported = Export(folder, check_bytes=0)
+    exported = Export(folder, check_bytes=0, graphs=graphs)
     path = str(experiment.config.dataset.valid_data)
     found, differences = [], [0.0]
     for part in split(path, PART_ROWS):

@@ -1,8 +1,7 @@
 """An export scores as its model does, for every model of the zoo; one that does not is not written."""
 
 import json
-import pickle
-import zipfile
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,10 @@ from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.serving import export as module
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graphs import has_fold
+from fuxictr_mm.serving.torch_graph import TorchGraph
 from fuxictr_mm_serving import Export, ServingError
-from fuxictr_mm_serving.graphs import TorchGraph, check_archive
+from fuxictr_mm_serving.command import main as serve
+from fuxictr_mm_serving.manifest import checksum, read_manifest
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
@@ -288,7 +289,10 @@ def test_graphs_of_torch(weights_of, tmp_path, name):
     parity = export(experiment, tmp_path / "out", weights=weights, format="pt2", tolerance=NOISE)
     assert parity["largest_difference"] <= NOISE
     assert parity["largest_difference_folded"] <= NOISE
-    exported = Export(tmp_path / "out")
+    ports = json.loads((tmp_path / "out" / "manifest.json").read_text())["ports"]
+    programs = {name: torch.export.load(tmp_path / "out" / f"{name}.pt2") for name in ports}
+    graphs = {name: TorchGraph(programs[name], **ports[name]) for name in ports}
+    exported = Export(tmp_path / "out", graphs=graphs)
     model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
     model.load_weights(weights)
     context = {"likes_level": 3, "views_level": 2}
@@ -302,26 +306,63 @@ def test_graphs_of_torch(weights_of, tmp_path, name):
     assert b".py" not in graphs
 
 
-def test_an_archive_with_pickled_objects_is_not_loaded(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (Path.write_text, (tmp_path / "executed", "x"))
+def test_graphs_of_torch_are_not_loaded(exported, tmp_path):
+    folder = tmp_path / "pt2"
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "user.pt2").write_text("expressions that torch would evaluate")
+    manifest["graphs"]["user"] = "user.pt2"
+    manifest["sha256"]["user.pt2"] = checksum(folder / "user.pt2")
+    manifest["bytes"]["user.pt2"] = (folder / "user.pt2").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rows = ROOT / "data" / "tiny_mm" / "test.parquet"
+    for use in (Export, Service, lambda folder: score_file(folder, rows, tmp_path / "scores.parquet")):
+        with raises_naming(ServingError, folder / "user.pt2", "--format onnx"):
+            use(folder)
+    with pytest.raises(SystemExit) as stopped:
+        serve([str(folder), "--workers", "2"])
+    assert stopped.value.code == 2
 
-    program = torch.export.export(torch.nn.Linear(2, 2), (torch.rand(2, 2),))
-    torch.export.save(program, tmp_path / "rows.pt2")  # with its example inputs, a file by torch.save
-    with raises_naming(ServingError, tmp_path / "rows.pt2"):
-        check_archive(tmp_path / "rows.pt2")
-    program.example_inputs = None
-    torch.export.save(program, tmp_path / "rows.pt2")
-    check_archive(tmp_path / "rows.pt2")
-    with zipfile.ZipFile(tmp_path / "rows.pt2", "a") as archive:
-        archive.writestr("rows/data/constants/opaque_obj_0", pickle.dumps(Bomb()))
-    with raises_naming(ServingError, tmp_path / "rows.pt2"):
-        TorchGraph(tmp_path / "rows.pt2", {"inputs": ["x"], "outputs": ["y"]})
-    assert not (tmp_path / "executed").exists()
-    (tmp_path / "rows.pt2").write_text("no archive")
-    with raises_naming(ServingError, tmp_path / "rows.pt2"):
-        check_archive(tmp_path / "rows.pt2")
+
+def _set(manifest, path, value):
+    *parents, last = path
+    for key in parents:
+        manifest = manifest[key]
+    if value is None:
+        del manifest[last]
+    else:
+        manifest[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("graphs", "user"), "../user.onnx", "../user.onnx"),
+        (("graphs", "user"), "/etc/passwd", "/etc/passwd"),
+        (("graphs", "rows"), "other.onnx", "other.onnx"),
+        (("items", "table", "file"), "other.npy", "other.npy"),
+        (("items", "known"), "a/known.npy", "a/known.npy"),
+        (("items", "contents", "txt_emb_pca8", "file"), "../x.npy", "../x.npy"),
+        (("items", "codes"), {"file": "codes.npy", "columns": {}}, "codes.npy"),
+        (("context", 0, "table", "scales"), "x.npy", "x.npy"),
+        (("context", 0, "table"), None, "context.0"),
+        (("context", 0, "vocab_size"), None, "context.0"),
+        (("vocabulary",), "../vocabulary.json", "../vocabulary.json"),
+        (("sha256", "../x"), "0", "../x"),
+        (("sha256", "x"), "0", "x"),
+        (("bytes", "items.npy"), None, "items.npy"),
+        (("items",), None, "items"),
+        (("items", "max_len"), "x", "items.max_len"),
+        (("graphs", "candidates"), None, "candidates"),
+        (("labels",), [], "labels"),
+    ],
+)
+def test_a_manifest_that_is_not_complete_is_refused(exported, tmp_path, path, value, named):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    _set(manifest, path, value)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with raises_naming(ServingError, tmp_path / "manifest.json", named):
+        read_manifest(tmp_path)
 
 
 #: Experiments whose models read contents or codes of the items, and what else they are given.

@@ -148,6 +148,31 @@ def test_bad_rows(exported, tmp_path, columns, named):
         score_file(exported, write(tmp_path, **columns), tmp_path / "out")
 
 
+def test_the_row_of_an_error_is_that_of_the_file(exported, tmp_path):
+    table = pq.read_table(ROWS).slice(0, 100)
+    items = table["item_id"].to_pylist()
+    items[70] = 99999
+    table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(items))
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=30)
+    with raises_naming(ServingError, "row 70", "99999"):
+        score_file(exported, tmp_path / "rows.parquet", tmp_path / "out", part_rows=30)
+
+
+def test_the_rows_are_not_overwritten(exported, pieces, tmp_path):
+    path = write(tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for out in (path, tmp_path / "link"):
+        with raises_naming(ServingError, out):
+            score_file(exported, path, out)
+    with raises_naming(ServingError, pieces / "out"):
+        score_file(exported, pieces, pieces / "out")
+    assert path.read_bytes() == before
+    for options in ({"processes": 0}, {"threads": 0}):
+        with raises_naming(ServingError, *options):
+            score_file(exported, path, tmp_path / "out", **options)
+
+
 def test_broken_exports(exported, tmp_path):
     for name in ("items.npy", "rows.onnx", "known.npy"):
         broken = tmp_path / name

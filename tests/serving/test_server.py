@@ -1,5 +1,6 @@
 """The server: right scores, clear refusals, no request lost when the export is replaced or a worker is killed."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -21,8 +23,12 @@ from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving import export as export_module
+from fuxictr_mm_serving.cache import StateCache
+from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.new_items import ItemRows
-from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.requests import HttpError, ScoreRequest, decode
+from fuxictr_mm_serving.server import make_app, watch
 from fuxictr_mm_serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +157,11 @@ BAD = [
     (422, {**REQUEST, "context": {"likes_level": {"a": 1}, "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"x": [1]}}]}, "x"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1e39] * 8}}]}, "txt_emb_pca8"),
+    (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [3e38] * 8}}]}, "finite"),
+    (422, {**REQUEST, "context": {"likes_level": 10**400, "views_level": 1}}, "likes_level"),
+    (422, {**REQUEST, "context": {"\ud800": 1}}, "surrogate"),
+    (422, {**REQUEST, "candidates": ["\ud800"]}, "surrogate"),
+    (422, {"user": 1, "candidates": [8], "context": {"like_level": 3}}, "like_level"),
     (413, " " * 20001, "20000"),
 ]
 
@@ -212,6 +223,10 @@ def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch
         assert "items.npy" in ready.json()["error"]
         assert client.post("/score", json=REQUEST).status_code == 503
         assert client.get("/health").status_code == 200
+        content[-1] ^= 1
+        (folder / "items.npy").write_bytes(content)
+        client.app.state.service.switch()
+        assert client.post("/score", json=REQUEST).status_code == 200
     (folder / "items.npy").write_bytes(content[:-1])
     with pytest.raises(ServingError, match=r"items\.npy"):
         make_app(Settings(folder=str(folder)))
@@ -247,6 +262,96 @@ def test_full_and_slow(exported, monkeypatch):
         free.set()
         time.sleep(0.5)
         assert client.post("/score", json=REQUEST).status_code == 200
+
+
+def test_work_past_its_time_is_dropped(exported, monkeypatch):
+    """Neither the other users of a batch, nor what waited, are scored after the 504."""
+    app = make_app(Settings(folder=str(exported), concurrency=1, timeout=0.2))
+    scored = []
+
+    def slow(*inputs):
+        scored.append(time.sleep(0.3))
+        return np.zeros(3, np.float32), np.ones(3, bool)
+
+    monkeypatch.setattr(app.state.service.loaded.export, "score_candidates", slow)
+    with TestClient(app) as client:
+        assert client.post("/score_batch", json={"requests": [REQUEST] * 8}).status_code == 504
+        assert client.post("/score", json=REQUEST).status_code == 504
+        time.sleep(0.2)
+    assert len(scored) <= 2
+
+
+def test_pieces_of_rows_end_at_the_deadline(exported, monkeypatch):
+    found = Export(exported)
+    monkeypatch.setattr(Export, "is_folded", False)
+    monkeypatch.setattr(found, "_predict", lambda *inputs: np.zeros(time.sleep(0.1) or 1, np.float32))
+    monkeypatch.setattr(export_module, "PAIRS", 1)
+    state = found.user_state(REQUEST["context"], REQUEST["history"])
+    started = time.monotonic()
+    with pytest.raises(DeadlineError), until(started + 0.05):
+        found.score_candidates(state, list(range(1, 100)))
+    assert time.monotonic() - started < 2
+
+
+def test_the_watcher_survives_any_error(monkeypatch):
+    class Broken:
+        looks = 0
+
+        def check(self):
+            raise MemoryError
+
+        def switch(self):
+            self.looks += 1
+            raise RuntimeError("unexpected")
+
+    async def look():
+        task = asyncio.create_task(watch(broken, None, 0.01))
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        task.cancel()
+
+    broken = Broken()
+    asyncio.run(look())
+    assert broken.looks > 1
+
+
+MANY = 300_000
+HUGE = {
+    "candidates": '{"history":[],"candidates":[' + ",".join(["[]"] * MANY) + "]}",
+    "history": '{"candidates":[1],"history":[' + ",".join(["[]"] * MANY) + "]}",
+    "new_items": '{"candidates":[1],"new_items":[' + ",".join(["[]"] * MANY) + "]}",
+    "x": '{"candidates":[1],"new_items":[{"embeddings":{"x":[' + ",".join(["[]"] * MANY) + "]}}]}",
+    "0": "{" + ",".join(f'"{i}":0' for i in range(MANY)) + "}",
+    "context": '{"candidates":[1],"context":{' + ",".join(f'"{i}":0' for i in range(MANY)) + "}}",
+}
+
+
+@pytest.mark.parametrize("named", HUGE)
+def test_a_body_of_many_errors_costs_no_more_than_its_first(named):
+    body = HUGE[named].encode()
+    json.loads(body)
+    started = time.process_time()
+    with pytest.raises(HttpError) as raised:
+        decode(body, "json", ScoreRequest, Settings(folder=""))
+    assert raised.value.status == 422
+    assert named in str(raised.value)
+    assert len(str(raised.value)) < 500
+    assert time.process_time() - started < 1
+
+
+def test_the_cache_counts_what_small_entries_take():
+    cache = StateCache(2**30)
+    tracemalloc.start()
+    for i in range(3000):
+        cache.get(f"{i:032x}", lambda: {"numbers": np.arange(2), "context": np.zeros((1, 8), np.float32)})
+    real = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert real * 0.7 <= cache.num_bytes <= real * 3
+
+
+def test_titles_of_too_many_items(client):
+    assert client.post("/titles", json={"candidates": [1] * 2000}).json() == [""] * 2000
+    assert client.post("/titles", json={"candidates": [1] * 2001}).status_code == 422
 
 
 def free_port():

@@ -1,0 +1,44 @@
+"""The time until which the work of a request counts; work checks it between its pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+class DeadlineError(Exception):
+    """The work is dropped: nobody waits for it any more."""
+
+
+@contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Set the deadline of the work within, in seconds of ``time.monotonic``; it is checked at once.
+
+    Raises
+    ------
+    DeadlineError
+        It has passed.
+    """
+    token = _deadline.set(deadline)
+    try:
+        check_deadline()
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def check_deadline() -> None:
+    """Go on if there is time left, or no deadline.
+
+    Raises
+    ------
+    DeadlineError
+        It has passed.
+    """
+    deadline = _deadline.get()
+    if deadline is not None and time.monotonic() > deadline:
+        raise DeadlineError
