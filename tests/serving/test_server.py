@@ -336,7 +336,7 @@ def test_a_body_of_many_errors_costs_no_more_than_its_first(named):
     assert raised.value.status == 422
     assert named in str(raised.value)
     assert len(str(raised.value)) < 500
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # 22 s with an error for each entry
 
 
 def test_the_cache_counts_what_small_entries_take():
