@@ -61,6 +61,25 @@ def group_keys(group: np.ndarray) -> np.ndarray:
     return group if group.dtype.kind in "iu" else decode_group(pa.array(group), "group", 0)
 
 
+def partition_of(group: np.ndarray) -> np.ndarray:
+    """Return the groups numbered by their first rows, ``(n,)`` int64, and ``NO_GROUP`` for none.
+
+    Equal where the same rows are in one group, whatever its number: a vocabulary may number users anew when data of
+    another split has changed.
+
+    Examples
+    --------
+    >>> partition_of(np.array([7, 3, 7, 5])).tolist()
+    [0, 1, 0, 2]
+    """
+    from pandas import factorize
+
+    numbers = number_groups(group_keys(group))
+    found = np.full(len(numbers), NO_GROUP)
+    found[numbers >= 0] = factorize(numbers[numbers >= 0])[0]
+    return found
+
+
 def number_users(group: np.ndarray | None, rows: int) -> np.ndarray:
     """Return the user of each row ``(rows,)``, numbered from 0; a row without a group is a user of its own."""
     if group is None:

@@ -296,7 +296,9 @@ def _read(
 
 def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray | None]:
     """Return label and group of the examples that most runs were evaluated on."""
-    keys = [(p.label.tobytes(), b"" if p.group is None else p.group.tobytes()) for p in found]
+    from fuxictr_mm.data.groups import partition_of
+
+    keys = [(p.label.tobytes(), b"" if p.group is None else partition_of(p.group).tobytes()) for p in found]
     most = found[keys.index(Counter(keys).most_common(1)[0][0])]
     if most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
@@ -305,14 +307,16 @@ def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np
 
 def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | None, on_problem: OnProblem) -> bool:
     """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
+    from fuxictr_mm.data.groups import partition_of
+
     if len(entry.label) != len(label):
         reason = f"{len(entry.label)} against {len(label)}"
     elif not np.array_equal(entry.label, label):
         reason = f"labels differ, first in row {int(np.argmax(entry.label != label))}"
-    elif entry.group is not None and group is not None and not np.array_equal(entry.group, group):
-        reason = f"groups differ, first in row {int(np.argmax(entry.group != group))}"
-    else:
+    elif entry.group is None or group is None or np.array_equal(partition_of(entry.group), partition_of(group)):
         return True
+    else:
+        reason = f"groups differ, first in row {int(np.argmax(entry.group != group))}"
     message = f"{entry.run.path}: evaluated on other examples than the other runs: {reason}"
     on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one file"))
     return False

@@ -285,7 +285,7 @@ def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None
 def _align(
     runs: Sequence[Run], rows: Sequence[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]], split: str
 ) -> Examples:
-    from fuxictr_mm.data.groups import group_keys
+    from fuxictr_mm.data.groups import group_keys, partition_of
 
     label = next((found for found, _, _ in rows if found is not None), None)
     group = next((found for _, _, found in rows if found is not None), None)
@@ -295,7 +295,7 @@ def _align(
             reason = f"{len(prediction)} against {len(rows[0][1])}"
         elif labels is not None and label is not None and not np.array_equal(labels, label):
             reason = f"labels differ, first in row {int(np.argmax(labels != label))}"
-        elif groups is not None and group is not None and not np.array_equal(group_keys(groups), group_keys(group)):
+        elif groups is not None and group is not None and not np.array_equal(partition_of(groups), partition_of(group)):
             reason = f"groups differ, first in row {int(np.argmax(group_keys(groups) != group_keys(group)))}"
         if reason:
             raise DataError(

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.runs import find_runs
@@ -102,6 +103,18 @@ def test_seeds_of_other_data_are_no_seeds_of_the_newest(copy, data, kept):
     second = next(run for run in runs if run.seed == 2)
     assert {run.seed for run in runs if run.config_key == second.config_key} == kept
     assert len({run.config_key for run in runs}) == (1 if len(kept) == 3 else 2)
+
+
+def test_users_that_are_numbered_anew_are_the_same_users(copy):
+    """As by a vocabulary that counts rows of another split; two users in one are others."""
+    before = compared(copy)
+    for run in find_runs(copy, expid="DIN_MM_none_tiny"):
+        change_rows(run, group=lambda users: users ^ 1)
+    assert (compared(copy)["rows"], len(compared(copy)["pairs"])) == (before["rows"], 1)
+    for run in find_runs(copy, expid="DIN_MM_none_tiny"):
+        change_rows(run, group=lambda users: users // 2)
+    with pytest.raises(DataError):
+        compared(copy)
 
 
 def test_more_than_two_are_compared_with_the_best(copy):
