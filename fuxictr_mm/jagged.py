@@ -92,6 +92,11 @@ class Jagged:
         batch = torch.arange(self.num_rows, device=self.offsets.device)
         return torch.repeat_interleave(batch, self.lengths, output_size=self.num_values)
 
+    @property
+    def places(self) -> Tensor:
+        """``(N,)`` index into ``distinct`` of every entry, also where each is stored by itself."""
+        return torch.arange(self.num_values, device=self.distinct.device) if self.index is None else self.index
+
     @cached_property
     def positions(self) -> Tensor:
         """``(N,)`` position of every entry within its row, from 0."""
@@ -198,9 +203,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(history.distinct.dtype, weights.dtype)
     entries = history.distinct.to(dtype)
-    index = history.index
-    if index is None:
-        index = torch.arange(history.num_values, device=entries.device)
+    index = history.places
     num_heads = 1 if weights.dim() == 1 else weights.shape[1]
     if is_exporting():
         heads = weights.to(dtype).view(-1, num_heads).unbind(1)
@@ -283,12 +286,9 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = N
     if torch.compiler.is_compiling() or is_exporting():
         products = queries.index_select(0, history.rows) * history.values
         return products.sum(dim=1) if num_heads is None else products.unflatten(1, (num_heads, -1)).sum(dim=2)
-    index = history.index
-    if index is None:
-        index = torch.arange(history.num_values, device=queries.device)
     dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
     entries = history.distinct.to(dtype)
-    products = _SegmentProducts.apply(queries.to(dtype), entries, index, history.rows, num_heads or 1)
+    products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, num_heads or 1)
     return products.squeeze(1) if num_heads is None else products
 
 

@@ -64,8 +64,8 @@ def group_keys(group: np.ndarray) -> np.ndarray:
 def partition_of(group: np.ndarray) -> np.ndarray:
     """Return the groups numbered by their first rows, ``(n,)`` int64, and ``NO_GROUP`` for none.
 
-    Equal where the same rows are in one group, whatever its number: a vocabulary may number users anew when data of
-    another split has changed.
+    Equal where the same rows are in one group, whatever its number: a vocabulary may give users other numbers
+    when data of another split has changed.
 
     Examples
     --------

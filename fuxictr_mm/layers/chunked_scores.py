@@ -93,8 +93,7 @@ def chunked_scores(
     parameters = [p.to(dtype) for linear in layers.linears for p in (linear.weight, linear.bias)]
     inputs = [target.to(dtype), history.distinct.to(dtype), target_part, items_part, weight.to(dtype), *parameters]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    index = torch.arange(history.num_values) if history.index is None else history.index
-    return _Scores.apply(index, history.rows, layers.dropouts, keep, *inputs)
+    return _Scores.apply(history.places, history.rows, layers.dropouts, keep, *inputs)
 
 
 class _Scores(torch.autograd.Function):

@@ -226,7 +226,7 @@ def newest(history: Jagged, count: int) -> Jagged:
     [8, 9]
     """
     from_end = history.lengths.index_select(0, history.rows) - history.positions
-    index = torch.arange(history.num_values, device=from_end.device) if history.index is None else history.index
+    index = history.places
     offsets = torch.cat([history.offsets[:1], history.lengths.clamp(max=count).cumsum(0)])
     return Jagged(history.distinct, offsets, index[from_end <= count])
 
