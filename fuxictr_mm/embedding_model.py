@@ -97,7 +97,7 @@ class EmbeddingModel(BaseModel):
         # Trainable embeddings start from the stored values and are parameters of the model.
         self.item_vectors = nn.ModuleDict(
             {n: nn.Embedding.from_pretrained(self.items[n][: self.items.num_trained].clone(), freeze=False)
-             for n in self.item_fields if not specs[n].get("freeze_emb", True)}
+             for n in self.item_fields if specs[n]["type"] == "embedding" and not specs[n].get("freeze_emb", True)}
         )  # fmt: skip
 
     @property

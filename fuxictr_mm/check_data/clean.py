@@ -24,6 +24,7 @@ from fuxictr_mm.check_data.layout import (
     Layout,
     as_text,
     common_length,
+    has_one_length,
     is_binary,
     is_extension,
     is_text,
@@ -131,7 +132,9 @@ def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     action = CHECKS[finding.check].action
     change: Change
     if action is Action.DROP_ENTRY:
-        return [partial(_without, dropped=value) for value in finding.rows["value"].to_list()]
+        in_lists = is_list(read_schema(path).field(finding.column).type)
+        padded = in_lists and has_one_length(path, finding.column)
+        return [partial(_without, dropped=value, padded=padded) for value in finding.rows["value"].to_list()]
     if action is Action.SET_ZERO:
         in_lists = is_list(read_schema(path).field(finding.column).type)
         of_text = in_lists and is_text(read_schema(path).field(finding.column).type.value_type)
@@ -144,11 +147,16 @@ def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     return [change] * finding.rows.height
 
 
-def _without(old: Any, dropped: Any) -> Any:
-    """Remove an id and padding from a list, and pad it to its old length at the end that was padded; a number is 0."""
+def _without(old: Any, dropped: Any, padded: bool) -> Any:
+    """Remove an id and padding from a list; a number is 0.
+
+    Where lists are ``padded``, it is padded to its old length, at the end that was.
+    """
     if not isinstance(old, list):
         return 0
     kept = [v for v in old if v and v == v and v != dropped]  # nulls and NaN go, too
+    if not padded:
+        return kept
     padding = ["" if any(isinstance(v, str) for v in old) else 0] * (len(old) - len(kept))
     pads_right = bool(old) and bool(old[0]) and not old[-1]
     return kept + padding if pads_right else padding + kept

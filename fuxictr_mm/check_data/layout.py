@@ -408,11 +408,22 @@ def split_lists(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def common_length(path: Path, column: str) -> int:
     """Return the length of most lists of a column, the empty ones left out; 0 where all are empty."""
+    counts = _lengths(path, column)
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def has_one_length(path: Path, column: str) -> bool:
+    """Whether all lists of a column, the empty ones left out, have the same length, as padded ones have."""
+    return len(_lengths(path, column)) == 1
+
+
+def _lengths(path: Path, column: str) -> Counter[int]:
+    """Return how many lists of a column have each length, the empty ones left out."""
     kind = read_schema(path).field(column).type
     if pa.types.is_fixed_size_list(kind):
-        return kind.list_size
+        return Counter([kind.list_size])
     counts: Counter[int] = Counter()
     for _, batch in read_chunks(path, [column]):
         counts.update(np.diff(split_lists(batch.column(0))[1]).tolist())
     del counts[0]
-    return counts.most_common(1)[0][0] if counts else 0
+    return counts

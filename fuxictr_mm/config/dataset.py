@@ -120,9 +120,10 @@ class DatasetConfig(Settings):
     @field_validator("sep", mode="before")
     @classmethod
     def _check_sep(cls, sep: Any) -> Any:
+        if sep == r"\t":  # a tab, in YAML without double quotes
+            return "\t"
         if isinstance(sep, str) and len(sep) != 1:
-            tab = '; write "\\t" in double quotes for a tab' if sep == r"\t" else ""
-            raise ConfigError(f"sep: {sep!r}, expected one character{tab}")
+            raise ConfigError(f"sep: {sep!r}, expected one character")
         return sep
 
     @field_validator("label_col", mode="before")

@@ -171,14 +171,23 @@ def find_trained(
 
 def _find_run(paths: RunPaths, name: str | None) -> Run | None:
     """Return the run of this name, or the newest finished one, None without any."""
-    from fuxictr_mm.runs import find_runs, read_run, resolve_one
+    from fuxictr_mm.runs import find_runs, left_out, present_first, read_run, resolve_one
 
     root, expid = paths.model_root, paths.expid
+    is_folder = name is not None and os.sep in name and Path(name).is_dir()
+    if name is not None and is_folder:
+        runs = [read_run(name)]
+    elif name is not None:
+        runs = resolve_one(name, find_runs(root), root)
+    else:
+        runs = [run for run in find_runs(root, dataset=paths.dataset_id, expid=expid) if run.finished]
+        if not runs:
+            return None
+    run = present_first(runs)[0]
+    if newer := left_out(runs, run):
+        logger.warning(f"{run.path} is diagnosed; {newer}")
     if name is None:
-        runs = find_runs(root, dataset=paths.dataset_id, expid=expid)
-        return next((run for run in runs if run.finished), None)
-    is_folder = os.sep in name and Path(name).is_dir()
-    run = read_run(name) if is_folder else resolve_one(name, find_runs(root), root)[0]
+        return run
     if run.problem:
         raise ConfigError(f"--run {name}: {run.problem}")
     if run.expid != expid:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache
 from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
@@ -80,6 +82,9 @@ def encode(
         "min_categr_count": min_count,
         "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
     }
+    target = Roles.of(params).target
+    if target in keys and target != ITEM_ID:
+        settings["target"] = target  # whose vocabulary FuxiCTR's layers look up by the name that it has in a model
     try:
         for name, file in keys.items():
             if not file.is_file():
@@ -108,13 +113,13 @@ def encode(
             encoding = Encoding.fit(
                 columns, splits[0], splits[1:], min_count, {n: _keys(n, p) for n, p in keys.items()}
             )
-            _write_pretrained(cache, encoding, keys)
+            _write_pretrained(cache, encoding, keys, target)
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
         if has_run and not (trained := encoding.of_run(columns, vocabularies)).equals(encoding):
             logger.info(f"{raw['train'].path}: has changed since training; {vocabularies.path} is used")
             encoding, cache = trained, _cache_of_run(cache, vocabularies)
-            _write_pretrained(cache, encoding, keys)
+            _write_pretrained(cache, encoding, keys, target)
         elif vocabularies.path is None:
             encoding.keep(columns, vocabularies)
         elif not has_run:  # of an earlier version
@@ -204,12 +209,15 @@ def _keys(feature: str, path: Path) -> pl.Series:
     return pl.Series([str(key) for key in keys.tolist()], dtype=pl.String)
 
 
-def _write_pretrained(cache: Cache, encoding: Encoding, keys: Mapping[str, Path]) -> None:
+def _write_pretrained(cache: Cache, encoding: Encoding, keys: Mapping[str, Path], target: str) -> None:
     """Copy files of embeddings to where FuxiCTR's layers read them, with the vocabularies in FuxiCTR's form."""
     for name, path in keys.items():
         cache.write(cache.folder / _pretrained_name(name, path), partial(shutil.copyfile, path))
     if keys:
-        write_json(cache.folder / "feature_vocab.json", {n: v.to_dict() for n, v in encoding.vocabularies.items()})
+        named = {n: v.to_dict() for n, v in encoding.vocabularies.items()}
+        if target in keys:
+            named[ITEM_ID] = named[target]
+        write_json(cache.folder / "feature_vocab.json", named)
 
 
 def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
 from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
-from fuxictr_mm.runs import Run, find_runs, resolve_one
-from fuxictr_mm.terminal import progress_bar
+from fuxictr_mm.runs import TEST_DATA, Run, differences, find_runs, left_out, present_first, resolve_one
+from fuxictr_mm.terminal import listed, plural, progress_bar
 
 #: Smallest number of users and bootstrap samples for an interval.
 MIN_USERS, MIN_SAMPLES = 10, 100
@@ -130,7 +130,7 @@ def compare(
         if name in files:
             continue
         label = _label(name, names)
-        group = newest_configuration(resolve_one(name, known, root), label, notes)
+        group = runs_of_one_configuration(resolve_one(name, known, root), label, notes, split)
         for run in group:
             path = run.path.resolve()
             if path in owner:
@@ -169,26 +169,43 @@ def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]
     return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
 
 
-def newest_configuration(runs: Sequence[Run], name: str, notes: list[str]) -> list[Run]:
-    """Return the runs of the newest configuration, the newest of each seed, without broken ones."""
+def runs_of_one_configuration(runs: Sequence[Run], name: str, notes: list[str], split: str = "valid") -> list[Run]:
+    """Return runs of one configuration and one data, a run of each seed, without broken ones.
+
+    Those of the data as it is now are taken before newer ones, see ``fuxictr_mm.runs.present_first``; then the newest.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Of one name, newest first.
+    name : str
+        For the notes.
+    notes : list of str
+        What is left out, and why, is appended.
+    split : {"valid", "test"}
+        On test, runs of one test file.
+    """
     broken = [f"{name}, run {run.run}, is left out: {run.state}" for run in runs if not run.is_usable]
-    runs = [run for run in runs if run.is_usable]
-    if not runs:
+    usable = [run for run in runs if run.is_usable]
+    if not usable:
         raise DataError(f"{'; '.join(broken)}; train it again")
     notes += broken
+    ordered = present_first(usable)
+    first = ordered[0]
+    if newer := left_out(usable, first):
+        notes.append(f"{name}: {newer}")
+    same = [run for run in ordered if run.config_key == first.config_key]
+    if split == "test":
+        same = [run for run in same if run.data.get(TEST_DATA) == first.data.get(TEST_DATA)]
     kept: dict[int | None, Run] = {}
-    for run in runs:
-        if run.config_key == runs[0].config_key:
-            kept.setdefault(run.seed, run)
-    configurations = len({run.config_key for run in runs})
-    if configurations > 1:
-        notes.append(
-            f"{name}: its {len(runs)} runs are of {configurations} configurations, data or model files included; "
-            f"{len(kept)} of the newest, begun "
-            f"at {runs[0].started_at}, {'is' if len(kept) == 1 else 'are'} compared"
-        )
-    elif len(kept) < len(runs):
-        notes.append(f"{name}: of runs with the same seed the newest is compared ({len(kept)} of {len(runs)} runs)")
+    for run in same:
+        kept.setdefault(run.seed, run)
+    found = f"{len(kept)} of {plural(len(usable), 'run')} {'is' if len(kept) == 1 else 'are'} taken"
+    what = differences(usable) or [TEST_DATA] * (len(same) < len(usable))
+    if what:
+        notes.append(f"{name}: its runs differ in {listed(what)}; {found}, like {first.run} of {first.started_at}")
+    elif len(kept) < len(usable):
+        notes.append(f"{name}: of runs with the same seed the newest is taken ({found})")
     return list(kept.values())
 
 

@@ -16,18 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
-from fuxictr_mm.evaluation.compare import newest_configuration
+from fuxictr_mm.evaluation.compare import runs_of_one_configuration
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
+    DATA,
     ENSEMBLE,
     ENVIRONMENT,
     FALLING,
     PREDICTIONS,
     RESULT,
+    TEST_DATA,
     Run,
     RunPaths,
     find_runs,
@@ -107,12 +110,13 @@ def ensemble(
 ) -> Run:
     """Average the predictions of several runs; the result is saved like a run.
 
-    Nothing is chosen by the test rows. Of a run without saved test predictions they are computed with its weights.
+    Nothing is chosen by the test rows. Of a run without saved test predictions, or whose test file has changed since,
+    they are computed with its weights.
 
     Parameters
     ----------
     names : sequence of str or path
-        Experiment ids (all finished runs of the newest configuration), names of runs, or folders of either.
+        Experiment ids (see ``runs_of_one_configuration``), names of runs, or folders of either.
     root : path
         The ``model_root`` of the runs.
     average : {"rank", "logit", "mean"}
@@ -131,7 +135,7 @@ def ensemble(
     Returns
     -------
     Run
-        The ensemble, or the run itself if the names mean a single one.
+        The ensemble, or the run itself if the names mean a single one, whose test file has not changed.
 
     Raises
     ------
@@ -146,7 +150,7 @@ def ensemble(
     if stack:
         _lightgbm()
     runs = _members(names, root)
-    if len(runs) == 1:
+    if len(runs) == 1 and not _has_another_test_file(runs[0]):
         logger.info(f"{runs[0].path}: a single run, nothing to average")
         read_test_predictions(runs, gpu)
         return runs[0]
@@ -230,14 +234,15 @@ def combined_run(
         "valid_rows": len(valid[1]),
         "weights": None if weights is None else dict(zip(config["members"], weights.tolist(), strict=True)),
     }
-    return _write(paths, config, result, valid, test)
+    data = {**runs[0].data, TEST_DATA: _test_file(runs[0])}
+    return _write(paths, config, result, {k: v for k, v in data.items() if v}, valid, test)
 
 
 def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
     known, notes = find_runs(root), list[str]()
     found: dict[Path, Run] = {}
     for name in names:
-        for run in newest_configuration(resolve_one(name, known, root), os.fspath(name), notes):
+        for run in runs_of_one_configuration(resolve_one(name, known, root), os.fspath(name), notes):
             found.setdefault(run.path.resolve(), run)
     for note in notes:
         logger.warning(note)
@@ -264,22 +269,46 @@ def read_valid_predictions(runs: Sequence[Run]) -> Examples:
 
 
 def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None:
-    """Return the predictions of runs for the test rows; missing ones are computed and saved. None without test rows.
+    """Return the predictions of runs for the test rows; None without test rows.
+
+    Missing ones are computed and saved. Those of a file that has changed since are computed, and the run keeps its own.
 
     Raises
     ------
     UserError
         They are of other rows, or cannot be computed.
     """
-    if not all(run.config.get("test_data") for run in runs):
+    if not all(run.config.get(TEST_DATA) for run in runs):
         return None
+    first, *others = ((run, _test_file(run)) for run in runs)
+    for run, file in others:
+        if None not in (file, first[1]) and file != first[1]:
+            raise DataError(
+                f"{run.path}: its test file, {run.config[TEST_DATA]}, is another than {first[0].config[TEST_DATA]} of "
+                f"{first[0].path}; average runs of one file"
+            )
     rows = []
     for run in runs:
-        if not (run.path / PREDICTIONS["test"]).is_file():
+        saved = run.path / PREDICTIONS["test"]
+        if _has_another_test_file(run):
+            logger.info(f"{run.path}: {run.config[TEST_DATA]} has changed since; it is scored with the run's weights")
+            rows.append((None, run.predict(gpu=gpu), None))
+            continue
+        if not saved.is_file():
             logger.info(f"{run.path}: test rows are scored with its weights")
-            write_predictions(run.path / PREDICTIONS["test"], prediction=run.predict(gpu=gpu))
+            write_predictions(saved, prediction=run.predict(gpu=gpu))
         rows.append(run.predictions("test"))
     return _align(runs, rows, "test")
+
+
+def _test_file(run: Run) -> str | None:
+    """Return the hash of a run's test file as it is now; where it is gone, as it was; None if that is unknown."""
+    now = data_hashes({key: run.config.get(key) for key in (TEST_DATA, "data_format")})
+    return now.get(TEST_DATA, run.data.get(TEST_DATA))
+
+
+def _has_another_test_file(run: Run) -> bool:
+    return run.data.get(TEST_DATA, file := _test_file(run)) != file
 
 
 def _align(
@@ -435,6 +464,7 @@ def _write(
     paths: RunPaths,
     config: dict[str, Any],
     result: dict[str, Any],
+    data: dict[str, str],
     valid: tuple[Examples, np.ndarray],
     test: tuple[Examples | None, np.ndarray],
 ) -> Run:
@@ -443,7 +473,7 @@ def _write(
     started_at = datetime.now()
     path = paths.new_run(0, started_at)
     write_beside(path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(config.items()))).encode()))
-    write_json(path / ENVIRONMENT, environment(-1, started_at))
+    write_json(path / ENVIRONMENT, {**environment(-1, started_at), DATA: data})
     for split, (examples, prediction) in (("valid", valid), ("test", test)):
         if examples is not None:
             target = path / PREDICTIONS[split]

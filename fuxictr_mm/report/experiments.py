@@ -14,8 +14,8 @@ import numpy as np
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.evaluation.compare import Comparison, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
-from fuxictr_mm.runs import NAMING_KEYS, Run, with_text_keys
-from fuxictr_mm.terminal import DASH, MINUS, number, plural, printable
+from fuxictr_mm.runs import NAMING_KEYS, TEST_DATA, Run, differences, left_out, present_first, with_text_keys
+from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Experiment:
     name : str
         The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
     runs : list of Run
-        Finished, the newest first, one for each seed.
+        Finished, one for each seed: those of the data as it is now first, then the newest.
     """
 
     name: str
@@ -35,13 +35,24 @@ class Experiment:
 
     @property
     def newest(self) -> Run:
-        """The newest run, whose settings represent the configuration."""
+        """The first run, whose settings represent the configuration."""
         return self.runs[0]
 
     def values(self, metric: str, split: str = "valid") -> list[float]:
-        """Return a metric of each run that has it."""
-        found = [number(getattr(run, split).get(metric)) for run in self.runs]
+        """Return a metric of each run that has it; on test, of the runs of the newest's test file."""
+        runs = self.runs if split == "valid" else self.of_one_test_file
+        found = [number(getattr(run, split).get(metric)) for run in runs]
         return [value for value in found if value is not None]
+
+    @property
+    def test_file(self) -> str | None:
+        """Hash of the newest run's test file; None if it has none, or is of a version that saved no hashes."""
+        return self.newest.data.get(TEST_DATA)
+
+    @property
+    def of_one_test_file(self) -> list[Run]:
+        """The runs that were evaluated on the same test file as the newest."""
+        return [run for run in self.runs if run.data.get(TEST_DATA) == self.test_file]
 
     def mean(self, metric: str, split: str = "valid") -> float | None:
         """Return the mean of a metric over the runs, None where no run has it."""
@@ -85,8 +96,8 @@ class Gathered:
 def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
     """Group runs by dataset and experiment.
 
-    The newest configuration of an experiment is kept, and the newest of several runs with one seed. Runs of an older
-    configuration are kept if they are named.
+    The configuration that is kept of an experiment is the first of ``present_first``, and so is the run of each seed.
+    Runs of another configuration or other data are kept if they are named.
 
     Parameters
     ----------
@@ -114,19 +125,23 @@ def _of_dataset(dataset_id: str, runs: Sequence[Run], asked: set[str]) -> Gather
     experiments: list[Experiment] = []
     for expid, members in sorted(usable.items()):
         experiments += _of_experiment(expid, members, asked, notes)
-    return Gathered(dataset_id, experiments, notes)
+    return Gathered(dataset_id, experiments, notes + _on_test(experiments))
 
 
 def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list[str]) -> list[Experiment]:
     configurations: dict[str, list[Run]] = {}
-    for run in runs:
+    ordered = present_first(runs)
+    if newer := left_out(runs, ordered[0]):
+        notes.append(f"{expid}: {newer}")
+    for run in ordered:
         configurations.setdefault(run.config_key, []).append(run)
     found: list[Experiment] = []
     for index, group in enumerate(configurations.values()):
         kept = [run for run in group if run.run in asked] if index else group
         if len(kept) < len(group):
+            what = listed(differences([ordered[0], group[0]]))
             notes.append(
-                f"{expid}: {plural(len(group) - len(kept), 'run')} of an older configuration are left out, newest "
+                f"{expid}: {plural(len(group) - len(kept), 'run')} of other {what} are left out, newest "
                 f"{group[0].run}; name a run to include it"
             )
         if not kept:
@@ -135,10 +150,26 @@ def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list
         for run in kept:
             by_seed.setdefault(run.seed, run)
         if len(by_seed) < len(kept):
-            notes.append(f"{expid}: the newest run of each seed is used ({len(by_seed)} of {len(kept)} runs)")
+            notes.append(f"{expid}: one run of each seed is used ({len(by_seed)} of {len(kept)} runs)")
         name = expid if not found else f"{expid} ({kept[0].run})"
         found.append(Experiment(name, list(by_seed.values())))
+        if others := len(found[-1].runs) - len(found[-1].of_one_test_file):
+            notes.append(
+                f"{name}: its runs have different test files; test metrics are without those of "
+                f"{plural(others, 'run')} of another test file than {kept[0].run}"
+            )
     return found
+
+
+def _on_test(experiments: Sequence[Experiment]) -> list[str]:
+    """Return a note where experiments were evaluated on different test files."""
+    files: dict[str, list[str]] = {}
+    for experiment in experiments:
+        if experiment.test_file and experiment.newest.test:
+            files.setdefault(experiment.test_file, []).append(experiment.name)
+    if len(files) < 2:
+        return []
+    return [f"test metrics are of different test files: {'; '.join(listed(names) for names in files.values())}"]
 
 
 def history(run: Run) -> list[dict[str, Any]]:

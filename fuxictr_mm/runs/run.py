@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Settings in which two seeds of one configuration may differ.
 NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
 
+#: The setting of the one file that decides neither weights nor validation metrics.
+TEST_DATA = "test_data"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -101,12 +104,24 @@ class Run:
         return " ".join(str(self.config.get("description") or "").split())
 
     @property
-    def config_key(self) -> str:
-        """Hash of what seeds have in common: configuration without seed, names, paths of output; model file; data."""
+    def data(self) -> dict[str, str]:
+        """Hashes of the data files by setting, of ``fuxictr_mm.data.fingerprint``; empty of runs by older versions."""
+        return self.environment.get(DATA) or {}
+
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Hashes of what seeds have in common: ``settings``, ``model file``, and data by setting but the test file.
+
+        Settings are those without seed, names and paths of output.
+        """
         kept = with_text_keys({k: v for k, v in self.config.items() if k not in NAMING_KEYS})
-        data = {k: v for k, v in self.environment.get(DATA, {}).items() if k != "test_data"}  # it decides no weights
-        sources = [kept, self.environment.get(MODEL_CODE), data]
-        return hashlib.sha256(json.dumps(sources, sort_keys=True, default=str).encode()).hexdigest()
+        data = {k: v for k, v in self.data.items() if k != TEST_DATA}
+        return {"settings": _hash_of(kept), "model file": self.environment.get(MODEL_CODE), **data}
+
+    @property
+    def config_key(self) -> str:
+        """Hash of ``sources``: equal for the seeds of one configuration on the same data."""
+        return _hash_of(self.sources)
 
     @property
     def is_usable(self) -> bool:
@@ -255,6 +270,10 @@ class Run:
         """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
         path = self.path / DIAGNOSIS
         return read_json(path) if path.exists() else None
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def with_text_keys(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """The cleaned copy: what it fixes, what it keeps, and that it is complete or not there."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,6 +125,20 @@ def test_ids_are_removed_at_the_padded_end(folder):
     clean(folder, "target-in-history", "inner-padding")
     copy = pq.read_table(folder.parent / "out" / "train.parquet")
     assert copy["item_seq"].to_pylist() == [[5, 0, 0, 0], [0, 0, 0, 5], [0, 0, 5, 5], [5, 6, 0, 0]]
+
+
+def test_lists_without_padding_get_none(folder):
+    """Padded lists, whose lengths are equal, keep their length."""
+    for histories in ([["a", "b"], ["b", "b", "b"], ["c"]], [["", "a", "b"], ["b", "b", "b"], ["", "", "c"]]):
+        items = pa.table({"item_id": ["a", "b", "c"]})
+        columns = {"user_id": range(3), "item_id": ["b", "b", "a"], "label": [0, 1, 0], "item_seq": histories}
+        pq.write_table(items, folder / "item_info.parquet")
+        pq.write_table(pa.table(columns), folder / "train.parquet")
+        clean(folder, "target-in-history")
+        copy = pq.read_table(folder.parent / "out" / "train.parquet")["item_seq"].to_pylist()
+        assert [[item for item in row if item] for row in copy] == [["a"], [], ["c"]]
+        assert [len(row) for row in copy] == ([1, 0, 1] if len(histories[0]) == 2 else [3, 3, 3])
+        shutil.rmtree(folder.parent / "out")
 
 
 def test_skipped_faults_of_a_title_stay(folder):

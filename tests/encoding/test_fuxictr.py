@@ -96,6 +96,32 @@ def test_our_model_takes_target_and_history_by_roles(folder):
     assert experiment.fit().valid["AUC"] >= 0
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_target_has_embeddings_of_a_file(folder, freeze):
+    """As FuxiCTR's models have them; of the history, too."""
+    values = np.arange(9, dtype="f4").reshape(3, 3) + 1
+    np.savez(folder / "emb.npz", key=np.array(["a", "b", "never seen"]), value=values)
+    given = {"pretrained_emb": str(folder / "emb.npz"), "pretrain_dim": 3, "freeze_emb": freeze, "embedding_dim": 3}
+    columns = [{**c, "name": c["name"]} for c in COLUMNS if c["name"] not in ("item_id", "seen")]
+    columns[1] = {**columns[1], "name": "city"}
+    columns += [{**columns[1], "name": "shop", **given}, next(c for c in COLUMNS if c["name"] == "seen")]
+    config = configuration(folder, "DIN", roles={"target": "shop", "history": "seen"}, feature_cols=columns)
+    experiment = Experiment.load("X", config, model_zoo=ROOT / "model_zoo")
+    dataset = experiment.load_dataset({"train": True})
+    model = experiment.build_model(dataset)
+    words = json.loads((Path(dataset.feature_map.data_dir) / "feature_vocab.json").read_text())["shop"]
+    table = dict(model.named_parameters())[
+        "embedding_layer.embedding_layer.embedding_layers.item_id.pretrain_embedding.weight"
+    ]
+    assert table.requires_grad is not freeze
+    np.testing.assert_array_equal(table.detach().numpy()[[words[k] for k in ("a", "b", "never seen")]], values)
+    experiment.fit()
+    expected = experiment.predict()
+    (folder / "emb.npz").unlink()  # the weights hold them
+    (folder / "train.csv").unlink()
+    np.testing.assert_array_equal(experiment.predict(), expected)
+
+
 def histories(table):
     return [table.slice(i, i + 1).history_values.tolist() for i in range(len(table))]
 

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
+from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.runs import find_runs
+from fuxictr_mm.yaml_files import dump_yaml
 
 NAMES = ("DIN_tiny", "DIN_MM_none_tiny")
 
@@ -86,7 +88,7 @@ def test_of_several_configurations_the_newest_is_compared(copy, train):
     train(copy, seed=4, learning_rate=0.001)
     report = compared(copy)
     assert [run["seed"] for run in report["sides"][0]["runs"]] == [4]
-    assert all(part in report["notes"][0] for part in ("DIN_tiny", "5 runs", "2 "))
+    assert all(part in report["notes"][0] for part in ("DIN_tiny", "settings", "1 of 5 runs"))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,26 @@ def test_seeds_of_other_data_are_no_seeds_of_the_newest(copy, data, kept):
     second = next(run for run in runs if run.seed == 2)
     assert {run.seed for run in runs if run.config_key == second.config_key} == kept
     assert len({run.config_key for run in runs}) == (1 if len(kept) == 3 else 2)
+
+
+def test_runs_of_the_data_as_it_is_now_are_taken_before_newer_ones(copy, tmp_path):
+    """As after a change of the data that was undone."""
+    file = tmp_path / "train.parquet"
+    file.write_text("now")
+    now, newest = hash_files(file), find_runs(copy, expid="DIN_tiny")[0]
+    for run in find_runs(copy, expid="DIN_tiny"):
+        path = run.path / "environment.json"
+        data = {"train_data": "other" if run == newest else now}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+        (run.path / "config.yaml").write_text(dump_yaml({**run.config, "train_data": str(file)}))
+    report = compared(copy)
+    assert {run["run"] for run in report["sides"][0]["runs"]}.isdisjoint({newest.run})
+    assert {run["seed"] for run in report["sides"][0]["runs"]} == {1, 2, 3}
+    assert all(part in report["notes"][0] for part in (newest.run, "train_data", str(file)))
+    assert "train_data" in report["notes"][1]
+    file.write_text("later")  # than all of them
+    report = compared(copy)
+    assert [run["run"] for run in report["sides"][0]["runs"]] == [newest.run]
 
 
 def test_users_that_are_numbered_anew_are_the_same_users(copy):

@@ -17,6 +17,7 @@ from fuxictr_mm.evaluation.ensemble import describe, ensemble, greedy_weights, t
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
+from fuxictr_mm.yaml_files import dump_yaml
 from tests.errors import raises_naming
 
 
@@ -127,6 +128,33 @@ def test_folds_do_not_share_users(copy):
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
     assert all(len(set(fold[group == user])) == 1 for user in range(50))
     assert len(set(folds(None, 20))) == 5
+
+
+def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path):
+    """Saved predictions are of its old rows; runs keep them."""
+    runs = find_runs(copy, expid="DIN_tiny")
+    file = tmp_path / "test.parquet"
+    rows = pq.read_table(runs[0].config["test_data"])
+    pq.write_table(rows, file)
+    for run in runs:
+        (run.path / "config.yaml").write_text(dump_yaml({**run.config, "test_data": str(file)}))
+    runs = find_runs(copy, expid="DIN_tiny")
+    before = [run.predictions("test")[1] for run in runs]
+    first = ensemble(["DIN_tiny"], copy, average="mean")
+    pq.write_table(rows.take(np.arange(len(rows))[::-1]), file)
+    found = ensemble(["DIN_tiny"], copy, average="mean")
+    np.testing.assert_allclose(found.predictions("test")[1], first.predictions("test")[1][::-1], atol=1e-6)
+    single = ensemble([runs[0].run], copy, average="mean", name="one")
+    np.testing.assert_allclose(single.predictions("test")[1], before[0][::-1], atol=1e-6)
+    for run, kept in zip(runs, before, strict=True):
+        np.testing.assert_array_equal(run.predictions("test")[1], kept)
+    with raises_naming(ConfigError, "DIN_tiny_ensemble", "no weights"):  # the average of the old rows
+        ensemble([first.path, found.path], copy, name="two")
+    other = tmp_path / "other.parquet"
+    pq.write_table(rows, other)
+    (runs[0].path / "config.yaml").write_text(dump_yaml({**runs[0].config, "test_data": str(other)}))
+    with raises_naming(DataError, "other.parquet", "test.parquet"):
+        ensemble([run.path for run in runs[:2]], copy)
 
 
 def test_missing_test_predictions_are_computed_and_kept(copy):

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.data.fingerprint import hash_files
+
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
@@ -266,9 +268,46 @@ def test_seeds_are_grouped_and_earlier_configurations_left_out_unless_named(runs
     runs.add("A", 1.1, 3, settings={"width": 16})
     sections = report([], runs.root, tmp_path / "r.html")
     assert [len(row.experiment.runs) for row in sections[0].rows] == [2]
-    assert sections[0].notes[0].startswith("A: 1 run of an older configuration")
+    assert sections[0].notes[0].startswith("A: 1 run of other settings")
     sections = report([three_name(1), "A"], runs.root, tmp_path / "r.html")
     assert sorted(row.experiment.name for row in sections[0].rows) == ["A", f"A ({three_name(1)})"]
+
+
+def test_test_metrics_are_of_one_test_file(runs: Any, tmp_path: Path) -> None:
+    for name, seed, file, auc in (
+        ("A", 1, "one", 0.6),
+        ("A", 2, "one", 0.8),
+        ("A", 3, "two", 0.9),
+        ("B", 4, "two", 0.7),
+    ):
+        folder = runs.add(name, 1.0, seed, environment={"data": {"train_data": "x", "test_data": file}})
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "test": {"AUC": auc}}))
+    (section,) = report([], runs.root, tmp_path / "r.html")
+    by_name = {row.experiment.name: row.experiment for row in section.rows}
+    assert len(by_name["A"].runs) == 3  # valid counts all of them
+    assert by_name["A"].values("AUC", "test") == [0.9]  # the newest one's file
+    assert any(note.startswith("A: ") and "2 runs of another test file" in note for note in section.notes)
+    assert not any("A; B" in note for note in section.notes)
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["data"]["test_data"] = "one"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (section,) = report([], runs.root, tmp_path / "r.html")
+    assert any("different test files: A; B" in note for note in section.notes)
+
+
+def test_runs_of_the_data_as_it_is_now_are_shown(runs: Any, tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    for seed, content in ((1, "a"), (2, "b")):
+        file.write_text(content)
+        data = {"train_data": hash_files(file)}
+        runs.add("A", 1.0, seed, settings={"train_data": str(file)}, environment={"data": data})
+    for content, seed in (("b", 2), ("a", 1), ("b", 2)):
+        file.write_text(content)
+        (section,) = report([], runs.root, tmp_path / "r.html")
+        assert [[run.seed for run in row.experiment.runs] for row in section.rows] == [[seed]]
+        assert "train_data" in section.notes[0]
+        assert (str(file) in section.notes[0]) == (seed == 1)
 
 
 def test_datasets_have_sections_of_their_own(runs: Any, tmp_path: Path) -> None:

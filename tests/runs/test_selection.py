@@ -1,0 +1,56 @@
+"""Which runs are taken where data was changed between them, and perhaps back."""
+
+from pathlib import Path
+
+import pytest
+
+from fuxictr_mm.data.fingerprint import hash_files
+from fuxictr_mm.runs import Run, differences, left_out, present_first
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make a run of files with these contents; they lie there as the last run has them."""
+
+    def run(name, train="a", test="a", **others):
+        files = {"train_data": train, "test_data": test}
+        config, hashes = {}, {}
+        for setting, content in files.items():
+            path = tmp_path / f"{setting}.parquet"
+            path.write_text(content)
+            config[setting], hashes[setting] = str(path), hash_files(path)
+        return Run(Path(name), name, "X", "d", **{"config": config, "environment": {"data": hashes}, **others})
+
+    return run
+
+
+def test_runs_of_the_data_as_it_is_now_come_first(make):
+    first, other, test = make("first"), make("other", train="b"), make("test", test="b")
+    last = make("last")
+    newest_first = [other, test, last, first]
+    assert present_first(newest_first) == [last, first, test, other]
+    note = left_out(newest_first, last)
+    assert all(part in note for part in ("other", "test", "train_data", "test_data"))
+    make("now", train="b")
+    assert present_first(newest_first) == newest_first
+    make("now", train="c")
+    assert present_first(newest_first) == newest_first
+    assert left_out(newest_first, other) == ""
+
+
+def test_runs_whose_data_is_unknown_come_after_those_of_the_data_as_it_is_now(make):
+    older = make("older", environment={})
+    known = make("known")
+    assert present_first([older, known]) == [known, older]
+    make("now", train="b")
+    assert present_first([older, known]) == [older, known]
+    Path(known.config["train_data"]).unlink()  # of a file that is gone, nothing is known to have changed
+    Path(known.config["test_data"]).unlink()
+    assert present_first([known, older]) == [known, older]
+
+
+def test_what_differs(make):
+    runs = [make("a"), make("b", train="b"), make("c", test="b")]
+    assert differences(runs) == ["train_data"]  # the test file decides no weights
+    assert differences([runs[0], make("d", config={"epochs": 2})]) == ["settings"]
+    assert differences([runs[0], make("e", environment={})]) == ["train_data"]
