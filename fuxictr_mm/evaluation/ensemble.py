@@ -280,13 +280,10 @@ def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None
     """
     if not all(run.config.get(TEST_DATA) for run in runs):
         return None
-    first, *others = ((run, _test_file(run)) for run in runs)
-    for run, file in others:
-        if None not in (file, first[1]) and file != first[1]:
-            raise DataError(
-                f"{run.path}: its test file, {run.config[TEST_DATA]}, is another than {first[0].config[TEST_DATA]} of "
-                f"{first[0].path}; average runs of one file"
-            )
+    files = {file: run for run in runs if (file := _test_file(run))}
+    if len(files) > 1:  # as one with labels, and one without
+        names = ", ".join(f"{run.config[TEST_DATA]} of {run.path}" for run in files.values())
+        logger.warning(f"test files differ; their rows are taken for the same, in the same order: {names}")
     rows = []
     for run in runs:
         saved = run.path / PREDICTIONS["test"]
