@@ -585,8 +585,8 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
             return array.flatten(), np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-        fix = "; split the texts: frame.with_columns(pl.col(NAME).str.split(SEPARATOR))" if is_text else ""
-        raise DataError(f"{where}: holds {array.type}, expected a list of numbers per row{fix}")
+        split = "split the texts: frame.with_columns(pl.col(NAME).str.split(SEPARATOR))" if is_text else "write lists"
+        raise DataError(f"{where}: holds {array.type}, expected a list per row; {split}, or name a column of lists")
     lengths = numbers(array.value_lengths().fill_null(0))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     return array.flatten(), offsets
@@ -632,8 +632,15 @@ def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: n
         )
     raise DataError(
         f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
-        f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); add the items or drop the rows"
+        f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); {_fix_of_unknown(good)}"
     )
+
+
+def _fix_of_unknown(good: np.ndarray) -> str:
+    """Return what to do about unknown items; of a column without a known one, it is probably another column."""
+    if good.any():
+        return "add the items or drop the rows"
+    return "no entry of these rows is an item: name the column of items in roles, or their files in item_info"
 
 
 def _check_numbers(
@@ -661,7 +668,7 @@ def _check_numbers(
         )
     raise DataError(
         f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
-        f"these rows; the item files have {int(known.sum()) - 1} ids); add the items or drop the rows"
+        f"these rows; the item files have {int(known.sum()) - 1} ids); {_fix_of_unknown(good)}"
     )
 
 
@@ -774,7 +781,10 @@ def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.nd
         bad = row + int(np.searchsorted(offsets, first, side="right")) - 1
         raise DataError(f"{where}: the list of row {bad} holds a null, expected numbers only; write 0 for padding")
     if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
-        raise DataError(f"{where}: lists of {flat.type}, expected lists of numbers")
+        raise DataError(
+            f"{where}: lists of {flat.type}, expected lists of numbers; name another column, or write ids in all files as "
+            "one type"
+        )
     return numbers(flat)
 
 

@@ -33,6 +33,18 @@ logger = logging.getLogger(__name__)
 
 TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64}
 
+#: First bytes of files that are named as CSV, what they are, and what to do.
+NO_TEXT = {
+    codecs.BOM_UTF16_LE: ("in UTF-16", "save it as CSV UTF-8"),
+    codecs.BOM_UTF16_BE: ("in UTF-16", "save it as CSV UTF-8"),
+    b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip -k"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
+    b"BZh": ("compressed by bzip2", "unpack it with bunzip2 -k"),
+    b"\xfd7zXZ": ("compressed by xz", "unpack it with unxz -k"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save it as CSV UTF-8"),
+    b"PAR1": ("Parquet", "write data_format: parquet and rebuild_dataset: True in the dataset's entry"),
+}
+
 #: What FuxiCTR puts in place of a missing value.
 MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
 
@@ -217,6 +229,8 @@ class RawFiles:
         frames: list[pl.LazyFrame] = []
         found: list[Column] = []
         for file in self.files:
+            if self.form == "csv":
+                _check_is_text(file)
             with self._named_errors(file):
                 schema = self._schema(file)
             optional = () if needs_label else ("label", "meta")
@@ -238,11 +252,7 @@ class RawFiles:
         return pl.concat(frames), found
 
     def _check_header(self, file: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-        """Refuse another encoding or separator than the expected one, and two columns of one name."""
-        with file.open("rb") as stream:
-            start = stream.read(2)
-        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise DataError(f"{file}: is in UTF-16, expected UTF-8; save it as CSV UTF-8")
+        """Refuse another separator than the expected one, and two columns of one name."""
         for name in wanted:
             if name in names and f"{name}_duplicated_0" in names:  # as polars renames it
                 raise DataError(f"{file}: two columns are named '{name}', expected one; drop the others")
@@ -400,6 +410,17 @@ class RawFiles:
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
                     f"number (dtype: {dtype}); correct the file{fix}"
                 )
+
+
+def _check_is_text(file: Path) -> None:
+    """Refuse a file that is no text in UTF-8, by its first bytes: polars reads some of these, but no line of them."""
+    with file.open("rb") as stream:
+        start = stream.read(64)
+    for magic, (what, fix) in NO_TEXT.items():
+        if start.startswith(magic):
+            raise DataError(f"{file}: is {what}, expected text in UTF-8; {fix}")
+    if b"\0" in start[:4]:
+        raise DataError(f"{file}: is in UTF-16, expected UTF-8; save it as CSV UTF-8")
 
 
 def _reason(error: Exception) -> str:

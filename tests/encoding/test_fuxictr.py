@@ -1,5 +1,7 @@
 """FuxiCTR's datasets through the loaders: streamed, without a feature map, with items by roles; and what is refused."""
 
+import bz2
+import gzip
 import json
 import subprocess
 import sys
@@ -283,6 +285,13 @@ def test_a_damaged_file_is_an_error(folder, content):
     ("change", "words"),
     [
         (lambda text: text.encode("utf-16"), ["UTF-16"]),
+        (lambda text: text.encode("utf-16-be"), ["UTF-16"]),
+        (
+            lambda text: gzip.compress(text.encode()),
+            ["gunzip"],
+        ),  # polars reads it, and blank lines are looked for in it
+        (lambda text: bz2.compress(text.encode()), ["bunzip2"]),
+        (lambda text: b"PAR1" + text.encode(), ["data_format: parquet"]),
         (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
         (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
         (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),
