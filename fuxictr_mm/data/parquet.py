@@ -782,8 +782,8 @@ def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.nd
         raise DataError(f"{where}: the list of row {bad} holds a null, expected numbers only; write 0 for padding")
     if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
         raise DataError(
-            f"{where}: lists of {flat.type}, expected lists of numbers; name another column, or write ids in all files as "
-            "one type"
+            f"{where}: lists of {flat.type}, expected lists of numbers; name another column, or write ids as one type "
+            "in all files"
         )
     return numbers(flat)
 

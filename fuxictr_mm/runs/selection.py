@@ -27,10 +27,12 @@ def _age_of_data(run: Run) -> int:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Return in which of their ``sources`` runs differ; hashes of data that only some have count as different."""
+    """Return in which of their ``sources`` runs differ; a last entry for hashes that only some have."""
     sources = [run.sources for run in runs]
     names = dict.fromkeys(name for found in sources for name in found)
-    return [name for name in names if len({found.get(name) for found in sources}) > 1]
+    differ = [name for name in names if len({found.get(name) for found in sources}) > 1]
+    known = [name for name in differ if all(found.get(name) for found in sources)]
+    return known + ["hashes of files, which only some have"] * (len(known) < len(differ))
 
 
 def left_out(runs: Sequence[Run], first: Run) -> str:
@@ -39,5 +41,7 @@ def left_out(runs: Sequence[Run], first: Run) -> str:
     if not newer:
         return ""
     changed = dict.fromkeys(found for run in newer if (found := changed_data(run.data, run.config)))
-    reason = f"{', '.join(changed)} has changed since" if changed else "its data is not known"
-    return f"{', '.join(run.run for run in newer)}, newer, come after those of the data as it is now: {reason}"
+    reason = f"{' and '.join(changed)} changed since" if changed else "their data is not known"
+    return (
+        f"runs of the data as it is now are taken before newer ones ({', '.join(run.run for run in newer)}: {reason})"
+    )

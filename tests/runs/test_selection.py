@@ -53,4 +53,5 @@ def test_what_differs(make):
     runs = [make("a"), make("b", train="b"), make("c", test="b")]
     assert differences(runs) == ["train_data"]  # the test file decides no weights
     assert differences([runs[0], make("d", config={"epochs": 2})]) == ["settings"]
-    assert differences([runs[0], make("e", environment={})]) == ["train_data"]
+    (unknown,) = differences([runs[0], make("e", environment={})])  # of an older version
+    assert "hashes" in unknown
