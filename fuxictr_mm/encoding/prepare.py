@@ -82,9 +82,9 @@ def encode(
         "min_categr_count": min_count,
         "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
     }
-    target = Roles.of(params).target
-    if target in keys and target != ITEM_ID:
-        settings["target"] = target  # whose vocabulary FuxiCTR's layers look up by the name that it has in a model
+    of_items = Roles.of(params).target
+    if of_items in keys and of_items != ITEM_ID:
+        settings["target"] = of_items  # whose vocabulary FuxiCTR's layers look up by the name that it has in a model
     try:
         for name, file in keys.items():
             if not file.is_file():
@@ -113,13 +113,13 @@ def encode(
             encoding = Encoding.fit(
                 columns, splits[0], splits[1:], min_count, {n: _keys(n, p) for n, p in keys.items()}
             )
-            _write_pretrained(cache, encoding, keys, target)
+            _write_pretrained(cache, encoding, keys, of_items)
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
         if has_run and not (trained := encoding.of_run(columns, vocabularies)).equals(encoding):
             logger.info(f"{raw['train'].path}: has changed since training; {vocabularies.path} is used")
             encoding, cache = trained, _cache_of_run(cache, vocabularies)
-            _write_pretrained(cache, encoding, keys, target)
+            _write_pretrained(cache, encoding, keys, of_items)
         elif vocabularies.path is None:
             encoding.keep(columns, vocabularies)
         elif not has_run:  # of an earlier version

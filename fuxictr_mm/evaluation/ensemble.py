@@ -284,7 +284,7 @@ def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None
     if len(files) > 1:  # as one with labels, and one without
         names = ", ".join(f"{run.config[TEST_DATA]} of {run.path}" for run in files.values())
         logger.warning(f"test files differ; their rows are taken for the same, in the same order: {names}")
-    rows = []
+    rows: list[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]] = []
     for run in runs:
         saved = run.path / PREDICTIONS["test"]
         if _has_another_test_file(run):
