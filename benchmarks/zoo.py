@@ -105,7 +105,7 @@ def experiments(config: Path) -> list[str]:
 def search(job: Job) -> tuple[float, str]:
     """Run the study of a model and the seeds of its best trial; the mean AUC on valid, and the row of the table."""
     from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.tuning import read_tuner, run_study, train_seeds
+    from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
     from fuxictr_mm.yaml_files import write_entries
 
     logging.basicConfig(level=logging.WARNING)
@@ -123,7 +123,8 @@ def search(job: Job) -> tuple[float, str]:
     }
     write_entries(path, content, path)
     tuner = dataclasses.replace(read_tuner(path), first=first)
-    results, trials = [], 0
+    results: list[TrialResult] = []
+    trials = 0
     while sum(r.seconds for r in results if r.seconds == r.seconds) < 60 * job.minutes and trials < MOST_TRIALS:
         trials = max(trials, len(results)) + 1
         results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
