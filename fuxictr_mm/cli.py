@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "report": ("fuxictr_mm.report.command", "write one HTML page that compares runs"),
     "plan": ("fuxictr_mm.plan.command", "print the memory that an experiment would take, before it runs"),
-    "autopilot": ("fuxictr_mm.autopilot", "from a dataset to a submission within a time budget"),
+    "autopilot": ("fuxictr_mm.autopilot.command", "from a dataset to a submission within a time budget"),
     "list": ("fuxictr_mm.listing", "list models, experiments or datasets"),
     "completion": ("fuxictr_mm.cli", "print a script for Tab completion of this command line"),
 }

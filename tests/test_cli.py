@@ -246,7 +246,7 @@ def test_the_script_completes_in_bash(tmp_path):
         "fuxictr-mm influence --drop": "--drop-worst",
         "fuxictr-mm influence --expid DIN_MM_cross_v2_": "DIN_MM_cross_v2_tiny DIN_MM_cross_v2_MicroLens",
         "fuxictr-mm compare DIN_ti": "DIN_tiny",
-        "fuxictr-mm synth --preset ": "long microlens-1m taobao-mm tasks tiny",
+        "fuxictr-mm synth --preset ": "long microlens-1m path taobao-mm tasks tiny",
         "fuxictr-mm embed red": "reduce",
         "fuxictr-mm check-submission REA": "README.md",
     }

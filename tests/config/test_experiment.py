@@ -153,7 +153,15 @@ def test_every_experiment_of_the_repository_loads():
     for expid, entry in list_experiments(ROOT).items():
         assert ExperimentConfig.load(ROOT, expid).model
         assert entry["description"]
-    assert set(list_datasets(ROOT)) == {"tiny_mm", "tiny_noisy_mm", "long_mm", "tasks_mm", "MicroLens_1M_x1"}
+    assert set(list_datasets(ROOT)) == {
+        "tiny_mm",
+        "tiny_noisy_mm",
+        "long_mm",
+        "path_mm",
+        "taobao_like",
+        "tasks_mm",
+        "MicroLens_1M_x1",
+    }
 
 
 def test_the_challenges_own_files_load(folder):

@@ -75,6 +75,7 @@ class SyntheticSpec:
     second_context: float = _option(
         0.0, "factor on popularity and levels in the logit of a second label, like; 0: there is no second label"
     )
+    like_after_click: int = _option(0, "1: only rows with a click may have the like, so that the labels are a path")
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
@@ -99,6 +100,7 @@ class SyntheticSpec:
         self._require("recent_noise", 0 <= self.recent_noise <= self.seq_len, f"0 to seq_len {self.seq_len}")
         for name in ("popular_share", "cold_share", "tag_signal", "taste_share", "history_noise"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
+        self._require("like_after_click", self.like_after_click in (0, 1), "0 or 1")
         self._require("cold_items", 0 <= self.cold_items < 1, "a fraction from 0 to below 1")
         warm = self.items - self.cold_count
         self._require(
@@ -176,6 +178,15 @@ PRESETS: dict[str, SyntheticSpec] = {
         popularity_effect=1.0,
         context_effect=0.7,
         second_context=-1.0,
+    ),
+    # Two labels that are steps of one path: one click in three, one like in a few clicks.
+    "path": SyntheticSpec(
+        train_rows=48_000,
+        popularity_effect=1.0,
+        context_effect=0.7,
+        second_context=-1.0,
+        like_after_click=1,
+        bias=-1.5,
     ),
     # As many rows, users and items in histories as Taobao-MM: use it with --scale.
     "taobao-mm": SyntheticSpec(

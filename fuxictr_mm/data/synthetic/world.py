@@ -370,6 +370,8 @@ def sample_row_chunk(
     if spec.second_context:
         probability = sigmoid(world.true_logit(users, items, context=spec.second_context))
         columns["like"] = (rng.random(count) < probability).astype(np.int64)
+        if spec.like_after_click:
+            columns["like"] &= columns["label"]
     return columns
 
 

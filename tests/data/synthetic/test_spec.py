@@ -39,6 +39,7 @@ TINY = PRESETS["tiny"]
         ("taste_share", 1.5),
         ("history_noise", -0.1),
         ("recent_noise", 21),
+        ("like_after_click", 2),
         ("seed", -1),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from fuxictr_mm.data.synthetic.spec import PRESETS
-from fuxictr_mm.data.synthetic.world import World
+from fuxictr_mm.data.synthetic.world import World, sigmoid
 from fuxictr_mm.data.synthetic.writer import generate
 
 TINY = PRESETS["tiny"]
@@ -104,3 +104,14 @@ def test_in_the_long_world_only_distant_items_tell(tmp_path, column):
     tags = column(tmp_path / "long" / "item_info.parquet", "item_tags")[1:]
     main = (tags - 1) % spec.topics == world.text_topics[1:].argmax(axis=1)[:, None]
     assert abs(main[tags > 0].mean() - 1 / spec.topics) < 0.02
+
+
+def test_in_the_path_world_only_clicked_rows_have_the_like(tmp_path, column):
+    spec = dataclasses.replace(PRESETS["path"], train_rows=50, valid_rows=50, test_rows=6000)
+    generate(spec, tmp_path / "path", progress=False)
+    world, file = World.build(spec), tmp_path / "path" / "test_labelled.parquet"
+    users, items, click, like = (column(file, name) for name in ("user_id", "item_id", "label", "like"))
+    assert (like <= click).all()
+    own, after = world.true_logit(users, items), world.true_logit(users, items, context=spec.second_context)
+    assert abs(like[click == 1].mean() - sigmoid(after[click == 1]).mean()) < 0.02
+    assert abs(like.mean() - (sigmoid(own) * sigmoid(after)).mean()) < 0.015

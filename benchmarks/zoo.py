@@ -1,0 +1,160 @@
+"""Every model on one dataset with the same search: a study for each, and seeds of its best trial.
+
+python -m benchmarks.zoo --dataset_id ml100k_mm --minutes 40 --jobs 2 --out zoo
+
+A study begins with the settings of NAME_zoo and goes on by TPE over the shared settings until its trials have taken the
+minutes, of one process of one thread; slow trials are pruned. Valid decides, test is only reported. The same command
+continues after a kill, with the trials that have finished; more minutes add trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import multiprocessing
+import os
+import re
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.arguments import run_main
+from fuxictr_mm.errors import ConfigError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "run_expid.py"
+
+#: What is tried of every model that has the setting, and where a study begins.
+SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
+    "embedding_regularizer": {"low": 1e-5, "high": 1e-2, "log": True},
+    "net_dropout": {"low": 0.0, "high": 0.5},
+    "batch_size": [256, 1024],
+}
+FIRST: dict[str, Any] = {
+    "learning_rate": 1e-3, "embedding_regularizer": 1e-3, "net_dropout": 0.2, "batch_size": 256
+}  # fmt: skip
+#: The same of LightFM, which has neither a DNN nor, with this regularizer, the shared one.
+FACTOR_SPACE = {"learning_rate": SPACE["learning_rate"], "batch_size": SPACE["batch_size"]} | {
+    "factor_regularizer": {"low": 3e-3, "high": 1e-1, "log": True}
+}
+FACTOR_FIRST = {"learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02}
+MOST_TRIALS = 100
+
+HEADER = "| model | trials (pruned) | minutes | valid AUC, best trial | valid AUC | test AUC | test gAUC |"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The search of one model."""
+
+    expid: str
+    config: Path
+    dataset_id: str
+    minutes: float
+    seeds: tuple[int, ...]
+    out: Path
+    gpu: int
+
+
+def main() -> None:
+    """Search and train every model, print a row when it is finished, and the table by AUC on valid at the end."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=ROOT / "benchmarks" / "real", metavar="DIR")
+    parser.add_argument("--dataset_id", required=True)
+    parser.add_argument("--expid", nargs="+", help="base experiments (default: all whose id ends in _zoo)")
+    parser.add_argument("--minutes", type=float, default=40, help="of trials, for each model")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at once")
+    parser.add_argument("--gpu", type=int, default=-1)
+    parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder of the studies")
+    args = parser.parse_args()
+    expids = args.expid or experiments(args.config)
+    out = (args.out / args.dataset_id).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the trials
+    jobs = [
+        Job(expid, args.config.absolute(), args.dataset_id, args.minutes, tuple(args.seeds), out, args.gpu)
+        for expid in expids
+    ]
+    rows: dict[str, tuple[float, str]] = {}
+    print(HEADER, re.sub(r"[^|]+", " --- ", HEADER), sep="\n", flush=True)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(search, job): job.expid for job in jobs}
+        for future in as_completed(running):
+            try:
+                rows[running[future]] = future.result()
+            except UserError as error:
+                rows[running[future]] = float("-inf"), f"| {running[future]} | {error} | | | | | |"
+            print(rows[running[future]][1], flush=True)
+    print("", HEADER, re.sub(r"[^|]+", " --- ", HEADER), *(row for _, row in sorted(rows.values())[::-1]), sep="\n")
+
+
+def experiments(config: Path) -> list[str]:
+    """Return the ids of the base experiments of a configuration."""
+    from fuxictr_mm.yaml_files import load_yaml
+
+    found = [name for name in load_yaml(config / "model_config.yaml") if re.fullmatch(r"[^_].*_zoo", name)]
+    if not found:
+        raise ConfigError(f"{config}: no experiment whose id ends in _zoo; name some with --expid")
+    return found
+
+
+def search(job: Job) -> tuple[float, str]:
+    """Run the study of a model and the seeds of its best trial; the mean AUC on valid, and the row of the table."""
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
+    from fuxictr_mm.yaml_files import write_entries
+
+    logging.basicConfig(level=logging.WARNING)
+    name = job.expid.removesuffix("_zoo")
+    space, first = (FACTOR_SPACE, FACTOR_FIRST) if name == "LightFM" else (SPACE, FIRST)
+    path = job.out / f"{name}.yaml"
+    content = {
+        "base_config": str(job.config),
+        "base_expid": job.expid,
+        "dataset_id": job.dataset_id,
+        "search": "tpe",
+        "trials": MOST_TRIALS,
+        "pruning": True,
+        "tuner_space": {**space, "model_root": str(job.out / "runs"), "tensorboard": False},
+    }
+    write_entries(path, content, path)
+    tuner = dataclasses.replace(read_tuner(path), first=first)
+    results: list[TrialResult] = []
+    trials = 0
+    while sum(r.seconds for r in results if r.seconds == r.seconds) < 60 * job.minutes and trials < MOST_TRIALS:
+        trials = max(trials, len(results)) + 1
+        results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
+    finished = [r for r in results if r.state == "finished"]
+    if not finished:
+        raise UserError(f"{name}: no trial has finished; see {tuner.folder}/logs")
+    best = max(finished, key=lambda result: result.score)
+    experiment = Experiment.load(best.expid, tuner.folder, gpu=job.gpu)
+    runs = train_seeds(experiment, job.seeds, tuner.folder, SCRIPT, jobs=1, resume=True, quiet=True)
+    minutes = sum(r.seconds for r in results if r.seconds == r.seconds) / 60
+    valid = [run.valid["AUC"] for run in runs]
+    cells = [
+        name,
+        f"{len(results)} ({sum(r.pruned for r in results)})",
+        f"{minutes:.0f}",
+        f"{best.score:.4f}",
+        summary(valid),
+        summary([run.test["AUC"] for run in runs if run.test]),
+        summary([run.test["gAUC"] for run in runs if run.test]),
+    ]
+    return statistics.mean(valid), f"| {' | '.join(cells)} |"
+
+
+def summary(values: list[float]) -> str:
+    """Return mean and standard deviation."""
+    if not values:
+        return ""
+    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,140 @@
+"""What the autopilot measures of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig
+from fuxictr_mm.data.parquet import count_rows, lists, numbers, part_files, read_chunks, read_rows, schema_of
+from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.diagnosis.importance import modality_of
+from fuxictr_mm.encoding.fuxictr import as_integers
+from fuxictr_mm.errors import ConfigError
+
+#: Rows that the length of histories is measured on.
+SAMPLED_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides which models are tried, and with which settings.
+
+    Parameters
+    ----------
+    rows : dict of str to int
+        By split.
+    items : int
+        Rows of the first item file; without one, items that training rows show.
+    history_mean, history_high : float
+        Mean length of the histories, and their 95 % quantile.
+    cold : dict of str to float
+        Fraction of the targets of a split without a training row.
+    embeddings : dict of str to str
+        The narrowest embedding column of each modality.
+    """
+
+    rows: dict[str, int]
+    items: int
+    history_mean: float
+    history_high: float
+    cold: dict[str, float]
+    embeddings: dict[str, str]
+
+    def sentence(self) -> str:
+        """Return the facts in a sentence."""
+        rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
+        cold = ", ".join(f"{share:.1%} of {split}" for split, share in self.cold.items())
+        vectors = ", ".join(f"{column} ({modality})" for modality, column in self.embeddings.items()) or "none"
+        return (
+            f"Data: {rows} rows; {self.items:,} items; histories of {self.history_mean:.1f} items on average; "
+            f"cold targets: {cold or 'unknown'}; embeddings: {vectors}."
+        )
+
+
+def look(dataset: DatasetConfig) -> Facts:
+    """Measure a dataset, column by column.
+
+    Raises
+    ------
+    UserError
+        A file or a column is missing or damaged.
+    """
+    items = dataset.item_files
+    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
+    paths = {split: path for split, path in paths.items() if path}
+    for split in ("train", "valid"):
+        if split not in paths:
+            raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and chooses by valid")
+    target, history = dataset.roles.target, dataset.roles.history
+    shown = {split: _column(path, target) for split, path in paths.items()}
+    lengths: list[np.ndarray] = []
+    for row, batch in read_rows(paths["train"], [history]):
+        array = batch.column(history)
+        if pa.types.is_integer(array.type.value_type):  # padded with 0
+            values, offsets = lists(array, history, row)
+            kept = np.concatenate([[0], np.cumsum(values != 0)])
+            lengths.append(kept[offsets[1:]] - kept[offsets[:-1]])
+        else:
+            lengths.append(numbers(array.value_lengths().fill_null(0)))
+        if row + batch.num_rows >= SAMPLED_ROWS:
+            break
+    length = np.concatenate(lengths)
+    return Facts(
+        rows={split: len(ids) for split, ids in shown.items()},
+        items=count_rows(items[0]) if items else len(np.unique(shown["train"])),
+        history_mean=float(length.mean()),
+        history_high=float(np.quantile(length, 0.95)),
+        cold={
+            split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"
+        },
+        embeddings=_embeddings(dataset, items),
+    )
+
+
+def encoded(config: ExperimentConfig) -> DatasetConfig:
+    """Return the dataset of an experiment without item files with the encoded files, which its trials read as well.
+
+    Raises
+    ------
+    UserError
+        A file or a column is missing or damaged.
+    """
+    dataset = config.dataset
+    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
+    paths = {split: path for split, path in paths.items() if path}
+    needs_labels = {split: split != "test" for split in paths}
+    read, _ = as_integers(config.to_dict(), paths, needs_labels, Vocabularies())
+    return dataset.model_copy(update={f"{split}_data": read[f"{split}_data"] for split in paths})
+
+
+def _column(path: str, name: str) -> np.ndarray:
+    """Return a column of integers or texts of all part files."""
+    chunks = [batch.column(0) for _, batch in read_rows(path, [name])]
+    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:
+    """Return the narrowest embedding column, of 8 dims or more, of text and of image."""
+    names = [
+        n
+        for c in dataset.feature_cols or ()
+        if c.type == "embedding"
+        for n in ([c.name] if isinstance(c.name, str) else c.name)
+    ]
+    found: dict[str, tuple[int, str]] = {}
+    for file in [file for path in item_files for file in part_files(path)]:
+        for name in set(names) & set(schema_of(file).names):
+            modality = modality_of(name, "embedding")
+            if modality not in ("text", "image"):
+                continue
+            _, first = next(read_chunks(file, [name], max_rows=2), (0, None))
+            if first is None:  # an empty part
+                continue
+            dim = len(first.column(0)[first.num_rows - 1].as_py() or ())
+            if dim >= 8:
+                found[modality] = min(found.get(modality, (dim, name)), (dim, name))
+    return {modality: name for modality, (_, name) in sorted(found.items())}

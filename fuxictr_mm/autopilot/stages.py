@@ -1,0 +1,327 @@
+"""The stages of an autopilot: compare models, tune the best, train seeds, average, calibrate, report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.autopilot.candidates import (
+    MODELS,
+    computed_features,
+    factor_space,
+    features_of_users,
+    features_to_try,
+    models_to_try,
+    settings_for,
+    space_of,
+    types_and_active,
+)
+from fuxictr_mm.autopilot.facts import Facts, encoded, look
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, load_dataset_config
+from fuxictr_mm.data.parquet import part_files, schema_of
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+from fuxictr_mm.evaluation.ensemble import ensemble
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.report.command import report
+from fuxictr_mm.runs import Run
+from fuxictr_mm.submission import write_submission
+from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
+from fuxictr_mm.tuning.runner import common_args
+from fuxictr_mm.tuning.tuner_file import with_found_paths
+from fuxictr_mm.yaml_files import write_entries
+
+#: Trials of each model before the best goes on alone.
+FIRST_TRIALS = 3
+
+#: Trials of models that take less than a quarter of the time of the slowest.
+QUICK_TRIALS = 20
+
+#: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
+#: for seeds.
+COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
+
+#: Most trials of a model, and seeds of a configuration.
+MOST_TRIALS, MOST_SEEDS = 100, 3
+
+#: Experiments whose runs are averaged: the best of all, and the best of each model.
+BEST_MEMBERS, BEST_OF_EACH = 16, 4
+
+
+@dataclass
+class Outcome:
+    """What an autopilot has reached.
+
+    Parameters
+    ----------
+    name : str
+        Experiment id of the ensemble, or of the single run.
+    valid, test : dict of str to float
+        Its metrics.
+    submission : str or None
+        The submission; None without test rows.
+    page : str
+        The report.
+    told : list of str
+        What was tried, and why.
+    """
+
+    name: str
+    valid: dict[str, float]
+    test: dict[str, float]
+    submission: str | None
+    page: str
+    told: list[str] = field(default_factory=list)
+
+
+class Autopilot:
+    """One start of an autopilot; the state of an earlier one is in its folder."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder = args.out / args.dataset_id
+        self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
+        self.script = find_script()
+        self.state = self.folder / "state.json"
+        self.started = time.monotonic()
+        self.told: list[str] = []
+
+    def run(self) -> Outcome:
+        """Go through all stages; those that are finished take no time."""
+        args = self.args
+        load_dataset_config(args.config, args.dataset_id)
+        self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
+        if self.spent:
+            self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
+        try:
+            results = self.search()
+            members = self.train(results)
+            return self.finish(results, members)
+        finally:
+            self.save()
+
+    def save(self) -> None:
+        """Write down how much of the budget is spent."""
+        write_json(self.state, {"spent": self.spent + time.monotonic() - self.started})
+
+    def tell(self, line: str) -> None:
+        """Say what is done, and keep it for the page."""
+        self.told.append(line)
+        self.save()
+        if not self.args.quiet:
+            print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    def until(self, part: float) -> float:
+        """Return when this part of the budget is over, by ``time.monotonic()``."""
+        return self.started + part * self.args.budget - self.spent
+
+    def search(self) -> dict[str, list[TrialResult]]:
+        """Compare the models with a few trials each, then tune the best; the results of each model, best first."""
+        dataset, group_id = self.dataset()
+        facts = look(dataset)
+        self.target = dataset.roles.target
+        self.entry = self.extended_entry(computed_features(dataset, facts))
+        self.tell(facts.sentence())
+        has_user = types_and_active(dataset)[0].get(dataset.roles.user) == "categorical"
+        models = models_to_try(facts, has_user)
+        for name, why in models.items():
+            self.tell(f"{name} is tried: {why}.")
+        of_users, of_others = features_of_users(dataset, facts), features_to_try(dataset, facts)
+        features = {name: of_users if MODELS[name].of_users else of_others for name in models}
+        factors = {name: factor_space(name, features[name], of_users[0]) if has_user else {} for name in models}
+        self.tuners = {name: self.write_tuner(name, facts, features[name], group_id, factors[name]) for name in models}
+        self.first = {
+            name: {
+                **MODELS[name].first,
+                "use_features": features[name][0],
+                **{key: values[0] for key, values in factors[name].items()},
+            }
+            for name in models
+        }
+        results: dict[str, list[TrialResult]] = {}
+        slowest = 0.0
+        for index, name in enumerate(models):
+            until = self.until(COMPARING * (index + 1) / len(models))
+            if index == 0:
+                self.study(name, 1, math.inf)  # one trial there is, however long it takes
+            elif slowest > self.until(COMPARING) - time.monotonic() and not self.has_begun(name):
+                self.tell(f"{name}: not tried, since a trial may take {slowest:.0f} s, and less time is left for it.")
+                continue
+            if found := self.study(name, FIRST_TRIALS, until):
+                results[name] = found
+                slowest = max(slowest, *(trial.seconds for trial in found))
+            else:
+                self.tell(f"{name}: no trial has finished within its part of the budget.")
+        if not results:
+            raise UserError(f"no trial has finished; see {self.folder}/*/logs")
+        self.tell(f"{self.best_of(results)} is best after {sum(map(len, results.values()))} trials.")
+        seconds = {name: statistics.median(trial.seconds for trial in found) for name, found in results.items()}
+        quick = [name for name, taken in seconds.items() if taken < max(seconds.values()) / 4]
+        for name in quick:
+            self.tell(f"{name} is tuned: a trial takes {seconds[name]:.0f} s.")
+            results[name] = self.study(name, QUICK_TRIALS, self.until(QUICK))
+        best = self.best_of({name: found for name, found in results.items() if name not in quick})
+        self.tell(f"{best} is tuned: the best of {'the others' if quick else 'all'}.")
+        results[best] = self.study(best, MOST_TRIALS, self.until(SEARCHING))
+        top = results[self.best_of(results)][0]
+        self.tell(f"Best of {sum(map(len, results.values()))} trials: {top.expid}, valid AUC {top.score:.4f}.")
+        return results
+
+    def dataset(self) -> tuple[DatasetConfig, str | None]:
+        """Return the dataset, checked, and the column of users if the validation file has it."""
+        args = self.args
+        entry = {"look": {"model": "DIN", "dataset_id": args.dataset_id}}
+        write_entries(self.folder / "look" / "model_config.yaml", entry, Path("autopilot"))
+        for name in ("dataset_config.yaml", "dataset_config"):
+            source, link = Path(args.config) / name, self.folder / "look" / name
+            if source.exists() and not link.exists():
+                link.symlink_to(source.resolve())
+        config = ExperimentConfig.load(self.folder / "look", "look", args.data_root)
+        dataset = config.dataset
+        has_roles = {"target", "history"} <= dataset.roles.model_fields_set
+        if not dataset.feature_cols or not (dataset.item_files or has_roles):
+            raise ConfigError(
+                f"autopilot: dataset {args.dataset_id} has no item_info or feature_cols; its models need items: name "
+                "their files, or the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+            )
+        dataset.require_one_label("autopilot")
+        if not dataset.item_files:
+            dataset = encoded(config)
+        user = dataset.roles.user
+        valid = part_files(dataset.valid_data)[0] if dataset.valid_data else None
+        has_user = valid is not None and user in schema_of(valid).names
+        return dataset, user if has_user else None
+
+    def extended_entry(self, more: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the dataset's entry with more features, and paths that are found from the folders of the studies."""
+        folder = Path(self.args.config)
+        entry = with_found_paths(load_dataset_config(folder, self.args.dataset_id), folder)
+        return {**entry, "feature_cols": [*entry["feature_cols"], *more]}
+
+    def write_tuner(
+        self, model: str, facts: Facts, features: list[list[str]], group_id: str | None, factors: dict[str, list[Any]]
+    ) -> Path:
+        """Write the tuner file of a model."""
+        name, dataset_id = f"AUTO_{model}", self.args.dataset_id
+        content = {
+            "base_expid": name,
+            "model_config": {name: settings_for(model, dataset_id, facts, group_id)},
+            "dataset_config": {dataset_id: self.entry},
+            "search": "tpe",
+            "trials": FIRST_TRIALS,
+            "pruning": True,
+            "tuner_space": space_of(model, facts, features, self.target, factors),
+        }
+        path = self.folder / f"{name}.yaml"
+        write_entries(path, content, Path("autopilot"))
+        return path
+
+    def study(self, model: str, trials: int, until: float) -> list[TrialResult]:
+        """Go on with the study of a model; its finished trials, best first."""
+        args = self.args
+        first = dict(self.first[model])
+        tuner = read_tuner(self.tuners[model], args.model_zoo)
+        if isinstance(dropout := tuner.space.get("feature_specs"), list):
+            first["feature_specs"] = dropout[1]  # the least above none
+        tuner = replace(tuner, trials=trials, first=first)
+        gpus = [args.gpu] * self.jobs
+        results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
+        finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
+        return sorted(finished, key=lambda result: -result.score)
+
+    def has_begun(self, model: str) -> bool:
+        """Whether an earlier start has tried the model, whose trials then count."""
+        return self.tuners[model].with_suffix("").is_dir()
+
+    def best_of(self, results: Mapping[str, Sequence[TrialResult]]) -> str:
+        """Return the model of the best trial."""
+        return max(results, key=lambda name: results[name][0].score)
+
+    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> list[Run]:
+        """Train the best trial with more seeds; its runs."""
+        args, name = self.args, self.best_of(results)
+        best = results[name][0]
+        left = self.until(1.0) - time.monotonic()
+        seeds = max(2, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
+        self.tell(f"{best.expid} is trained with {seeds} more seeds: their average is better than one.")
+        folder = self.tuners[name].with_suffix("")
+        return train_seeds(
+            self.load(best.expid, folder),
+            range(1, seeds + 1),
+            folder,
+            self.script,
+            extra_args=common_args(args.data_root, args.model_zoo),
+            jobs=self.jobs,
+            resume=True,
+            quiet=args.quiet,
+        )
+
+    def load(self, expid: str, folder: Path) -> Experiment:
+        """Return an experiment of a study."""
+        args = self.args
+        return Experiment.load(expid, folder, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+
+    def finish(self, results: Mapping[str, Sequence[TrialResult]], runs: Sequence[Run]) -> Outcome:
+        """Average, calibrate, write the submission and the page."""
+        args, name = self.args, f"AUTO_{self.args.dataset_id}"
+        root = runs[0].path.parents[2]
+        best = ensemble([runs[0].expid], root, average="logit", name=name, gpu=args.gpu)
+        self.tell(
+            f"{name}: average of {len(best.config['members'])} runs of the best, valid AUC {best.valid['AUC']:.4f}."
+        )
+        trials = sorted((r for found in results.values() for r in found), key=lambda result: -result.score)
+        chosen = [*trials[:BEST_MEMBERS], *(r for found in results.values() for r in found[:BEST_OF_EACH])]
+        members = list(dict.fromkeys(trial.expid for trial in chosen))
+        if len(members) > 1:
+            several = ensemble(members, root, average="logit", fit_weights=True, name=f"{name}_trials", gpu=args.gpu)
+            self.tell(
+                f"{name}_trials: {len(members)} of the best trials and all seeds, weights fitted on valid, AUC "
+                f"{several.valid['AUC']:.4f} (cross-fitted)."
+            )
+            best = max(best, several, key=lambda run: run.valid["AUC"])
+        submission = None
+        if best.config.get("test_data"):
+            scores = best.predictions("test")[1]
+            measured = calibrate_run(best)
+            # Not isotonic, whose ties would cost AUC.
+            method = min(("platt", "beta"), key=lambda m: measured["methods"][m]["logloss"])
+            if measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
+                scores = calibrator_of(best, method)(scores)
+                self.tell(f"{describe(measured, method)}.")
+            else:
+                self.tell("No calibration: it would not lower the logloss on valid.")
+            submission = str(write_submission(self.folder / f"{name}.zip", scores, args.task))
+            self.tell(f"Submission of {best.expid}: {submission}.")
+        if best.test:
+            self.tell(
+                "Test, which nothing was chosen by: " + ", ".join(f"{k} {v:.4f}" for k, v in best.test.items()) + "."
+            )
+        page = self.folder / "report.html"
+        tried = [found[0].expid for found in results.values()]
+        names = list(dict.fromkeys([best.expid, runs[0].expid, *tried]))
+        report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
+        return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
+
+
+def find_script() -> Path:
+    """Return run_expid.py, of the working directory or of the checkout of this package.
+
+    Raises
+    ------
+    MissingFileError
+        It is in neither.
+    """
+    places = [Path("run_expid.py"), Path(__file__).resolve().parents[2] / "run_expid.py"]
+    for path in places:
+        if path.is_file():
+            return path.resolve()
+    raise MissingFileError("run_expid.py: not in this folder; run autopilot in a checkout of the project")

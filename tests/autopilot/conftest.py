@@ -1,0 +1,12 @@
+"""The dataset of the repository."""
+
+import pytest
+
+from fuxictr_mm.config import ExperimentConfig
+from tests.docs.fences import ROOT
+
+
+@pytest.fixture
+def dataset(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return ExperimentConfig.load(ROOT, "DIN_tiny").dataset

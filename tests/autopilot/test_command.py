@@ -1,0 +1,51 @@
+"""Arguments of the autopilot, and what it refuses before it reads a file."""
+
+import argparse
+import json
+
+import pytest
+
+from fuxictr_mm.autopilot import command
+from fuxictr_mm.cli import main
+
+
+def test_time():
+    assert [command._seconds(text) for text in ("90s", "45m", "1.5h", "30")] == [90, 2700, 5400, 1800]
+    for text in ("0m", "-1m", "soon", "3d"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            command._seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (
+            {"label_col": [{"name": n, "dtype": "float"} for n in ("click", "like")], "item_info": "items.parquet"},
+            "like",
+        ),
+        ({"data_format": "csv", "roles": {"target": "asin"}}, "item_info"),
+        ({"data_format": "parquet", "rebuild_dataset": True}, "item_info"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys, change, word):
+    columns = [
+        {"name": "asin", "dtype": "str", "type": "categorical"},
+        {"name": "seen", "dtype": "str", "type": "sequence", "share_embedding": "asin"},
+    ]
+    entry = {"data_root": "./", "train_data": "./train", "valid_data": "./valid", "feature_cols": columns}
+    entry |= {"label_col": {"name": "click", "dtype": "float"}, **change}
+    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "autopilot: " in error
+    assert word in error
+
+
+def test_an_unknown_dataset_is_named(dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["autopilot", "--dataset_id", "tiny_m", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "did you mean 'tiny_mm'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

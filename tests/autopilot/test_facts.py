@@ -1,0 +1,49 @@
+"""What the autopilot measures of a dataset."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.autopilot.facts import look
+from fuxictr_mm.errors import ConfigError
+from tests.arrow import write_partitions
+from tests.docs.fences import ROOT
+
+
+def test_the_facts_by_brute_force(dataset):
+    facts = look(dataset)
+    tables = {split: pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet") for split in facts.rows}
+    assert facts.rows == {split: table.num_rows for split, table in tables.items()}
+    shown = {split: table["item_id"].to_pylist() for split, table in tables.items()}
+    for split in ("valid", "test"):
+        cold = np.mean(~np.isin(shown[split], shown["train"]))
+        assert facts.cold[split] == pytest.approx(cold)
+    lengths = [sum(item != 0 for item in row) for row in tables["train"]["item_seq"].to_pylist()]
+    assert facts.history_mean == pytest.approx(np.mean(lengths))
+    assert facts.history_high == pytest.approx(np.quantile(lengths, 0.95))
+    assert facts.embeddings == {"image": "img_emb_pca8", "text": "txt_emb_pca8"}
+    assert "tiny" not in facts.sentence()
+    assert f"{facts.cold['valid']:.1%} of valid" in facts.sentence()
+
+
+def test_the_facts_of_hive_partitions(dataset, tmp_path):
+    """Also where the user is the partition, and a part of the items has no rows."""
+    paths = {}
+    for split in ("train", "valid"):
+        write_partitions(pq.read_table(getattr(dataset, f"{split}_data")), "likes_level", tmp_path / split)
+        paths[f"{split}_data"] = str(tmp_path / split)
+    (tmp_path / "items").mkdir()
+    features = pq.read_table(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+    for part in (0, 1):
+        pq.write_table(features[: part * len(features)], tmp_path / "items" / f"{part}.parquet")
+    expected = look(dataset)
+    found = look(dataset.model_copy(update={**paths, "item_info": [str(tmp_path / "items")]}))
+    assert (found.history_mean, found.cold["valid"]) == pytest.approx((expected.history_mean, expected.cold["valid"]))
+    assert found.embeddings == {"image": "img_emb_CLIPRN50", "text": "txt_emb_BERT"}
+    by_level = dataset.model_copy(update=paths | {"roles": dataset.roles.model_copy(update={"target": "likes_level"})})
+    assert look(by_level).cold["valid"] == 0
+
+
+def test_a_missing_split_is_named(dataset):
+    with pytest.raises(ConfigError, match="valid_data"):
+        look(dataset.model_copy(update={"valid_data": None}))

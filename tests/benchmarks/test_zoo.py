@@ -1,0 +1,29 @@
+"""The search of every model: the same budget for each, and a second start that repeats nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import zoo
+from fuxictr_mm.yaml_files import load_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_model_of_the_zoo_is_searched():
+    models = load_yaml(ROOT / "benchmarks" / "real" / "model_config.yaml")
+    found = {models[expid]["model"] for expid in zoo.experiments(ROOT / "benchmarks" / "real")}
+    others = {path.stem for path in (ROOT / "model_zoo").glob("*.py")} - found
+    assert others == {"ESMM"}  # with one label it is DIN
+
+
+@pytest.mark.slow
+def test_a_second_start_repeats_no_trial(tmp_path):
+    job = zoo.Job("DIN_tiny", ROOT, "tiny_mm", 0.01, (1,), tmp_path, -1)
+    score, row = zoo.search(job)
+    runs = sorted(tmp_path.rglob("metrics.json"))
+    assert zoo.search(job) == (score, row)
+    assert sorted(tmp_path.rglob("metrics.json")) == runs
+    model, trials, *_ = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert (model, trials) == ("DIN_tiny", "1 (0)")
+    assert 0.5 < score < 1
