@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
-from fuxictr_mm.data.parquet import count_rows, lists, numbers, part_files, read_chunks, read_rows, schema_of
+from fuxictr_mm.data.arrow_types import numbers
+from fuxictr_mm.data.decoding import lists
+from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.diagnosis.importance import modality_of
 from fuxictr_mm.encoding.fuxictr import as_integers

@@ -32,7 +32,8 @@ from fuxictr_mm.check_data.layout import (
     read_schema,
 )
 from fuxictr_mm.check_data.titles import fix_title
-from fuxictr_mm.data.parquet import is_list, part_files, schema_of
+from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_folder
 

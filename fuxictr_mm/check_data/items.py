@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, check
 from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, Layout, read_chunks, to_series
-from fuxictr_mm.data.parquet import MAX_IDS, is_list
+from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.schema import ITEM_ID
 
 #: An outlier lies above a gap of so many times the range of the values below it, of which there are at least so many.

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
 from fuxictr_mm.check_data.translation import USER_ID, Translation, active
-from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, is_list, open_parquet, part_files, plain_type, schema_of
+from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data.arrow_types import is_list, plain_type
+from fuxictr_mm.data.decoding import MAX_IDS
+from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.terminal import progress_bar
@@ -342,13 +344,13 @@ def _size_of(path: Path, columns: Sequence[str]) -> tuple[int, float]:
 @functools.cache
 def is_number(kind: pa.DataType) -> bool:
     """Whether models read a column of this type as one number per row."""
-    return _is_accepted(functools.partial(parquet.scalars, floating=True), kind)
+    return _is_accepted(functools.partial(decoding.scalars, floating=True), kind)
 
 
 @functools.cache
 def is_number_list(kind: pa.DataType) -> bool:
     """Whether models read a column of this type as lists of numbers."""
-    return is_list(kind) and _is_accepted(parquet.lists, kind)
+    return is_list(kind) and _is_accepted(decoding.lists, kind)
 
 
 def _is_accepted(read: Callable[[pa.Array, str, int], object], kind: pa.DataType) -> bool:

@@ -18,8 +18,9 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, is_list
+from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, key_of_items
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -89,7 +90,7 @@ class Translation:
                 return False
             try:
                 for _, batch in parquet.read_rows(path, [self.on_disk(path, name)]):
-                    values = parquet.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
+                    values = arrow_types.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
                     beyond += int(((values < 0) | (values >= most)).sum())
                     total += len(values)
             except DataError:  # a finding of its own
@@ -201,7 +202,7 @@ def _field(path: Path, name: str) -> pa.Field:
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:
-    return parquet.list_entries(array, where)[0] if is_list(array.type) else array
+    return decoding.list_entries(array, where)[0] if is_list(array.type) else array
 
 
 def _encode(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:
@@ -209,7 +210,7 @@ def _encode(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:
 
 
 def _encode_lists(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:
-    entries, offsets = parquet.list_entries(array, where)
+    entries, offsets = decoding.list_entries(array, where)
     starts = pa.array(offsets.astype(np.int32), mask=np.append(array.is_null().to_numpy(zero_copy_only=False), False))
     return pa.ListArray.from_arrays(starts, pa.array(vocabulary.encode(entries, where)))
 

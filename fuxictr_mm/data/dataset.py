@@ -13,10 +13,10 @@ import torch
 from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import Roles, kind_of_task, label_names
+from fuxictr_mm.data.decoding import is_zero_padded
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
-from fuxictr_mm.data.parquet import is_zero_padded
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
 from fuxictr_mm.data.shards import Shard

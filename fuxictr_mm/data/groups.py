@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import arrow_types, decoding
 
 #: The group of a row whose group is missing.
 NO_GROUP = np.iinfo(np.int64).min
@@ -26,10 +26,10 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     if pa.types.is_null(kind):
         return np.full(len(array), NO_GROUP)
     of_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    if of_bytes or parquet.is_plain_text(kind):
+    if of_bytes or arrow_types.is_plain_text(kind):
         from pandas.util import hash_array  # type: ignore[import-untyped]
 
-        values = array.fill_null("") if parquet.is_plain_text(kind) else array.cast(pa.binary()).fill_null(b"")
+        values = array.fill_null("") if arrow_types.is_plain_text(kind) else array.cast(pa.binary()).fill_null(b"")
         groups = hash_array(values.to_numpy(zero_copy_only=False)).view(np.int64)
         missing = array.is_null()
     else:
@@ -37,8 +37,8 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         if missing.true_count and is_number:
             array = pc.if_else(missing, pa.scalar(False).cast(kind), array)
-        groups = parquet.scalars(array, where, row)
-    return np.where(parquet.numbers(missing), NO_GROUP, groups) if missing.true_count else groups
+        groups = decoding.scalars(array, where, row)
+    return np.where(arrow_types.numbers(missing), NO_GROUP, groups) if missing.true_count else groups
 
 
 def number_groups(group_id: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import arrow_types, decoding, parquet
 from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.remote import path_of
@@ -340,7 +340,7 @@ class InteractionFiles:
         # Those of all processes, which must agree.
         for rows in replace(self, parts=None).row_group_ranges():
             for _, batch in parquet.read_chunks(rows.path, [name], rows, texts=self._texts):
-                found |= parquet.label_kinds(batch.column(0), self.binary_label)
+                found |= decoding.label_kinds(batch.column(0), self.binary_label)
                 if "label" in found or len(found - {"null"}) > 1:
                     return False
         value = next(iter(found - {"null"}), "null")
@@ -373,7 +373,7 @@ class InteractionFiles:
             return None
         name = str(self.group_id)
         chunks = [batch.column(0) for _, batch in parquet.read_rows(self.path, [name], parquet.CHUNK_ROWS)]
-        if not all(parquet.is_plain_text(chunk.type) for chunk in chunks):
+        if not all(arrow_types.is_plain_text(chunk.type) for chunk in chunks):
             return None
         return pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
 
@@ -431,21 +431,21 @@ class InteractionFiles:
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
-        positions: dict[str, parquet.Positions] = {}
+        positions: dict[str, decoding.Positions] = {}
         if self.has_items:
-            target = parquet.decode_target(*column(how.target), self.known, item_ids)
+            target = decoding.decode_target(*column(how.target), self.known, item_ids)
             lengths = {how.history: self.max_len}
             lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
             for name, max_len in lengths.items():
-                positions[name] = parquet.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+                positions[name] = decoding.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
             history, offsets = positions[how.history].items, positions[how.history].offsets
         context = {
-            f.name: _to_column(parquet.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
+            f.name: _to_column(decoding.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
             for f in self._context
         }
         for f in self._histories:
             of = positions[str(f.history)]
-            entries = of.items if f.is_further_history else parquet.decode_along(*column(f.column), f, of)
+            entries = of.items if f.is_further_history else decoding.decode_along(*column(f.column), f, of)
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = decode_group(*column(self.group_id)) if self.group_id and self.has_groups else None
@@ -463,7 +463,7 @@ class InteractionFiles:
         """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
         several = len(self.labels) > 1
         columns = [
-            parquet.decode_label(batch.column(name), f"{file}: {name}", row, self.binary_label, missing=several)
+            decoding.decode_label(batch.column(name), f"{file}: {name}", row, self.binary_label, missing=several)
             if name in self.present_labels
             else np.full(batch.num_rows, np.nan, np.float32)
             for name in self.labels

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import SCALAR_TYPES, decode_scalar
+from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data.decoding import SCALAR_TYPES, decode_scalar
 from fuxictr_mm.data.schema import ITEM_ID, Feature, key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabularies, Vocabulary, is_text, plain
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -212,14 +212,14 @@ def _why_vocabulary(
     if lowest < 0:
         return f"the negative id {lowest}"
     count = sum(len(part.keys) for part in parts)
-    if highest >= parquet.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
+    if highest >= decoding.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
         return f"the id {highest} of {count} items"
     return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
 
 
 def _bounds(parts: Sequence[_Part]) -> tuple[int, int]:
     """Return the smallest and the largest integer id."""
-    bounds = [parquet.numbers(part.keys) for part in parts]
+    bounds = [arrow_types.numbers(part.keys) for part in parts]
     return min(int(b.min()) for b in bounds), max(int(b.max()) for b in bounds)
 
 
@@ -245,7 +245,7 @@ def _place_by_vocabulary(parts: Sequence[_Part], trained: Vocabulary) -> Vocabul
     vocabulary = trained
     for part in parts:
         if not pa.types.is_integer(part.keys.type):
-            empty = np.flatnonzero(parquet.numbers(pc.equal(pc.binary_length(part.keys), 0)))
+            empty = np.flatnonzero(arrow_types.numbers(pc.equal(pc.binary_length(part.keys), 0)))
             if empty.size:
                 raise DataError(f"{part.where}: row {empty[0]} is empty, expected an id; drop the row")
         new = trained.encode(part.keys, part.where) == UNKNOWN
@@ -265,14 +265,14 @@ def _place_by_id(parts: Sequence[_Part], limit: int | None) -> None:
                 "dataset_config.yaml"
             )
         if pa.types.is_uint64(part.keys.type):
-            highest = int(parquet.numbers(part.keys).max())
-            if highest >= parquet.MAX_IDS:
+            highest = int(arrow_types.numbers(part.keys).max())
+            if highest >= decoding.MAX_IDS:
                 raise DataError(
-                    f"{part.where}: holds the id {highest}, expected 0 to {parquet.MAX_IDS - 1}; set ids: vocabulary "
+                    f"{part.where}: holds the id {highest}, expected 0 to {decoding.MAX_IDS - 1}; set ids: vocabulary "
                     "in dataset_config.yaml"
                 )
-        ids = parquet.numbers(part.keys).astype(np.int64)
-        parquet.check_ids(ids, limit, part.where, 0)
+        ids = arrow_types.numbers(part.keys).astype(np.int64)
+        decoding.check_ids(ids, limit, part.where, 0)
         part.set_ids(ids)
 
 
@@ -282,7 +282,7 @@ def _item_zero(found: Mapping[str, Sequence[_Part]]) -> tuple[_Part, str] | None
         for part in parts:
             if not pa.types.is_integer(part.keys.type):
                 continue
-            rows = np.flatnonzero(parquet.numbers(part.keys) == 0)
+            rows = np.flatnonzero(arrow_types.numbers(part.keys) == 0)
             if rows.size and part.has_values(name, int(rows[0])):
                 return part, name
     return None
@@ -400,7 +400,7 @@ def _may_be_ids(feature: Feature, kind: pa.DataType) -> bool:
 def _keys(array: pa.Array, where: str, row: int) -> pa.Array:
     """Return ids as ``vocabulary.plain`` does; each row must have one."""
     if array.null_count or not (is_text(array.type) or pa.types.is_integer(array.type)):
-        ids = parquet.from_numbers(parquet.scalars(array, where, row))
+        ids = arrow_types.from_numbers(decoding.scalars(array, where, row))
         return plain(array, where) if pa.types.is_floating(array.type) else ids
     return plain(array, where)
 
@@ -466,7 +466,7 @@ def _entries_of(values: pa.Array, feature: Feature, where: str) -> tuple[pa.Arra
     """Return the entries of a column of ids or of lists of ids, and the length of each row ``(rows,)``."""
     if feature.type != "sequence":
         return values, np.ones(len(values), dtype=np.int64)
-    entries, offsets = parquet.list_entries(values, where)
+    entries, offsets = decoding.list_entries(values, where)
     return entries, np.diff(offsets)
 
 
@@ -485,16 +485,16 @@ def _decode(
 ) -> np.ndarray:
     if feature.type in SCALAR_TYPES:
         return decode_scalar(array, where, row, feature)
-    flat, offsets = parquet.lists(array, where, row)
+    flat, offsets = decoding.lists(array, where, row)
     lengths = np.diff(offsets)
     if feature.type == "sequence":
         rows = row + np.repeat(np.arange(lengths.size), lengths)
-        flat = parquet.integers(flat, where, rows)
-        parquet.check_ids(flat, feature.vocab_size, where, rows)
+        flat = decoding.integers(flat, where, rows)
+        decoding.check_ids(flat, feature.vocab_size, where, rows)
         _warn_of_zero_among_ids(flat, offsets, where, row)
         return _left_pad(flat, lengths, feature.max_len, where, row).astype(np.int32)
     # A null is an item without an embedding, as after a left join: NaN here, zero in the table.
-    present = parquet.numbers(array.is_valid())
+    present = arrow_types.numbers(array.is_valid())
     dim = feature.pretrain_dim or known_dim or int(np.bincount(lengths[lengths > 0], minlength=1).argmax())
     wrong = present & (lengths != (dim or -1))
     if wrong.any():

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import arrow_types, parquet
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.files import atomic_path
 
@@ -121,7 +121,7 @@ class Vocabulary:
         # Ids repeat: each distinct one is looked up once. That is faster than joins and than hash tables made per call.
         encoded = plain(values, where).dictionary_encode()
         numbers = np.append(self._find(encoded.dictionary, where), 0)
-        return numbers[parquet.numbers(encoded.indices.fill_null(len(encoded.dictionary)))]
+        return numbers[arrow_types.numbers(encoded.indices.fill_null(len(encoded.dictionary)))]
 
     def _find(self, distinct: pa.Array, where: str) -> np.ndarray:
         """Return the numbers of distinct ids without nulls."""
@@ -135,10 +135,10 @@ class Vocabulary:
         found = np.full(len(distinct), UNKNOWN, dtype=np.int64)
         if len(distinct) == 0:
             return found
-        nothing = parquet.numbers(pc.equal(distinct, pa.scalar(0 if self.is_integer else "").cast(distinct.type)))
+        nothing = arrow_types.numbers(pc.equal(distinct, pa.scalar(0 if self.is_integer else "").cast(distinct.type)))
         possible: np.ndarray = np.ones(len(distinct), dtype=bool)
         if distinct.type != self.values.type:  # int64 and uint64 share the integers from 0 to 2**63 - 1
-            possible = parquet.numbers(distinct).view(np.int64) >= 0
+            possible = arrow_types.numbers(distinct).view(np.int64) >= 0
         seed, keys, order = self._index
         if len(keys):
             wanted = _keys(distinct, seed)
@@ -151,7 +151,9 @@ class Vocabulary:
             hit = possible & (keys[places] == wanted)
             if not self.is_integer:  # two texts may have one hash
                 rows = order[places[hit]]
-                hit[hit] = parquet.numbers(pc.equal(self.values.take(pa.array(rows)), distinct.filter(pa.array(hit))))
+                hit[hit] = arrow_types.numbers(
+                    pc.equal(self.values.take(pa.array(rows)), distinct.filter(pa.array(hit)))
+                )
             found[hit] = order[places[hit]] + 1
         found[nothing & (found == UNKNOWN)] = 0
         return found
@@ -382,13 +384,15 @@ def _join(arrays: list[pa.Array], where: str) -> pa.Array:
 
 
 def _fits(integers: pa.Array, kind: pa.DataType) -> bool:
-    return integers.type == kind or len(integers) == 0 or bool((parquet.numbers(integers).view(np.int64) >= 0).all())
+    return (
+        integers.type == kind or len(integers) == 0 or bool((arrow_types.numbers(integers).view(np.int64) >= 0).all())
+    )
 
 
 def _keys(values: pa.Array, seed: int) -> np.ndarray:
     """Return numbers ``(M,)`` to sort and compare ids by: integers themselves, hashes of texts."""
     if pa.types.is_integer(values.type):
-        return parquet.numbers(values)
+        return arrow_types.numbers(values)
     import polars as pl
 
     return pl.Series(values).hash(seed).to_numpy()

@@ -23,7 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.parquet import is_list
+from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
@@ -66,11 +66,11 @@ def count_items(
         for row, batch in parquet.read_chunks(file, [target, label]):
             where = f"{file}: {target}"
             if vocabulary is None:
-                ids = parquet.scalars(batch.column(target), where, row)
-                parquet.check_ids(ids, num_items, where, row)
+                ids = decoding.scalars(batch.column(target), where, row)
+                decoding.check_ids(ids, num_items, where, row)
             else:
-                ids = parquet.decode_target(batch.column(target), where, row, np.ones(num_items, bool), vocabulary)
-            clicks = parquet.scalars(batch.column(label), f"{file}: {label}", row, floating=True) == 1
+                ids = decoding.decode_target(batch.column(target), where, row, np.ones(num_items, bool), vocabulary)
+            clicks = decoding.scalars(batch.column(label), f"{file}: {label}", row, floating=True) == 1
             counts[0] += np.bincount(ids, minlength=num_items)
             counts[1] += np.bincount(ids[clicks], minlength=num_items)
     return Popularity(*counts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text
 from fuxictr_mm.diagnosis.findings import WARNING, Finding
@@ -52,7 +52,7 @@ class ItemNames:
 
     def numbers(self, ids: pa.Array, where: str, row: int) -> np.ndarray:
         """Return the numbers ``(I,)`` of ids in the files; ``where`` and ``row`` are for errors."""
-        return parquet.scalars(ids, where, row) if self.vocabulary is None else self.vocabulary.encode(ids, where)
+        return decoding.scalars(ids, where, row) if self.vocabulary is None else self.vocabulary.encode(ids, where)
 
 
 def measure(

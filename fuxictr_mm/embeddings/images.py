@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.pretrained import first_line
@@ -199,7 +199,7 @@ class _BoundedReads:
 def _item_id(name: str) -> int | None:
     """Return the id in ``folder/123.jpg``; None for any other name, and for 0, which is padding."""
     found = re.fullmatch(r"0*([0-9]{1,10})(\.[a-z]+)", re.split(r"[/\\]", name.lower())[-1])
-    if found is None or found[2] not in IMAGES or not 0 < int(found[1]) < parquet.MAX_IDS:
+    if found is None or found[2] not in IMAGES or not 0 < int(found[1]) < decoding.MAX_IDS:
         return None
     return int(found[1])
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.numbering import numbering
@@ -109,7 +109,7 @@ def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarra
             ids = ids[ids != 0]
         if ids.size:
             array = batch.column(column)
-            flat, offsets = parquet.lists(array, f"{file}: {column}", row)
+            flat, offsets = decoding.lists(array, f"{file}: {column}", row)
             yield ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
 
 

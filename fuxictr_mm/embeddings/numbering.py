@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import MAX_IDS, is_list
+from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.schema import key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
 from fuxictr_mm.errors import DataError, UserError
@@ -64,7 +65,7 @@ class Numbering:
             for _, batch in parquet.read_chunks(file, [name]):
                 where = f"{file}: {name}"
                 in_lists = is_list(batch.column(0).type)
-                yield plain(parquet.list_entries(batch.column(0), where)[0] if in_lists else batch.column(0), where)
+                yield plain(decoding.list_entries(batch.column(0), where)[0] if in_lists else batch.column(0), where)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -82,8 +83,8 @@ class Numbering:
     def numbers(self, array: pa.Array, where: str, row: int) -> np.ndarray:
         """Return the items ``(R,)`` int64, 0 for padding; ``where`` and ``row`` are for errors."""
         if self.items is None:
-            ids = parquet.scalars(array, where, row)
-            parquet.check_ids(ids, None, where, row)
+            ids = decoding.scalars(array, where, row)
+            decoding.check_ids(ids, None, where, row)
             return ids
         found = self.items.encode(array, where)
         if (found == UNKNOWN).any():
@@ -94,8 +95,8 @@ class Numbering:
     def lists(self, array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the entries of all lists ``(N,)``, numbered but not checked, and the offsets of each row in them."""
         if self.items is None:
-            return parquet.lists(array, where, row)
-        entries, offsets = parquet.list_entries(array, where)
+            return decoding.lists(array, where, row)
+        entries, offsets = decoding.list_entries(array, where)
         return self.numbers(entries, where, row), offsets
 
     def ids(self, numbers: np.ndarray) -> pa.Array:
@@ -134,5 +135,5 @@ def _is_needed(keys: Sequence[pa.Array], ids: str, most: int = MAX_IDS) -> bool:
         return ids == "vocabulary"
     if any(not pa.types.is_integer(array.type) for array in keys):
         return True
-    values = [parquet.numbers(array.drop_null()) for array in keys]
+    values = [arrow_types.numbers(array.drop_null()) for array in keys]
     return any(len(v) and (int(v.min()) < 0 or int(v.max()) >= most) for v in values)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
@@ -136,7 +136,7 @@ def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
         columns = [names.user, names.target, names.history, label]
         for row, batch in parquet.read_chunks(file, columns):
             if user_ids is None:
-                users = parquet.scalars(batch.column(names.user), f"{file}: {names.user}", row)
+                users = decoding.scalars(batch.column(names.user), f"{file}: {names.user}", row)
             else:
                 users = user_ids.encode(batch.column(names.user), f"{file}: {names.user}")
             wrong = np.flatnonzero((users < 0) | (users >= MAX_USERS))
@@ -146,12 +146,12 @@ def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
                     f"{MAX_USERS - 1}; renumber the users"
                 )
             targets = numbering().numbers(batch.column(names.target), f"{file}: {names.target}", row)
-            labels = parquet.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
+            labels = decoding.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
             where = f"{file}: {names.history}"
             flat, offsets = numbering().lists(batch.column(names.history), where, row)
             row_of = np.repeat(np.arange(len(users)), np.diff(offsets))[flat != 0]  # 0 is padding
-            history = parquet.integers(flat[flat != 0], where, row + row_of)
-            parquet.check_ids(history, None, where, row + row_of)
+            history = decoding.integers(flat[flat != 0], where, row + row_of)
+            decoding.check_ids(history, None, where, row + row_of)
             clicked = (labels > 0) & (targets > 0)
             yield np.unique(np.concatenate([_keys(users[row_of], history), _keys(users[clicked], targets[clicked])]))
 
@@ -235,14 +235,14 @@ def _read_neighbors(file: os.PathLike[str]) -> Iterator[tuple[Integers, Integers
     for row, batch in parquet.read_chunks(parquet.Path(file), [key, "neighbors", "scores"]):
         ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
         flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row)
-        scores, score_offsets = parquet.lists(batch.column("scores"), f"{file}: scores", row)
+        scores, score_offsets = decoding.lists(batch.column("scores"), f"{file}: scores", row)
         lengths = np.diff(offsets)
         unequal = np.flatnonzero(lengths != np.diff(score_offsets))
         if len(unequal):
             raise DataError(f"{file}: row {row + unequal[0]}: expected as many scores as neighbors")
         row_of = row + np.repeat(np.arange(batch.num_rows), lengths)
-        neighbors = parquet.integers(flat, f"{file}: neighbors", row_of)
-        parquet.check_ids(neighbors, None, f"{file}: neighbors", row_of)
+        neighbors = decoding.integers(flat, f"{file}: neighbors", row_of)
+        decoding.check_ids(neighbors, None, f"{file}: neighbors", row_of)
         wrong = np.flatnonzero(~((scores > 0) & np.isfinite(scores)))
         if len(wrong):
             raise DataError(

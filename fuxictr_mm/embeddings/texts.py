@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.parquet import is_list
+from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError

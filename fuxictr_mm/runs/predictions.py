@@ -33,8 +33,8 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from fuxictr_mm.data.arrow_types import from_numbers
     from fuxictr_mm.data.groups import NO_GROUP
-    from fuxictr_mm.data.parquet import from_numbers
 
     columns = {"label": label, "prediction": prediction}
     arrays: dict[str, pa.Array] = {}

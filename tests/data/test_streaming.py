@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data import interleaved, parquet, streaming
+from fuxictr_mm.data import decoding, interleaved, parquet, streaming
 from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.schema import Feature
@@ -322,7 +322,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
             most = max(most, alive)
         weakref.finalize(holder, forget)
 
-    decode_target, join = parquet.decode_target, concatenate
+    decode_target, join = decoding.decode_target, concatenate
 
     def counted_decode(*arguments):
         ids = decode_target(*arguments)
@@ -334,7 +334,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
         count(table, len(table))
         return table
 
-    monkeypatch.setattr(parquet, "decode_target", counted_decode)
+    monkeypatch.setattr(decoding, "decode_target", counted_decode)
     monkeypatch.setattr(streaming, "concatenate", counted_join)
     peaks = []
     for rows in (1000, 4000):

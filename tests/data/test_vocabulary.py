@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data import parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.interactions import InteractionFiles, concatenate
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Encoding, Vocabularies, Vocabulary
@@ -476,7 +476,7 @@ def as_numbers(found):
     """Number level and tags as the vocabularies do."""
     texts = with_texts(dict(found))
     levels = Vocabulary.build([texts["train"]["likes_level"].combine_chunks()])
-    tags = Vocabulary.build([parquet.list_entries(texts["items"]["item_tags"].combine_chunks(), "")[0]])
+    tags = Vocabulary.build([decoding.list_entries(texts["items"]["item_tags"].combine_chunks(), "")[0]])
     for name in ("train", "valid", "test"):
         level = levels.encode(texts[name]["likes_level"].combine_chunks())
         found[name] = world.put(found[name], "likes_level", pa.array(np.maximum(level, 0)))
