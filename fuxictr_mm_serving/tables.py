@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.manifest import Files
 
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
@@ -23,15 +23,25 @@ class Table:
 
     Parameters
     ----------
-    folder : Path
+    files : Files
         The export.
     entry : mapping
         Of the manifest: ``file``, and ``scales`` for 8-bit integers.
+    least : int
+        Rows that it must have.
+
+    Raises
+    ------
+    ServingError
+        A file is damaged or of another shape.
     """
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
-        self.values = np.load(folder / entry["file"], mmap_mode="r", allow_pickle=False)
-        self.scales = np.load(folder / entry["scales"], allow_pickle=False) if entry.get("scales") else None
+    def __init__(self, files: Files, entry: Mapping[str, Any], least: int = 0) -> None:
+        self.values = files.array(entry["file"], mapped=True)
+        self.scales = files.array(entry["scales"]) if entry.get("scales") else None
+        check_shape(files, entry["file"], self.values, 2, least)
+        if self.scales is not None:
+            check_shape(files, entry["scales"], self.scales, 1, len(self.values))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -42,6 +52,21 @@ class Table:
         if self.scales is not None:
             return found * self.scales[ids][..., None]
         return found.astype(np.float32, copy=False)
+
+
+def check_shape(files: Files, name: str, array: np.ndarray, dims: int, least: int) -> None:
+    """Refuse an array of another number of dims, or with fewer rows.
+
+    Raises
+    ------
+    ServingError
+        It names the file.
+    """
+    if array.ndim != dims or len(array) < least:
+        raise ServingError(
+            f"{files.folder / name}: has the shape {array.shape}, expected {dims} dims and {least} rows or more; "
+            "export again"
+        )
 
 
 def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

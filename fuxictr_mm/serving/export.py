@@ -389,7 +389,8 @@ def _write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str
     if model.per_item_codes:
         counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
         np.save(folder / "item_codes.npy", model.code_table().numpy())
-        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts}
+        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
+        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
     layers = context_tables(model)
     for entry in manifest["context"]:
         if entry["name"] in layers:
