@@ -115,9 +115,9 @@ class Ids:
             if value is None:
                 found[position] = 0
                 continue
-            if self.is_integer:
+            if self.is_integer and type(value) is not int:
                 value = as_integer(value, what)
-            elif not isinstance(value, str | bytes):
+            elif not self.is_integer and not isinstance(value, str | bytes):
                 raise ServingError(f"{what}: {value!r} is no text, and the ids of the model are texts")
             number = get(value)
             found[position] = number if number is not None else (UNKNOWN if value else 0)
@@ -156,8 +156,9 @@ def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
                 f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and the ids of the model are integers"
             )
         return exact
-    found = [0 if value is None else as_integer(value, what) for value in ids]
+    if not all(type(value) is int for value in ids):
+        ids = [0 if value is None else as_integer(value, what) for value in ids]
     try:
-        return np.array(found, dtype=np.int64)
+        return np.array(ids, dtype=np.int64)
     except OverflowError:
         raise ServingError(f"{what}: holds an id beyond 64 bits") from None

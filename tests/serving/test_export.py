@@ -24,6 +24,7 @@ from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm.serving.torch_graph import TorchGraph
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
+from fuxictr_mm_serving.graphs import OnnxGraph
 from fuxictr_mm_serving.manifest import Files, checksum, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
@@ -151,6 +152,29 @@ def test_weights_of_8_bits(weights_of, exported, tmp_path):
     assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
     assert (tmp_path / "out" / "candidates.onnx").stat().st_size < (exported / "candidates.onnx").stat().st_size
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "items.npy"), np.load(exported / "items.npy"))
+
+
+def test_parts_and_sums_of_parameters_are_quantized(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    parts = [np.random.default_rng(i).normal(size=(8, 4)).astype(np.float32) for i in range(2)]
+    nodes = [
+        helper.make_node("Add", ["one", "two"], ["weight"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", d]) for n, d in (("x", 8), ("y", 4)))
+    tensors = [numpy_helper.from_array(part, name) for name, part in zip(("one", "two"), parts, strict=True)]
+    graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
+    path = tmp_path / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    module.quantize_weights(path)
+    assert [path] == list(tmp_path.iterdir())
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(path).graph.node}
+    assert "MatMul" not in {node.op_type for node in onnx.load(path).graph.node}
+    rows = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
+    found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": rows})[0]
+    np.testing.assert_allclose(found, rows @ sum(parts), atol=0.2)
 
 
 def test_reasons_are_the_largest_weights_of_the_attention(weights_of, exported):
