@@ -284,17 +284,22 @@ def fuse_projections(model: MultimodalModel) -> MultimodalModel:
 
     .. math:: (W_q t) \cdot (W_k s) = t \cdot (W_q^\top W_k s), \qquad W_o \sum_n a_n W_v s_n = \sum_n a_n (W_o W_v) s_n
 
-    A candidate then costs L D instead of D A + A L products. ``forward`` of these layers no longer works.
+    A candidate then costs L D instead of D A + A L products. ``forward`` of these layers stays as it is.
     """
     for layer in [m for m in model.modules() if isinstance(m, MultiHeadTargetAttention)]:
         if layer.use_qkvo and layer.num_heads == 1 and layer.head_dim >= layer.W_q.in_features:
-            query, key, value, output = (layer.get_parameter(f"W_{name}.weight").double() for name in "qkvo")
+            fused = copy.deepcopy(layer)
+            query, key, value, output = (layer.get_parameter(f"W_{name}.weight").detach().double() for name in "qkvo")
             for name, weight in (("W_k", query.t() @ key), ("W_v", output @ value)):
-                linear = nn.Linear(*weight.shape, bias=False)
+                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
                 linear.weight.data = weight.to(layer.W_q.weight.dtype)
-                setattr(layer, name, linear)
-            layer.W_q = layer.W_o = nn.Identity()
-            layer.head_dim = len(key.t())
+                setattr(fused, name, linear)
+            for name in ("W_q", "W_o"):
+                setattr(fused, name, nn.Identity())
+            fused.head_dim = layer.W_q.in_features
+            layer.fused = fused
+            for name in ("keys_and_values", "attend", "weights_of"):
+                setattr(layer, name, getattr(fused, name))
     return model
 
 
