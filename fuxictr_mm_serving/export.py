@@ -18,9 +18,9 @@ from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
-from fuxictr_mm_serving.manifest import check_files, read_manifest
+from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
-from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table
+from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, check_shape
 
 #: History items that explain a score.
 REASONS = 3
@@ -43,7 +43,7 @@ class Export:
     threads : int
         Threads of a graph.
     check_bytes : float
-        Files up to this size are compared with their checksums, larger ones only with their sizes.
+        Tables up to this size are compared with their checksums, larger ones by ``check``.
     graphs : mapping of str to Graph, optional
         Used in place of the files of graphs, whose format then does not matter.
 
@@ -61,20 +61,37 @@ class Export:
         check_bytes: float = math.inf,
         graphs: Mapping[str, Graph] | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder, any_graphs=graphs is not None)
-        check_files(self.folder, self.manifest, check_bytes)
-        ids = _read_ids(self.folder / self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
+        self._files = files = Files(Path(folder), any_graphs=graphs is not None, check_bytes=check_bytes)
+        self.folder, self.manifest, self.version = files.folder, files.manifest, files.version
+        ids = _read_ids(files, self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
         entry = self.manifest["items"]
-        known = np.load(self.folder / entry["known"], allow_pickle=False)
-        self.items = Items(Table(self.folder, entry["table"]), known, ids.get("item_id"), entry["max_len"])
+        known = files.array(entry["known"])
+        check_shape(files, entry["known"], known, 1, 1)
+        item_ids = ids.get("item_id")
+        last = int(np.flatnonzero(known).max(initial=0))
+        if known.dtype != bool or (item_ids is not None and last > len(item_ids.values)):
+            raise ServingError(f"{files.folder / entry['known']}: does not fit the items; export again")
+        self.items = Items(Table(files, entry["table"], len(known)), known, item_ids, entry["max_len"])
         self.target, self.history = entry["target"], entry["history"]
-        self.context = [ContextField.of(self.folder, f, ids.get(f["name"])) for f in self.manifest["context"]]
-        codes = self.folder / entry["codes"]["file"] if "codes" in entry else None
-        self._codes = None if codes is None else np.load(codes, mmap_mode="r", allow_pickle=False)
-        self._new = NewItems.of(self.folder, entry)
+        self.context = [ContextField.of(files, f, ids.get(f["name"])) for f in self.manifest["context"]]
+        self._codes = None
+        if "codes" in entry:
+            self._codes = files.array(entry["codes"]["file"], mapped=True)
+            check_shape(files, entry["codes"]["file"], self._codes, 2, len(known))
+        self._new = NewItems.of(files, entry, self.items.table.values.shape[1])
         names = self.manifest["graphs"]
-        self._graphs = graphs or {name: OnnxGraph(self.folder / file, threads) for name, file in names.items()}
+        self._graphs = graphs or {name: OnnxGraph(files.read(file), file, threads) for name, file in names.items()}
+        files.check_others()
+
+    def check(self) -> None:
+        """Compare with their checksums the tables that are larger than ``check_bytes``.
+
+        Raises
+        ------
+        ServingError
+            One is damaged.
+        """
+        self._files.check()
 
     @property
     def is_folded(self) -> bool:
@@ -250,10 +267,11 @@ class Export:
         shares = self._graphs["attention"].run(inputs)[0]
         if not np.isfinite(shares).all():
             raise ServingError("explain: a share is not finite")
+        # An item that is in the history more than once has the sum of its shares.
+        distinct, places = np.unique(kept, return_inverse=True)
         reasons = []
         for row in shares:
-            # An item that is in the history more than once has the sum of its shares.
-            distinct, places = np.unique(kept, return_inverse=True)
+            check_deadline()
             total = np.bincount(places, row, len(distinct))
             top = np.argsort(-total, kind="stable")[:REASONS]
             ids = self.items.ids_of(distinct[top])
@@ -283,13 +301,14 @@ def _inputs(name: str, rows: ItemRows) -> dict[str, np.ndarray]:
     return {name: rows.values} if rows.codes is None else {name: rows.values, "codes": rows.codes}
 
 
-def _read_ids(path: Path) -> dict[str, Ids]:
+def _read_ids(files: Files, name: str) -> dict[str, Ids]:
+    text = files.read(name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         found = {}
         for name, entry in content.items():
             values = [bytes.fromhex(v) for v in entry["values"]] if entry["type"] == "bytes" else entry["values"]
             found[name] = Ids(values, entry["type"] == "integer")
         return found
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ServingError(f"{path}: is no vocabulary of an export ({error}); export again") from None
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ServingError(f"{files.folder / name}: is no vocabulary of an export ({error}); export again") from None

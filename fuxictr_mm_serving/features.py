@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
 #: Values of a file, or of a request.
@@ -49,9 +49,11 @@ class ContextField:
     spec: Mapping[str, Any]
 
     @classmethod
-    def of(cls, folder: Path, spec: Mapping[str, Any], ids: Ids | None) -> ContextField:
+    def of(cls, files: Files, spec: Mapping[str, Any], ids: Ids | None) -> ContextField:
         """Return the field of an entry of the manifest."""
-        table = Table(folder, spec["table"]) if spec.get("table") else None
+        table = None
+        if spec.get("table"):
+            table = Table(files, spec["table"], max(spec["vocab_size"], len(ids.values) + 1 if ids else 1))
         return cls(spec["name"], spec["column"], spec["type"], table, ids, spec)
 
     @property

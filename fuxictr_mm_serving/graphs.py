@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,21 +26,32 @@ class OnnxGraph:
 
     Parameters
     ----------
-    path : Path
+    content : bytes
         The graph.
+    name : str
+        Its name in errors.
     threads : int
         Threads that it uses.
+
+    Raises
+    ------
+    ServingError
+        It is no graph.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, content: bytes, name: str, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._path = path.name
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many types
+            reason = " ".join(str(error).split())[:200]
+            raise ServingError(f"{name}: is no graph that ONNX Runtime reads ({reason}); export again") from None
+        self._name = name
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]
 
@@ -58,4 +68,4 @@ class OnnxGraph:
         try:
             return self._session.run(None, {name: inputs[name] for name in self.inputs})
         except InvalidArgument as error:
-            raise ServingError(f"{self._path}: refuses an input ({' '.join(str(error).split())[:200]})") from None
+            raise ServingError(f"{self._name}: refuses an input ({' '.join(str(error).split())[:200]})") from None

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+import mmap
+import os
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fuxictr_mm_serving.errors import ServingError
 
 MANIFEST, FORMAT = "manifest.json", 3
 
+#: Bytes of a manifest.
+LARGEST = 16 * 2**20
+
 
 def _plain(name: str) -> str:
-    if Path(name).name != name or "\\" in name:
+    if Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
         raise ValueError(f"{name!r} is no file name without folder")
     return name
 
@@ -26,12 +33,16 @@ def _plain(name: str) -> str:
 File = Annotated[str, AfterValidator(_plain)]
 
 
-class _Table(BaseModel):
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)  # the document is used as it is: "5" is no 5
+
+
+class _Table(_Entry):
     file: File
     scales: File | None = None
 
 
-class _Content(BaseModel):
+class _Content(_Entry):
     norm: str | None
     scale: float
     dim: int
@@ -40,12 +51,13 @@ class _Content(BaseModel):
     content_start: int | None = None
 
 
-class _Codes(BaseModel):
+class _Codes(_Entry):
     file: File
     columns: dict[str, int]
+    vocab_sizes: dict[str, int] = {}
 
 
-class _Items(BaseModel):
+class _Items(_Entry):
     target: str
     history: str
     max_len: int | None
@@ -55,7 +67,7 @@ class _Items(BaseModel):
     codes: _Codes | None = None
 
 
-class _Field(BaseModel):
+class _Field(_Entry):
     name: str
     column: str
     type: str
@@ -83,7 +95,7 @@ def _field(entry: dict[str, Any]) -> _Field:
     return FIELDS.get(entry.get("type", ""), _Categorical).model_validate(entry)
 
 
-class _Manifest(BaseModel):
+class _Manifest(_Entry):
     """What is read of a manifest; it may hold more."""
 
     experiment: str
@@ -99,7 +111,7 @@ class _Manifest(BaseModel):
     sha256: dict[File, str]
 
 
-def read_manifest(folder: Path, *, any_graphs: bool = False) -> dict[str, Any]:
+def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | None = None) -> dict[str, Any]:
     """Return the manifest of an export.
 
     Parameters
@@ -108,6 +120,8 @@ def read_manifest(folder: Path, *, any_graphs: bool = False) -> dict[str, Any]:
         The export.
     any_graphs : bool
         Whether graphs may be of another format than ONNX.
+    content : bytes, optional
+        Of the file, if it has been read.
 
     Raises
     ------
@@ -117,7 +131,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(_read(path, LARGEST) if content is None else content)
         version = manifest["format"]
     except FileNotFoundError:
         raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
@@ -151,6 +165,15 @@ def _files(found: _Manifest) -> list[str]:
     return [*found.graphs.values(), *(name for name in named if name), *found.sha256]
 
 
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def version_of(folder: Path) -> str:
     """Return what names the export in a folder: the first digits of the checksum of its manifest.
 
@@ -160,33 +183,142 @@ def version_of(folder: Path) -> str:
         There is none.
     """
     try:
-        return checksum(folder / MANIFEST)[:12]
+        return _version(_read(folder / MANIFEST, LARGEST))
     except OSError as error:
         raise ServingError(f"{folder / MANIFEST}: cannot be read ({error.strerror}); expected an export") from None
 
 
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], largest: float = math.inf) -> None:
-    """Compare files with their sizes, and those of up to ``largest`` bytes with their checksums.
+class Files:
+    """The files of an export. What is used is what was compared: each is opened once, and read or mapped once.
+
+    Parameters
+    ----------
+    folder : Path
+        The export; a link is followed once, so that all files are of one folder.
+    any_graphs : bool
+        See ``read_manifest``.
+    check_bytes : float
+        Tables up to this size are compared with their checksums when they are mapped, larger ones by ``check``.
 
     Raises
     ------
     ServingError
-        A file is missing or damaged.
+        No manifest, or one that is not complete; of every method: a file is missing or damaged.
     """
-    for name, expected in manifest["sha256"].items():
+
+    def __init__(self, folder: Path, *, any_graphs: bool = False, check_bytes: float = math.inf) -> None:
         try:
-            size = (folder / name).stat().st_size
-            is_whole = size == manifest["bytes"][name] and (size > largest or checksum(folder / name) == expected)
+            self.folder = folder.resolve(strict=True)
+            content = _read(self.folder / MANIFEST, LARGEST)
+        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
+            self.folder, content = folder, None
+        self.manifest = read_manifest(self.folder, any_graphs=any_graphs, content=content)
+        self.version = "" if content is None else _version(content)
+        self._check_bytes = check_bytes
+        self._opened: set[str] = set()
+        self._unchecked: dict[str, mmap.mmap | bytes] = {}
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+        content = self._read(name)
+        self._check(name, content)
+        return content
+
+    def array(self, name: str, *, mapped: bool = False) -> np.ndarray:
+        """Return an array, or map it: it is read-only, and numbers are read from the file when they are needed."""
+        content = self._map(name) if mapped else self.read(name)
+        try:
+            return _array(content)
+        except (ValueError, TypeError, OverflowError, SyntaxError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ServingError(f"{self.folder / name}: is no array of numbers ({reason}); export again") from None
+
+    def check_others(self) -> None:
+        """Compare what is not opened, by size and, up to ``check_bytes``, by checksum."""
+        for name in self.manifest["sha256"].keys() - self._opened:
+            if self.manifest["bytes"][name] > self._check_bytes:
+                os.close(self._open(name))
+            else:
+                self.read(name)
+
+    def check(self) -> None:
+        """Compare the tables that were mapped without."""
+        for name in list(self._unchecked):
+            self._check(name, self._unchecked[name])
+            del self._unchecked[name]
+
+    def _open(self, name: str) -> int:
+        try:
+            return _open(self.folder / name, self.manifest["bytes"][name])
         except OSError as error:
-            raise ServingError(f"{folder / name}: cannot be read ({error.strerror}); export again") from None
-        if not is_whole:
-            raise ServingError(f"{folder / name}: differs from its checksum in {MANIFEST}; copy or export it again")
+            raise ServingError(f"{self.folder / name}: cannot be read ({error.strerror}); export again") from None
+        except ValueError:
+            raise self._differs(name) from None
+
+    def _read(self, name: str) -> bytes:
+        with open(self._open(name), "rb") as stream:
+            return stream.read(self.manifest["bytes"][name] + 1)
+
+    def _map(self, name: str) -> mmap.mmap | bytes:
+        descriptor = self._open(name)
+        try:
+            content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.manifest["bytes"][name] else b""
+        finally:
+            os.close(descriptor)
+        if len(content) <= self._check_bytes:
+            self._check(name, content)
+        else:
+            self._opened.add(name)
+            self._unchecked[name] = content
+        return content
+
+    def _check(self, name: str, content: mmap.mmap | bytes) -> None:
+        self._opened.add(name)
+        if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
+            raise self._differs(name)
+
+    def _differs(self, name: str) -> ServingError:
+        return ServingError(f"{self.folder / name}: differs from its checksum in {MANIFEST}; copy or export it again")
+
+
+def _open(path: Path, size: int | None = None) -> int:
+    """Return the descriptor of a file: what is none would block, or never end.
+
+    Raises
+    ------
+    OSError, ValueError
+        It cannot be opened; it is of another size.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError(0, "is no file")
+    if size is not None and found.st_size != size:
+        os.close(descriptor)
+        raise ValueError
+    return descriptor
+
+
+def _read(path: Path, largest: int) -> bytes:
+    with open(_open(path), "rb") as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(0, f"has more than {largest} bytes")
+    return content
+
+
+def _array(content: mmap.mmap | bytes) -> np.ndarray:
+    """Return the array of a ``.npy`` file; its header may claim anything, but not get more than the file has."""
+    head = io.BytesIO(content[:4096])
+    version = np.lib.format.read_magic(head)
+    if version != (1, 0):
+        raise ValueError(f"format {version}")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype.kind not in "biuf" or not dtype.isnative:
+        raise ValueError(f"of {dtype}")
+    return np.frombuffer(content, dtype, math.prod(shape), head.tell()).reshape(shape, order="F" if is_fortran else "C")

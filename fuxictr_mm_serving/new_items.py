@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.manifest import Files
+from fuxictr_mm_serving.tables import check_shape
 
 #: Length below which an embedding is zero.
 SMALLEST = 1e-12
@@ -71,12 +72,27 @@ class Content:
     content_start: int | None
 
     @classmethod
-    def of(cls, folder: Path, entry: Mapping[str, Any]) -> Content:
-        """Return the content of an entry of the manifest."""
-        weight = np.load(folder / entry["file"], allow_pickle=False) if entry.get("file") else None
-        return cls(
-            entry["dim"], entry["norm"], entry["scale"], weight, entry.get("start", 0), entry.get("content_start")
-        )
+    def of(cls, files: Files, entry: Mapping[str, Any], row_dim: int) -> Content:
+        """Return the content of an entry of the manifest, for rows of ``row_dim`` columns.
+
+        Raises
+        ------
+        ServingError
+            It does not fit them.
+        """
+        dim, start, content_start = entry["dim"], entry.get("start", 0), entry.get("content_start")
+        ends = [dim] if content_start is None else [dim, content_start + dim]
+        weight = files.array(entry["file"]) if entry.get("file") else None
+        if weight is not None:
+            check_shape(files, entry["file"], weight, 2, 0)
+            ends.append(start + len(weight))
+        if (
+            min(dim, start, content_start or 0) < 0
+            or max(ends[1:], default=0) > row_dim
+            or (weight is not None and weight.shape[1] != dim)
+        ):
+            raise ServingError(f"{files.folder}: columns of new items are not in a row of {row_dim}; export again")
+        return cls(dim, entry["norm"], entry["scale"], weight, start, content_start)
 
     def write(self, row: np.ndarray, name: str, values: Sequence[float]) -> None:
         """Write an embedding into a row of the item table ``(D,)``.
@@ -113,16 +129,20 @@ class NewItems:
         By the column of the item files.
     code_counts : mapping of str to int
         Codes of each column, in the order of the model.
+    vocab_sizes : mapping of str to int
+        Codes of a column are below; without an entry, of an earlier export, any code is taken.
     """
 
     contents: Mapping[str, Content]
     code_counts: Mapping[str, int]
+    vocab_sizes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, entry: Mapping[str, Any]) -> NewItems:
-        """Return those of the manifest's entry of the items."""
-        contents = {name: Content.of(folder, content) for name, content in entry.get("contents", {}).items()}
-        return cls(contents, entry["codes"]["columns"] if "codes" in entry else {})
+    def of(cls, files: Files, entry: Mapping[str, Any], row_dim: int) -> NewItems:
+        """Return those of the manifest's entry of the items, whose table has ``row_dim`` columns."""
+        contents = {name: Content.of(files, content, row_dim) for name, content in entry.get("contents", {}).items()}
+        codes = entry.get("codes") or {}
+        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}))
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen.
@@ -142,8 +162,10 @@ class NewItems:
             for name, given in item.codes.items():
                 _check(name, "codes", self.code_counts)
                 assert codes is not None
-                if len(given) != self.code_counts[name] or not all(0 <= code < 2**31 for code in given):
-                    raise ServingError(f"new_items: '{name}' is not {self.code_counts[name]} codes from 0 on")
+                limit = self.vocab_sizes.get(name, 2**31)
+                if len(given) != self.code_counts[name] or not all(0 <= code < limit for code in given):
+                    expected = f"{self.code_counts[name]} codes from 0 to {limit - 1}"
+                    raise ServingError(f"new_items: '{name}' is not {expected}")
                 codes[number, starts[name] : starts[name] + len(given)] = given
         return ItemRows(values, codes)
 

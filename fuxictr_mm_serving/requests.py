@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from fuxictr_mm_serving import __version__
 from fuxictr_mm_serving.settings import Settings
@@ -115,11 +116,11 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     Raises
     ------
     HttpError
-        413 for a body that is too large, 408 for one that does not arrive.
+        413 for a body that is too large, 408 for one that does not arrive, 400 where the client has gone.
     """
     too_large = HttpError(413, f"the body has more than {settings.max_body} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > max(settings.max_body, DISCARDED):
+    if length.isdecimal() and int(length) > max(settings.max_body, DISCARDED):
         raise too_large
     body = bytearray()
 
@@ -138,6 +139,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
         await asyncio.wait_for(read(), settings.timeout)
     except asyncio.TimeoutError:
         raise HttpError(408, f"the body did not arrive within {settings.timeout:g} seconds") from None
+    except ClientDisconnect:
+        raise HttpError(400, "the client left before its body had arrived") from None
     return bytes(body)
 
 
@@ -246,6 +249,7 @@ ROUTES: tuple[tuple[str, str, str, type[BaseModel] | None, type[BaseModel] | Non
 )
 
 
+@cache
 def openapi() -> dict[str, Any]:
     """Return the description of the server by OpenAPI."""
     models = {model for route in ROUTES for model in route[3:] if model is not None} | {ErrorResponse}

@@ -18,6 +18,7 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
 from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, split
+from fuxictr_mm_serving.processes import end_with_parent
 
 #: Rows of a part.
 PART_ROWS = 131072
@@ -163,6 +164,7 @@ _export: Export | None = None
 
 def _open_export(folder: Path, threads: int) -> None:
     global _export
+    end_with_parent()  # otherwise it waits for work that never comes
     _export = Export(folder, threads=threads)
 
 

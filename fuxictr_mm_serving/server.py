@@ -8,12 +8,15 @@ import hmac
 import json
 import logging
 import os
+import signal
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
@@ -29,6 +32,7 @@ from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import REASONS
 from fuxictr_mm_serving.new_items import NewItem
+from fuxictr_mm_serving.processes import end_with_parent
 from fuxictr_mm_serving.requests import (
     BatchRequest,
     HttpError,
@@ -47,6 +51,12 @@ logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Paths that need no token.
 OPEN_PATHS = ("/health", "/ready")
+
+#: The largest integer that JavaScript holds exactly.
+SAFE = 2**53 - 1
+
+#: Characters of an error: it may quote a value of the request.
+ERROR_LENGTH = 500
 
 
 class Metrics:
@@ -167,11 +177,16 @@ class Server:
     async def observe(self, request: Request, call_next: Callable[[Request], Any]) -> Response:
         """Check the token, count and log."""
         started = time.perf_counter()
-        token, path = self.settings.token, request.url.path
+        # That by which the request is routed: request.url holds the Host header, which a client writes.
+        token, path = self.settings.token, request.scope["path"]
         if token and path not in OPEN_PATHS and not has_token(request, token):
             response: Response = answer(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
         else:
-            response = await call_next(request)
+            try:
+                response = await call_next(request)
+            except Exception as error:  # its message may hold data of a user
+                logger.error(json.dumps({"error": type(error).__name__, "at": place_of(error)}))
+                response = answer(500, "the server failed on this request; its log has the reason")
         seconds = time.perf_counter() - started
         # Paths that do not exist share a label, or anyone could make as many as there is memory for.
         path = path if path in self._paths else "other"
@@ -240,7 +255,7 @@ class Server:
 
     async def page(self, request: Request) -> Response:
         """The page on which one ranks candidates, or the one that describes the requests."""
-        name = "docs.html" if request.url.path == "/docs" else "page.html"
+        name = "docs.html" if request.scope["path"] == "/docs" else "page.html"
         return HTMLResponse(files("fuxictr_mm_serving").joinpath(name).read_text(encoding="utf-8"))
 
     async def describe(self, _: Request) -> Response:
@@ -255,7 +270,9 @@ class Server:
         context = [f.column for f in export.context if not f.is_computed]
         content = {
             "users": users,
-            "items": items,
+            # As texts where they are: digits that are typed may be a text, or an integer that JavaScript would round.
+            "items": [item if isinstance(item, int) and abs(item) <= SAFE else str(item) for item in items],
+            "text_ids": export.items.ids is not None and not export.items.ids.is_integer,
             "context": context,
             "experiment": export.manifest["experiment"],
             "explains": export.explains,
@@ -297,10 +314,6 @@ def make_app(settings: Settings) -> Starlette:
     async def on_serving_error(_: Request, error: Any) -> Response:
         return answer(503 if isinstance(error, DamagedError) else 422, str(error))
 
-    async def on_bug(_: Request, error: Any) -> Response:
-        logger.error(json.dumps({"error": type(error).__name__, "message": str(error)[:500]}))
-        return answer(500, "the server failed on this request; its log has the reason")
-
     app = Starlette(
         routes=server.routes,
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=server.observe)],
@@ -308,7 +321,6 @@ def make_app(settings: Settings) -> Starlette:
             HttpError: on_http_error,
             HTTPException: on_path_error,
             ServingError: on_serving_error,
-            Exception: on_bug,
         },
         lifespan=lifespan,
     )
@@ -319,6 +331,7 @@ def make_app(settings: Settings) -> Starlette:
 def answer(status: int, message: str, **headers: str) -> Response:
     """Return an error: one sentence."""
     text = " ".join(message.split()).encode(errors="replace").decode()  # surrogates are no UTF-8
+    text = text if len(text) <= ERROR_LENGTH else text[:ERROR_LENGTH] + "..."
     return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
@@ -334,7 +347,14 @@ def reply(request: Request, content: Any) -> Response:
 def has_token(request: Request, token: str) -> bool:
     """Whether a request has the bearer token."""
     kind, _, given = request.headers.get("authorization", "").partition(" ")
-    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    # Starlette decodes headers as Latin-1.
+    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+
+
+def place_of(error: BaseException) -> str:
+    """Return the file and line that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
@@ -358,4 +378,5 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
 def app_of_worker() -> Starlette:
     """Return the application by the settings in the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # otherwise it keeps the port
     return make_app(Settings(**json.loads(os.environ[VARIABLE])))

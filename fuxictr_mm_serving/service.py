@@ -20,7 +20,7 @@ from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import Export
-from fuxictr_mm_serving.manifest import check_files, version_of
+from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.new_items import NewItem
 
 logger = logging.getLogger("fuxictr_mm_serving")
@@ -36,6 +36,8 @@ class Loaded:
     export: Export
     cache: StateCache
     version: str
+    #: Sizes and times of the files before they were opened.
+    stamp: list[tuple[str, int, int]] = field(default_factory=list)
     #: What is wrong with its files, if anything is.
     damage: str = ""
 
@@ -99,8 +101,8 @@ class Service:
         self.folder = Path(folder)
         self.threads, self.cache_bytes = threads, cache_bytes
         self._switching = threading.Lock()
-        self._damaged: list[tuple[str, int, int]] = []  # the stamp of the folder when damage was seen
-        self.loaded = self._load(version_of(self.folder), CHECKED_BYTES)
+        self._damaged: list[tuple[str, int, int]] = []  # the stamp of what was refused
+        self.loaded = self._load(CHECKED_BYTES)
         self.users = self.titles = None
         if users is not None or titles is not None:
             from fuxictr_mm_serving.parquet import Titles, Users
@@ -108,11 +110,15 @@ class Service:
             self.users = None if users is None else Users(users, user_column, self.loaded.export)
             self.titles = None if titles is None else Titles(titles)
 
-    def _load(self, version: str, check_bytes: float) -> Loaded:
-        export = Export(self.folder, threads=self.threads, check_bytes=check_bytes)
-        loaded = Loaded(export, StateCache(self.cache_bytes), version)
-        self.warm_up(export)
-        return loaded
+    def _load(self, check_bytes: float) -> Loaded:
+        stamp = self._stamp()
+        try:
+            export = Export(self.folder, threads=self.threads, check_bytes=check_bytes)
+            self.warm_up(export)
+        except ServingError:
+            self._damaged = stamp
+            raise
+        return Loaded(export, StateCache(self.cache_bytes), export.version, stamp)
 
     @staticmethod
     def warm_up(export: Export) -> None:
@@ -141,12 +147,12 @@ class Service:
             It cannot be read: the present one stays.
         """
         with self._switching:
-            version = version_of(self.folder)
-            is_other = version != self.loaded.version
-            if not is_other and (not self.loaded.damage or self._stamp() == self._damaged):
+            is_other = version_of(self.folder) != self.loaded.version
+            if not is_other and not self.loaded.damage:
                 return False
-            self._damaged = self._stamp()
-            self.loaded = self._load(version, math.inf)  # also a damaged one that has been repaired
+            if self._stamp() == self._damaged:  # it has been refused, and to read it again could take minutes
+                return False
+            self.loaded = self._load(math.inf)  # also a damaged one that has been repaired
             return is_other
 
     def _stamp(self) -> list[tuple[str, int, int]]:
@@ -159,13 +165,10 @@ class Service:
         """Compare with their checksums the large files, which the start left out; if one differs, nothing is scored."""
         loaded = self.loaded
         try:
-            check_files(self.folder, loaded.export.manifest)
+            loaded.export.check()  # of what is mapped, even if the folder holds another export by now
         except ServingError as error:
-            with suppress(ServingError):
-                if version_of(self.folder) == loaded.version:  # otherwise it has been replaced
-                    self._damaged = self._stamp()
-                    loaded.damage = str(error)
-                    logger.error(json.dumps({"damaged": str(error)}))
+            self._damaged, loaded.damage = loaded.stamp, str(error)
+            logger.error(json.dumps({"damaged": str(error)}))
 
     def score(
         self,
@@ -209,20 +212,17 @@ class Service:
         export = loaded.export
         if loaded.damage:
             raise DamagedError(loaded.damage)
+        read = [f.column for f in export.context if not f.is_computed]
+        if wrong := [name for name in context or {} if name not in read]:
+            raise ServingError(f"context: {wrong[0]!r} is not read by the model; it reads {', '.join(read) or 'none'}")
         if user is not None:
             if self.users is None:
                 raise ServingError("user: the server has no file of users; give context and history")
             found = self.users.get(user)
-            read = [f.column for f in export.context if not f.is_computed]
-            if wrong := [name for name in context or {} if name not in read]:
-                raise ServingError(f"context: {wrong[0]!r} is not read by the model; it reads {', '.join(read)}")
             context = {**found, **(context or {})}
             history = found[export.history] if history is None else history
         context, history = context or {}, history or []
-        # Only the newest items count, so only they are part of the key.
-        text = json.dumps([context, list(history)], sort_keys=True, default=str)
-        key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        state = loaded.cache.get(key, lambda: export.user_state(context, history))
+        state = loaded.cache.get(_key(context, history), lambda: export.user_state(context, history))
         scores, known = export.score_candidates(state, candidates)
         if new_items:
             scores = np.concatenate([scores, export.score_items(state, export.embed_new(new_items))])
@@ -234,3 +234,13 @@ class Service:
         reasons = export.explain(state, history, candidates) if explain else []
         named = [[{"item": item, "share": share} for item, share in one] for one in reasons]
         return Scores(by_label, unknown, loaded.version, named)
+
+
+def _key(context: Mapping[str, Any], history: Sequence[Any]) -> str:
+    """Return the hash of a user: values of other types than those of JSON, bytes and dates, never equal a text."""
+
+    def tagged(value: Any) -> dict[str, str]:
+        return {type(value).__name__: repr(value)}
+
+    text = json.dumps([context, list(history)], sort_keys=True, default=tagged)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

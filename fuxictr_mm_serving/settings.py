@@ -60,19 +60,18 @@ class Settings:
 
 
 def read_token(path: str | None) -> str | None:
-    """Return the bearer token: of a file, else of the variable ``FUXICTR_MM_TOKEN``.
+    """Return the bearer token: of a file, else of the variable ``FUXICTR_MM_TOKEN``, None where it is not set.
 
     Raises
     ------
     ServingError
-        The file cannot be read or is empty.
+        The file cannot be read; the token is empty.
     """
-    if path is None:
-        return os.environ.get("FUXICTR_MM_TOKEN") or None
+    variable = "FUXICTR_MM_TOKEN"
     try:
-        token = Path(path).read_text(encoding="utf-8").strip()
+        token = os.environ.get(variable) if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"{path}: cannot be read as a token ({error})") from None
-    if not token:
-        raise ServingError(f"{path}: is empty, expected a token")
-    return token
+    if token is not None and not token.strip():  # of a secret that is missing: the server would be open to all
+        raise ServingError(f"{path or variable}: is empty, expected a token")
+    return token and token.strip()

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.manifest import Files
 
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
@@ -23,15 +23,25 @@ class Table:
 
     Parameters
     ----------
-    folder : Path
+    files : Files
         The export.
     entry : mapping
         Of the manifest: ``file``, and ``scales`` for 8-bit integers.
+    least : int
+        Rows that it must have.
+
+    Raises
+    ------
+    ServingError
+        A file is damaged or of another shape.
     """
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
-        self.values = np.load(folder / entry["file"], mmap_mode="r", allow_pickle=False)
-        self.scales = np.load(folder / entry["scales"], allow_pickle=False) if entry.get("scales") else None
+    def __init__(self, files: Files, entry: Mapping[str, Any], least: int = 0) -> None:
+        self.values = files.array(entry["file"], mapped=True)
+        self.scales = files.array(entry["scales"]) if entry.get("scales") else None
+        check_shape(files, entry["file"], self.values, 2, least)
+        if self.scales is not None:
+            check_shape(files, entry["scales"], self.scales, 1, len(self.values))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -42,6 +52,21 @@ class Table:
         if self.scales is not None:
             return found * self.scales[ids][..., None]
         return found.astype(np.float32, copy=False)
+
+
+def check_shape(files: Files, name: str, array: np.ndarray, dims: int, least: int) -> None:
+    """Refuse an array of another number of dims, or with fewer rows.
+
+    Raises
+    ------
+    ServingError
+        It names the file.
+    """
+    if array.ndim != dims or len(array) < least:
+        raise ServingError(
+            f"{files.folder / name}: has the shape {array.shape}, expected {dims} dims and {least} rows or more; "
+            "export again"
+        )
 
 
 def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +115,9 @@ class Ids:
             if value is None:
                 found[position] = 0
                 continue
-            if self.is_integer:
+            if self.is_integer and type(value) is not int:
                 value = as_integer(value, what)
-            elif not isinstance(value, str | bytes):
+            elif not self.is_integer and not isinstance(value, str | bytes):
                 raise ServingError(f"{what}: {value!r} is no text, and the ids of the model are texts")
             number = get(value)
             found[position] = number if number is not None else (UNKNOWN if value else 0)
@@ -131,8 +156,9 @@ def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
                 f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and the ids of the model are integers"
             )
         return exact
-    found = [0 if value is None else as_integer(value, what) for value in ids]
+    if not all(type(value) is int for value in ids):
+        ids = [0 if value is None else as_integer(value, what) for value in ids]
     try:
-        return np.array(found, dtype=np.int64)
+        return np.array(ids, dtype=np.int64)
     except OverflowError:
         raise ServingError(f"{what}: holds an id beyond 64 bits") from None

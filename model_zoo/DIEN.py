@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import is_exporting
-from fuxictr_mm.layers import AUGRU, Jagged
+from fuxictr_mm.layers import AUGRU, Jagged, mlp_of_shared
 from fuxictr_mm.layers.recurrent import Steps, padded_steps, scan_gru
 from fuxictr_mm.model import DNNModel
 
@@ -115,7 +115,7 @@ class DIEN(DNNModel):
         steps = torch.cat([states, states.new_zeros(1, states.shape[1])]).unsqueeze(1)
         weights_TM = torch.cat([weights_ML.t(), weights_ML.new_zeros(1, candidates.shape[0])])
         interest = self.evolution.scan(steps, weights_TM)
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, interest)
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the auxiliary loss."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import DINAttention
+from fuxictr_mm.layers import DINAttention, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -83,4 +83,4 @@ class DIN(DNNModel):
         """Return the logits ``(M, 1)``."""
         context, history, keys = state
         interest = self.attention_layers.attend(candidates, history, keys)
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, interest)

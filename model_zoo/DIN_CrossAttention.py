@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import CrossAttentionLayer, DINAttention
+from fuxictr_mm.layers import CrossAttentionLayer, DINAttention, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -108,4 +108,4 @@ class DIN_CrossAttention(DNNModel):
         for layer, keys, values in zip(self._layers(), parts[::2], parts[1::2], strict=True):
             query = layer.attend(query, keys, values)
         interest = self.attention_layers.attend(candidates, history, item_keys)
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest, query], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, interest, query)

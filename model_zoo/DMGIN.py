@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, weighted_sum
-from fuxictr_mm.layers import Buckets, HSTULayer, MultiHeadTargetAttention, newest, take
+from fuxictr_mm.layers import Buckets, HSTULayer, MultiHeadTargetAttention, mlp_of_shared, newest, take
 from fuxictr_mm.model import DNNModel
 
 
@@ -101,7 +101,7 @@ class DMGIN(DNNModel):
         """Return the logits ``(M, 1)``."""
         context, keys, values = state
         interest = self.attention.attend(self.target(candidates), keys, values)
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, interest)
 
     def _encode(self, history: Jagged, codes: Tensor) -> Jagged:
         """Return the newest groups of each row after the layers, by the codes ``(N,)`` of the items."""

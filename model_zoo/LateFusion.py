@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import DINAttention, Jagged
+from fuxictr_mm.layers import DINAttention, Jagged, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -103,11 +103,11 @@ class LateFusion(DNNModel):
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""
         context, history, *parts = state
-        context = context.expand(candidates.shape[0], -1)
         votes = []
         for (name, columns), keys in zip(self.columns.items(), parts, strict=True):
             target = candidates.index_select(1, columns)
             interest = self._tower(name).attend(target, history.index_select(1, columns), keys)
-            votes.append(self.dnn[name](torch.cat([context, target, interest], dim=-1)))
-        weights = self.gate(torch.cat([context, candidates], dim=-1)).softmax(dim=-1)
+            votes.append(mlp_of_shared(self.dnn[name], context, target, interest))
+        columns = torch.cat([context.expand(candidates.shape[0], -1), candidates], dim=-1)
+        weights = self.gate(columns).softmax(dim=-1)
         return (weights.unsqueeze(1) * torch.stack(votes, dim=-1)).sum(dim=-1)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import InterestCapsules, Jagged
+from fuxictr_mm.layers import InterestCapsules, Jagged, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -93,4 +93,4 @@ class MIND(DNNModel):
         scores_MK = candidates @ interests_1KD.squeeze(0).t()
         scores_MK = scores_MK * scores_MK.abs().pow(self.attention_power - 1)
         interest = scores_MK.masked_fill(~present_1K, -torch.inf).softmax(dim=1) @ interests_1KD.squeeze(0)
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, interest)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.layers import HashAttention, MultiHeadTargetAttention, newest
+from fuxictr_mm.layers import HashAttention, MultiHeadTargetAttention, mlp_of_shared, newest
 from fuxictr_mm.model import DNNModel
 
 
@@ -94,4 +94,4 @@ class SDIM(DNNModel):
         long = self.long_attention.attend(candidates, history, signatures)
         newest_items = history[torch.arange(history.shape[0]) >= history.shape[0] - self.short_len]
         short = self.short_attention.attend(candidates, *self.short_attention.keys_and_values(newest_items))
-        return self.dnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, long, short], dim=-1))
+        return mlp_of_shared(self.dnn, context, candidates, long, short)

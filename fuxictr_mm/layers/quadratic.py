@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fuxictr_mm.jagged import is_exporting
 from fuxictr_mm.layers.dropout import keep_mask
 
 
@@ -78,6 +79,8 @@ class PReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map any shape to itself."""
+        if is_exporting():  # one operation of ONNX, where lerp is seven
+            return super().forward(input)
         return torch.lerp(torch.relu(input), input, self.weight.to(input.dtype))
 
 

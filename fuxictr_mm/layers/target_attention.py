@@ -147,10 +147,10 @@ class MultiHeadTargetAttention(nn.Module):
         return self.W_o(torch.einsum("bhd,hkd->bhk", pooled_BHD, value_HKD).flatten(1))
 
     def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys ``(H, K, L)`` and values ``(H, L, K)`` of the history ``(L, D)`` of one user."""
+        """Return keys, scaled, ``(H, K, L)`` and values ``(H, L, K)`` of the history ``(L, D)`` of one user."""
         keys, values = (self.W_k(history), self.W_v(history)) if self.use_qkvo else (history, history)
         heads = (self.num_heads, self.head_dim)
-        return keys.unflatten(1, heads).permute(1, 2, 0), values.unflatten(1, heads).transpose(0, 1)
+        return (keys / self.scale).unflatten(1, heads).permute(1, 2, 0), values.unflatten(1, heads).transpose(0, 1)
 
     def attend(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``."""
@@ -159,7 +159,7 @@ class MultiHeadTargetAttention(nn.Module):
 
     def weights_of(self, target: Tensor, keys: Tensor, *_: Tensor) -> Tensor:
         """Return the weights ``(H, M, L)`` of ``attend``."""
-        query_MA = (self.W_q(target) if self.use_qkvo else target) / self.scale
+        query_MA = self.W_q(target) if self.use_qkvo else target
         scores_HML = query_MA.unflatten(1, (self.num_heads, self.head_dim)).transpose(0, 1) @ keys
         return torch.relu(scores_HML) if self.sparse else scores_HML.softmax(dim=-1)
 

@@ -207,12 +207,13 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
 
 def _write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Graph] | None]:
     """Write the graphs; returns their files by name, and those of torch as functions."""
-    from fuxictr_mm.serving.graphs import has_fold, rows_example, user_examples
+    from fuxictr_mm.serving.graphs import fuse_batch_norm, has_fold, rows_example, user_examples
     from fuxictr_mm.serving.torch_graph import TorchGraph
 
+    model = fuse_batch_norm(copy.deepcopy(model))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     if has_fold(model):
-        graphs |= user_examples(copy.deepcopy(model))
+        graphs |= user_examples(model)
     opened: dict[str, Graph] = {}
     for name, traced in graphs.items():
         started = time.perf_counter()
@@ -293,11 +294,26 @@ def _stable_topk(
 
 def quantize_weights(path: Path) -> None:
     """Replace the weights of the linear layers of a graph by 8-bit integers; inputs of these layers are rounded too."""
+    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    result = path.with_suffix(".int8")
+    result, folded = path.with_suffix(".int8"), path.with_suffix(".folded")
+    # Parts and sums of parameters become weights, which alone are quantized.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     with _silence():
-        quantize_dynamic(path, result, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            folded,
+            result,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,  # to 7 bits: with 8, sums of two products overflow on CPUs without VNNI
+        )
+    folded.unlink()
     result.replace(path)
 
 
@@ -389,7 +405,8 @@ def _write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str
     if model.per_item_codes:
         counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
         np.save(folder / "item_codes.npy", model.code_table().numpy())
-        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts}
+        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
+        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
     layers = context_tables(model)
     for entry in manifest["context"]:
         if entry["name"] in layers:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
@@ -268,6 +270,39 @@ def embed_context(model: MultimodalModel, columns: Mapping[str, Tensor], num_row
     return torch.cat(parts, dim=-1) if parts else torch.zeros(num_rows, 0)
 
 
+def fuse_batch_norm(model: MultimodalModel) -> MultimodalModel:
+    """Make each batch norm behind a linear layer a part of its weights, in place; returns the model."""
+    for layers in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+        for place, (linear, norm) in enumerate(pairwise(list(layers))):
+            if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and norm.affine:
+                layers[place], layers[place + 1] = fuse_linear_bn_eval(linear, norm), nn.Identity()
+    return model
+
+
+def fuse_projections(model: MultimodalModel) -> MultimodalModel:
+    r"""Make the candidates' projections of one large head a part of the history's, in place; returns the model.
+
+    .. math:: (W_q t) \cdot (W_k s) = t \cdot (W_q^\top W_k s), \qquad W_o \sum_n a_n W_v s_n = \sum_n a_n (W_o W_v) s_n
+
+    A candidate then costs L D instead of D A + A L products. ``forward`` of these layers stays as it is.
+    """
+    for layer in [m for m in model.modules() if isinstance(m, MultiHeadTargetAttention)]:
+        if layer.use_qkvo and layer.num_heads == 1 and layer.head_dim >= layer.W_q.in_features:
+            fused = copy.deepcopy(layer)
+            query, key, value, output = (layer.get_parameter(f"W_{name}.weight").detach().double() for name in "qkvo")
+            for name, weight in (("W_k", query.t() @ key), ("W_v", output @ value)):
+                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                linear.weight.data = weight.to(layer.W_q.weight.dtype)
+                setattr(fused, name, linear)
+            for name in ("W_q", "W_o"):
+                setattr(fused, name, nn.Identity())
+            fused.head_dim = layer.W_q.in_features
+            layer.fused = fused
+            for name in ("keys_and_values", "attend", "weights_of"):
+                setattr(layer, name, getattr(fused, name))
+    return model
+
+
 def has_fold(model: MultimodalModel) -> bool:
     """Whether a model computes a user's part once; similarities among the context depend on the candidate."""
     return type(model).user_state is not MultimodalModel.user_state and not model.similarities
@@ -352,7 +387,11 @@ def rows_example(model: MultimodalModel) -> Traced:
 
 
 def user_examples(model: MultimodalModel) -> dict[str, Traced]:
-    """Return the graphs of a user, of the candidates and, where there is one, of the attention, with examples."""
+    """Return the graphs of a user, of the candidates and, where there is one, of the attention, with examples.
+
+    Projections of the model are fused, so use a model that is not used otherwise.
+    """
+    model = fuse_projections(model)
     user, candidates = UserGraph(model), CandidateGraph(model)
     context, dim = context_example(model, 1), sum(user.dims)
     history, length = torch.rand(5, dim), _dim("length")

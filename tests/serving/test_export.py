@@ -1,6 +1,9 @@
 """An export scores as its model does, for every model of the zoo; one that does not is not written."""
 
+import io
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -21,8 +24,9 @@ from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm.serving.torch_graph import TorchGraph
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
-from fuxictr_mm_serving.manifest import checksum, read_manifest
-from fuxictr_mm_serving.new_items import NewItem
+from fuxictr_mm_serving.graphs import OnnxGraph
+from fuxictr_mm_serving.manifest import Files, checksum, read_manifest
+from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
 from tests import ids as world
@@ -148,6 +152,29 @@ def test_weights_of_8_bits(weights_of, exported, tmp_path):
     assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
     assert (tmp_path / "out" / "candidates.onnx").stat().st_size < (exported / "candidates.onnx").stat().st_size
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "items.npy"), np.load(exported / "items.npy"))
+
+
+def test_parts_and_sums_of_parameters_are_quantized(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    parts = [np.random.default_rng(i).normal(size=(8, 4)).astype(np.float32) for i in range(2)]
+    nodes = [
+        helper.make_node("Add", ["one", "two"], ["weight"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", d]) for n, d in (("x", 8), ("y", 4)))
+    tensors = [numpy_helper.from_array(part, name) for name, part in zip(("one", "two"), parts, strict=True)]
+    graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
+    path = tmp_path / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    module.quantize_weights(path)
+    assert [path] == list(tmp_path.iterdir())
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(path).graph.node}
+    assert "MatMul" not in {node.op_type for node in onnx.load(path).graph.node}
+    rows = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
+    found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": rows})[0]
+    np.testing.assert_allclose(found, rows @ sum(parts), atol=0.2)
 
 
 def test_reasons_are_the_largest_weights_of_the_attention(weights_of, exported):
@@ -340,6 +367,9 @@ def _set(manifest, path, value):
         (("graphs", "user"), "../user.onnx", "../user.onnx"),
         (("graphs", "user"), "/etc/passwd", "/etc/passwd"),
         (("graphs", "rows"), "other.onnx", "other.onnx"),
+        (("graphs", "rows"), "..", "graphs.rows"),
+        (("graphs", "rows"), "a\0b", "graphs.rows"),
+        (("items", "max_len"), "5", "items.max_len"),
         (("items", "table", "file"), "other.npy", "other.npy"),
         (("items", "known"), "a/known.npy", "a/known.npy"),
         (("items", "contents", "txt_emb_pca8", "file"), "../x.npy", "../x.npy"),
@@ -365,6 +395,83 @@ def test_a_manifest_that_is_not_complete_is_refused(exported, tmp_path, path, va
         read_manifest(tmp_path)
 
 
+def npy(header, data=b""):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, header)
+    return head.getvalue() + data
+
+
+def of_shape(*shape, descr="<f4"):
+    return {"descr": descr, "fortran_order": False, "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("items.npy", npy(of_shape(10**12, 10**6))),
+        ("items.npy", npy(of_shape(2**62, 2**62))),
+        ("items.npy", npy(of_shape(2, 3), bytes(24))),
+        ("items.npy", npy(of_shape(1001, -1), bytes(24))),
+        ("items.npy", npy(of_shape(1001), bytes(4004))),
+        ("items.npy", b"no array"),
+        ("items.npy", b""),
+        ("known.npy", npy(of_shape(1001, descr="|O"), pickle.dumps([0]))),
+        ("known.npy", npy(of_shape(1001), bytes(4004))),
+        ("context_likes_level.npy", npy(of_shape(3, 8), bytes(96))),
+        ("project_txt_emb_pca8.npy", npy(of_shape(2, 3), bytes(24))),
+        ("rows.onnx", b"no graph"),
+    ],
+)
+def test_files_that_are_no_arrays_are_refused(exported, tmp_path, name, content):
+    """Also where the checksum is right: whoever wrote the file may have written the manifest."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][name], manifest["bytes"][name] = checksum(folder / name), len(content)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with raises_naming(ServingError, name if name != "project_txt_emb_pca8.npy" else folder):
+        Export(folder)
+
+
+def test_what_is_no_file_is_refused(exported, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    (folder / "known.npy").unlink()
+    os.mkfifo(folder / "known.npy")
+    with raises_naming(ServingError, "known.npy"):
+        Export(folder)
+
+
+def test_what_is_checked_is_what_is_used(exported, tmp_path, monkeypatch):
+    """A folder that changes between the check of a file and its use changes no score."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    check, swapped = Files._check, []
+
+    def swap(files, name, content):
+        check(files, name, content)
+        (folder / "other").write_bytes(b"other")
+        os.replace(folder / "other", folder / name)
+        swapped.append(name)
+
+    monkeypatch.setattr(Files, "_check", swap)
+    found = Export(folder)
+    assert {"items.npy", "known.npy", "rows.onnx", "user.onnx", "candidates.onnx"} <= set(swapped)
+    whole, context = Export(exported), {"likes_level": 3, "views_level": 2}
+    scores = [e.score_candidates(e.user_state(context, [5, 6, 7]), [8, 9, 10])[0].tolist() for e in (found, whole)]
+    assert scores[0] == scores[1]
+
+
+def test_codes_beyond_their_vocabulary_are_refused():
+    items = NewItems({}, {"a": 1, "b": 2}, {"a": 17})
+    unseen = ItemRows(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int64))
+    assert items.rows([NewItem({}, {"a": [16], "b": [99, 3]})], unseen).codes.tolist() == [[16, 99, 3]]
+    for code in (17, -1, 2**40):
+        with raises_naming(ServingError, "'a'", "16"):
+            items.rows([NewItem({}, {"a": [code]})], unseen)
+
+
 #: Experiments whose models read contents or codes of the items, and what else they are given.
 NEW = [("DIN_MM_tiny", "similarity"), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
 
@@ -386,6 +493,8 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
     entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["items"]
     embeddings = {n: torch.randn(c["dim"], generator=generator) for n, c in entry["contents"].items()}
     counts = entry["codes"]["columns"] if "codes" in entry else {}
+    if counts:
+        assert entry["codes"]["vocab_sizes"] == dict.fromkeys(counts, 65)  # of dataset_config.yaml
     codes = {name: torch.randint(1, 16, (count,), generator=generator) for name, count in counts.items()}
     given = NewItem({n: v.tolist() for n, v in embeddings.items()}, {n: v.tolist() for n, v in codes.items()})
     number = model.items.num_items

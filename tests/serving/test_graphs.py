@@ -7,7 +7,7 @@ import torch
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.serving.graphs import AttentionGraph, attention_layers, has_fold
+from fuxictr_mm.serving.graphs import AttentionGraph, attention_layers, fuse_batch_norm, fuse_projections, has_fold
 
 FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
 CASES = [
@@ -15,6 +15,9 @@ CASES = [
     ("DIN_MM_tiny", {"interest": "din", "din_use_softmax": True}),
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2", "bilinear": "field_all"}),
     ("DIN_MM_tiny", {"sparse_attention": True, "num_heads": 1}),
+    ("DIN_MM_tiny", {"num_heads": 1, "attention_dim": 8}),  # smaller than the items
+    ("DIN_MM_tiny", {"senet": False, "interest": "mean"}),
+    ("DIN_MM_tiny", {"factor_dim": 5}),
 ]
 
 
@@ -63,4 +66,24 @@ def test_candidates_are_rows(build, float64, expid, settings):
         with torch.no_grad():
             state = model.user_state(model.embed_context(one), model.embed_items(history), history)
             found = model.score_candidates(model.embed_items(candidates), *state)
-            torch.testing.assert_close(found, model(rows)["logit"], rtol=1e-9, atol=1e-9)
+            expected = model(rows)["logit"]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            fused = fuse_projections(copy.deepcopy(model))
+            state = fused.user_state(fused.embed_context(one), fused.embed_items(history), history)
+            found = fused.score_candidates(fused.embed_items(candidates), *state)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_norm_becomes_a_part_of_the_weights(build, float64):
+    model, _ = build("DIN_MM_tiny")
+    model.double().eval()
+    generator = torch.Generator().manual_seed(0)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    for norm in norms:
+        for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor.uniform_(0.5, 2, generator=generator)
+    fused = fuse_batch_norm(copy.deepcopy(model))
+    assert norms
+    assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in fused.modules())
+    fields = torch.randn(5, model.dnn.mlp[0].in_features, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(fused.dnn(fields), model.dnn(fields), rtol=1e-9, atol=1e-9)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import urllib.request
+from importlib.resources import files
 
 import pyarrow.parquet as pq
 import pytest
@@ -68,6 +69,20 @@ def check(server, user, head, rows):
         assert row[:4] == [str(place), str(candidates[i]), titles[candidates[i]], f"{expected['scores'][i]:.4f}"]
         for reason in expected["reasons"][i]:
             assert (titles[reason["item"]] or str(reason["item"])) in row[4]
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_digits_that_are_typed():
+    page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    line = re.search(r"^const ids = .*$", page, re.M)[0]
+    typed = "5, -3 x1 9007199254740993"
+    code = f"let textIds = process.argv[1] === 'text'; {line} console.log(JSON.stringify(ids({json.dumps(typed)})))"
+    for kind, expected in (
+        ("integer", [5, -3, "x1", "9007199254740993"]),
+        ("text", ["5", "-3", "x1", "9007199254740993"]),
+    ):
+        done = subprocess.run([NODE, "-e", code, kind], capture_output=True, text=True, timeout=60)
+        assert json.loads(done.stdout) == expected
 
 
 @pytest.mark.slow

@@ -1,0 +1,39 @@
+"""Workers end with the process that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from fuxictr_mm_serving.processes import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_a_killed_parent_leaves_no_worker(tmp_path):
+    (tmp_path / "parent.py").write_text(CODE)
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        worker = Path("/proc", parent.stdout.readline().decode().strip())
+        assert worker.exists()
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker is still there")
