@@ -21,6 +21,8 @@ from fuxictr_mm.layers import (
     DINAttention,
     MultiHeadTargetAttention,
     SENet,
+    mlp_of_shared_fields,
+    products_of_fields,
 )
 from fuxictr_mm.model import Embedded
 
@@ -141,13 +143,12 @@ class DIN_MM(FactorizedModel):
         return self.dnn(torch.cat(parts, dim=-1))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, its fields after the DNN's first weights, and the interest's part of the history alone."""
+        """Return context, its products with the DNN's first weights, and the interest's part of the history alone."""
         history, _ = self.split_fields(history, "item")
         state = [context]
         if self._dnn_reads_fields:
-            fields = self.split_fields(context, "context")[0].view(-1, self.embedding_dim)
-            weights = self.dnn.mlp[0].weight[:, : fields.numel()].unflatten(1, fields.shape)
-            state.append(torch.einsum("hfe,fe->fh", weights, fields))
+            fields, _ = self.split_fields(context, "context")
+            state.append(products_of_fields(self.dnn, fields.view(-1, self.embedding_dim)))
         if isinstance(self.attention, MultiHeadTargetAttention):
             return *state, *self.attention.keys_and_values(history)
         if isinstance(self.attention, DINAttention):
@@ -158,38 +159,20 @@ class DIN_MM(FactorizedModel):
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""
         (context, user), parts = self.split_fields(state[0], "context"), list(state[1:])
-        first = parts.pop(0) if self._dnn_reads_fields else None
+        products = parts.pop(0) if self._dnn_reads_fields else None
         candidates, item = self.split_fields(candidates, "item")
-        if isinstance(self.attention, MultiHeadTargetAttention | DINAttention):
-            interest = self.attention.attend(candidates, *parts)
-        else:
-            interest = parts[0].expand_as(candidates)
+        interest = (
+            parts[0].expand_as(candidates) if self.attention is None else self.attention.attend(candidates, *parts)
+        )
         own = torch.cat([candidates, interest], dim=-1)
-        if first is not None:
-            logits = self._head_of_shared(context, first, own)
-        else:
+        if products is None:
             logits = self.head(torch.cat([context.expand(candidates.shape[0], -1), own], dim=-1))
+        else:
+            shared, own = context.view(-1, self.embedding_dim), own.unflatten(1, (-1, self.embedding_dim))
+            logits = mlp_of_shared_fields(self.dnn, self.senet, shared, products, own)
         return self.with_factors(logits, user, item)
 
     @property
     def _dnn_reads_fields(self) -> bool:
         """Whether the DNN's inputs are the weighted fields: no interactions come before it."""
         return self.bilinear is None and isinstance(self.cross, nn.Identity)
-
-    def _head_of_shared(self, context: Tensor, first: Tensor, own: Tensor) -> Tensor:
-        """Return ``head`` of the fields of a user ``(1, F E)`` and of candidates ``(M, F E)``.
-
-        A weight of SENet is one number for a field, so the product of a user's field with the DNN's first weights,
-        ``first`` ``(F, H)``, is computed before it is weighted.
-        """
-        linear, count = self.dnn.mlp[0], first.shape[0]
-        fields = own.unflatten(1, (-1, self.embedding_dim))
-        if isinstance(self.senet, SENet):
-            means = context.view(1, count, self.embedding_dim).mean(dim=2).expand(fields.shape[0], -1)
-            weights = self.senet.excitation(torch.cat([means, fields.mean(dim=2)], dim=1))
-            fields = fields * weights[:, count:].unsqueeze(2)
-            common = torch.addmm(linear.bias, weights[:, :count], first)
-        else:
-            common = linear.bias + first.sum(dim=0, keepdim=True)
-        weight = linear.weight[:, context.shape[1] :]
-        return self.dnn.mlp[1:](torch.addmm(common, fields.flatten(1), weight.t()))

@@ -30,7 +30,7 @@ from fuxictr_mm.layers.hstu import HSTULayer
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet
-from fuxictr_mm.layers.shared_inputs import mlp_of_shared
+from fuxictr_mm.layers.shared_inputs import mlp_of_shared, mlp_of_shared_fields, products_of_fields
 from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrastive_loss
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2

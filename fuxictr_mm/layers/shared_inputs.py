@@ -1,6 +1,7 @@
 """Networks whose rows have a part of their input in common, as the candidates of one user have.
 
-Shape letters: M rows, S dim of the part in common, D dim of the rest, T outputs.
+Shape letters: M rows, S dim of the part in common, D dim of the rest, F fields in common, G other fields, E their dim,
+H units of the first layer, T outputs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import torch
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
+
+from fuxictr_mm.layers.senet import SENet
 
 
 def mlp_of_shared(mlp: MLP_Block, shared: Tensor, *own: Tensor) -> Tensor:
@@ -36,3 +39,40 @@ def mlp_of_shared(mlp: MLP_Block, shared: Tensor, *own: Tensor) -> Tensor:
     weight_c, weight_x = first.weight.split([shared.shape[1], first.in_features - shared.shape[1]], dim=1)
     common = nn.functional.linear(shared, weight_c, first.bias)
     return mlp.mlp[1:](torch.addmm(common, torch.cat(own, dim=1), weight_x.t()))
+
+
+def products_of_fields(mlp: MLP_Block, fields: Tensor) -> Tensor:
+    """Return the product of each of the first fields ``(F, E)`` of an MLP with its first weights, ``(F, H)``."""
+    weights = mlp.mlp[0].weight[:, : fields.numel()].unflatten(1, fields.shape)
+    return torch.einsum("hfe,fe->fh", weights, fields)
+
+
+def mlp_of_shared_fields(mlp: MLP_Block, senet: nn.Module, shared: Tensor, products: Tensor, own: Tensor) -> Tensor:
+    r"""Return the MLP of weighted fields of which the first are common to all rows, ``(M, T)``.
+
+    .. math:: W [a_1 x_1 .. a_{F + G} x_{F + G}] = \sum_{f \le F} a_{m, f} (W_f x_f) + W_{> F} [a_{F+1} x_{m, F+1} ..]
+
+    A weight of SENet is one number for a field, so the product of a common field is computed before it is weighted.
+
+    Parameters
+    ----------
+    mlp : MLP_Block
+        From (F + G) E inputs; a linear layer comes first.
+    senet : SENet or Identity
+        The weights of all fields.
+    shared : Tensor
+        ``(F, E)``, the common fields.
+    products : Tensor
+        ``(F, H)``, by ``products_of_fields``.
+    own : Tensor
+        ``(M, G, E)``, the other fields.
+    """
+    linear, count = mlp.mlp[0], shared.shape[0]
+    if isinstance(senet, SENet):
+        means = shared.mean(dim=1).expand(own.shape[0], -1)
+        weights = senet.excitation(torch.cat([means, own.mean(dim=2)], dim=1))
+        own = own * weights[:, count:].unsqueeze(2)
+        common = torch.addmm(linear.bias, weights[:, :count], products)
+    else:
+        common = linear.bias + products.sum(dim=0, keepdim=True)
+    return mlp.mlp[1:](torch.addmm(common, own.flatten(1), linear.weight[:, shared.numel() :].t()))

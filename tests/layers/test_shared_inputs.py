@@ -4,7 +4,7 @@ import pytest
 import torch
 from fuxictr.pytorch.layers import MLP_Block
 
-from fuxictr_mm.layers import mlp_of_shared
+from fuxictr_mm.layers import SENet, mlp_of_shared, mlp_of_shared_fields, products_of_fields
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,17 @@ def test_equals_the_mlp_of_joined_rows(settings, shared_dim):
     )
     expected = mlp(torch.cat([shared.expand(6, -1), first, second], dim=1))
     torch.testing.assert_close(mlp_of_shared(mlp, shared, first, second), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("senet", [SENet(5), SENet(5, excitation_activation="Sigmoid"), torch.nn.Identity()])
+@pytest.mark.parametrize("count", [0, 2])
+def test_equals_the_mlp_of_weighted_fields(senet, count):
+    generator = torch.Generator().manual_seed(0)
+    mlp = MLP_Block(5 * 3, hidden_units=[7, 4], output_dim=2, batch_norm=True).double().eval()
+    shared, own = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((count, 3), (6, 5 - count, 3))
+    )
+    senet = senet.double()
+    expected = mlp(senet(torch.cat([shared.expand(6, -1, -1), own], dim=1)).flatten(1))
+    found = mlp_of_shared_fields(mlp, senet, shared, products_of_fields(mlp, shared), own)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
