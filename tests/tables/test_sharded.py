@@ -78,10 +78,20 @@ def train(settings, folder, shard):
 
 @needs_torchrec
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["rowwise_adagrad", "adagrad", "sgd"])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_train_as_one(tmp_path, rule, processes):
+@pytest.mark.parametrize(
+    ("rule", "processes", "sharding"),
+    [
+        *((rule, processes, "row") for rule in ("rowwise_adagrad", "adagrad", "sgd") for processes in (2, 3)),
+        ("rowwise_adagrad", 2, "table"),
+        ("adagrad", 3, "table"),
+        ("adagrad", 2, "column"),
+        ("sgd", 3, "column"),  # two of them have columns
+        ("adagrad", 3, "auto"),
+    ],
+)
+def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     settings = {
+        "feature_specs": [{**SPECS[0], "sharding": sharding}],
         "table_optimizer": rule,
         "lr_schedule": "linear",
         "embedding_learning_rate": 5.0 if rule == "sgd" else 0.05,
@@ -89,7 +99,7 @@ def test_several_processes_train_as_one(tmp_path, rule, processes):
     # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
     settings |= {"optimizer": "sgd", "learning_rate": 0.05}
     torch.manual_seed(1)
-    model = Experiment.load("DIN_MM_tiny", ROOT, **SETTINGS, **settings)
+    model = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, **settings})
     model = model.build_model(model.load_dataset({"valid": True}))
     model.save_weights(tmp_path / "start.pt")
     before = {name: value.clone() for name, value in model.state_dict().items()}

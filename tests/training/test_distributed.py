@@ -292,7 +292,7 @@ def test_batch_norm_of_a_process_without_samples(monkeypatch):
     variance, mean = torch.var_mean(x, 0, correction=0)
     others = torch.cat([mean, variance, torch.tensor([6.0])]).unsqueeze(0)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    monkeypatch.setattr(distributed, "gather_rows", lambda own: torch.cat([own, others]))
+    monkeypatch.setattr(distributed, "_gather_equal", lambda own: torch.cat([own, others]))
     norm = SyncBatchNorm(nn.BatchNorm1d(5).double())
     expected = nn.BatchNorm1d(5).double()
     expected(x)
