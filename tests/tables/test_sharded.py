@@ -1,5 +1,6 @@
 """Tables whose rows are spread over processes are trained as in one process."""
 
+import itertools
 import json
 import shutil
 from importlib import metadata
@@ -15,6 +16,7 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
+from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_layouts
 from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
 from tests.docs.fences import ROOT
@@ -129,7 +131,8 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     folder, run = dying
     path = folder / "model_config.yaml"
     settings = ["eval_steps: 8", "checkpoint_steps: 5", "checkpoint_keep: 2", "net_dropout: 0", "optimizer: sgd"]
-    settings += ["learning_rate: 0.05", "table_optimizer: rowwise_adagrad", f"feature_specs: {json.dumps(SPECS)}"]
+    specs = [{"name": "item_id", "table": "sharded", "sharding": "column"}, {"name": "likes_level", "table": "sharded"}]
+    settings += ["learning_rate: 0.05", "table_optimizer: adagrad", f"feature_specs: {json.dumps(specs)}"]
     replaced = ("optimizer:", "learning_rate:", "net_dropout:")
     kept = (line for line in path.read_text().splitlines() if not line.strip().startswith(replaced))
     text = "\n".join(kept).replace("eval_steps: 8", "\n    ".join(settings))
@@ -195,6 +198,9 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
         ({"ema": 0.9}, "ema"),
         ({"accumulation_steps": 2}, "accumulation_steps"),
         ({"compile": True}, "compile"),
+        ({"feature_specs": [{**SPECS[0], "sharding": "column"}], "table_optimizer": "rowwise_adagrad"}, "columns"),
+        ({"feature_specs": [{**SPECS[0], "table": "touched", "sharding": "row"}]}, "sharding"),
+        ({"feature_specs": [{**SPECS[0], "sharding": "both"}]}, "sharding"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(settings, key):
@@ -216,6 +222,43 @@ def test_a_pair_of_packages_that_does_not_fit_is_named(versions, monkeypatch):
         check_torchrec()
     assert "pip install --no-deps -r requirements-scale-cpu.txt" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def shapes(**sharding):
+    return {name: TableShape(rows, 16, sharding[name]) for name, rows in (("a", 5000), ("b", 3000)) if name in sharding}
+
+
+@needs_torchrec
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_layouts_cover_every_table_once(processes):
+    for rule, kinds in (("adagrad", ("row", "table", "column", "auto")), ("rowwise_adagrad", ("row", "table", "auto"))):
+        for first, second in itertools.product(kinds, repeat=2):
+            tables = shapes(a=first, b=second)
+            for name, layout in choose_layouts(tables, rule, processes, "cpu", 1e9).items():
+                covered = torch.zeros(tables[name].rows, 16)
+                for part in layout.parts:
+                    covered[part.row : part.row + part.rows, part.column : part.column + part.columns] += 1
+                assert bool((covered == 1).all())
+                ranks = [part.rank for part in layout.parts]
+                assert ranks == sorted(set(ranks))
+                assert layout.kind == tables[name].sharding or tables[name].sharding == "auto"
+                assert rule == "adagrad" or layout.kind != "column"
+
+
+@needs_torchrec
+def test_auto_spreads_what_does_not_fit_into_one_process():
+    assert choose_layouts(shapes(a="auto"), "adagrad", 2, "cpu", 500e3)["a"].kind != "table"
+    with pytest.raises(ConfigError) as raised:
+        choose_layouts(shapes(a="auto", b="table"), "adagrad", 2, "cpu", 100e3)
+    assert "\n" not in str(raised.value)
+
+
+def test_bytes_sent_are_those_of_ids_rows_and_gradients():
+    rows = by_rows(1000, 16, 4)
+    assert rows.bytes_sent(0, 4) == pytest.approx(3 / 4 * (8 + 2 * 4 * 16))
+    whole = Layout("table", (Part(1, 0, 0, 1000, 16),))
+    assert whole.bytes_sent(0, 4) == 8 + 4 * 16  # ids and gradients
+    assert whole.bytes_sent(1, 4) == 3 * 4 * 16  # rows, to each of the others
 
 
 LIMITED = """
