@@ -73,8 +73,8 @@ class FeatureSpec(Settings):
     )
     sharding: Literal["row", "table", "column", "auto"] | None = Field(
         None,
-        description="How `table: sharded` is spread over processes: each has some rows (null or `row`) or columns of it, "
-        "or one has the table; `auto`: as TorchRec's planner chooses. See [Scale](scale.md#embedding-tables).",
+        description="How `table: sharded` is spread over processes: each has some rows (null or `row`) or columns, or "
+        "one has the table; `auto`: as TorchRec's planner chooses. See [Scale](scale.md#embedding-tables).",
     )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(

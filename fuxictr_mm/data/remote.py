@@ -89,7 +89,9 @@ class RemotePath(PurePosixPath):
             raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self}: cannot be read ({reason}); check credentials and endpoint of the store") from error
+            raise UserError(
+                f"{self}: cannot be read ({reason}); check credentials and endpoint of the store"
+            ) from error
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

@@ -5,13 +5,17 @@ Shape letters: R rows of a table, D its dim, W processes.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from fuxictr_mm.errors import ConfigError
 
+#: Fraction of the memory that tables may not take: network, batches, interactions.
+RESERVED = 0.3
 #: Values of ``sharding``, and TorchRec's names of those that it may choose.
 SHARDINGS = {"row": "row_wise", "table": "table_wise", "column": "column_wise"}
 
@@ -92,7 +96,7 @@ def by_rows(rows: int, dim: int, processes: int) -> Layout:
     """Return the layout of a table of which each process has R / W rows, rounded up, and the last ones the rest."""
     block = -(-rows // processes)
     bounds = [min(rows, rank * block) for rank in range(processes + 1)]
-    parts = [Part(rank, first, 0, last - first, dim) for rank, (first, last) in enumerate(zip(bounds, bounds[1:]))]
+    parts = [Part(rank, first, 0, last - first, dim) for rank, (first, last) in enumerate(pairwise(bounds))]
     return Layout("row", tuple(part for part in parts if part.rows))
 
 
@@ -133,6 +137,7 @@ def choose_layouts(
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
     from torchrec.distributed.planner.stats import NoopEmbeddingStats
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import PlannerError
 
     collections = nn.ModuleList(
@@ -149,9 +154,11 @@ def choose_layouts(
     }
     limits: Any = {"ddr_cap" if device == "cpu" else "hbm_cap": int(memory)}
     local = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)  # advice for its own users
     planner = EmbeddingShardingPlanner(
         topology=Topology(processes, device, local_world_size=local, **limits),
         constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(RESERVED),
         stats=NoopEmbeddingStats(),
     )
     sharders: Any = [EmbeddingCollectionSharder()]

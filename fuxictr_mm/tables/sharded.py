@@ -127,7 +127,7 @@ class ShardedTable(nn.Module):
     def _of_all_processes(self, part: Tensor, columns: int, mesh: Any) -> DTensor:
         """Return ``(R, columns)`` of which each process has its part in the same memory."""
         from torch.distributed.tensor import DTensor, Shard
-        from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
+        from torchrec.distributed.shards_wrapper import LocalShardsWrapper  # torch's cannot be copied in the background
 
         place = (self.part.row, self.part.column)
         local: Any = LocalShardsWrapper([part], [place]) if len(part) else LocalShardsWrapper([], [])
@@ -291,7 +291,9 @@ def optimizer_group(
         obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
     if shardings[name] == "column" and rule == "rowwise_adagrad":
-        obstacle = "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
+        obstacle = (
+            "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
+        )
     if obstacle is not None:
         raise ConfigError(f"feature '{name}': table is sharded, but {obstacle}, or table: touched")
     rate = settings.embedding_learning_rate or settings.learning_rate

@@ -19,6 +19,7 @@ from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
 from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_layouts
 from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.docs.fences import ROOT
 from tests.training.test_distributed import dying, start  # noqa: F401
 
@@ -131,8 +132,7 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     folder, run = dying
     path = folder / "model_config.yaml"
     settings = ["eval_steps: 8", "checkpoint_steps: 5", "checkpoint_keep: 2", "net_dropout: 0", "optimizer: sgd"]
-    specs = [{"name": "item_id", "table": "sharded", "sharding": "column"}, {"name": "likes_level", "table": "sharded"}]
-    settings += ["learning_rate: 0.05", "table_optimizer: adagrad", f"feature_specs: {json.dumps(specs)}"]
+    settings += ["learning_rate: 0.05", "table_optimizer: rowwise_adagrad", f"feature_specs: {json.dumps(SPECS)}"]
     replaced = ("optimizer:", "learning_rate:", "net_dropout:")
     kept = (line for line in path.read_text().splitlines() if not line.strip().startswith(replaced))
     text = "\n".join(kept).replace("eval_steps: 8", "\n    ".join(settings))
@@ -176,6 +176,62 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     assert measured == pytest.approx(metrics, abs=1e-5)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+RESHARDED = """
+from fuxictr_mm.training import distributed
+from tests.tables.test_sharded import reshard
+
+with distributed.process_group(-1):
+    reshard({folder!r}, {background!r})
+"""
+
+
+def reshard(folder, background=False):
+    """Load the newest checkpoint, or take a step, and write the next; rank 0 writes weights and sums to a file."""
+    folder = Path(folder)
+    shardings = {"item_id": "column", "likes_level": "table", "views_level": "row"}
+    specs = [{"name": name, "table": "sharded", "sharding": sharding} for name, sharding in shardings.items()]
+    settings = {**SETTINGS, "feature_specs": specs, "table_optimizer": "adagrad", "model_root": str(folder)}
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset)
+    distributed.distribute(model)
+    checkpoint = TrainingCheckpoint(folder / "checkpoint", "", keep=9, in_background=background)
+    progress = checkpoint.load(model)
+    if progress is None:
+        model.train()
+        for batch in InMemoryLoader(dataset.splits["valid"], 200):
+            model.train_step(batch)
+    checkpoint.save(model, Progress(step=progress.step + 1 if progress else 1))
+    checkpoint.wait()
+    sums = {i: part["sum"] for i, part in model.optimizer.state_dict()["sharded"]["state"].items()}
+    if tables := sharded_tables(model):
+        sums = {i: table.gather(table.sums) for i, table in enumerate(tables)}
+    state = gathered_state(model)
+    if distributed.rank() == 0:
+        plain = {name: value.clone() for name, value in state.items()}
+        torch.save((plain, {i: value.clone() for i, value in sums.items()}), folder / "found.pt")
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_a_checkpoint_of_any_layout_is_read_by_any_number_of_processes(tmp_path):
+    script = tmp_path / "resharded.py"
+    found = []
+    for processes in (2, 3, 1):
+        script.write_text(RESHARDED.format(folder=str(tmp_path), background=processes == 2))
+        if processes > 1:
+            done = start(script, processes=processes)
+            assert done.returncode == 0, done.stderr
+        else:
+            reshard(tmp_path)
+        found.append(torch.load(tmp_path / "found.pt", weights_only=True))
+    for weights, sums in found[1:]:
+        assert sums.keys() == found[0][1].keys() == {0, 1, 2}
+        assert all(float(value.sum()) > 0 for value in sums.values())
+        assert all(torch.equal(sums[index], value) for index, value in found[0][1].items())
+        assert all(torch.equal(weights[name], value) for name, value in found[0][0].items())
 
 
 def build(**settings):

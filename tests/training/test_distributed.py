@@ -79,6 +79,8 @@ def start(script, *arguments, processes=2, cwd=None):
     [
         ("DIN_MM_tiny", {}, 3),
         ("DIN_tiny", {}, 2),
+        # Of large numbers, by which differences grow fastest (docs/scale.md).
+        ("DIN_MM_tiny", {"use_features": ["likes_level", "item_id", "item_tags", "item_emb_d16"]}, 2),
         ("DIN_MM_tiny", {"feature_specs": [{"name": ["item_id", "likes_level"], "table": "touched"}]}, 3),
     ],
 )
