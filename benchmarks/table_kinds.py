@@ -39,7 +39,7 @@ def main() -> None:
             experiment = Experiment.load(expid, args.config, **settings)
             tables = [name for name in TABLES if name in experiment.config.use_features]
             run = experiment.with_settings(feature_specs=[{"name": tables, "table": kind}]).fit()
-            found = f"{run.valid['AUC']:.4f} | {run.test['AUC']:.4f}"
+            found = f"{run.valid['AUC']:.4f} | {run.test['AUC']:.4f}" if run.test else f"{run.valid['AUC']:.4f} |"
             print(f"| {expid} | {kind} | {weight:g} | {seed} | {found} |", flush=True)
             return run
 
@@ -49,10 +49,14 @@ def main() -> None:
                 tried = {weight: fit(expid, kind, weight, args.seeds[0]) for weight in args.regularizer}
                 weight = max(tried, key=lambda weight: tried[weight].valid["AUC"])
                 best[kind] = [tried[weight], *(fit(expid, kind, weight, seed) for seed in args.seeds[1:])]
-            (pair,) = compare_groups(best, [run for runs in best.values() for run in runs], split="test").pairs
+            runs = [run for group in best.values() for run in group]
+            split = "test" if runs[0].test else "valid"
+            (pair,) = compare_groups(best, runs, split=split).pairs
             found = pair.found
             sides = " against ".join(f"{side.name} {side.mean:.4f}" for side in (pair.first, pair.second))
-            print(f"{expid}, test AUC: {sides}: {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]", flush=True)
+            print(
+                f"{expid}, {split} AUC: {sides}: {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]", flush=True
+            )
 
 
 if __name__ == "__main__":
