@@ -162,9 +162,10 @@ class MultimodalModel(EmbeddingModel):
         self.is_accumulating = False
         #: Of several processes that train together.
         self.replicas: Replicas | None = None
-        sharded = [n for n, s in feature_map.features.items() if s.get("table") == "sharded"]
+        features = feature_map.features.items()
+        sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
-        self._sharded_group = self._make_sharded_group(sharded[0]) if sharded else {}
+        self._sharded_group = self._make_sharded_group(sharded) if sharded else {}
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
@@ -209,14 +210,14 @@ class MultimodalModel(EmbeddingModel):
             self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
         )
 
-    def _make_sharded_group(self, name: str) -> dict[str, Any]:
+    def _make_sharded_group(self, shardings: Mapping[str, str]) -> dict[str, Any]:
         rule = touched_rule(self.optimizer_name, self._settings.table_optimizer)
         obstacle = None
         if self.has_own_step:
             obstacle = f"{type(self).__name__} has a train_step of its own; set table: dense"
         elif self.compiled_logits is not None:
             obstacle = "compile is True; set compile: False"
-        return optimizer_group(name, self._settings, rule, obstacle)
+        return optimizer_group(shardings, self._settings, rule, obstacle)
 
     @property
     def has_own_step(self) -> bool:

@@ -71,6 +71,11 @@ class FeatureSpec(Settings):
         "cost that does not grow with the table; of a `sharded` one each process has a part. Null or `auto`: "
         "`touched` from 1,000,000 rows on. See [Scale](scale.md#embedding-tables).",
     )
+    sharding: Literal["row", "table", "column", "auto"] | None = Field(
+        None,
+        description="How `table: sharded` is spread over processes: each has some rows (null or `row`) or columns, or "
+        "one has the table; `auto`: as TorchRec's planner chooses. See [Scale](scale.md#embedding-tables).",
+    )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,

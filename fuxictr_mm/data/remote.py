@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -41,19 +42,19 @@ class RemotePath(PurePosixPath):
 
     def is_file(self) -> bool:
         """Whether there is a file."""
-        return bool(self.store.isfile(str(self)))
+        return bool(self._ask(self.store.isfile))
 
     def is_dir(self) -> bool:
         """Whether there are files whose names begin with this path and a slash."""
-        return bool(self.store.isdir(str(self)))
+        return bool(self._ask(self.store.isdir))
 
     def exists(self) -> bool:
         """Whether there is a file or a folder."""
-        return bool(self.store.exists(str(self)))
+        return bool(self._ask(self.store.exists))
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield the files and folders in this folder."""
-        for name in self.store.ls(str(self), detail=False):
+        for name in self._ask(self.store.ls, detail=False):
             yield self / PurePosixPath(name).name
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
@@ -62,11 +63,35 @@ class RemotePath(PurePosixPath):
 
     def stat(self) -> SimpleNamespace:
         """Return the size in bytes; the time of the last change is unknown."""
-        return SimpleNamespace(st_size=self.store.size(str(self)), st_mtime_ns=0)
+        return SimpleNamespace(st_size=self._ask(self.store.size), st_mtime_ns=0)
 
     def open(self, mode: str = "rb") -> Any:
         """Open a file for random reads: what is asked for is read, and nothing ahead."""
-        return self.store.open(str(self), mode, cache_type="none")
+        file = self._ask(self.store.open, mode=mode, cache_type="none")
+        file.read = partial(self._try, type(file).read, file)
+        return file
+
+    def _ask(self, method: Callable[..., Any], **options: Any) -> Any:
+        """Return what the store says of this path."""
+        return self._try(method, str(self), **options)
+
+    def _try(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return what a method of the store or of a file returns.
+
+        Raises
+        ------
+        UserError
+            The store refuses, or cannot be reached; every store's package has errors of its own.
+        """
+        try:
+            return method(*arguments, **options)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{self}: cannot be read ({reason}); check credentials and endpoint of the store"
+            ) from error
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

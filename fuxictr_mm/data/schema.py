@@ -79,6 +79,8 @@ class Feature:
         Side on which a sequence of the interactions is padded and cut.
     table : {"auto", "dense", "touched", "sharded"}
         Which rows of the embedding table a step updates.
+    sharding : {"row", "table", "column", "auto"}
+        How a sharded table is spread over processes.
     has_items : bool
         False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
     pretrained : mapping, optional
@@ -116,6 +118,7 @@ class Feature:
     on_disk: str | None = None
     padding: str = "post"
     table: str = "auto"
+    sharding: str = "row"
     has_items: bool = True
     pretrained: Mapping[str, Any] | None = None
 
@@ -321,6 +324,11 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
                 f"feature '{column['name']}': table is {column['table']}, but it shares the table of "
                 f"{column['share_embedding']}; set it there"
             )
+    if column.get("sharding") is not None and column.get("table") != "sharded":
+        raise ConfigError(
+            f"feature '{column['name']}': sharding is {column['sharding']}, but its table is "
+            f"{column.get('table') or 'auto'}; set table: sharded, or leave it out"
+        )
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
@@ -346,6 +354,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
         padding=column.get("padding") or "post",
         table=column.get("table") or "auto",
+        sharding=column.get("sharding") or "row",
         has_items=has_items,
         history=column.get("history") if has_items else None,
         is_number=column.get("history") is not None and column.get("dtype") == "float",
@@ -419,6 +428,8 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
         return spec
     if feature.table != "auto":
         spec["table"] = feature.table
+    if feature.sharding != "row":
+        spec["sharding"] = feature.sharding
     if feature.dropout:
         spec["dropout"] = feature.dropout
     if feature.is_computed:

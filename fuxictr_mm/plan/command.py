@@ -64,6 +64,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     from fuxictr_mm.errors import ConfigError
     from fuxictr_mm.plan.footers import measure_data
     from fuxictr_mm.plan.model import measure_model
+    from fuxictr_mm.tables.layout import TableShape, choose_layouts
 
     config = experiment.config
     if is_third_party(experiment.model_class):
@@ -111,28 +112,42 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     sent = 0.0
     # The weights beside their average in an evaluation, and the best weights on the CPU while they are read at the end.
     copies = (gpus is None) + (config.ema is not None)
+    spread = {t.name: t for t in model.tables if t.kind == "sharded" and processes > 1}
+    shapes = {name: TableShape(t.rows, t.dim, t.sharding) for name, t in spread.items()}
+    layouts = choose_layouts(shapes, model.rule or "", processes, "cpu" if gpus is None else "cuda", limit)
+
+    def weights_of(table: str, rank: int) -> int:
+        """Return the number of weights of a sharded table in a process."""
+        part = layouts[table].part(rank)
+        return part.rows * part.columns
+
+    # The process that has most of the sharded tables.
+    rank = max(range(processes), key=lambda rank: sum(weights_of(name, rank) for name in spread))
     for table in model.tables:
         reached = min(table.rows, ids) if table.touched else table.rows
-        owners = processes if table.kind == "sharded" else 1
+        layout = layouts.get(table.name)
+        weights = table.weights if layout is None else weights_of(table.name, rank)
         sizes = {
-            "weights": 4.0 * table.weights / owners,
-            "optimizer": 4.0 * table.weights * table.state / owners,
+            "weights": 4.0 * weights,
+            "optimizer": 4.0 * weights * table.state,
             # Twice: as the backward pass makes it, and with each row once.
             "gradient": 4.0 * reached * table.dim * (2 if table.touched else 1),
         }
-        if copies and owners == 1:
+        if copies and layout is None:
             sizes["copies"] = 4.0 * table.weights * copies
         if config.ema is not None:
             sizes["average"] = 4.0 * table.weights + 8.0 * table.rows * table.touched
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
-        add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {table.kind}: {shown}")
-        if table.kind == "sharded":  # ids and gradients to the owners of the rows, and rows from them
-            sent += reached * (8 * table.dim + 8) * (processes - 1) / processes
+        kind = table.kind if layout is None else f"sharded by {layout.kind}"
+        add(f"table {table.name}", sum(sizes.values()), f"{table.rows:,} x {table.dim}, {kind}: {shown}")
+        if layout is not None:
+            sent += reached * layout.bytes_sent(rank, processes)
         elif table.touched:
             sent += (processes - 1) * reached * (4 * table.dim + 8)
         else:
             sent += _ring(sizes["weights"], processes)
-        tables.append({"feature": table.name, "rows": table.rows, "dim": table.dim, "table": table.kind, **sizes})
+        entry = {"feature": table.name, "rows": table.rows, "dim": table.dim, "table": table.kind}
+        tables.append(entry | ({} if layout is None else {"sharding": layout.kind}) | sizes)
     numbers = 2 + model.other_state + copies + (config.ema is not None)
     of_network = 4 * model.other * numbers + model.buffers
     add("network", of_network, f"{model.other:,} parameters, with gradients, optimizer and copies")

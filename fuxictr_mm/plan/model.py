@@ -17,7 +17,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import describe_error
 from fuxictr_mm.tables import sharded_parameters, touched_parameters
-from fuxictr_mm.training.optim import embedding_tables, make_optimizer
+from fuxictr_mm.training.optim import embedding_tables, make_optimizer, touched_rule
 
 #: Rows of the tables of the small copy; rows of its two batches.
 SMALL_TABLE, SMALL_BATCHES = 1000, (32, 96)
@@ -39,6 +39,8 @@ class Table:
         Whether a step updates all rows, or those of its batch alone; of a sharded table, each process has a part.
     state : float
         Numbers of the optimizer per weight.
+    sharding : str
+        Its setting of this name.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Table:
     dim: int
     kind: str
     state: float
+    sharding: str
 
     @property
     def weights(self) -> int:
@@ -72,6 +75,8 @@ class ModelSizes:
         Numbers of the optimizer for each of those.
     buffers : int
         Bytes of its buffers, such as codes of the items.
+    rule : str or None
+        How touched rows are updated.
     activations : (float, float) or None
         Bytes that the forward pass keeps: of a batch, and of each of its rows. None for a large network.
     """
@@ -80,6 +85,7 @@ class ModelSizes:
     other: int
     other_state: float
     buffers: int
+    rule: str | None
     activations: tuple[float, float] | None
 
 
@@ -121,7 +127,8 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
         kind = kinds.get(id(table), "dense")
         rows, dim = table.shape
         state = _state_per_weight(model.optimizer_name, settings.table_optimizer, dim, kind != "dense")
-        tables.append(Table(names[id(table)].split(".")[-2], rows, dim, kind, state))
+        name = names[id(table)].split(".")[-2]
+        tables.append(Table(name, rows, dim, kind, state, model.feature_map.features[name].get("sharding", "row")))
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     other = total - sum(table.weights for table in tables)
     state = _state_per_weight(model.optimizer_name, None, 16, False)
@@ -130,7 +137,8 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
         activations = _measure_activations(experiment, features, num_items, history)
     of_items = {id(b) for b in model.items.buffers()}
     buffers = sum(b.numel() * b.element_size() for b in model.buffers() if id(b) not in of_items)
-    return ModelSizes(tables, other, state, buffers, activations)
+    rule = touched_rule(model.optimizer_name, settings.table_optimizer)
+    return ModelSizes(tables, other, state, buffers, rule, activations)
 
 
 def _build(experiment: Experiment, features: Sequence[Feature], num_items: int) -> Any:

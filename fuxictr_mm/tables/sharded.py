@@ -1,4 +1,4 @@
-"""Embedding tables whose rows are spread over processes, by TorchRec; fbgemm updates them in the backward pass.
+"""Embedding tables that are spread over processes, by TorchRec; fbgemm updates them in the backward pass.
 
 Shape letters: R rows of a table, D its dim, n ids of a lookup, W processes.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.tables.layout import Layout, Part, TableShape, choose_layouts, memory_of_process
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -49,16 +50,18 @@ def is_distributed(value: Tensor) -> bool:
 
 
 class ShardedTable(nn.Module):
-    """A table in the place of an ``nn.Embedding``, of which each process has R / W rows. All look up together.
+    """A table in the place of an ``nn.Embedding``, of which each process has a part. All look up together.
 
-    In a state dict it has the name of an ``nn.Embedding``'s weight: a ``DTensor`` of all processes' rows, or a whole
-    one by ``gathered_state``; a process that loads one takes its own rows of it. It has no parameters, as the
-    backward pass updates it. Initial weights do not depend on the number of processes.
+    In a state dict it has the name of an ``nn.Embedding``'s weight: a ``DTensor`` of the parts of all processes, or a
+    whole one by ``gathered_state``; a process that loads one takes its own part of it. It has no parameters, as the
+    backward pass updates it. Initial weights do not depend on the number of processes, nor on the layout.
 
     Parameters
     ----------
     rows, dim : int
         R and D.
+    layout : Layout
+        Which process has which part.
     padding_idx : int or None
         The row of zeros.
     group : dict
@@ -66,7 +69,7 @@ class ShardedTable(nn.Module):
     number : int
         Of the table among those of the model, from 0.
     device : torch.device
-        Of the rows.
+        Of the weights.
     folder : Path
         Where rank 0 gathers a whole table, in a temporary file.
     processes : ProcessGroup
@@ -82,6 +85,7 @@ class ShardedTable(nn.Module):
         self,
         rows: int,
         dim: int,
+        layout: Layout,
         padding_idx: int | None,
         group: dict[str, Any],
         number: int,
@@ -91,41 +95,56 @@ class ShardedTable(nn.Module):
     ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
-        self.group, self.number, self.folder = group, number, folder
-        block = -(-rows // dist.get_world_size())
-        #: First row of this process, and first of the next one.
-        self.start, self.stop = (min(rows, rank * block) for rank in (dist.get_rank(), dist.get_rank() + 1))
+        self.layout, self.group, self.number, self.folder = layout, group, number, folder
+        self.part = layout.part(dist.get_rank())
         # In a tuple, in which nn.Module does not find its parameters.
-        self._engine = (_make_engine(rows, dim, group, device, processes),)
-        #: ``(R / W, D)``, and the optimizer's sums ``(R / W, D)`` or ``(R / W, 1)`` if it has any.
-        self.weight = self._local(self._engine[0].state_dict())
-        state = list(self._engine[0].fused_optimizer.state_dict()["state"].values())
-        self.sums = self._local(state[0]).view(len(self.weight), -1) if state and state[0] else None
+        self._engine = (_make_engine(rows, dim, layout, group, device, processes),)
+        #: This process's part of the weights, and of the optimizer's sums, of which a row has D or one, if it has any.
+        self.weight = self._local(self._engine[0].state_dict(), dim, device)
+        self.sums: Tensor | None = None
+        if group["rule"] != "sgd":
+            per_row = 1 if group["rule"] == "rowwise_adagrad" else dim
+            state = list(self._engine[0].fused_optimizer.state_dict()["state"].values())
+            self.sums = self._local(state[0] if state else {}, per_row, device)
         from torch.distributed.device_mesh import DeviceMesh
 
         mesh = DeviceMesh.from_group(processes, device.type)
         #: The same of all processes, for state dicts.
-        self.spread_weight, self.spread_sums = (
-            None if part is None else _of_all_processes(part, rows, mesh) for part in (self.weight, self.sums)
-        )
+        self.spread_weight = self._of_all_processes(self.weight, dim, mesh)
+        self.spread_sums = None if self.sums is None else self._of_all_processes(self.sums, per_row, mesh)
         self._initialize()
 
-    def _local(self, state: Mapping[str, Any]) -> Tensor:
-        """Return the rows of this process of the only tensor in a state dict of TorchRec."""
+    def _local(self, state: Mapping[str, Any], columns: int, device: torch.device) -> Tensor:
+        """Return this process's part of the only tensor in a state dict of TorchRec, which has ``columns``."""
+        part = self.part
+        if not part.rows:
+            return torch.zeros(0, columns, device=device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of ShardedTensor, which TorchRec still uses
-            shards = next(iter(state.values())).local_shards()
-        return shards[0].tensor if shards else torch.zeros(0, self.embedding_dim)
+            (shard,) = next(iter(state.values())).local_shards()
+        return shard.tensor.view(part.rows, -1)
+
+    def _of_all_processes(self, part: Tensor, columns: int, mesh: Any) -> DTensor:
+        """Return ``(R, columns)`` of which each process has its part in the same memory."""
+        from torch.distributed.tensor import DTensor, Shard
+        from torchrec.distributed.shards_wrapper import LocalShardsWrapper  # torch's cannot be copied in the background
+
+        place = (self.part.row, self.part.column)
+        local: Any = LocalShardsWrapper([part], [place]) if len(part) else LocalShardsWrapper([], [])
+        shape = torch.Size([self.num_embeddings, columns])
+        return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        for first in range(self.start // BLOCK * BLOCK, self.stop, BLOCK):
+        part = self.part
+        columns = slice(part.column, part.column + part.columns)
+        for first in range(part.row // BLOCK * BLOCK, part.row + part.rows, BLOCK):
             generator = torch.Generator().manual_seed(torch.initial_seed() + first // BLOCK)
             values = torch.empty(BLOCK, self.embedding_dim).normal_(0, INITIAL_STD, generator=generator)
-            begin, end = max(first, self.start), min(first + BLOCK, self.stop)
-            self.weight[begin - self.start : end - self.start] = values[begin - first : end - first]
-        if self.padding_idx is not None and self.start <= self.padding_idx < self.stop:
-            self.weight[self.padding_idx - self.start] = 0.0
+            begin, end = max(first, part.row), min(first + BLOCK, part.row + part.rows)
+            self.weight[begin - part.row : end - part.row] = values[begin - first : end - first, columns]
+        if self.padding_idx is not None and part.row <= self.padding_idx < part.row + part.rows:
+            self.weight[self.padding_idx - part.row] = 0.0
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``."""
@@ -157,64 +176,83 @@ class ShardedTable(nn.Module):
         if weight is None:
             more[2].append(prefix + "weight")  # the missing ones
         else:
-            self.weight.copy_(self.own_rows(weight))
+            self.copy_own(self.weight, weight)
 
-    def own_rows(self, whole: Any) -> Tensor:
-        """Return this process's rows of a tensor ``(R, K)``, which may be spread over processes as the table is."""
-        return whole.to_local() if is_distributed(whole) else whole[self.start : self.stop]
+    @torch.no_grad()
+    def copy_own(self, part: Tensor, whole: Any) -> None:
+        """Copy this process's part of a tensor ``(R, K)``, which may be spread over processes as the table is."""
+        if not len(part):
+            return
+        if is_distributed(whole):
+            part.copy_(whole.to_local().local_shards()[0])
+        else:
+            part.copy_(whole[_slices(self.part, whole.shape[1] < self.embedding_dim)])
 
     @torch.no_grad()
     def gather(self, part: Tensor) -> Tensor:
-        """Return ``(R, K)`` of the parts ``(R / W, K)`` of all ranks on rank 0, mapped from a temporary file."""
+        """Return ``(R, K)`` of the parts of all ranks on rank 0, mapped from a temporary file."""
         if dist.get_rank():
-            for piece in part.split(BLOCK):
+            for piece in part.split(BLOCK) if len(part) else ():
                 dist.send(piece.cpu().contiguous(), 0)
             return torch.empty(0)
-        shape = (self.num_embeddings, part.shape[1])
+        per_row = self.group["rule"] == "rowwise_adagrad" and part is self.sums
+        shape = (self.num_embeddings, 1 if per_row else self.embedding_dim)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder) as file:
             # The mapping stays valid when the file is deleted.
             whole = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=part.dtype).view(shape)
-        whole[: len(part)] = part
-        block = len(part)
-        for rank in range(1, dist.get_world_size()):
-            for piece in whole[rank * block : (rank + 1) * block].split(BLOCK):
-                dist.recv(piece, rank)
+        for found in self.layout.parts:
+            if found.rank == 0:
+                whole[_slices(found, per_row)] = part
+                continue
+            for piece in whole[_slices(found, per_row)].split(BLOCK):
+                received = torch.empty(piece.shape, dtype=part.dtype)
+                dist.recv(received, found.rank)
+                piece.copy_(received)
         return whole
 
 
-def _of_all_processes(part: Tensor, rows: int, mesh: Any) -> DTensor:
-    """Return ``(R, K)`` of which each process has its rows ``(R / W, K)`` in the same memory."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    columns = part.shape[1]
-    shape = torch.Size([rows, columns])
-    return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
+def _slices(part: Part, per_row: bool) -> tuple[slice, slice]:
+    """Return the place of a part; with ``per_row``, in a tensor of one number for each row."""
+    columns = slice(0, 1) if per_row else slice(part.column, part.column + part.columns)
+    return slice(part.row, part.row + part.rows), columns
 
 
-def _make_engine(rows: int, dim: int, group: Mapping[str, Any], device: torch.device, processes: Any) -> Any:
-    """Return TorchRec's ``EmbeddingCollection`` of one table, row-wise over all processes, with its optimizer."""
-    check_torchrec()
+def make_collection(name: str, rows: int, dim: int, group: Mapping[str, Any]) -> Any:
+    """Return TorchRec's ``EmbeddingCollection`` of one table on the meta device, where nobody makes the whole table."""
     from torchrec import EmbeddingCollection, EmbeddingConfig
-    from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-    from torchrec.distributed.types import ShardingEnv
     from torchrec.optim import RowWiseAdagrad
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-    config = EmbeddingConfig(name="table", embedding_dim=dim, num_embeddings=rows, feature_names=["table"])
-    # On the meta device: no process makes the whole table.
+    config = EmbeddingConfig(name=name, embedding_dim=dim, num_embeddings=rows, feature_names=[name])
     collection = EmbeddingCollection(tables=[config], device=torch.device("meta"))
     rules = {"adagrad": torch.optim.Adagrad, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
     settings = {"lr": group["lr"]} if group["rule"] == "sgd" else {"lr": group["lr"], "eps": group["eps"]}
     apply_optimizer_in_backward(rules[group["rule"]], collection.parameters(), settings)
+    return collection
+
+
+def _make_engine(
+    rows: int, dim: int, layout: Layout, group: Mapping[str, Any], device: torch.device, processes: Any
+) -> Any:
+    """Return TorchRec's ``EmbeddingCollection`` of one table over all processes, with its optimizer."""
+    check_torchrec()
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
+    from torchrec.distributed.types import ShardingEnv
+
+    ranks = [part.rank for part in sorted(layout.parts, key=lambda part: part.column)]
+    spread = {
+        "row": row_wise, "table": lambda: table_wise(rank=ranks[0]), "column": lambda: column_wise(ranks=ranks)
+    }  # fmt: skip
+    collection = make_collection("table", rows, dim, group)
     sharder: Any = EmbeddingCollectionSharder()
     world = dist.get_world_size()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plan = construct_module_sharding_plan(
             collection,
-            {"table": row_wise()},
+            {"table": spread[layout.kind]()},
             sharder=sharder,
             world_size=world,
             local_size=world,
@@ -223,13 +261,15 @@ def _make_engine(rows: int, dim: int, group: Mapping[str, Any], device: torch.de
         return sharder.shard(collection, plan, ShardingEnv.from_process_group(processes), device=device)
 
 
-def optimizer_group(name: str, settings: ModelSettings, rule: str | None, obstacle: str | None) -> dict[str, Any]:
+def optimizer_group(
+    shardings: Mapping[str, str], settings: ModelSettings, rule: str | None, obstacle: str | None
+) -> dict[str, Any]:
     """Return the settings of the optimizer of a model's sharded tables.
 
     Parameters
     ----------
-    name : str
-        A feature with such a table.
+    shardings : mapping of str to str
+        The setting ``sharding`` of each feature with such a table.
     settings : ModelSettings
         Of the model.
     rule : str or None
@@ -249,6 +289,11 @@ def optimizer_group(name: str, settings: ModelSettings, rule: str | None, obstac
             obstacle = f"{key} is {getattr(settings, key)}; set {key}: {off or 'null'}"
     if settings.accumulation_steps > 1:
         obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
+    name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
+    if shardings[name] == "column" and rule == "rowwise_adagrad":
+        obstacle = (
+            "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
+        )
     if obstacle is not None:
         raise ConfigError(f"feature '{name}': table is sharded, but {obstacle}, or table: touched")
     rate = settings.embedding_learning_rate or settings.learning_rate
@@ -267,16 +312,28 @@ def shard_tables(
     layers: nn.ModuleDict, names: Sequence[str], features: Mapping[str, Any], group: dict[str, Any], folder: str
 ) -> None:
     """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones."""
+    found: dict[str, Any] = {name: layers[name] for name in names}
+    shapes = {
+        name: TableShape(features[name]["vocab_size"], table.embedding_dim, features[name].get("sharding", "row"))
+        for name, table in found.items()
+    }
+    device = next(table.weight.device for table in found.values())
+    # The planner may break a tie differently in every process.
+    layouts = [
+        choose_layouts(shapes, group["rule"], dist.get_world_size(), device.type, memory_of_process(device.type))
+    ]
+    dist.broadcast_object_list(layouts)
     processes = dist.new_group()
-    for number, name in enumerate(names):
-        found: Any = layers[name]
-        rows, padding_idx = features[name]["vocab_size"], found.padding_idx
-        device = found.weight.device
+    for number, (name, shape) in enumerate(shapes.items()):
         table = ShardedTable(
-            rows, found.embedding_dim, padding_idx, group, number, device, Path(folder).absolute(), processes
+            shape.rows, shape.dim, layouts[0][name], found[name].padding_idx, group, number, device,
+            Path(folder).absolute(), processes,
+        )  # fmt: skip
+        own = " x ".join(f"{size:,}" for size in table.weight.shape)
+        logger.info(
+            f"feature '{name}': table of {shape.rows:,} rows, sharded by {table.layout.kind}, {own} in this process"
         )
-        logger.info(f"feature '{name}': table of {rows:,} rows, {len(table.weight):,} of them in this process")
-        for other in [key for key, layer in layers.items() if layer is found]:
+        for other in [key for key, layer in layers.items() if layer is found[name]]:
             layers[other] = table
 
 
@@ -344,7 +401,7 @@ class ShardedOptimizer:
         for index, table in enumerate(self.tables):
             if table.sums is not None:
                 values = state["state"].get(index)
-                table.sums.copy_(table.own_rows(values["sum"])) if values else table.sums.zero_()
+                table.copy_own(table.sums, values["sum"]) if values else table.sums.zero_()
 
 
 def sharded_tables(model: nn.Module) -> list[ShardedTable]:

@@ -331,7 +331,9 @@ def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the embedded features, with the settings that decide what their layers compute."""
     kept = {
         name: {
-            k: v for k, v in spec.items() if v is not None and k not in ("max_len", "freeze_emb", "dropout", "table")
+            k: v
+            for k, v in spec.items()
+            if v is not None and k not in ("max_len", "freeze_emb", "dropout", "table", "sharding")
         }
         for name, spec in features.items()
         if isinstance(spec, dict)

@@ -82,7 +82,8 @@ class _Normalize(torch.autograd.Function):
         channels = x.shape[1]
         count = x.new_full((1,), x.numel() / channels)
         own = torch.batch_norm_update_stats(x, None, None, 0.0) if x.numel() else x.new_zeros(2, channels)
-        means, variances, counts = gather_rows(torch.cat([*own, count]).unsqueeze(0)).split([channels, channels, 1], 1)
+        found = _gather_equal(torch.cat([*own, count]).unsqueeze(0))
+        means, variances, counts = found.split([channels, channels, 1], 1)
         rows = counts.sum()
         mean = (means * counts).sum(0) / rows
         variance = ((variances + (means - mean).square()) * counts).sum(0) / rows
@@ -247,10 +248,8 @@ class Replicas:
             counted.wait()
             # The average over ranks then weights samples equally.
             (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
-        if synchronize and self.tables:
-            for table, anywhere in zip(self.tables, _reached(self.tables), strict=True):
-                if anywhere:
-                    _average_rows(table)
+        if synchronize:
+            _average_rows(self.tables)
         return loss.detach()
 
 
@@ -325,11 +324,10 @@ def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[
     """
     _WeightGradient.is_due = False
     bucket: list[Tensor] = []
-    for parameter, anywhere in zip(parameters, _reached(parameters), strict=True):
+    _average_rows([p for p in parameters if id(p) in touched])
+    dense = [p for p in parameters if id(p) not in touched]
+    for parameter, anywhere in zip(dense, _reached(dense), strict=True):
         if not anywhere:
-            continue
-        if id(parameter) in touched:
-            _average_rows(parameter)
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -359,12 +357,26 @@ def _average(gradients: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _average_rows(table: nn.Parameter) -> None:
-    """Replace a sparse gradient by its mean over ranks, in the rows that it reaches on any rank."""
-    if table.grad is None:
-        table.grad = no_gradient(table)
-    rows, values = touched_rows(table)
-    table.grad = sparse_gradient(table, gather_rows(rows), gather_rows(values) / size())
+def _average_rows(tables: Sequence[nn.Parameter]) -> None:
+    """Replace sparse gradients by their mean over ranks, in the rows that they reach on any rank.
+
+    A gradient that no rank has stays None.
+    """
+    if not tables:
+        return
+    none = [table.grad is None for table in tables]
+    for table in tables:
+        if table.grad is None:
+            table.grad = no_gradient(table)
+    own = [touched_rows(table) for table in tables]
+    counts = torch.tensor([[-1 if no else len(rows) for no, (rows, _) in zip(none, own, strict=True)]])
+    everywhere = _gather_equal(counts.to(tables[0].device)).T.tolist()
+    for table, (rows, values), found in zip(tables, own, everywhere, strict=True):
+        if max(found) < 0:
+            table.grad = None
+            continue
+        sizes = [max(count, 0) for count in found]
+        table.grad = sparse_gradient(table, _gather_counted(rows, sizes), _gather_counted(values, sizes) / size())
 
 
 def make_shard(streams: int | None) -> Shard:
@@ -384,13 +396,24 @@ def gather_rows(part: Tensor) -> Tensor:
     """Return the rows ``(n, ...)`` of all ranks, in the order of the ranks."""
     if size() == 1:
         return part
-    counts = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(size())]
-    dist.all_gather(counts, torch.tensor([part.shape[0]], device=part.device))
-    most = max(int(count) for count in counts)
-    padded = torch.cat([part, part.new_zeros(most - part.shape[0], *part.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(size())]
-    dist.all_gather(parts, padded)
-    return torch.cat([found[: int(count)] for found, count in zip(parts, counts, strict=True)])
+    return _gather_counted(part, _gather_equal(torch.tensor([part.shape[0]], device=part.device)).tolist())
+
+
+def _gather_counted(part: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the rows of all ranks, of which each knows how many the others have."""
+    padded = torch.cat([part, part.new_zeros(max(counts) - part.shape[0], *part.shape[1:])])
+    found = _gather_equal(padded).view(size(), *padded.shape)
+    return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
+
+
+def _gather_equal(part: Tensor) -> Tensor:
+    """Return the rows of all ranks, of which each has as many."""
+    if size() == 1:
+        return part
+    found = part.new_empty(size() * part.shape[0], *part.shape[1:])
+    if part.numel():
+        dist.all_gather(list(found.chunk(size())), part.contiguous())
+    return found
 
 
 def largest(*values: float) -> list[float]:

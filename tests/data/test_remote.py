@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.fingerprint import FEWEST_BLOCKS, changed_data, data_hashes, hash_files
@@ -66,6 +67,17 @@ def test_training_reads_the_same_rows(folders, resident):
         assert torch.equal(ours.label, theirs.label)
         assert torch.equal(ours.target, theirs.target)
         assert torch.equal(ours.history.values, theirs.history.values)
+
+
+@pytest.mark.parametrize("method", ["isdir", "open", "read"])
+def test_what_a_store_refuses_is_named(folders, method, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("access denied")
+
+    owner = MemoryFile if method == "read" else MemoryFileSystem
+    monkeypatch.setattr(owner, method, refuse)
+    with raises_naming(UserError, "memory://tiny/", "access denied"):
+        load(folders[1]).load_dataset({"train": True})
 
 
 @pytest.mark.slow

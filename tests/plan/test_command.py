@@ -55,6 +55,7 @@ def test_a_table_of_a_thousand_million_rows():
     sharded = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs, **settings), gpus=8, memory=80)
     table = next(t for t in sharded["tables"] if t["feature"] == "item_id")
     assert table["weights"] + table["optimizer"] == 32e9 + 0.5e9
+    assert table["sharding"] == "row"
     assert sharded["sent"] < found["sent"]
     assert sharded["total"] < found["total"] / 5
     # A ring sends each of the weights' gradients twice, but for a rank's own part.

@@ -1,5 +1,6 @@
 """Tables whose rows are spread over processes are trained as in one process."""
 
+import itertools
 import json
 import shutil
 from importlib import metadata
@@ -15,8 +16,10 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
+from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_layouts
 from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.docs.fences import ROOT
 from tests.training.test_distributed import dying, start  # noqa: F401
 
@@ -78,10 +81,20 @@ def train(settings, folder, shard):
 
 @needs_torchrec
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["rowwise_adagrad", "adagrad", "sgd"])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_train_as_one(tmp_path, rule, processes):
+@pytest.mark.parametrize(
+    ("rule", "processes", "sharding"),
+    [
+        *((rule, processes, "row") for rule in ("rowwise_adagrad", "adagrad", "sgd") for processes in (2, 3)),
+        ("rowwise_adagrad", 2, "table"),
+        ("adagrad", 3, "table"),
+        ("adagrad", 2, "column"),
+        ("sgd", 3, "column"),  # two of them have columns
+        ("adagrad", 3, "auto"),
+    ],
+)
+def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     settings = {
+        "feature_specs": [{**SPECS[0], "sharding": sharding}],
         "table_optimizer": rule,
         "lr_schedule": "linear",
         "embedding_learning_rate": 5.0 if rule == "sgd" else 0.05,
@@ -89,7 +102,7 @@ def test_several_processes_train_as_one(tmp_path, rule, processes):
     # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
     settings |= {"optimizer": "sgd", "learning_rate": 0.05}
     torch.manual_seed(1)
-    model = Experiment.load("DIN_MM_tiny", ROOT, **SETTINGS, **settings)
+    model = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, **settings})
     model = model.build_model(model.load_dataset({"valid": True}))
     model.save_weights(tmp_path / "start.pt")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -165,6 +178,62 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
+RESHARDED = """
+from fuxictr_mm.training import distributed
+from tests.tables.test_sharded import reshard
+
+with distributed.process_group(-1):
+    reshard({folder!r}, {background!r})
+"""
+
+
+def reshard(folder, background=False):
+    """Load the newest checkpoint, or take a step, and write the next; rank 0 writes weights and sums to a file."""
+    folder = Path(folder)
+    shardings = {"item_id": "column", "likes_level": "table", "views_level": "row"}
+    specs = [{"name": name, "table": "sharded", "sharding": sharding} for name, sharding in shardings.items()]
+    settings = {**SETTINGS, "feature_specs": specs, "table_optimizer": "adagrad", "model_root": str(folder)}
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset)
+    distributed.distribute(model)
+    checkpoint = TrainingCheckpoint(folder / "checkpoint", "", keep=9, in_background=background)
+    progress = checkpoint.load(model)
+    if progress is None:
+        model.train()
+        for batch in InMemoryLoader(dataset.splits["valid"], 200):
+            model.train_step(batch)
+    checkpoint.save(model, Progress(step=progress.step + 1 if progress else 1))
+    checkpoint.wait()
+    sums = {i: part["sum"] for i, part in model.optimizer.state_dict()["sharded"]["state"].items()}
+    if tables := sharded_tables(model):
+        sums = {i: table.gather(table.sums) for i, table in enumerate(tables)}
+    state = gathered_state(model)
+    if distributed.rank() == 0:
+        plain = {name: value.clone() for name, value in state.items()}
+        torch.save((plain, {i: value.clone() for i, value in sums.items()}), folder / "found.pt")
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_a_checkpoint_of_any_layout_is_read_by_any_number_of_processes(tmp_path):
+    script = tmp_path / "resharded.py"
+    found = []
+    for processes in (2, 3, 1):
+        script.write_text(RESHARDED.format(folder=str(tmp_path), background=processes == 2))
+        if processes > 1:
+            done = start(script, processes=processes)
+            assert done.returncode == 0, done.stderr
+        else:
+            reshard(tmp_path)
+        found.append(torch.load(tmp_path / "found.pt", weights_only=True))
+    for weights, sums in found[1:]:
+        assert sums.keys() == found[0][1].keys() == {0, 1, 2}
+        assert all(float(value.sum()) > 0 for value in sums.values())
+        assert all(torch.equal(sums[index], value) for index, value in found[0][1].items())
+        assert all(torch.equal(weights[name], value) for name, value in found[0][0].items())
+
+
 def build(**settings):
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, "table_optimizer": "adagrad", **settings})
     return experiment.build_model(experiment.load_dataset({"valid": True}))
@@ -185,6 +254,9 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
         ({"ema": 0.9}, "ema"),
         ({"accumulation_steps": 2}, "accumulation_steps"),
         ({"compile": True}, "compile"),
+        ({"feature_specs": [{**SPECS[0], "sharding": "column"}], "table_optimizer": "rowwise_adagrad"}, "columns"),
+        ({"feature_specs": [{**SPECS[0], "table": "touched", "sharding": "row"}]}, "sharding"),
+        ({"feature_specs": [{**SPECS[0], "sharding": "both"}]}, "sharding"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(settings, key):
@@ -206,6 +278,43 @@ def test_a_pair_of_packages_that_does_not_fit_is_named(versions, monkeypatch):
         check_torchrec()
     assert "pip install --no-deps -r requirements-scale-cpu.txt" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def shapes(**sharding):
+    return {name: TableShape(rows, 16, sharding[name]) for name, rows in (("a", 5000), ("b", 3000)) if name in sharding}
+
+
+@needs_torchrec
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_layouts_cover_every_table_once(processes):
+    for rule, kinds in (("adagrad", ("row", "table", "column", "auto")), ("rowwise_adagrad", ("row", "table", "auto"))):
+        for first, second in itertools.product(kinds, repeat=2):
+            tables = shapes(a=first, b=second)
+            for name, layout in choose_layouts(tables, rule, processes, "cpu", 1e9).items():
+                covered = torch.zeros(tables[name].rows, 16)
+                for part in layout.parts:
+                    covered[part.row : part.row + part.rows, part.column : part.column + part.columns] += 1
+                assert bool((covered == 1).all())
+                ranks = [part.rank for part in layout.parts]
+                assert ranks == sorted(set(ranks))
+                assert layout.kind == tables[name].sharding or tables[name].sharding == "auto"
+                assert rule == "adagrad" or layout.kind != "column"
+
+
+@needs_torchrec
+def test_auto_spreads_what_does_not_fit_into_one_process():
+    assert choose_layouts(shapes(a="auto"), "adagrad", 2, "cpu", 500e3)["a"].kind != "table"
+    with pytest.raises(ConfigError) as raised:
+        choose_layouts(shapes(a="auto", b="table"), "adagrad", 2, "cpu", 100e3)
+    assert "\n" not in str(raised.value)
+
+
+def test_bytes_sent_are_those_of_ids_rows_and_gradients():
+    rows = by_rows(1000, 16, 4)
+    assert rows.bytes_sent(0, 4) == pytest.approx(3 / 4 * (8 + 2 * 4 * 16))
+    whole = Layout("table", (Part(1, 0, 0, 1000, 16),))
+    assert whole.bytes_sent(0, 4) == 8 + 4 * 16  # ids and gradients
+    assert whole.bytes_sent(1, 4) == 3 * 4 * 16  # rows, to each of the others
 
 
 LIMITED = """

@@ -79,6 +79,8 @@ def start(script, *arguments, processes=2, cwd=None):
     [
         ("DIN_MM_tiny", {}, 3),
         ("DIN_tiny", {}, 2),
+        # Of large numbers, by which differences grow fastest (docs/scale.md).
+        ("DIN_MM_tiny", {"use_features": ["likes_level", "item_id", "item_tags", "item_emb_d16"]}, 2),
         ("DIN_MM_tiny", {"feature_specs": [{"name": ["item_id", "likes_level"], "table": "touched"}]}, 3),
     ],
 )
@@ -292,7 +294,7 @@ def test_batch_norm_of_a_process_without_samples(monkeypatch):
     variance, mean = torch.var_mean(x, 0, correction=0)
     others = torch.cat([mean, variance, torch.tensor([6.0])]).unsqueeze(0)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    monkeypatch.setattr(distributed, "gather_rows", lambda own: torch.cat([own, others]))
+    monkeypatch.setattr(distributed, "_gather_equal", lambda own: torch.cat([own, others]))
     norm = SyncBatchNorm(nn.BatchNorm1d(5).double())
     expected = nn.BatchNorm1d(5).double()
     expected(x)
