@@ -103,7 +103,7 @@ class DIN_MM(FactorizedModel):
         dim = attention_dim or self.target_dim
         if interest == "multi_head":
             self.check_heads(num_heads, dim, "attention_dim")
-        self.attention: nn.Module | None = None
+        self.attention: MultiHeadTargetAttention | DINAttention | None = None
         if interest == "multi_head":
             self.attention = MultiHeadTargetAttention(
                 self.target_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
