@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fuxictr_mm.data.fingerprint import changed_data
+from fuxictr_mm.data.fingerprint import data_hashes, data_paths
 from fuxictr_mm.runs.run import TEST_DATA, Run
 
 
 def present_first(runs: Sequence[Run]) -> list[Run]:
-    """Return runs of the data as it is now, then those of which only the test file has changed, then all others.
+    """Return runs of the data as it is now by configuration, that of the newest of them first, then all others.
 
-    The order within each part is kept; so is that of all runs, if none is known to be of the data as it is now.
+    The test file decides no weights: of one configuration, runs of the test file as it is now come first. Otherwise the
+    order is kept; so is that of all runs, if none is known to be of the data as it is now.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Newest first.
     """
-    if all(run.data == runs[0].data for run in runs):  # no file is read where there is nothing to choose
-        return list(runs)
-    return sorted(runs, key=_age_of_data)
+    if all((run.data, _paths(run)) == (runs[0].data, _paths(runs[0])) for run in runs):
+        return list(runs)  # no file is read where there is nothing to choose
+    place: dict[str, int] = {}
+    for run in runs:
+        place.setdefault(run.config_key, len(place))
+
+    def rank(run: Run) -> tuple[bool, int, bool]:
+        return (False, place[run.config_key], bool(_gone(run, test=True))) if is_present(run) else (True, 0, False)
+
+    return sorted(runs, key=rank)
 
 
-def _age_of_data(run: Run) -> int:
-    """Return 0 of the data as it is now, 1 if only the test file has changed, 2 of other data and of unknown."""
-    decisive = {k: v for k, v in run.data.items() if k != TEST_DATA}
-    if not decisive or changed_data(decisive, run.config):
-        return 2
-    return 1 if changed_data(run.data, run.config) else 0
+def is_present(run: Run) -> bool:
+    """Whether the files that decide a run's weights are there, and have the hashes that are known of them."""
+    return any(run.data.get(name) for name in _paths(run) if name != TEST_DATA) and not _gone(run)
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -38,10 +48,24 @@ def differences(runs: Sequence[Run]) -> list[str]:
 def left_out(runs: Sequence[Run], first: Run) -> str:
     """Return which runs, newest first, are newer than the first of ``present_first``, and why they come after it."""
     newer = runs[: [run.path for run in runs].index(first.path)]
+    newer = [run for run in newer if run.config_key == first.config_key or not is_present(run)]
     if not newer:
         return ""
-    changed = dict.fromkeys(found for run in newer if (found := changed_data(run.data, run.config)))
-    reason = f"{' and '.join(changed)} changed since" if changed else "their data is not known"
+    reasons = dict.fromkeys(found for run in newer if (found := _gone(run) or _gone(run, test=True)))
+    reason = " and ".join(reasons) or "their data is not known"
     return (
         f"runs of the data as it is now are taken before newer ones ({', '.join(run.run for run in newer)}: {reason})"
     )
+
+
+def _paths(run: Run) -> dict[str, str]:
+    return dict(data_paths(run.config))
+
+
+def _gone(run: Run, *, test: bool = False) -> str:
+    """Return the first file of a known hash that has changed or is not there, of the test file or of all others."""
+    now = data_hashes(run.config)
+    for name, path in _paths(run).items():
+        if (name == TEST_DATA) == test and run.data.get(name) not in (None, now.get(name)):
+            return f"{name}: {path} {'changed since' if name in now else 'is not there'}"
+    return ""

@@ -1,5 +1,6 @@
 """Which runs are taken where data was changed between them, and perhaps back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,40 @@ def test_runs_whose_data_is_unknown_come_after_those_of_the_data_as_it_is_now(ma
     Path(known.config["train_data"]).unlink()  # of a file that is gone, nothing is known to have changed
     Path(known.config["test_data"]).unlink()
     assert present_first([known, older]) == [known, older]
+
+
+def test_data_that_is_gone_is_not_the_data_as_it_is_now(make, tmp_path):
+    """As of a folder that was deleted after another was taken in its place, whose test file then changed."""
+    gone = make("gone")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    paths = {name: str(folder / Path(path).name) for name, path in gone.config.items()}
+    for name, path in paths.items():
+        Path(path).write_text(f"second {name}")
+    hashes = {name: hash_files(path) for name, path in paths.items()}
+    kept = make("kept", config=paths, environment={"data": hashes})
+    copied = make("copied", config=paths, environment={"data": gone.data})
+    Path(gone.config["train_data"]).unlink()
+    Path(paths["test_data"]).write_text("new")
+    assert present_first([kept, gone]) == present_first([gone, kept]) == [kept, gone]
+    assert "train_data" in left_out([gone, kept], kept)
+    for path in paths.values():
+        Path(path).write_text(Path(gone.config["test_data"]).read_text())  # all files of the fixture are alike
+    assert present_first([gone, copied]) == [copied, gone]  # hashes are equal, the files of one are there
+
+
+def test_the_test_file_orders_runs_of_one_configuration_only(make):
+    settings = {"learning_rate": 0.001}
+    old = make("old")
+    new = [make(name, test="b") for name in ("new", "newer")]
+    new = [replace(run, config={**run.config, **settings}) for run in new]
+    make("now")
+    assert present_first([*new[::-1], old]) == [*new[::-1], old]
+    assert left_out([*new[::-1], old], new[1]) == ""
+    back = make("back")
+    back = replace(back, config={**back.config, **settings})
+    assert present_first([new[0], old, back]) == [back, new[0], old]
+    assert "(new: test_data" in left_out([new[0], old, back], back)  # without old, of another configuration
 
 
 def test_what_differs(make):
