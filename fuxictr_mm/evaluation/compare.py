@@ -15,7 +15,16 @@ import numpy as np
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
 from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
-from fuxictr_mm.runs import TEST_DATA, Run, differences, find_runs, left_out, present_first, resolve_one
+from fuxictr_mm.runs import (
+    TEST_DATA,
+    Run,
+    differences,
+    different_files,
+    find_runs,
+    left_out,
+    present_first,
+    resolve_one,
+)
 from fuxictr_mm.terminal import listed, plural, progress_bar
 
 #: Smallest number of users and bootstrap samples for an interval.
@@ -154,7 +163,8 @@ def compare(
         seed=seed,
         track=lambda chunks: progress_bar(chunks, "bootstrap", verbose=0 if quiet else 1),
     )
-    notes += found.notes
+    sides = zip(found.sides, found.runs, strict=True)
+    notes += [*found.notes, *different_files({side.name: runs[0] for side, runs in sides}, split)]
     if len(found.pairs) > 1:
         notes.append(
             f"p is corrected for all {len(found.pairs)} pairs (Holm), since the best was selected among them; "

@@ -33,6 +33,7 @@ from fuxictr_mm.runs import (
     TEST_DATA,
     Run,
     RunPaths,
+    different_files,
     find_runs,
     read_run,
     resolve_one,
@@ -234,7 +235,8 @@ def combined_run(
         "valid_rows": len(valid[1]),
         "weights": None if weights is None else dict(zip(config["members"], weights.tolist(), strict=True)),
     }
-    data = {**runs[0].data, TEST_DATA: _test_file(runs[0])}
+    shared = {k: v for k, v in runs[0].data.items() if all(run.data.get(k) == v for run in runs)}
+    data = {**shared, TEST_DATA: _test_file(runs[0])}
     return _write(paths, config, result, {k: v for k, v in data.items() if v}, valid, test)
 
 
@@ -244,9 +246,13 @@ def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[st
     for name in names:
         for run in runs_of_one_configuration(resolve_one(name, known, root), os.fspath(name), notes):
             found.setdefault(run.path.resolve(), run)
-    for note in notes:
-        logger.warning(note)
     runs = sorted(found.values(), key=lambda run: (run.expid, run.seed or 0, run.run))
+    named: dict[str, Run] = {}
+    for run in runs:
+        if named.setdefault(run.expid, run).data != run.data:
+            named[run.run] = run
+    for note in [*notes, *different_files(named)]:
+        logger.warning(note)
     if datasets := {run.dataset_id for run in runs} - {runs[0].dataset_id}:
         raise ConfigError(f"runs on several datasets, {runs[0].dataset_id} and {datasets.pop()}; average those of one")
     return runs

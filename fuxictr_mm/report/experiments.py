@@ -14,7 +14,16 @@ import numpy as np
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.evaluation.compare import Comparison, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
-from fuxictr_mm.runs import NAMING_KEYS, TEST_DATA, Run, differences, left_out, present_first, with_text_keys
+from fuxictr_mm.runs import (
+    NAMING_KEYS,
+    TEST_DATA,
+    Run,
+    differences,
+    different_files,
+    left_out,
+    present_first,
+    with_text_keys,
+)
 from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
 
 
@@ -125,6 +134,7 @@ def _of_dataset(dataset_id: str, runs: Sequence[Run], asked: set[str]) -> Gather
     experiments: list[Experiment] = []
     for expid, members in sorted(usable.items()):
         experiments += _of_experiment(expid, members, asked, notes)
+    notes += different_files({experiment.name: experiment.newest for experiment in experiments})
     return Gathered(dataset_id, experiments, notes + _on_test(experiments))
 
 

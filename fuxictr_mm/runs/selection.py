@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fuxictr_mm.data.fingerprint import data_hashes, data_paths
 from fuxictr_mm.runs.run import TEST_DATA, Run
+from fuxictr_mm.terminal import listed
 
 
 def present_first(runs: Sequence[Run]) -> list[Run]:
@@ -56,6 +57,39 @@ def left_out(runs: Sequence[Run], first: Run) -> str:
     return (
         f"runs of the data as it is now are taken before newer ones ({', '.join(run.run for run in newer)}: {reason})"
     )
+
+
+def different_files(runs: Mapping[str, Run], split: str = "valid") -> list[str]:
+    """Return notes on data files whose contents are known to differ between runs: of training, and of a split's rows.
+
+    Rows are not refused for it: the same ones in another format, or with one more column, have another hash too. Labels
+    and groups, which are compared elsewhere, do not tell them from rows with other items.
+
+    Parameters
+    ----------
+    runs : mapping of str to Run
+        By the name for the notes.
+    split : {"valid", "test"}
+        The rows that are evaluated.
+    """
+    rows = f"{split}_data"
+    found: dict[str, str] = {}
+    for setting in dict.fromkeys(setting for run in runs.values() for setting in run.data):
+        names: dict[str, list[str]] = {}
+        for name, run in runs.items():
+            if run.data.get(setting):
+                names.setdefault(run.data[setting], []).append(name)
+        if len(names) > 1 and (setting == rows or setting != TEST_DATA):
+            sides = (f"{listed(side)}: {_paths(runs[side[0]]).get(setting, 'unknown path')}" for side in names.values())
+            found[setting] = f"{setting} ({'; '.join(sides)})"
+    evaluated = found.pop(rows, None)
+    notes = [f"trained on files of different contents: {', '.join(found.values())}"] if found else []
+    if evaluated:
+        notes.append(
+            f"evaluated on files of different contents: {evaluated}; right only if their rows are the same, in the "
+            "same order"
+        )
+    return notes
 
 
 def _paths(run: Run) -> dict[str, str]:

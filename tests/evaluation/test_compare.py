@@ -127,6 +127,18 @@ def test_runs_of_the_data_as_it_is_now_are_taken_before_newer_ones(copy, tmp_pat
     assert [run["run"] for run in report["sides"][0]["runs"]] == [newest.run]
 
 
+def test_experiments_of_different_files_are_compared_with_a_note(copy):
+    """Rows of the same labels and groups may be of other items, and may be the same rows in another format."""
+    assert not any("contents" in note for note in compared(copy)["notes"])
+    for run in find_runs(copy, expid="DIN_tiny"):
+        path = run.path / "environment.json"
+        data = {**run.data, "train_data": "other", "valid_data": "other"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+    trained, evaluated = [note for note in compared(copy)["notes"] if "contents" in note]
+    for setting, note in (("train_data", trained), ("valid_data", evaluated)):
+        assert all(part in note for part in (*NAMES, setting, str(run.config[setting])))
+
+
 def test_users_that_are_numbered_anew_are_the_same_users(copy):
     """As by a vocabulary that counts rows of another split; two users in one are others."""
     before = compared(copy)

@@ -166,6 +166,21 @@ def test_missing_test_predictions_are_computed_and_kept(copy):
     assert found.predictions("test")[2] is not None
 
 
+def test_members_of_different_files_are_named(copy, caplog):
+    ensemble(["DIN_tiny"], copy, name="same")
+    assert "contents" not in caplog.text
+    run = find_runs(copy, expid="DIN_MM_none_tiny")[0]
+    path = run.path / "environment.json"
+    changed = {**run.data, "train_data": "other", "valid_data": "other"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": changed}))
+    found = ensemble(["DIN_tiny", "DIN_MM_none_tiny"], copy, name="both")
+    trained, evaluated = [message for message in caplog.messages if "contents" in message]
+    assert all(part in trained for part in ("DIN_tiny", "DIN_MM_none_tiny", "train_data", run.config["train_data"]))
+    assert "valid_data" in evaluated
+    assert "item_info" in found.data
+    assert found.data.keys().isdisjoint({"train_data", "valid_data"})  # no one file is that of all members
+
+
 def test_a_single_run_is_itself(copy):
     (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
     assert ensemble(["DIN_MM_none_tiny"], copy).path == run.path

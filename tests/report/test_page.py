@@ -294,6 +294,11 @@ def test_test_metrics_are_of_one_test_file(runs: Any, tmp_path: Path) -> None:
     (folder / "environment.json").write_text(json.dumps(environment))
     (section,) = report([], runs.root, tmp_path / "r.html")
     assert any("different test files: A; B" in note for note in section.notes)
+    assert not any("contents" in note for note in section.notes)
+    environment["data"] |= {"train_data": "y", "valid_data": "y"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (section,) = report([], runs.root, tmp_path / "r.html")
+    assert any("contents: train_data (A: " in note for note in section.notes)
 
 
 def test_runs_of_the_data_as_it_is_now_are_shown(runs: Any, tmp_path: Path) -> None:

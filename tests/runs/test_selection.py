@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm.data.fingerprint import hash_files
-from fuxictr_mm.runs import Run, differences, left_out, present_first
+from fuxictr_mm.runs import Run, differences, different_files, left_out, present_first
 
 
 @pytest.fixture
@@ -82,6 +82,19 @@ def test_the_test_file_orders_runs_of_one_configuration_only(make):
     back = replace(back, config={**back.config, **settings})
     assert present_first([new[0], old, back]) == [back, new[0], old]
     assert "(new: test_data" in left_out([new[0], old, back], back)  # without old, of another configuration
+
+
+def test_files_of_experiments_are_compared_where_both_are_known(make):
+    run, test = make("run"), make("test", test="b")
+    older, other = make("older", environment={}), make("other", train="b")
+    assert different_files({"A": run, "B": test, "C": older}) == []
+    (note,) = different_files({"A": run, "B": other, "C": older, "D": test})
+    assert f"train_data (A and D: {run.config['train_data']}; B: {run.config['train_data']})" in note
+    (note,) = different_files({"A": run, "B": test}, "test")
+    assert "test_data (A: " in note
+    assert "same order" in note  # labels and groups do not tell rows apart
+    valid = [replace(run, environment={"data": {"valid_data": name}}) for name in "ab"]
+    assert "same order" in different_files(dict(zip("AB", valid, strict=True)))[0]
 
 
 def test_what_differs(make):
