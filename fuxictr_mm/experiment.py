@@ -36,7 +36,19 @@ from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
-from fuxictr_mm.runs import DATA, ENSEMBLE, MODEL_CODE, Run, RunPaths, read_run, runs_of, vocabulary_of_weights
+from fuxictr_mm.runs import (
+    DATA,
+    ENSEMBLE,
+    MODEL_CODE,
+    Run,
+    RunPaths,
+    is_present,
+    outdated,
+    present_first,
+    read_run,
+    runs_of,
+    vocabulary_of_weights,
+)
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
@@ -277,7 +289,7 @@ class Experiment:
         return predict(self, data, self.find_weights(weights), [self.paths.log])
 
     def find_weights(self, weights: StrPath | None = None) -> Path:
-        """Return the file of weights, by default those of the newest run; a warning names settings that differ.
+        """Return the file of weights, by default those of the newest run; a warning names settings or data that differ.
 
         Raises
         ------
@@ -292,6 +304,7 @@ class Experiment:
         if weights is None:
             if self.result(paths=False) is None:
                 logger.warning(f"{path}: not from a finished run of exactly this configuration; used nevertheless")
+            self._warn_of_data(path)
             return path
         if path.is_dir():
             path = hub_weights(path)
@@ -304,6 +317,16 @@ class Experiment:
                 "without parameters (activations, heads, history_mask) are not compared"
             )
         return path
+
+    def _warn_of_data(self, weights: Path) -> None:
+        """Warn where the newest run is of other data than now, and an older one, which ``diagnose`` takes, is not."""
+        runs = [run for run in runs_of(self.paths) if run.is_usable]
+        if runs and (first := present_first(runs)[0]) is not runs[0] and not is_present(runs[0]):
+            reason = outdated(runs[0]) or "its data is not known"
+            logger.warning(
+                f"{weights}: of the newest run, {runs[0].run} ({reason}); {first.run} is of the data as it is now: "
+                f"prediction.py --runs {first.run}"
+            )
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""

@@ -27,14 +27,23 @@ def present_first(runs: Sequence[Run]) -> list[Run]:
         place.setdefault(run.config_key, len(place))
 
     def rank(run: Run) -> tuple[bool, int, bool]:
-        return (False, place[run.config_key], bool(_gone(run, test=True))) if is_present(run) else (True, 0, False)
+        return (False, place[run.config_key], bool(outdated(run, test=True))) if is_present(run) else (True, 0, False)
 
     return sorted(runs, key=rank)
 
 
 def is_present(run: Run) -> bool:
     """Whether the files that decide a run's weights are there, and have the hashes that are known of them."""
-    return any(run.data.get(name) for name in _paths(run) if name != TEST_DATA) and not _gone(run)
+    return any(run.data.get(name) for name in _paths(run) if name != TEST_DATA) and not outdated(run)
+
+
+def outdated(run: Run, *, test: bool = False) -> str:
+    """Return the first file of a known hash that has changed or is not there, of the test file or of all others."""
+    now = data_hashes(run.config)
+    for name, path in _paths(run).items():
+        if (name == TEST_DATA) == test and run.data.get(name) not in (None, now.get(name)):
+            return f"{name}: {path} {'changed since' if name in now else 'is not there'}"
+    return ""
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -52,7 +61,7 @@ def left_out(runs: Sequence[Run], first: Run) -> str:
     newer = [run for run in newer if run.config_key == first.config_key or not is_present(run)]
     if not newer:
         return ""
-    reasons = dict.fromkeys(found for run in newer if (found := _gone(run) or _gone(run, test=True)))
+    reasons = dict.fromkeys(found for run in newer if (found := outdated(run) or outdated(run, test=True)))
     reason = " and ".join(reasons) or "their data is not known"
     return (
         f"runs of the data as it is now are taken before newer ones ({', '.join(run.run for run in newer)}: {reason})"
@@ -94,12 +103,3 @@ def different_files(runs: Mapping[str, Run], split: str = "valid") -> list[str]:
 
 def _paths(run: Run) -> dict[str, str]:
     return dict(data_paths(run.config))
-
-
-def _gone(run: Run, *, test: bool = False) -> str:
-    """Return the first file of a known hash that has changed or is not there, of the test file or of all others."""
-    now = data_hashes(run.config)
-    for name, path in _paths(run).items():
-        if (name == TEST_DATA) == test and run.data.get(name) not in (None, now.get(name)):
-            return f"{name}: {path} {'changed since' if name in now else 'is not there'}"
-    return ""

@@ -96,6 +96,21 @@ def test_a_result_of_other_data_is_not_taken(config, monkeypatch, name):
     assert trial.result() is not None
 
 
+def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, monkeypatch, caplog):
+    """After a change that was undone the newest weights are of the changed data, and diagnose takes the older run."""
+    monkeypatch.chdir(config)
+    first = load(config, "first")
+    run, path = first.fit(), Path(str(first.config.dataset.train_data))
+    before = path.read_bytes()
+    pq.write_table(pq.read_table(path).slice(0, 150), path)
+    newest = first.fit()
+    assert first.find_weights().samefile(newest.weights)
+    assert caplog.text == ""
+    path.write_bytes(before)
+    assert first.find_weights().samefile(newest.weights)
+    assert all(part in caplog.text for part in (newest.run, f"--runs {run.run}", path.name))
+
+
 def test_a_training_checkpoint_of_another_model_file_is_refused(config, monkeypatch):
     monkeypatch.chdir(config)
     experiment = load(config, "first")
