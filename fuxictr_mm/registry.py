@@ -9,11 +9,14 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
+from weakref import WeakKeyDictionary
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
@@ -23,6 +26,12 @@ ENTRY_POINTS = "fuxictr_mm.models"
 FILES = ("*.py", "*/src/*.py", "*/*/src/*.py")
 
 _registered: dict[str, type] = {}
+
+#: The code that the module of a model file was imported from, by file; see ``_code_of``.
+_imported_code: WeakKeyDictionary[ModuleType, dict[Path, str]] = WeakKeyDictionary()
+
+#: Held while a model file is imported: a thread that asks for it meanwhile waits for the whole module.
+_importing = threading.RLock()
 
 
 def register_model(model_class: type) -> type:
@@ -100,7 +109,7 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
 
 
 def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
-    """Return the class of a model.
+    """Return the class of a model; of a file whose code has changed since it was imported, the new one.
 
     Parameters
     ----------
@@ -127,8 +136,9 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     where = known[name]
     if isinstance(where, str):
         return _from_package(where, name)
-    module = _import_file(where, name)
-    return _take(module, name, str(where))
+    found = _take(_import_file(where, name), name, str(where))
+    code_hash(found)  # of the code as it was imported
+    return found
 
 
 @cache
@@ -143,17 +153,23 @@ def code_hash(model_class: type) -> str:
         file = inspect.getsourcefile(part)
     except TypeError:  # a class of a notebook
         return ""
+    code = _code_of(Path(file)) if file is not None else {}
+    text = "\n".join(code[path] for path in sorted(code, key=lambda path: path.name))
+    return hashlib.sha256(text.encode()).hexdigest() if code else ""
+
+
+def _code_of(file: Path) -> dict[Path, str]:
+    """Return the code, without comments, of a file and of files beside it that it imports."""
     seen: dict[Path, str] = {}
-    waiting = [Path(file)] if file is not None else []
+    waiting = [file]
     while waiting:
         path = waiting.pop()
         if path in seen or not path.is_file():
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_bytes())
         seen[path] = ast.unparse(tree)
         waiting += [path.with_name(f"{name}.py") for name in _imported(tree)]
-    text = "\n".join(seen[path] for path in sorted(seen, key=lambda path: path.name))
-    return hashlib.sha256(text.encode()).hexdigest() if seen else ""
+    return seen
 
 
 def source_of(cls: type) -> str:
@@ -180,24 +196,61 @@ def _stem_of(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{max(stems, key=len)}'?" if stems else ""
 
 
-def _import_file(path: Path, name: str) -> object:
+class _SourceLoader(SourceFileLoader):
+    """Compiles a file each time: Python's saved code is also taken for an edit in the same second of the same size."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _import_file(path: Path, name: str) -> ModuleType:
+    """Return the module of a model file; where code has changed since it was imported, a new one.
+
+    Objects of the old module keep its classes and globals, also in other threads, but can no longer be pickled: pickle
+    finds a class by its name, which is that of the new one.
+    """
     path = path.resolve()
     module_name = f"fuxictr_mm.model_zoo.{name}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_SourceLoader(module_name, str(path)))
     assert spec is not None
     assert spec.loader is not None
-    loaded = sys.modules.get(module_name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
-    module = importlib.util.module_from_spec(spec)
-    # Registered first, so that the file's own classes can be pickled and reloaded; taken out again if it fails.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        raise ConfigError(f"{path}: cannot be imported: {describe_error(error, path)}") from error
-    return module
+    with _importing:
+        loaded = sys.modules.get(module_name)
+        try:
+            code = _code_of(path)
+        except (SyntaxError, ValueError):  # the import says what is wrong
+            code = {}
+        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+            before = _imported_code.setdefault(loaded, code)
+            if before == code:
+                return loaded
+            _forget_changed(before, code, path)
+        module = importlib.util.module_from_spec(spec)
+        # Registered first, so that the file's own classes can be pickled and reloaded; taken out again if it fails.
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[module_name]
+            if loaded is not None:
+                sys.modules[module_name] = loaded
+            raise ConfigError(f"{path}: cannot be imported: {describe_error(error, path)}") from error
+        _imported_code[module] = code
+        return module
+
+
+def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path) -> None:
+    """Have the files beside a model file imported again where one of them has changed: they may import each other."""
+    beside = before.keys() - {model}
+    if any(before[path] != code.get(path) for path in beside):
+        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+        for name, file in files.items():
+            if (
+                file is not None
+                and Path(file).stem in {path.stem for path in beside}
+                and Path(file).resolve() in beside
+            ):
+                del sys.modules[name]
 
 
 def describe_error(error: BaseException, path: Path | None = None) -> str:

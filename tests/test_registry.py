@@ -1,6 +1,9 @@
 """Models are found by name, one file at a time."""
 
+import copy
+import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 
 from fuxictr_mm import registry
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.registry import list_models, load_model_class, search_folders
+from fuxictr_mm.registry import code_hash, list_models, load_model_class, search_folders
 from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +67,43 @@ def test_a_broken_file_breaks_only_itself(zoo, before, found):
     assert "fuxictr_mm.model_zoo.Broken" not in sys.modules
     drop(zoo, "Broken", body="mended = True")
     assert load_model_class("Broken").mended
+
+
+def test_an_edited_file_is_imported_again(zoo):
+    """As in a notebook; of the same size, in the same second, so that Python's saved code would be taken."""
+    drop(zoo, "Edited", body="value = 1")
+    first = load_model_class("Edited")
+    before, kept = code_hash(first), first()
+    drop(zoo, "Edited", body="value = 2")
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(load_model_class, ["Edited"] * 8))
+    (second,) = found
+    assert (second.value, kept.value, copy.deepcopy(kept).value) == (2, 1, 1)
+    assert code_hash(second) != before == code_hash(first)
+    assert pickle.dumps(second())
+    (zoo / "Edited.py").write_text("# a comment\n" + (zoo / "Edited.py").read_text())
+    assert load_model_class("Edited") is second
+    drop(zoo, "Edited", before="x = 1 / 0")
+    check_names(refused("Edited"), zoo / "Edited.py", "ZeroDivisionError")
+    assert pickle.dumps(second())
+
+
+def test_an_edited_file_beside_a_model_is_imported_again(zoo, monkeypatch):
+    monkeypatch.syspath_prepend(zoo)
+    (zoo / "inner_of_edited.py").write_text("VALUE = 1\n")
+    (zoo / "outer_of_edited.py").write_text("from inner_of_edited import VALUE\n")
+    drop(zoo, "Edited", before="import outer_of_edited", body="value = outer_of_edited.VALUE")
+    first = load_model_class("Edited")
+    (zoo / "inner_of_edited.py").write_text("VALUE = 20\n")
+    assert (load_model_class("Edited").value, first.value) == (20, 1)
+    for name in ("inner_of_edited", "outer_of_edited"):
+        del sys.modules[name]
+
+
+def test_a_thread_waits_for_the_whole_module(zoo):
+    drop(zoo, "Slow", before="import time; time.sleep(0.2)")
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(load_model_class, ["Slow"] * 2))) == 1
 
 
 def test_an_unknown_name(zoo):
