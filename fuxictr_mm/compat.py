@@ -184,7 +184,8 @@ def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[
 def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | str | None = None) -> None:
     """Adapt a FuxiCTR model to this library's training, on batches of a format.
 
-    A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. State dicts are
+    A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. In the challenge's
+    format, labels and groups are read of the rows' columns if the model does not read them itself. State dicts are
     written atomically and read without unpickling. Frozen embeddings get the weight that is missing in linear terms,
     and the feature embedding takes the arguments of older versions. An exception on the first batch becomes an error of
     one line. Redefined methods that are not called are logged.
@@ -206,6 +207,10 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
         given = task_weights if isinstance(task_weights, Mapping) else {}
         weights = [given.get(name, 1.0) for name in model.feature_map.labels]
         model.add_loss = partial(_add_loss_of_tasks, model, weights)
+    if view == "challenge":
+        for name in ("get_labels", "get_group_id"):
+            if getattr(type(model), name) in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
+                setattr(model, name, partial(_read_columns, getattr(model, name)))
     _add_linear_weights(model)
     _take_older_arguments(model)
     if len(inspect.signature(model.add_loss).parameters) == 1 and type(model).train_step is BaseModel.train_step:
@@ -214,6 +219,11 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     for name in NOT_CALLED:
         if getattr(type(model), name) not in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
+
+
+def _read_columns(read: Callable[[Mapping[str, Tensor]], Tensor], batch: Sequence[Any]) -> Tensor:
+    """Return labels or groups by FuxiCTR's own method, which takes a dict of columns, of a batch for the challenge."""
+    return read(batch[0])
 
 
 def _add_loss_of_tasks(

@@ -277,6 +277,15 @@ def test_predictions_that_are_no_probabilities_are_one_line(start, value):
         start(model).fit()
 
 
+def test_labels_and_groups_of_the_challenges_format_need_no_method(start):
+    own = CHALLENGE.index("    def get_labels"), CHALLENGE.index("    def train_step")
+    model = CHALLENGE[: own[0]] + CHALLENGE[own[1] :]
+    settings = {"batch_view": "challenge", "use_features": ALL, "metrics": ["AUC", "gAUC"], "group_id": "user_id"}
+    expected = start(CHALLENGE, **settings).fit().valid
+    assert expected.keys() >= {"AUC", "gAUC"}
+    assert start(model, **settings).fit().valid == expected
+
+
 def test_a_context_column_in_both_dicts_of_the_challenges_format(start):
     """As the loader of DIN_att6 gives likes and views levels: of the row, and of every item."""
     model = CHALLENGE.replace(
