@@ -6,6 +6,7 @@ that is wrong is reported in one message. Nothing here imports torch.
 
 from fuxictr_mm.config.dataset import PATH_KEYS, DatasetConfig, label_names
 from fuxictr_mm.config.entries import (
+    check_id,
     find_config,
     list_datasets,
     list_experiments,

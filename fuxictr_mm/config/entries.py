@@ -88,11 +88,26 @@ def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
     return entry
 
 
+def check_id(name: str, what: str) -> None:
+    """Refuse an id that is no name of a folder, which runs are written to and looked for in.
+
+    Raises
+    ------
+    ConfigError
+        It is empty, ``..``, or holds a slash; ``what`` names it in the error.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise ConfigError(
+            f"{what} '{name}' is no name of a folder, which its runs are in; rename it, without '{os.sep}'"
+        )
+
+
 def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> tuple[Path, dict[str, Any]]:
     holding = [path for path, content in files.items() if name in content]
     if len(holding) > 1:
         raise ConfigError(f"{' and '.join(map(str, holding))}: both hold the {kind} '{name}'; keep one of them")
     if holding:
+        check_id(name, f"{holding[0]}: {kind}")
         return holding[0], _entry(holding[0], files[holding[0]], name)
     known = sorted(key for content in files.values() for key in content if _is_id(key))
     where = ", ".join(map(str, files))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.config import check_id
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
@@ -148,6 +149,8 @@ def ensemble(
         raise ConfigError(f"--average is '{average}', expected one of {', '.join(AVERAGES)}")
     if stack and fit_weights:
         raise ConfigError("--stack fits to the validation rows already; leave --fit-weights out")
+    if name is not None:
+        check_id(name, "--name:")
     if stack:
         _lightgbm()
     runs = _members(names, root)

@@ -218,6 +218,20 @@ def test_dataset_ids_that_yaml_reads_as_something_else(folder, dataset_id):
     assert {read["dataset_id"], read["model_config"]["X"]["dataset_id"], *read["dataset_config"]} == {dataset_id}
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", "a/"])
+def test_an_id_that_is_no_name_of_a_folder(folder, name):
+    """Runs are looked for in the folder ROOT/DATASET/EXPID."""
+    path = folder / "model_config.yaml"
+    path.write_text(MODEL.replace("X_tiny:", f"'{name}':"))
+    with raises_naming(ConfigError, path, f"'{name}'"):
+        ExperimentConfig.load(folder, name)
+    path.write_text(MODEL.replace("dataset_id: d", f"dataset_id: '{name}'"))
+    dataset = folder / "dataset_config.yaml"
+    dataset.write_text(DATASET.replace("\nd:", f"\n'{name}':"))
+    with raises_naming(ConfigError, dataset, f"'{name}'"):
+        ExperimentConfig.load(folder, "X_tiny")
+
+
 def test_an_experiment_in_two_files(folder):
     split(folder)
     (folder / "model_config/zz.yaml").write_text((folder / "model_config/X_tiny.yaml").read_text())

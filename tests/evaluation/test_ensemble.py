@@ -196,6 +196,11 @@ def test_labels_of_test_are_only_reported(copy):
     np.testing.assert_array_equal(found.predictions("test")[0], label)
 
 
+def test_a_name_that_is_no_name_of_a_folder_is_refused(copy):
+    with raises_naming(ConfigError, "--name", "'a/b'"):
+        ensemble(["DIN_tiny"], copy, name="a/b")
+
+
 def test_what_does_not_fit_is_refused(copy):
     with pytest.raises(MissingFileError):
         ensemble(["DIN_tinny"], copy)
