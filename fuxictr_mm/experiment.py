@@ -321,10 +321,15 @@ class Experiment:
     def _warn_of_data(self, weights: Path) -> None:
         """Warn where the newest run is of other data than now, and an older one, which ``diagnose`` takes, is not."""
         runs = [run for run in runs_of(self.paths) if run.is_usable]
-        if runs and (first := present_first(runs)[0]) is not runs[0] and not is_present(runs[0]):
-            reason = outdated(runs[0]) or "its data is not known"
+        if not runs:
+            return
+        # By the file: two runs that began in the same second have no order.
+        newest = next((run for run in runs if run.weights.exists() and run.weights.samefile(weights)), runs[0])
+        first = present_first(runs)[0]
+        if first is not newest and is_present(first) and not is_present(newest):
+            reason = outdated(newest) or "its data is not known"
             logger.warning(
-                f"{weights}: of the newest run, {runs[0].run} ({reason}); {first.run} is of the data as it is now: "
+                f"{weights}: of the newest run, {newest.run} ({reason}); {first.run} is of the data as it is now: "
                 f"prediction.py --runs {first.run}"
             )
 

@@ -252,7 +252,7 @@ def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[st
     runs = sorted(found.values(), key=lambda run: (run.expid, run.seed or 0, run.run))
     named: dict[str, Run] = {}
     for run in runs:
-        if named.setdefault(run.expid, run).data != run.data:
+        if named.setdefault(run.expid, run).config_key != run.config_key:
             named[run.run] = run
     for note in [*notes, *different_files(named)]:
         logger.warning(note)
