@@ -382,13 +382,16 @@ def _check_numbers(
 
 
 def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
-    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end."""
+    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end.
+
+    Empty lists and nulls do not count: padded files have them where a history is missing.
+    """
     for file in part_files(path):
         if column not in schema_of(file).names:
             return False
         for _, batch in read_chunks(file, [column], max_rows=1000):
             entries, offsets = list_entries(batch.column(0), f"{file}: {column}")
-            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, offsets, 1).any())
+            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, np.unique(offsets), 1).any())
     return False
 
 
