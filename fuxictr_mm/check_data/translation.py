@@ -227,15 +227,13 @@ def _has_features_of_zero(path: Path, key: str) -> bool:
     """Whether the row of the id 0, if there is one, holds anything but zeros, nulls and empty texts."""
     if not pa.types.is_integer(_field(path, key).type):
         return False
-    for start, keys in parquet.read_rows(path, [key]):
-        at = pc.index(keys.column(0), pa.scalar(0, keys.column(0).type)).as_py()
-        if at >= 0:
-            break
-    else:
+    found = ((row, pc.index(ids.column(0), 0).as_py()) for row, ids in parquet.read_rows(path, [key]))
+    zero = next((row + at for row, at in found if at >= 0), None)
+    if zero is None:
         return False
     for row, batch in parquet.read_rows(path, [name for name in _schema(path).names if name != key]):
-        if start + at < row + batch.num_rows:
-            (values,) = batch.slice(start + at - row, 1).to_pylist()
+        if zero < row + batch.num_rows:
+            (values,) = batch.slice(zero - row, 1).to_pylist()
             entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
             return any(e and e == e for e in entries)  # NaN is no value
     return False

@@ -129,7 +129,7 @@ def test_a_copy_without_padding_cannot_be_padded(tmp_path, ids):
     assert not (tmp_path / "clean").exists()
 
 
-@pytest.mark.parametrize("features, padded", [(False, 0), (True, 8)])
+@pytest.mark.parametrize(("features", "padded"), [(False, 0), (True, 8)])
 def test_zero_without_features_or_where_it_pads_is_no_item(tmp_path, features, padded):
     found = world.with_ids(world.tables(200), pa.array(range(world.ITEMS + 1)), padded=padded)
     first = found["items"].slice(0, 1)
