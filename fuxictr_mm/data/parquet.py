@@ -27,32 +27,13 @@ SUFFIXES = (".parquet", ".pq", ".parq")
 
 #: Endings of other files of rows, and of compressed or unfinished files.
 DATA_SUFFIXES = {
-    *SUFFIXES,
-    *(
-        f".{e}"
-        for e in ["csv", "tsv", "npz", "feather", "arrow", "ipc", "orc", "avro", "jsonl", "ndjson", "tfrecord", "xlsx"]
-    ),
-}
+    *SUFFIXES, ".csv", ".tsv", ".npz", ".feather", ".arrow", ".ipc", ".orc", ".avro", ".jsonl", ".ndjson", ".tfrecord",
+    ".xlsx",
+}  # fmt: skip
 PACKED_SUFFIXES = {
-    f".{e}"
-    for e in [
-        "gz",
-        "gzip",
-        "zst",
-        "zstd",
-        "bz2",
-        "xz",
-        "lz4",
-        "snappy",
-        "lzo",
-        "br",
-        "zip",
-        "crdownload",
-        "part",
-        "partial",
-        "tmp",
-    ]
-}
+    ".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".snappy", ".lzo", ".br", ".zip", ".crdownload", ".part",
+    ".partial", ".tmp",
+}  # fmt: skip
 
 #: Names without an ending that are those of part files: ``part-00000``, ``000000_0``.
 _PART_NAME = re.compile(r"(?:part|data|file|chunk|shard)?[-_.]?\d[\d_.-]*(?:-[\w-]+)?", re.IGNORECASE)

@@ -154,6 +154,8 @@ class Encoding:
         oov = {name: self.vocabularies[name].oov for name in _numbered(columns)}
         scales = {name: list(scale) for name, scale in self.scales.items()}
         vocabularies.settings = {"oov": oov, "lengths": self.lengths, "scales": scales}
+        if copied := [column.name for column in columns if column.copied]:
+            vocabularies.settings["copied"] = copied
 
     def of_run(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
@@ -166,6 +168,12 @@ class Encoding:
         found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
         if not all(isinstance(part, dict) for part in found.values()):
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
+        copied = [c.name for c in columns if c.copied == "float" and c.has_vocabulary]
+        if copied and "copied" not in vocabularies.settings:  # of an earlier version
+            raise DataError(
+                f"{vocabularies.path}: numbers '{copied[0]}' by texts such as '1.0', expected by the numbers that it "
+                "copies; train again"
+            )
         words = dict(self.vocabularies)
         for name in _numbered(columns):
             kept = vocabularies.of(RAW + name, _none, name)

@@ -80,7 +80,10 @@ def encode(
         "data_format": form,
         "sep": params.get("sep", ","),
         "min_categr_count": min_count,
-        "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
+        "columns": [
+            {k: v for k, v in c.spec.items() if k in ENCODING_KEYS} | ({"copied": c.copied} if c.copied else {})
+            for c in columns
+        ],
     }
     of_items = Roles.of(params).target
     if of_items in keys and of_items != ITEM_ID:

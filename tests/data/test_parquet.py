@@ -181,8 +181,8 @@ def test_what_arrow_cannot_read_is_one_line(tmp_path, monkeypatch, error):
 HARMLESS = [
     "_SUCCESS", "_metadata", "_common_metadata", "_committed_123", "_started_123", ".part-0.parquet.crc",
     "a.parquet.crc", ".DS_Store", "._a.parquet", "Thumbs.db", "desktop.ini", "~$a.xlsx", "README", "README.md",
-    "README.txt", "LICENSE", "LICENSE-2.0", "manifest.json", "schema.yaml", "a.parquet.sha256", "stats.html", "a.parquet.gz",
-    "a.csv", "raw.zip", "notes.txt", "Icon\r", "Makefile",
+    "README.txt", "LICENSE", "LICENSE-2.0", "manifest.json", "schema.yaml", "a.parquet.sha256", "stats.html",
+    "a.parquet.gz", "a.csv", "raw.zip", "notes.txt", "Icon\r", "Makefile",
 ]  # fmt: skip
 
 

@@ -291,7 +291,13 @@ def test_a_damaged_file_is_an_error(folder, content):
             ["gunzip"],
         ),  # polars reads it, and blank lines are looked for in it
         (lambda text: bz2.compress(text.encode()), ["bunzip2"]),
-        (lambda text: b"PAR1" + text.encode(), ["data_format: parquet"]),
+        (lambda text: b"PAR1" + text.encode() + b"PAR1", ["data_format: parquet"]),
+        (lambda text: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + text.encode(), ["Excel"]),
+        (lambda text: b"ARROW1\0\0" + text.encode(), ["Feather"]),
+        (lambda text: b"\x04\x22\x4d\x18" + text.encode(), ["lz4"]),
+        (lambda text: b"\xff\x06\x00\x00sNaPpY" + text.encode(), ["snappy"]),
+        (lambda text: b"\n<!DOCTYPE html><html>", ["web page"]),
+        (lambda text: text.replace("\n", "\r").encode(), ["CR alone"]),
         (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
         (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
         (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),
@@ -304,6 +310,15 @@ def test_a_csv_file_as_a_spreadsheet_leaves_it_says_what_to_change(folder, chang
     path.write_bytes(change(path.read_text()))
     with raises_naming(DataError, "train.csv", *words):
         load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize("name", ["PAR1", "BZh", "BZh9", "ARROW1", "PK", "ORC", "BM"])
+def test_a_column_may_have_the_name_of_a_format(folder, name):
+    rows = [{name: row["city"], **row} for row in rows_of(60)]
+    write_csv(folder / "train.csv", rows)
+    column = {"name": name, "active": True, "dtype": "str", "type": "categorical"}
+    loaded = load_dataset({**params_of(folder), "feature_cols": [column]}, {"train": True}, flat=True)
+    assert len(loaded.splits["train"]) == 60
 
 
 @pytest.mark.parametrize("unused", [True, False])
