@@ -301,6 +301,10 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     return array.flatten(), offsets
 
 
+#: Unknown ids of histories that are probably padding, in lower case and without ``<``, ``[``, ``_``.
+PADDING_TEXTS = {"0", "-1", "pad", "padding", "mask", "none", "null", "nan", "n/a", "na"}
+
+
 def _all_missing(array: pa.Array) -> bool:
     """Whether a column holds no value: writers choose its type, and NaN or an empty text for what is missing."""
     if is_plain_text(array.type):
@@ -375,9 +379,12 @@ def _check_numbers(
         raise DataError(
             f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
         )
+    fix = _fix_of_unknown(good)
+    if not isinstance(row_of, int) and str(value).strip("<[_]>").lower() in PADDING_TEXTS:
+        fix = "if it is padding, leave it out or write null in its place"
     raise DataError(
         f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
-        f"these rows; the item files have {int(known.sum()) - 1} ids); {_fix_of_unknown(good)}"
+        f"these rows; the item files have {int(known.sum()) - 1} ids); {fix}"
     )
 
 
