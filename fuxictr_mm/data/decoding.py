@@ -447,7 +447,9 @@ def _check_finite(values: np.ndarray, where: str, row: int) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         bad = np.argwhere(~finite)[0]
-        raise DataError(f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers")
+        raise DataError(
+            f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond 3.4e38"
+        )
 
 
 def _row(row_of: np.ndarray | int, index: int) -> int:

@@ -143,6 +143,8 @@ class Column:
             )
         if self.spec.get("pretrained_emb") and self.type not in ("categorical", "sequence"):
             raise ConfigError(f"{where}: pretrained_emb with type: {self.type}, expected categorical or sequence")
+        if self.spec.get("splitter") == "":
+            raise ConfigError(f"{where}: splitter is empty, expected what separates the entries, such as ^")
         if self.dtype == "list" and self.type != "embedding":
             raise ConfigError(f"{where}: dtype is list, expected int, float or str for type: {self.type}")
 
