@@ -36,6 +36,7 @@ TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64}
 NO_TEXT = {
     rb"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip -k"),
     rb"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
+    rb"x[\x01\x9c\xda]": ("compressed by zlib", "unpack it"),
     rb"BZh[1-9]1AY&SY": ("compressed by bzip2", "unpack it with bunzip2 -k"),
     rb"\xfd7zXZ": ("compressed by xz", "unpack it with unxz -k"),
     rb"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it with unlz4 -k"),

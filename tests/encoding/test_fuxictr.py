@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,7 @@ def test_a_damaged_file_is_an_error(folder, content):
             lambda text: gzip.compress(text.encode()),
             ["gunzip"],
         ),  # polars reads it, and blank lines are looked for in it
+        (lambda text: zlib.compress(text.encode()), ["zlib"]),
         (lambda text: bz2.compress(text.encode()), ["bunzip2"]),
         (lambda text: b"PAR1" + text.encode() + b"PAR1", ["data_format: parquet"]),
         (lambda text: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + text.encode(), ["Excel"]),
