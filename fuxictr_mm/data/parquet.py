@@ -124,10 +124,13 @@ def _holds_rows(path: Path, suffix: str) -> bool:
         return inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name))
     if _PART_NAME.fullmatch(path.name):
         return True
-    if ending or suffix != ".parquet":
+    if ending or suffix != ".parquet" or not path.is_file():
         return False
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:  # of somebody else
+        return False
 
 
 def _natural_key(path: Path) -> list[tuple[bool, int, str]]:

@@ -168,12 +168,6 @@ class Encoding:
         found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
         if not all(isinstance(part, dict) for part in found.values()):
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
-        copied = [c.name for c in columns if c.copied == "float" and c.has_vocabulary]
-        if copied and "copied" not in vocabularies.settings:  # of an earlier version
-            raise DataError(
-                f"{vocabularies.path}: numbers '{copied[0]}' by texts such as '1.0', expected by the numbers that it "
-                "copies; train again"
-            )
         words = dict(self.vocabularies)
         for name in _numbered(columns):
             kept = vocabularies.of(RAW + name, _none, name)

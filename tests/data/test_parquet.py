@@ -1,5 +1,6 @@
 """Which files a path means, and reading them in chunks."""
 
+import os
 import re
 
 import numpy as np
@@ -191,6 +192,8 @@ def test_files_that_hold_no_rows_are_ignored(tmp_path):
     pq.write_table(pa.table({"x": [1]}), wanted)
     for name in HARMLESS:
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
     assert parquet.part_files(tmp_path) == [wanted]
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fuxictr_mm.data.interactions import concatenate
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -432,6 +433,18 @@ def test_several_labels_of_raw_columns(tmp_path):
     predictions = memory.predict(tmp_path / "unlabelled.csv")
     assert predictions.shape == (200, 2)
     np.testing.assert_array_equal(predictions, memory.predict())
+
+
+def test_a_run_that_numbered_copied_numbers_as_texts_is_refused(folder):
+    copy = {"name": "prices", "active": True, "dtype": "str", "type": "categorical", "preprocess": "copy_from(price)"}
+    params, trained = params_of(folder, [*COLUMNS, copy]), Vocabularies()
+    load_dataset(params, {"train": True}, trained, flat=True)
+    trained.save(folder / "run.parquet")
+    load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
+    del trained.settings["copied"]  # as an earlier version left it
+    trained.save(folder / "run.parquet")
+    with raises_naming(DataError, "run.parquet", "'prices'"):
+        load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
 
 
 def test_labels_of_a_feature_map(tmp_path):
