@@ -139,7 +139,8 @@ def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     if action is Action.SET_ZERO:
         in_lists = is_list(read_schema(path).field(finding.column).type)
         of_text = in_lists and is_text(read_schema(path).field(finding.column).type.value_type)
-        zero = [] if of_text else [0] * common_length(path, finding.column) if in_lists else 0
+        is_ragged = finding.check == "null-history" and not has_one_length(path, finding.column)
+        zero = [] if of_text or is_ragged else [0] * common_length(path, finding.column) if in_lists else 0
         change = lambda _: zero  # noqa: E731
     elif action is Action.RESCALE:
         change = partial(_scaled, norm=report.measures["median_norm"][f"{finding.file}: {finding.column}"])

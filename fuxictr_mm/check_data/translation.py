@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data import arrow_types, decoding, parquet
@@ -43,8 +44,9 @@ class Translation:
     def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation | None:
         """Return how the files of a folder are to be translated, None if they are not.
 
-        Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1; users where all
-        are texts or most are no integers from 0 to 2**63 - 1. ``ids`` is the setting of this name.
+        Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1, or 0 is an item
+        by training's rule: it has features, and histories are not padded with 0. Users are numbered where all are texts
+        or most are no integers from 0 to 2**63 - 1. ``ids`` is the setting of this name.
 
         Raises
         ------
@@ -56,19 +58,28 @@ class Translation:
         keys = [(path, name) for path, name in items if name == ITEM_ID]
         keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
-        numbered = names._number([*keys, *items], keys, MAX_IDS, ids)
+        has_zero = ids == "vocabulary" or (ids == "auto" and names._zero_is_item(paths))
+        numbered = names._number([*keys, *items], keys, MAX_IDS, ids, has_zero)
         found = cls(roles, numbered, names._number(users, users, 2**63, "auto"), label)
         unchanged = roles == Roles() and label == LABEL and found.items is None and found.users is None
         return None if unchanged else found
 
     def _number(
-        self, columns: Sequence[tuple[Path, str]], keys: Sequence[tuple[Path, str]], most: int, ids: str
+        self,
+        columns: Sequence[tuple[Path, str]],
+        keys: Sequence[tuple[Path, str]],
+        most: int,
+        ids: str,
+        has_zero: bool = False,
     ) -> Vocabulary | None:
-        """Return the vocabulary of the ids of columns, the keys first; None where the keys are numbers."""
+        """Return the vocabulary of the ids of columns, the keys first; None where the keys are numbers.
+
+        With ``has_zero`` the integer 0 is an id like any other.
+        """
         if ids == "as_is" or not keys:
             return None
         texts = [is_text(_field(path, self.on_disk(path, name)).type) for path, name in keys]
-        if ids == "auto" and not all(texts) and (any(texts) or not self._most_are_beyond(keys, most)):
+        if ids == "auto" and not all(texts) and (any(texts) or not (has_zero or self._most_are_beyond(keys, most))):
             return None
         ids_of = (
             _entries(batch.column(0), f"{path}: {there}")
@@ -78,9 +89,20 @@ class Translation:
             for _, batch in parquet.read_rows(path, [there])
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
-        if vocabulary.is_integer and ids != "auto":
-            return vocabulary
-        return vocabulary.without_padding()
+        return vocabulary if vocabulary.is_integer and has_zero else vocabulary.without_padding()
+
+    def _zero_is_item(self, paths: Sequence[Path]) -> bool:
+        """Whether an item file has features of the id 0, and histories are not padded with 0; see ``ItemTable``."""
+        splits = [path for path in paths if self.columns(path, [ITEM_SEQ])]
+        if not splits:
+            return False
+        first = min(splits, key=lambda path: ("train" not in path.name, "valid" not in path.name))
+        items = [path for path in paths if path not in splits and self.columns(path, [ITEM_ID])]
+        try:
+            has_features = any(_has_features_of_zero(path, self.on_disk(path, ITEM_ID)) for path in items)
+            return has_features and not decoding.is_zero_padded(first, self.on_disk(first, ITEM_SEQ))
+        except DataError:  # a finding of its own
+            return False
 
     def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
         """Whether most ids are no integers from 0 to below ``most``."""
@@ -199,6 +221,22 @@ def _schema(path: Path) -> pa.Schema:
 
 def _field(path: Path, name: str) -> pa.Field:
     return _schema(path).field(name)
+
+
+def _has_features_of_zero(path: Path, key: str) -> bool:
+    """Whether the row of the id 0, if there is one, holds anything but zeros, nulls and empty texts."""
+    if not pa.types.is_integer(_field(path, key).type):
+        return False
+    found = ((row, pc.index(ids.column(0), 0).as_py()) for row, ids in parquet.read_rows(path, [key]))
+    zero = next((row + at for row, at in found if at >= 0), None)
+    if zero is None:
+        return False
+    for row, batch in parquet.read_rows(path, [name for name in _schema(path).names if name != key]):
+        if zero < row + batch.num_rows:
+            (values,) = batch.slice(zero - row, 1).to_pylist()
+            entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
+            return any(e and e == e for e in entries)  # NaN is no value
+    return False
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:

@@ -301,6 +301,10 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     return array.flatten(), offsets
 
 
+#: Unknown ids of histories that are probably padding, in lower case and without ``<``, ``[``, ``_``.
+PADDING_TEXTS = {"0", "-1", "pad", "padding", "mask", "none", "null", "nan", "n/a", "na"}
+
+
 def _all_missing(array: pa.Array) -> bool:
     """Whether a column holds no value: writers choose its type, and NaN or an empty text for what is missing."""
     if is_plain_text(array.type):
@@ -375,20 +379,26 @@ def _check_numbers(
         raise DataError(
             f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
         )
+    fix = _fix_of_unknown(good)
+    if not isinstance(row_of, int) and str(value).strip("<[_]>").lower() in PADDING_TEXTS:
+        fix = "if it is padding, leave it out or write null in its place"
     raise DataError(
         f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
-        f"these rows; the item files have {int(known.sum()) - 1} ids); {_fix_of_unknown(good)}"
+        f"these rows; the item files have {int(known.sum()) - 1} ids); {fix}"
     )
 
 
 def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
-    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end."""
+    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end.
+
+    Empty lists and nulls do not count: padded files have them where a history is missing.
+    """
     for file in part_files(path):
         if column not in schema_of(file).names:
             return False
         for _, batch in read_chunks(file, [column], max_rows=1000):
             entries, offsets = list_entries(batch.column(0), f"{file}: {column}")
-            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, offsets, 1).any())
+            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, np.unique(offsets), 1).any())
     return False
 
 
@@ -437,7 +447,9 @@ def _check_finite(values: np.ndarray, where: str, row: int) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         bad = np.argwhere(~finite)[0]
-        raise DataError(f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers")
+        raise DataError(
+            f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond 3.4e38"
+        )
 
 
 def _row(row_of: np.ndarray | int, index: int) -> int:

@@ -25,6 +25,19 @@ CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
 #: Endings of Parquet files.
 SUFFIXES = (".parquet", ".pq", ".parq")
 
+#: Endings of other files of rows, and of compressed or unfinished files.
+DATA_SUFFIXES = {
+    *SUFFIXES, ".csv", ".tsv", ".npz", ".feather", ".arrow", ".ipc", ".orc", ".avro", ".jsonl", ".ndjson", ".tfrecord",
+    ".xlsx",
+}  # fmt: skip
+PACKED_SUFFIXES = {
+    ".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".snappy", ".lzo", ".br", ".zip", ".crdownload", ".part",
+    ".partial", ".tmp",
+}  # fmt: skip
+
+#: Names without an ending that are those of part files: ``part-00000``, ``000000_0``.
+_PART_NAME = re.compile(r"(?:part|data|file|chunk|shard)?[-_.]?\d[\d_.-]*(?:-[\w-]+)?", re.IGNORECASE)
+
 #: Folders in a table of these formats, which keep files of older versions beside those of the newest.
 TABLE_FORMATS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 
@@ -37,7 +50,14 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
     as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_`` or ``.`` are ignored,
-    as in Spark.
+    as in Spark, and so are files such as README or ``manifest.json``.
+
+    Raises
+    ------
+    DataError
+        A folder holds rows in files of another ending as well, or compressed, which would be missing.
+    MissingFileError
+        There is no such file, or no file of the format in the folder.
     """
     path = path_of(path)
     if path.is_file():
@@ -52,9 +72,17 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
                     f"{path}: is a {table} table, whose folder holds files of older versions as well; write its newest "
                     "version as plain Parquet"
                 )
-        files = _files_of_folder(path, suffix)
-        if files:
+        files, others = _files_of_folder(path, suffix)
+        if files and not others:
             return files
+        if others:
+            names = ", ".join(str(other.relative_to(path)) for other in others[:3])
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            error = DataError if files else MissingFileError
+            raise error(
+                f"{path}: {names}{more} would not be read, expected {suffix} files only; unpack or convert them to "
+                f"{suffix}, or move them out of the folder"
+            )
         raise MissingFileError(
             f"{path}: the folder holds no {suffix} file (other subfolders than partitions such as dt=2024-01-01 are "
             "not read)"
@@ -66,17 +94,43 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
     raise MissingFileError(f"{path}: no such file or folder{hint if folder.is_dir() else ''}")
 
 
-def _files_of_folder(folder: Path, suffix: str) -> list[Path]:
-    """Return the files of a folder and of its Hive partitions, in natural order."""
+def _files_of_folder(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder and of its Hive partitions, in natural order, and other files that hold rows."""
     files: list[Path] = []
+    others: list[Path] = []
     for path in sorted(folder.iterdir(), key=_natural_key):
-        if path.name.startswith(("_", ".")):
+        if path.name.startswith(("_", ".", "~")):
             continue
         if path.is_dir():
-            files += _files_of_folder(path, suffix) if "=" in path.name else []
+            inside = _files_of_folder(path, suffix) if "=" in path.name else ([], [])
+            files += inside[0]
+            others += inside[1]
         elif path.suffix.lower() in (SUFFIXES if suffix == ".parquet" else (suffix,)):
             files.append(path)
-    return files
+        elif _holds_rows(path, suffix):
+            others.append(path)
+    # Its unpacked or converted form may be beside a file.
+    present = {name for path in files for name in (path, path.with_suffix(""))}
+    return files, [path for path in others if path.with_suffix("") not in present]
+
+
+def _holds_rows(path: Path, suffix: str) -> bool:
+    """Whether a file seems to hold rows that are not read: by another ending, compressed, or a part without ending."""
+    ending = path.suffix.lower()
+    if ending in DATA_SUFFIXES:
+        return True
+    if ending in PACKED_SUFFIXES:
+        inner = path.with_suffix("")
+        return inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name))
+    if _PART_NAME.fullmatch(path.name):
+        return True
+    if ending or suffix != ".parquet" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:  # of somebody else
+        return False
 
 
 def _natural_key(path: Path) -> list[tuple[bool, int, str]]:

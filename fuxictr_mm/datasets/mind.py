@@ -100,7 +100,13 @@ class Mind(Reader):
         ]
 
     def rows(self, chunk: str) -> Iterator[Rows]:
-        """Return a row for every news that was shown in a range of impressions."""
+        """Return a row for every news that was shown in a range of impressions.
+
+        Raises
+        ------
+        DataError
+            A news has no label, or another than 0 and 1, in a folder that has labels.
+        """
         kind, first = chunk.split()
         frame = self._behaviors[kind][int(first) : int(first) + CHUNK_IMPRESSIONS]
         histories = frame.select(pl.col("history").str.split(" ").list.eval(pl.element().filter(pl.element() != "")))
@@ -113,6 +119,12 @@ class Mind(Reader):
             .unnest("parts")
             .with_columns(pl.col("label").cast(pl.Float32))
         )
+        wrong = shown.filter(pl.col("label").is_null(), pl.col("shown") != "")
+        if len(wrong) and (kind != "test" or shown["label"].count()):
+            raise DataError(
+                f"{self._folders[kind] / 'behaviors.tsv'}: row {int(first) + wrong['which'][0]}: impressions hold "
+                f"{wrong['shown'][0]!r}, expected a news and its label, such as N129416-0; correct or drop the row"
+            )
         yield Rows(shown.drop("which", "shown"), histories.to_series().to_arrow(), shown["which"].to_numpy())
 
 

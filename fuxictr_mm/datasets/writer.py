@@ -139,8 +139,9 @@ class Writer:
         origin = read_json(manifest).get("origin") or {}
         if origin != self.origin:
             changed = next(key for key in self.origin if origin.get(key) != self.origin[key])
+            what = "other files" if changed == "files" else f"another {changed}"
             raise ConfigError(
-                f"{self.folder}: was begun with another {changed}; give another folder with --out, or add --overwrite"
+                f"{self.folder}: was begun with {what}; give another folder with --out, or add --overwrite"
             )
 
     def _write(self) -> Summary:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,25 @@ logger = logging.getLogger(__name__)
 
 TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64}
 
-#: First bytes of files that are named as CSV, what they are, and what to do.
+#: First bytes of files that are named as CSV and no text may begin with, what they are, and what to do.
 NO_TEXT = {
-    codecs.BOM_UTF16_LE: ("in UTF-16", "save it as CSV UTF-8"),
-    codecs.BOM_UTF16_BE: ("in UTF-16", "save it as CSV UTF-8"),
-    b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip -k"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
-    b"BZh": ("compressed by bzip2", "unpack it with bunzip2 -k"),
-    b"\xfd7zXZ": ("compressed by xz", "unpack it with unxz -k"),
-    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save it as CSV UTF-8"),
-    b"PAR1": ("Parquet", "write data_format: parquet and rebuild_dataset: True in the dataset's entry"),
-}
+    rb"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip -k"),
+    rb"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
+    rb"x[\x01\x9c\xda]": ("compressed by zlib", "unpack it"),
+    rb"BZh[1-9]1AY&SY": ("compressed by bzip2", "unpack it with bunzip2 -k"),
+    rb"\xfd7zXZ": ("compressed by xz", "unpack it with unxz -k"),
+    rb"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it with unlz4 -k"),
+    rb"\xff\x06\x00\x00sNaPpY": ("compressed by snappy", "unpack it"),
+    rb"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save it as CSV UTF-8"),
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an Excel workbook", "save it as CSV UTF-8"),
+    rb"ARROW1\x00\x00": ("Feather or Arrow", "write it as CSV or Parquet"),
+    rb"(?i:\s*<(!doctype html|html)\b)": ("a web page", "download the file again"),
+    rb"PAR1.*PAR1\Z": (
+        "Parquet", "write data_format: parquet and rebuild_dataset: True in the dataset's entry"
+    ),
+    rb"\xff\xfe|\xfe\xff|.{0,3}\x00": ("in UTF-16", "save it as CSV UTF-8"),
+    rb"[^\n]*\r[^\n]+\Z": ("of lines that end in CR alone", "save it with line ends LF or CR LF"),
+}  # fmt: skip
 
 #: What FuxiCTR puts in place of a missing value.
 MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
@@ -57,9 +64,13 @@ class Column:
     ----------
     spec : mapping
         Its entry of ``feature_cols``, or one of ``label_col`` with ``type: label``.
+    copied : str, optional
+        The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
+        and 1.0 are one value.
     """
 
     spec: Mapping[str, Any]
+    copied: str | None = None
 
     @property
     def name(self) -> str:
@@ -133,6 +144,8 @@ class Column:
             )
         if self.spec.get("pretrained_emb") and self.type not in ("categorical", "sequence"):
             raise ConfigError(f"{where}: pretrained_emb with type: {self.type}, expected categorical or sequence")
+        if self.spec.get("splitter") == "":
+            raise ConfigError(f"{where}: splitter is empty, expected what separates the entries, such as ^")
         if self.dtype == "list" and self.type != "embedding":
             raise ConfigError(f"{where}: dtype is list, expected int, float or str for type: {self.type}")
 
@@ -147,6 +160,8 @@ class Column:
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
         if schema[self.source] == pl.String and self.dtype != "str":
             values = to_numbers(values, TYPES[self.dtype])
+        elif schema[self.source] == pl.String and self.copied:
+            values = to_numbers(values, TYPES[self.copied]).cast(pl.String)
         else:
             values = values.cast(TYPES[self.dtype])
         fill = self.spec.get("fill_na")
@@ -171,15 +186,21 @@ def columns_of(params: Mapping[str, Any]) -> list[Column]:
         A feature that is listed twice, or a setting that is not supported.
     """
     found: dict[str, Column] = {}
+    dtypes: dict[str, str] = {}
     for spec in params["feature_cols"]:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
             if name in found:
                 raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
+            dtypes[name] = spec.get("dtype", "float")  # also of those that are not active
             if spec.get("active", True):
                 found[name] = Column({**spec, "name": name})
     given = params["label_col"]
     labels = [Column({**label, "type": "label"}) for label in (given if isinstance(given, list) else [given])]
     columns = [*found.values(), *labels]
+    for place, column in enumerate(columns):
+        kind = dtypes.get(column.source)
+        if column.source != column.name and column.dtype == "str" and kind in ("int", "float"):
+            columns[place] = replace(column, copied=kind)
     for column in columns:
         column.check()
     return columns
@@ -388,7 +409,7 @@ class RawFiles:
         frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
         schema = frame.collect_schema()
         for column in columns:
-            kind = pl.Float64 if column.is_number else TYPES.get(column.dtype, pl.String)
+            kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
             if column.source not in schema or schema[column.source] != pl.String or kind == pl.String:
                 continue
             value = pl.col(column.source)
@@ -404,7 +425,7 @@ class RawFiles:
             except pl.exceptions.PolarsError:  # the file is damaged in another way
                 return
             if len(found):
-                dtype = column.spec.get("dtype", "float")
+                dtype = column.copied or column.spec.get("dtype", "float")
                 fix = "" if column.type == "label" else ", or write dtype: str for the column"
                 raise DataError(
                     f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
@@ -413,14 +434,14 @@ class RawFiles:
 
 
 def _check_is_text(file: Path) -> None:
-    """Refuse a file that is no text in UTF-8, by its first bytes: polars reads some of these, but no line of them."""
+    """Refuse a file that is no text in UTF-8, by its ends: polars reads some of these, but no line of them."""
     with file.open("rb") as stream:
-        start = stream.read(64)
+        ends = stream.read(1 << 16)
+        stream.seek(max(len(ends), file.stat().st_size - 4))
+        ends += stream.read()
     for magic, (what, fix) in NO_TEXT.items():
-        if start.startswith(magic):
+        if re.match(magic, ends, re.DOTALL):
             raise DataError(f"{file}: is {what}, expected text in UTF-8; {fix}")
-    if b"\0" in start[:4]:
-        raise DataError(f"{file}: is in UTF-16, expected UTF-8; save it as CSV UTF-8")
 
 
 def _reason(error: Exception) -> str:

@@ -154,6 +154,8 @@ class Encoding:
         oov = {name: self.vocabularies[name].oov for name in _numbered(columns)}
         scales = {name: list(scale) for name, scale in self.scales.items()}
         vocabularies.settings = {"oov": oov, "lengths": self.lengths, "scales": scales}
+        if copied := [column.name for column in columns if column.copied]:
+            vocabularies.settings["copied"] = copied
 
     def of_run(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.

@@ -71,6 +71,12 @@ def encode(
     has_run = bool(vocabularies.settings)
     columns = columns_of(params)
     form = params.get("data_format", "parquet")
+    copies = [c.name for c in columns if c.copied == "float" and c.has_vocabulary]
+    if has_run and form == "csv" and copies and "copied" not in vocabularies.settings:  # of an earlier version
+        raise DataError(
+            f"{vocabularies.path}: numbers '{copies[0]}' by texts as they are in the CSV file, expected by the "
+            "numbers that it copies; train again"
+        )
     raw = {
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }
@@ -80,7 +86,10 @@ def encode(
         "data_format": form,
         "sep": params.get("sep", ","),
         "min_categr_count": min_count,
-        "columns": [{k: v for k, v in c.spec.items() if k in ENCODING_KEYS} for c in columns],
+        "columns": [
+            {k: v for k, v in c.spec.items() if k in ENCODING_KEYS} | ({"copied": c.copied} if c.copied else {})
+            for c in columns
+        ],
     }
     of_items = Roles.of(params).target
     if of_items in keys and of_items != ITEM_ID:

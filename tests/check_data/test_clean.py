@@ -9,6 +9,7 @@ import pytest
 
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS, Action
+from fuxictr_mm.check_data.clean import clean_folder
 from fuxictr_mm.cli import main
 from tests.arrow import skip_unreadable
 
@@ -170,3 +171,16 @@ def test_a_copy_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         main(["check-data", str(folder), "--clean", str(folder.parent / "out"), "--quiet"])
     assert [path.name for path in folder.parent.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_a_null_history_becomes_padding_or_empty_as_the_others(tmp_path, is_padded):
+    rows = [[0, 1, 2], None, [2, 3, 1] if is_padded else [3]]
+    folder = tmp_path / "d"
+    folder.mkdir()
+    table = pa.table({"user_id": [1, 2, 3], "item_id": [1, 2, 3], "item_seq": rows, "label": [0, 1, 0]})
+    pq.write_table(table, folder / "train.parquet")
+    report, layout = check_folder(folder, ["null-history"])
+    clean_folder(layout, report, tmp_path / "clean")
+    cleaned = pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist()
+    assert cleaned == [rows[0], [0, 0, 0] if is_padded else [], rows[2]]

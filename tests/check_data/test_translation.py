@@ -61,7 +61,7 @@ def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind):
     table = world.KINDS[kind]
     ids = pa.concat_arrays([table, pa.array([UNKNOWN[kind]], table.type)])
     changed = world.renamed(with_ids(found, ids), world.NAMES)
-    setting = "vocabulary" if kind in ("from_zero", "sparse") else "auto"
+    setting = "vocabulary" if kind == "sparse" else "auto"
     report, _ = check_folder(write(tmp_path / "other", changed), roles=ROLES, ids=setting)
     names = {**world.NAMES, "": ""}
 
@@ -120,11 +120,25 @@ def test_a_cleaned_copy_keeps_types_and_ids(tmp_path, capsys):
     assert not {f.check for f in report.findings()} & {"unknown-target", "unknown-history", "duplicate-item"}
 
 
-def test_a_copy_without_padding_cannot_be_padded(tmp_path):
+@pytest.mark.parametrize("ids", ["vocabulary", "auto"])
+def test_a_copy_without_padding_cannot_be_padded(tmp_path, ids):
     folder = write(tmp_path / "d", world.with_ids(world.tables(200), world.KINDS["from_zero"]))
     with pytest.raises(SystemExit) as stopped:
-        main(["check-data", str(folder), "--ids", "vocabulary", "--clean", str(tmp_path / "clean"), "--quiet"])
+        main(["check-data", str(folder), "--ids", ids, "--clean", str(tmp_path / "clean"), "--quiet"])
     assert stopped.value.code == 2
+    assert not (tmp_path / "clean").exists()
+
+
+@pytest.mark.parametrize(("features", "padded"), [(False, 0), (True, 8)])
+def test_zero_without_features_or_where_it_pads_is_no_item(tmp_path, features, padded):
+    found = world.with_ids(world.tables(200), pa.array(range(world.ITEMS + 1)), padded=padded)
+    first = found["items"].slice(0, 1)
+    columns = [first[n] if features else pa.nulls(1, first[n].type) for n in first.column_names[1:]]
+    zero = pa.table([pa.array([0], first["item_id"].type), *columns], schema=first.schema)
+    found["items"] = pa.concat_tables([zero, found["items"]])
+    report, layout = check_folder(write(tmp_path / "d", found))
+    assert layout.translation is None
+    assert any(f.check == "padding-row" for f in report.findings()) == features
 
 
 def test_a_few_ids_that_are_wrong_are_found(tmp_path):

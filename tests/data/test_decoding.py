@@ -114,3 +114,15 @@ def test_the_largest_ids_in_range_pass():
     decoding.check_ids(np.array([0, 4]), 5, "f: c", 0)
     decoding.check_ids(np.array([2**31 - 1]), None, "f: c", 0)
     decoding.check_ids(np.array([], dtype=np.int64), 5, "f: c", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_padding"), [("0", True), ("<pad>", True), ("[PAD]", True), ("-1", True), ("c", False)]
+)
+def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
+    vocabulary = Vocabulary.build([pa.array(["a", "b"])])
+    with raises_naming(DataError, "x.parquet: seen", "row 4", repr(text)) as raised:
+        decoding.decode_positions(
+            pa.array([["a"], [text, "b"]]), "x.parquet: seen", 3, np.ones(3, bool), None, vocabulary
+        )
+    assert ("padding" in str(raised.value)) == is_padding

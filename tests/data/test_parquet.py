@@ -1,5 +1,6 @@
 """Which files a path means, and reading them in chunks."""
 
+import os
 import re
 
 import numpy as np
@@ -176,3 +177,50 @@ def test_what_arrow_cannot_read_is_one_line(tmp_path, monkeypatch, error):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
     with raises_naming(DataError, "x.parquet", "a after row 0", "Nested data"):
         list(parquet.read_chunks(tmp_path / "x.parquet", ["a"]))
+
+
+HARMLESS = [
+    "_SUCCESS", "_metadata", "_common_metadata", "_committed_123", "_started_123", ".part-0.parquet.crc",
+    "a.parquet.crc", ".DS_Store", "._a.parquet", "Thumbs.db", "desktop.ini", "~$a.xlsx", "README", "README.md",
+    "README.txt", "LICENSE", "LICENSE-2.0", "manifest.json", "schema.yaml", "a.parquet.sha256", "stats.html",
+    "a.parquet.gz", "a.csv", "raw.zip", "notes.txt", "Icon\r", "Makefile",
+]  # fmt: skip
+
+
+def test_files_that_hold_no_rows_are_ignored(tmp_path):
+    wanted = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [1]}), wanted)
+    for name in HARMLESS:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert parquet.part_files(tmp_path) == [wanted]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b.parquet.gz", "b.csv", "b.csv.gz", "b.feather", "part-00001", "000001_0", "part-00001-1b2c-c000", "b",
+        "part.1", "000001_0.gz", "b.parquet.crdownload", "dt=2024-01-01/b.csv",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_rows_in_files_that_are_not_read_are_named(tmp_path, name, is_alone):
+    other = tmp_path / name
+    other.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"x": [1]}), other)
+    if not is_alone:
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(MissingFileError if is_alone else DataError) as raised:
+        parquet.part_files(tmp_path)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_compressed_csv_beside_csv_is_named(tmp_path):
+    for name in ("a.csv", "a.csv.gz", "README.md"):  # as gunzip -k leaves them
+        (tmp_path / name).write_bytes(b"x")
+    assert parquet.part_files(tmp_path, ".csv") == [tmp_path / "a.csv"]
+    (tmp_path / "b.csv.zst").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"b\.csv\.zst"):
+        parquet.part_files(tmp_path, ".csv")

@@ -157,6 +157,20 @@ def test_mind_names_the_row_of_a_bad_time(mind, prepare):
         prepare("mind", mind)
 
 
+@pytest.mark.parametrize("shown", ["N1-0 N2", "N1-2"])
+@pytest.mark.parametrize("kind", ["train", "dev", "test"])
+def test_mind_names_the_row_of_a_missing_label(mind, prepare, kind, shown):
+    folder = mind / f"MINDsmall_{kind}"
+    folder.mkdir(exist_ok=True)
+    for name in ("news.tsv", "behaviors.tsv"):
+        path = folder / name
+        path.write_text(path.read_text() if path.exists() else (mind / "MINDsmall_dev" / name).read_text())
+    row = len(path.read_text().splitlines())
+    path.write_text(path.read_text() + f"2\tU1\t11/15/2019 7:00:00 AM\tN1\t{shown}\n")
+    with raises_naming(DataError, f"MINDsmall_{kind}", "behaviors.tsv", f"row {row}", repr(shown.split()[-1])):
+        prepare("mind", mind)
+
+
 def test_kuairand(kuairand, prepare, read_split, values_of):
     folder, summary, _ = prepare("kuairand", kuairand, max_len=4)
     log = []

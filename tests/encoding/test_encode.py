@@ -254,3 +254,18 @@ def test_numbers_too_large_to_scale_are_named(folder):
     write_csv(folder / "train.csv", [{**row, "age": f"{place}e200"} for place, row in enumerate(rows_of(20))])
     with raises_naming(DataError, folder / "train.csv", "age", "inf"):
         load_dataset(params_of(folder, [column]), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("dtype", ["float", "int"])
+def test_a_copy_of_numbers_is_of_the_numbers(tmp_path, dtype, active):
+    texts = {"float": ["1", "1.0", "1e0", "2", "2.0", ""], "int": ["7", "007", "3", "03", "-5", ""]}[dtype]
+    for split in ("train", "valid", "test"):
+        write_csv(tmp_path / f"{split}.csv", [{"n": text, "m": "x", "clk": str(i % 2)} for i, text in enumerate(texts)])
+    columns = [
+        {"name": "n", "active": active, "dtype": dtype, "type": "numeric"},
+        {"name": "m", "active": True, "dtype": "str", "type": "categorical"},
+        {"name": "copy", "active": True, "dtype": "str", "type": "categorical", "preprocess": "copy_from(n)"},
+    ]
+    loaded = assert_equal(params_of(tmp_path, columns), tmp_path)
+    assert loaded.feature_map.features["copy"]["vocab_size"] == {"float": 4, "int": 5}[dtype]

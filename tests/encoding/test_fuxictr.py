@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from fuxictr_mm.data.interactions import concatenate
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -209,6 +211,7 @@ def changed(**settings):
         (changed(name="item_id", remap=False), ["item_id", "remap"]),
         (changed(name="seen", share_embedding="item_id"), ["seen", "share_embedding", "item_id"]),
         (changed(name="seen", share_embedding="tags"), ["seen", "share_embedding", "tags"]),
+        (changed(name="seen", splitter=""), ["seen", "splitter"]),
         (changed(name="age", fill_na="none"), ["age", "fill_na", "none"]),
         (changed(name="age", pretrained_emb="emb.npz"), ["age", "pretrained_emb", "numeric"]),
     ],
@@ -245,6 +248,7 @@ def edited(folder, change):
         (lambda rows: rows[5].update(clk=""), ["train.csv", "clk", "row 5", "null"]),
         (lambda rows: rows[5].update(clk="7"), ["train.csv", "clk", "row 5", "7"]),
         (lambda rows: rows[7].update(age="inf"), ["train.csv", "age"]),
+        (lambda rows: rows[7].update(price="1e300"), ["train.csv", "price", "row 7", "3.4e38"]),
         (lambda rows: [row.pop("city") for row in rows], ["train.csv", "city"]),
         (lambda rows: [row.pop("clk") for row in rows], ["train.csv", "clk"]),
     ],
@@ -290,8 +294,15 @@ def test_a_damaged_file_is_an_error(folder, content):
             lambda text: gzip.compress(text.encode()),
             ["gunzip"],
         ),  # polars reads it, and blank lines are looked for in it
+        (lambda text: zlib.compress(text.encode()), ["zlib"]),
         (lambda text: bz2.compress(text.encode()), ["bunzip2"]),
-        (lambda text: b"PAR1" + text.encode(), ["data_format: parquet"]),
+        (lambda text: b"PAR1" + text.encode() + b"PAR1", ["data_format: parquet"]),
+        (lambda text: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + text.encode(), ["Excel"]),
+        (lambda text: b"ARROW1\0\0" + text.encode(), ["Feather"]),
+        (lambda text: b"\x04\x22\x4d\x18" + text.encode(), ["lz4"]),
+        (lambda text: b"\xff\x06\x00\x00sNaPpY" + text.encode(), ["snappy"]),
+        (lambda text: b"\n<!DOCTYPE html><html>", ["web page"]),
+        (lambda text: text.replace("\n", "\r").encode(), ["CR alone"]),
         (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
         (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
         (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),
@@ -304,6 +315,15 @@ def test_a_csv_file_as_a_spreadsheet_leaves_it_says_what_to_change(folder, chang
     path.write_bytes(change(path.read_text()))
     with raises_naming(DataError, "train.csv", *words):
         load_dataset(params_of(folder), {"train": True}, flat=True)
+
+
+@pytest.mark.parametrize("name", ["PAR1", "BZh", "BZh9", "ARROW1", "PK", "ORC", "BM"])
+def test_a_column_may_have_the_name_of_a_format(folder, name):
+    rows = [{name: row["city"], **row} for row in rows_of(60)]
+    write_csv(folder / "train.csv", rows)
+    column = {"name": name, "active": True, "dtype": "str", "type": "categorical"}
+    loaded = load_dataset({**params_of(folder), "feature_cols": [column]}, {"train": True}, flat=True)
+    assert len(loaded.splits["train"]) == 60
 
 
 @pytest.mark.parametrize("unused", [True, False])
@@ -413,6 +433,18 @@ def test_several_labels_of_raw_columns(tmp_path):
     predictions = memory.predict(tmp_path / "unlabelled.csv")
     assert predictions.shape == (200, 2)
     np.testing.assert_array_equal(predictions, memory.predict())
+
+
+def test_a_run_that_numbered_copied_numbers_as_texts_is_refused(folder):
+    copy = {"name": "prices", "active": True, "dtype": "str", "type": "categorical", "preprocess": "copy_from(price)"}
+    params, trained = params_of(folder, [*COLUMNS, copy]), Vocabularies()
+    load_dataset(params, {"train": True}, trained, flat=True)
+    trained.save(folder / "run.parquet")
+    load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
+    del trained.settings["copied"]  # as an earlier version left it
+    trained.save(folder / "run.parquet")
+    with raises_naming(DataError, "run.parquet", "'prices'"):
+        load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
 
 
 def test_labels_of_a_feature_map(tmp_path):
