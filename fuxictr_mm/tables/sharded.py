@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,12 +50,50 @@ def is_distributed(value: Tensor) -> bool:
     return hasattr(value, "to_local")
 
 
+@torch.no_grad()
+def initialize(weight: Tensor, part: Part, dim: int, number: int, padding_idx: int | None) -> None:
+    """Draw the initial weights of a part of table ``number`` of a model; they depend on the seed and on that alone.
+
+    The global generator is not used, so that the weights of the other layers do not depend on the parts either.
+    """
+    columns = slice(part.column, part.column + part.columns)
+    for first in range(part.row // BLOCK * BLOCK, part.row + part.rows, BLOCK):
+        seeds = np.random.SeedSequence([torch.initial_seed(), number, first // BLOCK])
+        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        values = torch.empty(BLOCK, dim).normal_(0, INITIAL_STD, generator=generator)
+        begin, end = max(first, part.row), min(first + BLOCK, part.row + part.rows)
+        weight[begin - part.row : end - part.row] = values[begin - first : end - first, columns]
+    if padding_idx is not None and part.row <= padding_idx < part.row + part.rows:
+        weight[padding_idx - part.row] = 0.0
+
+
+class WholeTable(nn.Embedding):
+    """A table with ``table: sharded`` in one process, with the initial weights that several processes give it.
+
+    FuxiCTR initializes tables of the class ``nn.Embedding`` itself, by the global generator, and passes over this one.
+
+    Parameters
+    ----------
+    rows, dim : int
+        R and D.
+    padding_idx : int or None
+        The row of zeros.
+    number : int
+        Of the table among the sharded ones of the model, from 0.
+    """
+
+    def __init__(self, rows: int, dim: int, padding_idx: int | None, number: int) -> None:
+        super().__init__(rows, dim, padding_idx, _weight=torch.empty(rows, dim))
+        if not self.weight.is_meta:
+            initialize(self.weight, Part(0, 0, 0, rows, dim), dim, number, padding_idx)
+
+
 class ShardedTable(nn.Module):
     """A table in the place of an ``nn.Embedding``, of which each process has a part. All look up together.
 
     In a state dict it has the name of an ``nn.Embedding``'s weight: a ``DTensor`` of the parts of all processes, or a
     whole one by ``gathered_state``; a process that loads one takes its own part of it. It has no parameters, as the
-    backward pass updates it. Initial weights do not depend on the number of processes, nor on the layout.
+    backward pass updates it. Initial weights are those of a ``WholeTable``, whatever the layout.
 
     Parameters
     ----------
@@ -112,7 +151,7 @@ class ShardedTable(nn.Module):
         #: The same of all processes, for state dicts.
         self.spread_weight = self._of_all_processes(self.weight, dim, mesh)
         self.spread_sums = None if self.sums is None else self._of_all_processes(self.sums, per_row, mesh)
-        self._initialize()
+        initialize(self.weight, self.part, dim, number, padding_idx)
 
     def _local(self, state: Mapping[str, Any], columns: int, device: torch.device) -> Tensor:
         """Return this process's part of the only tensor in a state dict of TorchRec, which has ``columns``."""
@@ -133,18 +172,6 @@ class ShardedTable(nn.Module):
         local: Any = LocalShardsWrapper([part], [place]) if len(part) else LocalShardsWrapper([], [])
         shape = torch.Size([self.num_embeddings, columns])
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        part = self.part
-        columns = slice(part.column, part.column + part.columns)
-        for first in range(part.row // BLOCK * BLOCK, part.row + part.rows, BLOCK):
-            generator = torch.Generator().manual_seed(torch.initial_seed() + first // BLOCK)
-            values = torch.empty(BLOCK, self.embedding_dim).normal_(0, INITIAL_STD, generator=generator)
-            begin, end = max(first, part.row), min(first + BLOCK, part.row + part.rows)
-            self.weight[begin - part.row : end - part.row] = values[begin - first : end - first, columns]
-        if self.padding_idx is not None and part.row <= self.padding_idx < part.row + part.rows:
-            self.weight[self.padding_idx - part.row] = 0.0
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``."""
@@ -308,33 +335,63 @@ def without_rows(feature_map: Any, names: Sequence[str]) -> Any:
     return small
 
 
-def shard_tables(
-    layers: nn.ModuleDict, names: Sequence[str], features: Mapping[str, Any], group: dict[str, Any], folder: str
+def place_tables(
+    layers: nn.ModuleDict,
+    names: Sequence[str],
+    features: Mapping[str, Any],
+    group: dict[str, Any],
+    device: torch.device,
+    folder: Path,
 ) -> None:
-    """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones."""
+    """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones.
+
+    One process gets whole ones. The global generator is left as it is, so that the other layers start from the same
+    weights for every number of processes and every layout.
+    """
     found: dict[str, Any] = {name: layers[name] for name in names}
     shapes = {
         name: TableShape(features[name]["vocab_size"], table.embedding_dim, features[name].get("sharding", "row"))
         for name, table in found.items()
     }
-    device = next(table.weight.device for table in found.values())
+    made: dict[str, nn.Module]
+    if is_spread():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of which TorchRec draws
+            made = _make_tables(shapes, found, group, device, folder)
+    else:
+        made = {
+            name: WholeTable(shape.rows, shape.dim, found[name].padding_idx, number)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+    for name, table in made.items():
+        for other in [key for key, layer in layers.items() if layer is found[name]]:
+            layers[other] = table
+
+
+def _make_tables(
+    shapes: Mapping[str, TableShape],
+    found: Mapping[str, Any],
+    group: dict[str, Any],
+    device: torch.device,
+    folder: Path,
+) -> dict[str, nn.Module]:
+    """Return the tables of several processes, in the layouts that rank 0 chooses."""
     # The planner may break a tie differently in every process.
     layouts = [
         choose_layouts(shapes, group["rule"], dist.get_world_size(), device.type, memory_of_process(device.type))
     ]
     dist.broadcast_object_list(layouts)
     processes = dist.new_group()
+    made: dict[str, nn.Module] = {}
     for number, (name, shape) in enumerate(shapes.items()):
         table = ShardedTable(
-            shape.rows, shape.dim, layouts[0][name], found[name].padding_idx, group, number, device,
-            Path(folder).absolute(), processes,
-        )  # fmt: skip
+            shape.rows, shape.dim, layouts[0][name], found[name].padding_idx, group, number, device, folder, processes
+        )
         own = " x ".join(f"{size:,}" for size in table.weight.shape)
         logger.info(
             f"feature '{name}': table of {shape.rows:,} rows, sharded by {table.layout.kind}, {own} in this process"
         )
-        for other in [key for key, layer in layers.items() if layer is found[name]]:
-            layers[other] = table
+        made[name] = table
+    return made
 
 
 def check_torchrec() -> None:

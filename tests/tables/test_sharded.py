@@ -28,6 +28,8 @@ needs_torchrec = pytest.mark.skipif(
 )
 #: An item's feature, and one of the context, whose ids repeat in a batch.
 SPECS = [{"name": ["item_id", "likes_level"], "table": "sharded"}]
+#: The name of the weight of a feature's table.
+TABLE = "embedding_layer.embedding_layer.embedding_layers.{}.weight"
 SETTINGS = {"feature_specs": SPECS, "embedding_regularizer": 0, "net_dropout": 0.0, "verbose": 0}
 
 TOGETHER = """
@@ -51,9 +53,7 @@ def train(settings, folder, shard):
     dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
     torch.manual_seed(1)
     model = experiment.build_model(dataset)
-    start_weights = Path(folder) / "start.pt"
-    if start_weights.exists():
-        model.load_weights(start_weights)
+    started = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
     distributed.distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
@@ -76,7 +76,8 @@ def train(settings, folder, shard):
     if tables := sharded_tables(model):
         optimizer = {i: {"sum": table.gather(table.sums)} for i, table in enumerate(tables) if i in optimizer}
     weights = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
-    return {"losses": losses, "weights": weights, "optimizer": optimizer, "scores": scored.prediction}
+    found = {"losses": losses, "weights": weights, "optimizer": optimizer, "scores": scored.prediction}
+    return {**found, "start": started}
 
 
 @needs_torchrec
@@ -101,17 +102,14 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     }
     # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
     settings |= {"optimizer": "sgd", "learning_rate": 0.05}
-    torch.manual_seed(1)
-    model = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, **settings})
-    model = model.build_model(model.load_dataset({"valid": True}))
-    model.save_weights(tmp_path / "start.pt")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = train(settings, str(tmp_path), Shard(0, 1, 12))
     script = tmp_path / "together.py"
     script.write_text(TOGETHER.format(settings=settings, folder=str(tmp_path)))
     done = start(script, processes=processes)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
+    # The same start, whatever the number of processes and the layout.
+    assert all(torch.equal(found["start"][name], value) for name, value in expected["start"].items())
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
     assert found["weights"].keys() == expected["weights"].keys()
@@ -120,10 +118,12 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     for index, state in expected["optimizer"].items():
         if "sum" in state:
             torch.testing.assert_close(found["optimizer"][index]["sum"], state["sum"], rtol=1e-3, atol=1e-9)
-    name = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
-    changed = (expected["weights"][name] - before[name]).abs()
-    assert float(changed.max()) > 1e-3
-    assert float(changed[0].max()) == 0  # padding
+    for result in (expected, found):
+        items, levels = (result["start"][TABLE.format(name)] for name in ("item_id", "likes_level"))
+        assert float((items[1 : len(levels)] - levels[1:]).abs().min(1).values.max()) > 0  # rows of their own
+        assert items[0].abs().max() == result["weights"][TABLE.format("item_id")][0].abs().max() == 0  # padding
+        changed = (result["weights"][TABLE.format("item_id")] - items).abs()
+        assert float(changed.max()) > 1e-3
 
 
 @needs_torchrec
@@ -237,6 +237,23 @@ def test_a_checkpoint_of_any_layout_is_read_by_any_number_of_processes(tmp_path)
 def build(**settings):
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, "table_optimizer": "adagrad", **settings})
     return experiment.build_model(experiment.load_dataset({"valid": True}))
+
+
+def test_the_start_of_a_table_does_not_change_that_of_other_layers(monkeypatch):
+    """Its rows are drawn in blocks by generators of their own, of each table and seed."""
+    monkeypatch.setattr("fuxictr_mm.tables.sharded.BLOCK", 100)
+    states = []
+    for seed, sizes in ((1, {}), (1, {"vocab_size": 3000}), (2, {})):
+        torch.manual_seed(seed)
+        model = build(feature_specs=[SPECS[0], {"name": "item_id", **sizes}])
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    first, longer, other = (state.pop(TABLE.format("item_id")) for state in states)
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert torch.equal(longer[: len(first)], first)
+    assert float(first.std()) == pytest.approx(1e-4, rel=0.05)
+    everything = [*first[:1000].split(100), *other[:1000].split(100)]
+    rows = torch.cat([block[1:11] for block in everything] + [states[0][TABLE.format("likes_level")][1:11]])
+    assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_one_process_has_whole_tables_and_needs_no_torchrec():
