@@ -306,6 +306,22 @@ def test_batch_norm_of_a_process_without_samples(monkeypatch):
         torch.testing.assert_close(found, value)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_batch_norm_of_too_few_samples_of_all_processes_keeps_its_statistics(rows, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    model(torch.randn(6, 5))
+    replace_batch_norm(model)
+    before = [value.clone() for value in model[0].buffers()][:2]
+    x = torch.randn(rows, 5, requires_grad=True)
+    out = model(x)
+    out.sum().backward()
+    assert out.shape == x.grad.shape == (rows, 5)
+    for value in (out, x.grad, *(p.grad for p in model.parameters())):
+        assert bool(value.isfinite().all())
+    assert all(torch.equal(value, kept) for value, kept in zip(model[0].buffers(), before, strict=False))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_batch_norm_over_processes_is_left_out_of_a_compiled_model(compiled):
     model = nn.Sequential(nn.BatchNorm1d(3))
