@@ -89,6 +89,8 @@ def fit(
         fitting.begin(resume)
         while fitting.progress.epoch < epochs and not model._stop_training:
             fitting.train_epoch(received)
+        if checkpoint is not None:
+            checkpoint.end()
     if model._stop_training:
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
