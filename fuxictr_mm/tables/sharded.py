@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -136,6 +137,8 @@ class ShardedTable(nn.Module):
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
         self.layout, self.group, self.number, self.folder = layout, group, number, folder
         self.part = layout.part(dist.get_rank())
+        #: Whether the current step has looked up rows to train.
+        self.is_looked_up = False
         # In a tuple, in which nn.Module does not find its parameters.
         self._engine = (_make_engine(rows, dim, layout, group, device, processes),)
         #: This process's part of the weights, and of the optimizer's sums, of which a row has D or one, if it has any.
@@ -174,8 +177,23 @@ class ShardedTable(nn.Module):
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``."""
+        """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``.
+
+        Raises
+        ------
+        ConfigError
+            A second lookup in a training step: fbgemm would update the table for each of them, where one process
+            updates it once, by the sum of the gradients. Of ``sgd`` both are the same.
+        """
         if self.training:
+            if torch.is_grad_enabled() and self.group["rule"] != "sgd":
+                if self.is_looked_up:
+                    raise ConfigError(
+                        f"a table of {self.num_embeddings:,} rows is sharded, but looked up twice in a step (by a "
+                        f"feature with share_embedding, or by the model), which table_optimizer: {self.group['rule']} "
+                        "does not take; set table_optimizer: sgd, or table: touched"
+                    )
+                self.is_looked_up = True
             optimizer = self._engine[0].fused_optimizer
             for group in optimizer.param_groups:
                 group["lr"] = self.group["lr"]
@@ -217,7 +235,13 @@ class ShardedTable(nn.Module):
 
     @torch.no_grad()
     def gather(self, part: Tensor) -> Tensor:
-        """Return ``(R, K)`` of the parts of all ranks on rank 0, mapped from a temporary file."""
+        """Return ``(R, K)`` of the parts of all ranks on rank 0, mapped from a temporary file.
+
+        Raises
+        ------
+        UserError
+            The disk has no room for the file.
+        """
         if dist.get_rank():
             for piece in part.split(BLOCK) if len(part) else ():
                 dist.send(piece.cpu().contiguous(), 0)
@@ -226,6 +250,13 @@ class ShardedTable(nn.Module):
         shape = (self.num_embeddings, 1 if per_row else self.embedding_dim)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+            try:  # without room, a write to the mapping would kill the process
+                os.posix_fallocate(file.fileno(), 0, part.element_size() * shape[0] * shape[1])
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
+                    f"({error.strerror}), from which the weights are written; free disk space"
+                ) from error
             # The mapping stays valid when the file is deleted.
             whole = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=part.dtype).view(shape)
         for found in self.layout.parts:
@@ -313,7 +344,7 @@ def optimizer_group(
         obstacle = f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad"
     for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None)):
         if getattr(settings, key) not in (None, off):
-            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {off or 'null'}"
+            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}"
     if settings.accumulation_steps > 1:
         obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
@@ -437,10 +468,13 @@ class ShardedOptimizer:
         self.param_groups = [tables[0].group]
 
     def step(self) -> None:
-        """Do nothing: the backward pass has updated the tables."""
+        """End a step; the backward pass has updated the tables."""
+        for table in self.tables:
+            table.is_looked_up = False
 
     def zero_grad(self) -> None:
-        """Do nothing: tables have no gradients."""
+        """Begin a step; tables have no gradients."""
+        self.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with ``DTensor`` of all processes' rows."""

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+from contextlib import nullcontext
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.docs.fences import ROOT
+from tests.errors import check_names, raises_naming
 from tests.training.test_distributed import dying, start  # noqa: F401
 
 needs_torchrec = pytest.mark.skipif(
@@ -256,6 +259,50 @@ def test_the_start_of_a_table_does_not_change_that_of_other_layers(monkeypatch):
     assert len(rows.unique(dim=0)) == len(rows)
 
 
+@pytest.fixture
+def spread(monkeypatch):
+    """Tables as several processes have them, in a group of this one alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr("fuxictr_mm.tables.sharded.is_spread", lambda: True)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@needs_torchrec
+@pytest.mark.parametrize("rule", ["adagrad", "sgd"])
+def test_a_second_lookup_in_a_step_is_refused_where_it_would_be_a_second_update(tmp_path, spread, rule):
+    torch.manual_seed(1)
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, "table_optimizer": rule}, model_root=str(tmp_path))
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset)
+    loader = InMemoryLoader(dataset.splits["valid"].slice(0, 40), 20)
+    model.train()
+    for batch in loader:  # one lookup in each step
+        model.train_step(batch)
+    item_table = max(sharded_tables(model), key=lambda table: table.num_embeddings)
+    step = model.batch_loss
+    model.batch_loss = lambda batch: step(batch) + item_table(batch.target).sum()
+    with pytest.raises(ConfigError) if rule == "adagrad" else nullcontext() as raised:
+        model.train_step(batch)
+    if raised is not None:
+        check_names(str(raised.value), "1,001 rows", "table_optimizer", "touched")
+
+
+@needs_torchrec
+def test_a_disk_without_room_for_the_whole_table_ends_in_one_line(tmp_path, spread, monkeypatch):
+    specs = [{"name": "item_id", "table": "sharded"}]
+    model = build(model_root=str(tmp_path / "weights"), feature_specs=specs)
+    assert len(gathered_state(model)[TABLE.format("item_id")]) == 1001
+
+    def full(descriptor, start, size):
+        assert size == 4 * 1001 * model.embedding_dim
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with raises_naming(UserError, tmp_path / "weights", "1,001", "No space left on device"):
+        gathered_state(model)
+
+
 def test_one_process_has_whole_tables_and_needs_no_torchrec():
     model = build()
     assert sorted(len(p) for p in sharded_parameters(model)) == [11, 1001]
@@ -266,7 +313,7 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
     ("settings", "key"),
     [
         ({"table_optimizer": None}, "table_optimizer"),
-        ({"embedding_regularizer": 1e-5}, "embedding_regularizer"),
+        ({"embedding_regularizer": 1e-5}, "embedding_regularizer: 0"),
         ({"embedding_weight_decay": 0.1}, "embedding_weight_decay"),
         ({"ema": 0.9}, "ema"),
         ({"accumulation_steps": 2}, "accumulation_steps"),
