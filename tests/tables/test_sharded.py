@@ -193,7 +193,9 @@ with distributed.process_group(-1):
 def reshard(folder, background=False):
     """Load the newest checkpoint, or take a step, and write the next; rank 0 writes weights and sums to a file."""
     folder = Path(folder)
-    shardings = {"item_id": "column", "likes_level": "table", "views_level": "row"}
+    kinds = ["column", "table", "row"]
+    kinds = kinds[-distributed.size() :] + kinds[: -distributed.size()]  # another layout for every number of processes
+    shardings = dict(zip(("item_id", "likes_level", "views_level"), kinds, strict=True))
     specs = [{"name": name, "table": "sharded", "sharding": sharding} for name, sharding in shardings.items()]
     settings = {**SETTINGS, "feature_specs": specs, "table_optimizer": "adagrad", "model_root": str(folder)}
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
