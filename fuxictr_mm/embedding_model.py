@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
-from fuxictr_mm.tables.sharded import is_spread, shard_tables, without_rows
+from fuxictr_mm.tables.sharded import place_tables, without_rows
 
 #: Items per id of a batch above which its distinct ids are found by sorting.
 FLAGS_PER_ID = 32
@@ -81,14 +82,15 @@ class EmbeddingModel(BaseModel):
             raise ConfigError(
                 f"{self.model_id}: no feature with source: item; a target and its history need at least one"
             )
-        spread = [n for n, s in specs.items() if s.get("table") == "sharded"] if is_spread() else []
+        # A shared table is of the kind of the feature that has it.
+        spread = [n for n, s in specs.items() if s.get("table") == "sharded" and s.get("share_embedding") not in specs]
         try:
             self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not take these arguments") from error
         if spread:
-            layers = self.embedding_layer.to(self.device).embedding_layer.embedding_layers
-            shard_tables(layers, spread, feature_map.features, sharded or {}, self._settings.model_root)
+            layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self._settings.model_root)
+            place_tables(layers, spread, feature_map.features, sharded or {}, self.device, folder.absolute())
         check_encoders(self)
         self.similarities = nn.ModuleDict(
             {n: HistorySimilarity(self.items.stored(s["of"]), s["statistics"])

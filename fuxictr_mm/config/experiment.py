@@ -311,10 +311,22 @@ VOLATILE_KEYS = (
 )  # fmt: skip
 
 
+#: The same of a feature.
+VOLATILE_FEATURE_KEYS = ("sharding",)
+
+
 def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
     """Return the fingerprint of flat settings, see ``ExperimentConfig.fingerprint``."""
     paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
     kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
+    for key in ("feature_cols", "feature_specs"):
+        if isinstance(columns := kept.get(key), list):
+            kept[key] = [
+                {k: v for k, v in column.items() if k not in VOLATILE_FEATURE_KEYS}
+                if isinstance(column, Mapping)
+                else column
+                for column in columns
+            ]
     try:
         text = json.dumps(kept, sort_keys=True, default=str)
     except TypeError:  # keys of several types have no order

@@ -30,8 +30,9 @@ class Loader(ABC):
     num_samples : int
         Number of rows of all ranks.
     batch_size : int
-        Rows per batch and rank. The last batch may be smaller. If it has fewer rows than there are ranks (or a single
-        one while shuffling, since batch norm cannot train on one row), it is merged into the batch before it.
+        Rows per batch and rank. The last batch may be smaller. If it has fewer rows than there are virtual streams, or
+        ranks without streams (or a single one while shuffling, since batch norm cannot train on one row), it is merged
+        into the batch before it.
     shuffle : bool
         A new order for each epoch, which depends on ``seed`` and the epoch only, not on the number of ranks.
     seed : int
@@ -92,7 +93,8 @@ class Loader(ABC):
         """
         full, rest = divmod(self.num_samples - row, self.global_size)
         sizes = [self.global_size] * full + [rest] * (rest > 0)
-        too_small = (self.shuffle and rest == 1) or rest < self.share.size
+        # By the streams, which any number of ranks has in common, so that their batches are the same.
+        too_small = (self.shuffle and rest == 1) or rest < (self.share.streams or self.share.size)
         if full and rest and too_small:
             sizes[-2:] = [self.global_size + rest]
         return [size for size in sizes if size >= self.share.size]

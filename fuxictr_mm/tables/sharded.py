@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,12 +51,50 @@ def is_distributed(value: Tensor) -> bool:
     return hasattr(value, "to_local")
 
 
+@torch.no_grad()
+def initialize(weight: Tensor, part: Part, dim: int, number: int, padding_idx: int | None) -> None:
+    """Draw the initial weights of a part of table ``number`` of a model; they depend on the seed and on that alone.
+
+    The global generator is not used, so that the weights of the other layers do not depend on the parts either.
+    """
+    columns = slice(part.column, part.column + part.columns)
+    for first in range(part.row // BLOCK * BLOCK, part.row + part.rows, BLOCK):
+        seeds = np.random.SeedSequence([torch.initial_seed(), number, first // BLOCK])
+        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        values = torch.empty(BLOCK, dim).normal_(0, INITIAL_STD, generator=generator)
+        begin, end = max(first, part.row), min(first + BLOCK, part.row + part.rows)
+        weight[begin - part.row : end - part.row] = values[begin - first : end - first, columns]
+    if padding_idx is not None and part.row <= padding_idx < part.row + part.rows:
+        weight[padding_idx - part.row] = 0.0
+
+
+class WholeTable(nn.Embedding):
+    """A table with ``table: sharded`` in one process, with the initial weights that several processes give it.
+
+    FuxiCTR initializes tables of the class ``nn.Embedding`` itself, by the global generator, and passes over this one.
+
+    Parameters
+    ----------
+    rows, dim : int
+        R and D.
+    padding_idx : int or None
+        The row of zeros.
+    number : int
+        Of the table among the sharded ones of the model, from 0.
+    """
+
+    def __init__(self, rows: int, dim: int, padding_idx: int | None, number: int) -> None:
+        super().__init__(rows, dim, padding_idx, _weight=torch.empty(rows, dim))
+        if not self.weight.is_meta:
+            initialize(self.weight, Part(0, 0, 0, rows, dim), dim, number, padding_idx)
+
+
 class ShardedTable(nn.Module):
     """A table in the place of an ``nn.Embedding``, of which each process has a part. All look up together.
 
     In a state dict it has the name of an ``nn.Embedding``'s weight: a ``DTensor`` of the parts of all processes, or a
     whole one by ``gathered_state``; a process that loads one takes its own part of it. It has no parameters, as the
-    backward pass updates it. Initial weights do not depend on the number of processes, nor on the layout.
+    backward pass updates it. Initial weights are those of a ``WholeTable``, whatever the layout.
 
     Parameters
     ----------
@@ -97,6 +137,8 @@ class ShardedTable(nn.Module):
         self.num_embeddings, self.embedding_dim, self.padding_idx = rows, dim, padding_idx
         self.layout, self.group, self.number, self.folder = layout, group, number, folder
         self.part = layout.part(dist.get_rank())
+        #: Whether the current step has looked up rows to train.
+        self.is_looked_up = False
         # In a tuple, in which nn.Module does not find its parameters.
         self._engine = (_make_engine(rows, dim, layout, group, device, processes),)
         #: This process's part of the weights, and of the optimizer's sums, of which a row has D or one, if it has any.
@@ -112,7 +154,7 @@ class ShardedTable(nn.Module):
         #: The same of all processes, for state dicts.
         self.spread_weight = self._of_all_processes(self.weight, dim, mesh)
         self.spread_sums = None if self.sums is None else self._of_all_processes(self.sums, per_row, mesh)
-        self._initialize()
+        initialize(self.weight, self.part, dim, number, padding_idx)
 
     def _local(self, state: Mapping[str, Any], columns: int, device: torch.device) -> Tensor:
         """Return this process's part of the only tensor in a state dict of TorchRec, which has ``columns``."""
@@ -134,21 +176,24 @@ class ShardedTable(nn.Module):
         shape = torch.Size([self.num_embeddings, columns])
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(columns, 1))
 
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        part = self.part
-        columns = slice(part.column, part.column + part.columns)
-        for first in range(part.row // BLOCK * BLOCK, part.row + part.rows, BLOCK):
-            generator = torch.Generator().manual_seed(torch.initial_seed() + first // BLOCK)
-            values = torch.empty(BLOCK, self.embedding_dim).normal_(0, INITIAL_STD, generator=generator)
-            begin, end = max(first, part.row), min(first + BLOCK, part.row + part.rows)
-            self.weight[begin - part.row : end - part.row] = values[begin - first : end - first, columns]
-        if self.padding_idx is not None and part.row <= self.padding_idx < part.row + part.rows:
-            self.weight[self.padding_idx - part.row] = 0.0
-
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``."""
+        """Return the rows ``(..., D)`` of ``ids`` ``(...)``; in evaluation, others may be in ``answer_lookups``.
+
+        Raises
+        ------
+        ConfigError
+            A second lookup in a training step: fbgemm would update the table for each of them, where one process
+            updates it once, by the sum of the gradients. Of ``sgd`` both are the same.
+        """
         if self.training:
+            if torch.is_grad_enabled() and self.group["rule"] != "sgd":
+                if self.is_looked_up:
+                    raise ConfigError(
+                        f"a table of {self.num_embeddings:,} rows is sharded, but looked up twice in a step (by a "
+                        f"feature with share_embedding, or by the model), which table_optimizer: {self.group['rule']} "
+                        "does not take; set table_optimizer: sgd, or table: touched"
+                    )
+                self.is_looked_up = True
             optimizer = self._engine[0].fused_optimizer
             for group in optimizer.param_groups:
                 group["lr"] = self.group["lr"]
@@ -190,7 +235,13 @@ class ShardedTable(nn.Module):
 
     @torch.no_grad()
     def gather(self, part: Tensor) -> Tensor:
-        """Return ``(R, K)`` of the parts of all ranks on rank 0, mapped from a temporary file."""
+        """Return ``(R, K)`` of the parts of all ranks on rank 0, mapped from a temporary file.
+
+        Raises
+        ------
+        UserError
+            The disk has no room for the file.
+        """
         if dist.get_rank():
             for piece in part.split(BLOCK) if len(part) else ():
                 dist.send(piece.cpu().contiguous(), 0)
@@ -199,6 +250,13 @@ class ShardedTable(nn.Module):
         shape = (self.num_embeddings, 1 if per_row else self.embedding_dim)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+            try:  # without room, a write to the mapping would kill the process
+                os.posix_fallocate(file.fileno(), 0, part.element_size() * shape[0] * shape[1])
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
+                    f"({error.strerror}), from which the weights are written; free disk space"
+                ) from error
             # The mapping stays valid when the file is deleted.
             whole = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=part.dtype).view(shape)
         for found in self.layout.parts:
@@ -286,7 +344,7 @@ def optimizer_group(
         obstacle = f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad"
     for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None)):
         if getattr(settings, key) not in (None, off):
-            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {off or 'null'}"
+            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}"
     if settings.accumulation_steps > 1:
         obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
@@ -308,33 +366,63 @@ def without_rows(feature_map: Any, names: Sequence[str]) -> Any:
     return small
 
 
-def shard_tables(
-    layers: nn.ModuleDict, names: Sequence[str], features: Mapping[str, Any], group: dict[str, Any], folder: str
+def place_tables(
+    layers: nn.ModuleDict,
+    names: Sequence[str],
+    features: Mapping[str, Any],
+    group: dict[str, Any],
+    device: torch.device,
+    folder: Path,
 ) -> None:
-    """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones."""
+    """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones.
+
+    One process gets whole ones. The global generator is left as it is, so that the other layers start from the same
+    weights for every number of processes and every layout.
+    """
     found: dict[str, Any] = {name: layers[name] for name in names}
     shapes = {
         name: TableShape(features[name]["vocab_size"], table.embedding_dim, features[name].get("sharding", "row"))
         for name, table in found.items()
     }
-    device = next(table.weight.device for table in found.values())
+    made: dict[str, nn.Module]
+    if is_spread():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of which TorchRec draws
+            made = _make_tables(shapes, found, group, device, folder)
+    else:
+        made = {
+            name: WholeTable(shape.rows, shape.dim, found[name].padding_idx, number)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+    for name, table in made.items():
+        for other in [key for key, layer in layers.items() if layer is found[name]]:
+            layers[other] = table
+
+
+def _make_tables(
+    shapes: Mapping[str, TableShape],
+    found: Mapping[str, Any],
+    group: dict[str, Any],
+    device: torch.device,
+    folder: Path,
+) -> dict[str, nn.Module]:
+    """Return the tables of several processes, in the layouts that rank 0 chooses."""
     # The planner may break a tie differently in every process.
     layouts = [
         choose_layouts(shapes, group["rule"], dist.get_world_size(), device.type, memory_of_process(device.type))
     ]
     dist.broadcast_object_list(layouts)
     processes = dist.new_group()
+    made: dict[str, nn.Module] = {}
     for number, (name, shape) in enumerate(shapes.items()):
         table = ShardedTable(
-            shape.rows, shape.dim, layouts[0][name], found[name].padding_idx, group, number, device,
-            Path(folder).absolute(), processes,
-        )  # fmt: skip
+            shape.rows, shape.dim, layouts[0][name], found[name].padding_idx, group, number, device, folder, processes
+        )
         own = " x ".join(f"{size:,}" for size in table.weight.shape)
         logger.info(
             f"feature '{name}': table of {shape.rows:,} rows, sharded by {table.layout.kind}, {own} in this process"
         )
-        for other in [key for key, layer in layers.items() if layer is found[name]]:
-            layers[other] = table
+        made[name] = table
+    return made
 
 
 def check_torchrec() -> None:
@@ -380,10 +468,13 @@ class ShardedOptimizer:
         self.param_groups = [tables[0].group]
 
     def step(self) -> None:
-        """Do nothing: the backward pass has updated the tables."""
+        """End a step; the backward pass has updated the tables."""
+        for table in self.tables:
+            table.is_looked_up = False
 
     def zero_grad(self) -> None:
-        """Do nothing: tables have no gradients."""
+        """Begin a step; tables have no gradients."""
+        self.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with ``DTensor`` of all processes' rows."""

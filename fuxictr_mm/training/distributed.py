@@ -34,6 +34,8 @@ from fuxictr_mm.tables.sharded import is_distributed
 class SyncBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
 
+    Where all ranks together have fewer than two, the running statistics stay as they are.
+
     Parameters
     ----------
     norm : nn.BatchNorm1d
@@ -53,17 +55,17 @@ class SyncBatchNorm(_BatchNorm):
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         normed, mean, variance, rows = _Normalize.apply(values, self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            self._track(mean, variance * rows / (rows - 1))
+            self._track(mean, variance * rows / (rows - 1), rows > 1)
         return normed.to(x.dtype)
 
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, known: Tensor) -> None:
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(torch.where(known, value.to(running.dtype), running), share)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Take any shape that forward does."""

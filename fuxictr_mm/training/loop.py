@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +89,8 @@ def fit(
         fitting.begin(resume)
         while fitting.progress.epoch < epochs and not model._stop_training:
             fitting.train_epoch(received)
+        if checkpoint is not None:
+            checkpoint.end()
     if model._stop_training:
         logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
@@ -193,7 +195,8 @@ class _Fitting:
             for index, batch in enumerate(bar, start=first):
                 model._batch_index = index
                 model._total_steps += 1
-                self.losses.add(model.train_step(batch))
+                with _reported(epoch, index):
+                    self.losses.add(model.train_step(batch))
                 rows += num_rows(batch)
                 self.speed.rows += num_rows(batch)
                 progress.batch, progress.step = index + 1, model._total_steps
@@ -252,6 +255,20 @@ class _Fitting:
             self.checkpoint.wait()
             where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
             raise Interrupted(f"stopped at {where}; the same command with --resume continues", int(signal))
+
+
+@contextmanager
+def _reported(epoch: int, index: int) -> Iterator[None]:
+    """Turn what batch norm raises of a single sample into an error of one line."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"epoch {epoch + 1}, batch {index + 1}: batch norm has one value of each channel (one row, or one item in "
+            "all histories), of which it has no variance; set a larger batch_size, or another activation than Dice"
+        ) from error
 
 
 class _RunningLoss:

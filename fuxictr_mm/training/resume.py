@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from fuxictr_mm.tables import sharded_tables, touched_rows
 from fuxictr_mm.tables.gradients import sparse_gradient
 from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.tensor_files import TensorFiles, put_tensors, take_tensors
+from fuxictr_mm.training.tensor_files import TensorFiles, damaged, put_tensors, take_tensors
+
+logger = logging.getLogger(__name__)
 
 #: Of the files; raised where older ones cannot be resumed from.
 FORMAT = 4
@@ -137,7 +141,7 @@ class TrainingCheckpoint:
         UserError
             The folder cannot be written or the disk is full; older checkpoints are unchanged.
         """
-        self._tensors.wait()
+        self.wait()
         self._written = time.monotonic()
         partial = self.path / PARTIAL
         if is_main():  # before the exchange of the generators, which the others wait for
@@ -164,23 +168,40 @@ class TrainingCheckpoint:
             "state": take_tensors(state, tensors),
         }
         finish = functools.partial(self._finish, partial, content)
-        try:
+        with self._removing_partial():
             self._tensors.save(tensors, partial, finish, self.in_background)
+
+    @contextmanager
+    def _removing_partial(self) -> Iterator[None]:
+        """Remove what could not be written."""
+        try:
+            yield
         except UserError:
             if is_main():
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
             raise
 
-    def _finish(self, partial: Path, content: Mapping[str, Any]) -> None:
-        """Make complete files the newest checkpoint, and delete old ones."""
-        write_json(partial / CONTENT, content)
+    def _finish(self, partial: Path, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
+        """Make complete files, with their hashes, the newest checkpoint, and delete old ones."""
+        write_json(partial / CONTENT, {**content, "files": files})
         partial.rename(self.path / f"{STEP}{content['progress']['step']:012}")
         for old in sorted(self.path.glob(f"{STEP}*"))[: -self.keep]:
             shutil.rmtree(old)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete; raises as ``save``."""
-        self._tensors.wait()
+        with self._removing_partial():
+            self._tensors.wait()
+
+    def end(self) -> None:
+        """Wait for what is written in the background when the run has taken its last step. All processes call it.
+
+        A checkpoint that could not be written is only warned of: nothing is to be resumed.
+        """
+        try:
+            self.wait()
+        except UserError as error:
+            logger.warning(f"{error}; the run has taken its last step and does not need this checkpoint")
 
     def load(self, model: BaseModel) -> Progress | None:
         """Restore model, optimizer and random generators, and return the progress; None if there is no checkpoint.
@@ -217,7 +238,7 @@ class TrainingCheckpoint:
             own: dict[str, Tensor] = {}
             take_tensors({"model": model.state_dict(), "optimizer": model.optimizer.state_dict()}, own)
             spread = {name: value for name, value in own.items() if is_distributed(value)}
-        state = put_tensors(content["state"], self._tensors.load(folder, spread), folder)
+        state = put_tensors(content["state"], self._tensors.load(folder, spread, content.get("files")), folder)
         model.load_state_dict(state["model"])
         model.optimizer.load_state_dict(state["optimizer"])
         for name, parameter in model.named_parameters():
@@ -235,7 +256,7 @@ class TrainingCheckpoint:
 
     def remove(self) -> None:
         """Delete all checkpoints, if there are any."""
-        self._tensors.wait()
+        self.wait()
         if is_main():
             remove_checkpoints(self.path)
 
@@ -269,9 +290,17 @@ def read_content(folder: Path) -> dict[str, Any]:
     UserError
         It is damaged, or of another version.
     """
-    content = read_json(folder / CONTENT)
+    try:
+        content = read_json(folder / CONTENT)
+    except UserError as error:
+        raise damaged(folder, str(error)) from error
     if content.get("format") != FORMAT:
         raise _of_another_version(folder)
+    progress = content.get("progress")
+    missing = [key for key in ("config_hash", "progress", "state") if key not in content]
+    missing += [f.name for f in fields(Progress) if isinstance(progress, dict) and f.name not in progress]
+    if missing or not isinstance(progress, dict):
+        raise damaged(folder, f"{CONTENT} has no {', '.join(missing) or 'progress'}")
     return content
 
 

@@ -7,6 +7,8 @@ import of that engine takes a second.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import warnings
@@ -36,7 +38,11 @@ class TensorFiles:
         self._pending: tuple[Path, Any] | None = None
 
     def save(
-        self, tensors: Mapping[str, Tensor], folder: Path, finish: Callable[[], None], in_background: bool = False
+        self,
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        finish: Callable[[Mapping[str, str]], None],
+        in_background: bool = False,
     ) -> None:
         """Write tensors to a folder that does not exist, on a disk that all processes see.
 
@@ -47,7 +53,7 @@ class TensorFiles:
         folder : Path
             The folder.
         finish : callable
-            The main process calls it when all files are complete.
+            The main process calls it with the hash of every file, by its name, when all of them are complete.
         in_background : bool
             Copy the tensors, and write while the process goes on; ``wait`` or the next ``save`` has the errors.
 
@@ -60,8 +66,7 @@ class TensorFiles:
         with _reported(folder):
             if not (dist.is_initialized() or in_background):
                 folder.mkdir(parents=True)
-                _write(tensors, folder / NAME)
-                finish()
+                finish({NAME: _write(tensors, folder / NAME)})
                 return
             dcp = _engine()
             save = dcp.async_save if in_background else dcp.save
@@ -76,7 +81,9 @@ class TensorFiles:
             with _reported(folder):
                 done.result()
 
-    def load(self, folder: Path, spread: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def load(
+        self, folder: Path, spread: Mapping[str, Tensor], hashes: Mapping[str, str] | None = None
+    ) -> dict[str, Tensor]:
         """Return the tensors of a folder.
 
         Parameters
@@ -85,14 +92,20 @@ class TensorFiles:
             Written by any number of processes.
         spread : mapping of str to Tensor
             ``DTensor`` by name; each process reads its own rows into them.
+        hashes : mapping of str to str, optional
+            Of the files, by their names.
 
         Raises
         ------
         UserError
-            A file is damaged.
+            A file is damaged or missing.
         """
+        _check_hashes(folder, hashes or {})
         if not dist.is_initialized() and (folder / NAME).is_file():
-            return {name: value.clone() for name, value in read_safetensors(folder / NAME).items()}
+            try:
+                return {name: value.clone() for name, value in read_safetensors(folder / NAME).items()}
+            except UserError as error:
+                raise damaged(folder, str(error)) from error
         dcp = _engine()
         from torch.distributed.checkpoint.api import CheckpointException
 
@@ -104,7 +117,7 @@ class TensorFiles:
             }
             dcp.load(tensors, storage_reader=reader, **self._group())
         except (OSError, SafetensorError, ValueError, CheckpointException) as error:
-            raise UserError(f"{folder}: cannot be read as tensors ({_reason(error)})") from error
+            raise damaged(folder, _reason(error)) from error
         return tensors
 
     def _group(self) -> dict[str, Any]:
@@ -116,16 +129,47 @@ class TensorFiles:
         return {"process_group": self._processes}
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a file, without a copy of the tensors in memory."""
+def damaged(folder: Path, reason: str) -> UserError:
+    """Return the error of a training checkpoint that cannot be read, with what to do."""
+    return UserError(
+        f"{folder}: the training checkpoint is damaged ({reason}); delete this folder: --resume then takes the one "
+        "before it, if it was kept, else start again"
+    )
+
+
+def _check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Refuse files other than those that were written; each process reads its part of them."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    names = sorted(hashes)
+    bad = next((i for i in range(rank, len(names), size) if _hash_or_none(folder / names[i]) != hashes[names[i]]), -1)
+    if dist.is_initialized():
+        found = torch.tensor([bad])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        bad = int(found)
+    if bad >= 0:
+        state = "has changed since it was written" if (folder / names[bad]).exists() else "is missing"
+        raise damaged(folder, f"{names[bad]} {state}")
+
+
+def _hash_or_none(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> str:
+    """Write a file, without a copy of the tensors in memory; return its SHA-256 hash."""
     from safetensors.torch import save_file
 
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _make_writer(folder: Path, finish: Callable[[], None]) -> Any:
+def _make_writer(folder: Path, finish: Callable[[Mapping[str, str]], None]) -> Any:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 
@@ -135,15 +179,16 @@ def _make_writer(folder: Path, finish: Callable[[], None]) -> Any:
         def write_data(self, plan: Any, planner: Any) -> Any:
             tensors = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
             places = {item.index.fqn: {SAVED_OFFSETS_KEY: item.tensor_data.chunk.offsets} for item in plan.items}
+            written = []
             if tensors:
                 name = f"rank-{plan.storage_data['shard_index']:05}.safetensors"
-                _write(tensors, folder / name, {CUSTOM_METADATA_KEY: json.dumps(places)})
+                written = [(name, _write(tensors, folder / name, {CUSTOM_METADATA_KEY: json.dumps(places)}))]
             done: Any = torch.futures.Future()
-            done.set_result([])
+            done.set_result(written)
             return done
 
         def finish(self, metadata: Any, results: Any) -> None:
-            finish()
+            finish(dict(itertools.chain(*results)))
 
     return Writer(str(folder), save_distributed=True)
 
@@ -216,5 +261,5 @@ def put_tensors(value: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
         return {key: put_tensors(v, tensors, folder) for key, v in value["dict"]}
     found = tensors.get(value["tensor"])
     if found is None or list(found.shape) != value["shape"]:
-        raise UserError(f"{folder}: a file is missing, of {value['tensor']} {tuple(value['shape'])}; delete the folder")
+        raise damaged(folder, f"it has no {value['tensor']} {tuple(value['shape'])}")
     return found

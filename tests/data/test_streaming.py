@@ -181,6 +181,17 @@ def test_the_global_batches_of_any_number_of_processes_are_the_same(
     assert flat(flat(epoch(StreamingLoader(block, batch_size))) for block in blocks) == list(range(1, rows + 1))
 
 
+@pytest.mark.parametrize("rows", [96, 97, 98, 101, 107, 108, 119])
+def test_as_many_steps_of_as_many_rows_for_any_number_of_processes(tmp_path, rows):
+    """Also where the last batch has fewer rows than some of these numbers."""
+    files = write(tmp_path, rows)
+    found = [global_batches(files, True, 24 // size, size, 12) for size in (1, 2, 3, 4, 6, 12)]
+    assert all(batches == found[0] for batches in found)
+    assert len(found[0]) == (4 if rows < 108 else 5)
+    alone = InMemoryLoader(concatenate(files.chunks()), 24, shuffle=True)  # without streams, as ever
+    assert len(alone) == (4 if rows < 98 else 5)
+
+
 def test_one_process_without_streams_has_the_batches_of_before(tmp_path):
     """Bit for bit: the number is of an order by version 1.0."""
     files = write(tmp_path, 50, parts=2)

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+from contextlib import nullcontext
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.docs.fences import ROOT
+from tests.errors import check_names, raises_naming
 from tests.training.test_distributed import dying, start  # noqa: F401
 
 needs_torchrec = pytest.mark.skipif(
@@ -28,6 +31,8 @@ needs_torchrec = pytest.mark.skipif(
 )
 #: An item's feature, and one of the context, whose ids repeat in a batch.
 SPECS = [{"name": ["item_id", "likes_level"], "table": "sharded"}]
+#: The name of the weight of a feature's table.
+TABLE = "embedding_layer.embedding_layer.embedding_layers.{}.weight"
 SETTINGS = {"feature_specs": SPECS, "embedding_regularizer": 0, "net_dropout": 0.0, "verbose": 0}
 
 TOGETHER = """
@@ -51,9 +56,7 @@ def train(settings, folder, shard):
     dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
     torch.manual_seed(1)
     model = experiment.build_model(dataset)
-    start_weights = Path(folder) / "start.pt"
-    if start_weights.exists():
-        model.load_weights(start_weights)
+    started = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
     distributed.distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
@@ -76,7 +79,8 @@ def train(settings, folder, shard):
     if tables := sharded_tables(model):
         optimizer = {i: {"sum": table.gather(table.sums)} for i, table in enumerate(tables) if i in optimizer}
     weights = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
-    return {"losses": losses, "weights": weights, "optimizer": optimizer, "scores": scored.prediction}
+    found = {"losses": losses, "weights": weights, "optimizer": optimizer, "scores": scored.prediction}
+    return {**found, "start": started}
 
 
 @needs_torchrec
@@ -101,17 +105,14 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     }
     # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
     settings |= {"optimizer": "sgd", "learning_rate": 0.05}
-    torch.manual_seed(1)
-    model = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, **settings})
-    model = model.build_model(model.load_dataset({"valid": True}))
-    model.save_weights(tmp_path / "start.pt")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = train(settings, str(tmp_path), Shard(0, 1, 12))
     script = tmp_path / "together.py"
     script.write_text(TOGETHER.format(settings=settings, folder=str(tmp_path)))
     done = start(script, processes=processes)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
+    # The same start, whatever the number of processes and the layout.
+    assert all(torch.equal(found["start"][name], value) for name, value in expected["start"].items())
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
     assert found["weights"].keys() == expected["weights"].keys()
@@ -120,10 +121,12 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     for index, state in expected["optimizer"].items():
         if "sum" in state:
             torch.testing.assert_close(found["optimizer"][index]["sum"], state["sum"], rtol=1e-3, atol=1e-9)
-    name = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
-    changed = (expected["weights"][name] - before[name]).abs()
-    assert float(changed.max()) > 1e-3
-    assert float(changed[0].max()) == 0  # padding
+    for result in (expected, found):
+        items, levels = (result["start"][TABLE.format(name)] for name in ("item_id", "likes_level"))
+        assert float((items[1 : len(levels)] - levels[1:]).abs().min(1).values.max()) > 0  # rows of their own
+        assert items[0].abs().max() == result["weights"][TABLE.format("item_id")][0].abs().max() == 0  # padding
+        changed = (result["weights"][TABLE.format("item_id")] - items).abs()
+        assert float(changed.max()) > 1e-3
 
 
 @needs_torchrec
@@ -190,7 +193,9 @@ with distributed.process_group(-1):
 def reshard(folder, background=False):
     """Load the newest checkpoint, or take a step, and write the next; rank 0 writes weights and sums to a file."""
     folder = Path(folder)
-    shardings = {"item_id": "column", "likes_level": "table", "views_level": "row"}
+    kinds = ["column", "table", "row"]
+    kinds = kinds[-distributed.size() :] + kinds[: -distributed.size()]  # another layout for every number of processes
+    shardings = dict(zip(("item_id", "likes_level", "views_level"), kinds, strict=True))
     specs = [{"name": name, "table": "sharded", "sharding": sharding} for name, sharding in shardings.items()]
     settings = {**SETTINGS, "feature_specs": specs, "table_optimizer": "adagrad", "model_root": str(folder)}
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
@@ -239,6 +244,67 @@ def build(**settings):
     return experiment.build_model(experiment.load_dataset({"valid": True}))
 
 
+def test_the_start_of_a_table_does_not_change_that_of_other_layers(monkeypatch):
+    """Its rows are drawn in blocks by generators of their own, of each table and seed."""
+    monkeypatch.setattr("fuxictr_mm.tables.sharded.BLOCK", 100)
+    states = []
+    for seed, sizes in ((1, {}), (1, {"vocab_size": 3000}), (2, {})):
+        torch.manual_seed(seed)
+        model = build(feature_specs=[SPECS[0], {"name": "item_id", **sizes}])
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    first, longer, other = (state.pop(TABLE.format("item_id")) for state in states)
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert torch.equal(longer[: len(first)], first)
+    assert float(first.std()) == pytest.approx(1e-4, rel=0.05)
+    everything = [*first[:1000].split(100), *other[:1000].split(100)]
+    rows = torch.cat([block[1:11] for block in everything] + [states[0][TABLE.format("likes_level")][1:11]])
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+@pytest.fixture
+def spread(monkeypatch):
+    """Tables as several processes have them, in a group of this one alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr("fuxictr_mm.tables.sharded.is_spread", lambda: True)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@needs_torchrec
+@pytest.mark.parametrize("rule", ["adagrad", "sgd"])
+def test_a_second_lookup_in_a_step_is_refused_where_it_would_be_a_second_update(tmp_path, spread, rule):
+    torch.manual_seed(1)
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, **{**SETTINGS, "table_optimizer": rule}, model_root=str(tmp_path))
+    dataset = experiment.load_dataset({"valid": True})
+    model = experiment.build_model(dataset)
+    loader = InMemoryLoader(dataset.splits["valid"].slice(0, 40), 20)
+    model.train()
+    for batch in loader:  # one lookup in each step
+        model.train_step(batch)
+    item_table = max(sharded_tables(model), key=lambda table: table.num_embeddings)
+    step = model.batch_loss
+    model.batch_loss = lambda batch: step(batch) + item_table(batch.target).sum()
+    with pytest.raises(ConfigError) if rule == "adagrad" else nullcontext() as raised:
+        model.train_step(batch)
+    if raised is not None:
+        check_names(str(raised.value), "1,001 rows", "table_optimizer", "touched")
+
+
+@needs_torchrec
+def test_a_disk_without_room_for_the_whole_table_ends_in_one_line(tmp_path, spread, monkeypatch):
+    specs = [{"name": "item_id", "table": "sharded"}]
+    model = build(model_root=str(tmp_path / "weights"), feature_specs=specs)
+    assert len(gathered_state(model)[TABLE.format("item_id")]) == 1001
+
+    def full(descriptor, start, size):
+        assert size == 4 * 1001 * model.embedding_dim
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with raises_naming(UserError, tmp_path / "weights", "1,001", "No space left on device"):
+        gathered_state(model)
+
+
 def test_one_process_has_whole_tables_and_needs_no_torchrec():
     model = build()
     assert sorted(len(p) for p in sharded_parameters(model)) == [11, 1001]
@@ -249,7 +315,7 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
     ("settings", "key"),
     [
         ({"table_optimizer": None}, "table_optimizer"),
-        ({"embedding_regularizer": 1e-5}, "embedding_regularizer"),
+        ({"embedding_regularizer": 1e-5}, "embedding_regularizer: 0"),
         ({"embedding_weight_decay": 0.1}, "embedding_weight_decay"),
         ({"ema": 0.9}, "ema"),
         ({"accumulation_steps": 2}, "accumulation_steps"),

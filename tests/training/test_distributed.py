@@ -257,6 +257,37 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+SLOW = """
+import time
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.training import distributed, tensor_files
+
+write = tensor_files._write
+
+
+def slow(*arguments):
+    if distributed.rank() == 0:
+        time.sleep(15)
+    return write(*arguments)
+
+
+tensor_files._write = slow
+with distributed.process_group(-1):
+    Experiment.load("DIN_MM_tiny", {root!r}, **{settings!r}).fit()
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_takes_longer_than_the_last_evaluation_is_waited_for(tmp_path):
+    settings = {"model_root": str(tmp_path), "epochs": 1, "verbose": 0, "checkpoint_in_background": True}
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW.format(root=str(ROOT), settings=settings))
+    done = start(script)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tiny_mm" / "DIN_MM_tiny.json").exists()
+    assert not (tmp_path / "tiny_mm" / "DIN_MM_tiny.snapshot").exists()
+
+
 @pytest.mark.slow
 def test_a_process_that_fails_ends_all_with_its_message(dying):
     folder, run = dying
@@ -304,6 +335,22 @@ def test_batch_norm_of_a_process_without_samples(monkeypatch):
     assert norm.weight.grad.tolist() == [0.0] * 5
     for found, value in zip(norm.buffers(), expected.buffers(), strict=True):
         torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_batch_norm_of_too_few_samples_of_all_processes_keeps_its_statistics(rows, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    model(torch.randn(6, 5))
+    replace_batch_norm(model)
+    before = [value.clone() for value in model[0].buffers()][:2]
+    x = torch.randn(rows, 5, requires_grad=True)
+    out = model(x)
+    out.sum().backward()
+    assert out.shape == x.grad.shape == (rows, 5)
+    for value in (out, x.grad, *(p.grad for p in model.parameters())):
+        assert bool(value.isfinite().all())
+    assert all(torch.equal(value, kept) for value, kept in zip(model[0].buffers(), before, strict=False))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fuxictr_mm.data.loaders import InMemoryLoader
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.training import loop
 from tests.errors import raises_naming
 
@@ -200,3 +200,10 @@ def test_evaluation_and_scoring_agree_with_the_rows(build):
     assert not model.training
     result = model.evaluate(parts, ["AUC", "logloss"])
     assert result == pytest.approx(model.evaluate(whole, ["AUC", "logloss"]), abs=1e-5)
+
+
+def test_a_single_sample_for_batch_norm_ends_in_one_line(tmp_path):
+    model = Scripted(tmp_path)
+    model.train_step = lambda batch: nn.BatchNorm1d(3)(torch.zeros(1, 3)).sum()
+    with raises_naming(DataError, "epoch 1, batch 1", "batch_size"):
+        loop.fit(model, BATCHES)

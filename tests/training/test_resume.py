@@ -1,5 +1,6 @@
 """A run that was killed at any moment resumes and ends as if it had not been."""
 
+import json
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import torch
 from fuxictr_mm.errors import Interrupted, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables.gradients import sparse_gradient, touched_parameters
-from fuxictr_mm.training import loop
+from fuxictr_mm.training import loop, tensor_files
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
 
@@ -253,6 +254,64 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert found is not None
     assert found.step == 7
     assert [p.name for p in checkpoint.path.iterdir()] == ["step-000000000007"]
+
+
+@pytest.mark.slow
+def test_a_last_checkpoint_that_fails_in_the_background_leaves_the_finished_run(tmp_path, monkeypatch, caplog):
+    expected, history = train(prepare(tmp_path / "whole"))
+    model, rows, valid, _ = prepare(tmp_path / "full")
+    checkpoint = TrainingCheckpoint(tmp_path / "full" / "run.snapshot", "hash", every_steps=31, in_background=True)
+    write = tensor_files._write
+
+    def full(*arguments):
+        if model._total_steps >= 31:
+            raise OSError(28, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(tensor_files, "_write", full)
+    with pytest.raises(UserError, match="No space left on device"):  # a checkpoint with steps to come is an error
+        train((model, rows, valid, checkpoint))
+    assert [p.name[-2:] for p in checkpoint.path.iterdir()] == ["16"]
+    caplog.clear()
+    model, rows, valid, _ = prepare(tmp_path / "full")
+    checkpoint = TrainingCheckpoint(checkpoint.path, "hash", in_background=True)
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda *_: False)
+    found, again = train((model, rows, valid, checkpoint))
+    assert again == history
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert [p.name[-2:] for p in checkpoint.path.iterdir()] == ["16"]  # without what was half written
+    assert any("No space left on device" in r.message for r in caplog.records if r.levelname == "WARNING")
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
+    model, _, _, checkpoint = prepare(tmp_path)
+    checkpoint.save(model, Progress(step=7))
+    folder = checkpoint.path / "step-000000000007"
+    state, tensors = folder / "state.json", folder / "model.safetensors"
+
+    def flipped(data):
+        return data[:-200] + bytes([data[-200] ^ 1]) + data[-199:]
+
+    for path, change in (
+        (state, lambda data: b'{"format": 4}'),
+        (state, lambda data: data.replace(b'"epoch"', b'"epok"')),
+        (state, lambda data: data[:200]),
+        (tensors, flipped),
+        (tensors, lambda data: data[:-100]),
+        (tensors, None),
+    ):
+        before = path.read_bytes()
+        if change is None:
+            path.unlink()
+        else:
+            path.write_bytes(change(before))
+        with raises_naming(UserError, folder, path.name, "delete", "--resume"):
+            checkpoint.load(model)
+        path.write_bytes(before)
+    assert checkpoint.load(model).step == 7
+    content = json.loads(state.read_text())  # of a version that wrote no hashes
+    state.write_text(json.dumps({key: value for key, value in content.items() if key != "files"}))
+    assert checkpoint.load(model).step == 7
 
 
 @pytest.mark.slow

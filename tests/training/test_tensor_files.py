@@ -55,7 +55,7 @@ with distributed.process_group(-1):
     whole = {{name: torch.arange(3.0 * rows).view(rows, 3) for name, rows in {rows}.items()}}
     if not folder.exists():
         tensors = {{name: spread(len(values), values)[0] for name, values in whole.items()}}
-        files.save({{**tensors, "same": torch.arange(5)}}, folder, lambda: None)
+        files.save({{**tensors, "same": torch.arange(5)}}, folder, lambda files: None)
     else:
         parts = {{name: spread(len(values), torch.zeros_like(values)) for name, values in whole.items()}}
         found = files.load(folder, {{name: part[0] for name, part in parts.items()}})
@@ -76,6 +76,6 @@ def test_rows_are_read_by_another_number_of_processes(tmp_path):
     found = TensorFiles().load(folder, {})
     for name, rows in ROWS.items():
         assert torch.equal(found[name], torch.arange(3.0 * rows).view(rows, 3))
-    TensorFiles().save(found, tmp_path / "alone", lambda: None)
+    TensorFiles().save(found, tmp_path / "alone", lambda files: None)
     done = start(script, str(tmp_path / "alone"), processes=3)
     assert done.returncode == 0, done.stderr
