@@ -67,6 +67,8 @@ def serve(args: argparse.Namespace) -> None:
         return
     from pathlib import Path
 
+    from fuxictr_mm_serving.protocol import NoDelayProtocol
+
     read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -77,6 +79,7 @@ def serve(args: argparse.Namespace) -> None:
             host=args.host,
             port=args.port,
             workers=args.workers,
+            http=NoDelayProtocol,
             access_log=False,
             log_level="warning",
         )
