@@ -7,7 +7,7 @@ import json
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 
@@ -37,6 +37,8 @@ class _Body(BaseModel):
             for name, value in content.items():
                 if isinstance(value, dict) and len(value) > COLUMNS:
                     raise ValueError(f"{name} has {len(value)} columns, expected {COLUMNS} or fewer")
+                if bool in (map(type, value) if isinstance(value, list) else [type(value)]) and name != "explain":
+                    raise ValueError(f"{name} holds true or false, expected ids")  # which would be the integers 1 and 0
         return content
 
 
@@ -66,6 +68,14 @@ class ScoreRequest(_Body):
         [], description="items that the export does not hold, scored after the candidates"
     )
     explain: bool = Field(False, description="whether to name the history items that each candidate attends to most")
+
+    @field_validator("context")
+    @classmethod
+    def _is_flat(cls, context: dict[str, Any]) -> dict[str, Any]:
+        for column, value in context.items():
+            if {dict, list} & {*map(type, value if isinstance(value, list) else [value])}:
+                raise ValueError(f"{column[:100]!r} is no value and no list of values")
+        return context
 
 
 class BatchRequest(_Body):
@@ -166,7 +176,9 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
             content = json.loads(body, parse_constant=_no_constant)
     except Exception as error:  # msgpack raises many types
         kind = "MessagePack" if is_msgpack(content_type) else "JSON"
-        raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
+        raise HttpError(
+            400, f"the body is not valid {kind} ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
+        ) from None
     check_lengths(content, settings)
     if not is_msgpack(content_type) and (b"\\u" in body or b"\0" in body or not body.isascii()):
         check_text(content)
@@ -194,6 +206,8 @@ def check_text(content: Any) -> None:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise HttpError(422, "the body holds half a surrogate pair, which is no text") from None
+    except RecursionError:
+        raise HttpError(422, "the body has too many lists or objects within each other") from None
 
 
 def check_lengths(content: Any, settings: Settings) -> None:

@@ -264,8 +264,9 @@ class Server:
 
     async def page_data(self, _: Request) -> Response:
         """What the page offers: users, candidates, columns of the context."""
-        service, export = self.service, self.service.loaded.export
-        users = service.users.some(200) if service.users else []
+        service, loaded = self.service, self.service.loaded
+        export = loaded.export
+        users = loaded.users.some(200) if loaded.users else []
         items = service.titles.some(100) if service.titles else export.items.some(100)
         context = [f.column for f in export.context if not f.is_computed]
         content = {
