@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
-from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving import Export, ServingError, command, service
 from fuxictr_mm_serving import export as export_module
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
@@ -230,6 +230,7 @@ def test_other_pages(client, exported):
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["model"] == "DIN_MM"
     assert client.get("/nothing").status_code == 404
+    assert client.post("/score/", json=REQUEST, follow_redirects=False).status_code == 404
     client.post("/score", json=REQUEST)
     text = client.get("/metrics").text
     assert 'fuxictr_mm_requests_total{path="/score",status="200"} 1.0' in text
@@ -407,7 +408,7 @@ def test_pieces_of_rows_end_at_the_deadline(exported, monkeypatch):
     assert time.monotonic() - started < 2
 
 
-def test_the_watcher_survives_any_error(monkeypatch):
+def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     class Broken:
         looks = 0
 
@@ -427,6 +428,7 @@ def test_the_watcher_survives_any_error(monkeypatch):
     broken = Broken()
     asyncio.run(look())
     assert broken.looks > 1
+    assert caplog.text.count("unexpected") == 1
 
 
 MANY = 60_000
@@ -664,3 +666,24 @@ def test_an_export_that_cannot_score_replaces_none_and_is_read_once(exported, tm
     assert found.score(**REQUEST).version == found.loaded.version
     monkeypatch.setattr(service, "Export", None)
     assert not found.switch()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", "99999"),
+        ("workers", "0"),
+        ("timeout", "nan"),
+        ("timeout", "0"),
+        ("timeout", "inf"),
+        ("reload", "-1"),
+        ("max-body", "-1"),
+        ("max-candidates", "0"),
+        ("max-history", "-1"),
+    ],
+)
+def test_options_beyond_their_range_are_refused(exported, capsys, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([str(exported), f"--{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"--{option}" in capsys.readouterr().err
