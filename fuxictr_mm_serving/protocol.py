@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -24,6 +25,6 @@ class NoDelayProtocol(Base):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Turn off Nagle's algorithm."""
         found = transport.get_extra_info("socket")
-        if isinstance(found, asyncio.trsock.TransportSocket):  # uvloop turns it off itself
+        if isinstance(found, TransportSocket):  # uvloop turns it off itself
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
