@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
-from fuxictr_mm_serving import Export, ServingError, command, service
+from fuxictr_mm_serving import Export, ServingError, command, requests, service
 from fuxictr_mm_serving import export as export_module
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
@@ -171,11 +171,7 @@ BAD = [
     (422, {"user": 1, "candidates": [8], "context": {"like_level": 3}}, "like_level"),
     (422, {**REQUEST, "context": {**REQUEST["context"], "like_level": 3}}, "like_level"),
     (422, {**REQUEST, "context": {"likes_level": "x" * 15000, "views_level": 1}}, "likes_level"),
-    (
-        422,
-        '{"context":{"likes_level":' + "[" * 961 + "]" * 961 + ',"views_level":"é"},"history":[],"candidates":[1]}',
-        "",
-    ),
+    (422, r'{"candidates":[1],"context":{"a":"\ud83d\ude00","b":' + "[" * 961 + "]" * 961 + "}}", ""),
     (422, {**REQUEST, "candidates": ["1_0"]}, "1_0"),
     (422, {**REQUEST, "candidates": ["\u0661"]}, "candidates"),
     (422, {**REQUEST, "candidates": [True]}, "candidates"),
@@ -194,6 +190,15 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert named in found.json()["error"]
     assert "\n" not in found.json()["error"]
     assert len(found.json()["error"]) < 1000
+
+
+def test_only_text_that_may_hold_half_a_pair_is_checked(client, monkeypatch):
+    for body in (b'{"candidates":["\xed\xa0\x80"]}', '{"candidates":["\ud800"]}'.encode("utf-16", "surrogatepass")):
+        assert "surrogate" in client.post("/score", content=body).json()["error"]
+    whole = r'{"candidates":["\ud83d\ude00"],"history":[]}'
+    assert "surrogate" not in client.post("/score", content=whole).json()["error"]
+    monkeypatch.setattr(requests, "check_text", None)
+    assert client.post("/score", content='{"candidates":["é"],"history":[]}'.encode()).status_code == 422
 
 
 @pytest.mark.parametrize("depth", [100, 985, 1000, 2000])
