@@ -5,12 +5,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 
 from fuxictr_mm_serving.errors import ServingError
+
+#: Smallest and largest value of each option.
+RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "workers": (1, math.inf),
+    "threads": (1, math.inf),
+    "concurrency": (1, math.inf),
+    "queue": (0, math.inf),
+    "timeout": (0.001, 86400),
+    "cache_mib": (0, math.inf),
+    "max_body": (1, math.inf),
+    "max_candidates": (1, math.inf),
+    "max_history": (0, math.inf),
+    "reload": (0.01, 86400),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +67,10 @@ def serve(args: argparse.Namespace) -> None:
     from fuxictr_mm_serving.manifest import read_manifest
     from fuxictr_mm_serving.settings import VARIABLE, Settings, read_token
 
-    for name, least in (("workers", 1), ("threads", 1), ("concurrency", 1), ("queue", 0), ("cache_mib", 0)):
-        if getattr(args, name) < least:
-            raise ServingError(f"--{name.replace('_', '-')}: is {getattr(args, name)}, expected {least} or more")
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(args, name) <= most:  # also NaN
+            expected = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise ServingError(f"--{name.replace('_', '-')}: is {getattr(args, name)}, expected {expected}")
     names = {field.name for field in dataclasses.fields(Settings)}
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
@@ -67,6 +84,8 @@ def serve(args: argparse.Namespace) -> None:
         return
     from pathlib import Path
 
+    from fuxictr_mm_serving.protocol import NoDelayProtocol
+
     read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -77,6 +96,7 @@ def serve(args: argparse.Namespace) -> None:
             host=args.host,
             port=args.port,
             workers=args.workers,
+            http=NoDelayProtocol,
             access_log=False,
             log_level="warning",
         )

@@ -1,5 +1,10 @@
 """Errors that a user can fix."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ServingError(ValueError):
     """An export, a request or a file of rows is wrong; the message is one line."""
@@ -7,3 +12,21 @@ class ServingError(ValueError):
 
 class DamagedError(ServingError):
     """A file of an export differs from its checksum."""
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Raise whatever goes wrong within as an error of an export: its files may hold anything.
+
+    Raises
+    ------
+    ServingError
+        It begins with ``what``.
+    """
+    try:
+        yield
+    except ServingError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ServingError(f"{what} ({reason}); export again") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm_serving.deadline import check_deadline
-from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.errors import ServingError, refused
 from fuxictr_mm_serving.features import Column, ContextField, Items
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
@@ -63,6 +63,10 @@ class Export:
     ) -> None:
         self._files = files = Files(Path(folder), any_graphs=graphs is not None, check_bytes=check_bytes)
         self.folder, self.manifest, self.version = files.folder, files.manifest, files.version
+        with refused(f"{files.folder}: cannot be loaded"):
+            self._load(files, threads, graphs)
+
+    def _load(self, files: Files, threads: int, graphs: Mapping[str, Graph] | None) -> None:
         ids = _read_ids(files, self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
         entry = self.manifest["items"]
         known = files.array(entry["known"])
@@ -307,8 +311,10 @@ def _read_ids(files: Files, name: str) -> dict[str, Ids]:
         content = json.loads(text)
         found = {}
         for name, entry in content.items():
-            values = [bytes.fromhex(v) for v in entry["values"]] if entry["type"] == "bytes" else entry["values"]
-            found[name] = Ids(values, entry["type"] == "integer")
+            values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
+            if not isinstance(values, list) or {*map(type, values)} - {kind}:
+                raise TypeError(f"{name}: values are not all of type {entry['type']}")
+            found[name] = Ids([bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values, kind is int)
         return found
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServingError(f"{files.folder / name}: is no vocabulary of an export ({error}); export again") from None

@@ -19,6 +19,9 @@ from fuxictr_mm_serving.errors import ServingError
 
 MANIFEST, FORMAT = "manifest.json", 3
 
+#: Larger tables are mapped. Smaller ones are read, so that a file that is cut short while it is served ends no process.
+MAPPED_BYTES = 16 * 2**20
+
 #: Bytes of a manifest.
 LARGEST = 16 * 2**20
 
@@ -28,6 +31,9 @@ def _plain(name: str) -> str:
         raise ValueError(f"{name!r} is no file name without folder")
     return name
 
+
+#: Numbers that a request gives for a field of the context.
+Length = Annotated[int, Field(ge=1, le=10**6)]
 
 #: A file in the folder.
 File = Annotated[str, AfterValidator(_plain)]
@@ -60,7 +66,7 @@ class _Codes(_Entry):
 class _Items(_Entry):
     target: str
     history: str
-    max_len: int | None
+    max_len: Annotated[int, Field(ge=1)] | None
     known: File
     table: _Table
     contents: dict[str, _Content] = {}
@@ -75,16 +81,16 @@ class _Field(_Entry):
 
 
 class _Categorical(_Field):
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=1)]
     table: _Table
 
 
 class _Sequence(_Categorical):
-    max_len: int
+    max_len: Length
 
 
 class _Embedding(_Field):
-    pretrain_dim: int
+    pretrain_dim: Length
 
 
 #: What a field of the context must have, by its type.
@@ -92,7 +98,8 @@ FIELDS: dict[str, type[_Field]] = {"numeric": _Field, "embedding": _Embedding, "
 
 
 def _field(entry: dict[str, Any]) -> _Field:
-    return FIELDS.get(entry.get("type", ""), _Categorical).model_validate(entry)
+    kind = entry.get("type")
+    return FIELDS.get(kind if isinstance(kind, str) else "", _Categorical).model_validate(entry)
 
 
 class _Manifest(_Entry):
@@ -229,7 +236,7 @@ class Files:
         return content
 
     def array(self, name: str, *, mapped: bool = False) -> np.ndarray:
-        """Return an array, or map it: it is read-only, and numbers are read from the file when they are needed."""
+        """Return a read-only array; with ``mapped``, numbers of a large one are read when they are needed."""
         content = self._map(name) if mapped else self.read(name)
         try:
             return _array(content)
@@ -264,17 +271,20 @@ class Files:
             return stream.read(self.manifest["bytes"][name] + 1)
 
     def _map(self, name: str) -> mmap.mmap | bytes:
-        descriptor = self._open(name)
-        try:
-            content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.manifest["bytes"][name] else b""
-        finally:
-            os.close(descriptor)
+        content = self._read(name) if self.manifest["bytes"][name] <= MAPPED_BYTES else self._mapped(name)
         if len(content) <= self._check_bytes:
             self._check(name, content)
         else:
             self._opened.add(name)
             self._unchecked[name] = content
         return content
+
+    def _mapped(self, name: str) -> mmap.mmap:
+        descriptor = self._open(name)
+        try:
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
 
     def _check(self, name: str, content: mmap.mmap | bytes) -> None:
         self._opened.add(name)

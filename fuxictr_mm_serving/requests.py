@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,6 +20,10 @@ DISCARDED = 64 * 2**20
 
 #: Columns of an item, and of the context, that a request may give.
 COLUMNS = 1000
+
+#: What JSON may write half a surrogate pair by: an escape, its UTF-8, or an encoding of other bytes. To check the text
+#: of every large body would take longer than to read it.
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
 
 Id = int | str
 
@@ -37,6 +42,8 @@ class _Body(BaseModel):
             for name, value in content.items():
                 if isinstance(value, dict) and len(value) > COLUMNS:
                     raise ValueError(f"{name} has {len(value)} columns, expected {COLUMNS} or fewer")
+                if bool in (map(type, value) if isinstance(value, list) else [type(value)]) and name != "explain":
+                    raise ValueError(f"{name} holds true or false, expected ids")  # which would be the integers 1 and 0
         return content
 
 
@@ -66,6 +73,14 @@ class ScoreRequest(_Body):
         [], description="items that the export does not hold, scored after the candidates"
     )
     explain: bool = Field(False, description="whether to name the history items that each candidate attends to most")
+
+    @field_validator("context")
+    @classmethod
+    def _is_flat(cls, context: dict[str, Any]) -> dict[str, Any]:
+        for column, value in context.items():
+            if {dict, list} & {*map(type, value if isinstance(value, list) else [value])}:
+                raise ValueError(f"{column[:100]!r} is no value and no list of values")
+        return context
 
 
 class BatchRequest(_Body):
@@ -166,9 +181,11 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
             content = json.loads(body, parse_constant=_no_constant)
     except Exception as error:  # msgpack raises many types
         kind = "MessagePack" if is_msgpack(content_type) else "JSON"
-        raise HttpError(400, f"the body is not valid {kind} ({str(error).splitlines()[0][:100]})") from None
+        raise HttpError(
+            400, f"the body is not valid {kind} ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
+        ) from None
     check_lengths(content, settings)
-    if not is_msgpack(content_type) and (b"\\u" in body or b"\0" in body or not body.isascii()):
+    if not is_msgpack(content_type) and SURROGATE.search(body):
         check_text(content)
     try:
         return model.model_validate(content, strict=False)
@@ -194,6 +211,8 @@ def check_text(content: Any) -> None:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise HttpError(422, "the body holds half a surrogate pair, which is no text") from None
+    except RecursionError:
+        raise HttpError(422, "the body has too many lists or objects within each other") from None
 
 
 def check_lengths(content: Any, settings: Settings) -> None:

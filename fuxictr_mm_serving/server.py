@@ -264,8 +264,9 @@ class Server:
 
     async def page_data(self, _: Request) -> Response:
         """What the page offers: users, candidates, columns of the context."""
-        service, export = self.service, self.service.loaded.export
-        users = service.users.some(200) if service.users else []
+        service, loaded = self.service, self.service.loaded
+        export = loaded.export
+        users = loaded.users.some(200) if loaded.users else []
         items = service.titles.some(100) if service.titles else export.items.some(100)
         context = [f.column for f in export.context if not f.is_computed]
         content = {
@@ -324,6 +325,7 @@ def make_app(settings: Settings) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # to a URL of the Host header, which a client writes
     app.state.service = server.service
     return app
 
@@ -363,16 +365,21 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         await asyncio.to_thread(service.check)
     except Exception as error:
         logger.error(json.dumps({"check": "failed", "reason": f"{type(error).__name__}: {error}"}))
+    logged = ""
     while True:
         await asyncio.sleep(seconds)
+        reason = ""
         try:
             if await asyncio.to_thread(service.switch):
                 metrics.switches.inc()
                 logger.info(json.dumps({"switched_to": service.loaded.version}))
         except ServingError as error:  # perhaps it is being written: the next look finds it
-            logger.warning(json.dumps({"switch": "failed", "reason": str(error)}))
+            reason = str(error)
         except Exception as error:  # whatever it is, the next export may be good
-            logger.error(json.dumps({"switch": "failed", "reason": f"{type(error).__name__}: {error}"}))
+            reason = f"{type(error).__name__}: {error}"
+        if reason and reason != logged:  # not at every look
+            logger.warning(json.dumps({"switch": "failed", "reason": reason}))
+        logged = reason
 
 
 def app_of_worker() -> Starlette:

@@ -12,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import check_deadline
-from fuxictr_mm_serving.errors import DamagedError, ServingError
+from fuxictr_mm_serving.errors import DamagedError, ServingError, refused
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.new_items import NewItem
+
+if TYPE_CHECKING:
+    from fuxictr_mm_serving.parquet import Users
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -38,6 +41,8 @@ class Loaded:
     version: str
     #: Sizes and times of the files before they were opened.
     stamp: list[tuple[str, int, int]] = field(default_factory=list)
+    #: The file of users, with the columns that the export reads.
+    users: Users | None = None
     #: What is wrong with its files, if anything is.
     damage: str = ""
 
@@ -100,29 +105,47 @@ class Service:
     ) -> None:
         self.folder = Path(folder)
         self.threads, self.cache_bytes = threads, cache_bytes
+        self._users = None if users is None else Path(users)
+        self._user_column = user_column
         self._switching = threading.Lock()
-        self._damaged: list[tuple[str, int, int]] = []  # the stamp of what was refused
-        self.loaded = self._load(CHECKED_BYTES)
-        self.users = self.titles = None
-        if users is not None or titles is not None:
-            from fuxictr_mm_serving.parquet import Titles, Users
+        self._damaged: list[tuple[str, int, int]] | None = None  # the stamp of what was refused
+        self.loaded = self._load(CHECKED_BYTES, None)
+        self.titles = None
+        if titles is not None:
+            from fuxictr_mm_serving.parquet import Titles
 
-            self.users = None if users is None else Users(users, user_column, self.loaded.export)
-            self.titles = None if titles is None else Titles(titles)
+            self.titles = Titles(titles)
 
-    def _load(self, check_bytes: float) -> Loaded:
+    def _load(self, check_bytes: float, present: Loaded | None) -> Loaded:
         stamp = self._stamp()
         try:
             export = Export(self.folder, threads=self.threads, check_bytes=check_bytes)
             self.warm_up(export)
+            users = self._users_of(export, present)
         except ServingError:
             self._damaged = stamp
             raise
-        return Loaded(export, StateCache(self.cache_bytes), export.version, stamp)
+        return Loaded(export, StateCache(self.cache_bytes), export.version, stamp, users)
+
+    def _users_of(self, export: Export, present: Loaded | None) -> Users | None:
+        """Return the users with the columns that an export reads: those at present, if it reads the same."""
+        if self._users is None:
+            return None
+        if present is not None and present.users is not None and present.export.columns == export.columns:
+            return present.users
+        from fuxictr_mm_serving.parquet import Users
+
+        return Users(self._users, self._user_column, export)
 
     @staticmethod
     def warm_up(export: Export) -> None:
-        """Score items of the export, so that the first request is not the slowest."""
+        """Score items of the export, so that the first request is not the slowest.
+
+        Raises
+        ------
+        ServingError
+            The export cannot: it would fail on every request.
+        """
         known = np.flatnonzero(export.items.known)[1:101]
         context: dict[str, Any] = {}
         for f in export.context:
@@ -130,8 +153,17 @@ class Service:
             context[f.column] = [0.0] * length if f.type == "embedding" else [] if f.type == "sequence" else 0
             if f.ids is not None and not f.ids.is_integer:
                 context[f.column] = None
-        state = export.user_state(context, [])
-        export.score_numbers(state, known)
+        with refused(f"{export.folder}: does not score its own items"):
+            ids = export.items.ids_of(known)
+            history, labels = ids[:3], len(export.labels)
+            state = export.user_state(context, history)
+            scores, are_known = export.score_candidates(state, ids)
+            if not are_known.all() or scores.shape != ((len(ids), labels) if labels > 1 else (len(ids),)):
+                raise ValueError(f"scores of the shape {scores.shape} for {len(ids)} items and {labels} labels")
+            if not np.isfinite(scores).all():
+                raise ValueError("a score is not finite")
+            if export.explains and ids:
+                export.explain(state, history, ids[:3])
 
     def switch(self) -> bool:
         """Load the export that is now in the folder, if it is another one; requests under way keep theirs.
@@ -152,14 +184,19 @@ class Service:
                 return False
             if self._stamp() == self._damaged:  # it has been refused, and to read it again could take minutes
                 return False
-            self.loaded = self._load(math.inf)  # also a damaged one that has been repaired
+            self.loaded = self._load(math.inf, self.loaded)  # also a damaged one that has been repaired
             return is_other
 
     def _stamp(self) -> list[tuple[str, int, int]]:
-        """Return sizes and times of the files, by which a repair is seen without reading them."""
+        """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""
+        found, paths = [], [] if self._users is None else [self._users]
         with suppress(OSError):
-            return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.folder.iterdir())
-        return []
+            paths += self.folder.iterdir()
+        for path in paths:
+            with suppress(OSError):  # a link to nothing, such as an editor's lock
+                status = path.stat()
+                found.append((str(path), status.st_size, status.st_mtime_ns))
+        return sorted(found)
 
     def check(self) -> None:
         """Compare with their checksums the large files, which the start left out; if one differs, nothing is scored."""
@@ -167,7 +204,8 @@ class Service:
         try:
             loaded.export.check()  # of what is mapped, even if the folder holds another export by now
         except ServingError as error:
-            self._damaged, loaded.damage = loaded.stamp, str(error)
+            # For clients, whom the place of the folder does not concern.
+            self._damaged, loaded.damage = loaded.stamp, str(error).replace(f"{loaded.export.folder}{os.sep}", "")
             logger.error(json.dumps({"damaged": str(error)}))
 
     def score(
@@ -216,9 +254,9 @@ class Service:
         if wrong := [name for name in context or {} if name not in read]:
             raise ServingError(f"context: {wrong[0]!r} is not read by the model; it reads {', '.join(read) or 'none'}")
         if user is not None:
-            if self.users is None:
+            if loaded.users is None:
                 raise ServingError("user: the server has no file of users; give context and history")
-            found = self.users.get(user)
+            found = loaded.users.get(user)
             context = {**found, **(context or {})}
             history = found[export.history] if history is None else history
         context, history = context or {}, history or []

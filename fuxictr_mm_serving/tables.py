@@ -5,6 +5,7 @@ Shape letters: I rows of a table, D dim, M requested rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -120,6 +121,8 @@ class Ids:
             elif not self.is_integer and not isinstance(value, str | bytes):
                 raise ServingError(f"{what}: {value!r} is no text, and the ids of the model are texts")
             number = get(value)
+            if number is None and self.is_integer and not -(2**63) <= value < 2**64:
+                raise ServingError(f"{what}: holds an id beyond 64 bits")
             found[position] = number if number is not None else (UNKNOWN if value else 0)
         return found
 
@@ -141,6 +144,8 @@ def as_integer(value: Any, what: str) -> int:
     ):
         raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers")
     try:
+        if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
+            raise ValueError  # int() takes "1_0" and other digits
         return int(value)
     except ValueError:
         raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers") from None

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
-        "fuxictr-mm export --expid DIN_MM_tiny --out triton/models --format triton",
+        "fuxictr-mm export --expid DIN_MM_tiny --out triton_models --format triton",
     )
     add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")

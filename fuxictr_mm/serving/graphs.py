@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_linear_bn_eval
@@ -271,10 +272,18 @@ def embed_context(model: MultimodalModel, columns: Mapping[str, Tensor], num_row
 
 
 def fuse_batch_norm(model: MultimodalModel) -> MultimodalModel:
-    """Make each batch norm behind a linear layer a part of its weights, in place; returns the model."""
-    for layers in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+    """Make each batch norm of an ``MLP_Block`` a part of the weights before it, in place; returns the model.
+
+    Elsewhere a batch norm may be over another axis, or the linear layer be read for itself.
+    """
+    for layers in [m.mlp for m in model.modules() if isinstance(m, MLP_Block)]:
         for place, (linear, norm) in enumerate(pairwise(list(layers))):
-            if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and norm.affine:
+            if (
+                isinstance(linear, nn.Linear)
+                and isinstance(norm, nn.BatchNorm1d)
+                and norm.affine
+                and norm.track_running_stats
+            ):
                 layers[place], layers[place + 1] = fuse_linear_bn_eval(linear, norm), nn.Identity()
     return model
 

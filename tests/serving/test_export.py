@@ -519,3 +519,14 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
         np.testing.assert_allclose(found[:1], eager(model, context, history, [number]), atol=NOISE, rtol=0)
         # Content that is no field counts by its similarity to the history alone.
         assert not history or abs(found[0] - found[1]) > NOISE
+
+
+def test_a_file_that_is_cut_short_ends_no_process(exported, tmp_path):
+    """A small table is not mapped: to read what a mapped file no longer has would be SIGBUS."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    found, context = Export(folder), {"likes_level": 3, "views_level": 2}
+    before = found.score_candidates(found.user_state(context, [5]), [8])[0]
+    with (folder / "items.npy").open("r+b") as stream:
+        stream.truncate(10)
+    assert found.score_candidates(found.user_state(context, [5]), [8])[0] == before

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fuxictr.pytorch.layers import MLP_Block
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
@@ -87,3 +88,28 @@ def test_batch_norm_becomes_a_part_of_the_weights(build, float64):
     assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in fused.modules())
     fields = torch.randn(5, model.dnn.mlp[0].in_features, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(fused.dnn(fields), model.dnn(fields), rtol=1e-9, atol=1e-9)
+
+
+class Towers(torch.nn.Module):
+    """Batch norm over fields, behind a linear layer that is also read for itself, and without statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.fields = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        self.shared = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        self.dnn = MLP_Block(4, [3], batch_norm=True)
+        self.dnn.mlp[1] = torch.nn.BatchNorm1d(3, track_running_stats=False)
+
+    def forward(self, x):
+        rows = self.fields(x).mean(dim=1)
+        return self.dnn(self.shared(rows) + self.shared[0](rows))
+
+
+def test_batch_norm_of_other_layers_stays():
+    torch.manual_seed(0)
+    model = Towers().eval()
+    for norm in (model.fields[1], model.shared[1]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.1, 2)
+    x = torch.randn(5, 4, 4)
+    torch.testing.assert_close(fuse_batch_norm(copy.deepcopy(model))(x), model(x))

@@ -85,6 +85,15 @@ def test_digits_that_are_typed():
         assert json.loads(done.stdout) == expected
 
 
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_a_link_of_any_text():
+    page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    line = re.search(r"^const textOf = .*$", page, re.M)[0]
+    code = f"{line} console.log(JSON.stringify(process.argv.slice(1).map(textOf)))"
+    done = subprocess.run([NODE, "-e", code, "%", "a%20b"], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == ["%", "a b"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(NODE is None, reason="needs Node")
 def test_the_script_in_node(server):

@@ -1,6 +1,7 @@
 """The server: right scores, clear refusals, no request lost when the export is replaced or a worker is killed."""
 
 import asyncio
+import io
 import json
 import os
 import shutil
@@ -20,17 +21,18 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
-from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving import Export, ServingError, command, requests, service
 from fuxictr_mm_serving import export as export_module
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
-from fuxictr_mm_serving.manifest import version_of
+from fuxictr_mm_serving.manifest import checksum, version_of
 from fuxictr_mm_serving.new_items import ItemRows
 from fuxictr_mm_serving.requests import HttpError, ScoreRequest, decode, read_body
 from fuxictr_mm_serving.server import make_app, watch
@@ -89,8 +91,6 @@ def test_reasons(client, exported):
 
 
 def test_a_user_of_the_file(client, exported):
-    import pyarrow.parquet as pq
-
     row = pq.read_table(ROWS).slice(0, 1).to_pylist()[0]
     own = {"likes_level": row["likes_level"], "views_level": row["views_level"]}
     request = {"context": own, "history": row["item_seq"], "candidates": [8, 9, 10]}
@@ -171,6 +171,11 @@ BAD = [
     (422, {"user": 1, "candidates": [8], "context": {"like_level": 3}}, "like_level"),
     (422, {**REQUEST, "context": {**REQUEST["context"], "like_level": 3}}, "like_level"),
     (422, {**REQUEST, "context": {"likes_level": "x" * 15000, "views_level": 1}}, "likes_level"),
+    (422, r'{"candidates":[1],"context":{"a":"\ud83d\ude00","b":' + "[" * 961 + "]" * 961 + "}}", ""),
+    (422, {**REQUEST, "candidates": ["1_0"]}, "1_0"),
+    (422, {**REQUEST, "candidates": ["\u0661"]}, "candidates"),
+    (422, {**REQUEST, "candidates": [True]}, "candidates"),
+    (422, {**REQUEST, "user": True}, "user"),
     (413, " " * 20001, "20000"),
 ]
 
@@ -185,6 +190,32 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert named in found.json()["error"]
     assert "\n" not in found.json()["error"]
     assert len(found.json()["error"]) < 1000
+
+
+def test_only_text_that_may_hold_half_a_pair_is_checked(client, monkeypatch):
+    for body in (b'{"candidates":["\xed\xa0\x80"]}', '{"candidates":["\ud800"]}'.encode("utf-16", "surrogatepass")):
+        assert "surrogate" in client.post("/score", content=body).json()["error"]
+    whole = r'{"candidates":["\ud83d\ude00"],"history":[]}'
+    assert "surrogate" not in client.post("/score", content=whole).json()["error"]
+    monkeypatch.setattr(requests, "check_text", None)
+    assert client.post("/score", content='{"candidates":["é"],"history":[]}'.encode()).status_code == 422
+
+
+@pytest.mark.parametrize("depth", [100, 985, 1000, 2000])
+def test_nested_messagepack_is_refused(client, depth):
+    head, tail = msgpack.packb({**REQUEST, "context": {"likes_level": "?", "views_level": 2}}).split(b"\xa1?")
+    body = head + b"\x91" * depth + b"\x01" + tail
+    found = client.post("/score", content=body, headers={"content-type": "application/msgpack"})
+    assert found.status_code in (400, 422), found.text
+
+
+def test_an_id_beyond_64_bits_is_refused_by_a_vocabulary(client):
+    export = client.app.state.service.loaded.export
+    export.items = replace(export.items, ids=Ids(list(range(1, 1001)), True))
+    packed = {"accept": "application/msgpack"}
+    assert client.post("/score", json={**REQUEST, "candidates": [2**64]}, headers=packed).status_code == 422
+    found = client.post("/score", json={**REQUEST, "candidates": [8, 2**64 - 1]}, headers=packed)
+    assert msgpack.unpackb(found.content)["unknown"] == [2**64 - 1]
 
 
 @pytest.mark.slow
@@ -204,6 +235,7 @@ def test_other_pages(client, exported):
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["model"] == "DIN_MM"
     assert client.get("/nothing").status_code == 404
+    assert client.post("/score/", json=REQUEST, follow_redirects=False).status_code == 404
     client.post("/score", json=REQUEST)
     text = client.get("/metrics").text
     assert 'fuxictr_mm_requests_total{path="/score",status="200"} 1.0' in text
@@ -231,6 +263,7 @@ def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch
                 break
             time.sleep(0.05)
         assert "items.npy" in ready.json()["error"]
+        assert str(tmp_path) not in ready.text
         assert client.post("/score", json=REQUEST).status_code == 503
         assert client.get("/health").status_code == 200
         content[-1] ^= 1
@@ -380,7 +413,7 @@ def test_pieces_of_rows_end_at_the_deadline(exported, monkeypatch):
     assert time.monotonic() - started < 2
 
 
-def test_the_watcher_survives_any_error(monkeypatch):
+def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     class Broken:
         looks = 0
 
@@ -400,6 +433,7 @@ def test_the_watcher_survives_any_error(monkeypatch):
     broken = Broken()
     asyncio.run(look())
     assert broken.looks > 1
+    assert caplog.text.count("unexpected") == 1
 
 
 MANY = 60_000
@@ -550,3 +584,111 @@ def test_the_command_refuses_what_is_no_export(tmp_path):
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def served(exported, tmp_path):
+    """Return a copy of the export, and a function that changes its manifest."""
+    folder = tmp_path / "served"
+    shutil.copytree(exported, folder)
+
+    def rewrite(change=lambda manifest: None, **files):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        change(manifest)
+        for name, content in files.items():
+            name = name.replace("_npy", ".npy").replace("_json", ".json").replace("_onnx", ".onnx")
+            (folder / "new").write_bytes(content)
+            os.replace(folder / "new", folder / name)
+            manifest["sha256"][name], manifest["bytes"][name] = checksum(folder / name), len(content)
+        manifest["created"] = str(time.time_ns())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return folder, rewrite
+
+
+def test_a_link_to_nothing_in_the_folder_stops_no_switch(exported, tmp_path):
+    folder, rewrite = served(exported, tmp_path)
+    found = service.Service(folder)
+    (folder / ".#manifest.json").symlink_to("user@host.1:2")
+    rewrite()
+    assert found.switch()
+    assert found.loaded.version == version_of(folder)
+
+
+def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them(exported, tmp_path):
+    folder, rewrite = served(exported, tmp_path)
+    users = tmp_path / "users.parquet"
+    shutil.copy(ROWS, users)
+    found = service.Service(folder, users=users)
+    before = found.score(user=1, candidates=[8])
+    rewrite(lambda manifest: manifest["items"].update(history="clicked"))
+    with raises_naming(ServingError, users, "clicked"):
+        found.switch()
+    assert found.score(user=1, candidates=[8]) == before
+    assert not found.switch()
+    table = pq.read_table(ROWS)
+    pq.write_table(table.rename_columns(["clicked" if n == "item_seq" else n for n in table.column_names]), users)
+    assert found.switch()
+    assert found.score(user=1, candidates=[8]).scores == pytest.approx(before.scores)
+
+
+INTEGERS = json.dumps({"item_id": {"type": "integer", "values": list(range(1, 1001))}}).encode()
+WRONG = {
+    "vocabulary of an integer": ({"vocabulary_json": b'{"item_id": {"type": "text", "values": 5}}'}, "vocabulary"),
+    "vocabulary of lists": ({"vocabulary_json": b'{"item_id": {"type": "text", "values": [[1]]}}'}, "vocabulary"),
+    "texts as integers": ({"vocabulary_json": INTEGERS.replace(b"1,", b'"1",')}, "vocabulary"),
+    "type of a field": ({"change": lambda m: m["context"][0].update(type=["x"])}, "context"),
+    "length": ({"change": lambda m: m["context"][0].update(type="sequence", max_len=10**12)}, "context"),
+    "negative length": ({"change": lambda m: m["items"].update(max_len=-5)}, "max_len"),
+    "no context": ({"change": lambda m: m.update(context=[])}, "served"),
+    "swapped graphs": (
+        {"change": lambda m: m["graphs"].update(user=m["graphs"]["rows"], rows=m["graphs"]["user"])},
+        "served",
+    ),
+    "attention": ({"change": lambda m: m["graphs"].update(attention=m["graphs"]["rows"])}, "served"),
+    "labels": ({"change": lambda m: m.update(labels=["a", "b"])}, "served"),
+    "items that are not finite": ({"items_npy": None}, "served"),
+    "context that is not finite": ({"context_likes_level_npy": None}, "served"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_export_that_cannot_score_replaces_none_and_is_read_once(exported, tmp_path, monkeypatch, what):
+    folder, rewrite = served(exported, tmp_path)
+    found = service.Service(folder)
+    options, named = WRONG[what]
+    files = dict(options)
+    change = files.pop("change", lambda manifest: None)
+    for name, content in files.items():
+        if content is None:
+            stream = io.BytesIO()
+            np.save(stream, np.full_like(np.load(folder / name.replace("_npy", ".npy")), np.nan))
+            files[name] = stream.getvalue()
+    if "vocabulary_json" in files:
+        change = lambda manifest: manifest.update(vocabulary="vocabulary.json")  # noqa: E731
+    rewrite(change, **files)
+    with raises_naming(ServingError, named):
+        found.switch()
+    assert found.score(**REQUEST).version == found.loaded.version
+    monkeypatch.setattr(service, "Export", None)
+    assert not found.switch()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", "99999"),
+        ("workers", "0"),
+        ("timeout", "nan"),
+        ("timeout", "0"),
+        ("timeout", "inf"),
+        ("reload", "-1"),
+        ("max-body", "-1"),
+        ("max-candidates", "0"),
+        ("max-history", "-1"),
+    ],
+)
+def test_options_beyond_their_range_are_refused(exported, capsys, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([str(exported), f"--{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"--{option}" in capsys.readouterr().err
