@@ -221,9 +221,9 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
             logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
 
 
-def _read_columns(read: Callable[[Mapping[str, Tensor]], Tensor], batch: Sequence[Any]) -> Tensor:
+def _read_columns(read: Callable[[Mapping[str, Tensor]], Tensor], batch: Any) -> Tensor:
     """Return labels or groups by FuxiCTR's own method, which takes a dict of columns, of a batch for the challenge."""
-    return read(batch[0])
+    return read(batch if isinstance(batch, Mapping) else batch[0])
 
 
 def _add_loss_of_tasks(

@@ -166,7 +166,14 @@ def _code_of(file: Path) -> dict[Path, str]:
         path = waiting.pop()
         if path in seen or not path.is_file():
             continue
-        tree = ast.parse(path.read_bytes())
+        content = path.read_bytes()
+        try:
+            tree = ast.parse(content)
+        except (SyntaxError, ValueError):
+            if path == file:
+                raise
+            seen[path] = hashlib.sha256(content).hexdigest()  # perhaps it is never imported
+            continue
         seen[path] = ast.unparse(tree)
         waiting += [path.with_name(f"{name}.py") for name in _imported(tree)]
     return seen
@@ -216,6 +223,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
     assert spec.loader is not None
     with _importing:
         loaded = sys.modules.get(module_name)
+        forgotten: dict[str, ModuleType] = {}
         try:
             code = _code_of(path)
         except (SyntaxError, ValueError):  # the import says what is wrong
@@ -224,7 +232,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
             before = _imported_code.setdefault(loaded, code)
             if before == code:
                 return loaded
-            _forget_changed(before, code, path)
+            forgotten = _forget_changed(before, code, path) if code else {}
         module = importlib.util.module_from_spec(spec)
         # Registered first, so that the file's own classes can be pickled and reloaded; taken out again if it fails.
         sys.modules[module_name] = module
@@ -234,14 +242,18 @@ def _import_file(path: Path, name: str) -> ModuleType:
             del sys.modules[module_name]
             if loaded is not None:
                 sys.modules[module_name] = loaded
+            sys.modules.update(forgotten)
             raise ConfigError(f"{path}: cannot be imported: {describe_error(error, path)}") from error
         _imported_code[module] = code
         return module
 
 
-def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path) -> None:
-    """Have the files beside a model file imported again where one of them has changed: they may import each other."""
-    beside = before.keys() - {model}
+def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path) -> dict[str, ModuleType]:
+    """Have the files beside a model file imported again where one of them has changed: they may import each other.
+
+    Returns their modules by name; other models keep those that they have imported.
+    """
+    beside, forgotten = before.keys() - {model}, dict[str, ModuleType]()
     if any(before[path] != code.get(path) for path in beside):
         files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
         for name, file in files.items():
@@ -250,7 +262,8 @@ def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path)
                 and Path(file).stem in {path.stem for path in beside}
                 and Path(file).resolve() in beside
             ):
-                del sys.modules[name]
+                forgotten[name] = sys.modules.pop(name)
+    return forgotten
 
 
 def describe_error(error: BaseException, path: Path | None = None) -> str:

@@ -88,18 +88,23 @@ def serve(args: argparse.Namespace) -> None:
 
     read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        os.environ[VARIABLE] = json.dumps(dataclasses.asdict(settings))
-        uvicorn.run(
-            "fuxictr_mm_serving.server:app_of_worker",
-            factory=True,
-            host=args.host,
-            port=args.port,
-            workers=args.workers,
-            http=NoDelayProtocol,
-            access_log=False,
-            log_level="warning",
-        )
+        # The workers inherit these. A caller of this function does not keep them: the folder is gone then.
+        own = {"PROMETHEUS_MULTIPROC_DIR": folder, VARIABLE: json.dumps(dataclasses.asdict(settings))}
+        os.environ.update(own)
+        try:
+            uvicorn.run(
+                "fuxictr_mm_serving.server:app_of_worker",
+                factory=True,
+                host=args.host,
+                port=args.port,
+                workers=args.workers,
+                http=NoDelayProtocol,
+                access_log=False,
+                log_level="warning",
+            )
+        finally:
+            for name in own:
+                os.environ.pop(name, None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

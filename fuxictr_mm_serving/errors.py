@@ -25,7 +25,7 @@ def refused(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ServingError:
+    except (ServingError, MemoryError):  # without memory the export may be good: it is tried again
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -368,7 +368,7 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     logged = ""
     while True:
         await asyncio.sleep(seconds)
-        reason = ""
+        reason, level = "", logging.WARNING
         try:
             if await asyncio.to_thread(service.switch):
                 metrics.switches.inc()
@@ -376,9 +376,9 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         except ServingError as error:  # perhaps it is being written: the next look finds it
             reason = str(error)
         except Exception as error:  # whatever it is, the next export may be good
-            reason = f"{type(error).__name__}: {error}"
+            reason, level = f"{type(error).__name__}: {error}", logging.ERROR
         if reason and reason != logged:  # not at every look
-            logger.warning(json.dumps({"switch": "failed", "reason": reason}))
+            logger.log(level, json.dumps({"switch": "failed", "reason": reason}))
         logged = reason
 
 

@@ -100,6 +100,28 @@ def test_an_edited_file_beside_a_model_is_imported_again(zoo, monkeypatch):
         del sys.modules[name]
 
 
+def test_a_file_beside_a_model_that_cannot_be_parsed_is_left_alone(zoo):
+    (zoo / "old_of_model.py").write_text("print 'as in Python 2'\n")
+    drop(zoo, "Lazy", before="try:\n    import old_of_model\nexcept Exception:\n    pass")
+    found = load_model_class("Lazy")
+    before = code_hash(found)
+    (zoo / "old_of_model.py").write_text("print 'as in Python 2 too'\n")
+    assert code_hash(load_model_class("Lazy")) != before
+
+
+@pytest.mark.parametrize("wrong", ["1 +", "x = 1 / 0"])
+def test_an_edit_that_cannot_be_imported_forgets_nothing(zoo, monkeypatch, wrong):
+    monkeypatch.syspath_prepend(zoo)
+    (zoo / "part_of_model.py").write_text("VALUE = 1\n")
+    drop(zoo, "Broken", before="import part_of_model", body="value = part_of_model.VALUE")
+    load_model_class("Broken")
+    module = sys.modules["part_of_model"]
+    (zoo / "part_of_model.py").write_text("VALUE = 20\n")
+    drop(zoo, "Broken", before=f"import part_of_model\n{wrong}")
+    refused("Broken")
+    assert sys.modules.pop("part_of_model") is module
+
+
 def test_a_thread_waits_for_the_whole_module(zoo):
     drop(zoo, "Slow", before="import time; time.sleep(0.2)")
     with ThreadPoolExecutor(2) as pool:

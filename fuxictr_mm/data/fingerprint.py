@@ -56,7 +56,7 @@ def hash_files(path: str | os.PathLike[str], ending: str = ".parquet") -> str:
     the same file.
     """
     hashed = hashlib.sha256()
-    files = part_files(path, ending)
+    files = part_files(path, ending, strict=False)
     blocks = FEWEST_BLOCKS if is_remote(path) else min(BLOCKS, max(FOLDER_BLOCKS // len(files), FEWEST_BLOCKS))
     for file in files:
         status = file.stat()

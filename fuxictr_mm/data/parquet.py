@@ -27,8 +27,7 @@ SUFFIXES = (".parquet", ".pq", ".parq")
 
 #: Endings of other files of rows, and of compressed or unfinished files.
 DATA_SUFFIXES = {
-    *SUFFIXES, ".csv", ".tsv", ".npz", ".feather", ".arrow", ".ipc", ".orc", ".avro", ".jsonl", ".ndjson", ".tfrecord",
-    ".xlsx",
+    *SUFFIXES, ".csv", ".tsv", ".feather", ".arrow", ".ipc", ".orc", ".avro", ".jsonl", ".ndjson", ".tfrecord"
 }  # fmt: skip
 PACKED_SUFFIXES = {
     ".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".snappy", ".lzo", ".br", ".zip", ".crdownload", ".part",
@@ -45,17 +44,18 @@ TABLE_FORMATS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 READ_BYTES = 1 << 20
 
 
-def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[Path]:
+def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict: bool = True) -> list[Path]:
     """Return the files of a dataset: one file, the same with ``suffix`` appended, or a folder of part files.
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
-    as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_`` or ``.`` are ignored,
-    as in Spark, and so are files such as README or ``manifest.json``.
+    as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_``, ``.`` or ``~`` are
+    ignored, and so are empty files and files such as README or ``manifest.json``.
 
     Raises
     ------
     DataError
-        A folder holds rows in files of another ending as well, or compressed, which would be missing.
+        A folder holds rows in files of another ending as well, or compressed, which would be missing. Not where
+        ``strict`` is False.
     MissingFileError
         There is no such file, or no file of the format in the folder.
     """
@@ -73,15 +73,15 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet") -> list[P
                     "version as plain Parquet"
                 )
         files, others = _files_of_folder(path, suffix)
-        if files and not others:
+        if files and not (others and strict):
             return files
         if others:
             names = ", ".join(str(other.relative_to(path)) for other in others[:3])
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             error = DataError if files else MissingFileError
             raise error(
-                f"{path}: {names}{more} would not be read, expected {suffix} files only; unpack or convert them to "
-                f"{suffix}, or move them out of the folder"
+                f"{path}: {names}{more} would not be read, only {suffix} files are; unpack or convert them, give files "
+                f"without an ending the ending {suffix}, or move them out of the folder"
             )
         raise MissingFileError(
             f"{path}: the folder holds no {suffix} file (other subfolders than partitions such as dt=2024-01-01 are "
@@ -116,21 +116,18 @@ def _files_of_folder(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]
 
 def _holds_rows(path: Path, suffix: str) -> bool:
     """Whether a file seems to hold rows that are not read: by another ending, compressed, or a part without ending."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
     ending = path.suffix.lower()
     if ending in DATA_SUFFIXES:
         return True
     if ending in PACKED_SUFFIXES:
         inner = path.with_suffix("")
         return inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name))
-    if _PART_NAME.fullmatch(path.name):
-        return True
-    if ending or suffix != ".parquet" or not path.is_file():
-        return False
-    try:
+    if suffix == ".parquet":
         with path.open("rb") as stream:
             return stream.read(4) == b"PAR1"
-    except OSError:  # of somebody else
-        return False
+    return not ending and bool(_PART_NAME.fullmatch(path.name))
 
 
 def _natural_key(path: Path) -> list[tuple[bool, int, str]]:

@@ -49,7 +49,6 @@ NO_TEXT = {
         "Parquet", "write data_format: parquet and rebuild_dataset: True in the dataset's entry"
     ),
     rb"\xff\xfe|\xfe\xff|.{0,3}\x00": ("in UTF-16", "save it as CSV UTF-8"),
-    rb"[^\n]*\r[^\n]+\Z": ("of lines that end in CR alone", "save it with line ends LF or CR LF"),
 }  # fmt: skip
 
 #: What FuxiCTR puts in place of a missing value.
@@ -191,7 +190,8 @@ def columns_of(params: Mapping[str, Any]) -> list[Column]:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
             if name in found:
                 raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
-            dtypes[name] = spec.get("dtype", "float")  # also of those that are not active
+            # Also of those that are not active, where it is given.
+            dtypes[name] = spec.get("dtype", "float" if spec.get("active", True) else "str")
             if spec.get("active", True):
                 found[name] = Column({**spec, "name": name})
     given = params["label_col"]
@@ -436,12 +436,14 @@ class RawFiles:
 def _check_is_text(file: Path) -> None:
     """Refuse a file that is no text in UTF-8, by its ends: polars reads some of these, but no line of them."""
     with file.open("rb") as stream:
-        ends = stream.read(1 << 16)
-        stream.seek(max(len(ends), file.stat().st_size - 4))
-        ends += stream.read()
+        start = stream.read(1 << 16)
+        stream.seek(max(len(start), file.stat().st_size - 4))
+        ends = start + stream.read()
     for magic, (what, fix) in NO_TEXT.items():
         if re.match(magic, ends, re.DOTALL):
             raise DataError(f"{file}: is {what}, expected text in UTF-8; {fix}")
+    if b"\r" in start[:-1] and b"\n" not in start:
+        raise DataError(f"{file}: its lines end in CR alone; save it with line ends LF or CR LF")
 
 
 def _reason(error: Exception) -> str:

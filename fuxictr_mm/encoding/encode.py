@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.data import vocabulary as numbering
-from fuxictr_mm.encoding.columns import Column, RawFiles
+from fuxictr_mm.encoding.columns import TYPES, Column, RawFiles
 from fuxictr_mm.encoding.vocabulary import Vocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -169,9 +169,17 @@ class Encoding:
         if not all(isinstance(part, dict) for part in found.values()):
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
         words = dict(self.vocabularies)
+        copied = {c.name: c.copied for c in columns if c.copied and "copied" not in vocabularies.settings}
         for name in _numbered(columns):
             kept = vocabularies.of(RAW + name, _none, name)
             tokens = pl.Series(kept.values, dtype=pl.String)
+            if name in copied:  # an earlier version numbered the texts of a CSV file
+                numbers = tokens.cast(TYPES[copied[name]], strict=False).cast(pl.String)
+                if (wrong := tokens.filter(numbers != tokens)).len():
+                    raise DataError(
+                        f"{vocabularies.path}: numbers '{name}' by texts such as {wrong[0]!r}, expected by the numbers "
+                        "that it copies; train again"
+                    )
             known = int(found["oov"][name]) - 1
             words[name] = Vocabulary(tokens[:known], tokens[known:])
         for part, own in (("lengths", self.lengths), ("scales", self.scales)):

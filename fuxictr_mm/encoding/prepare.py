@@ -71,12 +71,6 @@ def encode(
     has_run = bool(vocabularies.settings)
     columns = columns_of(params)
     form = params.get("data_format", "parquet")
-    copies = [c.name for c in columns if c.copied == "float" and c.has_vocabulary]
-    if has_run and form == "csv" and copies and "copied" not in vocabularies.settings:  # of an earlier version
-        raise DataError(
-            f"{vocabularies.path}: numbers '{copies[0]}' by texts as they are in the CSV file, expected by the "
-            "numbers that it copies; train again"
-        )
     raw = {
         s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
     }

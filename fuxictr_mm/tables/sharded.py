@@ -6,6 +6,7 @@ Shape letters: R rows of a table, D its dim, n ids of a lookup, W processes.
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import os
 import tempfile
@@ -253,10 +254,11 @@ class ShardedTable(nn.Module):
             try:  # without room, a write to the mapping would kill the process
                 os.posix_fallocate(file.fileno(), 0, part.element_size() * shape[0] * shape[1])
             except OSError as error:
-                raise UserError(
-                    f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
-                    f"({error.strerror}), from which the weights are written; free disk space"
-                ) from error
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # others: it cannot reserve
+                    raise UserError(
+                        f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
+                        f"({error.strerror}), from which the weights are written; free disk space"
+                    ) from error
             # The mapping stays valid when the file is deleted.
             whole = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=part.dtype).view(shape)
         for found in self.layout.parts:

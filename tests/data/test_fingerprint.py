@@ -111,3 +111,12 @@ def test_changed_data_names_the_setting_and_the_path(tmp_path):
         path.write_text("a")
     assert changed_data({"train_data": "of an older version"}, {**params, "train_data": None}) is None
     assert changed_data(None, params) is None
+
+
+def test_a_file_that_is_not_read_has_no_part_in_the_hash(tmp_path):
+    """Training refuses such a folder; to compare runs of it needs its hash alone."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    before = hash_files(tmp_path)
+    (tmp_path / "stats.csv").write_text("rows\n1\n")
+    assert hash_files(tmp_path) == before
+    assert data_hashes({"train_data": str(tmp_path)}) == {"train_data": before}

@@ -194,6 +194,8 @@ def test_files_that_hold_no_rows_are_ignored(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
+    for name in ("part-00001", "0", "b.csv", "c.parquet.gz"):  # such as markers of folders in an object store
+        (tmp_path / name).touch()
     assert parquet.part_files(tmp_path) == [wanted]
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
 from fuxictr_mm.data.interactions import concatenate
-from fuxictr_mm.data.vocabulary import Vocabularies
+from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -435,15 +436,24 @@ def test_several_labels_of_raw_columns(tmp_path):
     np.testing.assert_array_equal(predictions, memory.predict())
 
 
-def test_a_run_that_numbered_copied_numbers_as_texts_is_refused(folder):
-    copy = {"name": "prices", "active": True, "dtype": "str", "type": "categorical", "preprocess": "copy_from(price)"}
+@pytest.mark.parametrize(("source", "text"), [("price", "0.50"), ("age", "007")])
+def test_a_run_that_numbered_copied_numbers_as_texts_is_refused(folder, source, text):
+    copy = {
+        "name": "copied",
+        "active": True,
+        "dtype": "str",
+        "type": "categorical",
+        "preprocess": f"copy_from({source})",
+    }
     params, trained = params_of(folder, [*COLUMNS, copy]), Vocabularies()
     load_dataset(params, {"train": True}, trained, flat=True)
-    trained.save(folder / "run.parquet")
-    load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
     del trained.settings["copied"]  # as an earlier version left it
     trained.save(folder / "run.parquet")
-    with raises_naming(DataError, "run.parquet", "'prices'"):
+    load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
+    name = next(name for name in trained if name.endswith("copied"))
+    trained[name] = Vocabulary(pa.array([text, *trained[name].values.to_pylist()[1:]]))
+    trained.save(folder / "run.parquet")
+    with raises_naming(DataError, "run.parquet", "'copied'", text):
         load_dataset(params, {"valid": True}, Vocabularies.load(folder / "run.parquet"), flat=True)
 
 
