@@ -1,6 +1,7 @@
 """Connections that workers share answer at once."""
 
 import asyncio
+import os
 import socket
 
 import uvicorn
@@ -41,3 +42,4 @@ def test_workers_use_it(exported, monkeypatch):
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: given.update(options))
     command.main([str(exported), "--workers", "2"])
     assert (given["workers"], given["http"]) == (2, NoDelayProtocol)
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ  # its folder is gone
