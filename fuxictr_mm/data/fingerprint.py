@@ -29,7 +29,7 @@ def data_hashes(params: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for setting, path in data_paths(params):
         try:
-            found[setting] = hash_files(path, ending)
+            found[setting] = hash_files(path, ending, strict=False)
         except (MissingFileError, FileNotFoundError):
             continue
     return found
@@ -47,16 +47,16 @@ def changed_data(before: Mapping[str, str] | None, params: Mapping[str, Any]) ->
     return None if changed is None else f"{changed}: {paths[changed]}"
 
 
-def hash_files(path: str | os.PathLike[str], ending: str = ".parquet") -> str:
+def hash_files(path: str | os.PathLike[str], ending: str = ".parquet", *, strict: bool = True) -> str:
     """Return a hash of a file, or of the files of a folder with their names and the columns of Hive partitions.
 
     A file of up to ``BLOCKS * BLOCK_BYTES`` bytes is read as a whole. Of a larger one, its size and as many blocks
     count, from its first byte to its last. Many files of a folder share ``FOLDER_BLOCKS``; one in an object store,
     where each block is a request, has ``FEWEST_BLOCKS``. The time of the last change does not count, so that a copy is
-    the same file.
+    the same file. Files that are not read have no part in it; where ``strict``, ``part_files`` refuses them.
     """
     hashed = hashlib.sha256()
-    files = part_files(path, ending, strict=False)
+    files = part_files(path, ending, strict=strict)
     blocks = FEWEST_BLOCKS if is_remote(path) else min(BLOCKS, max(FOLDER_BLOCKS // len(files), FEWEST_BLOCKS))
     for file in files:
         status = file.stat()

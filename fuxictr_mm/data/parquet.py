@@ -116,18 +116,24 @@ def _files_of_folder(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]
 
 def _holds_rows(path: Path, suffix: str) -> bool:
     """Whether a file seems to hold rows that are not read: by another ending, compressed, or a part without ending."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
     ending = path.suffix.lower()
-    if ending in DATA_SUFFIXES:
-        return True
-    if ending in PACKED_SUFFIXES:
-        inner = path.with_suffix("")
-        return inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name))
-    if suffix == ".parquet":
+    inner = path.with_suffix("")
+    named = ending in DATA_SUFFIXES or (
+        ending in PACKED_SUFFIXES and (inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name)))
+    )
+    # Only such endings are opened: there may be thousands of other files.
+    open_it = suffix == ".parquet" and bool(re.fullmatch(r"(\.[a-z]?\d+)?", ending))
+    if not (named or open_it or (not ending and _PART_NAME.fullmatch(path.name))):
+        return False
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return False
+        if named or not open_it:
+            return True
         with path.open("rb") as stream:
             return stream.read(4) == b"PAR1"
-    return not ending and bool(_PART_NAME.fullmatch(path.name))
+    except OSError:  # it may not be read
+        return named
 
 
 def _natural_key(path: Path) -> list[tuple[bool, int, str]]:

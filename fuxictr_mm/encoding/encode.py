@@ -157,8 +157,12 @@ class Encoding:
         if copied := [column.name for column in columns if column.copied]:
             vocabularies.settings["copied"] = copied
 
-    def of_run(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> Encoding:
+    def of_run(
+        self, columns: Sequence[Column], vocabularies: numbering.Vocabularies, *, of_texts: bool = False
+    ) -> Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
+
+        ``of_texts``: whether the files hold texts, as CSV does, which earlier versions copied as they are.
 
         Raises
         ------
@@ -169,13 +173,19 @@ class Encoding:
         if not all(isinstance(part, dict) for part in found.values()):
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
         words = dict(self.vocabularies)
-        copied = {c.name: c.copied for c in columns if c.copied and "copied" not in vocabularies.settings}
+        shared = {c.spec.get("share_embedding") for c in columns} | {
+            c.name for c in columns if c.spec.get("share_embedding")
+        }
+        is_of_texts = of_texts and "copied" not in vocabularies.settings
+        copied = {c.name: c for c in columns if is_of_texts and c.copied and c.name not in shared}
         for name in _numbered(columns):
             kept = vocabularies.of(RAW + name, _none, name)
             tokens = pl.Series(kept.values, dtype=pl.String)
-            if name in copied:  # an earlier version numbered the texts of a CSV file
-                numbers = tokens.cast(TYPES[copied[name]], strict=False).cast(pl.String)
-                if (wrong := tokens.filter(numbers != tokens)).len():
+            if name in copied:
+                column = copied[name]
+                numbers = tokens.cast(TYPES[str(column.copied)], strict=False).cast(pl.String)
+                filled = ["", str(column.spec.get("fill_na", ""))]
+                if (wrong := tokens.filter(numbers.ne_missing(tokens) & ~tokens.is_in(filled))).len():
                     raise DataError(
                         f"{vocabularies.path}: numbers '{name}' by texts such as {wrong[0]!r}, expected by the numbers "
                         "that it copies; train again"

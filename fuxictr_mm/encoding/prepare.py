@@ -119,7 +119,7 @@ def encode(
             _write_pretrained(cache, encoding, keys, of_items)
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
-        if has_run and not (trained := encoding.of_run(columns, vocabularies)).equals(encoding):
+        if has_run and not (trained := encoding.of_run(columns, vocabularies, of_texts=form == "csv")).equals(encoding):
             logger.info(f"{raw['train'].path}: has changed since training; {vocabularies.path} is used")
             encoding, cache = trained, _cache_of_run(cache, vocabularies)
             _write_pretrained(cache, encoding, keys, of_items)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from fuxictr_mm.data import fingerprint
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes, hash_files
+from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
 
 
 def test_a_hash_is_of_all_parts_of_a_file(tmp_path, monkeypatch):
@@ -114,9 +116,10 @@ def test_changed_data_names_the_setting_and_the_path(tmp_path):
 
 
 def test_a_file_that_is_not_read_has_no_part_in_the_hash(tmp_path):
-    """Training refuses such a folder; to compare runs of it needs its hash alone."""
+    """Training refuses such a folder, also where its encoding is kept; to compare runs of it needs its hash alone."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    before = hash_files(tmp_path)
+    before = data_hashes({"train_data": str(tmp_path)})
     (tmp_path / "stats.csv").write_text("rows\n1\n")
-    assert hash_files(tmp_path) == before
-    assert data_hashes({"train_data": str(tmp_path)}) == {"train_data": before}
+    assert data_hashes({"train_data": str(tmp_path)}) == before
+    with raises_naming(DataError, "stats.csv"):
+        hash_files(tmp_path)
