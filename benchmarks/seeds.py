@@ -40,12 +40,13 @@ def main() -> None:
         valid = [r.valid["AUC"] for r in results]
         test = [r.test["AUC"] for r in results if r.test]
         groups = [r.test["gAUC"] for r in results if r.test]
-        cells = [_mean_and_deviation(values) for values in (valid, test, groups)]
+        cells = [mean_and_deviation(values) for values in (valid, test, groups)]
         seconds = statistics.mean(r.seconds for r in results)
         print(f"| {expid} | {experiment.config.description or ''} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
-def _mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
+    """Return the cell of a table: mean and standard deviation over runs."""
     if not values:
         return "no labels"
     deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""

@@ -12,16 +12,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import multiprocessing
 import os
 import re
 import statistics
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.seeds import mean_and_deviation
 from fuxictr_mm.arguments import run_main
 from fuxictr_mm.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.tuning import TrialResult
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "run_expid.py"
@@ -105,7 +111,7 @@ def experiments(config: Path) -> list[str]:
 def search(job: Job) -> tuple[float, str]:
     """Run the study of a model and the seeds of its best trial; the mean AUC on valid, and the row of the table."""
     from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
+    from fuxictr_mm.tuning import read_tuner, run_study, train_seeds
     from fuxictr_mm.yaml_files import write_entries
 
     logging.basicConfig(level=logging.WARNING)
@@ -125,7 +131,7 @@ def search(job: Job) -> tuple[float, str]:
     tuner = dataclasses.replace(read_tuner(path), first=first)
     results: list[TrialResult] = []
     trials = 0
-    while sum(r.seconds for r in results if r.seconds == r.seconds) < 60 * job.minutes and trials < MOST_TRIALS:
+    while minutes_of(results) < job.minutes and trials < MOST_TRIALS:
         trials = max(trials, len(results)) + 1
         results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
     finished = [r for r in results if r.state == "finished"]
@@ -134,26 +140,22 @@ def search(job: Job) -> tuple[float, str]:
     best = max(finished, key=lambda result: result.score)
     experiment = Experiment.load(best.expid, tuner.folder, gpu=job.gpu)
     runs = train_seeds(experiment, job.seeds, tuner.folder, SCRIPT, jobs=1, resume=True, quiet=True)
-    minutes = sum(r.seconds for r in results if r.seconds == r.seconds) / 60
     valid = [run.valid["AUC"] for run in runs]
     cells = [
         name,
         f"{len(results)} ({sum(r.pruned for r in results)})",
-        f"{minutes:.0f}",
+        f"{minutes_of(results):.0f}",
         f"{best.score:.4f}",
-        summary(valid),
-        summary([run.test["AUC"] for run in runs if run.test]),
-        summary([run.test["gAUC"] for run in runs if run.test]),
+        mean_and_deviation(valid),
+        mean_and_deviation([run.test["AUC"] for run in runs if run.test]),
+        mean_and_deviation([run.test["gAUC"] for run in runs if run.test]),
     ]
     return statistics.mean(valid), f"| {' | '.join(cells)} |"
 
 
-def summary(values: list[float]) -> str:
-    """Return mean and standard deviation."""
-    if not values:
-        return ""
-    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
+def minutes_of(results: Sequence[TrialResult]) -> float:
+    """Return what trials have taken; a failed one counts as nothing."""
+    return sum(r.seconds for r in results if not math.isnan(r.seconds)) / 60
 
 
 if __name__ == "__main__":

@@ -66,8 +66,7 @@ def look(dataset: DatasetConfig) -> Facts:
         A file or a column is missing or damaged.
     """
     items = dataset.item_files
-    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
-    paths = {split: path for split, path in paths.items() if path}
+    paths = _paths(dataset)
     for split in ("train", "valid"):
         if split not in paths:
             raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and chooses by valid")
@@ -106,11 +105,16 @@ def encoded(config: ExperimentConfig) -> DatasetConfig:
         A file or a column is missing or damaged.
     """
     dataset = config.dataset
-    paths = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
-    paths = {split: path for split, path in paths.items() if path}
+    paths = _paths(dataset)
     needs_labels = {split: split != "test" for split in paths}
     read, _ = as_integers(config.to_dict(), paths, needs_labels, Vocabularies())
     return dataset.model_copy(update={f"{split}_data": read[f"{split}_data"] for split in paths})
+
+
+def _paths(dataset: DatasetConfig) -> dict[str, str]:
+    """Return the files of the splits that the dataset has."""
+    found = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
+    return {split: path for split, path in found.items() if path}
 
 
 def _column(path: str, name: str) -> np.ndarray:
