@@ -42,9 +42,14 @@ class _Body(BaseModel):
             for name, value in content.items():
                 if isinstance(value, dict) and len(value) > COLUMNS:
                     raise ValueError(f"{name} has {len(value)} columns, expected {COLUMNS} or fewer")
-                if bool in (map(type, value) if isinstance(value, list) else [type(value)]) and name != "explain":
-                    raise ValueError(f"{name} holds true or false, expected ids")  # which would be the integers 1 and 0
+                if name not in ("context", "explain") and _has_booleans(value):  # which would be the numbers 1 and 0
+                    raise ValueError(f"{name} holds true or false, expected ids or numbers")
         return content
+
+
+def _has_booleans(value: Any) -> bool:
+    entries = value.values() if isinstance(value, dict) else [value]
+    return any(bool in (map(type, e) if isinstance(e, list) else [type(e)]) for e in entries)
 
 
 T = TypeVar("T", bound=_Body)
@@ -192,7 +197,7 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:200] or "body"
-        raise HttpError(422, f"{where}: {first['msg']}") from None
+        raise HttpError(422, f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _no_constant(name: str) -> float:

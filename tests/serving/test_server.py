@@ -175,6 +175,7 @@ BAD = [
     (422, {**REQUEST, "candidates": ["1_0"]}, "1_0"),
     (422, {**REQUEST, "candidates": ["\u0661"]}, "candidates"),
     (422, {**REQUEST, "candidates": [True]}, "candidates"),
+    (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [True] * 8}}]}, "embeddings"),
     (422, {**REQUEST, "user": True}, "user"),
     (413, " " * 20001, "20000"),
 ]

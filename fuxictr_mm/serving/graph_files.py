@@ -1,0 +1,162 @@
+"""Graphs of a model as files, of ``torch.export`` or of ONNX."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.serving.graphs import Traced, fuse_batch_norm, has_fold, rows_example, user_examples
+from fuxictr_mm.serving.torch_graph import TorchGraph
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from fuxictr_mm_serving.graphs import Graph
+
+logger = logging.getLogger(__name__)
+
+
+def write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Graph] | None]:
+    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
+    model = fuse_batch_norm(copy.deepcopy(model))
+    graphs = {"rows": rows_example(copy.deepcopy(model))}
+    if has_fold(model):
+        graphs |= user_examples(model)
+    opened: dict[str, Graph] = {}
+    for name, traced in graphs.items():
+        started = time.perf_counter()
+        program = _write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        if format == "pt2":
+            opened[name] = TorchGraph(program, traced.names, traced.outputs)
+        logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
+    return {name: f"{name}.{format}" for name in graphs}, opened or None
+
+
+def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
+    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name; returns the program that is written.
+
+    Raises
+    ------
+    UserError
+        torch or ONNX Runtime cannot; the message names the operation.
+    """
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
+            return (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
+    except Exception as error:  # torch raises many types
+        raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+
+
+def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
+    import onnxruntime
+
+    onnx_program = torch.onnx.export(
+        program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
+    )
+    assert onnx_program is not None
+    for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
+        node.metadata_props.clear()
+    onnx_program.save(str(path), external_data=False)
+    onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return program
+
+
+def _write_pt2(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
+    # Of equal scores, ONNX's TopK takes the first; torch's takes any.
+    topk = torch.ops.aten.topk.default
+    if any(node.target is topk for node in program.graph.nodes):
+        program = program.run_decompositions({topk: _stable_topk})
+    # ONNX leaves out what the graph does not read, tables above all.
+    unused = {node.name for node in program.graph.nodes if node.op == "placeholder" and not node.users}
+    signature = program.graph_signature
+    for spec in [s for s in signature.input_specs if s.target is not None and s.arg.name in unused]:
+        program.graph.erase_node(next(node for node in program.graph.nodes if node.name == spec.arg.name))
+        signature.input_specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+        program.constants.pop(spec.target, None)
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:  # of sizes that the example has, as the tracer guesses
+            program.graph.erase_node(node)
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]  # also of loops
+    for node in (node for graph in graphs for node in graph.nodes):
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)  # paths of source files
+    program.graph_module.recompile()
+    program.example_inputs = None
+    torch.export.save(program, path)
+    return program
+
+
+def _stable_topk(
+    values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Tensor, Tensor]:
+    found = values.sort(stable=True, dim=dim, descending=largest)
+    return found.values.narrow(dim, 0, k), found.indices.narrow(dim, 0, k)
+
+
+def quantize_weights(path: Path) -> None:
+    """Replace the weights of the linear layers of a graph by 8-bit integers; inputs of these layers are rounded too."""
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    result, folded = path.with_suffix(".int8"), path.with_suffix(".folded")
+    # Parts and sums of parameters become weights, which alone are quantized.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with _silence():
+        quantize_dynamic(
+            folded,
+            result,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,  # to 7 bits: with 8, sums of two products overflow on CPUs without VNNI
+        )
+    folded.unlink()
+    result.replace(path)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the operation that stops an export, and the line of the model that has it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip(" -") for line in str(error).strip().splitlines()] or [type(error).__name__]
+    text = " ".join(lines[: 2 if lines[0].startswith("Constraints violated") else 1])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "torch" not in Path(frame.filename).parts
+        and Path(frame.filename).name not in ("graph_files.py", "graphs.py")
+    ]
+    return (
+        f"{text} (at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else text
+    )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the tracer's own messages off the terminal; an error holds what is needed."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

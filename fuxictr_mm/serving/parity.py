@@ -1,0 +1,95 @@
+"""Differences between an export and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm_serving import Export
+from fuxictr_mm_serving.parquet import read_part, split
+from fuxictr_mm_serving.scoring import PART_ROWS
+
+if TYPE_CHECKING:
+    from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm_serving.graphs import Graph
+
+#: Validation users whose candidates are scored by the folded graphs, and candidates of each.
+FOLD_USERS, FOLD_CANDIDATES = 50, 20
+
+
+def compare(
+    experiment: Experiment,
+    folder: Path,
+    graphs: Mapping[str, Graph] | None,
+    expected: np.ndarray,
+    dataset: Dataset,
+    tolerance: float,
+) -> dict[str, Any]:
+    """Return the differences between export and model over the validation rows.
+
+    Raises
+    ------
+    UserError
+        They are beyond the tolerance.
+    """
+    exported = Export(folder, check_bytes=0, graphs=graphs)
+    path = str(experiment.config.dataset.valid_data)
+    found, differences = [], [0.0]
+    for part in split(path, PART_ROWS):
+        for columns in read_part(part, exported.columns):
+            found.append(exported.score_rows(columns, path))
+            if exported.is_folded and len(found) == 1:
+                differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]
+    scores = np.concatenate(found)
+    report = {
+        "rows": len(scores),
+        "largest_difference": float(np.abs(scores - expected).max()),
+        "largest_difference_folded": float(np.max(differences)),
+        "tolerance": tolerance,
+        "auc": {"model": _auc(dataset, expected), "export": _auc(dataset, scores)},
+    }
+    largest = float(np.max([report["largest_difference"], report["largest_difference_folded"]]))  # also NaN
+    if not largest <= tolerance:
+        raise UserError(
+            f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, "
+            f"expected {tolerance:g} or less (--tolerance); nothing is written"
+        )
+    return report
+
+
+def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:
+    """Return the largest difference between the folded graphs and rows, for the user of a row."""
+    user = {name: column[row] for name, column in columns.items()}
+    candidates = list(columns[exported.target][:FOLD_CANDIDATES])
+    count = len(candidates)
+    rows = {name: [value] * count for name, value in user.items()} | {exported.target: candidates}
+    state = exported.user_state(user, user[exported.history])
+    return float(np.abs(exported.score_candidates(state, candidates)[0] - exported.score_rows(rows)).max())
+
+
+def _auc(dataset: Dataset, scores: np.ndarray) -> float | dict[str, float | None] | None:
+    """Return the AUC over the validation rows, of several labels that of each.
+
+    None for a regression, and for rows that are not in memory.
+    """
+    labels = dataset.feature_map.labels
+    label = getattr(dataset.splits["valid"], "label", None)
+    if label is None or not hasattr(label, "numpy"):
+        return None
+    truth, scores = (array.reshape(-1, len(labels)).T for array in (label.numpy(), scores))
+    found = [_auc_of_label(*columns) for columns in zip(truth, scores, strict=True)]
+    return found[0] if len(found) == 1 else dict(zip(labels, found, strict=True))
+
+
+def _auc_of_label(truth: np.ndarray, scores: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    kept = ~np.isnan(truth)  # one of several labels may be missing
+    if set(np.unique(truth[kept])) != {0.0, 1.0}:
+        return None
+    return float(roc_auc_score(truth[kept], scores[kept]))

@@ -1,0 +1,126 @@
+"""Tables, projections and vocabularies of an export.
+
+Shape letters: I items, D item dim, V ids of a context field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
+
+from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.serving.graphs import content_columns, context_tables, item_rows, row_dims
+from fuxictr_mm_serving.tables import quantize
+
+if TYPE_CHECKING:
+    from fuxictr_mm.data.dataset import Dataset
+
+#: Rows of a table that are computed at a time.
+CHUNK = 65536
+
+
+def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+    """Write the table of items and those of context fields; adds them to the manifest."""
+    np.save(folder / "known.npy", model.items.known.numpy())
+    manifest["items"]["table"] = _write_table(
+        partial(item_rows, model), model.items.num_items, folder, "items", precision
+    )
+    manifest["items"]["contents"] = _write_contents(model, dataset, folder)
+    if model.per_item_codes:
+        counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
+        np.save(folder / "item_codes.npy", model.code_table().numpy())
+        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
+        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
+    layers = context_tables(model)
+    for entry in manifest["context"]:
+        if entry["name"] in layers:
+            layer, file = layers[entry["name"]], f"context_{entry['name']}"
+            entry["table"] = _write_table(layer, entry["vocab_size"], folder, file, precision)
+
+
+def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of frozen embeddings; returns what an item that the export does not hold can be given.
+
+    Left out: fields with an encoder of their own, and the norm that needs statistics of all items.
+    """
+    starts = dict(zip(model.item_fields, _starts(model.field_dims[name] for name in model.item_fields), strict=True))
+    columns, dims = content_columns(model), row_dims(model)
+    content_starts = dict(zip(columns, _starts(dims)[len(dims) - len(columns) :], strict=True))
+    encoders = model.embedding_layer.embedding_layer.feature_encoders
+    found: dict[str, dict[str, Any]] = {}
+    for feature in dataset.features:
+        name = feature.name
+        if feature.type != "embedding" or feature.norm not in (None, "l2", "layer"):
+            continue
+        entry: dict[str, Any] = {"norm": feature.norm, "scale": feature.scale}
+        if name in starts:
+            layer = encoders[name]
+            if isinstance(layer, nn.Linear) and layer.bias is None:
+                weight = layer.weight.detach().numpy()
+            elif isinstance(layer, nn.Identity):
+                weight = np.eye(model.field_dims[name], dtype=np.float32)
+            else:
+                continue
+            entry.update(file=f"project_{name}.npy", start=starts[name], dim=weight.shape[1])
+            np.save(folder / entry["file"], weight)
+        if name in content_starts:
+            entry.update(content_start=content_starts[name], dim=model.items.dim(name))
+        if "dim" in entry:
+            found[name] = entry
+    return found
+
+
+def _starts(dims: Iterable[int]) -> list[int]:
+    """Return the first column of each of several parts."""
+    return [0, *accumulate(dims)][:-1]
+
+
+def _write_table(
+    rows_of: Callable[[Tensor], Tensor], num_rows: int, folder: Path, name: str, precision: str
+) -> dict[str, str]:
+    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest."""
+    kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
+    entry, table = {"file": f"{name}.npy"}, None
+    scales = np.zeros(num_rows, dtype=np.float32)
+    with torch.no_grad():
+        for start in range(0, num_rows, CHUNK):
+            stop = min(start + CHUNK, num_rows)
+            rows = rows_of(torch.arange(start, stop)).float().numpy()
+            if table is None:
+                table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
+            if precision == "int8-tables":
+                rows, scales[start:stop] = quantize(rows)
+            table[start:stop] = rows
+    assert table is not None
+    table.flush()
+    if precision == "int8-tables":
+        entry["scales"] = f"{name}_scales.npy"
+        np.save(folder / entry["scales"], scales)
+    return entry
+
+
+def write_vocabularies(dataset: Dataset, path: Path) -> None:
+    """Write the vocabularies, with the items that are new since training."""
+    found = dict(dataset.vocabularies)
+    if dataset.items.vocabulary is not None:
+        found[ITEM_ID] = dataset.items.vocabulary
+    content: dict[str, dict[str, Any]] = {}
+    for name, vocabulary in found.items():
+        values = vocabulary.values.to_pylist()
+        if pa.types.is_integer(vocabulary.values.type):
+            content[name] = {"type": "integer", "values": values}
+        elif pa.types.is_large_binary(vocabulary.values.type):
+            content[name] = {"type": "bytes", "values": [value.hex() for value in values]}
+        else:
+            content[name] = {"type": "text", "values": values}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
