@@ -8,7 +8,7 @@ Every line is measured side by side with the others, so that their ratios hold o
 - ``export, new user``: the folded graphs, nothing cached.
 - ``export, cached user``: the candidate graph alone.
 - ``... int8 weights``: the same with ``--precision int8-weights``.
-- ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime.
+- ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime; ``DNN in torch``: the same in torch.
 """
 
 from __future__ import annotations
@@ -95,27 +95,38 @@ def cases(
     )
     state, int8_state = exported.user_state(context, history), int8.user_state(context, history)
 
+    dnn = getattr(model, "dnn", None)
+    inputs = None if dnn is None else torch.rand(num_candidates, dnn_inputs(dnn))
+
     def eager() -> None:
         with torch.no_grad():
             model(batch)
+
+    def eager_dnn() -> None:
+        with torch.no_grad():
+            dnn(inputs)
 
     runs = {
         "eager rows": eager,
         "export, new user": lambda: exported.score_candidates(exported.user_state(context, history), candidates),
         "export, cached user": lambda: exported.score_candidates(state, candidates),
         "... int8 weights": lambda: int8.score_candidates(int8_state, candidates),
-        "DNN alone": dnn_alone(model, num_candidates, folder) if hasattr(model, "dnn") else lambda: None,
     }
+    if dnn is not None:
+        runs |= {"DNN alone": dnn_alone(dnn, inputs, folder), "DNN in torch": eager_dnn}
     return runs, parity
 
 
-def dnn_alone(model: Any, num_rows: int, folder: Path) -> Callable[[], object]:
+def dnn_inputs(dnn: nn.Module) -> int:
+    """Return the dim of a DNN's inputs."""
+    return next(module.in_features for module in dnn.modules() if isinstance(module, nn.Linear))
+
+
+def dnn_alone(dnn: nn.Module, rows: torch.Tensor, folder: Path) -> Callable[[], object]:
     """Return a run of a model's DNN in ONNX Runtime."""
     import onnxruntime
 
-    first = next(module for module in model.dnn.modules() if isinstance(module, nn.Linear))
-    rows = torch.rand(num_rows, first.in_features)
-    program = torch.onnx.export(model.dnn, (rows,), dynamo=True, verbose=False)
+    program = torch.onnx.export(dnn, (rows,), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(folder / "dnn.onnx"))
     options = onnxruntime.SessionOptions()

