@@ -80,11 +80,6 @@ class InteractionTable:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
-    def has_labels(self) -> bool:
-        """Whether there are labels."""
-        return self.label is not None
-
-    @property
     def has_groups(self) -> bool:
         """Whether there are groups."""
         return self.group is not None
@@ -376,11 +371,6 @@ class InteractionFiles:
         if not all(arrow_types.is_plain_text(chunk.type) for chunk in chunks):
             return None
         return pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether there are labels."""
-        return bool(self.present_labels)
 
     @property
     def _context(self) -> list[Feature]:

@@ -136,7 +136,7 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
     for part in (0, 1):
         write(tmp_path / f"parts/{part}.parquet", {**columns([[1, 2, 3], [0], [4]]), "label": [part] * 3})
     files = InteractionFiles(tmp_path / "parts", FEATURES, ITEMS.known.numpy(), max_len=2)
-    assert (len(files), files.has_labels) == (6, True)
+    assert (len(files), files.present_labels) == (6, ["label"])
     summary = files.summarize()
     assert (summary.num_rows, summary.num_history_items, summary.largest) == (6, 6, {"level": 2})
     assert files.summarize([concatenate(files.chunks())]) == summary
