@@ -146,8 +146,9 @@ def _batch(rows: int, length: int, spread: bool, seed: int) -> Batch:
 
 def _build(name: str, length: int) -> Callable[[Batch, bool], None]:
     """Return a step of a model of the zoo on items with an id and a content."""
+    from fuxictr_mm.data.feature_map import build_feature_map
     from fuxictr_mm.data.items import ItemTable
-    from fuxictr_mm.data.schema import Feature, build_feature_map
+    from fuxictr_mm.data.schema import Feature
     from fuxictr_mm.registry import load_model_class
 
     features = [

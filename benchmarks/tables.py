@@ -25,8 +25,9 @@ from benchmarks import memory
 from benchmarks.dataset import MODELS
 from benchmarks.throughput import environment, spread
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import build_feature_map, parse_features
+from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import load_model_class
 

@@ -21,7 +21,8 @@ from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
 from fuxictr_mm.data.folds import with_fold
-from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.interleaved import InterleavedLoader
 from fuxictr_mm.data.loaders import InMemoryLoader, Loader
 from fuxictr_mm.data.shards import Shard, default_streams

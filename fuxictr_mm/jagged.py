@@ -56,6 +56,11 @@ class Jagged:
     offsets: Tensor
     index: Tensor | None = None
 
+    @classmethod
+    def of_row(cls, values: Tensor) -> Jagged:
+        """Return one row of entries ``(N, ...)``."""
+        return cls(values, torch.arange(2, device=values.device) * values.shape[0])
+
     @property
     def values(self) -> Tensor:
         """``(N, ...)`` every entry, row after row; gathered at every access, as part of the autograd graph."""

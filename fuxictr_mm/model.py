@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.schema import unify_dims
+from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError

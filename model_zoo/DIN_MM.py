@@ -15,12 +15,10 @@ from fuxictr_mm.factorized import FactorizedModel
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
-    CrossNet,
-    CrossNetMix,
-    CrossNetV2,
     DINAttention,
     MultiHeadTargetAttention,
     SENet,
+    cross_network,
     mlp_of_shared_fields,
     products_of_fields,
 )
@@ -101,10 +99,9 @@ class DIN_MM(FactorizedModel):
     ) -> None:
         super().__init__(feature_map, batch_norm=batch_norm, **params)
         dim = attention_dim or self.target_dim
-        if interest == "multi_head":
-            self.check_heads(num_heads, dim, "attention_dim")
         self.attention: MultiHeadTargetAttention | DINAttention | None = None
         if interest == "multi_head":
+            self.check_heads(num_heads, dim, "attention_dim")
             self.attention = MultiHeadTargetAttention(
                 self.target_dim, dim, num_heads, attention_dropout, sparse=sparse_attention
             )
@@ -115,11 +112,7 @@ class DIN_MM(FactorizedModel):
         num_fields = len(self.context_fields) + 2 * len(self.item_fields)
         flat_dim = num_fields * self.embedding_dim
         self.senet = SENet(num_fields, senet_reduction, senet_activation) if senet else nn.Identity()
-        self.cross: nn.Module = nn.Identity()
-        if cross == "mix":
-            self.cross = CrossNetMix(flat_dim, num_cross_layers)
-        elif cross is not None:
-            self.cross = {"v1": CrossNet, "v2": CrossNetV2}[cross](flat_dim, num_cross_layers)
+        self.cross = cross_network(cross, flat_dim, num_cross_layers)
         self.bilinear = BilinearInteraction(num_fields, self.embedding_dim, bilinear) if bilinear else None
         pairs_dim = num_fields * (num_fields - 1) // 2 * self.embedding_dim if bilinear else 0
         self.dnn = self.make_dnn(flat_dim + pairs_dim)
@@ -153,8 +146,7 @@ class DIN_MM(FactorizedModel):
             return *state, *self.attention.keys_and_values(history)
         if isinstance(self.attention, DINAttention):
             return *state, history, self.attention.keys(history)
-        offsets = torch.arange(2, device=ids.device) * history.shape[0]
-        return *state, mean_pooling(Jagged(history, offsets))
+        return *state, mean_pooling(Jagged.of_row(history))
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""

@@ -163,8 +163,5 @@ class InterFormerLayer(nn.Module):
             query, key, value = self.qkv(personal).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
             query, key = (rotate(x, positions[token].unsqueeze(1)) for x in (query, key))
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
-            output = self.output(attended.transpose(1, 2).flatten(2))
-            # In an export `inverse` leaves the padding out.
-            parts.append(output.flatten(0, 1) if is_exporting() else output[mask])
-        encoded = torch.cat(parts).index_select(0, buckets.inverse)
-        return self.to_fields(crossed.transpose(1, 2)).transpose(1, 2), tokens.with_values(encoded)
+            parts.append(self.output(attended.transpose(1, 2).flatten(2)))
+        return self.to_fields(crossed.transpose(1, 2)).transpose(1, 2), tokens.with_values(buckets.join(parts))

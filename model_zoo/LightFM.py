@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -87,8 +86,7 @@ class LightFM(MultimodalModel):
         """Return u ``(1, E)``."""
         if not self.uses_history:
             return (self._sum(context),)
-        offsets = torch.arange(2, device=ids.device) * history.shape[0]
-        return (self._user(context, Jagged(history, offsets)),)
+        return (self._user(context, Jagged.of_row(history)),)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""

@@ -84,8 +84,7 @@ class MIND(DNNModel):
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Return context, interests and which of them there are."""
-        offsets = torch.arange(2, device=ids.device) * history.shape[0]
-        return context, *self._interests(context, Jagged(history, offsets), ids)
+        return context, *self._interests(context, Jagged.of_row(history), ids)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""

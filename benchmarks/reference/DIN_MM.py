@@ -11,7 +11,7 @@ from fuxictr.pytorch.layers import MultiHeadTargetAttention, SqueezeExcitation
 from torch import Tensor
 
 from benchmarks.reference.padded import PaddedBatch, PaddedModel, make_dnn
-from fuxictr_mm.data.schema import unify_dims
+from fuxictr_mm.data.feature_map import unify_dims
 
 
 class PaddedDINMM(PaddedModel):

@@ -14,11 +14,13 @@ from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import Roles, kind_of_task, label_names
 from fuxictr_mm.data.decoding import is_zero_padded
-from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, Summary, concatenate
+from fuxictr_mm.data.feature_map import build_feature_map
+from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
+from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.remote import path_of
-from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, build_feature_map, complete, parse_features
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError

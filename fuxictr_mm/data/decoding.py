@@ -42,23 +42,6 @@ def decode_target(
     return ids.astype(np.int32)
 
 
-def decode_history(
-    array: pa.Array,
-    where: str,
-    row: int,
-    known: np.ndarray,
-    max_len: int | None,
-    vocabulary: Vocabulary | None = None,
-    zero_ends: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the history items without padding, ``(N,)`` int32, and the offsets of each row, ``(R + 1,)`` int64.
-
-    With a vocabulary, null, an empty text and a 0 that is no item are padding; ``zero_ends`` is that of ``Encoding``.
-    """
-    found = decode_positions(array, where, row, known, max_len, vocabulary, zero_ends)
-    return found.items, found.offsets
-
-
 class Positions(NamedTuple):
     """A history, and which entries of its lists it is.
 
@@ -89,7 +72,11 @@ def decode_positions(
     vocabulary: Vocabulary | None = None,
     zero_ends: int = 1,
 ) -> Positions:
-    """Return a history as ``decode_history`` does, with the positions that sequences along it are read at."""
+    """Return a history without padding, with the positions that sequences along it are read at.
+
+    ``known`` is that of ``decode_target``. With a vocabulary, null, an empty text and a 0 that is no item are padding;
+    ``zero_ends`` is that of ``Encoding``.
+    """
     if vocabulary is None:
         flat, offsets = lists(array, where, row)
     else:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.interactions import InteractionFiles, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.loaders import Loader, gather
 from fuxictr_mm.data.shards import Shard, local_sizes
 from fuxictr_mm.data.streaming import BUFFER_ROWS, BatchCutter, StreamingLoader, as_table

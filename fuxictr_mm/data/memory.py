@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from fuxictr_mm.data.interactions import InteractionFiles
+from fuxictr_mm.data.interaction_files import InteractionFiles
 
 logger = logging.getLogger(__name__)
 

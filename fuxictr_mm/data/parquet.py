@@ -122,13 +122,13 @@ def _holds_rows(path: Path, suffix: str) -> bool:
         ending in PACKED_SUFFIXES and (inner.suffix.lower() in DATA_SUFFIXES or bool(_PART_NAME.fullmatch(inner.name)))
     )
     # Only such endings are opened: there may be thousands of other files.
-    open_it = suffix == ".parquet" and bool(re.fullmatch(r"(\.[a-z]?\d+)?", ending))
-    if not (named or open_it or (not ending and _PART_NAME.fullmatch(path.name))):
+    opened = not named and suffix == ".parquet" and bool(re.fullmatch(r"(\.[a-z]?\d+)?", ending))
+    if not (named or opened or (not ending and _PART_NAME.fullmatch(path.name))):
         return False
     try:
         if not path.is_file() or path.stat().st_size == 0:
             return False
-        if named or not open_it:
+        if not opened:
             return True
         with path.open("rb") as stream:
             return stream.read(4) == b"PAR1"

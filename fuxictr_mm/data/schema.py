@@ -1,20 +1,13 @@
-"""Features of an experiment, and the FeatureMap that FuxiCTR's layers read."""
+"""Features of an experiment, as its configuration and its files say."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuxictr.features import FeatureMap
-
-from fuxictr_mm.config import COMPUTED_TYPES, Roles, label_names
+from fuxictr_mm.config import COMPUTED_TYPES, Roles
 from fuxictr_mm.errors import ConfigError, nearest
-
-logger = logging.getLogger(__name__)
 
 ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
@@ -109,12 +102,6 @@ class Feature:
     history: str | None = None
     is_number: bool = False
     is_text: bool = False
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether the feature is computed from target and history, instead of read from a column."""
-        return self.type in COMPUTED_TYPES
-
     on_disk: str | None = None
     padding: str = "post"
     table: str = "auto"
@@ -126,6 +113,11 @@ class Feature:
     def column(self) -> str:
         """Name of the column in the files."""
         return self.on_disk or self.name
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the feature is computed from target and history, instead of read from a column."""
+        return self.type in COMPUTED_TYPES
 
     @property
     def is_item(self) -> bool:
@@ -290,6 +282,13 @@ _ONLY_OF = {
 }
 
 
+#: Settings of a column that its feature has under the same name and with the same default.
+_AS_GIVEN = (
+    "source", "vocab_size", "max_len", "embedding_dim", "pretrain_dim", "freeze_emb", "share_embedding",
+    "emb_output_dim", "in_item_dict", "norm", "scale", "dropout", "of", "padding", "table", "sharding", "pretrained",
+)  # fmt: skip
+
+
 def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
     kind = column["type"]
     for key, kinds in _ONLY_OF.items():
@@ -335,31 +334,15 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
     return Feature(
         name=column["name"],
         type=kind,
-        source=column.get("source", ""),
-        vocab_size=column.get("vocab_size"),
-        max_len=column.get("max_len"),
-        embedding_dim=column.get("embedding_dim"),
-        pretrain_dim=column.get("pretrain_dim"),
-        freeze_emb=column.get("freeze_emb", True),
         feature_encoder=encoder,
-        share_embedding=column.get("share_embedding"),
         padding_idx=column.get("padding_idx", 0),
-        emb_output_dim=column.get("emb_output_dim"),
         embedded=column.get("embedded", True) and not (has_items and column.get("history")),
-        in_item_dict=column.get("in_item_dict", False),
-        norm=column.get("norm"),
-        scale=column.get("scale") or 1.0,
-        dropout=column.get("dropout") or 0.0,
-        of=column.get("of"),
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
-        padding=column.get("padding") or "post",
-        table=column.get("table") or "auto",
-        sharding=column.get("sharding") or "row",
         has_items=has_items,
         history=column.get("history") if has_items else None,
         is_number=column.get("history") is not None and column.get("dtype") == "float",
         is_text=column.get("dtype") == "str",
-        pretrained=column.get("pretrained"),
+        **{key: column[key] for key in _AS_GIVEN if column.get(key) is not None},
     )
 
 
@@ -385,119 +368,3 @@ def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mappin
             feature = replace(feature, vocab_size=sizes[feature.name])
         completed.append(feature)
     return completed
-
-
-def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) -> FeatureMap:
-    """Return FuxiCTR's FeatureMap of these features.
-
-    It is built for every run, so it never belongs to an older configuration.
-    """
-    dataset_id = params["dataset_id"]
-    feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
-    feature_map.labels = label_names(params)
-    feature_map.group_id = params.get("group_id")
-    feature_map.default_emb_dim = params.get("embedding_dim")
-    for feature in features:
-        if feature.embedded:
-            feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
-    specs = feature_map.features
-    for spec in specs.values():
-        if "share_embedding" in spec:
-            owner = specs[spec["share_embedding"]]
-            owner["vocab_size"] = max(owner["vocab_size"], spec["vocab_size"])
-    for spec in specs.values():
-        if "share_embedding" in spec:
-            spec["vocab_size"] = specs[spec["share_embedding"]]["vocab_size"]
-    feature_map.num_fields = feature_map.get_num_fields()
-    feature_map.total_features = sum(
-        1 if s["type"] == "numeric" else s.get("vocab_size", 0) for s in specs.values() if "share_embedding" not in s
-    )
-    feature_map.set_column_index()
-    # What a model needs to embed a sequence along a history: no key of FuxiCTR's.
-    feature_map.along_history = {
-        f.name: {"history": f.history, "type": "numeric" if f.is_number else "categorical", "vocab_size": f.vocab_size}
-        for f in features
-        if f.history is not None and not f.is_further_history
-    }
-    return feature_map
-
-
-def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
-    spec: dict[str, Any] = {"source": feature.source, "type": feature.type}
-    if feature.type == "meta":
-        return spec
-    if feature.table != "auto":
-        spec["table"] = feature.table
-    if feature.sharding != "row":
-        spec["sharding"] = feature.sharding
-    if feature.dropout:
-        spec["dropout"] = feature.dropout
-    if feature.is_computed:
-        return spec | _computed_spec(feature)
-    if feature.norm is not None or feature.scale != 1:
-        spec.update(norm=feature.norm, scale=feature.scale)
-    if feature.embedding_dim is not None:
-        spec["embedding_dim"] = feature.embedding_dim
-    if feature.share_embedding is not None:
-        spec["share_embedding"] = feature.share_embedding
-    if feature.emb_output_dim is not None:
-        spec["emb_output_dim"] = feature.emb_output_dim
-    if feature.type in ("categorical", "sequence"):
-        spec.update(padding_idx=feature.padding_idx, vocab_size=feature.vocab_size)
-    if feature.type == "sequence":
-        spec["max_len"] = (history_len if feature.is_history else None) or feature.max_len
-        if feature.padding == "pre":
-            spec["padding"] = "pre"  # no key of FuxiCTR's, whose files hold padded lists
-    if feature.pretrained:
-        spec.update(feature.pretrained)
-    if feature.type == "embedding":
-        spec["pretrain_dim"] = feature.pretrain_dim
-        spec["freeze_emb"] = feature.freeze_emb
-        # FuxiCTR's layers project the stored dim to the configured one, unless an encoder replaces the projection.
-        if feature.feature_encoder == "nn.Identity()":
-            spec.setdefault("embedding_dim", feature.pretrain_dim)
-    if feature.feature_encoder is not None:
-        spec["feature_encoder"] = feature.feature_encoder
-    return spec
-
-
-def _computed_spec(feature: Feature) -> dict[str, Any]:
-    """Return how FuxiCTR's layers embed a computed feature: as a number, the id of a bin, or a frozen embedding."""
-    spec: dict[str, Any] = {"computed": feature.type}
-    if feature.embedding_dim is not None:
-        spec["embedding_dim"] = feature.embedding_dim
-    if feature.type == "similarity":
-        dim = sum(statistic_dim(name) for name in feature.statistics)
-        return spec | {
-            "type": "embedding", "pretrain_dim": dim, "freeze_emb": True, "of": feature.of,
-            "statistics": list(feature.statistics),
-        }  # fmt: skip
-    if feature.vocab_size is None:
-        return spec | {"type": "numeric"}
-    return spec | {"type": "categorical", "padding_idx": 0, "vocab_size": feature.vocab_size}
-
-
-def statistic_dim(name: str) -> int:
-    """Return how many numbers a statistic of a similarity has."""
-    kind, _, count = name.partition("_")
-    return int(count) if kind == "histogram" else 1
-
-
-def unify_dims(feature_map: FeatureMap, dim: int) -> FeatureMap:
-    """Return a copy in which every field has the same dim; frozen embeddings pass a learned linear projection.
-
-    Item tables and everything else are shared with the original.
-    """
-    unified = copy.copy(feature_map)
-    unified.features = type(feature_map.features)()
-    for name, spec in feature_map.features.items():
-        spec = dict(spec)
-        if spec["type"] != "meta":
-            dropped = ["emb_output_dim"] + (["feature_encoder"] if spec["type"] == "embedding" else [])
-            for key in dropped:
-                if spec.pop(key, None) is not None:
-                    logger.warning(f"feature '{name}': {key} has no effect, every field of this model has dim {dim}")
-            spec["embedding_dim"] = dim
-        unified.features[name] = spec
-    unified.default_emb_dim = dim
-    return unified

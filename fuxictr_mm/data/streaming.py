@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import Loader, gather
 from fuxictr_mm.data.prefetch import Prefetcher
 

@@ -291,7 +291,7 @@ class Encoding:
         By feature; columns of features without one hold numbers.
     zero_ends : int
         So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
-        ``check_zero_padding``.
+        ``decoding``.
     """
 
     target: str = "item_id"

@@ -28,7 +28,6 @@ PRODUCT_METHODS = ("pq", "opq")
 
 #: How modalities are brought to one scale before they are quantized.
 Scaling = Literal["modality", "none", "l2", "standard"]
-SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
 SAVED = SavedFormat("codebook", "quantize --save")
 
@@ -57,7 +56,7 @@ class Space:
     """
 
     modalities: tuple[Modality, ...]  #: In the order of concatenation.
-    scaling: str  #: One of ``SCALINGS``.
+    scaling: str  #: A ``Scaling``.
     mean: Floats  #: mu, ``(D,)``.
     scale: Floats  #: s, ``(D,)``.
 

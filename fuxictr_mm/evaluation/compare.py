@@ -14,6 +14,7 @@ import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
+from fuxictr_mm.evaluation.rows import Rows
 from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
 from fuxictr_mm.runs import (
     TEST_DATA,
@@ -226,7 +227,7 @@ class _Predictions(NamedTuple):
     run: Run
     label: np.ndarray
     prediction: np.ndarray
-    group: np.ndarray | None
+    rows: Rows
 
 
 def _raise(_: str, __: Run, error: UserError) -> None:
@@ -270,9 +271,10 @@ def compare_groups(
         Nothing can be compared, or ``on_problem`` raises.
     """
     found = _read(groups, split, task, on_problem)
-    label, group_id = _most_common_examples(found)
-    kept = [entry for entry in found if _has_examples(entry, label, group_id, on_problem)]
-    user, notes = _users(group_id, len(label))
+    most = _most_common_examples(found)
+    kept = [entry for entry in found if _has_examples(entry, most.rows, on_problem)]
+    label = most.label
+    user, notes = _users(most.rows.keys, len(label))
     users = int(user.max()) + 1
     rankings = [Ranking(label, entry.prediction) for entry in kept]
     drawn = bootstrap_aucs(rankings, user, samples, seed, track)
@@ -304,16 +306,13 @@ def compare_groups(
 def _read(
     groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem
 ) -> list[_Predictions]:
-    from fuxictr_mm.data.groups import group_keys
-
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
             label, prediction, group = run.examples(split, task)
             if label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
-            keys = None if group is None else group_keys(group)
-            found.append(_Predictions(name, run, label, prediction, keys))
+            found.append(_Predictions(name, run, label, prediction, Rows(len(label), label, group)))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -321,32 +320,22 @@ def _read(
     return found
 
 
-def _most_common_examples(found: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return label and group of the examples that most runs were evaluated on."""
-    from fuxictr_mm.data.groups import partition_of
-
-    keys = [(p.label.tobytes(), b"" if p.group is None else partition_of(p.group).tobytes()) for p in found]
+def _most_common_examples(found: Sequence[_Predictions]) -> _Predictions:
+    """Return a run that was evaluated on the examples that most were."""
+    keys = [(p.label.tobytes(), b"" if p.rows.partition is None else p.rows.partition.tobytes()) for p in found]
     most = found[keys.index(Counter(keys).most_common(1)[0][0])]
     if most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
-    return most.label, most.group
+    return most
 
 
-def _has_examples(entry: _Predictions, label: np.ndarray, group: np.ndarray | None, on_problem: OnProblem) -> bool:
+def _has_examples(entry: _Predictions, rows: Rows, on_problem: OnProblem) -> bool:
     """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
-    from fuxictr_mm.data.groups import partition_of
-
-    if len(entry.label) != len(label):
-        reason = f"{len(entry.label)} against {len(label)}"
-    elif not np.array_equal(entry.label, label):
-        reason = f"labels differ, first in row {int(np.argmax(entry.label != label))}"
-    elif entry.group is None or group is None or np.array_equal(partition_of(entry.group), partition_of(group)):
-        return True
-    else:
-        reason = f"groups differ, first in row {int(np.argmax(entry.group != group))}"
-    message = f"{entry.run.path}: evaluated on other examples than the other runs: {reason}"
-    on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one file"))
-    return False
+    reason = entry.rows.difference(rows)
+    if reason:
+        message = f"{entry.run.path}: evaluated on other examples than the other runs: {reason}"
+        on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one file"))
+    return not reason
 
 
 def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:

@@ -1,6 +1,6 @@
 """Ensembles: the predictions of several runs, averaged or stacked, saved like the predictions of a run.
 
-Shape letters: n examples, M runs, F folds.
+Shape letters: n examples, M runs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,17 @@ import numpy as np
 from fuxictr_mm.config import check_id
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.evaluation.calibration import MARGIN, folds
+from fuxictr_mm.evaluation.combine import (
+    AVERAGES,
+    Examples,
+    combine,
+    equal_weights,
+    import_lightgbm,
+    transform,
+    weighted_mean,
+)
 from fuxictr_mm.evaluation.compare import runs_of_one_configuration
-from fuxictr_mm.evaluation.significance import Ranking
+from fuxictr_mm.evaluation.rows import Rows
 from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
     CONFIG,
@@ -45,12 +52,6 @@ from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
-#: How predictions are averaged; the first is the default.
-AVERAGES = ("rank", "logit", "mean")
-
-#: Most runs that the greedy selection of weights adds.
-ROUNDS = 50
-
 #: Settings of the runs that an ensemble has as well.
 SHARED = (
     "data_format",
@@ -64,40 +65,6 @@ SHARED = (
     "valid_data",
     "test_data",
 )
-
-#: Settings of LightGBM: few and small trees, since the inputs are few and good already.
-STACK = {
-    "objective": "binary",
-    "learning_rate": 0.05,
-    "num_leaves": 7,
-    "min_data_in_leaf": 50,
-    "lambda_l2": 1.0,
-    "deterministic": True,
-    "force_row_wise": True,
-    "num_threads": 1,
-    "seed": 0,
-    "verbosity": -1,
-}
-
-#: Trees of the stack.
-TREES = 100
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The predictions of all runs for a split.
-
-    Parameters
-    ----------
-    label, group : ndarray or None
-        ``(n,)``
-    predictions : ndarray
-        ``(M, n)`` float32.
-    """
-
-    label: np.ndarray | None
-    group: np.ndarray | None
-    predictions: np.ndarray
 
 
 def ensemble(
@@ -152,7 +119,7 @@ def ensemble(
     if name is not None:
         check_id(name, "--name:")
     if stack:
-        _lightgbm()
+        import_lightgbm()
     runs = _members(names, root)
     if len(runs) == 1 and not _has_another_test_file(runs[0]):
         logger.info(f"{runs[0].path}: a single run, nothing to average")
@@ -163,7 +130,7 @@ def ensemble(
     check_is_free(paths)
     valid = read_valid_predictions(runs)
     test = read_test_predictions(runs, gpu)
-    combined, combined_test, weights = _combine(valid, test, average, fit_weights, stack)
+    combined, combined_test, weights = combine(valid, test, average, fit_weights, stack)
     how = "stack" if stack else average
     description = f"{how} of {len(runs)} runs" + (", weights fitted on valid" if fit_weights else "")
     splits = (valid, combined), (test, combined_test)
@@ -320,142 +287,16 @@ def _has_another_test_file(run: Run) -> bool:
 def _align(
     runs: Sequence[Run], rows: Sequence[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]], split: str
 ) -> Examples:
-    from fuxictr_mm.data.groups import group_keys, partition_of
-
     label = next((found for found, _, _ in rows if found is not None), None)
     group = next((found for _, _, found in rows if found is not None), None)
+    expected = Rows(len(rows[0][1]), label, group)
     for run, (labels, prediction, groups) in zip(runs, rows, strict=True):
-        reason = ""
-        if len(prediction) != len(rows[0][1]):
-            reason = f"{len(prediction)} against {len(rows[0][1])}"
-        elif labels is not None and label is not None and not np.array_equal(labels, label):
-            reason = f"labels differ, first in row {int(np.argmax(labels != label))}"
-        elif groups is not None and group is not None and not np.array_equal(partition_of(groups), partition_of(group)):
-            reason = f"groups differ, first in row {int(np.argmax(group_keys(groups) != group_keys(group)))}"
-        if reason:
+        if reason := Rows(len(prediction), labels, groups).difference(expected):
             raise DataError(
                 f"{run.path}: its {split} rows are others than those of {runs[0].path}: {reason}; average runs of one "
                 "file"
             )
     return Examples(label, group, np.stack([prediction for _, prediction, _ in rows]))
-
-
-def transform(predictions: np.ndarray, average: str) -> np.ndarray:
-    """Return what is averaged, ``(M, n)`` float64: ranks over n, logits, or the predictions ``(M, n)`` themselves.
-
-    Raises
-    ------
-    DataError
-        Logits of predictions that are no probabilities.
-
-    Examples
-    --------
-    >>> transform(np.array([[0.1, 0.5, 0.5, 0.9]]), "rank").tolist()
-    [[0.25, 0.625, 0.625, 1.0]]
-    """
-    values = predictions.astype(np.float64)
-    if average == "mean":
-        return values
-    if average == "rank":
-        from scipy.stats import rankdata
-
-        return rankdata(values, axis=1) / values.shape[1]
-    if values.min() < 0 or values.max() > 1:
-        raise DataError(f"predictions are {values.min():g} to {values.max():g}, no probabilities; use --average rank")
-    clipped = values.clip(MARGIN, 1 - MARGIN)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def _average(values: np.ndarray, weights: np.ndarray, average: str) -> np.ndarray:
-    mean = weights @ values
-    return 1 / (1 + np.exp(-mean)) if average == "logit" else mean
-
-
-def greedy_weights(label: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return weights ``(M,)``, not negative and with the sum 1, of a high AUC.
-
-    The run that raises the AUC most is added, with replacement, until none does; the weights are the counts. Caruana,
-    Niculescu-Mizil, Crew and Ksikes, ICML 2004, https://doi.org/10.1145/1015330.1015432.
-
-    Parameters
-    ----------
-    label : ndarray
-        ``(n,)``
-    values : ndarray
-        ``(M, n)`` from ``transform``.
-    """
-    counts, total, best = np.zeros(len(values)), np.zeros(values.shape[1]), -1.0
-    for _ in range(ROUNDS):
-        aucs = [Ranking(label, total + value).auc for value in values]
-        chosen = int(np.argmax(aucs))
-        if aucs[chosen] <= best:
-            break
-        best = aucs[chosen]
-        counts[chosen] += 1
-        total += values[chosen]
-    return counts / counts.sum()
-
-
-def _combine(
-    valid: Examples, test: Examples | None, average: str, fit_weights: bool, stack: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the combined predictions of valid and test rows, float32, and the weights of an average."""
-    assert valid.label is not None
-    if not fit_weights and not stack:
-        weights = np.full(len(valid.predictions), 1 / len(valid.predictions))
-        of_valid = _average(transform(valid.predictions, average), weights, average)
-        return of_valid.astype(np.float32), of_test(test, average, weights), weights
-    fold = folds(valid.group, len(valid.label))
-    if stack:
-        return *_cross_fit_stack(valid, test, fold), None
-    values = transform(valid.predictions, average)
-    of_valid, found = np.empty(len(fold)), []
-    for held in _held_out(fold):
-        found.append(greedy_weights(valid.label[~held], values[:, ~held]))
-        of_valid[held] = _average(values[:, held], found[-1], average)
-    weights = np.mean(found, axis=0)
-    return of_valid.astype(np.float32), of_test(test, average, weights), weights
-
-
-def of_test(test: Examples | None, average: str, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the averaged predictions of the test rows, float32, with equal weights by default; empty without rows."""
-    if test is None:
-        return np.empty(0, dtype=np.float32)
-    if weights is None:
-        weights = np.full(len(test.predictions), 1 / len(test.predictions))
-    return _average(transform(test.predictions, average), weights, average).astype(np.float32)
-
-
-def _held_out(fold: np.ndarray) -> list[np.ndarray]:
-    return [fold == number for number in range(int(fold.max()) + 1)]
-
-
-def _cross_fit_stack(valid: Examples, test: Examples | None, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    lightgbm = _lightgbm()
-    inputs, of_valid = _stack_inputs(valid), np.empty(len(fold))
-    test_inputs = None if test is None else _stack_inputs(test)
-    of_test = np.zeros(0 if test_inputs is None else len(test_inputs))
-    held_out = _held_out(fold)
-    for held in held_out:
-        data = lightgbm.Dataset(inputs[~held], valid.label[~held])  # type: ignore[index]
-        model = lightgbm.train(STACK, data, TREES)
-        of_valid[held] = model.predict(inputs[held])
-        if test_inputs is not None:
-            of_test += model.predict(test_inputs) / len(held_out)
-    return of_valid.astype(np.float32), of_test.astype(np.float32)
-
-
-def _stack_inputs(examples: Examples) -> np.ndarray:
-    """Return logits and ranks of all runs, ``(n, 2 M)``."""
-    return np.concatenate([transform(examples.predictions, "logit"), transform(examples.predictions, "rank")]).T
-
-
-def _lightgbm() -> Any:
-    try:
-        import lightgbm
-    except ImportError:
-        raise ConfigError('--stack needs LightGBM, which is not installed: pip install "fuxictr-mm[stack]"') from None
-    return lightgbm
 
 
 def _metrics(examples: Examples, prediction: np.ndarray, like: Run, how: str) -> dict[str, float]:
@@ -519,8 +360,8 @@ def describe(run: Run) -> list[str]:
         return lines
     examples = read_valid_predictions(members)
     average = run.config["average"] if run.config["average"] in AVERAGES else AVERAGES[0]
-    equal = np.full(len(members), 1 / len(members))
-    plain = _metrics(examples, _average(transform(examples.predictions, average), equal, average), run, "rank")
+    values = transform(examples.predictions, average)
+    plain = _metrics(examples, weighted_mean(values, equal_weights(len(members)), average), run, "rank")
     if metric in plain:
         sign = -1 if metric in FALLING else 1
         gain = sign * (run.valid[metric] - plain[metric])

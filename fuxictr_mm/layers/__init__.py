@@ -12,7 +12,7 @@ from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
 from fuxictr_mm.layers.content_attention import BucketAttention, SemanticAttention, SimTier, tiers
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
-from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2
+from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2, cross_network
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.factorization import Factorization, mean_squares
 from fuxictr_mm.layers.hash_attention import HashAttention

@@ -9,12 +9,14 @@ https://arxiv.org/abs/2008.13535), :math:`x_{l+1} = x_0 \odot (W_l x_l + b_l) + 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from fuxictr.pytorch import layers as fuxictr_layers
 from fuxictr.pytorch.layers import CrossNet, CrossNetV2
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["CrossNet", "CrossNetMix", "CrossNetV2"]
+__all__ = ["CrossNet", "CrossNetMix", "CrossNetV2", "cross_network"]
 
 
 class CrossNetMix(fuxictr_layers.CrossNetMix):
@@ -70,3 +72,10 @@ class CrossNetMix(fuxictr_layers.CrossNetMix):
             mixture_BD = torch.einsum("ber,edr->bd", low_BER * gates_BE.unsqueeze(-1), U_EDR)
             crossed = inputs * (mixture_BD + bias_D1.squeeze(-1)) + crossed
         return crossed
+
+
+def cross_network(kind: Literal["v1", "v2", "mix"] | None, dim: int, num_layers: int) -> nn.Module:
+    """Return the cross network of DCN, of DCN V2, or its mixture of experts; the identity for None."""
+    if kind is None:
+        return nn.Identity()
+    return {"v1": CrossNet, "v2": CrossNetV2, "mix": CrossNetMix}[kind](dim, num_layers)

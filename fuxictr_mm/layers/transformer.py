@@ -73,10 +73,18 @@ class Buckets:
         It is called for each bucket and returns ``(R, L, V)``; the results ``(N, V)`` are in the order of the values.
         """
         parts = [
-            _real(function(values.index_select(0, token.flatten()).view(*token.shape, values.shape[1]), mask), mask)
+            function(values.index_select(0, token.flatten()).view(*token.shape, values.shape[1]), mask)
             for token, mask in zip(self.tokens, self.masks, strict=True)
         ]
-        return torch.cat(parts or [values[:0]]).index_select(0, self.inverse)
+        return self.join(parts) if parts else values[:0]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the values ``(N, V)`` of padded rows ``(R, L, V)`` of each bucket, of which there is one or more."""
+        # In an export `inverse` leaves the padding out.
+        real = [
+            part.flatten(0, 1) if is_exporting() else part[mask] for part, mask in zip(parts, self.masks, strict=True)
+        ]
+        return torch.cat(real).index_select(0, self.inverse)
 
 
 def append(history: Jagged, target: Tensor) -> Jagged:
@@ -191,11 +199,6 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         scores_RHLL = scores_RHLL.masked_fill(~mask_RL[:, None, None], -torch.inf)
         weights_RHLL = self.attention_dropout(torch.softmax(scores_RHLL, dim=-1))
         return (weights_RHLL.to(value_RHLE.dtype) @ value_RHLE).transpose(1, 2).flatten(2)
-
-
-def _real(padded_RLW: Tensor, mask_RL: Tensor) -> Tensor:
-    """Return the tokens of a bucket; all positions in an export, whose ``inverse`` leaves the padding out."""
-    return padded_RLW.flatten(0, 1) if is_exporting() else padded_RLW[mask_RL]
 
 
 class TargetTransformer(nn.Module):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles, label_names
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.items import MANY_ITEMS, MAX_GAP
+from fuxictr_mm.data.item_numbers import MANY_ITEMS, MAX_GAP
 from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SOURCE, Feature, complete, key_of_items, parse_features
 from fuxictr_mm.data.vocabulary import is_text

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import Feature, build_feature_map
+from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged

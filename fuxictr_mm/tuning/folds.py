@@ -17,7 +17,8 @@ import torch
 from fuxictr_mm.config import Fold
 from fuxictr_mm.data.folds import fold_of_rows
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.ensemble import Examples, check_is_free, combined_run, of_test, read_test_predictions
+from fuxictr_mm.evaluation.combine import Examples, averaged
+from fuxictr_mm.evaluation.ensemble import check_is_free, combined_run, read_test_predictions
 from fuxictr_mm.runs import Run
 from fuxictr_mm.tuning.seeds import train_side_by_side
 
@@ -105,7 +106,7 @@ def train_folds(
     rows = held_out >= 0
     valid = Examples(label[rows], None if group is None else group[rows], predictions[rows][None])
     test = read_test_predictions(runs, config.gpu)
-    averaged = of_test(test, "logit")
+    of_test = averaged(test, "logit")
     description = f"out-of-fold predictions, {count} folds by {by}"
-    combined = combined_run(runs, paths, description, "logit", (valid, predictions[rows]), (test, averaged), started)
+    combined = combined_run(runs, paths, description, "logit", (valid, predictions[rows]), (test, of_test), started)
     return runs, combined

@@ -40,8 +40,8 @@ def test_histories_that_are_all_empty_have_any_type(kind, ids):
     vocabulary = None if ids is None else Vocabulary.build([pa.array(ids)])
     nothing: object = [] if arrow_types.is_list(kind) else {pa.float64(): np.nan, pa.string(): ""}.get(kind)
     for rows in ([None, None], [nothing, nothing], [nothing, None]):
-        items, offsets = decoding.decode_history(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
-        assert (items.tolist(), offsets.tolist()) == ([], [0, 0, 0])
+        found = decoding.decode_positions(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
+        assert (found.items.tolist(), found.offsets.tolist()) == ([], [0, 0, 0])
 
 
 @pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], None, [5, 6], None, [0, 9]]])

@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
@@ -49,8 +51,16 @@ def write(path, data, **options):
     return path
 
 
+def read_as(path, features, **options):
+    """Read and check all rows."""
+    files = InteractionFiles(Path(path), features, ITEMS.known.numpy(), **options)
+    table = concatenate(files.chunks())
+    files.summarize([table])
+    return table
+
+
 def read(path, **options):
-    return InteractionTable.from_parquet(path, FEATURES, ITEMS, **options)
+    return read_as(path, FEATURES, **options)
 
 
 def histories(table):
@@ -61,7 +71,7 @@ def histories(table):
 def test_columns_types_and_values(tmp_path):
     data = {**columns([[0, 0, 3], [1, 2, 0], [0, 4, 0]]), "price": [0.5, 1.0, 2.5]}
     path = write(tmp_path / "train.parquet", data)
-    table = InteractionTable.from_parquet(path, [*FEATURES, PRICE], ITEMS, group_id="user_id")
+    table = read_as(path, [*FEATURES, PRICE], group_id="user_id")
     assert len(table) == 3
     assert table.source == str(path)
     assert {n: (c.dtype, c.tolist()) for n, c in table.context.items()} == {
@@ -123,7 +133,7 @@ def test_pieces_of_a_table_join_to_the_table(tmp_path, cuts):
     # Columns may have any name, also those that the table itself uses.
     data = {**columns(rows), "history": [i / 2 for i in range(7)], "lengths": [6 - i for i in range(7)]}
     features = [*FEATURES, Feature("history", "numeric"), Feature("lengths", "categorical", vocab_size=7)]
-    table = InteractionTable.from_parquet(write(tmp_path / "x.parquet", data), features, ITEMS, group_id="user_id")
+    table = read_as(write(tmp_path / "x.parquet", data), features, group_id="user_id")
     joined = concatenate(table.slice(a, b) for a, b in itertools.pairwise([0, *cuts, 7]))
     assert histories(joined) == histories(table) == [[i for i in row if i] for row in rows]
     for name in ("target", "label", "group"):
@@ -136,7 +146,7 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
     for part in (0, 1):
         write(tmp_path / f"parts/{part}.parquet", {**columns([[1, 2, 3], [0], [4]]), "label": [part] * 3})
     files = InteractionFiles(tmp_path / "parts", FEATURES, ITEMS.known.numpy(), max_len=2)
-    assert (len(files), files.has_labels) == (6, True)
+    assert (len(files), files.present_labels) == (6, ["label"])
     summary = files.summarize()
     assert (summary.num_rows, summary.num_history_items, summary.largest) == (6, 6, {"level": 2})
     assert files.summarize([concatenate(files.chunks())]) == summary
@@ -163,6 +173,16 @@ def test_labels_of_one_class_are_refused_only_where_labels_are_needed(tmp_path):
     assert read(path, needs_label=False).label.tolist() == [1, 1, 1]
     with raises_naming(DataError, path, "label is 1", "3 rows"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [(pa.nulls(3, pa.float64()), "null"), ([np.nan] * 3, "null"), ([-1] * 3, "-1"), (["?", "?", None], "text")],
+)
+def test_labels_that_are_none_in_any_row_are_placeholders(tmp_path, caplog, values, shown):
+    path = write(tmp_path / "x.parquet", {**columns([[1], [2], []]), "label": values})
+    assert read(path, needs_label=False).label is None
+    assert f"label is {shown} in all rows" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.int8(), pa.bool_()])
@@ -285,7 +305,7 @@ def test_sequences_of_interactions_are_held_without_padding_and_padded_as_fuxict
 
     feature = Feature("words", "sequence", vocab_size=5, max_len=max_len, padding=side)
     data = {**columns([[1]] * len(rows)), "words": pa.array(rows, pa.list_(pa.int64()))}
-    table = InteractionTable.from_parquet(write(tmp_path / "x.parquet", data), [feature], ITEMS)
+    table = read_as(write(tmp_path / "x.parquet", data), [feature])
     words = table.context["words"]
     padded, _ = words.to_padded(max_len, side={"post": "right", "pre": "left"}[side])
     assert padded.tolist() == pad_sequences(rows, max_len, padding=side, truncating=side).tolist()
@@ -299,10 +319,10 @@ def test_sequences_of_interactions_are_held_without_padding_and_padded_as_fuxict
 
 def test_embeddings_of_interactions(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "words": [[1.0, 2.0], [3.0, 4.0]]})
-    table = InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=2)], ITEMS)
+    table = read_as(path, [Feature("words", "embedding", pretrain_dim=2)])
     assert table.context["words"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     with raises_naming(DataError, "row 0", "2 numbers", "3"):
-        InteractionTable.from_parquet(path, [Feature("words", "embedding", pretrain_dim=3)], ITEMS)
+        read_as(path, [Feature("words", "embedding", pretrain_dim=3)])
 
 
 def partitioned(tmp_path, data, keys, drop=True):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fuxictr_mm.data import memory
-from fuxictr_mm.data.interactions import InteractionFiles, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.memory import choose_in_memory, estimate_bytes, free_memory
 from fuxictr_mm.data.schema import Feature
 

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 
-from fuxictr_mm.data.schema import Feature, build_feature_map, complete, parse_features, unify_dims
+from fuxictr_mm.data.feature_map import build_feature_map, unify_dims
+from fuxictr_mm.data.schema import Feature, complete, parse_features
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
 

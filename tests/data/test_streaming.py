@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data import decoding, interleaved, parquet, streaming
-from fuxictr_mm.data.interactions import InteractionFiles, InteractionTable, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.shards import Shard, default_streams

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.data import decoding, parquet
-from fuxictr_mm.data.interactions import InteractionFiles, concatenate
+from fuxictr_mm.data.interaction_files import InteractionFiles
+from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Encoding, Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, Interrupted, MissingFileError, UserError
@@ -279,8 +280,7 @@ def dense(tmp_path_factory):
     return {resident: (run, run.predict()) for resident, run in runs.items()}
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["in memory", "streamed"])
-@pytest.mark.parametrize("kind", list(world.KINDS))
+@pytest.mark.parametrize(("kind", "resident"), [*((kind, True) for kind in world.KINDS), ("text", False)])
 def test_renamed_ids_give_the_same_weights_and_predictions(tmp_path, dense, kind, resident):
     expected, predictions = dense[resident]
     assert not (expected.path / "vocabulary.parquet").exists()

@@ -12,8 +12,9 @@ import pytest
 
 import fuxictr_mm as fm
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.ensemble import describe, ensemble, greedy_weights, transform
+from fuxictr_mm.evaluation.ensemble import describe, ensemble
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs

@@ -168,7 +168,9 @@ def din() -> Callable:
 
     def run(layer, target, items, mask):
         target = target.unsqueeze(1).expand_as(items)
-        weights = layer.attention_layer(torch.cat([target, items, target - items, target * items], dim=-1))
-        return (weights * mask.unsqueeze(-1) * items).sum(dim=1)
+        weights = layer.attention_layer(torch.cat([target, items, target - items, target * items], dim=-1)).squeeze(-1)
+        if layer.use_softmax:
+            weights = torch.softmax(weights.masked_fill(~mask, -1e30), dim=-1)
+        return ((weights * mask).unsqueeze(-1) * items).sum(dim=1)
 
     return run

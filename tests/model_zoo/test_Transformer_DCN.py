@@ -84,10 +84,10 @@ def disturb(model, std):
     return model
 
 
-def assert_equal_models(model, dense, batch, items, lengths, width, tolerance):
+def assert_equal_models(model, dense, batch, items, lengths, width):
     ids, mask = pad(batch, lengths, width)
     ours, theirs = model(batch)["logit"], dense(batch.context, items, ids, mask)
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     label = batch.label.to(ours.dtype).view(-1, 1)
     model.zero_grad()
     dense.zero_grad()
@@ -95,62 +95,49 @@ def assert_equal_models(model, dense, batch, items, lengths, width, tolerance):
     F.binary_cross_entropy_with_logits(theirs, label).backward()
     for name, parameter in dense.named_parameters():
         found, wanted = model.get_parameter(name).grad, parameter.grad
-        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture
+def equals_dense(build, make_batch, float64):
+    """Compare a model with its dense form, for histories of these lengths padded to a width."""
+
+    def check(lengths=LENGTHS, width=MAX_LEN, name="Transformer_DCN", mask="corrected", dense=None, **settings):
+        model, dataset = build(f"{name}_tiny", history_mask=mask, **settings, **NO_DROPOUT)
+        disturb(model.double(), 0.1)
+        dense = Dense(model, mask, **(dense or {})).double()
+        dense.load_state_dict(model.state_dict(), strict=True)
+        batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(lengths)), lengths)
+        for training in (True, False):
+            model.train(training)
+            assert_equal_models(model, dense.train(training), batch, model.items, lengths, width)
+
+    return check
 
 
 @pytest.mark.parametrize(
     ("history_mask", "width"), [("corrected", 20), ("corrected", 21), ("corrected", 40), ("published", MAX_LEN)]
 )
-@pytest.mark.parametrize("expid", ["Transformer_DCN_tiny", "Transformer_DCN_Quant_tiny"])
-def test_equals_the_dense_model(build, make_batch, float64, expid, history_mask, width):
-    model, dataset = build(expid, history_mask=history_mask, **NO_DROPOUT)
-    disturb(model.double().train(), 0.1)
-    dense = Dense(model, history_mask).double()
-    dense.load_state_dict(model.state_dict(), strict=True)
-    batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(LENGTHS)), LENGTHS)
-    assert_equal_models(model, dense, batch, model.items, LENGTHS, width, 1e-9)
-
-
-@pytest.mark.parametrize("history_mask", ["corrected", "published"])
-def test_equals_the_dense_model_in_float32(build, make_batch, history_mask):
-    model, dataset = build("Transformer_DCN_tiny", history_mask=history_mask, **NO_DROPOUT)
-    disturb(model.train(), 0.02)
-    dense = Dense(model, history_mask)
-    dense.load_state_dict(model.state_dict())
-    batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(LENGTHS)), LENGTHS)
-    assert_equal_models(model, dense, batch, dataset.items, LENGTHS, MAX_LEN, 1e-5)
+@pytest.mark.parametrize("name", ["Transformer_DCN", "Transformer_DCN_Quant"])
+def test_equals_the_dense_model(equals_dense, name, history_mask, width):
+    equals_dense(width=width, name=name, mask=history_mask)
 
 
 @pytest.mark.parametrize(
     "lengths", [[0], [1], [20], [0, 0, 0], [2, 2], [20, 20], [0, 20]], ids=lambda lengths: "-".join(map(str, lengths))
 )
 @pytest.mark.parametrize("history_mask", ["corrected", "published"])
-def test_equals_the_dense_model_in_batches_of_one_kind(build, make_batch, float64, history_mask, lengths):
-    model, dataset = build("Transformer_DCN_tiny", history_mask=history_mask, **NO_DROPOUT)
-    disturb(model.double(), 0.1)
-    dense = Dense(model, history_mask).double()
-    dense.load_state_dict(model.state_dict())
-    batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(lengths)), lengths)
-    assert_equal_models(model.eval(), dense.eval(), batch, dataset.items, lengths, MAX_LEN, 1e-9)
+def test_equals_the_dense_model_in_batches_of_one_kind(equals_dense, history_mask, lengths):
+    equals_dense(lengths, mask=history_mask)
 
 
-def test_equals_the_dense_model_with_heads_and_without_the_maximum(build, make_batch, float64):
-    model, dataset = build("Transformer_DCN_tiny", num_heads=4, concat_max_pool=False, **NO_DROPOUT)
-    disturb(model.double(), 0.1)
-    dense = Dense(model, "corrected", num_heads=4, max_pool=False).double()
-    dense.load_state_dict(model.state_dict())
-    batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], len(LENGTHS)), LENGTHS)
-    assert_equal_models(model, dense, batch, dataset.items, LENGTHS, MAX_LEN, 1e-9)
+def test_equals_the_dense_model_with_heads_and_without_the_maximum(equals_dense):
+    equals_dense(num_heads=4, concat_max_pool=False, dense={"num_heads": 4, "max_pool": False})
 
 
-def test_a_history_shorter_than_its_slots_everywhere(build, make_batch, float64):
+def test_a_history_shorter_than_its_slots_everywhere(equals_dense):
     """No row has all slots, so that part of the cross network's matrices is read by none."""
-    model, dataset = build("Transformer_DCN_tiny", **NO_DROPOUT)
-    disturb(model.double(), 0.1)
-    dense = Dense(model, "corrected").double()
-    dense.load_state_dict(model.state_dict())
-    batch = make_batch(dataset.splits["train"], long_rows(dataset.splits["train"], 3), [1, 2, 1])
-    assert_equal_models(model, dense, batch, dataset.items, [1, 2, 1], 2, 1e-9)
+    equals_dense([1, 2, 1], 2)
 
 
 def test_what_the_published_mask_sees(build, make_batch, float64):

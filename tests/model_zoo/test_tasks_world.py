@@ -1,11 +1,12 @@
 """In a world whose two labels share a taste and compete on popularity, one model finds both."""
 
+import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from fuxictr_mm.data.synthetic.spec import PRESETS
-from fuxictr_mm.data.synthetic.world import World, expected_auc
+from fuxictr_mm.data.synthetic.world import World, sigmoid
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.experiment import Experiment
 from tests.docs.fences import ROOT
@@ -26,6 +27,13 @@ def logits(folder):
     world, rows = World.build(PRESETS["tasks"]), pl.read_parquet(folder / "tasks_mm" / "valid.parquet")
     users, items = rows["user_id"].to_numpy(), rows["item_id"].to_numpy()
     return [world.true_logit(users, items, context=factor) for factor in (1.0, world.spec.second_context, 0.0)]
+
+
+def expected_auc(scores, logits):
+    """Return the AUC of scores, over pairs of rows, expected of labels that are sampled from logits."""
+    positive = sigmoid(logits[np.argsort(scores, kind="stable")])
+    below = np.cumsum(1 - positive) - (1 - positive)
+    return (positive * below).sum() / (positive.sum() * (1 - positive).sum() - (positive * (1 - positive)).sum())
 
 
 def test_the_labels_share_and_compete(folder, logits):

@@ -380,30 +380,6 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 + 0.5 * np.tanh(logits / 2)
 
 
-def expected_auc(scores: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
-    r"""Return the expected AUC of scores over labels that are sampled from logits.
-
-    .. math:: \sum_{i, j} p_i (1 - p_j) [s_i > s_j] \, / \sum_{i, j} p_i (1 - p_j), \qquad p = \sigma(l)
-
-    without pairs of a row with itself; no model has more than ``expected_auc(logits, logits)``, but for noise.
-
-    Parameters
-    ----------
-    scores : ndarray, (B,)
-        Any, without ties.
-    logits : ndarray, (B,)
-        Log odds of the labels.
-
-    Examples
-    --------
-    >>> expected_auc(np.array([0.0, 1.0]), np.array([0.0, np.log(3)])) # 3/8 of 4/8 pairs
-    0.75
-    """
-    positive = sigmoid(logits[np.argsort(scores, kind="stable")])
-    below = np.cumsum(1 - positive) - (1 - positive)
-    return float((positive * below).sum() / (positive.sum() * (1 - positive).sum() - (positive * (1 - positive)).sum()))
-
-
 MOODS = ("quiet", "golden", "hidden", "endless", "early", "little", "northern", "restless")
 THEMES = (
     ("guitar", "chorus", "melody", "rhythm", "ballad", "concert"),

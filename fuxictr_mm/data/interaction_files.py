@@ -1,0 +1,392 @@
+"""Interactions on disk: which rows and columns are read, how they are decoded, and a summary of a split.
+
+Shape letters: R rows, T labels of a row, one for each task.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data.groups import NO_GROUP, decode_group
+from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.schema import ITEM_ID, Feature
+from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
+from fuxictr_mm.errors import DataError
+from fuxictr_mm.jagged import Jagged
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of all rows of a split.
+
+    Parameters
+    ----------
+    num_rows : int
+        Number of rows.
+    num_history_items : int
+        Number of items of all histories, without padding.
+    largest : dict of str to int
+        Largest id of every categorical context column and sequence.
+    labels : tuple of set of float
+        The smallest and the largest value of each label, empty for one that is missing in all rows; empty for a file
+        without labels.
+    longest : dict of str to int
+        Length of the longest row of every sequence, and dim of every embedding of the context.
+    without_group : int
+        Rows whose group is missing.
+    """
+
+    num_rows: int
+    num_history_items: int
+    largest: dict[str, int]
+    labels: tuple[frozenset[float], ...] = ()
+    longest: dict[str, int] = field(default_factory=dict)
+    without_group: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class InteractionFiles:
+    """Interactions on disk: a file or a folder of part files, and how it is read.
+
+    Parameters
+    ----------
+    path : path
+        ``X.parquet``, ``X`` or a folder.
+    features : sequence of Feature
+        Those that do not come from the item files are read.
+    known : ndarray
+        ``(I,)`` bool, True for ids of the item files; every target and history item must be one of them.
+    labels : sequence of str
+        Label columns. Of several, values may be missing.
+    group_id : str, optional
+        Group column; without ``needs_label`` it may be missing.
+    max_len : int, optional
+        Keep the last ``max_len`` items of each history.
+    needs_label : bool
+        False for a file that is scored only: label columns may be missing, or hold placeholders throughout: nulls,
+        texts, or one number other than 0 and 1.
+    binary_label : bool
+        Labels must be 0 or 1. False for a regression.
+    both_classes : bool
+        Of a binary label, both 0 and 1 must occur if ``needs_label``.
+    encoding : Encoding
+        Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
+    has_items : bool
+        False for a dataset without target and history.
+    parts : sequence of slice, optional
+        The rows that are read, one part after other; all of them by default.
+    """
+
+    path: Path
+    features: Sequence[Feature]
+    known: np.ndarray
+    labels: Sequence[str] = ("label",)
+    group_id: str | None = None
+    max_len: int | None = None
+    needs_label: bool = True
+    binary_label: bool = True
+    both_classes: bool = True
+    encoding: Encoding = field(default_factory=Encoding)
+    has_items: bool = True
+    parts: Sequence[slice] | None = None
+
+    def __len__(self) -> int:
+        if self.parts is not None:
+            return sum(part.stop - part.start for part in self.parts)
+        return sum(footer.num_rows for footer in self._footers.values())
+
+    def select(self, parts: Sequence[slice]) -> InteractionFiles:
+        """Return some rows of these files; row groups that hold none of them are not read."""
+        selected = replace(self, parts=parts)
+        selected.__dict__["_footers"] = self._footers  # which are read once
+        return selected
+
+    @cached_property
+    def _footers(self) -> dict[Path, pq.FileMetaData]:
+        return {file: parquet.open_parquet(file).metadata for file in parquet.part_files(self.path)}
+
+    @property
+    def _texts(self) -> set[str]:
+        """The columns that hold texts by their ``dtype`` or the item files; folders of a partition tell no type."""
+        items = self.encoding.vocabularies.get(ITEM_ID)
+        targets = {self.encoding.target} if items is not None and is_text(items.values.type) else set()
+        return targets | {f.column for f in self.features if f.is_text}
+
+    @cached_property
+    def _schemas(self) -> dict[Path, pa.Schema]:
+        return {file: parquet.schema_of(file, footer, self._texts) for file, footer in self._footers.items()}
+
+    @cached_property
+    def present_labels(self) -> list[str]:
+        """The label columns that the files have.
+
+        Raises
+        ------
+        DataError
+            Only some part files have a column, or none has one that is needed.
+        """
+        if self.needs_label:
+            for file, schema in self._schemas.items():
+                parquet.require_columns(file, schema.names, list(self.labels))
+        return [name for name in self.labels if self.has_column(name) and not self._is_placeholder(name)]
+
+    def has_column(self, name: str) -> bool:
+        """Whether the files have a column.
+
+        Raises
+        ------
+        DataError
+            Only some part files have it.
+        """
+        having = [name in schema.names for schema in self._schemas.values()]
+        if any(having) and not all(having):
+            raise DataError(f"{self.path}: only some part files have a column '{name}', expected it in all or in none")
+        return all(having)
+
+    def _is_placeholder(self, name: str) -> bool:
+        """Whether a label column holds no label in any row, where none is needed; logged. Stops at the first label."""
+        if self.needs_label:
+            return False
+        found: set[str] = set()
+        # Those of all processes, which must agree.
+        for _, _, batch in replace(self, parts=None)._read([name]):
+            found |= decoding.label_kinds(batch.column(0), self.binary_label)
+            if "label" in found or len(found - {"null"}) > 1:
+                return False
+        value = next(iter(found - {"null"}), "null")
+        logger.warning(
+            f"{self.path}: {name} is {value} in all rows, which is treated as a placeholder; no test metrics"
+        )
+        return True
+
+    @cached_property
+    def has_groups(self) -> bool:
+        """Whether there is a group column to read."""
+        return bool(self._group_columns)
+
+    @cached_property
+    def _group_columns(self) -> list[str]:
+        """The group column, if there is one to read."""
+        name = self.group_id
+        return [name] if name and (self.needs_label or self.has_column(name)) else []
+
+    def labels_and_groups(self) -> tuple[Tensor, Tensor | None]:
+        """Return what metrics are computed of, beside predictions; no other column is read."""
+        labels = [torch.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0)]
+        groups = [torch.zeros(0, dtype=torch.int64)]
+        for file, row, batch in self._read([*self.present_labels, *self._group_columns]):
+            labels.append(torch.from_numpy(self._decode_labels(batch, file, row)))
+            for name in self._group_columns:
+                groups.append(torch.from_numpy(decode_group(batch.column(name), f"{file}: {name}", row)))
+        return torch.cat(labels), torch.cat(groups) if self.has_groups else None
+
+    def group_texts(self) -> pa.ChunkedArray | None:
+        """Return the groups of all rows where they are texts, in their order; otherwise None."""
+        if not self.has_groups:
+            return None
+        chunks = [batch.column(0) for _, batch in parquet.read_rows(self.path, self._group_columns, parquet.CHUNK_ROWS)]
+        if not all(arrow_types.is_plain_text(chunk.type) for chunk in chunks):
+            return None
+        return pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
+
+    @property
+    def _context(self) -> list[Feature]:
+        return [f for f in self.features if f.is_context and f.history is None]
+
+    @property
+    def _histories(self) -> list[Feature]:
+        """The further histories, then the sequences along any history."""
+        found = [f for f in self.features if f.history is not None]
+        return sorted(found, key=lambda feature: not feature.is_further_history)
+
+    def row_group_ranges(self, max_rows: int | None = None) -> list[parquet.RowGroupRange]:
+        """Return the rows as ranges of about ``max_rows`` rows, in their order; by default one per file and part."""
+        ranges: list[parquet.RowGroupRange] = []
+        for part in [slice(0, sys.maxsize)] if self.parts is None else self.parts:
+            row = 0
+            for file, footer in self._footers.items():
+                start, stop = max(part.start - row, 0), min(part.stop - row, footer.num_rows)
+                if start < stop:
+                    ranges += parquet.split_row_groups(file, footer, max_rows or footer.num_rows, start, stop)
+                row += footer.num_rows
+        return ranges
+
+    def chunks(self, ranges: Iterable[parquet.RowGroupRange] | None = None) -> Iterator[InteractionTable]:
+        """Yield the rows of some ranges of row groups, or of all, in chunks, and check them.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            With the file, the column, the row and the value.
+        """
+        if not any(footer.num_rows for footer in self._footers.values()):
+            raise DataError(f"{self.path}: no rows, expected at least one")
+        wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
+        wanted += [f.column for f in [*self._context, *self._histories]]
+        for file, row, batch in self._read([*wanted, *self.present_labels, *self._group_columns], ranges):
+            yield self._decode(batch, file, row)
+
+    def _read(
+        self, columns: Sequence[str], ranges: Iterable[parquet.RowGroupRange] | None = None
+    ) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
+        """Yield some columns in chunks, of ranges of row groups or of all, with the file and the first row of each."""
+        wanted = list(dict.fromkeys(columns))
+        for rows in self.row_group_ranges() if ranges is None else ranges:
+            for row, batch in parquet.read_chunks(rows.path, wanted, rows, texts=self._texts):
+                yield rows.path, row, batch
+
+    def _decode(self, batch: pa.RecordBatch, file: Path, row: int) -> InteractionTable:
+        def column(name: str) -> tuple[pa.Array, str, int]:
+            return batch.column(name), f"{file}: {name}", row
+
+        how = self.encoding
+        item_ids = how.vocabularies.get(ITEM_ID)
+        target = np.zeros(batch.num_rows, np.int32)
+        history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
+        positions: dict[str, decoding.Positions] = {}
+        if self.has_items:
+            target = decoding.decode_target(*column(how.target), self.known, item_ids)
+            lengths = {how.history: self.max_len}
+            lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
+            for name, max_len in lengths.items():
+                positions[name] = decoding.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+            history, offsets = positions[how.history].items, positions[how.history].offsets
+        context = {
+            f.name: _to_column(decoding.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
+            for f in self._context
+        }
+        for f in self._histories:
+            of = positions[str(f.history)]
+            entries = of.items if f.is_further_history else decoding.decode_along(*column(f.column), f, of)
+            context[f.name] = _to_column((entries, of.offsets))
+        label = self._decode_labels(batch, file, row) if self.present_labels else None
+        group = decode_group(*column(self._group_columns[0])) if self.has_groups else None
+        return InteractionTable(
+            context,
+            torch.from_numpy(target),
+            torch.from_numpy(history),
+            torch.from_numpy(offsets),
+            None if label is None else torch.from_numpy(label),
+            None if group is None else torch.from_numpy(group),
+            str(self.path),
+        )
+
+    def _decode_labels(self, batch: pa.RecordBatch, file: Path, row: int) -> np.ndarray:
+        """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
+        several = len(self.labels) > 1
+        columns = [
+            decoding.decode_label(batch.column(name), f"{file}: {name}", row, self.binary_label, missing=several)
+            if name in self.present_labels
+            else np.full(batch.num_rows, np.nan, np.float32)
+            for name in self.labels
+        ]
+        return np.stack(columns, axis=1) if several else columns[0]
+
+    def columns_of_ids(self, always: bool) -> list[Feature]:
+        """Return the context columns that a vocabulary numbers: those of text.
+
+        Parameters
+        ----------
+        always : bool
+            Return categorical columns of integers without ``vocab_size`` as well.
+        """
+        schemas = self._schemas.values()
+
+        def holds_text(column: str) -> bool:
+            # A name that occurs twice is refused where the column is read.
+            return any(is_text(s.field(column).type) for s in schemas if s.names.count(column) == 1)
+
+        categorical = [f for f in self._context if f.type == "categorical"]
+        return [f for f in categorical if holds_text(f.column) or (always and f.vocab_size is None)]
+
+    def build_vocabulary(self, column: str) -> Vocabulary:
+        """Number the values of a column as they come first in all rows.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            No such file or column; its part files hold values of several types.
+        """
+        return Vocabulary.build((batch.column(0) for _, _, batch in self._read([column])), f"{self.path}: {column}")
+
+    def summarize(
+        self,
+        chunks: Iterable[InteractionTable] | None = None,
+        exchange: Callable[[Any], Sequence[Any]] = lambda value: [value],
+    ) -> Summary:
+        """Return statistics of all rows, or of the chunks that hold them, and check the labels.
+
+        Parameters
+        ----------
+        chunks : iterable of InteractionTable, optional
+            Hold the rows; read by default.
+        exchange : callable
+            Returns what each of several processes passes, of which each has a part of the rows; see
+            ``fuxictr_mm.data.shards``.
+
+        Raises
+        ------
+        DataError
+            All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
+        """
+        rows = items = without_group = 0
+        largest: dict[str, int] = {}
+        longest: dict[str, int] = {}
+        labels: list[set[float]] = []
+        for chunk in self.chunks() if chunks is None else chunks:
+            rows += len(chunk)
+            items += chunk.history_values.numel()
+            without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
+            for name, column in chunk.context.items():
+                values = column.values if isinstance(column, Jagged) else column
+                if not values.is_floating_point() and len(values) and name not in self.encoding.vocabularies:
+                    largest[name] = max(largest.get(name, 0), int(values.max()))
+                if isinstance(column, Jagged):
+                    longest[name] = max(longest.get(name, 0), int(column.lengths.max()))
+                elif column.dim() > 1:
+                    longest[name] = column.shape[1]
+            if chunk.label is not None:
+                labels = labels or [set() for _ in self.labels]
+                for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
+                    values = values[~values.isnan()]
+                    found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
+        parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels]])
+        rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
+        largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
+        labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
+        for name, found in zip(self.labels, labels, strict=False):
+            if self.needs_label and len(found) < (2 if self.binary_label and self.both_classes else 1):
+                that = " that have it" if len(self.labels) > 1 else ""
+                what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
+                expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
+                raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
+        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group)
+
+
+def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the largest value of every key."""
+    found: dict[str, int] = {}
+    for part in parts:
+        found.update({key: max(value, found.get(key, value)) for key, value in part.items()})
+    return found
+
+
+def _to_column(decoded: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Column:
+    if isinstance(decoded, tuple):
+        return Jagged(torch.from_numpy(decoded[0]), torch.from_numpy(decoded[1]))
+    return torch.from_numpy(decoded)

@@ -1,0 +1,204 @@
+"""The numbers of items: their ids, or those of a vocabulary, also in columns that hold ids of other items."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fuxictr_mm.data import arrow_types, decoding
+from fuxictr_mm.data.item_parts import Part, decode_column, left_pad, pad_to_longest
+from fuxictr_mm.data.schema import ITEM_ID, Feature
+from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabularies, Vocabulary, is_text
+from fuxictr_mm.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+#: Ids below this are never called sparse; beyond it, more than ``MAX_GAP`` unused ids per item are refused.
+MANY_ITEMS, MAX_GAP = 1_000_000, 100
+
+
+def why_vocabulary(
+    parts: Sequence[Part],
+    found: Mapping[str, Sequence[Part]],
+    limit: int | None,
+    ids: str,
+    vocabularies: Vocabularies,
+    zero_is_padding: Callable[[], bool],
+) -> str | None:
+    """Return why items are numbered by a vocabulary, None where their ids are their numbers."""
+    if ITEM_ID in vocabularies:
+        return "of a run"
+    if ids != "auto":
+        return "ids: vocabulary" if ids == "vocabulary" else None
+    if any(not pa.types.is_integer(part.keys.type) for part in parts):
+        return "texts"
+    lowest, highest = _bounds(parts)
+    if lowest < 0:
+        return f"the negative id {lowest}"
+    count = sum(len(part.keys) for part in parts)
+    if highest >= decoding.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
+        return f"the id {highest} of {count} items"
+    return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
+
+
+def _bounds(parts: Sequence[Part]) -> tuple[int, int]:
+    """Return the smallest and the largest integer id."""
+    bounds = [arrow_types.numbers(part.keys) for part in parts]
+    return min(int(b.min()) for b in bounds), max(int(b.max()) for b in bounds)
+
+
+def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
+    """Return the vocabulary of the items, in the order of the files."""
+    with_zero = ids == "vocabulary" or _item_zero(found) is not None
+    vocabulary = Vocabulary.build([_without_padding(part, with_zero) for part in parts], parts[0].where)
+    if not len(vocabulary):
+        raise DataError(f"{parts[0].path}: no items but padding, expected one row per item")
+    logger.info(f"{parts[0].where}: {len(vocabulary)} ids are numbered by a vocabulary ({reason})")
+    return vocabulary
+
+
+def _without_padding(part: Part, with_zero: bool) -> pa.Array:
+    """Return the ids of a part, without the id 0 unless it is an item."""
+    if with_zero or not pa.types.is_integer(part.keys.type):
+        return part.keys
+    return part.keys.filter(pc.not_equal(part.keys, pa.scalar(0, part.keys.type)))
+
+
+def place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabulary:
+    """Set the numbers of the items; return their vocabulary, in which new items follow the trained ones."""
+    vocabulary = trained
+    for part in parts:
+        if not pa.types.is_integer(part.keys.type):
+            empty = np.flatnonzero(arrow_types.numbers(pc.equal(pc.binary_length(part.keys), 0)))
+            if empty.size:
+                raise DataError(f"{part.where}: row {empty[0]} is empty, expected an id; drop the row")
+        new = trained.encode(part.keys, part.where) == UNKNOWN
+        if new.any():
+            vocabulary = vocabulary.extended(part.keys.filter(pa.array(new)), part.where)
+    for part in parts:
+        part.set_ids(vocabulary.encode(part.keys, part.where))
+    return vocabulary
+
+
+def place_by_id(parts: Sequence[Part], limit: int | None) -> None:
+    """Set the numbers of the items: their ids."""
+    for part in parts:
+        if not pa.types.is_integer(part.keys.type):
+            raise DataError(
+                f"{part.where}: holds {str(part.keys.type).removeprefix('large_')}, expected numbers; set ids: auto in "
+                "dataset_config.yaml"
+            )
+        if pa.types.is_uint64(part.keys.type):
+            highest = int(arrow_types.numbers(part.keys).max())
+            if highest >= decoding.MAX_IDS:
+                raise DataError(
+                    f"{part.where}: holds the id {highest}, expected 0 to {decoding.MAX_IDS - 1}; set ids: vocabulary "
+                    "in dataset_config.yaml"
+                )
+        ids = arrow_types.numbers(part.keys).astype(np.int64)
+        decoding.check_ids(ids, limit, part.where, 0)
+        part.set_ids(ids)
+
+
+def _item_zero(found: Mapping[str, Sequence[Part]]) -> tuple[Part, str] | None:
+    """Return a part and a column in which item 0 has a value that is neither zero nor missing."""
+    for name, parts in found.items():
+        for part in parts:
+            if not pa.types.is_integer(part.keys.type):
+                continue
+            rows = np.flatnonzero(arrow_types.numbers(part.keys) == 0)
+            if rows.size and part.has_values(name, int(rows[0])):
+                return part, name
+    return None
+
+
+def warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
+    """Warn if item 0 has features: ids that begin at 0 lose an item, because 0 is padding."""
+    if where := _item_zero(found):
+        part, name = where
+        logger.warning(
+            f"{part.path}: {part.key} 0 has a '{name}', but id 0 is padding: its features are set to zero and "
+            "it is dropped from histories; if it is a real item, set ids: vocabulary in dataset_config.yaml"
+        )
+
+
+def infer_num_items(parts: Sequence[Part]) -> int:
+    """Return the largest id plus one; tables of that length must not be mostly empty."""
+    largest, part = max(((int(part.ids.max()), part) for part in parts), key=lambda pair: pair[0])
+    count = sum(part.ids.size for part in parts)
+    if largest >= MANY_ITEMS and largest >= MAX_GAP * count:
+        raise DataError(
+            f"{part.path}: {part.key} {largest} for {count} items: tables are as long as the largest id; set ids: "
+            f"vocabulary in dataset_config.yaml, or write vocab_size for {part.key} to allow it"
+        )
+    return largest + 1
+
+
+def decode_ids(
+    feature: Feature,
+    parts: Sequence[Part],
+    vocabularies: Vocabularies,
+    items_of: Vocabulary | None,
+    num_trained: int | None,
+) -> None:
+    """Decode a column that was kept as it is until the items were numbered.
+
+    Parameters
+    ----------
+    feature : Feature
+        Ids of other items, or texts.
+    parts : sequence of Part
+        The parts that have the column.
+    vocabularies : Vocabularies
+        That of the column is added, if it has one.
+    items_of : Vocabulary or None
+        That of the items.
+    num_trained : int, optional
+        Items from this number on have no embedding, and become 0.
+    """
+    chunks = [(part, row, values) for part in parts for row, values in part.of_ids.get(feature.name, ())]
+    if not chunks:
+        return
+    where = f"{chunks[0][0].path}: {feature.name}"
+    of_items = feature.share_embedding == ITEM_ID and items_of is not None
+    vocabulary = items_of
+    if not of_items:
+        vocabulary = None
+        if feature.name in vocabularies or any(is_text(values.type) for _, _, values in chunks):
+            entries = (_entries_of(values, feature, where)[0] for _, _, values in chunks)
+            vocabulary = vocabularies.of(feature.name, lambda: Vocabulary.build(entries, where))
+    decoded: dict[Path, list[np.ndarray]] = {part.path: [] for part, _, _ in chunks}
+    for part, row, values in chunks:
+        where = f"{part.path}: {feature.name}"
+        if vocabulary is None:
+            keys = part.keys.slice(row, len(values))
+            decoded[part.path].append(decode_column(values, feature, where, row, keys, None, part.key))
+            continue
+        entries, lengths = _entries_of(values, feature, where)
+        numbers = vocabulary.encode(entries, where)
+        if of_items and (numbers == UNKNOWN).any():
+            bad = int(np.flatnonzero(numbers == UNKNOWN)[0])
+            raise DataError(
+                f"{where}: holds the item id {entries[bad].as_py()!r} in row "
+                f"{row + int(np.searchsorted(np.cumsum(lengths), bad, side='right'))}, which no item file has; add the "
+                "item or remove the id"
+            )
+        numbers[(numbers == UNKNOWN) | (numbers >= (num_trained if of_items and num_trained else np.inf))] = 0
+        if feature.type == "sequence":
+            numbers = left_pad(numbers, lengths, feature.max_len, where, row)
+        decoded[part.path].append(numbers.astype(np.int32))
+    for part, _, _ in chunks:
+        part.columns[feature.name] = np.concatenate(pad_to_longest(decoded[part.path]))
+
+
+def _entries_of(values: pa.Array, feature: Feature, where: str) -> tuple[pa.Array, np.ndarray]:
+    """Return the entries of a column of ids or of lists of ids, and the length of each row ``(rows,)``."""
+    if feature.type != "sequence":
+        return values, np.ones(len(values), dtype=np.int64)
+    entries, offsets = decoding.list_entries(values, where)
+    return entries, np.diff(offsets)
