@@ -215,7 +215,7 @@ class Replicas:
         apart = {id(table) for table in self.tables}
         names = [name for name, p in loss.named_parameters() if id(p) in apart]
         self.parallel = None
-        if any(p.requires_grad and id(p) not in apart for p in loss.parameters()):
+        if any(p.requires_grad and id(p) not in apart for p in model.parameters()):
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, names)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in torch 2.13
@@ -247,9 +247,7 @@ class Replicas:
         counted = dist.all_reduce(everywhere, async_op=True)
         waiting = nullcontext() if synchronize or self.parallel is None else self.parallel.no_sync()
         with waiting:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-                loss = self.loss(batch)
+            loss = self.loss(batch)
             counted.wait()
             # The average over ranks then weights samples equally.
             (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
@@ -264,6 +262,8 @@ class _BatchLoss(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        #: DistributedDataParallel warns, beyond Python's filters, of a model without any unused parameter.
+        self.unused = nn.Parameter(next(model.parameters()).detach().new_zeros(1))
 
     def forward(self, batch: Any) -> Tensor:
         return self.model.batch_loss(batch)
