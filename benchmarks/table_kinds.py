@@ -1,6 +1,8 @@
-"""AUC with ``table: touched`` against ``dense``, each with its best regularizer, on the real sets.
+r"""AUC with ``table: touched`` against ``dense``, each with its best regularizer, on the real sets.
 
 ML100K_MM=FOLDER MLS_MM=FOLDER python -m benchmarks.table_kinds --expid LightFM_mls LightFM_ml100k
+ML100K_MM=FOLDER MLS_MM=FOLDER python -m benchmarks.table_kinds --expid DIN_MM_mls DIN_MM_ml100k \
+    --regularizer 2e-5 2e-4 2e-3 --settings '{max_len: 50, batch_size: 512}'
 
 The regularizer is chosen by the validation AUC of the first seed; the difference on test is that of all seeds.
 """
@@ -24,18 +26,22 @@ def main() -> None:
     parser.add_argument("--expid", nargs="+", default=["LightFM_mls", "LightFM_ml100k"])
     parser.add_argument("--regularizer", nargs="+", type=float, default=[0.0, 1e-5, 1e-4, 1e-3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--settings", default="{}", metavar="YAML", help="other settings of every run")
     args = parser.parse_args()
+
+    import yaml
 
     from fuxictr_mm.evaluation.compare import compare_groups
     from fuxictr_mm.experiment import Experiment
 
+    others: dict[str, Any] = yaml.safe_load(args.settings)
     logging.basicConfig(level=logging.WARNING)
     print("| experiment | `table` | `embedding_regularizer` | seed | valid AUC | test AUC |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as root:
 
         def fit(expid: str, kind: str, weight: float, seed: int) -> Any:
-            settings: dict[str, Any] = {"seed": seed, "embedding_regularizer": weight, "model_root": root, "verbose": 0}
+            settings = {"seed": seed, "embedding_regularizer": weight, "model_root": root, "verbose": 0} | others
             experiment = Experiment.load(expid, args.config, **settings)
             tables = [name for name in TABLES if name in experiment.config.use_features]
             run = experiment.with_settings(feature_specs=[{"name": tables, "table": kind}]).fit()

@@ -193,7 +193,8 @@ def _activate(hidden: Tensor, dropout: float) -> None:
 
 
 def _accumulator(like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

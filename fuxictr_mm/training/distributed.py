@@ -62,8 +62,8 @@ class SyncBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.num_batches_tracked.add_(known)
+        share = 1 / max(float(self.num_batches_tracked), 1) if self.momentum is None else self.momentum
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(torch.where(known, value.to(running.dtype), running), share)
 
@@ -97,18 +97,21 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight, mean, variance, rows = ctx.saved_tensors
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        inverse = torch.rsqrt(variance + ctx.eps)
-        normed = (x - mean.view(shape)).mul_(inverse.view(shape))
-        own = torch.stack([gradients[0].sum(dims), (gradients[0] * normed).sum(dims)])
+        own = x.new_zeros(2, x.shape[1])
+        if x.numel():  # the sums of the gradient times the normalised samples, and of the gradient, in one pass
+            found = torch.ops.aten.native_batch_norm_backward(
+                gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
+            own = torch.stack(found[1:])
         total = own.clone()
         dist.all_reduce(total)
         total /= rows
+        inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
-        of_x = (gradients[0] - total[0].view(shape)).addcmul_(normed, total[1].view(shape), value=-1)
-        of_x.mul_(scale.view(shape))
-        return of_x, *((None, None) if weight is None else (own[1], own[0])), None
+        # scale * (gradient - mean of it - normalised sample * mean of the product), of which the last two are linear.
+        of_x = F.batch_norm(x, mean, torch.ones_like(mean), -scale * inverse * total[0], -scale * total[1], eps=0.0)
+        of_x.addcmul_(gradients[0], scale.view([1, -1] + [1] * (x.dim() - 2)))
+        return of_x, *((None, None) if weight is None else (own[0], own[1])), None
 
 
 def replace_batch_norm(model: nn.Module) -> None:
@@ -212,7 +215,7 @@ class Replicas:
         apart = {id(table) for table in self.tables}
         names = [name for name, p in loss.named_parameters() if id(p) in apart]
         self.parallel = None
-        if any(p.requires_grad and id(p) not in apart for p in loss.parameters()):
+        if any(p.requires_grad and id(p) not in apart for p in model.parameters()):
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, names)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in torch 2.13
@@ -244,9 +247,7 @@ class Replicas:
         counted = dist.all_reduce(everywhere, async_op=True)
         waiting = nullcontext() if synchronize or self.parallel is None else self.parallel.no_sync()
         with waiting:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-                loss = self.loss(batch)
+            loss = self.loss(batch)
             counted.wait()
             # The average over ranks then weights samples equally.
             (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
@@ -261,6 +262,8 @@ class _BatchLoss(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        #: DistributedDataParallel warns, beyond Python's filters, of a model without any unused parameter.
+        self.unused = nn.Parameter(next(model.parameters()).detach().new_zeros(1))
 
     def forward(self, batch: Any) -> Tensor:
         return self.model.batch_loss(batch)

@@ -126,7 +126,9 @@ class _Fitting:
         self.callbacks = callbacks
         self.batches = len(train)
         self.eval_steps = 0
-        self.progress = Progress()
+        share = getattr(train, "share", None)
+        streams = None if share is None else share.streams
+        self.progress = Progress(streams, getattr(train, "global_size", None))
         self.losses = _RunningLoss()
         self.speed = _Speed()
         self.must_save = False
@@ -145,9 +147,7 @@ class _Fitting:
         model.optimizer.zero_grad()
         if getattr(model, "average", None) is not None:
             model.average.begin()
-        share = getattr(self.train, "share", None)
-        streams = self.progress.streams = None if share is None else share.streams
-        self.progress.global_size = getattr(self.train, "global_size", None)
+        streams = self.progress.streams
         if self.checkpoint is not None:
             found = self.checkpoint.load(model) if resume else None
             if found is not None:

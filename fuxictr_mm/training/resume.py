@@ -42,14 +42,14 @@ class Progress:
 
     Parameters
     ----------
+    streams : int or None
+        The virtual streams of the training samples, see ``fuxictr_mm.data.shards``.
+    global_size : int or None
+        Samples of all processes in a batch.
     epoch : int
         Current epoch, from 0.
     batch, row : int
         Batches of it that are done, and the samples that all processes took in them.
-    streams : int or None
-        The virtual streams that these samples came from, see ``fuxictr_mm.data.shards``.
-    global_size : int or None
-        Samples of all processes in a batch.
     step : int
         Batches done since the beginning.
     best : float or None
@@ -64,11 +64,11 @@ class Progress:
         One entry per evaluation.
     """
 
+    streams: int | None
+    global_size: int | None
     epoch: int = 0
     batch: int = 0
     row: int = 0
-    streams: int | None = None
-    global_size: int | None = None
     step: int = 0
     best: float | None = None
     worse: int = 0

@@ -70,6 +70,8 @@ def test_chunks_equal_the_formula(monkeypatch, layer, inputs, chunk, training):
     ours, theirs = (torch.autograd.grad(o, wanted, direction) for o in (found, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    # As DistributedDataParallel's buckets have them.
+    assert [g.stride() for g in ours[2:]] == [p.stride() for p in layer.parameters()]
     with torch.no_grad():
         if not training:
             torch.testing.assert_close(layer(target, history), found, rtol=0, atol=0)

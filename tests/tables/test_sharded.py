@@ -208,7 +208,7 @@ def reshard(folder, background=False):
         model.train()
         for batch in InMemoryLoader(dataset.splits["valid"], 200):
             model.train_step(batch)
-    checkpoint.save(model, Progress(step=progress.step + 1 if progress else 1))
+    checkpoint.save(model, Progress(None, None, step=progress.step + 1 if progress else 1))
     checkpoint.wait()
     sums = {i: part["sum"] for i, part in model.optimizer.state_dict()["sharded"]["state"].items()}
     if tables := sharded_tables(model):

@@ -158,7 +158,7 @@ def test_without_resume_a_run_starts_again(tmp_path):
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     model, _, _, checkpoint = prepare(tmp_path)
-    checkpoint.save(model, Progress())
+    checkpoint.save(model, Progress(None, None))
     with raises_naming(UserError, checkpoint.path):
         TrainingCheckpoint(checkpoint.path, "other").load(model)
     (tensors,) = checkpoint.path.glob("*/*.safetensors")
@@ -233,7 +233,7 @@ def test_gradients_of_few_rows_are_kept(tmp_path):
     model, _, _, checkpoint = prepare(tmp_path, feature_specs=specs)
     (table,) = touched_parameters(model)
     table.grad = sparse_gradient(table, torch.tensor([3, 7]), torch.ones(2, table.shape[1]))
-    checkpoint.save(model, Progress())
+    checkpoint.save(model, Progress(None, None))
     table.grad = None
     checkpoint.load(model)
     assert table.grad.is_sparse
@@ -242,14 +242,14 @@ def test_gradients_of_few_rows_are_kept(tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     model, _, _, checkpoint = prepare(tmp_path)
-    checkpoint.save(model, Progress(step=7))
+    checkpoint.save(model, Progress(None, None, step=7))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.save(model, Progress(step=8))
+        checkpoint.save(model, Progress(None, None, step=8))
     found = checkpoint.load(model)
     assert found is not None
     assert found.step == 7
@@ -285,7 +285,7 @@ def test_a_last_checkpoint_that_fails_in_the_background_leaves_the_finished_run(
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
     model, _, _, checkpoint = prepare(tmp_path)
-    checkpoint.save(model, Progress(step=7))
+    checkpoint.save(model, Progress(None, None, step=7))
     folder = checkpoint.path / "step-000000000007"
     state, tensors = folder / "state.json", folder / "model.safetensors"
 

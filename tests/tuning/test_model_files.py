@@ -116,7 +116,7 @@ def test_a_training_checkpoint_of_another_model_file_is_refused(config, monkeypa
     experiment = load(config, "first")
     model = experiment.build_model(experiment.load_dataset({"train": True, "valid": True}))
     path = config / "run.snapshot"
-    TrainingCheckpoint(path, "hash", "code").save(model, Progress(step=3))
+    TrainingCheckpoint(path, "hash", "code").save(model, Progress(None, None, step=3))
     with pytest.raises(UserError, match=str(path)):
         TrainingCheckpoint(path, "hash", "other").load(model)
     found = TrainingCheckpoint(path, "hash", "code").load(model)
