@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
-    parser.add_argument(
-        "--average", choices=("rank", "logit", "mean"), default="rank", help="of --runs: what is averaged (rank)"
-    )
+    parser.add_argument("--average", choices=("rank", "logit", "mean"), help="of --runs: what is averaged (rank)")
     parser.add_argument("--fit-weights", action="store_true", help="of --runs: fit weights on the validation rows")
     parser.add_argument("--stack", action="store_true", help="of --runs: LightGBM in place of an average")
     parser.add_argument("--name", help="of --runs: experiment id of the ensemble (EXPID_ensemble, or ensemble)")
@@ -87,9 +85,8 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.runs import run_of_weights
 
-    for option in ("fit_weights", "stack", "name"):
-        if getattr(args, option):
-            raise ConfigError(f"--{option.replace('_', '-')} is for --runs; --expid scores with one run's weights")
+    for option in _given(args):
+        raise ConfigError(f"{option} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, Path(__file__).resolve().parent)
     experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
     _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
@@ -114,8 +111,11 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
             raise ConfigError(f"--{option} is for --expid; the runs name their weights and files")
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
-    options = ("average", "fit_weights", "stack", "name", "gpu")
-    run = ensemble(args.runs, args.root, **{option: getattr(args, option) for option in options})
+    options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
+    run = ensemble(args.runs, args.root, average=args.average or "rank", **options)
+    if "members" not in run.config:
+        for option in _given(args):
+            raise ConfigError(f"{run.path}: a single run, nothing is averaged; leave {option} out")
     if not run.config.get("test_data"):
         raise ConfigError(f"{run.path}: its dataset has no test_data; name one in dataset_config.yaml and train again")
     for line in describe(run):
@@ -124,6 +124,12 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
     if args.calibrate:
         scores = _calibrate(run, scores, args.calibrate)
     return run.expid, scores, run.config
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """Return the options of an average that are given."""
+    names = ("average", "fit_weights", "stack", "name")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
 def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":

@@ -1,6 +1,8 @@
 """Run experiments with several seeds and print mean and standard deviation.
 
 python -m benchmarks.seeds --config benchmarks/real --expid DIN_ml100k DIN_MM_ml100k --seeds 1 2 3
+
+The runs are kept, for ``fuxictr-mm compare`` and ``prediction.py --runs``.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import tempfile
 
 from fuxictr_mm.arguments import run_main
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--precision", help="instead of the experiments' own")
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--data_root", metavar="DIR")
+    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="folder of the runs (checkpoints)")
     args = parser.parse_args()
 
     from fuxictr_mm.experiment import Experiment
@@ -32,11 +34,10 @@ def main() -> None:
     for expid in args.expid:
         results = []
         for seed in args.seeds:
-            with tempfile.TemporaryDirectory() as root:
-                overrides = {"seed": seed, "model_root": root, "metrics": ["AUC", "gAUC"], "tensorboard": False}
-                overrides |= {} if args.precision is None else {"precision": args.precision}
-                experiment = Experiment.load(expid, args.config, gpu=args.gpu, data_root=args.data_root, **overrides)
-                results.append(experiment.fit())
+            overrides = {"seed": seed, "model_root": args.root, "metrics": ["AUC", "gAUC"], "tensorboard": False}
+            overrides |= {} if args.precision is None else {"precision": args.precision}
+            experiment = Experiment.load(expid, args.config, gpu=args.gpu, data_root=args.data_root, **overrides)
+            results.append(experiment.fit())
         valid = [r.valid["AUC"] for r in results]
         test = [r.test["AUC"] for r in results if r.test]
         groups = [r.test["gAUC"] for r in results if r.test]

@@ -3,8 +3,9 @@
 python -m benchmarks.zoo --dataset_id ml100k_mm --minutes 40 --jobs 2 --out zoo
 
 A study begins with the settings of NAME_zoo and goes on by TPE over the shared settings until its trials have taken the
-minutes, of one process of one thread; slow trials are pruned. Valid decides, test is only reported. The same command
-continues after a kill, with the trials that have finished; more minutes add trials.
+minutes, of one process of one thread; slow trials are pruned. Minutes are wall time, so the budgets are equal where no
+more processes run than there are cores. Valid decides, test is only reported. The same command continues after a kill,
+with the trials that have finished; more minutes add trials.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ FACTOR_SPACE = {"learning_rate": SPACE["learning_rate"], "batch_size": SPACE["ba
 }
 FACTOR_FIRST = {"learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02}
 MOST_TRIALS = 100
+#: Failed trials that end the search of a model.
+MOST_FAILURES = 3
 
 HEADER = "| model | trials (pruned) | minutes | valid AUC, best trial | valid AUC | test AUC | test gAUC |"
 
@@ -134,6 +137,8 @@ def search(job: Job) -> tuple[float, str]:
     while minutes_of(results) < job.minutes and trials < MOST_TRIALS:
         trials = max(trials, len(results)) + 1
         results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
+        if len(failed := [r for r in results if r.state == "failed"]) == MOST_FAILURES:
+            raise UserError(f"{name}: {MOST_FAILURES} trials have failed, the last by: {failed[-1].error}")
     finished = [r for r in results if r.state == "finished"]
     if not finished:
         raise UserError(f"{name}: no trial has finished; see {tuner.folder}/logs")
@@ -154,7 +159,7 @@ def search(job: Job) -> tuple[float, str]:
 
 
 def minutes_of(results: Sequence[TrialResult]) -> float:
-    """Return what trials have taken; a failed one counts as nothing."""
+    """Return what trials have taken, without failed ones."""
     return sum(r.seconds for r in results if not math.isnan(r.seconds)) / 60
 
 

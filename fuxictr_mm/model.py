@@ -114,6 +114,12 @@ class MultimodalModel(EmbeddingModel):
                 f"{model_id}: plateau_patience is {settings.plateau_patience}, but the learning rate is not reduced on "
                 "a plateau; set lr_schedule: plateau, or leave it out"
             )
+        if 1 < settings.plateau_patience >= settings.early_stop_patience:
+            raise ConfigError(
+                f"{model_id}: plateau_patience is {settings.plateau_patience}, but training stops after "
+                f"early_stop_patience: {settings.early_stop_patience} evaluations without improvement, before the "
+                "learning rate is reduced; set a larger early_stop_patience"
+            )
         if settings.label_smoothing and task != "binary_classification":
             raise ConfigError(
                 f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"

@@ -7,8 +7,10 @@ import math
 import os
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,10 @@ from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
 from fuxictr_mm.evaluation.ensemble import ensemble
+from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json, write_json
-from fuxictr_mm.report.command import report
+from fuxictr_mm.report.command import check_packages, report
 from fuxictr_mm.runs import Run
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
@@ -49,6 +52,9 @@ QUICK_TRIALS = 20
 #: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
 #: for seeds.
 COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
+
+#: Seconds between two notes of how much of the budget is spent: what a kill forgets.
+NOTE_SECONDS = 10
 
 #: Most trials of a model, and seeds of a configuration.
 MOST_TRIALS, MOST_SEEDS = 100, 3
@@ -87,6 +93,7 @@ class Autopilot:
     """One start of an autopilot; the state of an earlier one is in its folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        check_packages()
         self.args = args
         self.folder = args.out / args.dataset_id
         self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
@@ -94,6 +101,8 @@ class Autopilot:
         self.state = self.folder / "state.json"
         self.started = time.monotonic()
         self.told: list[str] = []
+        #: The last error of the models of which a trial has failed.
+        self.failed: dict[str, str] = {}
 
     def run(self) -> Outcome:
         """Go through all stages; those that are finished take no time."""
@@ -102,11 +111,26 @@ class Autopilot:
         self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
-        try:
+        with self.noted():
             results = self.search()
-            members = self.train(results)
-            return self.finish(results, members)
+            return self.finish(results, self.train(results))
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Write down how much of the budget is spent, every few seconds and at the end."""
+        over = threading.Event()
+
+        def note() -> None:
+            while not over.wait(NOTE_SECONDS):
+                self.save()
+
+        thread = threading.Thread(target=note, daemon=True)
+        thread.start()
+        try:
+            yield
         finally:
+            over.set()
+            thread.join()
             self.save()
 
     def save(self) -> None:
@@ -116,7 +140,6 @@ class Autopilot:
     def tell(self, line: str) -> None:
         """Say what is done, and keep it for the page."""
         self.told.append(line)
-        self.save()
         if not self.args.quiet:
             print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
 
@@ -160,18 +183,22 @@ class Autopilot:
                 results[name] = found
                 slowest = max(slowest, *(trial.seconds for trial in found))
             else:
-                self.tell(f"{name}: no trial has finished within its part of the budget.")
+                failed = self.failed.get(name)
+                self.tell(
+                    f"{name}: no trial has finished{f' ({failed})' if failed else ' within its part of the budget'}."
+                )
         if not results:
             raise UserError(f"no trial has finished; see {self.folder}/*/logs")
-        self.tell(f"{self.best_of(results)} is best after {sum(map(len, results.values()))} trials.")
+        count = sum(map(len, results.values()))
+        self.tell(f"{self.best_of(results)} is best after {count} trial{'s' if count > 1 else ''}.")
         seconds = {name: statistics.median(trial.seconds for trial in found) for name, found in results.items()}
         quick = [name for name, taken in seconds.items() if taken < max(seconds.values()) / 4]
         for name in quick:
             self.tell(f"{name} is tuned: a trial takes {seconds[name]:.0f} s.")
-            results[name] = self.study(name, QUICK_TRIALS, self.until(QUICK))
+            results[name] = self.study(name, QUICK_TRIALS, self.until(QUICK) - seconds[name])
         best = self.best_of({name: found for name, found in results.items() if name not in quick})
         self.tell(f"{best} is tuned: the best of {'the others' if quick else 'all'}.")
-        results[best] = self.study(best, MOST_TRIALS, self.until(SEARCHING))
+        results[best] = self.study(best, MOST_TRIALS, self.until(SEARCHING) - seconds[best])
         top = results[self.best_of(results)][0]
         self.tell(f"Best of {sum(map(len, results.values()))} trials: {top.expid}, valid AUC {top.score:.4f}.")
         return results
@@ -236,6 +263,9 @@ class Autopilot:
         gpus = [args.gpu] * self.jobs
         results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
+        for result in results:
+            if result.error is not None:
+                self.failed[model] = result.error
         return sorted(finished, key=lambda result: -result.score)
 
     def has_begun(self, model: str) -> bool:
@@ -288,6 +318,10 @@ class Autopilot:
                 f"{several.valid['AUC']:.4f} (cross-fitted)."
             )
             best = max(best, several, key=lambda run: run.valid["AUC"])
+        label, prediction, _ = best.examples("valid")
+        assert label is not None
+        if (auc_with_interval(label, prediction)["low"] or 0.0) <= 0.5:
+            self.tell(f"Warning: {best.expid} is no better than chance on valid; the features may tell nothing.")
         submission = None
         if best.config.get("test_data"):
             scores = best.predictions("test")[1]

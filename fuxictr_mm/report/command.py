@@ -91,11 +91,7 @@ def report(
     ConfigError
         Jinja2 or Matplotlib is not installed, or no run has the label.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing(error) from error
+    check_packages()
     known = find_runs(root)
     runs = _selected(resolve(names, root) if names else known, root, dataset)
     if label is not None:
@@ -112,6 +108,21 @@ def report(
     page = render(sections, heading, intro)
     write_beside(out, lambda stream: stream.write(page.encode("utf-8", errors="replace")))
     return sections
+
+
+def check_packages() -> None:
+    """Refuse to go on without the packages that draw the page.
+
+    Raises
+    ------
+    ConfigError
+        Jinja2 or Matplotlib is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
 
 
 def _of_label(runs: Sequence[Run], label: str) -> list[Run]:

@@ -178,6 +178,9 @@ class _Fitting:
         model._stop_training = progress.worse >= model._early_stop_patience
         model._steps_per_epoch = self.batches
         model._planned_steps = self.epochs * len(self.train)
+        warmup = getattr(getattr(model, "schedule", None), "warmup_steps", 0)
+        if warmup >= model._planned_steps:
+            logger.warning(f"warmup_steps is {warmup}, of {model._planned_steps} steps: the learning rate only rises")
         for callback in self.callbacks:
             callback.begin(progress.step)
         self.speed = _Speed()

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+import time
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +13,7 @@ import pytest
 
 from fuxictr_mm.autopilot import candidates, stages
 from fuxictr_mm.cli import main
-from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.runs import find_runs
 from tests.docs.fences import ROOT
 
@@ -20,6 +23,25 @@ def test_a_missing_script_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "__file__", str(tmp_path / "a" / "b" / "autopilot" / "stages.py"))
     with pytest.raises(MissingFileError, match=r"run_expid\.py"):
         stages.find_script()
+
+
+def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "NOTE_SECONDS", 0.01)
+    args = Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1)
+    autopilot = stages.Autopilot(args)
+    autopilot.spent = 100.0
+    autopilot.folder.mkdir()
+    with autopilot.noted():
+        deadline = time.monotonic() + 10
+        while not autopilot.state.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(autopilot.state.read_text())["spent"] > 100
+
+
+def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ConfigError, match="jinja2"):
+        stages.Autopilot(Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import zoo
+from fuxictr_mm.runs.paths import METRICS
 from fuxictr_mm.yaml_files import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,9 +22,10 @@ def test_every_model_of_the_zoo_is_searched():
 def test_a_second_start_repeats_no_trial(tmp_path):
     job = zoo.Job("DIN_tiny", ROOT, "tiny_mm", 0.01, (1,), tmp_path, -1)
     score, row = zoo.search(job)
-    runs = sorted(tmp_path.rglob("metrics.json"))
+    runs = sorted(tmp_path.rglob(METRICS))
+    assert len(runs) == 2  # a trial and a seed
     assert zoo.search(job) == (score, row)
-    assert sorted(tmp_path.rglob("metrics.json")) == runs
+    assert sorted(tmp_path.rglob(METRICS)) == runs
     model, trials, *_ = [cell.strip() for cell in row.split("|")[1:-1]]
     assert (model, trials) == ("DIN_tiny", "1 (0)")
     assert 0.5 < score < 1
