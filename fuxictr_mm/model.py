@@ -120,6 +120,8 @@ class MultimodalModel(EmbeddingModel):
                 f"early_stop_patience: {settings.early_stop_patience} evaluations without improvement, before the "
                 "learning rate is reduced; set a larger early_stop_patience"
             )
+        if settings.ema is not None and settings.swa_start is not None:
+            raise ConfigError(f"{model_id}: ema and swa_start are both set, two averages of the weights; leave one out")
         if settings.label_smoothing and task != "binary_classification":
             raise ConfigError(
                 f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
@@ -211,7 +213,7 @@ class MultimodalModel(EmbeddingModel):
         )
         self.optimizer = add_sharded(self.optimizer, self, self._sharded_group)
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
-        self.average = None if settings.ema is None else WeightAverage(self, settings.ema)
+        self.average = WeightAverage(self, settings.ema, settings.swa_start or 1) if settings.averages_weights else None
         self.penalty = Penalty(
             self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
         )

@@ -99,6 +99,11 @@ class ModelSettings(Settings):
         description="Decay of an exponential moving average of the weights, which is evaluated and saved in their "
         "place; null: none.",
     )
+    swa_start: PositiveInt | None = Field(
+        None,
+        description="Update from which on the plain average of the weights of all updates is evaluated and saved in "
+        "their place (stochastic weight averaging); null: none.",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Labels are moved by this fraction towards 1/2 in training."
     )
@@ -117,6 +122,11 @@ class ModelSettings(Settings):
         if isinstance(task, list) and len(set(task)) > 1:
             raise ConfigError(f"task: {task}, expected equal entries: labels of several kinds have no metric in common")
         return task
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self.ema is not None or self.swa_start is not None
 
     @classmethod
     def of(cls, params: Mapping[str, Any], where: str) -> ModelSettings:

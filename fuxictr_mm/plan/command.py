@@ -111,7 +111,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         add(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}")
     sent = 0.0
     # The weights beside their average in an evaluation, and the best weights on the CPU while they are read at the end.
-    copies = (gpus is None) + (config.ema is not None)
+    copies = (gpus is None) + config.averages_weights
     spread = {t.name: t for t in model.tables if t.kind == "sharded" and processes > 1}
     shapes = {name: TableShape(t.rows, t.dim, t.sharding) for name, t in spread.items()}
     layouts = choose_layouts(shapes, model.rule or "", processes, "cpu" if gpus is None else "cuda", limit)
@@ -135,7 +135,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
         }
         if copies and layout is None:
             sizes["copies"] = 4.0 * table.weights * copies
-        if config.ema is not None:
+        if config.averages_weights:
             sizes["average"] = 4.0 * table.weights + 8.0 * table.rows * table.touched
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         kind = table.kind if layout is None else f"sharded by {layout.kind}"
@@ -148,7 +148,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
             sent += _ring(sizes["weights"], processes)
         entry = {"feature": table.name, "rows": table.rows, "dim": table.dim, "table": table.kind}
         tables.append(entry | ({} if layout is None else {"sharding": layout.kind}) | sizes)
-    numbers = 2 + model.other_state + copies + (config.ema is not None)
+    numbers = 2 + model.other_state + copies + config.averages_weights
     of_network = 4 * model.other * numbers + model.buffers
     add("network", of_network, f"{model.other:,} parameters, with gradients, optimizer and copies")
     sent += _ring(4 * model.other, processes)

@@ -152,7 +152,14 @@ def _build(experiment: Experiment, features: Sequence[Feature], num_items: int) 
     # What would move it off the meta device.
     kept: dict[str, Any] = {"model_to_device": lambda self: None, "__module__": experiment.model_class.__module__}
     model_class = type(experiment.model_class.__name__, (experiment.model_class,), kept)
-    arguments = {**experiment.config.model_arguments(), "gpu": -1, "compile": False, "ema": None, "verbose": 0}
+    arguments = {
+        **experiment.config.model_arguments(),
+        "gpu": -1,
+        "compile": False,
+        "ema": None,
+        "swa_start": None,
+        "verbose": 0,
+    }
     return model_class(feature_map, **arguments)
 
 

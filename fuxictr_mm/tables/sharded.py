@@ -344,7 +344,7 @@ def optimizer_group(
     """
     if rule not in SHARDED_RULES:
         obstacle = f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad"
-    for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None)):
+    for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None), ("swa_start", None)):
         if getattr(settings, key) not in (None, off):
             obstacle = f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}"
     if settings.accumulation_steps > 1:

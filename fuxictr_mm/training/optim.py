@@ -221,26 +221,35 @@ class Schedule:
                 group["base_lr"] = max(group["base_lr"] * factor, least)
 
 
+#: A decay that keeps nothing; its logarithm is finite.
+NOTHING = 1e-30
+
+
 class WeightAverage:
-    r"""Exponential moving average of weights and of running statistics.
+    r"""Exponential moving average of weights and of running statistics, or their plain average from an update on.
 
     Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
     https://doi.org/10.1137/0330046; the decay is smaller at the beginning, so that the initial weights are forgotten.
+    The plain average is that of Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
+    UAI 2018, https://arxiv.org/abs/1803.05407, over every update from s on; until then it is the weights.
 
     .. math:: a_u = d_u a_{u-1} + (1 - d_u) w_u, \qquad d_u = \min\Big(d, \frac{1 + u}{10 + u}\Big)
+        \quad \text{or} \quad d_u = \max\Big(0, \frac{u - s}{u - s + 1}\Big)
 
     Parameters
     ----------
     model : nn.Module
         Its floating-point parameters and buffers, as in its state dict, are averaged; of tables with sparse gradients,
         an update costs as much as its rows (``RowAverage``).
-    decay : float
-        d.
+    decay : float, optional
+        d, of an exponential average.
+    start : int
+        s, of a plain one.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float | None = None, start: int = 1) -> None:
         self.model = model
-        self.decay = decay
+        self.decay, self.start = decay, start
         self.begin()
 
     def begin(self) -> None:
@@ -266,7 +275,11 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the weights after an update."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        if self.decay is not None:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        else:
+            more = self.updates - self.start
+            decay = more / (more + 1) if more > 0 else NOTHING
         dense = [self._weights[name] for name in self._average]
         torch._foreach_lerp_(list(self._average.values()), dense, 1 - decay)
         for name, rows in self._rows.items():

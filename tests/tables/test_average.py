@@ -15,13 +15,14 @@ class Model(nn.Module):
         self.net = nn.Linear(3, 1, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("options", [{"decay": 0.6}, {"start": 4}], ids=["ema", "swa"])
 @pytest.mark.parametrize("evaluated", [(), (2, 5)], ids=["at the end", "in between"])
-def test_the_average_equals_that_of_a_dense_table(evaluated):
+def test_the_average_equals_that_of_a_dense_table(evaluated, options):
     models, averages = [], []
     for sparse in (True, False):
         torch.manual_seed(0)
         models.append(Model(sparse))
-        averages.append(WeightAverage(models[-1], 0.6))
+        averages.append(WeightAverage(models[-1], **options))
     for step in range(9):
         ids = torch.tensor([[0, 2], [2, 2, 7], [5], [], [0, 5], [1], [2], [7], [3, 3]][step], dtype=torch.int64)
         for model, average in zip(models, averages, strict=True):
@@ -36,7 +37,7 @@ def test_the_average_equals_that_of_a_dense_table(evaluated):
             with averages[0].applied():
                 pass
         if step == 6:  # a resumed run
-            restored = WeightAverage(models[0], 0.6)
+            restored = WeightAverage(models[0], **options)
             restored.load(averages[0].state())
             averages[0] = restored
     for average in averages:

@@ -318,6 +318,7 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
         ({"embedding_regularizer": 1e-5}, "embedding_regularizer: 0"),
         ({"embedding_weight_decay": 0.1}, "embedding_weight_decay"),
         ({"ema": 0.9}, "ema"),
+        ({"swa_start": 9}, "swa_start"),
         ({"accumulation_steps": 2}, "accumulation_steps"),
         ({"compile": True}, "compile"),
         ({"feature_specs": [{**SPECS[0], "sharding": "column"}], "table_optimizer": "rowwise_adagrad"}, "columns"),

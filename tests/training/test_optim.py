@@ -270,6 +270,17 @@ def test_schedules_in_closed_form(kind, warmup, expected):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * expected[-1] * halved)
 
 
+def test_the_plain_average_is_the_mean_of_the_weights_from_its_start_on():
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    average, seen = WeightAverage(model, start=3), []
+    for update in range(1, 8):
+        model.weight.data += update
+        average.update()
+        seen.append(model.weight.detach().clone())
+        with average.applied():
+            torch.testing.assert_close(model.weight.detach(), torch.stack(seen[2:] or seen[-1:]).mean(dim=0))
+
+
 def test_the_average_in_closed_form():
     model = nn.BatchNorm1d(2)
     average = WeightAverage(model, 0.3)
