@@ -110,8 +110,8 @@ NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics",
 
 #: Settings of training that only a MultimodalModel has.
 OWN_SETTINGS = (
-    "weight_decay", "embedding_weight_decay", "embedding_learning_rate", "warmup_steps", "lr_schedule", "ema", "swa_start",
-    "label_smoothing", "table_optimizer",
+    "weight_decay", "embedding_weight_decay", "embedding_learning_rate", "warmup_steps", "lr_schedule", "ema",
+    "swa_start", "label_smoothing", "table_optimizer",
 )  # fmt: skip
 
 
