@@ -50,7 +50,7 @@ FIRST_TRIALS = 3
 QUICK_TRIALS = 20
 
 #: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
-#: for seeds.
+#: for seeds of the best trial of each model.
 COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
 
 #: Seconds between two notes of how much of the budget is spent: what a kill forgets.
@@ -277,11 +277,20 @@ class Autopilot:
         return max(results, key=lambda name: results[name][0].score)
 
     def train(self, results: Mapping[str, Sequence[TrialResult]]) -> list[Run]:
-        """Train the best trial with more seeds; its runs."""
-        args, name = self.args, self.best_of(results)
-        best = results[name][0]
+        """Train the best trial, and while there is time that of each other model, with more seeds; its runs."""
+        first, *others = sorted(results, key=lambda name: -results[name][0].score)
+        runs = self.train_model(first, results[first][0], least=2)
+        for name in others:
+            self.train_model(name, results[name][0])
+        return runs
+
+    def train_model(self, name: str, best: TrialResult, least: int = 0) -> list[Run]:
+        """Train a trial of a model with as many more seeds as there is time for."""
+        args = self.args
         left = self.until(1.0) - time.monotonic()
-        seeds = max(2, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
+        seeds = max(least, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
+        if seeds < 1:
+            return []
         self.tell(f"{best.expid} is trained with {seeds} more seeds: their average is better than one.")
         folder = self.tuners[name].with_suffix("")
         return train_seeds(
