@@ -140,10 +140,9 @@ def add_roles(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True, json: bool = True) -> None:
+def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True) -> None:
     """Add ``--json`` and ``--quiet``, which mean the same in every command; ``show`` acts on them."""
-    if json:
-        parser.add_argument("--json", action="store_true", help="print one JSON document, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON document, and nothing else")
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are shown")
 

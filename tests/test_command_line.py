@@ -67,7 +67,7 @@ def changed(row, value):
     def change(column):
         values = column.to_pylist()
         values[row] = value
-        return pa.array(values, type=pa.list_(column.type.value_type) if pa.types.is_list(column.type) else None)
+        return pa.array(values)
 
     return change
 
@@ -99,14 +99,6 @@ def data(file, **columns):
     return lambda folder: edit_table(folder / "data" / "tiny_mm" / file, **columns)
 
 
-def drop(file, column):
-    def change(folder):
-        path = folder / "data" / "tiny_mm" / file
-        pq.write_table(pq.read_table(path).drop_columns([column]), path)
-
-    return change
-
-
 def cut(file):
     """Break a file as an interrupted download does."""
 
@@ -117,28 +109,18 @@ def cut(file):
     return change
 
 
-def empty(file):
-    def change(folder):
-        path = folder / "data" / "tiny_mm" / file
-        pq.write_table(pq.read_table(path).slice(0, 0), path)
-
-    return change
-
-
+#: One or two of each kind; tests of the configuration and of the reader have the others.
 CASES = {
     "unknown key": (
         experiment(embeding_regularizer=0.1),
         ["embeding_regularizer", "did you mean 'embedding_regularizer'"],
     ),
     "number in quotes": (experiment(learning_rate="0.001"), ["learning_rate is '0.001'", "expected a number"]),
-    "value outside the list": (experiment(cross="v3"), ["cross is 'v3'", "'v1', 'v2', 'mix'"]),
-    "heads that do not divide": (experiment(num_heads=7), ["attention_dim 64", "num_heads is 7"]),
     "unknown metric": (experiment(metrics=["AUC", "gAUCC"]), ["gAUCC", "gAUC"]),
     "unknown optimizer": (experiment(optimizer="adamm"), ["'adamm'", "did you mean 'Adam"]),
     "unknown model": (experiment(model="DIN_MN"), ["'DIN_MN'", "did you mean 'DIN_MM'"]),
     "zero batch size": (experiment(batch_size=0), ["batch_size is 0"]),
     "no cross layers": (experiment(cross="v2", num_cross_layers=0), ["num_cross_layers"]),
-    "dropout above one": (experiment(net_dropout=1.5), ["DIN_MM_tiny", "net_dropout is 1.5", "< 1"]),
     "unknown activation": (experiment(dnn_activations="Foo"), ["Foo"]),
     "batch norm of one row": (experiment(batch_size=1), ["batch_size is 1", "batch norm"]),
     "view of other code": (experiment(batch_view="flat"), ["batch_view is flat", "DIN_MM takes jagged"]),
@@ -148,68 +130,22 @@ CASES = {
         ["feature_encoder", "DINAttention", "2 inputs"],
     ),
     "bad regularizer": (experiment(embedding_regularizer="l3(1)"), ["embedding_regularizer is 'l3(1)'"]),
-    "unknown feature": (
-        experiment(use_features=["likes_levle", "item_id"]),
-        ["likes_levle", "did you mean 'likes_level'"],
-    ),
-    "unknown dataset": (experiment(dataset_id="tiny_m"), ["'tiny_m'", "did you mean 'tiny_mm'"]),
-    "unknown dataset key": (dataset(trian_data="x"), ["trian_data", "did you mean 'train_data'"]),
     "missing file": (
         dataset(train_data="./data/tiny_mm/trian.parquet"),
         ["trian.parquet", "did you mean 'train.parquet'"],
-    ),
-    "rebuild": (dataset(rebuild_dataset=True), ["rebuild_dataset", "False"]),
-    "code in the encoder": (
-        features(lambda f: f["item_tags"].update(feature_encoder="__import__('os').system('touch hacked')")),
-        ["feature_encoder", "not allowed"],
     ),
     "unknown encoder": (
         features(lambda f: f["item_tags"].update(feature_encoder="layers.MaskedAveragPooling()")),
         ["did you mean 'MaskedAveragePooling'"],
     ),
-    "unknown feature key": (
-        features(lambda f: f["item_id"].update(vocabsize=5)),
-        ["vocabsize", "did you mean 'vocab_size'"],
-    ),
-    "id beyond the vocabulary": (
-        features(lambda f: f["item_id"].update(vocab_size=500)),
-        ["item_id", "500", "0 to 499"],
-    ),
-    "context id beyond the vocabulary": (
-        features(lambda f: f["['likes_level', 'views_level']"].update(vocab_size=4)),
-        [".parquet: likes_level: row", "0 to 3"],
-    ),
     "item beyond the table": (
         data("train.parquet", item_id=changed(5, 99999)),
         ["train.parquet", "item_id", "row 5", "99999"],
-    ),
-    "history beyond the table": (
-        data("valid.parquet", item_seq=changed_entry(7, 19, 77777)),
-        ["valid.parquet", "item_seq", "row 7", "77777"],
     ),
     "NaN embedding": (
         data("item_emb.parquet", txt_emb_pca8=changed_entry(3, 2, float("nan"))),
         ["item_emb.parquet", "txt_emb_pca8", "item_id 3", "nan"],
     ),
-    "infinite embedding": (
-        data("item_emb.parquet", img_emb_pca8=changed_entry(9, 0, float("inf"))),
-        ["img_emb_pca8", "item_id 9", "inf"],
-    ),
-    "wrong width": (
-        features(lambda f: f["['txt_emb_pca8', 'img_emb_pca8']"].update(pretrain_dim=7)),
-        ["txt_emb_pca8", "dim 8", "expected 7"],
-    ),
-    "missing column": (drop("train.parquet", "likes_level"), ["train.parquet", "'likes_level'"]),
-    "missing label": (drop("valid.parquet", "label"), ["valid.parquet", "'label'"]),
-    "missing item column": (drop("item_emb.parquet", "txt_emb_pca8"), ["item_emb.parquet", "'txt_emb_pca8'"]),
-    "missing group": (drop("valid.parquet", "user_id"), ["valid.parquet", "'user_id'"]),
-    "empty split": (empty("valid.parquet"), ["valid.parquet", "no rows"]),
-    "one class": (
-        data("valid.parquet", label=lambda c: pa.array([1] * len(c))),
-        ["valid.parquet", "label is 1 in all"],
-    ),
-    "label of 2": (data("train.parquet", label=changed(4, 2)), ["train.parquet", "row 4 is 2", "0 or 1"]),
-    "null id": (data("train.parquet", item_id=changed(4, None)), ["train.parquet", "row 4 is null"]),
     "broken file": (cut("train.parquet"), ["train.parquet", "Parquet"]),
     "text ids": (
         data("train.parquet", likes_level=lambda c: pa.array([str(v) for v in c.to_pylist()])),

@@ -25,14 +25,12 @@ from fuxictr_mm.check_data.layout import (
     as_text,
     common_length,
     has_one_length,
-    is_binary,
-    is_extension,
     is_text,
     read_chunks,
     read_schema,
 )
 from fuxictr_mm.check_data.titles import fix_title
-from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.arrow_types import is_bytes, is_list
 from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_folder
@@ -191,7 +189,7 @@ def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBat
         columns = []
         for column, array in zip(schema, batch.columns, strict=True):
             changed = _changed(array, start, plan.change[column.name]) if column.name in plan.change else array
-            is_stored = is_extension(column.type)
+            is_stored = isinstance(column.type, pa.BaseExtensionType)
             stored = pa.ExtensionArray.from_storage(column.type, changed) if is_stored else changed
             columns.append(stored if stored.type == column.type else stored.cast(column.type))
         rows = np.setdiff1d(np.arange(start, start + len(batch)), dropped, assume_unique=True) - start
@@ -213,7 +211,7 @@ def _changed(array: pa.Array, start: int, changes: Mapping[int, Sequence[Change]
         return array
     positions = np.array(rows) - start
     old = array.take(pa.array(positions))
-    new = as_text(old) if is_text(array.type) or is_binary(array.type) else old.to_pylist()
+    new = as_text(old) if is_text(array.type) or is_bytes(array.type) else old.to_pylist()
     for index, row in enumerate(rows):
         for change in changes[row]:
             new[index] = change(new[index])

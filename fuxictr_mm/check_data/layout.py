@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
 from fuxictr_mm.check_data.translation import USER_ID, Translation, active
 from fuxictr_mm.data import decoding, parquet
-from fuxictr_mm.data.arrow_types import is_list, plain_type
+from fuxictr_mm.data.arrow_types import is_bytes, is_list, is_plain_text, plain_type
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
@@ -227,7 +227,7 @@ def _hidden_numbers(array: pa.Array | None) -> str:
     sample = (sample.dictionary_decode() if pa.types.is_dictionary(sample.type) else sample).drop_null()
     if pa.types.is_decimal(sample.type) or is_number(sample.type):
         return f"numbers as {array.type}"
-    if is_binary(sample.type):
+    if is_bytes(sample.type):
         return "embeddings as bytes" if _are_embeddings(sample) else ""
     try:
         return f"numbers as {array.type}" if is_text(sample.type) and len(sample.cast(pa.float64())) else ""
@@ -363,18 +363,7 @@ def _is_accepted(read: Callable[[pa.Array, str, int], object], kind: pa.DataType
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column holds text."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def is_binary(kind: pa.DataType) -> bool:
-    """Whether a column holds bytes."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-
-def is_extension(kind: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's extension types."""
-    return isinstance(kind, pa.BaseExtensionType)
+    return is_plain_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def to_series(array: pa.Array) -> pl.Series:

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
-from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_binary, is_text, read_chunks
+from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, read_chunks
+from fuxictr_mm.data.arrow_types import is_bytes
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
 
@@ -294,7 +295,7 @@ def check_titles(
         if column not in item.schema.names:
             continue
         kind = item.schema.field(column).type
-        if not (is_text(kind) or is_binary(kind)):
+        if not (is_text(kind) or is_bytes(kind)):
             report.add(COLUMN_TYPE, Fault(item.path.name, column, found=f"holds {kind}", expected="text"))
             continue
         with report.reading(item.path):

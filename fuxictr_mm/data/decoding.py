@@ -279,9 +279,9 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
             array = array.cast(pa.list_(kind.value_type))
         else:
             return array.flatten(), np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
-    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-        split = "split the texts: frame.with_columns(pl.col(NAME).str.split(SEPARATOR))" if is_text else "write lists"
+    if not is_list(array.type):
+        of_texts = is_plain_text(array.type)
+        split = "split the texts: frame.with_columns(pl.col(NAME).str.split(SEPARATOR))" if of_texts else "write lists"
         raise DataError(f"{where}: holds {array.type}, expected a list per row; {split}, or name a column of lists")
     lengths = numbers(array.value_lengths().fill_null(0))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))

@@ -25,8 +25,7 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), NO_GROUP)
-    of_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    if of_bytes or arrow_types.is_plain_text(kind):
+    if arrow_types.is_bytes(kind) or arrow_types.is_plain_text(kind):
         from pandas.util import hash_array  # type: ignore[import-untyped]
 
         values = array.fill_null("") if arrow_types.is_plain_text(kind) else array.cast(pa.binary()).fill_null(b"")

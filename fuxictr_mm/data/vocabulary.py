@@ -308,24 +308,9 @@ def as_text(value: object) -> object:
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column, or its lists, hold texts or bytes, also as dictionaries or extension types (UUID)."""
     kind = getattr(kind, "storage_type", kind)
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_dictionary(kind) or arrow_types.is_list(kind) or pa.types.is_list_view(kind):
         return is_text(kind.value_type)
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind):
-        return is_text(kind.value_type)
-    return _is_string(kind) or _is_bytes(kind)
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    return arrow_types.is_plain_text(kind) or arrow_types.is_bytes(kind)
 
 
 def plain(values: pa.Array, where: str) -> pa.Array:
@@ -348,9 +333,9 @@ def plain(values: pa.Array, where: str) -> pa.Array:
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.int64())
-    if _is_string(kind):
+    if arrow_types.is_plain_text(kind):
         return values.cast(pa.large_string())
-    if _is_bytes(kind):
+    if arrow_types.is_bytes(kind):
         return values.cast(pa.large_binary())
     if pa.types.is_integer(kind):
         return values.cast(pa.uint64() if pa.types.is_uint64(kind) else pa.int64())

@@ -137,7 +137,7 @@ def write_config(
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
 
-    dataset = dataset_entry(folder, reader, summary, labels)
+    dataset = dataset_entry(reader, summary, labels)
     experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}
     if summary.coverage:
         settings = {**FIRST_SETTINGS, "num_heads": 4}
@@ -150,7 +150,7 @@ def write_config(
     return list(experiments)
 
 
-def dataset_entry(folder: Path, reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
+def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
     from fuxictr_mm.datasets.writer import ITEM_FILE
 

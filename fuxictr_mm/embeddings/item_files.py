@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.numbering import numbering
@@ -411,8 +412,8 @@ def _nothing(kind: pa.DataType) -> Any:
     """Return the value of the padding row."""
     if pa.types.is_fixed_size_list(kind):
         return [0] * kind.list_size
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         return []
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_plain_text(kind):
         return ""
     return False if pa.types.is_boolean(kind) else 0

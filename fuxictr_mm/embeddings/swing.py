@@ -24,6 +24,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,10 +230,10 @@ class Neighbors:
         return cls(*_best(np.repeat(ids, lengths), neighbors, scores))
 
 
-def _read_neighbors(file: os.PathLike[str]) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
+def _read_neighbors(file: Path) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
     """Yield ids, lengths of the lists, neighbors and scores of each chunk."""
-    key = key_of(parquet.Path(file))
-    for row, batch in parquet.read_chunks(parquet.Path(file), [key, "neighbors", "scores"]):
+    key = key_of(file)
+    for row, batch in parquet.read_chunks(file, [key, "neighbors", "scores"]):
         ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
         flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row)
         scores, score_offsets = decoding.lists(batch.column("scores"), f"{file}: scores", row)

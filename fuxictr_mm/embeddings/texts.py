@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.arrow_types import is_list
+from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
@@ -129,10 +129,9 @@ def _as_texts(array: pa.Array, where: str) -> list[str]:
     in_lists = is_list(kind)
     inner = kind.value_type if in_lists else kind
     inner = inner.value_type if types.is_dictionary(inner) else inner
-    is_text = any(is_kind(inner) for is_kind in (types.is_string, types.is_large_string, types.is_string_view))
     # Numbers may be in a template (a year, which pandas makes 1995.0 where one is missing), but not an embedding.
     is_number = not in_lists and (types.is_integer(inner) or types.is_floating(inner))
-    if not (is_text or is_number or types.is_null(inner)):
+    if not (is_plain_text(inner) or is_number or types.is_null(inner)):
         raise DataError(f"{where}: holds {kind}, expected texts")
     try:
         values = array.to_pylist()

@@ -263,12 +263,10 @@ class RawFiles:
                 names = ", ".join(sorted({c.source for c in found} ^ {c.source for c in present}))
                 raise DataError(f"{self.path}: only some part files have {names}, expected it in all or in none")
             found = present
+            frame = self._scan(file)
             if self.form == "csv":
-                frame = self._scan_csv(file)
                 # Always true; polars finds rows of too many fields only if it reads all columns.
                 frame = frame.filter(pl.sum_horizontal(pl.all().is_null()) >= 0)
-            else:
-                frame = self._scan_parquet(file)
             frames.append(frame.select(c.select(schema) for c in present))
         return pl.concat(frames), found
 
@@ -292,7 +290,7 @@ class RawFiles:
             with self._named_errors(file):
                 if self._schema(file).get(label.source) != pl.String:
                     continue
-                frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
+                frame = self._scan(file)
                 value = pl.col(label.source)
                 number = plain_numbers(value).cast(pl.Float64, strict=False).is_not_null().any()
                 counts = frame.select(number.alias("number"), value.is_not_null().any().alias("text"))
@@ -306,8 +304,10 @@ class RawFiles:
             )
         return found
 
-    def _scan_csv(self, file: Path) -> pl.LazyFrame:
-        return scan_csv(file, self.separator, self._blank_rows[file])
+    def _scan(self, file: Path) -> pl.LazyFrame:
+        if self.form == "csv":
+            return scan_csv(file, self.separator, self._blank_rows[file])
+        return with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
 
     @cached_property
     def _blank_rows(self) -> dict[Path, list[int]]:
@@ -332,14 +332,10 @@ class RawFiles:
                 "that are not there are missing values"
             )
 
-    def _scan_parquet(self, file: Path) -> pl.LazyFrame:
-        return with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
-
     def _schema(self, file: Path) -> dict[str, Any]:
-        if self.form == "csv":
-            return dict(self._scan_csv(file).collect_schema())
-        open_parquet(file)
-        return dict(self._scan_parquet(file).collect_schema())
+        if self.form == "parquet":
+            open_parquet(file)
+        return dict(self._scan(file).collect_schema())
 
     @contextmanager
     def named_errors(self, columns: Sequence[Column]) -> Iterator[None]:
@@ -394,7 +390,7 @@ class RawFiles:
     def check_finite(self, column: Column) -> None:
         """Raise a DataError for the first number of a column that is infinite or no number."""
         for file in self.files:
-            frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
+            frame = self._scan(file)
             value = pl.col(column.source)
             text = frame.collect_schema()[column.source] == pl.String
             number = (plain_numbers(value) if text else value).cast(pl.Float64, strict=False)
@@ -406,7 +402,7 @@ class RawFiles:
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
         """Raise a DataError for the first text in a column of numbers."""
-        frame = self._scan_csv(file) if self.form == "csv" else self._scan_parquet(file)
+        frame = self._scan(file)
         schema = frame.collect_schema()
         for column in columns:
             kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)

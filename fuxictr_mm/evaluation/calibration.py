@@ -115,21 +115,13 @@ def _logistic(label: np.ndarray, *columns: np.ndarray) -> tuple[list[float], flo
     return found.coef_[0].tolist(), float(found.intercept_[0])
 
 
-def folds(group: np.ndarray | None, rows: int, count: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """Return the fold of each row ``(R,)``, from 0: users are split at random, without groups the rows.
-
-    Parameters
-    ----------
-    group : ndarray or None
-        ``(R,)``
-    rows, count, seed : int
-        R, the number of folds, and the seed of the split.
-    """
+def folds(group: np.ndarray | None, rows: int) -> np.ndarray:
+    """Return the fold of each row ``(R,)``, from 0: users are split at random, without groups the rows."""
     from fuxictr_mm.data.groups import group_keys, number_users
 
     user = number_users(None if group is None else group_keys(group), rows)
     number = int(user.max()) + 1
-    return (np.random.default_rng(seed).permutation(number) % min(count, number))[user]
+    return (np.random.default_rng(0).permutation(number) % min(FOLDS, number))[user]
 
 
 def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:

@@ -416,7 +416,6 @@ class Comparisons:
 def compare_experiments(
     experiments: Sequence[Experiment],
     known: Sequence[Run],
-    samples: int = 2000,
     track: Callable[[Iterable[int]], Any] = iter,
     task: str | None = None,
 ) -> Comparisons:
@@ -428,8 +427,6 @@ def compare_experiments(
         Of one dataset.
     known : sequence of Run
         All runs, also those that are not on the page: they may be further seeds.
-    samples : int
-        Bootstrap samples of users, as in ``fuxictr-mm compare``.
     track : callable
         Wraps the iterable of chunks of bootstrap samples, to show progress.
     task : str, optional
@@ -444,7 +441,7 @@ def compare_experiments(
 
     groups = {experiment.name: experiment.runs for experiment in experiments}
     try:
-        found = compare_groups(groups, known, samples=samples, track=track, on_problem=leave_out, task=task)
+        found = compare_groups(groups, known, track=track, on_problem=leave_out, task=task)
     except UserError as error:
         return Comparisons(None, [*notes, f"no intervals and no comparison: {error}"])
     return Comparisons(found, [*notes, *found.notes])

@@ -69,7 +69,6 @@ def run_grid(
     gpus: Sequence[int],
     tag: str | None,
     script: Path,
-    extra_args: Sequence[str] = (),
     data_root: Path | None = None,
     model_zoo: Path | None = None,
     quiet: bool = False,
@@ -89,8 +88,6 @@ def run_grid(
         Keeps only the experiment ids that contain it.
     script : Path
         The script that trains an experiment: run_expid.py.
-    extra_args : sequence of str
-        More arguments for the script.
     data_root, model_zoo : Path, optional
         Passed on to run_expid.py.
     quiet : bool
@@ -110,7 +107,7 @@ def run_grid(
     trials = _Grid(config_dir, tag, data_root, model_zoo)
     if not quiet:
         warn_of_changed_data((trial.outdated() for trial in trials.waiting), "trial")
-    run_trials(trials, config_dir, gpus, script, [*extra_args, *common_args(data_root, model_zoo)], quiet)
+    run_trials(trials, config_dir, gpus, script, common_args(data_root, model_zoo), quiet)
     return trials.results()
 
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 from benchmarks import model_table
@@ -11,13 +10,6 @@ from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_row_per_experiment(build, capsys):

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from benchmarks import search
 
@@ -15,7 +14,6 @@ CATEGORIES = "data/tiny_mm_derived/item_codes_vq.parquet:codes_vq_text"
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run with options; returns the cells of each row below the header."""
-    threads = torch.get_num_threads()
 
     def rows(*options):
         monkeypatch.setattr("sys.argv", ["search", *options])
@@ -23,8 +21,7 @@ def run(monkeypatch, capsys):
         lines = capsys.readouterr().out.splitlines()
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("| ---")]
 
-    yield rows
-    torch.set_num_threads(threads)
+    return rows
 
 
 def test_recall(run):

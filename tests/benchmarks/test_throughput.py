@@ -27,13 +27,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(folder, path, *options):
     sizes = ["--batch_size", str(BATCH_SIZE), "--max_len", str(MAX_LEN), "--steps", "2", "--repeats", "2"]
     report = throughput.main(["--data", str(folder), "--threads", "1", "--json", str(path), *sizes, *options])

@@ -172,14 +172,6 @@ def test_a_dominated_modality(faulty):
     assert faults(result) & {("modality_imbalance", "image"), ("modality_does_nothing", "image")}
 
 
-def test_a_constant_senet(faulty):
-    experiment, model, dataset = faulty
-    nn.init.zeros_(model.senet.excitation[2].weight)
-    result = look(experiment, model, dataset)
-    assert ("senet_constant", "senet") in faults(result)
-    assert {f["mean"] for f in result["senet"][0]["fields"]} == {0.5}
-
-
 def test_an_excluded_field(faulty):
     """The weight of target.img_emb_pca8, the sixth field, is scaled to almost 0."""
     experiment, model, dataset = faulty
@@ -205,13 +197,16 @@ def test_distorted_probabilities(faulty):
     assert result["calibration"]["mean_prediction"] < result["calibration"]["rate"] - 0.1
 
 
-def test_missing_and_collapsed_embeddings(faulty):
+def test_a_constant_senet_and_missing_and_collapsed_embeddings(faulty):
     experiment, model, dataset = faulty
+    nn.init.zeros_(model.senet.excitation[2].weight)
     items = model.feature_map.items
     items.column_txt_emb_pca8 = items["txt_emb_pca8"].index_fill(0, torch.arange(0, 1001, 4), 0.0)
     items.column_img_emb_pca8 = items["img_emb_pca8"] * torch.tensor([1.0] + 7 * [1e-3])
-    found = faults(look(experiment, model, dataset))
-    assert {("vectors_missing", "txt_emb_pca8"), ("vectors_collapsed", "img_emb_pca8")} <= found
+    result = look(experiment, model, dataset)
+    vectors = {("vectors_missing", "txt_emb_pca8"), ("vectors_collapsed", "img_emb_pca8")}
+    assert {*vectors, ("senet_constant", "senet")} <= faults(result)
+    assert {f["mean"] for f in result["senet"][0]["fields"]} == {0.5}
 
 
 def test_too_few_clicks_are_refused(trained):

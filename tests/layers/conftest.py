@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,21 @@ from fuxictr_mm.layers import Jagged
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def twins(ours: type[nn.Module], theirs: type[nn.Module], *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    """Return our layer and FuxiCTR's with the same parameters, in float64; the state dict of each fits the other."""
+    torch.manual_seed(1)
+    their_layer = theirs(*arguments, **options).double()
+    our_layer = ours(*arguments, **options).double()
+    our_layer.load_state_dict(their_layer.state_dict())
+    their_layer.load_state_dict(our_layer.state_dict())
+    return our_layer, their_layer
+
+
+def target_of(history: Jagged) -> Tensor:
+    """Return a target ``(B, D)`` for each row of a history."""
+    return torch.randn(history.num_rows, history.distinct.shape[1], dtype=torch.float64, requires_grad=True)
 
 
 @pytest.fixture(params=["left", "right"])
@@ -70,5 +86,18 @@ def assert_same() -> Callable[..., None]:
             [*map(str, range(len(inputs))), *our_parameters], our_gradients, their_gradients, strict=True
         ):
             torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+    return check
+
+
+@pytest.fixture
+def assert_same_attention(make_history, pad, assert_same) -> Callable[..., None]:
+    """Check our attention of a target to histories of given lengths against one on their padded form."""
+
+    def check(ours: nn.Module, theirs: nn.Module, lengths: list[int], width: int, side: str, **options: bool) -> None:
+        history = make_history(lengths, width, **options)
+        target = target_of(history)
+        result, expected = ours(target, history), theirs(target, *pad(history, side))
+        assert_same(result, expected, [target, history.distinct], ours, theirs)
 
     return check

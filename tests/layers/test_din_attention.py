@@ -5,6 +5,7 @@ import torch
 from fuxictr.pytorch.layers import DIN_Attention
 
 from fuxictr_mm.layers import DINAttention, Jagged
+from tests.layers.conftest import target_of, twins
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -16,54 +17,31 @@ OPTIONS = [
 ]
 
 
-def layers(**options) -> tuple[DINAttention, DIN_Attention]:
-    torch.manual_seed(1)
-    theirs = DIN_Attention(WIDTH, **options).double()
-    ours = DINAttention(WIDTH, **options).double()
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
-def target_of(history: Jagged) -> torch.Tensor:
-    return torch.randn(history.num_rows, WIDTH, dtype=torch.float64, requires_grad=True)
-
-
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lengths", WITH_EMPTY)
 @pytest.mark.parametrize("repeated", [True, False])
-def test_equals_fuxictr_without_softmax(make_history, pad, assert_same, side, lengths, options, repeated):
-    ours, theirs = layers(**options)
-    history = make_history(lengths, WIDTH, repeated=repeated)
-    target = target_of(history)
-    padded, mask = pad(history, side)
-    inputs = [target, history.distinct]
-    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+def test_equals_fuxictr_without_softmax(assert_same_attention, side, lengths, options, repeated):
+    layers = twins(DINAttention, DIN_Attention, WIDTH, **options)
+    assert_same_attention(*layers, lengths, WIDTH, side, repeated=repeated)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
-def test_equals_fuxictr_with_softmax(make_history, pad, assert_same, side, lengths, options):
-    ours, theirs = layers(use_softmax=True, **options)
-    history = make_history(lengths, WIDTH)
-    target = target_of(history)
-    padded, mask = pad(history, side)
-    inputs = [target, history.distinct]
-    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+def test_equals_fuxictr_with_softmax(assert_same_attention, side, lengths, options):
+    layers = twins(DINAttention, DIN_Attention, WIDTH, use_softmax=True, **options)
+    assert_same_attention(*layers, lengths, WIDTH, side)
 
 
 @pytest.mark.parametrize("options", [{"hidden_activations": "Dice"}, {"batch_norm": True}])
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_statistics_equal_fuxictr_on_full_histories(make_history, pad, assert_same, options, training):
-    ours, theirs = layers(**options)
+def test_batch_statistics_equal_fuxictr_on_full_histories(assert_same_attention, options, training):
+    ours, theirs = twins(DINAttention, DIN_Attention, WIDTH, **options)
     for layer in (ours, theirs):
         layer.train(training)
         for name, parameter in layer.named_parameters():
             if name.endswith("alpha"):
                 torch.nn.init.constant_(parameter, 0.3)
-    history = make_history([4, 4, 4], WIDTH)
-    target = target_of(history)
-    padded, mask = pad(history, "left")
-    assert_same(ours(target, history), theirs(target, padded, mask), [target, history.distinct], ours, theirs)
+    assert_same_attention(ours, theirs, [4, 4, 4], WIDTH, "left")
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-10, atol=1e-10)
 
@@ -87,12 +65,6 @@ def test_equals_the_formula_item_by_item(make_history, assert_same, lengths, use
     result = layer(target, history)
     assert_same(result, torch.stack(expected), [target, history.distinct], layer, layer)
     assert result[history.lengths == 0].abs().sum() == 0
-
-
-def test_state_dict_goes_both_ways():
-    ours, theirs = layers(attention_units=[8, 5])
-    theirs.load_state_dict(ours.state_dict())
-    assert "attention_layer.mlp.0.weight" in ours.state_dict()
 
 
 def test_dropout_acts_in_training_only(make_history):

@@ -6,6 +6,7 @@ from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
 
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 from tests.errors import raises_naming
+from tests.layers.conftest import target_of, twins
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -18,28 +19,12 @@ OPTIONS = [
 ]
 
 
-def layers(**options) -> tuple[MultiHeadTargetAttention, DenseAttention]:
-    torch.manual_seed(1)
-    theirs = DenseAttention(WIDTH, **options).double()
-    ours = MultiHeadTargetAttention(WIDTH, **options).double()
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
-def target_of(history: Jagged) -> torch.Tensor:
-    return torch.randn(history.num_rows, WIDTH, dtype=torch.float64, requires_grad=True)
-
-
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
 @pytest.mark.parametrize("repeated", [True, False])
-def test_equals_fuxictr(make_history, pad, assert_same, side, lengths, options, repeated):
-    ours, theirs = layers(**options)
-    history = make_history(lengths, WIDTH, repeated=repeated)
-    target = target_of(history)
-    padded, mask = pad(history, side)
-    inputs = [target, history.distinct]
-    assert_same(ours(target, history), theirs(target, padded, mask), inputs, ours, theirs)
+def test_equals_fuxictr(assert_same_attention, side, lengths, options, repeated):
+    layers = twins(MultiHeadTargetAttention, DenseAttention, WIDTH, **options)
+    assert_same_attention(*layers, lengths, WIDTH, side, repeated=repeated)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -83,12 +68,6 @@ def test_sparse_weights_are_zero_where_the_item_speaks_against_the_target():
     result, weights = layer(torch.tensor([[2.0, 0.0]]), history, return_weights=True)
     assert weights.values.tolist() == [[6.0], [0.0]]
     assert result.tolist() == [[18.0, 0.0]]
-
-
-def test_state_dict_goes_both_ways():
-    ours, theirs = layers(attention_dim=8, num_heads=2)
-    theirs.load_state_dict(ours.state_dict())
-    assert set(ours.state_dict()) == {"W_q.weight", "W_k.weight", "W_v.weight", "W_o.weight"}
 
 
 def test_dropout_drops_attention_weights_in_training_only():

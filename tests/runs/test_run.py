@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,15 @@ def test_the_files_say_what_happened(train, tmp_path):
     best = tmp_path / "tiny_mm" / "DIN_tiny.model"
     assert best.samefile(run.path / "best.model")
     assert (run.path / "run.log").read_text() == (tmp_path / "tiny_mm" / "DIN_tiny.log").read_text()
+    (block,) = re.findall(r"settings that differ from the defaults:\n((?:  .*\n)+)", (run.path / "run.log").read_text())
+    shown = dict(line.split(maxsplit=1) for line in block.splitlines())
+    assert shown["model"] == "DIN"
+    assert shown["epochs"] == "2"
+    assert shown["dnn_hidden_units"] == "[64, 32]"
+    assert not {"optimizer", "feature_cols", "monitor"} & shown.keys()
+    assert len({len(re.match(r"  \S+ +", line)[0]) for line in block.splitlines()}) == 1, "aligned"
+    assert run.config["optimizer"] == "adam"
+    assert run.config["feature_cols"]
     assert run.environment["torch"] == torch.__version__
     assert run.environment["command"] == sys.argv
     buffers = ("running_mean", "running_var", "num_batches_tracked")
