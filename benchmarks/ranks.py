@@ -89,13 +89,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     whole = (
         dataset if single == args.table else experiment_of(alone_params).load_dataset({"train": True}, shard=Shard())
     )
-    alone = make_step(alone_params, whole, table, Shard(0, 1, streams))
+    alone, part_alone = (
+        make_step({**alone_params, "batch_size": size}, whole, table, Shard(0, 1, streams))
+        for size in (args.batch_size, args.batch_size // distributed.size())
+    )
     shard = distributed.make_shard(streams)
     part = concatenate(table.slice(rows.start, rows.stop) for rows in shard.train_rows(len(table)))
     together = make_step({**params, "batch_size": args.batch_size // shard.size}, dataset, part, shard, len(table))
-    part_alone = make_step(
-        {**alone_params, "batch_size": args.batch_size // shard.size}, whole, table, Shard(0, 1, streams)
-    )
     steps = {"alone": alone, "together": together, "part": part_alone}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     cpu: dict[str, list[float]] = {name: [] for name in steps}

@@ -82,8 +82,7 @@ class EmbeddingModel(BaseModel):
             raise ConfigError(
                 f"{self.model_id}: no feature with source: item; a target and its history need at least one"
             )
-        # A shared table is of the kind of the feature that has it.
-        spread = [n for n, s in specs.items() if s.get("table") == "sharded" and s.get("share_embedding") not in specs]
+        spread = [n for n, s in specs.items() if s.get("table") == "sharded"]
         try:
             self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:

@@ -381,7 +381,7 @@ def _average_rows(tables: Sequence[nn.Parameter]) -> None:
             table.grad = None
             continue
         sizes = [max(count, 0) for count in found]
-        table.grad = sparse_gradient(table, _gather_counted(rows, sizes), _gather_counted(values, sizes) / size())
+        table.grad = sparse_gradient(table, _gather_counted(rows, sizes), _gather_counted(values, sizes).div_(size()))
 
 
 def make_shard(streams: int | None) -> Shard:

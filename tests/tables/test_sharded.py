@@ -93,7 +93,6 @@ def train(settings, folder, shard):
         ("adagrad", 3, "table"),
         ("adagrad", 2, "column"),
         ("sgd", 3, "column"),  # two of them have columns
-        ("adagrad", 3, "auto"),
     ],
 )
 def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
@@ -324,6 +323,7 @@ def test_one_process_has_whole_tables_and_needs_no_torchrec():
         ({"feature_specs": [{**SPECS[0], "sharding": "column"}], "table_optimizer": "rowwise_adagrad"}, "columns"),
         ({"feature_specs": [{**SPECS[0], "table": "touched", "sharding": "row"}]}, "sharding"),
         ({"feature_specs": [{**SPECS[0], "sharding": "both"}]}, "sharding"),
+        ({"feature_specs": [{"name": "views_level", "table": "sharded", "share_embedding": "likes_level"}]}, "shares"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(settings, key):
