@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -116,16 +117,19 @@ def check_outputs(
     Raises
     ------
     ConfigError
-        A file that is an input as well (also with ``overwrite``), named twice, a folder, existing, or in a folder that
-        cannot be written.
+        A file that is an input as well or would be one, in a folder of part files (also with ``overwrite``); named
+        twice, a folder, existing, or in a folder that cannot be written.
     """
-    read = {Path(path).resolve() for path in inputs if path is not None}
+    # As ``data.parquet.part_files`` reads a path: the ending may be left out, and folders may have Hive partitions.
+    names = [f"{Path(path)}{ending}" for path in inputs if path is not None for ending in ("", ".parquet", ".csv")]
+    read = {Path(name).resolve() for name in names}
     seen: set[Path] = set()
     for output in outputs:
         if output is None:
             continue
         path = Path(output).resolve()
-        if path in read or path.parent in read:
+        partitions = takewhile(lambda folder: "=" in folder.name, path.parents)
+        if read & {path, path.parent, *(folder.parent for folder in partitions)}:
             raise ConfigError(f"{output}: is an input as well; choose another name for the output")
         if path in seen:
             raise ConfigError(f"{output}: is named for two outputs; choose another name for one")

@@ -20,8 +20,12 @@ def test_what_is_read_is_never_written(folder, overwrite, monkeypatch):
     for output in ("read.parquet", folder / "read.parquet", "x/../read.parquet"):
         with raises_naming(ConfigError, "read.parquet"):
             check_outputs([None, output], [None, "read.parquet"], overwrite)
-    with raises_naming(ConfigError, "new.parquet"):
-        check_outputs([folder / "new.parquet"], [folder], overwrite)
+    with raises_naming(ConfigError, "read.parquet"):
+        check_outputs(["read.parquet"], ["read"], overwrite)  # the ending may be left out
+    for output in ("new.parquet", "dt=1/new.parquet", "dt=1/hour=2/new.parquet"):
+        with raises_naming(ConfigError, output):
+            check_outputs([folder / output], [folder], overwrite)
+    check_outputs([folder / "other" / "dt=1" / "new.parquet"], [folder], overwrite)
 
 
 def test_two_outputs_of_one_name_folders_and_old_files(folder):

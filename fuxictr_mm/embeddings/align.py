@@ -26,6 +26,8 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fuxictr_mm.embeddings.contrastive import Alignment, TrainingResult
 
 
@@ -45,7 +47,7 @@ class AlignOptions(Settings):
     weight_decay: float = Field(3.0, ge=0, allow_inf_nan=False, description="weight decay, towards the PCA")
     held_out: float = Field(0.1, gt=0, lt=1, description="fraction of items whose pairs are held out for evaluation")
     recall_at: PositiveInt = Field(20, description="number of nearest items in an evaluation")
-    seed: NonNegativeInt = Field(0, description="seed of weights, held-out items and pairs, and of Swing")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, held-out items and pairs, and of Swing")
 
 
 def align(
@@ -97,8 +99,8 @@ def align(
     if any(source.name == JOINT for source in sources):
         raise ConfigError(f"a modality has the name '{JOINT}', which means all of them; choose another name")
     with JoinedEmbeddings(sources) as joined:
-        _check_dims(joined.dims, options)
         parts = fit_inputs(joined, options.components)
+        _check_dims({part.name: len(part.components) for part in parts}, options)
         item_ids = np.sort(joined.ids)
         inputs = torch.empty(len(item_ids), sum(len(part.components) for part in parts))
         for ids, x in joined.chunks():
@@ -110,7 +112,7 @@ def align(
     for name in [JOINT, *columns] if options.per_modality else [JOINT]:
         used = list(columns) if name == JOINT else [name]
         dims = zip(used, split_dim(options.dim, len(used)), strict=True)
-        start = start_matrix([(columns[part].square().mean(dim=0), dim) for part, dim in dims])
+        start = start_matrix([(_mean_squares(columns[part]), dim) for part, dim in dims])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             heads[name] = AlignmentHead(start, options.hidden)
@@ -120,18 +122,24 @@ def align(
     return Alignment(tuple(parts), heads), trained
 
 
-def _check_dims(dims: Mapping[str, int], options: AlignOptions) -> None:
-    """Raise a ConfigError if a head needs more components of a modality than there are."""
-    available = {name: min(dim, options.components) for name, dim in dims.items()}
-    heads = [list(dims), *([name] for name in dims if options.per_modality)]
+def _mean_squares(x: Tensor) -> Tensor:
+    """Return the mean square of each input of a modality, of ``(I, P_m)`` without the items that do not have it."""
+    return x.square().sum(dim=0) / x.any(dim=1).sum()
+
+
+def _check_dims(available: Mapping[str, int], options: AlignOptions) -> None:
+    """Raise a ConfigError if a head needs more components of a modality than there are, or none."""
+    if options.dim < len(available):
+        raise ConfigError(f"align: dim is {options.dim}, expected at least {len(available)}: one for each modality")
+    heads = [list(available), *([name] for name in available if options.per_modality)]
     for names in heads:
         for name, needed in zip(names, split_dim(options.dim, len(names)), strict=True):
             if needed > available[name]:
                 most = len(names) * min(available[n] for n in names)
                 raise ConfigError(
                     f"align: dim is {options.dim}, of which '{name}' gives {needed}, but it has no more than "
-                    f"{available[name]} components (embeddings of dim {dims[name]}, components {options.components}); "
-                    f"expected a dim of at most {most}"
+                    f"{available[name]} components (the least of its dim, its items less one, and --components "
+                    f"{options.components}); expected a dim of at most {most}"
                 )
 
 
@@ -145,6 +153,7 @@ def write_aligned(
     ConfigError, DataError, MissingFileError, UserError
         Names or dims are not those of the training; embeddings are wrong; the file exists or cannot be written.
     """
+    check_outputs([out], [source.path for source in sources], overwrite)
     schema = {name: embedding_type(dim) for name, dim in alignment.columns.items()}
     with JoinedEmbeddings(sources) as joined:
         alignment.check(joined.dims)
@@ -187,7 +196,8 @@ def main_from_args(arguments: argparse.Namespace) -> None:
         _apply(sources, arguments)
         return
     options = AlignOptions.read(given_settings(arguments, AlignOptions), "align")
-    _check_dims({source.name: source.dim for source in sources}, options)  # before minutes of Swing
+    # Before minutes of Swing; the number of items counts as well, after it.
+    _check_dims({source.name: min(source.dim, options.components) for source in sources}, options)
     verbose = 0 if arguments.quiet else 1
     neighbors = _find_neighbors(arguments, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)

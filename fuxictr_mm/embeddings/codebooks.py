@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fuxictr_mm.embeddings.reducer import scale_rows
 from fuxictr_mm.embeddings.saved import SavedFormat
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 
@@ -114,10 +115,9 @@ def _parts(modalities: Sequence[Modality]) -> list[slice]:
 
 
 def _normalize_parts(x: Floats, parts: Sequence[slice]) -> Floats:
-    unit = x.astype(np.float32, copy=True)
+    unit = np.empty(x.shape, dtype=np.float32)
     for part in parts:
-        norm = np.linalg.norm(unit[:, part], axis=1, keepdims=True)
-        unit[:, part] /= np.where(norm > 0, norm, 1.0)
+        unit[:, part] = scale_rows(x[:, part], "l2")
     return unit
 
 

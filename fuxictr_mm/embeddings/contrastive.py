@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
-from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.embeddings.reducer import fit_components, read_moments
 from fuxictr_mm.embeddings.saved import SavedFormat, check_modalities
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, UserError
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -60,19 +60,13 @@ class ContentInput:
 
 
 def fit_inputs(joined: JoinedEmbeddings, most: int) -> list[ContentInput]:
-    """Fit a PCA of at most ``most`` components per modality, chunk by chunk, on the items that have an embedding."""
-    moments = {name: Moments(dim) for name, dim in joined.dims.items()}
-    for _, parts in joined.chunks():
-        for name, x in parts.items():
-            moments[name].update(x[(x != 0).any(axis=1)])
+    """Fit a PCA of at most ``most`` components per modality; raises as ``read_moments`` and ``fit_components``."""
     inputs = []
-    for source in joined.sources:
-        if moments[source.name].count < 2:
-            raise DataError(f"{source.where}: fewer than two embeddings that are not zero, expected one per item")
-        pca = moments[source.name].components().keep(most)
-        scale = 1 / np.sqrt(max(float(pca.variances.mean()), 1e-30))
+    for name, moments in read_moments(joined).items():
+        pca = fit_components(name, moments).keep(most)
+        scale = 1 / np.sqrt(pca.variances.mean())
         components = (scale * pca.components).astype(np.float32)
-        inputs.append(ContentInput(source.name, pca.mean.astype(np.float32), components))
+        inputs.append(ContentInput(name, pca.mean.astype(np.float32), components))
     return inputs
 
 
@@ -116,7 +110,7 @@ def start_matrix(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
     Parameters
     ----------
     parts : sequence of (Tensor, int)
-        Variances of a modality's inputs, ``(P_m,)``, and how many of them to select.
+        Mean squares of a modality's inputs, ``(P_m,)``, and how many of them to select.
 
     Returns
     -------
@@ -130,9 +124,9 @@ def start_matrix(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
             [0.0000, 0.0000, 1.0000]])
     """
     blocks = []
-    for variances, selected in parts:
-        scale = variances[:selected].mean().clamp_min(1e-12).rsqrt()
-        blocks.append(scale * torch.eye(len(variances))[:selected])
+    for squares, selected in parts:
+        scale = squares[:selected].mean().clamp_min(1e-12).rsqrt()
+        blocks.append(scale * torch.eye(len(squares))[:selected])
     return torch.block_diag(*blocks)
 
 
@@ -164,7 +158,8 @@ class NeighborPairs:
         anchors, others = (np.searchsorted(item_ids, ids[known]) for ids in (neighbors.items, neighbors.neighbors))
         self.candidates = np.union1d(anchors, others)
         distinct = np.unique(anchors)
-        self.held = np.sort(np.random.default_rng(seed).permutation(distinct)[: round(held_out * len(distinct))])
+        # In random order, for the sample that is evaluated.
+        self.held = np.random.default_rng(seed).permutation(distinct)[: round(held_out * len(distinct))]
         train = ~(np.isin(anchors, self.held) | np.isin(others, self.held))
         if not len(self.held) or not train.any():
             raise DataError(
@@ -196,12 +191,12 @@ class NeighborPairs:
         at : int
             How many nearest items; an item with more neighbors is scored as if it had this many.
         most : int
-            Largest number of held-out items that are evaluated.
+            Largest number of held-out items that are evaluated; of more, a random sample that is always the same.
         """
         embeddings = F.normalize(embeddings, dim=-1)
         table = embeddings[torch.from_numpy(self.candidates)]
         at = min(at, len(self.candidates) - 1)
-        evaluated = self.held[:most]
+        evaluated = np.sort(self.held[:most])
         total = 0.0
         for held in np.array_split(evaluated, -(-len(evaluated) // 256)):
             similarity = embeddings[torch.from_numpy(held)] @ table.T
@@ -265,6 +260,11 @@ def train_head(
         Name on the progress bar.
     verbose : int
         0 shows no progress bar.
+
+    Raises
+    ------
+    UserError
+        Training diverges.
     """
     rng = np.random.default_rng(options.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
@@ -283,7 +283,12 @@ def train_head(
             optimizer.step()
             if step % options.evaluate_every and step < options.steps:
                 continue
-            recall = pairs.recall(_project(head, inputs), options.recall_at)
+            embeddings = _project(head, inputs)
+            if not torch.isfinite(embeddings).all():
+                raise UserError(
+                    f"{what}: embeddings are not finite at step {step}; lower --learning-rate or --weight-decay"
+                )
+            recall = pairs.recall(embeddings, options.recall_at)
             result.history.append(recall)
             bar.set_postfix({f"recall@{options.recall_at}": f"{recall:.4f}"})
             if recall > result.after:

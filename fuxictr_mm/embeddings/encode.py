@@ -236,8 +236,9 @@ class _Job:
                     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
                     if bad.size:
                         raise DataError(
-                            f"{self.column}: the model gives NaN or infinite numbers for item "
-                            f"{ids[number * self._rows + bad[0]]}; try --precision fp32 or another model"
+                            f"{self.column}: the model gives NaN or infinite numbers for "
+                            f"{numbering().name(ids[number * self._rows + bad[0]])}; try --precision fp32 or another "
+                            "model"
                         )
                     store.save(number, embeddings, broken)
         except KeyboardInterrupt:
@@ -259,7 +260,8 @@ class _Job:
             missing.update({int(ids[number * self._rows + row]): reason for row, reason in reasons})
         if len(missing) == len(ids) + len(without):
             item, reason = next(iter(missing.items()))
-            raise DataError(f"{self.column}: none of {len(missing)} items has an embedding, first {item} ({reason})")
+            first = f"first {numbering().name(item)} ({reason})"
+            raise DataError(f"{self.column}: none of {len(missing)} items has an embedding, {first}")
         items = np.sort(np.concatenate([ids, np.fromiter(without, np.int64, len(without))]))
         flagged = np.fromiter(missing, np.int64, len(missing))
         self._store.begin_outputs(self._outputs)

@@ -362,7 +362,13 @@ class ImageEncoder:
             self._processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil")
         self._network = network.to(self._device)
         with loading("the model", model):
-            self.dim = self._forward([self._prepare(Image.new("RGB", (32, 32)))]).shape[1]
+            square, wide = (self._prepare(Image.new("RGB", size)) for size in ((32, 32), (64, 32)))
+            if any(wide[key].shape != values.shape for key, values in square.items()):
+                raise ConfigError(
+                    f"model '{model}': its image processor keeps the aspect ratio of images, expected one that crops "
+                    "them or resizes all to one size; see preprocessor_config.json"
+                )
+            self.dim = self._forward([square]).shape[1]
         self.settings = {
             "model": folder_digest(folder),
             "pooling": self.pooling,

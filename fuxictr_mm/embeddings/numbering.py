@@ -80,24 +80,29 @@ class Numbering:
         """Return the name of the key of an item file with these columns."""
         return key_of_items(self.roles.target, present)
 
-    def numbers(self, array: pa.Array, where: str, row: int) -> np.ndarray:
-        """Return the items ``(R,)`` int64, 0 for padding; ``where`` and ``row`` are for errors."""
+    def numbers(self, array: pa.Array, where: str, row: int, known: bool = True) -> np.ndarray:
+        """Return the items ``(R,)`` int64, 0 for padding; ``where`` and ``row`` are for errors.
+
+        An id that no item file has is an error, unless ``known`` is False: then it is 0.
+        """
         if self.items is None:
             ids = decoding.scalars(array, where, row)
             decoding.check_ids(ids, None, where, row)
             return ids
         found = self.items.encode(array, where)
+        if not known:
+            found[found == UNKNOWN] = 0
         if (found == UNKNOWN).any():
             bad = int(np.flatnonzero(found == UNKNOWN)[0])
             raise DataError(f"{where}: row {row + bad} holds {array[bad].as_py()!r}, which no item file has")
         return found
 
-    def lists(self, array: pa.Array, where: str, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the entries of all lists ``(N,)``, numbered but not checked, and the offsets of each row in them."""
+    def lists(self, array: pa.Array, where: str, row: int, known: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return the entries of all lists ``(N,)``, as ``numbers`` but not checked, and the offsets of each row."""
         if self.items is None:
             return decoding.lists(array, where, row)
         entries, offsets = decoding.list_entries(array, where)
-        return self.numbers(entries, where, row), offsets
+        return self.numbers(entries, where, row, known), offsets
 
     def ids(self, numbers: np.ndarray) -> pa.Array:
         """Return the ids ``(n,)`` of items, to write; null for padding."""

@@ -43,7 +43,7 @@ from fuxictr_mm.embeddings.item_files import (
     read_ids,
 )
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.embeddings.quantize_report import _related, _Statistics, describe, yaml_lines
+from fuxictr_mm.embeddings.quantize_report import Statistics, describe, related, yaml_lines
 from fuxictr_mm.embeddings.saved import check_modalities
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_json
@@ -120,6 +120,7 @@ def quantize(
     apply: str | os.PathLike[str] | None = None,
     among: Sequence[Source] = (),
     save: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
     neighbors: int = 0,
     metric: str = "l2",
     decoded: bool = False,
@@ -143,6 +144,8 @@ def quantize(
         which a model has been trained.
     save : path, optional
         Where to save the codebooks.
+    report : path, optional
+        A JSON file for what is returned.
     neighbors : int
         K, the number of nearest items to write as well, with ``vq`` only; 0 for none.
     metric : {"l2", "inner_product"}
@@ -178,17 +181,19 @@ def quantize(
     for method in {book.method for book in books.values()} or {options.method}:
         if neighbors and method != "vq":
             raise ConfigError(f"--neighbors goes with --method vq, not with {method}; use two commands")
-    check_outputs([out, save], [apply], overwrite)
+    check_outputs([out, save, report], [*(source.path for source in (*sources, *among)), apply], overwrite)
     with JoinedEmbeddings(sources) as joined, ExitStack() as stack:
         catalogue = stack.enter_context(JoinedEmbeddings(among)) if among else joined
         if apply is None:
             books = _fit(joined, options, quiet)
         for given in (joined, catalogue):
             _check_sources(given, books, str(apply))
-        report = _write(joined, books, out, catalogue, neighbors, metric, decoded, overwrite, quiet)
+        found = _write(joined, books, out, catalogue, neighbors, metric, decoded, overwrite, quiet)
     if save is not None:
         save_codebooks(books, save)
-    return report
+    if report is not None:
+        write_json(Path(report), found)
+    return found
 
 
 def _check_sources(joined: JoinedEmbeddings, books: Mapping[str, Codebook], codebook: str) -> None:
@@ -272,11 +277,11 @@ def _write(
     for column, book in books.items():
         schema[column] = code_type(book.levels)
         if neighbors:
-            schema[_related(column, "neighbors")] = pa.list_(numbering().type, neighbors)
+            schema[related(column, "neighbors")] = pa.list_(numbering().type, neighbors)
         if decoded:
-            schema[_related(column, "decoded")] = embedding_type(book.space.dim)
-    statistics = {column: _Statistics(book) for column, book in books.items()}
-    of_items = [_related(column, "neighbors") for column in books]
+            schema[related(column, "decoded")] = embedding_type(book.space.dim)
+    statistics = {column: Statistics(book) for column, book in books.items()}
+    of_items = [related(column, "neighbors") for column in books]
     with ItemFileWriter(out, schema, overwrite, of_items) as writer:
         for ids, parts in _bar(joined, "encoding", quiet):
             columns: dict[str, Any] = {}
@@ -288,13 +293,13 @@ def _write(
                 columns[column] = np.where(some[:, None], book.semantic_ids(codes), 0)
                 statistics[column].add(book.space.transform(x), codes, present)
                 if neighbors:
-                    found = columns[_related(column, "neighbors")] = np.zeros((len(ids), neighbors), dtype=np.int64)
+                    found = columns[related(column, "neighbors")] = np.zeros((len(ids), neighbors), dtype=np.int64)
                     # Distances need no centering, but smaller numbers have smaller rounding errors.
                     queries = book.space.transform(x[some], center=metric == "l2")
                     others = _transformed(catalogue, book.space, center=metric == "l2")
                     found[some] = nearest_items(others, queries, ids[some], neighbors, metric)
                 if decoded:
-                    columns[_related(column, "decoded")] = np.where(some[:, None], book.decode(codes), 0.0)
+                    columns[related(column, "decoded")] = np.where(some[:, None], book.decode(codes), 0.0)
             writer.write(ids, columns)
     return {column: found.report() for column, found in statistics.items()}
 
@@ -397,13 +402,9 @@ def main_from_args(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{useless} has no effect with --apply, where the codebook decides it; leave it out")
     sources = [Source.parse(text) for text in arguments.sources]
     among = [Source.parse(text) for text in arguments.among or ()]
-    inputs = [*(source.path for source in (*sources, *among)), arguments.apply]
-    check_outputs([arguments.out, arguments.save, arguments.report], inputs, arguments.overwrite)
     options = QuantizeOptions.read(given, "quantize")
-    names = ("apply", "save", "neighbors", "metric", "decoded", "overwrite", "quiet")
+    names = ("apply", "save", "report", "neighbors", "metric", "decoded", "overwrite", "quiet")
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
-    if arguments.report is not None:
-        write_json(Path(arguments.report), report)
     numbered = numbering().items is not None
     searched = (*sources, *among) if arguments.neighbors and not numbered else ()
     largest_id = max((int(read_ids(source).max()) for source in searched), default=0)

@@ -13,7 +13,7 @@ from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.terminal import format_table
 
 
-class _Statistics:
+class Statistics:
     """The numbers of a codebook's report, summed over chunks."""
 
     def __init__(self, book: Codebook) -> None:
@@ -91,11 +91,11 @@ feature_encoder: layers.MaskedSumPooling()}'
         if neighbors:
             shape = f"max_len: {neighbors}" + (f", vocab_size: {largest_id + 1}" if largest_id else "")
             shape += f", share_embedding: {numbering().roles.target}"
-            lines.append(f"- {{name: {_related(column, 'neighbors')}, {start}, {shape}}}")
+            lines.append(f"- {{name: {related(column, 'neighbors')}, {start}, {shape}}}")
     return lines
 
 
-def _related(column: str, what: str) -> str:
+def related(column: str, what: str) -> str:
     """Return the column of ``what`` that belongs to a column of codes: ``neighbors_vq_text`` to ``codes_vq_text``."""
     return what + column.removeprefix("codes")
 

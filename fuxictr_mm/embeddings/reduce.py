@@ -220,15 +220,13 @@ def reduce_vectors(
             with item_bar(len(joined.ids), "fitting", int(progress)) as bar:
                 reducer = fit_reducer(joined, options, bar.update)
         reducer.check(joined.dims)
-        missing = _write(joined, reducer, out, prefix, overwrite, progress)
+        summary = summarize(reducer, prefix)
+        missing = _write(joined, reducer, out, prefix, overwrite, progress, save=None if apply else save)
         count = len(joined.ids)
     for name, file in h5_files.items():
         _write_h5(file, Source(name, out, f"{prefix}_{name}"), count)
-    summary = summarize(reducer, prefix)
     if apply:
         summary = {"applied": str(apply), "items": count, "missing": missing, "fit": summary}
-    else:
-        reducer.save(save)
     if report:
         text = json.dumps(summary, indent=2) + "\n"
         write_beside(report, lambda stream: stream.write(text.encode()))
@@ -236,9 +234,15 @@ def reduce_vectors(
 
 
 def _write(
-    joined: JoinedEmbeddings, reducer: Reducer, out: Path, prefix: str, overwrite: bool, progress: bool
+    joined: JoinedEmbeddings,
+    reducer: Reducer,
+    out: Path,
+    prefix: str,
+    overwrite: bool,
+    progress: bool,
+    save: Path | None,
 ) -> dict[str, int]:
-    """Write the columns of all items; return how many have no embedding of each modality."""
+    """Write all items, and the reducer to ``save``; return how many have no embedding of each modality."""
     missing = dict.fromkeys(joined.dims, 0)
     schema = {f"{prefix}_{s.name}": embedding_type(s.dim) for s in reducer.strategies}
     bar = item_bar(len(joined.ids), "reducing", int(progress))
@@ -248,6 +252,8 @@ def _write(
                 missing[name] += int((~rows.any(axis=1)).sum())
             writer.write(ids, {f"{prefix}_{name}": rows for name, rows in reducer.transform(vectors).items()})
             bar.update(len(ids))
+        if save is not None:
+            reducer.save(save)  # before the file gets its name: no file without its reducer
     return missing
 
 

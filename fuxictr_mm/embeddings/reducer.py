@@ -254,23 +254,30 @@ def fit_reducer(
     ConfigError
         A strategy is unknown; K is larger than D.
     DataError
-        Fewer than two items have an embedding, or all embeddings are the same.
+        Fewer than two items have an embedding, or all of a modality are the same; for the joint PCA, among the items
+        that have all modalities.
     """
     names = [source.name for source in joined.sources]
     scaling, chosen = options.scaling, choose_strategies(names, options.strategies)
     with_joint = any(kind == JOINT for _, kind in chosen)
-    moments, together = _moments(joined, scaling, with_joint, min(options.memory, CHUNK_BYTES), advance)
+    moments = read_moments(joined, scaling, with_joint, min(options.memory, CHUNK_BYTES), advance)
+    together = moments.pop(JOINT, None)
     divisors = {name: _divisors(found, scaling) for name, found in moments.items()}
     divide = scaling == "standard"
-    pcas = {name: found.components(divisors[name] if divide else None) for name, found in moments.items()}
-    for name, pca in pcas.items():
-        if pca.rank == 0:
-            raise DataError(f"modality '{name}': all {pca.count} embeddings are the same; nothing to reduce")
+    pcas = {n: fit_components(n, found, divisors[n] if divide else None) for n, found in moments.items()}
     joint_totals = {}
-    if with_joint:
+    if together is not None:
+        ends = np.cumsum(list(joined.dims.values()))[:-1]
+        for name, part in zip(names, np.split(np.diag(together.scatter), ends), strict=True):
+            if not part.any():
+                others = ",".join(text for text, kind in choose_strategies(names) if kind != JOINT)
+                raise DataError(
+                    f"all modalities: {together.count} items have an embedding of each, expected at least 2 with "
+                    f"different ones of '{name}'; leave the joint PCA out by --strategies {others}"
+                )
         all_divisors = np.concatenate(list(divisors.values()))
         pcas[JOINT] = together.components(all_divisors if divide else None)
-        parts = np.split(np.diag(together.covariance) / all_divisors**2, np.cumsum(list(joined.dims.values()))[:-1])
+        parts = np.split(np.diag(together.covariance) / all_divisors**2, ends)
         joint_totals = {name: float(part.sum()) for name, part in zip(names, parts, strict=True)}
     plan = [_plan(name, kind, names, pcas, options) for name, kind in chosen]
     # The report compares the joint PCA with what a PCA of one modality keeps in an equal part of its K.
@@ -290,10 +297,17 @@ def rows_of(joined: JoinedEmbeddings, memory: float) -> int:
     return max(256, int(memory) // (8 * sum(joined.dims.values())))
 
 
-def _moments(
-    joined: JoinedEmbeddings, scaling: str, with_joint: bool, memory: float, advance: Callable[[int], object]
-) -> tuple[dict[str, Moments], Moments]:
-    """Return the moments of each modality and, on request, of all together."""
+def read_moments(
+    joined: JoinedEmbeddings,
+    scaling: str = "none",
+    with_joint: bool = False,
+    memory: float = CHUNK_BYTES,
+    advance: Callable[[int], object] = lambda items: None,
+) -> dict[str, Moments]:
+    """Return the moments of each modality, of the items that have it, and on request of all together as ``joint``.
+
+    Raises a DataError where fewer than two items have a modality.
+    """
     moments = {name: Moments(dim) for name, dim in joined.dims.items()}
     together = Moments(sum(joined.dims.values()) if with_joint else 0)
     for ids, vectors in joined.chunks(rows_of(joined, memory)):
@@ -311,16 +325,21 @@ def _moments(
         if with_joint:
             moments[name].merge_columns(together, slice(start, start + dim))
         start += dim
-    if with_joint:
-        _require_items(together.count, "all modalities")
     for name, found in moments.items():
-        _require_items(found.count, f"modality '{name}'")
-    return moments, together
+        if found.count < 2:
+            raise DataError(
+                f"modality '{name}': {found.count} items have an embedding that is not zero, expected at least 2 to "
+                "fit a PCA"
+            )
+    return moments | ({JOINT: together} if with_joint else {})
 
 
-def _require_items(count: int, what: str) -> None:
-    if count < 2:
-        raise DataError(f"{what}: {count} items have an embedding that is not zero, expected at least 2 to fit a PCA")
+def fit_components(name: str, moments: Moments, divisors: np.ndarray | None = None) -> PrincipalComponents:
+    """Return the components of a modality; raises a DataError if all its embeddings are the same."""
+    pca = moments.components(divisors)
+    if pca.rank == 0:
+        raise DataError(f"modality '{name}': all {pca.count} embeddings are the same, expected different ones")
+    return pca
 
 
 def _divisors(moments: Moments, scaling: str) -> np.ndarray:

@@ -205,7 +205,8 @@ def fit_rqvae(
         loss.backward()
         optimizer.step()
         if step >= warm_up and index == steps_per_epoch - 1:
-            if step < (1 - _FINAL_STEPS) * steps:
+            # A pass that the codebooks were initialized in has not counted all items.
+            if warm_up + steps_per_epoch - 1 <= step < (1 - _FINAL_STEPS) * steps:
                 model.reset_unused(used, residuals, generator)
             used.zero_()
     return _codebook(space, model, np.float32(unit))

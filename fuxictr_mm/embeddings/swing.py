@@ -235,7 +235,7 @@ def _read_neighbors(file: Path) -> Iterator[tuple[Integers, Integers, Integers, 
     key = key_of(file)
     for row, batch in parquet.read_chunks(file, [key, "neighbors", "scores"]):
         ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
-        flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row)
+        flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row, known=False)
         scores, score_offsets = decoding.lists(batch.column("scores"), f"{file}: scores", row)
         lengths = np.diff(offsets)
         unequal = np.flatnonzero(lengths != np.diff(score_offsets))

@@ -13,7 +13,7 @@ from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main_from_args, write_aligned
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.swing import Neighbors
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from tests.errors import raises_naming
 
 ALIGNED = "item_emb_aligned"
@@ -121,6 +121,8 @@ def test_missing_embeddings(world, aligned, tmp_path):
         (["--train", "T", "--temperature", 0], r"temperature is 0\.0"),
         (["--train", "T", "--held-out", 1], r"held_out is 1\.0"),
         (["--train", "T", "--seed", -1], "seed is -1"),
+        (["--train", "T", "--seed", 2**70], f"seed is {2**70}"),
+        (["--train", "T", "--dim", 1], "dim is 1, .* 2"),
         (["--train", "T", "--dim", 100], "dim is 100, .*'text' .*50.* 64"),
         (["--train", "T", "--dim", 40, "--per-modality"], "dim is 40, .*'text' .*40"),
         (["--train", "T", "--dim", 8, "--components", 3], "dim is 8, .* 6"),
@@ -132,6 +134,57 @@ def test_wrong_options(world, aligned, tmp_path, monkeypatch, options, wrong):
     with pytest.raises(ConfigError, match=wrong):
         command(world[1], tmp_path / "out.parquet", *options)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def ring(path, **modalities):
+    """Write items on a ring, and return their sources and neighbors."""
+    items = np.arange(1, 1 + len(next(iter(modalities.values()))))
+    pq.write_table(pa.table({"item_id": items} | {name: rows.tolist() for name, rows in modalities.items()}), path)
+    beside = np.stack([np.roll(items, 1), np.roll(items, -1)], axis=1)
+    sources = [Source(name, path, name) for name in modalities]
+    return sources, Neighbors(np.repeat(items, 2), beside.ravel(), np.ones(2 * len(items)))
+
+
+ONE_STEP = {"steps": 1, "evaluate_every": 1, "batch_size": 8, "hidden": 0}
+
+
+def test_a_modality_that_few_items_have_starts_on_the_scale_of_the_others(tmp_path):
+    random = np.random.default_rng(0)
+    text, image = random.normal(size=(2, 400, 8))
+    text[100:] = 0
+    sources, neighbors = ring(tmp_path / "items.parquet", text=text, image=image)
+    alignment, _ = align(sources, neighbors, AlignOptions(dim=8, learning_rate=1e-12, **ONE_STEP), 0)
+    x = {"text": text.astype(np.float32), "image": image.astype(np.float32)}
+    inputs = np.concatenate([part(x[part.name]) for part in alignment.inputs], axis=1)
+    squares = np.square(inputs @ alignment.heads["joint"].start.numpy().T)
+    assert squares[:100, :4].mean() == pytest.approx(1, rel=1e-3)
+    assert squares[:, 4:].mean() == pytest.approx(1, rel=1e-3)
+
+
+def test_items_without_enough_components(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 64))
+    few = ring(tmp_path / "few.parquet", text=rows)
+    with raises_naming(ConfigError, "dim is 64", "'text'", "29"):
+        align(*few, AlignOptions(dim=64, **ONE_STEP), 0)
+    same = ring(tmp_path / "same.parquet", text=np.ones((30, 4)))
+    with raises_naming(DataError, "'text'"):
+        align(*same, AlignOptions(dim=4, **ONE_STEP), 0)
+
+
+def test_training_that_diverges_is_stopped(tmp_path):
+    items = ring(tmp_path / "items.parquet", text=np.random.default_rng(0).normal(size=(30, 4)))
+    with raises_naming(UserError, "step 1", "--learning-rate"):
+        align(*items, AlignOptions(dim=4, learning_rate=1e30, weight_decay=1e30, **ONE_STEP), 0)
+
+
+def test_a_source_is_not_overwritten(aligned, tmp_path):
+    from fuxictr_mm.embeddings.contrastive import Alignment
+
+    sources, _ = ring(tmp_path / "items.parquet", text=np.ones((3, 4)))
+    before = (tmp_path / "items.parquet").read_bytes()
+    with raises_naming(ConfigError, "items.parquet"):
+        write_aligned(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "items.parquet", overwrite=True)
+    assert (tmp_path / "items.parquet").read_bytes() == before
 
 
 def test_a_missing_head(world, tmp_path):

@@ -159,6 +159,12 @@ def test_the_inverse_transform_restores_embeddings(scaling):
     np.testing.assert_allclose(space.inverse_transform(space.transform(x)), x, atol=1e-4)
 
 
+def test_embeddings_of_any_length_have_length_1_by_l2():
+    x = np.array([[3e19, 4e19], [3e-24, 4e-24], [0, 0]], dtype=np.float32)
+    space = Space((Modality("text", "emb", 2),), "l2", np.zeros(2, np.float32), np.ones(2, np.float32))
+    np.testing.assert_allclose(space.transform(x), [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
 def test_a_missing_modality_is_its_mean():
     x = random_embeddings()
     space = Space.fit(x, [Modality("a", "a", 6), Modality("b", "b", 10)], "modality")

@@ -83,6 +83,16 @@ def test_recall_by_hand():
     assert pairs.known.toarray()[int(pairs.held[0])].sum() == 2
 
 
+def test_a_sample_of_the_held_out_items_is_not_those_of_small_ids():
+    # Items 1 to 50 lie beside their neighbors, those above on the other side of the origin.
+    items = np.arange(1, 101)
+    pairs = NeighborPairs(Neighbors(items, ((items - 1) ^ 1) + 1, np.ones(100)), items, 0.5, seed=0)
+    table = torch.eye(50).repeat_interleave(2, dim=0)
+    table[51::2] *= -1
+    assert pairs.recall(table, at=1) == pytest.approx((pairs.held < 50).mean())
+    assert 0.2 < pairs.recall(table, at=1, most=25) < 0.8
+
+
 def test_neighbors_of_other_items():
     with pytest.raises(DataError):
         pairs_of([10**6], [10**6 + 1], [1.0], items=5)

@@ -220,6 +220,15 @@ def test_a_damaged_or_incomplete_folder_is_one_line(tiny, tmp_path):
         ImageEncoder(str(blind))
 
 
+def test_a_processor_that_keeps_the_aspect_ratio_is_refused(tiny, tmp_path):
+    from transformers import CLIPImageProcessor
+
+    folder = shutil.copytree(tiny("vit"), tmp_path / "vit")
+    CLIPImageProcessor(do_center_crop=False, size={"shortest_edge": 32}).save_pretrained(folder)
+    with raises_naming(ConfigError, folder, "preprocessor_config.json"):
+        ImageEncoder(str(folder))
+
+
 def test_a_model_that_cannot_be_had_is_one_line(tmp_path):
     with raises_naming(MissingFileError, "nobody/no-such-model"):
         TextEncoder("nobody/no-such-model")

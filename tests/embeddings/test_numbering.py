@@ -12,7 +12,9 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import Roles
 from fuxictr_mm.embeddings.encode import ImageFiles, ItemTexts
 from fuxictr_mm.embeddings.numbering import Numbering
+from fuxictr_mm.embeddings.swing import Neighbors
 from tests import ids as world
+from tests.errors import exits_naming
 
 KINDS = [kind for kind in world.KINDS if kind != "sparse"]  # which stays as it is
 ROLES = ["--roles", "target=article", "history=clicked", "user=uid"]
@@ -143,6 +145,40 @@ def test_encoding_writes_and_reports_the_ids(tmp_path, capsys):
     assert out["asin"].to_pylist() == ["B07", "A1", "C3"]
     assert out["txt_missing"].to_pylist() == [False, True, False]
     assert [bool(np.any(row)) for row in out["v"].to_pylist()] == [True, False, True]
+
+
+def test_messages_of_an_encoding_name_the_id(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fuxictr_mm.embeddings.encode.require_extra", lambda *modules: None)
+    monkeypatch.setattr("fuxictr_mm.embeddings.encode.TextEncoder", NoEncoder)
+    pq.write_table(pa.table({"asin": ["B07", "A1"], "item_title": [None, "heat"]}), tmp_path / "items.parquet")
+    words = ["--texts", str(tmp_path / "items.parquet"), "--model", "m", "--column", "v", "--roles", "target=asin"]
+    with exits_naming(capsys, "asin A1"):
+        main(["embed", "encode", *words, "--out", str(tmp_path / "out.parquet")])
+    with exits_naming(capsys, "asin B07"):
+        words += ["--template", "{empty}"]
+        pq.write_table(pa.table({"asin": ["B07"], "empty": pa.array([None], pa.string())}), tmp_path / "items.parquet")
+        main(["embed", "encode", *words, "--out", str(tmp_path / "none.parquet")])
+
+
+class NoEncoder:
+    """An encoder whose embeddings are not finite."""
+
+    dim, prompt, settings = 2, "", {}
+
+    def __init__(self, model):
+        pass
+
+    def encode(self, texts, advance):
+        return np.full((len(texts), 2), np.nan, dtype=np.float32)
+
+
+def test_neighbors_that_are_in_no_item_file_are_left_out(tmp_path):
+    table = {"item_id": ["B07", "A1"], "neighbors": [["A1", "C3"], ["B07", "D4"]], "scores": [[2.0, 1.0], [1.0, 2.0]]}
+    pq.write_table(pa.table(table), tmp_path / "near.parquet")
+    with Numbering.find([tmp_path / "near.parquet"], Roles()).active():
+        near = Neighbors.read(tmp_path / "near.parquet")
+    assert near.items.tolist() == [1, 1, 2, 2]
+    assert near.neighbors.tolist() == [2, 0, 0, 1]  # 0 is no item
 
 
 def test_small_integers_stay_as_they_are():

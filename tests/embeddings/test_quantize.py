@@ -257,6 +257,12 @@ def test_existing_files_are_kept(items, tmp_path):
     with raises_naming(ConfigError, "book"):
         quantize(items, tmp_path / "book", options, quiet=True)
     assert (tmp_path / "book").read_text() == "mine"
+    source = tmp_path / "items.parquet"
+    with raises_naming(ConfigError, source):
+        quantize(items, source, options, quiet=True, overwrite=True)
+    with raises_naming(ConfigError, source):
+        quantize(items, tmp_path / "a.parquet", options, report=source, quiet=True, overwrite=True)
+    assert pq.read_metadata(source).num_rows == 200
 
 
 def test_command_line(items, tmp_path, capsys):

@@ -201,9 +201,28 @@ def test_items_without_a_common_vector_have_no_joint_pca(tmp_path):
     random = np.random.default_rng(1)
     a = write(tmp_path / "a.parquet", random.normal(size=(6, 3)), np.arange(1, 7))
     b = write(tmp_path / "b.parquet", random.normal(size=(6, 3)), np.arange(7, 13))
-    with raises_naming(DataError, "modalities: 0"):
+    with raises_naming(DataError, "modalities: 0", "--strategies v1,v2,v4"):
         fit([a, b], dim=2)
     assert fit([a, b], dim=2, strategies=["v4"])[0].strategies[0].dim == 2
+
+
+def test_a_modality_that_is_constant_where_items_have_all_leaves_no_file(tmp_path):
+    text, image = np.random.default_rng(0).normal(size=(2, 20, 4))
+    text[:3], image[3:] = 1, 0
+    pair = [write(tmp_path / f"{name}.parquet", rows) for name, rows in (("text", text), ("image", image))]
+    with raises_naming(DataError, "'text'", "--strategies v1,v2,v4"):
+        reduce_vectors(pair, tmp_path / "out.parquet", dim=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.parquet", "text.parquet"]
+
+
+def test_no_file_without_its_reducer(sources, tmp_path, monkeypatch):
+    def full(self, path):
+        raise UserError(f"{path}: no space left")
+
+    monkeypatch.setattr(Reducer, "save", full)
+    with raises_naming(UserError, "out.reducer.safetensors"):
+        reduce_vectors(sources, tmp_path / "out.parquet", dim=3)
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path):

@@ -92,6 +92,15 @@ def test_unused_codes_are_reset_to_residuals(model):
     assert (model.codebooks[1] == kept[1]).all()
 
 
+def test_codes_are_reset_after_a_whole_pass_only(x, monkeypatch):
+    # 11 batches a pass; the codebooks begin at step 10, the last of the first pass.
+    passed, resets, loss = [], [], RQVAE.loss
+    monkeypatch.setattr(RQVAE, "loss", lambda self, *given: passed.append(1) or loss(self, *given))
+    monkeypatch.setattr(RQVAE, "reset_unused", lambda *given: resets.append(len(passed)))
+    fit(x[:176], steps=100, batch_size=16)
+    assert resets[:2] == [12, 23]
+
+
 def test_error_falls_with_every_level_and_all_codes_are_used(book, x):
     z, codes = book.space.transform(x), book.encode(x)
     errors = [float(np.square(z - known).sum() / np.square(z).sum()) for known in book.reconstructions(codes)]
