@@ -226,3 +226,15 @@ def test_the_command_prints_one_line(tmp_path, capsys):
     path = zip_of(tmp_path / "X.zip", GOOD)
     submission.main_from_args(parser.parse_args([str(path), "--rows", "3", "--task", "Task2"]))
     assert capsys.readouterr().out == f"OK: {path}: 3 rows, Task2, min 1e-07, max 0.5, mean 0.25\n"
+
+
+@pytest.mark.parametrize(("offset", "byte"), [(6, 0xFF), (8, 0x20)])
+def test_a_zip_of_a_later_version_is_refused(offset, byte, tmp_path):
+    """Version needed to unpack, and the flag of patched data, in the directory at the end of the file."""
+    path = tmp_path / "x.zip"
+    write_submission(path, np.array([0.1, 0.9]))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = byte
+    path.write_bytes(content)
+    with raises_naming(DataError, path):
+        check_submission(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.diagnosis.attention_hooks import AttentionHooks
-from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, is_negligible
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, find_harmful, is_negligible
 from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, by_bucket
 from fuxictr_mm.terminal import format_table
 
@@ -175,7 +176,8 @@ class RecordedAttention:
 
 def number_of_passes(found: Sequence[AttentionHooks]) -> int:
     """Return how often ``measure`` scores the examples."""
-    return sum(2 + (2 * hooks.num_heads if hooks.num_heads > 1 else 0) for hooks in found)
+    alone = {1: 0, 2: 2}
+    return sum(2 + alone.get(hooks.num_heads, 2 * hooks.num_heads) for hooks in found)
 
 
 def measure(scorer: Scorer, recorded: Sequence[RecordedAttention]) -> dict[str, Any]:
@@ -241,15 +243,16 @@ def measure_heads(scorer: Scorer, recording: RecordedAttention) -> dict[str, Any
     hooks, norms = recording.hooks, recording.output_norms
     everything = range(hooks.num_heads)
 
-    def without(heads: Sequence[int]) -> AUCDrop:
+    @cache  # of two heads, one without the other is the other alone
+    def without(heads: tuple[int, ...]) -> AUCDrop:
         with hooks.zeroed(heads):
             return scorer.auc_drop(scorer.score())
 
-    all_removed = without(everything)
+    all_removed = without(tuple(everything))
     heads = []
     for head in everything:
-        others = [other for other in everything if other != head]
-        removed, alone = (without([head]), without(others)) if others else (all_removed, AUCDrop(0.0, 0.0))
+        others = tuple(other for other in everything if other != head)
+        removed, alone = (without((head,)), without(others)) if others else (all_removed, AUCDrop(0.0, 0.0))
         heads.append(
             {
                 "head": head,
@@ -335,6 +338,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                 "it does what a mean would do: train longer or with a higher learning rate, use fewer heads or a "
                 "larger attention_dim, or take interest: mean",
             )
+        yield from find_harmful("attention", name, "giving all items the mean of its weights", drop, noise)
     for entry in result.get("heads", []):
         yield from _findings_of_heads(entry, is_uniform=entry["attention"] in uniform_modules)
 
@@ -353,6 +357,8 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
                 f"head {number} of {name} is inactive: removing it costs {drop:.4f} AUC; its output is {output}",
                 "if it was not set to zero by hand, use fewer heads or less weight decay on the attention",
             )
+        if entry["num_heads"] > 1:
+            yield from find_harmful("heads", f"{name} head {number}", "removing it", drop, head["removed_noise"])
     if entry["divergence"] is not None and entry["divergence"] < ALIKE_BITS and not is_uniform:
         yield Finding(
             NOTE,
@@ -362,13 +368,14 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
             f"the heads of {name} attend to the same: their weights differ by {entry['divergence']:.5f} of 1 bit",
             "fewer heads, or one, may do as well",
         )
-    if is_negligible(entry["all_removed_auc_lost"], entry["all_removed_noise"]):
+    drop, noise = entry["all_removed_auc_lost"], entry["all_removed_noise"]
+    yield from find_harmful("heads", name, "removing its output", drop, noise)
+    if is_negligible(drop, noise):
         yield Finding(
             WARNING,
             "heads",
             "attention_does_nothing",
             name,
-            f"{name} has no measurable effect: without its output the model loses {entry['all_removed_auc_lost']:.4f} "
-            f"AUC (noise {entry['all_removed_noise']:.4f})",
+            f"{name} has no measurable effect: without its output the model loses {drop:.4f} AUC (noise {noise:.4f})",
             "see what permuting the history costs; another path from the history to the logit may do the work",
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding
-from fuxictr_mm.evaluation.calibration import BINS, equal_bins, expected_error
+from fuxictr_mm.evaluation.calibration import BINS, MARGIN, equal_bins, expected_error, fit
 from fuxictr_mm.terminal import format_table
 
 #: What to do about it.
@@ -42,9 +42,9 @@ def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: i
     Returns
     -------
     dict
-        ``curve``, a list with one entry per bin: ``rows``, ``mean_prediction``, ``rate`` with its Wilson interval
-        ``low`` to ``high``, and ``from``, ``to``, the range of predictions; ``expected_calibration_error``, and
-        ``noise``, its 95 % quantile if the predictions are the true probabilities; ``mean_prediction``, ``rate``;
+        ``curve``, a list with one entry per bin that has rows: ``rows``, ``mean_prediction``, ``rate`` with its Wilson
+        interval ``low`` to ``high``, and ``from``, ``to``, the range of predictions; ``expected_calibration_error``,
+        and ``noise``, its 95 % quantile if the predictions are the true probabilities; ``mean_prediction``, ``rate``;
         ``intercept`` and ``slope`` of ``recalibrate``.
     """
     bins = min(bins, len(label))
@@ -59,7 +59,7 @@ def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: i
         "noise": float(np.quantile(errors, 0.95)),
         "intercept": intercept,
         "slope": slope,
-        "curve": [_describe_bin(label[bin_of == k], prediction[bin_of == k]) for k in range(bins)],
+        "curve": [_describe_bin(label[bin_of == k], prediction[bin_of == k]) for k in np.unique(bin_of)],
     }
 
 
@@ -109,19 +109,12 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
     tuple of float
         Intercept a, 0 for a calibrated mean, and slope b, 1 if calibrated; below 1 for overconfident predictions.
     """
-    clipped = prediction.clip(1e-7, 1 - 1e-7)
-    inputs = np.stack([np.ones(len(label)), np.log(clipped / (1 - clipped))], axis=1)
-    solution = np.array([0.0, 1.0])
-    for _ in range(100):  # Newton's method
-        fitted = 1 / (1 + np.exp(-(inputs @ solution).clip(-500, 500)))
-        hessian = (inputs * (fitted * (1 - fitted))[:, None]).T @ inputs
-        if not np.isfinite(hessian).all() or np.linalg.cond(hessian) > 1e12:
-            return None
-        step = np.linalg.solve(hessian, inputs.T @ (label - fitted))
-        solution = solution + step
-        if np.abs(step).max() < 1e-10:
-            return float(solution[0]), float(solution[1])
-    return None
+    clipped = prediction.clip(MARGIN, 1 - MARGIN)
+    clicked, others = clipped[label == 1], clipped[label == 0]
+    if clicked.min() >= others.max() or clicked.max() <= others.min():
+        return None  # separable
+    fitted = fit("platt", label, clipped).parameters
+    return fitted["c"], fitted["a"]
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:

@@ -80,8 +80,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if is_one_of_several():
         raise ConfigError("diagnose runs in one process; start it without torchrun")
     for name, least in (("rows", 2), ("repeats", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name} is {getattr(args, name)}, expected {least} or more")
+        if not least <= getattr(args, name) < 2**31:
+            raise ConfigError(f"--{name} is {getattr(args, name)}, expected {least} to {2**31 - 1}")
     if not args.quiet:
         set_up_logging()
     options = ("config", "run", "weights", "gpu", "data_root", "model_zoo", "test_data")
@@ -233,7 +233,6 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     result = diagnose(experiment, model, table, _popularity(experiment, dataset.items), **options)
     result["findings"] += [asdict(finding) for finding in _findings_of_training(trained)]
     return {
-        "version": VERSION,
         "fuxictr_mm": __version__,
         "created_at": datetime.now().isoformat(timespec="seconds"),
         "expid": config.expid,
@@ -340,7 +339,8 @@ def diagnose(
     started = time.perf_counter()
     items, features = model.feature_map.items, model.feature_map.features
     context, item_fields = importance.context_fields(features), importance.item_fields(features, items.names)
-    groups = importance.all_groups(features, items.names)
+    along = importance.histories(experiment.config.dataset.roles, table.context, model.feature_map.along_history)
+    groups = importance.all_groups(features, items.names, along)
     hooks, senets = find_attention(model), importance.find_senets(model)
     recorded = [attention.RecordedAttention(one) for one in hooks]
     passes = 1 + attention.number_of_passes(hooks) + importance.number_of_passes(groups, repeats)
@@ -360,7 +360,6 @@ def diagnose(
     label, target = scorer.label, scorer.table.target.cpu().numpy()
     lengths = scorer.table.history_offsets.diff().cpu().numpy()
     clicks = np.bincount(target[label == 1], minlength=items.num_items) if popularity is None else popularity.clicked
-    columns = {name: items[name].cpu().numpy() for name in item_fields if features[name]["type"] == "embedding"}
     result: dict[str, Any] = {
         "version": VERSION,
         "rows": len(label),
@@ -372,7 +371,8 @@ def diagnose(
         **importance.describe_senets(senets, context, item_fields),
         "importance": of_fields,
         **vectors.measure(
-            columns,
+            [name for name in item_fields if features[name]["type"] == "embedding"],
+            lambda name: items[name].cpu().numpy(),
             clicks,
             items.known.cpu().numpy(),
             experiment.config.dataset.item_files,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fuxictr_mm.terminal import plural
@@ -60,14 +60,22 @@ class Finding:
 
 
 def is_negligible(auc_drop: float, noise: float) -> bool:
-    """Whether an AUC drop is within its noise, or below ``NEGLIGIBLE_AUC``.
+    """Whether an AUC drop, or rise, is within its noise or below ``NEGLIGIBLE_AUC``.
 
     Examples
     --------
-    >>> is_negligible(0.0, 0.0), is_negligible(0.004, 0.005), is_negligible(0.02, 0.005)
-    (True, True, False)
+    >>> is_negligible(0.0, 0.0), is_negligible(0.004, 0.005), is_negligible(0.02, 0.005), is_negligible(-0.02, 0.005)
+    (True, True, False, False)
     """
-    return auc_drop <= max(noise, NEGLIGIBLE_AUC)
+    return abs(auc_drop) <= max(noise, NEGLIGIBLE_AUC)
+
+
+def find_harmful(section: str, subject: str, change: str, auc_drop: float, noise: float) -> Iterator[Finding]:
+    """Yield a warning where a change of the model or of its input raises the AUC."""
+    if auc_drop < 0 and not is_negligible(auc_drop, noise):
+        text = f"{subject} is harmful: {change} raises the AUC by {-auc_drop:.4f} (noise {noise:.4f})"
+        advice = "it may fit the training examples only: train without it, or with more regularization, and compare"
+        yield Finding(WARNING, section, "harmful", subject, text, advice)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:

@@ -6,7 +6,7 @@ Shape letters: I items, R examples, F fields.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from fuxictr.pytorch.layers import SqueezeExcitation
 from torch import Tensor, nn
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
-from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, is_negligible
+from fuxictr_mm.diagnosis.findings import NEGLIGIBLE_AUC, NOTE, PROBLEM, WARNING, Finding, find_harmful, is_negligible
 from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, with_context, with_history
 from fuxictr_mm.evaluation.significance import NORMAL_95
 from fuxictr_mm.terminal import format_table
@@ -50,7 +51,8 @@ class Group:
     kind : {"field", "modality", "vectors", "ids", "context", "history"}
         What it is.
     fields : tuple of str
-        Context columns or item fields, never both; empty for the history.
+        Context columns or item fields, never both. Of the history: the sequences along it; of a further history: its
+        column and the sequences along it.
     source : {"context", "item", "history"}
         What the fields belong to.
     """
@@ -96,8 +98,10 @@ def item_fields(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str]
     ]
 
 
-def all_groups(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str]) -> list[Group]:
-    """Return every field, then modalities, all modalities, all ids, the whole context and the history.
+def all_groups(
+    features: Mapping[str, Mapping[str, Any]], stored: Sequence[str], along: Mapping[str, Sequence[str]]
+) -> list[Group]:
+    """Return every field, then modalities, all modalities, all ids, the whole context and the histories.
 
     Parameters
     ----------
@@ -105,6 +109,8 @@ def all_groups(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str])
         Of the model's feature map.
     stored : sequence of str
         Columns of the item table.
+    along : mapping of str to sequence of str
+        The sequences along each history, the history of every model first.
     """
     context, items = context_fields(features), item_fields(features, stored)
     modalities: dict[str, list[str]] = {}
@@ -124,7 +130,25 @@ def all_groups(features: Mapping[str, Mapping[str, Any]], stored: Sequence[str])
         groups.append(Group("all ids", "ids", tuple(ids), "item"))
     if context:
         groups.append(Group("whole context", "context", tuple(context), "context"))
-    return [*groups, Group("history", "history", (), "history")]
+    first, *further = along
+    groups.append(Group("history", "history", tuple(along[first]), "history"))
+    return groups + [Group(f"history {name}", "history", (name, *along[name]), "context") for name in further]
+
+
+def histories(roles: Roles, context: Iterable[str], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the sequences along each history that a table has, the history of every model first.
+
+    Parameters
+    ----------
+    roles : Roles
+        Names of the histories.
+    context : iterable of str
+        Context columns of the table.
+    specs : mapping
+        ``along_history`` of the model's feature map.
+    """
+    names = [roles.history, *(name for name in roles.histories if name in context)]
+    return {name: [column for column, spec in specs.items() if spec["history"] == name] for name in names}
 
 
 def permute_items(items: ItemTable, seed: int) -> Tensor:
@@ -196,8 +220,8 @@ def permute_once(scorer: Scorer, group: Group, seed: int) -> AUCDrop:
             return scorer.auc_drop(scorer.score(change=change))
     table = scorer.table
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).to(table.target.device)
-    changed = with_history(table, rows) if group.source == "history" else with_context(table, group.fields, rows)
-    return scorer.auc_drop(scorer.score(changed))
+    changed = with_context(table, group.fields, rows)
+    return scorer.auc_drop(scorer.score(with_history(changed, rows) if group.source == "history" else changed))
 
 
 def number_of_passes(groups: Sequence[Group], repeats: int) -> int:
@@ -328,15 +352,23 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     groups, fields = result["importance"]["groups"], result["importance"]["fields"]
     covered: set[str] = set()
     for group in groups:
-        if group["kind"] != "vectors" and is_negligible(group["auc_lost"], group["noise"]):
+        for finding in _findings_of(group) if group["kind"] != "vectors" else ():
             covered |= set(group["fields"])
-            yield _not_read(group) if is_not_read(group) else _no_effect(group)
-    useful = [g for g in groups if g["kind"] == "modality" and not is_negligible(g["auc_lost"], g["noise"])]
+            yield finding
+    useful = [g for g in groups if g["kind"] == "modality" and g["auc_lost"] > max(g["noise"], NEGLIGIBLE_AUC)]
     if useful:
         yield from _imbalance(useful)
     for field in fields:
-        if field["name"] not in covered and is_negligible(field["auc_lost"], field["noise"]):
-            yield _not_read(field) if is_not_read(field) else _no_effect(field)
+        if field["name"] not in covered:
+            yield from _findings_of(field)
+
+
+def _findings_of(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield at most one finding of a field or group."""
+    drop, noise = entry["auc_lost"], entry["noise"]
+    if is_negligible(drop, noise):
+        yield _not_read(entry) if is_not_read(entry) else _no_effect(entry)
+    yield from find_harmful("importance", entry["name"], "permuting it", drop, noise)
 
 
 def _findings_of_senets(senets: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -389,9 +421,11 @@ def _imbalance(modalities: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 def _who(entry: Mapping[str, Any]) -> str:
     """Return what an entry is, with its fields."""
+    if entry["kind"] == "field":
+        return entry["name"]
     names = {"modality": f"the modality {entry['name']}", "ids": "the ids of items", "context": "the context"}
-    who = {**names, "history": "the history"}.get(entry["kind"], entry["name"])
-    return f"{who} ({', '.join(entry['fields'])})" if entry["kind"] in names else who
+    who = names.get(entry["kind"], f"the {entry['name']}")
+    return f"{who} ({', '.join(entry['fields'])})" if entry["fields"] else who
 
 
 def _not_read(entry: Mapping[str, Any]) -> Finding:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.interactions import InteractionTable
-from fuxictr_mm.data.loaders import gather, gather_column
+from fuxictr_mm.data.loaders import gather, gather_column, take_rows
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, delong_variance
 from fuxictr_mm.experiment import Experiment
@@ -116,21 +116,12 @@ class Scorer:
         return AUCDrop(self._base.auc - changed.auc, delong_variance([self._base], [changed]))
 
 
-def take(table: InteractionTable, rows: Tensor) -> InteractionTable:
-    """Return the given examples of a table, in their order."""
-    batch = gather(table, rows)
-    history = batch.history
-    return InteractionTable(
-        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, table.source
-    )
-
-
 def sample(table: InteractionTable, most: int, seed: int) -> InteractionTable:
     """Return a random sample of at most ``most`` examples, in the order of the table."""
     if len(table) <= most:
         return table
     drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))[:most]
-    return take(table, drawn.sort().values.to(table.target.device))
+    return take_rows(table, drawn.sort().values.to(table.target.device))
 
 
 def with_context(table: InteractionTable, names: Sequence[str], rows: Tensor) -> InteractionTable:

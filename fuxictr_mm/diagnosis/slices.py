@@ -156,7 +156,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                     "ids",
                 )
         if others:
-            entry = min(others, key=lambda e: e["auc"])
+            entry = min(others, key=lambda e: e["high"])
             more = f"; {len(others) - 1} more such groups" if len(others) > 1 else ""
             yield Finding(
                 NOTE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text
 from fuxictr_mm.diagnosis.findings import WARNING, Finding
+from fuxictr_mm.embeddings.pca import Moments
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.terminal import format_table
 
@@ -28,6 +29,9 @@ TITLE = "item_title"
 
 #: Components in the curve of kept variance; of more, this many are listed, evenly on a logarithmic scale.
 LISTED = 256
+
+#: Items whose embeddings are in memory as float64 at once.
+CHUNK_ROWS = 4096
 
 #: A larger fraction of items without an embedding is reported.
 MISSING_EMBEDDINGS = 0.05
@@ -56,7 +60,8 @@ class ItemNames:
 
 
 def measure(
-    columns: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    read: Callable[[str], np.ndarray],
     clicks: np.ndarray,
     known: np.ndarray,
     item_files: Sequence[str],
@@ -66,8 +71,10 @@ def measure(
 
     Parameters
     ----------
-    columns : mapping of str to ndarray
-        ``(I, D)`` by item id, row 0 is padding.
+    columns : sequence of str
+        Embeddings.
+    read : callable
+        Returns a column ``(I, D)`` by item id, row 0 is padding; one column is in memory at a time.
     clicks : ndarray
         ``(I,)``
     known : ndarray
@@ -79,19 +86,22 @@ def measure(
     """
     if not columns:
         return {}
-    described = [
-        {**describe(name, vectors[1:][known[1:]]), "reduction": find_reduction(name, item_files)}
-        for name, vectors in columns.items()
-    ]
-    return {"vectors": described, "neighbours": find_neighbours(columns, clicks, known, item_files, names)}
+    ids = np.flatnonzero(known[1:]) + 1
+    described = [{**describe(name, read(name), ids), "reduction": find_reduction(name, item_files)} for name in columns]
+    return {"vectors": described, "neighbours": find_neighbours(columns, read, clicks, ids, item_files, names)}
 
 
-def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
-    """Return the statistics of the embeddings ``(I, D)`` of all known items, without padding."""
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    found = vectors[norms > 0]
-    norms = norms[norms > 0] if len(found) else np.zeros(1)
-    variances = spectrum(found) if len(found) else np.zeros(vectors.shape[1])
+def describe(column: str, vectors: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
+    """Return the statistics of the embeddings ``(I, D)`` of some items."""
+    moments = Moments(vectors.shape[1])
+    norms: np.ndarray = np.zeros(len(ids))
+    for start in range(0, len(ids), CHUNK_ROWS):
+        chunk = vectors[ids[start : start + CHUNK_ROWS]].astype(np.float64)
+        norms[start : start + CHUNK_ROWS] = norm = np.linalg.norm(chunk, axis=1)
+        moments.update(chunk[norm > 0])
+    norms = norms[norms > 0] if moments.count else np.zeros(1)
+    # Of the principal components, the largest first.
+    variances = np.linalg.eigvalsh(moments.scatter / max(moments.count, 1))[::-1].clip(min=0)
     total = float(variances.sum())
     kept = np.cumsum(variances) / total if total > 0 else np.zeros(len(variances))
     components = np.arange(1, len(kept) + 1)
@@ -100,8 +110,8 @@ def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
     return {
         "column": column,
         "width": vectors.shape[1],
-        "items": len(vectors),
-        "zero_share": float(1 - len(found) / len(vectors)) if len(vectors) else 0.0,
+        "items": len(ids),
+        "zero_share": 1 - moments.count / len(ids) if len(ids) else 0.0,
         "norm_mean": float(norms.mean()),
         "norm_deviation": float(norms.std()),
         "norm_min": float(norms.min()),
@@ -113,12 +123,6 @@ def describe(column: str, vectors: np.ndarray) -> dict[str, Any]:
         "components_99": int(np.searchsorted(kept, 0.99) + 1) if total > 0 else 0,
         "kept": [{"components": int(n), "kept": float(kept[n - 1])} for n in components],
     }
-
-
-def spectrum(vectors: np.ndarray) -> np.ndarray:
-    """Return the variances of the principal components of ``(I, D)``, the largest first, ``(D,)`` float64."""
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    return np.linalg.eigvalsh(centred.T @ centred / max(len(vectors), 1))[::-1].clip(min=0)
 
 
 def effective_rank(variances: np.ndarray) -> float:
@@ -187,15 +191,16 @@ def _part_files(path: str) -> list[Path]:
 
 
 def find_neighbours(
-    columns: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    read: Callable[[str], np.ndarray],
     clicks: np.ndarray,
-    known: np.ndarray,
+    ids: np.ndarray,
     item_files: Sequence[str],
     names: ItemNames | None = None,
     num_items: int = 5,
     number: int = 5,
 ) -> list[dict[str, Any]]:
-    """Return the K nearest neighbours of the most clicked items by each embedding column.
+    """Return the K nearest neighbours of the most clicked items of ``ids`` by each embedding column.
 
     Returns
     -------
@@ -203,14 +208,9 @@ def find_neighbours(
         ``item_id``, ``title`` (None without one), ``clicks``, and ``columns``, a list of ``column`` and
         ``neighbours``: a list of ``item_id``, ``title`` and ``cosine``.
     """
-    ids = np.flatnonzero(known)
-    ids = ids[ids > 0]
     most_clicked = ids[np.lexsort((ids, -clicks[ids]))[:num_items]].tolist()
-    found = {
-        item: {column: nearest_by_cosine(vectors, item, ids, number) for column, vectors in columns.items()}
-        for item in most_clicked
-    }
-    mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | found.keys()
+    found = {column: nearest_by_cosine(read(column), most_clicked, ids, number) for column in columns}
+    mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | {*most_clicked}
     names = names or ItemNames()
     titles = read_titles(item_files, mentioned, names)
     ids_of = dict(zip(mentioned, names.ids(mentioned), strict=True))
@@ -223,37 +223,42 @@ def find_neighbours(
                 {
                     "column": column,
                     "neighbours": [
-                        {"item_id": ids_of[i], "title": titles.get(i), "cosine": cosine} for i, cosine in pairs
+                        {"item_id": ids_of[i], "title": titles.get(i), "cosine": cosine} for i, cosine in near[item]
                     ],
                 }
-                for column, pairs in near.items()
+                for column, near in found.items()
             ],
         }
-        for item, near in found.items()
+        for item in most_clicked
     ]
 
 
-def nearest_by_cosine(vectors: np.ndarray, item: int, ids: np.ndarray, number: int) -> list[tuple[int, float]]:
-    """Return the K items of highest cosine with an item, and the cosine; of equals the lower id first.
+def nearest_by_cosine(
+    vectors: np.ndarray, items: Sequence[int], ids: np.ndarray, number: int
+) -> dict[int, list[tuple[int, float]]]:
+    """Return the K items of highest cosine with each item, and the cosine; of equals the lower id first.
 
     Parameters
     ----------
     vectors : ndarray
         ``(I, D)`` by item id.
-    item : int
-        Its id. There are no neighbours if its embedding is zero.
+    items : sequence of int
+        Their ids. One whose embedding is zero has no neighbours.
     ids : ndarray
         Ids to choose from; those with an embedding of zeros are left out.
     number : int
         K.
     """
     norms = np.linalg.norm(vectors, axis=1).astype(np.float64)
-    if norms[item] == 0:
-        return []
-    cosine = (vectors @ vectors[item]).astype(np.float64) / np.where(norms > 0, norms, 1) / norms[item]
-    ids = ids[(norms[ids] > 0) & (ids != item)]
-    order = np.lexsort((ids, -cosine[ids]))[:number]
-    return [(int(i), float(cosine[i])) for i in ids[order]]
+    found: dict[int, list[tuple[int, float]]] = {item: [] for item in items}
+    for item in items:
+        if norms[item] == 0:
+            continue
+        cosine = (vectors @ vectors[item]).astype(np.float64) / np.where(norms > 0, norms, 1) / norms[item]
+        others = ids[(norms[ids] > 0) & (ids != item)]
+        order = np.lexsort((others, -cosine[others]))[:number]
+        found[item] = [(int(i), float(cosine[i])) for i in others[order]]
+    return found
 
 
 def read_titles(item_files: Sequence[str], ids: Iterable[int], names: ItemNames | None = None) -> dict[int, str]:

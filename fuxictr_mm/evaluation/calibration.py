@@ -125,11 +125,14 @@ def folds(group: np.ndarray | None, rows: int) -> np.ndarray:
 
 
 def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction, ties in the order of rows."""
-    bin_of = np.empty(len(prediction), dtype=np.int64)
-    for number, rows in enumerate(np.array_split(np.argsort(prediction, kind="stable"), bins)):
-        bin_of[rows] = number
-    return bin_of
+    """Return the bin of each example ``(R,)``: bins of equal count by rising prediction.
+
+    Equal predictions are in one bin, that of their mean rank, so bins may be empty.
+    """
+    from scipy.stats import rankdata
+
+    bin_of_rank = np.repeat(np.arange(bins), [len(part) for part in np.array_split(prediction, bins)])
+    return bin_of_rank[(rankdata(prediction) - 1).astype(np.int64)]
 
 
 def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray) -> float:

@@ -321,12 +321,18 @@ def _read(
 
 
 def _most_common_examples(found: Sequence[_Predictions]) -> _Predictions:
-    """Return a run that was evaluated on the examples that most were."""
-    keys = [(p.label.tobytes(), b"" if p.rows.partition is None else p.rows.partition.tobytes()) for p in found]
-    most = found[keys.index(Counter(keys).most_common(1)[0][0])]
+    """Return a run that was evaluated on the examples that most were; one that knows their groups, if any does."""
+    most = _most_common(found, [p.label.tobytes() for p in found])
+    same = [p for p in found if np.array_equal(p.label, most.label) and p.rows.partition is not None]
+    if same:
+        most = _most_common(same, [np.asarray(p.rows.partition).tobytes() for p in same])
     if most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
     return most
+
+
+def _most_common(found: Sequence[_Predictions], keys: Sequence[bytes]) -> _Predictions:
+    return found[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
 def _has_examples(entry: _Predictions, rows: Rows, on_problem: OnProblem) -> bool:

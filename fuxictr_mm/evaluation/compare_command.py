@@ -10,7 +10,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import MIN_SAMPLES, Comparison, Pair, compare
-from fuxictr_mm.evaluation.significance import delong_variance, fixed
+from fuxictr_mm.evaluation.significance import delong_error, fixed
 from fuxictr_mm.terminal import format_table
 
 
@@ -61,7 +61,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 "seed": run.seed,
                 "path": str(run.path),
                 "auc": ranking.auc,
-                "delong_error": delong_variance([ranking]) ** 0.5,
+                "delong_error": delong_error([ranking]),
                 "bootstrap_error": float(sample.std(ddof=1)),
             }
             for run, ranking, sample in zip(runs, side.runs, side.samples, strict=True)
@@ -110,8 +110,9 @@ def _runs_table(comparison: Comparison) -> str:
             rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
         for run, ranking in zip(runs, side.runs, strict=True):
             name, seed = f"  {run.run}" if several else side.name, "" if run.seed is None else run.seed
-            error = f"examples  {delong_variance([ranking]) ** 0.5:.4f}"
-            rows.append([name, seed, f"{ranking.auc:.4f}", error])
+            error = delong_error([ranking])
+            spread = "" if error is None else f"examples  {error:.4f}"
+            rows.append([name, seed, f"{ranking.auc:.4f}", spread])
     return format_table(["run", "seed", "AUC", "standard deviation"], rows, right=["seed", "AUC"])
 
 
@@ -119,8 +120,8 @@ def _differences_table(pairs: Sequence[Pair]) -> str:
     def interval(low: float, high: float) -> str:
         return f"{fixed(low, '+')} to {fixed(high, '+')}"
 
-    def p_value(value: float) -> str:
-        return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+    def p_value(value: float | None) -> str:
+        return "" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
     rows = [
         [

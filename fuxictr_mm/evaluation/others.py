@@ -193,13 +193,15 @@ def _order(
 
 
 def _join(path: Path, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    from pandas import factorize  # type: ignore[import-untyped]
+
     by = ", ".join(names)
     rows = len(ours[0])
     code = np.zeros(rows + len(theirs[0]), dtype=np.int64)
     for name, first, second in zip(names, ours, theirs, strict=True):
         if (first.dtype.kind in "iu") != (second.dtype.kind in "iu"):
             raise DataError(f"{path}: {name}: holds {second.dtype}, expected {first.dtype} as in the data file")
-        index = np.unique(np.concatenate([first, second]), return_inverse=True)[1]
+        index = factorize(np.concatenate([first, second]), use_na_sentinel=False)[0]  # texts may be null
         code = np.unique(code * (index.max() + 1) + index, return_inverse=True)[1]
     wanted, found = code[:rows], code[rows:]
     for what, codes in (("the data file", wanted), (str(path), found)):

@@ -48,4 +48,4 @@ class Rows:
             return f"labels differ, first in row {int(np.argmax(self.label != other.label))}"
         if self.partition is None or other.partition is None or np.array_equal(self.partition, other.partition):
             return ""
-        return f"groups differ, first in row {int(np.argmax(self.keys != other.keys))}"
+        return f"groups differ, first in row {int(np.argmax(self.partition != other.partition))}"

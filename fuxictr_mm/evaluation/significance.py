@@ -107,10 +107,19 @@ def delong_variance(rankings: Sequence[Ranking], others: Sequence[Ranking] = ())
     return float(variance)
 
 
-def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
-    """Return ``auc`` and its 95 % interval ``low`` to ``high`` by DeLong's variance.
+def delong_error(rankings: Sequence[Ranking], others: Sequence[Ranking] = ()) -> float | None:
+    """Return the root of ``delong_variance``, None where a class has a single example."""
+    alone = min(len(rankings[0].positive), len(rankings[0].negative)) < 2
+    return None if alone else math.sqrt(delong_variance(rankings, others))
 
-    All are None where there is one class only; with one example of a class the interval is 0 to 1.
+
+def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
+    """Return ``auc`` and its 95 % interval ``low`` to ``high``; all are None where there is one class only.
+
+    The interval is DeLong's, after one example of each class is added below all scores and one above: of few examples
+    alone, which may be ranked without an error, the variance is 0 or far too small. Agresti and Coull, The American
+    Statistician 1998, https://doi.org/10.1080/00031305.1998.10480550, add two successes and two failures to a
+    proportion for the same reason.
 
     Parameters
     ----------
@@ -120,16 +129,15 @@ def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float |
     Examples
     --------
     >>> auc_with_interval(np.array([1, 0, 1, 0]), np.array([0.9, 0.1, 0.4, 0.4]))
-    {'auc': 0.875, 'low': 0.52..., 'high': 1.0}
+    {'auc': 0.875, 'low': 0.12..., 'high': 1.0}
     >>> auc_with_interval(np.array([1, 1]), np.array([0.9, 0.1]))
     {'auc': None, 'low': None, 'high': None}
     """
-    rarer = min(int((label == 1).sum()), int((label == 0).sum()))
-    if rarer == 0:
+    if not ((label == 1).any() and (label == 0).any()):
         return {"auc": None, "low": None, "high": None}
-    ranking = Ranking(label, score)
-    half = NORMAL_95 * math.sqrt(delong_variance([ranking])) if rarer > 1 else 1.0
-    return {"auc": ranking.auc, "low": max(ranking.auc - half, 0.0), "high": min(ranking.auc + half, 1.0)}
+    added = Ranking(np.append(label, [0, 1, 0, 1]), np.append(score, [-np.inf, -np.inf, np.inf, np.inf]))
+    half = NORMAL_95 * math.sqrt(delong_variance([added]))
+    return {"auc": Ranking(label, score).auc, "low": max(added.auc - half, 0.0), "high": min(added.auc + half, 1.0)}
 
 
 def bootstrap_aucs(
@@ -240,8 +248,8 @@ class Difference:
         Standard errors of the bootstrap and of the seeds (0 if unknown).
     rows_reach, seeds_reach : float
         Half widths of the interval from either source alone.
-    delong_p : float
-        p-value of DeLong's test, for these weights only and independent examples.
+    delong_p : float or None
+        p-value of DeLong's test, for these weights only and independent examples; None for one example of a class.
     seeds : SeedDeviation or None
         None where the variance between seeds is unknown.
     """
@@ -257,7 +265,7 @@ class Difference:
     seeds_error: float
     rows_reach: float
     seeds_reach: float
-    delong_p: float
+    delong_p: float | None
     seeds: SeedDeviation | None
 
     def is_significant(self, p_value: float | None = None) -> bool:
@@ -303,7 +311,8 @@ def difference(first: Side, second: Side, users: int) -> Difference:
 
     rows_reach, seeds_reach = reaches(ALPHA / 2)
     half = math.hypot(rows_reach, seeds_reach)
-    delong_error = math.sqrt(delong_variance(first.runs, second.runs))
+    error = delong_error(first.runs, second.runs)
+    delong_p = float(2 * stats.norm.sf(abs(value) / error)) if error else None if error is None else float(value == 0)
     return Difference(
         value=value,
         low=value - half,
@@ -316,7 +325,7 @@ def difference(first: Side, second: Side, users: int) -> Difference:
         seeds_error=seeds_error,
         rows_reach=rows_reach,
         seeds_reach=seeds_reach,
-        delong_p=float(2 * stats.norm.sf(abs(value) / delong_error)) if delong_error > 0 else 1.0,
+        delong_p=delong_p,
         seeds=seeds,
     )
 

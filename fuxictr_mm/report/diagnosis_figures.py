@@ -28,6 +28,19 @@ def plot_diagnosis(diagnosis: Mapping[str, Any]) -> tuple[list[Plot], list[str]]
     return plots, notes
 
 
+def _drop(name: str, drop: float, noise: float, colour: str) -> Dot:
+    return Dot(name, drop, drop - noise, drop + noise, MUTED if abs(drop) <= noise else colour)
+
+
+def _without_gain(drops: Sequence[tuple[str, float, float]]) -> str:
+    """Return which of these, each with its AUC drop and noise, have no effect and which are harmful."""
+    idle = [name for name, drop, noise in drops if abs(drop) <= noise]
+    harmful = [name for name, drop, noise in drops if -drop > noise]
+    found = [f"No more than noise: {listed(idle)}."] if idle else []
+    found += [f"Harmful, the AUC rises: {listed(harmful)}."] if harmful else []
+    return " ".join(found) or "Each costs more than noise."
+
+
 def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     for part, title in (
         ("groups", "Importance of feature groups"),
@@ -36,21 +49,14 @@ def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         entries = sorted(section.get(part, []), key=lambda e: -e["auc_lost"])[:MOST_DIAGNOSIS_ROWS]
         if not entries:
             continue
+        drops = [(e["name"], e["auc_lost"], e["noise"]) for e in entries]
+        kinds = [" (embeddings)" if e.get("kind") == "vectors" else "" for e in entries]
         rows = [
-            Dot(
-                f"{e['name']} (embeddings)" if e.get("kind") == "vectors" else e["name"],
-                e["auc_lost"],
-                e["auc_lost"] - e["noise"],
-                e["auc_lost"] + e["noise"],
-                MUTED if e["auc_lost"] <= e["noise"] else SERIES[0],
-            )
-            for e in entries
+            _drop(f"{name}{kind}", drop, noise, SERIES[0])
+            for (name, drop, noise), kind in zip(drops, kinds, strict=True)
         ]
-        top, idle = entries[0], [e["name"] for e in entries if e["auc_lost"] <= e["noise"]]
-        caption = (
-            f"Permuting {top['name']} costs most: {decimal(top['auc_lost'])} AUC (±\u00a0{decimal(top['noise'])}). "
-        )
-        caption += f"No more than noise: {listed(idle)}." if idle else "All cost more than noise."
+        name, drop, noise = drops[0]
+        caption = f"Permuting {name} costs most: {decimal(drop)} AUC (±\u00a0{decimal(noise)}). {_without_gain(drops)}"
         yield dots(title, caption, rows, "AUC drop when permuted, ± 95 % noise", reference=0.0, bars=True)
 
 
@@ -88,26 +94,19 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
 def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
     for entry in section:
         heads = entry["heads"]
+        drops = [(f"head {h['head']}", h["removed_auc_lost"], h["removed_noise"]) for h in heads]
         rows = [
-            Dot(
-                f"head {h['head']} ({h['output_share']:.0%} of output)",
-                h["removed_auc_lost"],
-                h["removed_auc_lost"] - h["removed_noise"],
-                h["removed_auc_lost"] + h["removed_noise"],
-                MUTED if h["removed_auc_lost"] <= h["removed_noise"] else SERIES[2],
-            )
-            for h in heads[:MOST_DIAGNOSIS_ROWS]
+            _drop(f"{name} ({h['output_share']:.0%} of output)", drop, noise, SERIES[2])
+            for (name, drop, noise), h in zip(drops[:MOST_DIAGNOSIS_ROWS], heads, strict=False)
         ]
         if not rows:
             continue
         top = max(heads, key=lambda h: h["removed_auc_lost"])
-        idle = [str(h["head"]) for h in heads if h["removed_auc_lost"] <= h["removed_noise"]]
         caption = (
             f"Of {plural(len(heads), 'head')} of {entry['attention']}, head {top['head']} contributes most: without it "
             f"the AUC drops by {decimal(top['removed_auc_lost'])}, without all heads by "
-            f"{decimal(entry['all_removed_auc_lost'])}. "
+            f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops)}"
         )
-        caption += f"Inactive: head {listed(idle)}." if idle else "Each contributes more than noise."
         label = "AUC drop without the head, ± 95 % noise"
         yield dots(f"Heads of {entry['attention']}", caption, rows, label, reference=0.0, bars=True)
 

@@ -48,20 +48,23 @@ def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plo
 def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
     """Plot each experiment's difference to the best with its interval."""
     named = [e.name for e in order if e.name in comparisons.sides]
-    rows, shown, alone = [], [], False
+    rows, alone = [], False
+    better: list[str] = []
+    worse: list[str] = []
     for name in named[1 : MOST_ROWS + 1]:
         against = comparisons.against(name, named[0])
         if against is not None:
             rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
             alone = alone or not against.seeds_known
             if against.shown:
-                shown.append(name)
+                (better if against.value > 0 else worse).append(name)
     if not rows:
         return None
     lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)
-    result = f"Significantly worse: {listed(shown)}" if shown else "None is significantly worse"
+    result = f"Significantly worse: {listed(worse)}." if worse else "None is significantly worse."
+    result += f" Significantly better: {listed(better)}." if better else ""
     caption = (
-        f"Against {named[0]}: {lost}. {result}. Whiskers: 95 % interval of the difference, over users and, where there "
+        f"Against {named[0]}: {lost}. {result} Whiskers: 95 % interval of the difference, over users and, where there "
         "are several, seeds; one that crosses the dashed line at 0 may be noise."
     )
     caption += " With one seed per experiment, other seeds may differ as much: run three of each." if alone else ""

@@ -21,11 +21,13 @@ def codes(label, prediction):
 def test_the_curve_by_brute_force():
     label, prediction = examples(301)
     found = calibration.measure(label, prediction, bins=10)
-    order = sorted(range(301), key=lambda row: (prediction[row], row))
-    edges = np.cumsum([0] + [len(part) for part in np.array_split(range(301), 10)])
+    # Equal predictions are in the bin of the middle one of them.
+    order = sorted(prediction)
+    parts = np.array_split(range(301), 10)
+    middle = [order.index(p) + (order.count(p) - 1) // 2 for p in prediction]
     error = 0.0
-    for entry, start, stop in zip(found["curve"], edges[:-1], edges[1:], strict=True):
-        members = order[start:stop]
+    for entry, part in zip(found["curve"], parts, strict=True):
+        members = [row for row in range(301) if middle[row] in part]
         mean, rate = prediction[members].mean(), label[members].mean()
         assert (entry["rows"], entry["mean_prediction"]) == (len(members), pytest.approx(mean))
         assert entry["rate"] == pytest.approx(rate)
@@ -98,3 +100,8 @@ def test_by_popularity():
     assert told["miscalibrated_by_popularity"].subject == "1-2"
     assert "--calibrate" in told["miscalibrated_on_cold_items"].advice
     assert "never shown" in calibration.tables(result)[1]
+
+
+def test_bins_without_rows_are_left_out():
+    found = calibration.measure(np.repeat([1.0, 0.0], 50), np.repeat([0.5, 0.2], [90, 10]))
+    assert [(entry["from"], entry["rows"]) for entry in found["curve"]] == [(0.2, 10), (0.5, 90)]

@@ -13,9 +13,9 @@ from torch import nn
 
 from fuxictr_mm import Experiment, cli
 from fuxictr_mm.config import list_experiments
+from fuxictr_mm.data.loaders import take_rows
 from fuxictr_mm.diagnosis.diagnose import diagnose, find_trained, format_summary
 from fuxictr_mm.diagnosis.findings import SEVERITIES
-from fuxictr_mm.diagnosis.scorer import take
 from fuxictr_mm.diagnosis.slices import count_items
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.yaml_files import load_yaml
@@ -214,7 +214,7 @@ def test_too_few_clicks_are_refused(trained):
     table = dataset.splits["valid"]
     rows = torch.cat([(table.label == 0).nonzero().flatten()[:20], (table.label == 1).nonzero().flatten()[:1]])
     with raises_naming(DataError, "1 clicks in 21"):
-        diagnose(experiment, model, take(table, rows))
+        diagnose(experiment, model, take_rows(table, rows))
 
 
 #: A model of the challenge's form: a tuple comes in, items are rows of one long dict, FuxiCTR's attention and SENet.

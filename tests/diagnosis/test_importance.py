@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.data.batch import challenge_format, flat_format
+from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.diagnosis.importance import (
     all_groups,
+    findings,
+    histories,
     modality_of,
     name_fields,
     number_of_passes,
@@ -18,6 +22,7 @@ from fuxictr_mm.diagnosis.importance import (
     permuted_items,
 )
 from fuxictr_mm.diagnosis.scorer import Scorer
+from fuxictr_mm.jagged import Jagged
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def test_the_model_is_the_same_after_an_error(trained):
 
 
 def test_a_seed_is_one_permutation(scorer):
-    groups = all_groups(scorer.model.feature_map.features, scorer.model.feature_map.items.names)
+    groups = all_groups(scorer.model.feature_map.features, scorer.model.feature_map.items.names, {"item_seq": []})
     for group in groups[::4]:
         assert permute_once(scorer, group, 3) == permute_once(scorer, group, 3)
     assert number_of_passes(groups, 5) == 50
@@ -140,7 +145,8 @@ def test_groups_of_fields():
         "codes_rq_text": spec("sequence"),
         "item_emb": spec("embedding"),
     }
-    groups = all_groups(features, ("item_tags", "txt_emb", "codes_rq_text", "item_emb"))
+    along = {"item_seq": ["when"], "bought": ["price"]}
+    groups = all_groups(features, ("item_tags", "txt_emb", "codes_rq_text", "item_emb"), along)
     assert [g.name for g in groups if g.kind == "field"] == [
         "hour", "item_id", "item_tags", "txt_emb", "codes_rq_text", "item_emb"
     ]  # fmt: skip
@@ -150,7 +156,8 @@ def test_groups_of_fields():
         ("all modalities", "vectors", ("txt_emb", "codes_rq_text", "item_emb")),
         ("all ids", "ids", ("item_id", "item_tags")),
         ("whole context", "context", ("hour",)),
-        ("history", "history", ()),
+        ("history", "history", ("when",)),
+        ("history bought", "history", ("bought", "price")),
     }
     assert modality_of("img_emb_CLIPRN50", "embedding") == "image"
 
@@ -160,7 +167,7 @@ def test_history_of_a_model_that_ignores_it_costs_nothing(faulty):
     torch.nn.init.zeros_(model.attention.W_o.weight)
     scorer = Scorer(experiment, model, replace(dataset.splits["valid"], group=None))
     scorer.score_base()
-    history = all_groups(model.feature_map.features, model.feature_map.items.names)[-1]
+    history = all_groups(model.feature_map.features, model.feature_map.items.names, {"item_seq": []})[-1]
     assert permute_once(scorer, history, 0) == (0.0, 0.0)
 
 
@@ -168,3 +175,55 @@ def test_fields_of_senet_are_named_where_their_number_tells():
     assert name_fields(4, [], ["a", "b"]) == ["target.a", "target.b", "history.a", "history.b"]
     assert name_fields(3, ["c"], ["a", "b"]) == ["context.c", "target.a", "target.b"]
     assert name_fields(2, ["c"], ["a", "b"]) == ["field.0", "field.1"]
+
+
+def jagged(rows):
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    return Jagged(torch.tensor([item for row in rows for item in row]), torch.from_numpy(offsets))
+
+
+def test_histories_are_permuted_with_everything_along_them():
+    """Each entry along a history is its item times 10."""
+    lists = {"seen": [[1], [2, 3], []], "bought": [[4, 5], [6], [7, 8, 9]]}
+    columns = {name: jagged(rows) for name, rows in lists.items()}
+    context = {f"{name}_price": column.with_values(column.values * 10) for name, column in columns.items()}
+    seen = columns["seen"]
+    table = InteractionTable(
+        {**context, "bought": columns["bought"]}, torch.tensor([1, 2, 3]), seen.values, seen.offsets, torch.ones(3)
+    )
+    specs = {f"{name}_price": {"history": name} for name in lists}
+    along = histories(Roles(history="seen", histories=["bought", "absent"]), table.context, specs)
+    assert along == {"seen": ["seen_price"], "bought": ["bought_price"]}
+    rows = torch.randperm(3, generator=torch.Generator().manual_seed(1)).tolist()
+
+    class Recorder:
+        def __init__(self):
+            self.table, self.auc_drop = table, lambda prediction: prediction
+
+        def score(self, changed):
+            return changed
+
+    for group in all_groups({}, (), along):
+        moved = permute_once(Recorder(), group, 1)
+        found = {"seen": Jagged(moved.history_values, moved.history_offsets), **moved.context}
+        for name in lists:
+            changed = name == ("seen" if group.source == "history" else "bought")
+            expected = jagged([lists[name][row] for row in (rows if changed else range(3))])
+            assert torch.equal(found[name].values, expected.values)
+            assert torch.equal(found[name].offsets, expected.offsets)
+            assert torch.equal(found[f"{name}_price"].values, expected.values * 10)
+            assert torch.equal(found[f"{name}_price"].offsets, expected.offsets)
+
+
+def test_a_modality_whose_permutation_raises_the_auc_is_not_without_effect():
+    def entry(name, kind, drop, fields):
+        return {"name": name, "kind": kind, "fields": fields, "auc_lost": drop, "deviation": 0.0, "noise": 0.01}
+
+    groups = [entry("text", "modality", 0.05, ["t"]), entry("image", "modality", -0.05, ["i"])]
+    fields = [
+        entry("t", "field", 0.05, ["t"]),
+        entry("i", "field", -0.05, ["i"]),
+        entry("hour", "field", -0.03, ["hour"]),
+    ]
+    found = [(f.code, f.subject) for f in findings({"importance": {"groups": groups, "fields": fields}})]
+    assert found == [("harmful", "image"), ("harmful", "hour")]

@@ -15,7 +15,7 @@ def test_the_spectrum_is_that_of_a_pca():
     random = np.random.default_rng(0)
     found = (random.normal(size=(200, 6)) * [5, 4, 1, 1, 0.1, 0] + 3).astype(np.float32)
     stored = np.concatenate([found, np.zeros((50, 6), dtype=np.float32)])
-    entry = vectors.describe("v", stored)
+    entry = vectors.describe("v", stored, np.arange(250))
     ratio = PCA().fit(found.astype(np.float64)).explained_variance_ratio_
     np.testing.assert_allclose([k["kept"] for k in entry["kept"]], ratio.cumsum(), rtol=1e-6)
     assert [k["components"] for k in entry["kept"]] == list(range(1, 7))
@@ -27,13 +27,13 @@ def test_the_spectrum_is_that_of_a_pca():
 
 
 def test_embeddings_of_zeros_are_described():
-    entry = vectors.describe("v", np.zeros((4, 3), dtype=np.float32))
+    entry = vectors.describe("v", np.zeros((4, 3), dtype=np.float32), np.arange(4))
     assert (entry["zero_share"], entry["effective_rank"], entry["variance"], entry["components_90"]) == (1, 0, 0, 0)
     assert entry["norm_mean"] == entry["norm_max"] == 0
 
 
 def test_a_long_spectrum_is_thinned_out():
-    entry = vectors.describe("v", np.random.default_rng(0).normal(size=(700, 600)).astype(np.float32))
+    entry = vectors.describe("v", np.random.default_rng(0).normal(size=(700, 600)).astype(np.float32), np.arange(700))
     counts = [k["components"] for k in entry["kept"]]
     assert len(counts) <= vectors.LISTED
     assert (counts[0], counts[-1]) == (1, 600)
@@ -63,14 +63,13 @@ def test_neighbours_by_brute_force(tmp_path):
     random = np.random.default_rng(0)
     stored = random.normal(size=(40, 5)).astype(np.float32)
     stored[[0, 7]] = 0
-    known = np.ones(40, dtype=bool)
-    known[11] = False
+    ids = np.delete(np.arange(40), [0, 11])
     clicks = np.zeros(40, dtype=int)
     clicks[[3, 9, 7]] = [5, 8, 8]
     pq.write_table(pa.table({"item_id": [3, 9, 2], "item_title": ["three", "nine", None]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"item_id": np.arange(40)}), tmp_path / "b.parquet")
     files = [str(tmp_path / "absent.parquet"), str(tmp_path / "b.parquet"), str(tmp_path / "a.parquet")]
-    found = vectors.find_neighbours({"v": stored}, clicks, known, files, num_items=3, number=4)
+    found = vectors.find_neighbours(["v"], {"v": stored}.__getitem__, clicks, ids, files, num_items=3, number=4)
     assert [(e["item_id"], e["title"], e["clicks"]) for e in found] == [(7, None, 8), (9, "nine", 8), (3, "three", 5)]
     assert found[0]["columns"][0]["neighbours"] == []
 

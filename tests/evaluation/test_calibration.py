@@ -100,3 +100,15 @@ def test_what_cannot_be_calibrated_is_refused():
         fit("platt", label, np.array([0.1, 1.2]))
     with raises_naming(DataError, "classes"):
         fit("platt", np.array([1, 1]), np.array([0.1, 0.2]))
+
+
+def test_the_error_does_not_depend_on_the_order_of_rows():
+    """A file is often sorted by user, and so by label to some degree; an isotonic fit has many equal predictions."""
+    label = np.repeat([1, 0], 500)
+    assert measure(label, np.full(1000, 0.5))["expected_calibration_error"] == 0
+    truth, label = world(4000)
+    prediction = fit("isotonic", label, truth)(truth)
+    error = measure(label, prediction)["expected_calibration_error"]
+    for order in (np.argsort(label, kind="stable"), np.argsort(-label, kind="stable")):
+        assert measure(label[order], prediction[order])["expected_calibration_error"] == pytest.approx(error, abs=1e-12)
+    assert error < 1e-6  # within each run of equal predictions, they are the rate of the labels

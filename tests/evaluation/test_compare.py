@@ -243,3 +243,20 @@ def test_configurations_with_keys_that_cannot_be_sorted_are_compared(copy):
     for run in find_runs(copy):
         (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text() + "x: {1: 2, b: 3}\n")
     assert len(compared(copy)["sides"][0]["runs"]) == 3
+
+
+@pytest.mark.parametrize("without", NAMES)
+def test_users_are_those_of_any_run_that_knows_them(without, copy):
+    for run in find_runs(copy, expid=without):
+        change_rows(run, group=None)
+    report = compared(copy)
+    assert report["users"] == len(np.unique(find_runs(copy, expid=(set(NAMES) - {without}).pop())[0].predictions()[2]))
+
+
+def test_one_click_has_no_delong_error(copy, capsys):
+    for run in find_runs(copy):
+        change_rows(run, label=lambda label: (np.arange(len(label)) == 7).astype(label.dtype), group=None)
+    main(["compare", *NAMES, "--root", str(copy), "--samples", "100"])
+    report = compared(copy)
+    assert report["pairs"][0]["delong_p"] is None
+    assert {run["delong_error"] for side in report["sides"] for run in side["runs"]} == {None}

@@ -119,3 +119,15 @@ def test_test_without_labels_or_predictions_is_refused(runs_root, tmp_path, caps
     (tmp_path / "x.csv").write_text("score\n1\n")
     with exits_naming(capsys):
         main(["compare", str(tmp_path / "x.csv"), str(tmp_path / "x.csv")])
+
+
+def test_rows_are_joined_by_texts_of_which_some_are_null(unique_keys, tmp_path):
+    run, frame = unique_keys
+    data, users = pd.read_parquet(tmp_path / "test.parquet"), frame["user_id"].to_numpy()
+    texts = pd.Series([None if user == users[0] else f"u{user}" for user in users], dtype=object)
+    data.assign(user_id=texts.to_numpy()).to_parquet(tmp_path / "test.parquet")
+    frame.assign(user_id=texts.to_numpy()).sample(frac=1, random_state=1).to_parquet(
+        tmp_path / "x.parquet", index=False
+    )
+    found = read_file(tmp_path / "x.parquet", run, "test")
+    np.testing.assert_allclose(found.predictions()[1], frame["score"], atol=1e-7)

@@ -17,6 +17,7 @@ from fuxictr_mm.evaluation.significance import (
     auc_with_interval,
     bootstrap_aucs,
     conclude,
+    delong_error,
     delong_variance,
     difference,
     fixed,
@@ -62,8 +63,9 @@ def test_delong_by_all_pairs(examples, seed):
     for axis, ours in ((1, 0), (0, 1)):
         np.testing.assert_allclose(Ranking(label, score).components[ours], won[0].mean(axis=axis), atol=1e-12)
     assert found["auc"] == pytest.approx(roc_auc_score(label, score))
+    assert found["low"] <= found["auc"] <= found["high"]
     if min(positives, negatives) < 2:
-        assert (found["low"], found["high"]) == (0, 1)
+        assert delong_error([Ranking(label, score)]) is None
         return
     covariance = np.cov([w.mean(axis=1) for w in won]) / positives + np.cov([w.mean(axis=0) for w in won]) / negatives
     pair = Ranking(label, score), Ranking(label, other)
@@ -71,24 +73,38 @@ def test_delong_by_all_pairs(examples, seed):
     contrast = np.array([1, -1])
     assert delong_variance([pair[0]], [pair[1]]) == pytest.approx(contrast @ covariance @ contrast, abs=1e-15)
     assert delong_variance([pair[0]], [pair[0]]) == 0
-    half = 1.959964 * math.sqrt(covariance[0, 0])
-    assert found["low"] == pytest.approx(max(found["auc"] - half, 0))
-    assert found["high"] == pytest.approx(min(found["auc"] + half, 1))
 
 
-def test_delong_interval_covers_the_true_auc():
-    """Scores from two normal distributions, whose AUC is known; the variance is that of samples."""
-    generator, inside, aucs, variances = np.random.default_rng(0), 0, [], []
+def test_delong_variance_is_that_of_samples():
+    generator, aucs, variances = np.random.default_rng(0), [], []
     label = np.repeat([0.0, 1.0], 100)
-    truth = 0.5 * (1 + math.erf(1 / 2))  # for means one standard deviation apart
     for _ in range(400):
-        score = generator.normal(label, 1)
-        found = auc_with_interval(label, score)
-        inside += found["low"] <= truth <= found["high"]
-        aucs.append(found["auc"])
-        variances.append(delong_variance([Ranking(label, score)]))
-    assert 0.92 < inside / 400 < 0.975
+        ranking = Ranking(label, generator.normal(label, 1))
+        aucs.append(ranking.auc)
+        variances.append(delong_variance([ranking]))
     assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.15)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(2, 2), (3, 3), (4, 4), (6, 6), (20, 20), (200, 200), (2, 100)])
+@pytest.mark.parametrize("distance", [0, 1, 3])
+def test_the_interval_covers_the_true_auc(positives, negatives, distance):
+    """Scores from two normal distributions, whose AUC is known: 0.5, 0.76 or 0.98."""
+    generator, samples = np.random.default_rng(0), 200
+    label = np.repeat([1.0, 0.0], [positives, negatives])
+    truth = stats.norm.cdf(distance / math.sqrt(2))
+    found = [auc_with_interval(label, generator.normal(distance * label, 1)) for _ in range(samples)]
+    inside = sum(entry["low"] <= truth <= entry["high"] for entry in found)
+    assert inside >= stats.binom.ppf(0.01, samples, 0.95)
+    assert all(entry["low"] < entry["high"] for entry in found)
+
+
+def test_the_interval_of_many_examples_is_delongs():
+    generator = np.random.default_rng(0)
+    label = np.repeat([1.0, 0.0], [6000, 14000])
+    ranking = Ranking(label, generator.normal(label, 1))
+    found = auc_with_interval(label, ranking.score)
+    half = 1.959964 * delong_error([ranking])
+    assert (found["low"], found["high"]) == pytest.approx((ranking.auc - half, ranking.auc + half), abs=5e-4)
 
 
 def test_each_sample_has_as_many_users():
@@ -258,3 +274,12 @@ def test_holm_by_its_definition(p_values):
     for place, index in enumerate(order):
         expected[index] = min(1, max((count - k) * p_values[order[k]] for k in range(place + 1)))
     np.testing.assert_allclose(holm(p_values), expected)
+
+
+@pytest.mark.parametrize(("label", "expected"), [(np.repeat([0, 1], 20), 0.0), (np.repeat([0, 1], [39, 1]), None)])
+def test_delong_p_without_variance_and_of_one_example(label, expected):
+    """The first ranks every pair right, the second every pair wrong."""
+    rankings = [Ranking(label, sign * np.arange(40.0)) for sign in (1, -1)]
+    drawn = bootstrap_aucs(rankings, np.arange(40), 200, seed=0)
+    pair = [Side(name, name, [rankings[i]], drawn[i : i + 1]) for i, name in enumerate("AB")]
+    assert difference(*pair, 40).delong_p == expected
