@@ -83,6 +83,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
     """Return the experiment id, the scores by its newest weights, and its settings."""
     from fuxictr_mm.config import find_config
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.prediction import predict
     from fuxictr_mm.runs import run_of_weights
 
     for option in _given(args):
@@ -90,12 +91,11 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
     config = find_config(args.config, Path(__file__).resolve().parent)
     experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
     _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
-    run = None
-    if args.calibrate:
-        if args.weights:
-            raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
-        run = run_of_weights(experiment.paths, experiment.find_weights())
-    scores = experiment.predict(weights=args.weights)
+    if args.calibrate and args.weights:
+        raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
+    weights = experiment.find_weights(args.weights)
+    run = run_of_weights(experiment.paths, weights) if args.calibrate else None
+    scores = predict(experiment, None, weights, [experiment.paths.log])
     if run is not None:
         scores = _calibrate(run, scores, args.calibrate)
     return args.expid, scores, experiment.config.to_dict()
@@ -136,8 +136,9 @@ def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
     """Return calibrated scores, and print what the calibration changes on the validation rows."""
     from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
 
-    print(describe(calibrate_run(run), method))
-    return calibrator_of(run, method)(scores)
+    found = calibrate_run(run)
+    print(describe(found, method))
+    return calibrator_of(found, method)(scores)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ Shape letters: n examples, G groups, T runs of tied scores, or labels of an exam
 import difflib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -149,6 +149,13 @@ def find_undefined(
             of = f" of {tasks[column]}" if tasks else ""
             return dict.fromkeys(names, f"none of the {int(index.max()) + 1} groups has rows of both classes{of}")
     return {}
+
+
+def leave_out(metrics: Sequence[str], undefined: Mapping[str, str], where: str) -> list[str]:
+    """Return the metrics that are defined; a warning names each of the others with the reason of ``find_undefined``."""
+    for name, reason in undefined.items():
+        logger.warning(f"{where}: {reason}: no {name} of these rows")
+    return [name for name in metrics if name not in undefined]
 
 
 def split_task(name: str, tasks: Sequence[str] = ()) -> tuple[str | None, str]:

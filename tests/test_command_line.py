@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import exits_naming
 
@@ -245,7 +246,10 @@ def test_train_seeds_average_calibrate(project, monkeypatch, capsys):
     assert len(plain) == len(calibrated) == 3000
     assert not np.allclose(plain, calibrated)
     assert (np.argsort(plain, kind="stable") == np.argsort(calibrated, kind="stable")).mean() > 0.99
+    searches, find = [], Experiment.find_weights  # which warns: once is enough
+    monkeypatch.setattr(Experiment, "find_weights", lambda *given: searches.append(given) or find(*given))
     run("prediction.py", "--expid", "DIN_tiny", "--calibrate", "isotonic", monkeypatch=monkeypatch)
+    assert len(searches) == 1
     scores = read_scores(project / "submission" / "DIN_tiny.zip")
     (newest,) = (project / "checkpoints" / "tiny_mm" / "DIN_tiny").glob("*-seed2")
     points = json.loads((newest / "calibration.json").read_text())["methods"]["isotonic"]["parameters"]["y"]

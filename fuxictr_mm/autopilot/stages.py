@@ -338,7 +338,7 @@ class Autopilot:
             # Not isotonic, whose ties would cost AUC.
             method = min(("platt", "beta"), key=lambda m: measured["methods"][m]["logloss"])
             if measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
-                scores = calibrator_of(best, method)(scores)
+                scores = calibrator_of(measured, method)(scores)
                 self.tell(f"{describe(measured, method)}.")
             else:
                 self.tell("No calibration: it would not lower the logloss on valid.")

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import CALIBRATION, Run
 
 #: Methods, in the order of the number of their parameters.
@@ -99,29 +98,56 @@ def fit(method: str, label: np.ndarray, prediction: np.ndarray) -> Calibrator:
         (a,), c = _logistic(label, low + high)
         return Calibrator(method, {"a": a, "c": c})
     (a, b), c = _logistic(label, low, high)
-    # As in the paper: a coefficient below 0 would not be monotone, so its term is left out.
-    if a < 0:
-        a, ((b,), c) = 0.0, _logistic(label, high)
-    elif b < 0:
-        b, ((a,), c) = 0.0, _logistic(label, low)
-    return Calibrator(method, {"a": max(a, 0.0), "b": max(b, 0.0), "c": c})
+    return Calibrator(method, {"a": a, "b": b, "c": c})
 
 
 def _logistic(label: np.ndarray, *columns: np.ndarray) -> tuple[list[float], float]:
-    """Return coefficients and intercept of a logistic regression without regularization."""
+    """Return coefficients, not negative, and intercept of a logistic regression without regularization."""
     from sklearn.linear_model import LogisticRegression
 
-    found = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(np.stack(columns, axis=1), label)
-    return found.coef_[0].tolist(), float(found.intercept_[0])
+    kept = list(range(len(columns)))
+    while kept:
+        found = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
+        found.fit(np.stack([columns[i] for i in kept], axis=1), label)
+        fitted = dict(zip(kept, found.coef_[0].tolist(), strict=True))
+        negative = [i for i in kept if fitted[i] < 0]
+        if not negative:
+            return [fitted.get(i, 0.0) for i in range(len(columns))], float(found.intercept_[0])
+        # As in the paper on beta calibration: it would not be monotone, so it is left out.
+        kept.remove(negative[0])
+    return [0.0] * len(columns), float(np.log(label.mean() / (1 - label.mean())))
 
 
-def folds(group: np.ndarray | None, rows: int) -> np.ndarray:
-    """Return the fold of each row ``(R,)``, from 0: users are split at random, without groups the rows."""
+def folds(label: np.ndarray, group: np.ndarray | None) -> np.ndarray:
+    """Return the fold of each row ``(R,)``, from 0: users are split at random, without groups the rows.
+
+    Parameters
+    ----------
+    label : ndarray
+        ``(R,)``
+    group : ndarray or None
+        ``(R,)``
+
+    Raises
+    ------
+    DataError
+        Without a fold, the rows are of one class, or there are none.
+    """
     from fuxictr_mm.data.groups import group_keys, number_users
 
-    user = number_users(None if group is None else group_keys(group), rows)
+    user = number_users(None if group is None else group_keys(group), len(label))
     number = int(user.max()) + 1
-    return (np.random.default_rng(0).permutation(number) % min(FOLDS, number))[user]
+    fold = (np.random.default_rng(0).permutation(number) % min(FOLDS, number))[user]
+    positives, rows = np.bincount(fold, weights=label), np.bincount(fold)
+    others = positives.sum() - positives
+    one_class = (others == 0) | (others == len(label) - rows)
+    if one_class.any():
+        unit = "rows" if group is None else "users"
+        raise DataError(
+            f"fold {int(np.argmax(one_class)) + 1} of {len(rows)}: the labels of all other {unit} are of one class; "
+            "fitting to the validation rows needs both classes"
+        )
+    return fold
 
 
 def equal_bins(prediction: np.ndarray, bins: int) -> np.ndarray:
@@ -164,10 +190,10 @@ def calibrate_run(run: Run) -> dict[str, Any]:
     Raises
     ------
     MissingFileError, DataError
-        The run has no validation predictions, or they are no probabilities.
+        The run has no validation predictions, they are no probabilities, or there are too few users to cross-fit.
     """
     label, prediction, group = run.predictions()
-    fold = folds(group, len(label))
+    fold = folds(label, group)
     methods = {}
     for method in METHODS:
         fitted = fit(method, label, prediction)
@@ -187,35 +213,9 @@ def calibrate_run(run: Run) -> dict[str, Any]:
     return found
 
 
-def calibrator_of(run: Run, method: str) -> Calibrator:
-    """Return the saved calibrator of a run; it is fitted first where there is none.
-
-    Raises
-    ------
-    ConfigError
-        There is no such method.
-    MissingFileError, DataError
-        As ``calibrate_run``, or the file is damaged.
-    """
-    path = run.path / CALIBRATION
-    found = read_json(path) if path.exists() else calibrate_run(run)
-    return _from_dict(path, method, found)
-
-
-def _from_dict(path: Path, method: str, found: Mapping[str, Any]) -> Calibrator:
-    if method not in METHODS:
-        raise ConfigError(f"calibrate: there is no method '{method}', expected one of {', '.join(METHODS)}")
-    try:
-        parameters = found["methods"][method]["parameters"]
-        wanted = {"isotonic": ("x", "y"), "platt": ("a", "c"), "beta": ("a", "b", "c")}[method]
-        values = {name: np.asarray(parameters[name], dtype=np.float64) for name in wanted}
-        shapes = {value.shape for value in values.values()}
-        sound = len(shapes) == 1 and len(next(iter(shapes))) == (method == "isotonic")
-        if not sound or not all(np.isfinite(value).all() and value.size for value in values.values()):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path}: holds no parameters of {method}; delete the file, it is fitted again") from None
-    return Calibrator(method, {name: value.tolist() for name, value in values.items()})
+def calibrator_of(found: Mapping[str, Any], method: str) -> Calibrator:
+    """Return the calibrator of a method of what ``calibrate_run`` found."""
+    return Calibrator(method, found["methods"][method]["parameters"])
 
 
 def describe(found: Mapping[str, Any], method: str) -> str:
@@ -231,4 +231,7 @@ def describe(found: Mapping[str, Any], method: str) -> str:
         line += f"; {best} reaches {found['methods'][best]['logloss']:.4f}"
     elif after["logloss"] > before["logloss"]:
         line += "; no better than without"
+    lowest, highest = calibrator_of(found, method)(np.array([0.0, 1.0]))
+    if lowest == highest:
+        line += "; all are the same now, since higher predictions have no more clicks"
     return line

@@ -124,7 +124,7 @@ def combine(
     assert valid.label is not None
     if not fit_weights and not stack:
         return averaged(valid, average), averaged(test, average), equal_weights(len(valid.predictions))
-    fold = folds(valid.group, len(valid.label))
+    fold = folds(valid.label, valid.group)
     if stack:
         return *_cross_fit_stack(valid, test, fold), None
     values = transform(valid.predictions, average)

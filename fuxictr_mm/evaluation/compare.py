@@ -154,7 +154,8 @@ def compare(
         raise ConfigError(f"compare: '{files[0]}' and the others are files; give one run or more that knows the labels")
     runs = [run for group in groups.values() for run in group]
     for name in files:
-        groups[_label(name, names)] = [read_file(name, runs[0], split, task)]
+        groups[label := _label(name, names)] = [read := read_file(name, runs[0], split, task)]
+        notes.append(f"{label}: {read.description}")
     found = compare_groups(
         groups,
         known,
@@ -285,7 +286,8 @@ def compare_groups(
         members = [i for i, entry in enumerate(kept) if entry.name == name]
         runs = [kept[i].run for i in members]
         others = _other_seeds(runs[0], kept, known, split, task)
-        side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others)
+        has_seeds = runs[0].seed is not None
+        side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others, has_seeds)
         compared.append((side, runs))
     if len(compared) > 2:
         compared.sort(key=lambda entry: -entry[0].mean)

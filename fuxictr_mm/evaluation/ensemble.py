@@ -17,6 +17,7 @@ import numpy as np
 
 from fuxictr_mm.config import check_id
 from fuxictr_mm.data.fingerprint import data_hashes
+from fuxictr_mm.data.groups import group_keys
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import (
     AVERAGES,
@@ -196,10 +197,13 @@ def combined_run(
         "fit_weights": fit_weights,
         "members": [str(run.path) for run in runs],
     }
+    of_test = None
+    if test[0] is not None and test[0].label is not None and len(np.unique(test[0].label)) > 1:
+        of_test = _metrics(test[0], test[1], runs[0], how, "test")
     result = {
         "expid": paths.expid,
-        "valid": _metrics(valid[0], valid[1], runs[0], how),
-        "test": None if test[0] is None or test[0].label is None else _metrics(test[0], test[1], runs[0], how),
+        "valid": _metrics(*valid, runs[0], how),
+        "test": of_test,
         "seconds": time.perf_counter() - started,
         "parameters": sum(run.parameters or 0 for run in runs),
         "valid_rows": len(valid[1]),
@@ -299,12 +303,17 @@ def _align(
     return Examples(label, group, np.stack([prediction for _, prediction, _ in rows]))
 
 
-def _metrics(examples: Examples, prediction: np.ndarray, like: Run, how: str) -> dict[str, float]:
-    """Return the metrics of the runs; of ranks without those of probabilities."""
-    from fuxictr_mm.metrics import evaluate_metrics
+def _metrics(examples: Examples, prediction: np.ndarray, like: Run, how: str, split: str = "valid") -> dict[str, float]:
+    """Return the metrics of the runs that are defined; of ranks without those of probabilities, but always one."""
+    import torch
 
-    names = [name for name in like.valid if how != "rank" or name not in FALLING]
-    return dict(evaluate_metrics(examples.label, prediction, names, examples.group))
+    from fuxictr_mm.metrics import evaluate_metrics, find_undefined, leave_out
+
+    names = [name for name in like.valid if how != "rank" or name not in FALLING] or ["AUC"]
+    label = torch.tensor(examples.label)
+    group = None if examples.group is None else torch.tensor(group_keys(examples.group).astype(np.int64))
+    names = leave_out(names, find_undefined(label, names, group), f"{like.path}: {split}")
+    return dict(evaluate_metrics(label, prediction, names, group))
 
 
 def _write(

@@ -25,8 +25,8 @@ ENDINGS = (".csv", ".parquet")
 #: Names of a column of scores, in this order and in any case; without one of them, the only column of fractions.
 SCORES = ("prediction", "score", "probability", "y_pred", "pred", "logit", "task1", "task2", "task1&2")
 
-#: Names of a column that counts the rows from 0, in any case.
-ROW_NUMBERS = ("id", "row", "row_id", "index")
+#: Names of a column that counts the rows from 0, in any case; the last three are of an index that pandas wrote.
+ROW_NUMBERS = ("id", "row", "row_id", "index", "", "unnamed: 0", "__index_level_0__")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
 
     The file has a column of scores (``SCORES``). Columns that the data file of the split has as well, such as user_id
     and item_id, join the rows; else a column of row numbers (``ROW_NUMBERS``) orders them; else they are in the order
-    of the split's file. A column of labels must hold the same labels.
+    of the split's file. The ``description`` of the result says which. A column of labels must hold the same labels.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     Raises
     ------
     MissingFileError, DataError
-        No such file, no scores in it, or they do not fit the examples.
+        No such file, no scores in it, or they do not fit the examples; or there are columns to join by, but the data
+        file cannot be read, or is not the one that the run was evaluated on.
     """
     path = Path(name)
     label, _, group = like.all_rows(split, task)
@@ -80,13 +81,14 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         raise DataError(f"{like.path}: the {split} rows have no labels; compare on --split valid")
     table = _read(path)
     column = _score_column(path, table)
-    data = like.config.get(f"{split}_data")
-    order = _order(path, table, column, len(label), _keys_of(data, table, like), data)
+    label_name = task or _label_name(like)
+    known = label == label
+    others = [name for name in table.column_names if name not in (column, label_name)]
+    keys = _keys_of(path, others, like, split, label_name, label) if others else {}
+    order, how = _order(path, table, column, len(label), keys)
     score = table[column].to_numpy()[order].astype(np.float64)
     if not np.isfinite(score).all():
         raise DataError(f"{path}: {column}: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
-    known = label == label
-    label_name = task or _label_name(like)
     if label_name in table.column_names:
         found = table[label_name].to_numpy()[order]
         if not np.array_equal(found[known], label[known]):
@@ -100,7 +102,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         run=path.name,
         expid=path.stem,
         dataset_id=like.dataset_id,
-        config={"predictions": str(path.resolve())},
+        config={"predictions": str(path.resolve()), "description": f"rows {how}"},
         finished=True,
         rows=(like.examples(split, task)[0], score[known], None if group is None else group[known]),
     )
@@ -145,51 +147,81 @@ def _score_column(path: Path, table: pa.Table) -> str:
     return found
 
 
-def _keys_of(data: Any, table: pa.Table, like: Run) -> dict[str, np.ndarray]:
-    """Return the columns of integers and texts that the data file of the split shares with a table, each ``(n,)``."""
+def _keys_of(
+    path: Path, names: Sequence[str], like: Run, split: str, label_name: str, label: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return those of some columns that the rows of a run have as well, as integers or texts, each ``(n,)``."""
     import pyarrow as pa
+
+    try:
+        table = _read_data(like, f"{split}_data", [*names, label_name])
+        if split == "valid" and len(table) != len(label) and like.config.get("train_data"):
+            # Out-of-fold predictions are of train and valid, by time without the rows at the beginning.
+            table = pa.concat_tables(
+                [_read_data(like, "train_data", table.column_names), table], promote_options="permissive"
+            )
+            table = table.slice(max(len(table) - len(label), 0))
+    except (UserError, pa.ArrowException) as error:
+        unknown = [name for name in names if name.lower() not in (*SCORES, *ROW_NUMBERS)]
+        if not unknown:
+            return {}
+        raise DataError(
+            f"{path}: {', '.join(unknown)}: cannot be looked up ({error}); write the scores alone, in order"
+        ) from None
+    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    shared = [f.name for f in table.schema if f.name != label_name and any(kind(f.type) for kind in kinds)]
+    known = label == label
+    theirs = table[label_name].to_numpy() if label_name in table.column_names else ()
+    if shared and not (len(theirs) == len(label) and np.array_equal(theirs[known], label[known])):
+        raise DataError(
+            f"{path}: {', '.join(shared)}: cannot be looked up, {like.config[f'{split}_data']} does not hold the rows "
+            f"that {like.run} was evaluated on; write the scores alone, in the order of the run"
+        )
+    return {name: table[name].to_numpy() for name in shared}
+
+
+def _read_data(run: Run, setting: str, names: Sequence[str]) -> pa.Table:
+    """Return those of some columns that a data file of a run has."""
+    import pyarrow as pa
+    from pyarrow import csv
 
     from fuxictr_mm.data.parquet import part_files, read_rows, schema_of
 
-    try:
-        files = part_files(data) if data else []
-        schema = schema_of(files[0]) if files else pa.schema([])
-    except UserError:
-        return {}  # moved since; row order and row numbers are left
-    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    names = [
-        name
-        for name in table.column_names
-        if name in schema.names and name != _label_name(like) and any(kind(schema.field(name).type) for kind in kinds)
+    if not (data := run.config.get(setting)):
+        raise DataError(f"{run.run} has no {setting}")
+    if run.config.get("data_format") != "csv":
+        present = [name for name in schema_of(part_files(data)[0]).names if name in names]
+        return pa.Table.from_batches([batch.select(present) for _, batch in read_rows(data, present)])
+    parsing = csv.ParseOptions(delimiter=run.config.get("sep", ","), newlines_in_values=True)
+    converting = csv.ConvertOptions(include_columns=names, include_missing_columns=True)
+    tables = [
+        csv.read_csv(file, parse_options=parsing, convert_options=converting) for file in part_files(data, ".csv")
     ]
-    if not names:
-        return {}
-    read = pa.Table.from_batches([batch.select(names) for _, batch in read_rows(data, names)])
-    return {name: read[name].to_numpy() for name in names}
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return table.select([field.name for field in table.schema if not pa.types.is_null(field.type)])
 
 
 def _order(
-    path: Path, table: pa.Table, score: str, rows: int, keys: Mapping[str, np.ndarray], data: Any
-) -> np.ndarray | slice:
-    """Return which row of the file belongs to each example ``(n,)``."""
-    theirs = {name: table[name].to_numpy() for name in keys if name != score}
-    ours = [keys[name] for name in theirs]
-    if theirs and any(len(column) != rows for column in ours):
-        raise DataError(f"{data}: {len(ours[0])} rows, but the run was evaluated on {rows}; train it again")
-    if theirs:
-        if table.num_rows == rows and all(map(np.array_equal, ours, theirs.values())):
-            return slice(None)
-        return _join(path, ours, list(theirs.values()), list(theirs))
-    numbers = next((name for name in table.column_names if name.lower() in ROW_NUMBERS and name != score), None)
+    path: Path, table: pa.Table, score: str, rows: int, keys: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray | slice, str]:
+    """Return which row of the file belongs to each example ``(n,)``, and how they were found."""
+    if keys:
+        how = f"joined by {', '.join(keys)}"
+        ours, theirs = list(keys.values()), [table[name].to_numpy() for name in keys]
+        if table.num_rows == rows and all(map(np.array_equal, ours, theirs)):
+            return slice(None), how
+        return _join(path, ours, theirs, list(keys)), how
     if table.num_rows != rows:
-        raise DataError(f"{path}: {table.num_rows} predictions, expected {rows}, one per row of {data}")
+        raise DataError(f"{path}: {table.num_rows} predictions, expected {rows}, one per row")
+    numbers = next((name for name in table.column_names if name.lower() in ROW_NUMBERS and name != score), None)
     if numbers is None:
-        return slice(None)
+        return slice(None), "in file order"
     found = table[numbers].to_numpy()
     order = np.argsort(found, kind="stable")
+    named = numbers or "the column without a name"
     if not np.array_equal(found[order], np.arange(rows)):
-        raise DataError(f"{path}: {numbers}: is no numbering of {rows} rows from 0; leave it out for row order")
-    return order
+        raise DataError(f"{path}: {named}: is no numbering of {rows} rows from 0; leave it out for row order")
+    return order, f"ordered by {named}"
 
 
 def _join(path: Path, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:

@@ -201,6 +201,8 @@ class Side:
         ``(R, S)`` of ``bootstrap_aucs``, computed for all sides at once.
     other_seeds : sequence of float
         AUC on these examples of further runs of the configuration: they count for the variance between seeds.
+    has_seeds : bool
+        Whether there can be other seeds: not of an ensemble, nor of a file.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Side:
     runs: Sequence[Ranking]
     samples: np.ndarray
     other_seeds: Sequence[float] = ()
+    has_seeds: bool = True
 
     @property
     def aucs(self) -> np.ndarray:
@@ -413,15 +416,19 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
     same = f" ({what})" if first.configuration == second.configuration else ""
     if found.is_significant(p_value):
         return f"{better.name} is better than {worse.name} by {size}{same}"
-    alone = "" if p_value is None else ", for this pair alone"
-    limit = f"differences below {found.detectable:.4f} are not detectable (80 % power{alone})"
+    pair = "" if p_value is None else ", for this pair alone"
+    limit = f"differences below {found.detectable:.4f} are not detectable (80 % power{pair})"
     if found.seeds is None:
+        alone = [side for side in (first, second) if len(side.runs) + len(side.other_seeds) == 1]
+        unknown = f"the variance between seeds of {' and '.join(side.name for side in alone)} is unknown"
+        lone = " and ".join(side.name for side in alone if side.has_seeds)
+        if (found.p_value if p_value is None else p_value) < ALPHA and not lone:
+            return f"{better.name} is better than {worse.name} for these predictions, by {size}; {unknown}{same}"
         here = f"no significant difference: the weights of {better.name} rank these examples better than those of"
         here += f" {worse.name} by {size}"
-        lone = " and ".join(side.name for side in (first, second) if len(side.runs) + len(side.other_seeds) == 1)
-        if low > 0:
+        if low > 0 and lone:
             return f"{here}, but other seeds of {lone} may differ as much: run at least 3 of each{same}"
-        return f"{here}; with these examples {limit}, and the variance between seeds of {lone} is unknown{same}"
+        return f"{here}; with these examples {limit}, and {unknown}{same}"
     source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
     ahead = f"{better.name} is ahead of {worse.name} by {size}{corrected}"

@@ -26,7 +26,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.metrics import find_undefined, parse_metric, split_task
+from fuxictr_mm.metrics import find_undefined, leave_out, parse_metric, split_task
 from fuxictr_mm.runs import (
     DATA,
     MODEL_CODE,
@@ -254,11 +254,8 @@ class TrainingRun:
         """Return the metrics that can be computed of the test rows, and warn of the others."""
         if not self._test_has_labels(dataset):
             return []
-        metrics = list(self.config.metrics)
-        for name, reason in self._undefined(dataset, "test", metrics).items():
-            logger.warning(f"{self.config.dataset.test_data}: {reason}: no {name} of the test rows")
-            metrics.remove(name)
-        return metrics
+        undefined = self._undefined(dataset, "test", self.config.metrics)
+        return leave_out(self.config.metrics, undefined, str(self.config.dataset.test_data))
 
     def _test_has_labels(self, dataset: Dataset) -> bool:
         """Whether the test rows have labels; warns of one that is the same in all rows, a placeholder."""

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 
+from fuxictr_mm.files import write_json
+from fuxictr_mm.runs import read_run, write_predictions
+from fuxictr_mm.yaml_files import dump_yaml
+
 
 class World:
     """Validation rows of users whose clicks follow a true score, and runs that see it through noise of their own."""
@@ -32,3 +36,24 @@ class World:
 @pytest.fixture(scope="session")
 def world():
     return World
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Write the folder of a finished run with given predictions, below ``runs``; returns the run."""
+
+    def make(expid, valid, test=None, metrics=("AUC",), **settings):
+        folder = tmp_path / "runs" / "made" / expid / "20260101-000000-seed1"
+        folder.mkdir(parents=True, exist_ok=True)
+        shared = {"model_id": expid, "dataset_id": "made", "model": "A", "label_col": {"name": "label"}}
+        (folder / "config.yaml").write_text(dump_yaml(shared | {k: str(v) for k, v in settings.items()}))
+        for split, (label, prediction, group) in (("valid", valid), ("test", test or (None, None, None))):
+            if label is not None:
+                columns = {"prediction": prediction.astype("f"), "label": label.astype("i1"), "group": group}
+                write_predictions(folder / f"{split}_predictions.parquet", **columns)
+        write_json(folder / "environment.json", {})
+        result = {"valid": dict.fromkeys(metrics, 0.5), "test": None, "seconds": 1.0, "valid_rows": len(valid[0])}
+        write_json(folder / "result.json", result)
+        return read_run(folder)
+
+    return make

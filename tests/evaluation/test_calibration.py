@@ -55,6 +55,14 @@ def test_beta_is_monotone_also_where_a_coefficient_would_be_negative():
         found = fit("beta", labels, prediction)
         assert min(found.parameters["a"], found.parameters["b"]) >= 0
         assert (np.diff(found(np.sort(prediction))) >= 0).all()
+        assert found(prediction).mean() == pytest.approx(labels.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_that_rank_backwards_become_the_click_rate(method):
+    truth, label = world()
+    found = fit(method, label, 1 - truth)
+    np.testing.assert_allclose(found(np.linspace(0, 1, 5)), label.mean(), atol=1e-6)
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def test_saved_with_the_run_and_measured_on_users_not_fitted_to(run):
     assert json.loads((run.path / "calibration.json").read_text()) == found
     assert (found["rows"], found["cross_fitted_by"], list(found["methods"])) == (3000, "users", list(METHODS))
     label, prediction, group = run.predictions()
-    fold = folds(group, len(label))
+    fold = folds(label, group)
     unseen = np.empty(3000)
     for number in range(5):
         held = fold == number
@@ -79,17 +87,8 @@ def test_saved_with_the_run_and_measured_on_users_not_fitted_to(run):
     assert found["uncalibrated"]["logloss"] == pytest.approx(run.valid["logloss"], abs=1e-6)
     for method in METHODS:
         expected = fit(method, label, prediction)(prediction)
-        np.testing.assert_allclose(calibrator_of(run, method)(prediction), expected, atol=1e-12)
+        np.testing.assert_allclose(calibrator_of(found, method)(prediction), expected, atol=1e-12)
         assert describe(found, method).startswith(f"calibrated by {method}: valid logloss")
-
-
-@pytest.mark.parametrize("damage", [lambda m: m.pop("beta"), lambda m: m["beta"]["parameters"].update(a="x")])
-def test_a_damaged_file_is_named(damage, run):
-    found = calibrate_run(run)
-    damage(found["methods"])
-    (run.path / "calibration.json").write_text(json.dumps(found))
-    with raises_naming(DataError, "calibration.json", "beta"):
-        calibrator_of(run, "beta")
 
 
 def test_what_cannot_be_calibrated_is_refused():
@@ -100,6 +99,9 @@ def test_what_cannot_be_calibrated_is_refused():
         fit("platt", label, np.array([0.1, 1.2]))
     with raises_naming(DataError, "classes"):
         fit("platt", np.array([1, 1]), np.array([0.1, 0.2]))
+    for group in (np.zeros(6, int), np.array([0, 0, 1, 2, 3, 4])):  # one user; all positives of one user
+        with raises_naming(DataError, "classes"):
+            folds(np.array([1, 1, 0, 0, 0, 0]), group)
 
 
 def test_the_error_does_not_depend_on_the_order_of_rows():

@@ -120,15 +120,51 @@ def test_fitted_weights_leave_noise_out(copy):
     np.testing.assert_allclose(fitted.predictions("test")[1], of_test, atol=1e-6)
 
 
+def test_weights_are_not_fitted_to_one_class(make_run, tmp_path):
+    """All positives are of one user; without it, no AUC is defined."""
+    generator = np.random.default_rng(0)
+    label, group = np.repeat([1, 0], [20, 180]), np.repeat(np.arange(10), 20)
+    for expid in "AB":
+        make_run(expid, (label, generator.random(200), group))
+    with raises_naming(DataError, "classes"):
+        ensemble(["A", "B"], tmp_path / "runs", fit_weights=True)
+    assert not find_runs(tmp_path / "runs", expid="ensemble")
+
+
+def test_metrics_that_are_undefined_of_the_test_rows_are_left_out(make_run, tmp_path, caplog):
+    """As training leaves them out, here where every user has one test row; labels of one class are a placeholder."""
+    generator = np.random.default_rng(0)
+    label, group = generator.integers(0, 2, 200), np.arange(200) // 10
+    for of_test in (label, 0 * label):
+        for expid in "AB":
+            rows = (label, generator.random(200), group), (of_test, generator.random(200), np.arange(200))
+            make_run(expid, *rows, metrics=["AUC", "gAUC", "logloss"], test_data=tmp_path / "gone.parquet")
+        found = ensemble(["A", "B"], tmp_path / "runs", average="logit")
+        assert set(found.valid) == {"AUC", "gAUC", "logloss"}
+        assert set(found.test) == ({"AUC", "logloss"} if of_test is label else set())
+    assert "gAUC" in caplog.text
+
+
+def test_ranks_of_runs_with_logloss_alone_have_an_auc(make_run, tmp_path):
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 2, 200)
+    for expid in "AB":
+        make_run(expid, (label, generator.random(200), None), metrics=["logloss"])
+    found = ensemble(["A", "B"], tmp_path / "runs")
+    assert found.valid == {"AUC": pytest.approx(Ranking(label, found.predictions()[1]).auc)}
+    assert "AUC" in describe(found)[0]
+
+
 def test_folds_do_not_share_users(copy):
     """One user's rows are all in a fold: a run that knows the labels of every user but its own is of no use."""
     from fuxictr_mm.evaluation.calibration import folds
 
     group = np.repeat(np.arange(50), 4)
-    fold = folds(group, 200)
+    label = np.arange(200) % 2
+    fold = folds(label, group)
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
     assert all(len(set(fold[group == user])) == 1 for user in range(50))
-    assert len(set(folds(None, 20))) == 5
+    assert len(set(folds(label, None))) == 5
 
 
 def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):

@@ -71,6 +71,72 @@ def test_rows_are_joined_by_ids(unique_keys, tmp_path):
         read_file(tmp_path / "x.csv", run, "test")
 
 
+@pytest.fixture
+def made(make_run, tmp_path):
+    """Gives a run of 300 examples with user and item, by default of a Parquet file; and their rows with the scores."""
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 2, 300)
+    data = pd.DataFrame({"user": [f"u{i // 5}" for i in range(300)], "item": np.arange(300) % 5, "label": label})
+    data.to_parquet(tmp_path / "valid.parquet")
+    prediction = np.round(64 * (label + generator.normal(size=300))) / 64  # exact as a text
+
+    def give(**settings):
+        settings = {"valid_data": tmp_path / "valid.parquet", **settings}
+        return make_run("A", (label, prediction, None), **settings)
+
+    return give, data.assign(score=prediction)
+
+
+def read_shuffled(run, frame, path, **options):
+    frame.sample(frac=1, random_state=1).to_csv(path, **{"index": False, **options})
+    return read_file(path, run)
+
+
+def test_ids_are_looked_up_in_csv_files(made, tmp_path):
+    give, frame = made
+    frame[["label", "item", "user"]].to_csv(tmp_path / "valid.csv", sep=";")
+    run = give(valid_data=tmp_path / "valid.csv", data_format="csv", sep=";")
+    found = read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
+    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+    assert found.description == "rows joined by user, item"
+
+
+@pytest.mark.parametrize("change", [lambda d: None, lambda d: d[::-1], lambda d: d[1:]])
+def test_ids_of_other_rows_than_those_of_the_run_are_refused(change, made, tmp_path):
+    give, frame = made
+    if (changed := change(frame)) is not None:
+        changed.to_parquet(tmp_path / "changed.parquet")
+    run = give(valid_data=tmp_path / "changed.parquet")
+    with raises_naming(DataError, "x.csv: user, item: ", "changed.parquet"):
+        read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
+    frame[["score"]].to_csv(tmp_path / "x.csv", index=False)
+    np.testing.assert_array_equal(read_file(tmp_path / "x.csv", run).predictions()[1], run.predictions()[1])
+
+
+def test_the_index_of_a_pandas_frame_orders_rows(made, tmp_path):
+    give, frame = made
+    for options in ({"index": True}, {"index_label": "Unnamed: 0", "index": True}):
+        found = read_shuffled(give(), frame[["score"]], tmp_path / "x.csv", **options)
+        np.testing.assert_array_equal(found.predictions()[1], give().predictions()[1])
+        assert found.description.startswith("rows ordered by")
+    frame[["score"]].sample(frac=1).to_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read_file(tmp_path / "x.parquet", give()).predictions()[1], frame["score"])
+    (tmp_path / "plain.csv").write_text(frame[["score"]].to_csv(index=False))
+    names, users = [give().path, tmp_path / "plain.csv"], tmp_path / "runs"
+    assert "plain.csv: rows in file order" in compare(names, users, samples=100).notes
+
+
+@pytest.mark.parametrize("left_out", [0, 30])  # as of folds by time
+def test_ids_of_out_of_fold_predictions_are_those_of_train_and_valid(left_out, made, tmp_path):
+    give, frame = made
+    first = frame[:30].assign(user="before", item=range(30))
+    pd.concat([first[:left_out], frame[:250]]).to_parquet(tmp_path / "train.parquet")
+    frame[250:].to_parquet(tmp_path / "valid.parquet")
+    run = give(train_data=tmp_path / "train.parquet")
+    found = read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
+    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -110,6 +176,20 @@ def test_compared_with_runs(run, runs_root, tmp_path):
     assert aucs[run.run] == pytest.approx(run.test["AUC"])
     assert aucs["same.csv"] == pytest.approx(run.test["AUC"], abs=1e-5)
     assert all(pair.found.seeds is None for pair in found.pairs)  # two files are no seeds of one configuration
+
+
+def test_a_file_may_be_better_for_these_predictions(made, tmp_path):
+    give, frame = made
+    (give().path / "config.yaml").write_text(
+        (give().path / "config.yaml").read_text() + "seed: null\n"  # as of an ensemble
+    )
+    pd.DataFrame({"score": frame["label"]}).to_csv(tmp_path / "best.csv", index=False)
+    (pair,) = compare(["A", tmp_path / "best.csv"], tmp_path / "runs", samples=100).pairs
+    assert (pair.better, pair.found.seeds) == (None, None)  # of other seeds nothing is known
+    assert pair.conclusion.startswith("best.csv is better than A for these predictions")
+    give()  # a run, of which other seeds can be trained
+    (pair,) = compare(["A", tmp_path / "best.csv"], tmp_path / "runs", samples=100).pairs
+    assert pair.conclusion.startswith("no significant difference")
 
 
 def test_test_without_labels_or_predictions_is_refused(runs_root, tmp_path, capsys):
