@@ -183,7 +183,7 @@ def test_examples_without_groups_are_resampled_themselves(copy):
 
 
 @pytest.mark.parametrize(
-    ("columns", "found"), [({"label": "flip"}, "row 17"), ({"group": "flip"}, "row 17"), ({}, "99 against 3000")]
+    ("columns", "found"), [({"label": "flip"}, "row 17"), ({"group": "flip"}, "groups differ"), ({}, "99 against 3000")]
 )
 def test_different_examples_are_refused(columns, found, copy, capsys):
     def flip(values):
