@@ -20,8 +20,6 @@ from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
-from fuxictr_mm.training import loop
-from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import exits_naming, raises_naming
 from tests.two_labels import write_world
 
@@ -223,8 +221,8 @@ def test_weights_decide_what_is_learned(world, tmp_path):
     assert abs(zero.valid["like_AUC"] - 0.5) < 0.2
 
 
-def weights_of(experiment, resume=False):
-    experiment.fit(resume=resume)
+def weights_of(experiment):
+    experiment.fit()
     return torch.load(experiment.paths.weights, weights_only=True)
 
 
@@ -237,39 +235,6 @@ def test_streamed_is_as_in_memory(world, tmp_path):
     torch.testing.assert_close(streamed_table.label, tables[0].label, rtol=0, atol=0, equal_nan=True)
     found = [weights_of(e) for e in (memory, streamed)]
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_killed_run_resumes_bit_for_bit(world, tmp_path, resident):
-    def train(folder, die_at=None, resume=False):
-        experiment = load(world, folder, resident=resident, buffer_rows=1000)
-        torch.manual_seed(1)
-        dataset = experiment.load_dataset({"train": True, "valid": True})
-        model = experiment.build_model(dataset)
-        step = model.train_step
-
-        def counted(batch):
-            loss = step(batch)
-            if model._total_steps == die_at:
-                raise Killed
-            return loss
-
-        model.train_step = counted
-        train = experiment.make_loader(dataset.splits["train"], model, shuffle=True, training=True)
-        valid = experiment.make_loader(dataset.splits["valid"], model)
-        checkpoint = TrainingCheckpoint(folder / "snapshot", "hash", every_seconds=0)
-        return model.state_dict(), loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=resume)
-
-    expected, history = train(tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", die_at=27)
-    found, resumed = train(tmp_path / "killed", resume=True)
-    assert resumed == history
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(("value", "words"), [(1.0, ["like is 1"]), (None, ["like is"]), (2.0, ["like", "2, "])])

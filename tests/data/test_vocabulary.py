@@ -217,9 +217,6 @@ def damaged(path: Path, how: str) -> None:
     path.unlink()  # another link to the file stays as it is
     if how == "cut":
         path.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
-        place = content.index(b"B0")
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     elif how == "empty":
         path.write_bytes(b"")
     else:
@@ -234,10 +231,7 @@ def damaged(path: Path, how: str) -> None:
         pq.write_table(table, path)
 
 
-BROKEN = ["cut", "empty", "without metadata", "id twice", "newer"]
-
-
-@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("how", ["cut", "empty", "without metadata", "id twice", "newer"])
 def test_a_damaged_file_is_named(tmp_path, how):
     path = tmp_path / "v.parquet"
     Vocabularies({"item_id": Vocabulary.build([world.KINDS["text"].slice(1)])}).save(path)
@@ -385,7 +379,7 @@ def test_new_items_fit_models_with_tables_of_their_own(tmp_path, model):
     assert np.isfinite(run.predict(world.put(rows, "item_id", pa.array(["new"] * 9)))).all()
 
 
-@pytest.mark.parametrize("how", [*BROKEN, "missing"])
+@pytest.mark.parametrize("how", ["cut", "missing"])
 def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
     run = text_run[0]
     path = run.path / "vocabulary.parquet"
@@ -396,11 +390,10 @@ def test_prediction_needs_the_vocabulary_of_the_run(text_run, how):
     assert len(experiment.predict()) == 300  # with the weights of the experiment, which have their own
 
 
-@pytest.mark.parametrize("how", ["cut", "missing"])
-def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, how, monkeypatch, capsys):
+def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, monkeypatch, capsys):
     folder = text_run[2]
     path = folder / "checkpoints/d/X.vocabulary.parquet"
-    path.unlink() if how == "missing" else damaged(path, how)
+    path.unlink()
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["prediction.py", "--config", str(folder), "--expid", "X"])
     with exits_naming(capsys, path):

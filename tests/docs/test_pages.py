@@ -12,7 +12,6 @@ import yaml
 
 from tests.docs.fences import PAGES, ROOT, fences
 
-EXPERIMENT = {"model", "dataset_id", "use_features", "feature_specs", "epochs"}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 YAML = [fence for page in PAGES for fence in fences(page) if fence.language == "yaml"]
