@@ -41,8 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
 
         def fit(expid: str, kind: str, weight: float, seed: int) -> Any:
-            settings = {"seed": seed, "embedding_regularizer": weight, "model_root": root, "verbose": 0} | others
-            experiment = Experiment.load(expid, args.config, **settings)
+            settings: dict[str, Any] = {"seed": seed, "embedding_regularizer": weight, "model_root": root, "verbose": 0}
+            experiment = Experiment.load(expid, args.config, **(settings | others))
             tables = [name for name in TABLES if name in experiment.config.use_features]
             run = experiment.with_settings(feature_specs=[{"name": tables, "table": kind}]).fit()
             found = f"{run.valid['AUC']:.4f} | {run.test['AUC']:.4f}" if run.test else f"{run.valid['AUC']:.4f} |"
