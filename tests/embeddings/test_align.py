@@ -180,7 +180,7 @@ def test_training_that_diverges_is_stopped(tmp_path):
 def test_a_source_is_not_overwritten(aligned, tmp_path):
     from fuxictr_mm.embeddings.contrastive import Alignment
 
-    sources, _ = ring(tmp_path / "items.parquet", text=np.ones((3, 4)))
+    sources, _ = ring(tmp_path / "items.parquet", text=np.ones((3, 32)), image=np.ones((3, 48)))
     before = (tmp_path / "items.parquet").read_bytes()
     with raises_naming(ConfigError, "items.parquet"):
         write_aligned(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "items.parquet", overwrite=True)
