@@ -1,6 +1,7 @@
 """Hooks on attention modules, against the modules themselves; statistics of weights, against loops."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.diagnosis import attention
 from fuxictr_mm.diagnosis.attention import RecordedAttention, describe, uniform, weight_statistics
 from fuxictr_mm.diagnosis.attention_hooks import find_attention
+from fuxictr_mm.diagnosis.scorer import AUCDrop
 from fuxictr_mm.layers import DINAttention, Jagged, MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
@@ -251,3 +253,18 @@ def test_uniform_weights_keep_their_sum():
     torch.testing.assert_close(flat.sum(-1), (weights * keys[:, None, None]).sum(-1))
     assert all(len(flat[row, head, 0, keys[row]].unique()) <= 1 for row in range(4) for head in range(2))
     assert not flat[~keys[:, None, None].expand_as(flat)].any()
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_each_set_of_heads_is_scored_once(heads):
+    """Of two heads, one without the other is the other alone; the AUC drop is the number of the pass here."""
+    recorded, _ = record(hooks_of(MultiHeadTargetAttention(8, 12, heads)), *batch())
+    changes = iter(range(100))
+    scorer = SimpleNamespace(score=lambda: next(changes), auc_drop=lambda change: AUCDrop(-1.0 - change, 0.0))
+    found = attention.measure(scorer, [recorded])
+    assert next(changes) + 1 == 1 + attention.number_of_passes([recorded.hooks])
+    first, *others = found["heads"][0]["heads"]
+    assert (heads == 2) == (first["alone_auc_lost"] == (others or [first])[0]["removed_auc_lost"])
+    harmful = {f.subject for f in attention.findings(found) if f.code == "harmful"}
+    name = recorded.hooks.name
+    assert harmful == {name, *(f"{name} head {head}" for head in range(heads) if heads > 1)}
