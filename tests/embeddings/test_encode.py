@@ -303,7 +303,7 @@ def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path)
 def test_a_model_that_gives_nan_is_stopped(tiny, items, tmp_path, monkeypatch):
     encode = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts, *a: encode(self, texts, *a) * np.nan)
-    with raises_naming(DataError, "item 30"):
+    with raises_naming(DataError, "item_id 30"):
         encode_texts(items, tmp_path / "out.parquet", model=tiny("bert"))
 
 
