@@ -412,6 +412,7 @@ def test_without_a_training_file_popularity_is_left_out(workplace, tmp_path):
         (["--expid", "DIN_tiny", "--rows", "1"], "--rows is 1"),
         (["--expid", "DIN_tiny", "--repeats", "0"], "--repeats is 0"),
         (["--expid", "DIN_tiny", "--seed", "-1"], "--seed is -1"),
+        (["--expid", "DIN_tiny", "--seed", str(2**70)], "--seed is"),
     ],
 )
 def test_bad_input_is_one_line(options, found, workplace, capsys):
@@ -442,6 +443,8 @@ def test_items_of_raw_columns(tmp_path, capsys):
     raw_world.load(tmp_path, "DIN").fit()
     cli.main(["diagnose", "--config", str(tmp_path), "--expid", "DIN", "--json", "--repeats", "2"])
     found = json.loads(capsys.readouterr().out)
+    groups = {group["name"]: group["fields"] for group in found["importance"]["groups"]}
+    assert (groups["history"], groups["history bought"]) == (["when"], ["bought", "kind", "price"])
     # Rows of the validation split, by the clicks of their item in training.
     raw = {split: pl.read_csv(tmp_path / f"{split}.csv") for split in ("train", "valid")}
     counts = Counter(raw["train"].filter(pl.col("label") == 1)["shown"].to_list())
