@@ -363,6 +363,8 @@ class ImageEncoder:
         self._network = network.to(self._device)
         with loading("the model", model):
             square, wide = (self._prepare(Image.new("RGB", size)) for size in ((32, 32), (64, 32)))
+            if isinstance(square, BrokenImage) or isinstance(wide, BrokenImage):
+                raise ConfigError(f"model '{model}': its image processor takes no images; see preprocessor_config.json")
             if any(wide[key].shape != values.shape for key, values in square.items()):
                 raise ConfigError(
                     f"model '{model}': its image processor keeps the aspect ratio of images, expected one that crops "
