@@ -129,7 +129,7 @@ def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float |
     Examples
     --------
     >>> auc_with_interval(np.array([1, 0, 1, 0]), np.array([0.9, 0.1, 0.4, 0.4]))
-    {'auc': 0.875, 'low': 0.12..., 'high': 1.0}
+    {'auc': 0.875, 'low': 0.13..., 'high': 1.0}
     >>> auc_with_interval(np.array([1, 1]), np.array([0.9, 0.1]))
     {'auc': None, 'low': None, 'high': None}
     """
