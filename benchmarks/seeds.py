@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--precision", help="instead of the experiments' own")
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--data_root", metavar="DIR")
-    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="folder of the runs (checkpoints)")
+    parser.add_argument("--root", default="checkpoints/seeds", metavar="DIR", help="folder of the runs")
     args = parser.parse_args()
 
     from fuxictr_mm.experiment import Experiment

@@ -49,7 +49,7 @@ FACTOR_SPACE = {"learning_rate": SPACE["learning_rate"], "batch_size": SPACE["ba
 }
 FACTOR_FIRST = {"learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02}
 MOST_TRIALS = 100
-#: Failed trials that end the search of a model.
+#: Failed trials that end the search of a model of which none has finished.
 MOST_FAILURES = 3
 
 HEADER = "| model | trials (pruned) | minutes | valid AUC, best trial | valid AUC | test AUC | test gAUC |"
@@ -137,7 +137,8 @@ def search(job: Job) -> tuple[float, str]:
     while minutes_of(results) < job.minutes and trials < MOST_TRIALS:
         trials = max(trials, len(results)) + 1
         results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
-        if len(failed := [r for r in results if r.state == "failed"]) == MOST_FAILURES:
+        failed = [r for r in results if r.state == "failed"]
+        if len(failed) == len(results) == MOST_FAILURES:
             raise UserError(f"{name}: {MOST_FAILURES} trials have failed, the last by: {failed[-1].error}")
     finished = [r for r in results if r.state == "finished"]
     if not finished:

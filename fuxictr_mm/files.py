@@ -121,8 +121,8 @@ def check_outputs(
         twice, a folder, existing, or in a folder that cannot be written.
     """
     # As ``data.parquet.part_files`` reads a path: the ending may be left out, and folders may have Hive partitions.
-    names = [f"{Path(path)}{ending}" for path in inputs if path is not None for ending in ("", ".parquet", ".csv")]
-    read = {Path(name).resolve() for name in names}
+    named = [(Path(path), Path(f"{path}{ending}")) for path in inputs if path for ending in (".parquet", ".csv")]
+    read = {path.resolve() for pair in named for path in pair if path == pair[0] or path.is_file()}
     seen: set[Path] = set()
     for output in outputs:
         if output is None:

@@ -114,12 +114,6 @@ class MultimodalModel(EmbeddingModel):
                 f"{model_id}: plateau_patience is {settings.plateau_patience}, but the learning rate is not reduced on "
                 "a plateau; set lr_schedule: plateau, or leave it out"
             )
-        if 1 < settings.plateau_patience >= settings.early_stop_patience:
-            raise ConfigError(
-                f"{model_id}: plateau_patience is {settings.plateau_patience}, but training stops after "
-                f"early_stop_patience: {settings.early_stop_patience} evaluations without improvement, before the "
-                "learning rate is reduced; set a larger early_stop_patience"
-            )
         if settings.ema is not None and settings.swa_start is not None:
             raise ConfigError(f"{model_id}: ema and swa_start are both set, two averages of the weights; leave one out")
         if settings.label_smoothing and task != "binary_classification":

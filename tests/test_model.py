@@ -283,7 +283,6 @@ def test_label_smoothing_in_closed_form(build):
     ("settings", "value"),
     [
         ({"plateau_patience": 2, "lr_schedule": "cosine"}, "plateau_patience is 2"),
-        ({"plateau_patience": 2, "early_stop_patience": 2}, "early_stop_patience: 2"),
         ({"ema": 0.9, "swa_start": 5}, "swa_start"),
         ({"plateau_patience": 2, "reduce_lr_on_plateau": False}, "plateau_patience is 2"),
         ({"label_smoothing": 0.1, "task": "regression", "loss": "mse_loss"}, "label_smoothing is 0.1"),

@@ -281,7 +281,10 @@ class Autopilot:
         first, *others = sorted(results, key=lambda name: -results[name][0].score)
         runs = self.train_model(first, results[first][0], least=2)
         for name in others:
-            self.train_model(name, results[name][0])
+            try:
+                self.train_model(name, results[name][0])
+            except UserError as error:  # the others are enough
+                self.tell(f"{name}: {error}.")
         return runs
 
     def train_model(self, name: str, best: TrialResult, least: int = 0) -> list[Run]:
@@ -330,14 +333,15 @@ class Autopilot:
         label, prediction, _ = best.examples("valid")
         assert label is not None
         if (auc_with_interval(label, prediction)["low"] or 0.0) <= 0.5:
-            self.tell(f"Warning: {best.expid} is no better than chance on valid; the features may tell nothing.")
+            self.tell(f"Warning: {best.expid} may rank the validation rows at random; the features may tell nothing.")
         submission = None
         if best.config.get("test_data"):
             scores = best.predictions("test")[1]
             measured = calibrate_run(best)
-            # Not isotonic, whose ties would cost AUC.
-            method = min(("platt", "beta"), key=lambda m: measured["methods"][m]["logloss"])
-            if measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
+            # Not isotonic, whose ties would cost AUC, nor what makes all predictions the same.
+            useful = [m for m in ("platt", "beta") if not calibrator_of(measured, m).is_constant]
+            method = min(useful, key=lambda m: measured["methods"][m]["logloss"], default=None)
+            if method and measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
                 scores = calibrator_of(measured, method)(scores)
                 self.tell(f"{describe(measured, method)}.")
             else:

@@ -114,7 +114,10 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
     if clicked.min() >= others.max() or clicked.max() <= others.min():
         return None  # separable
     fitted = fit("platt", label, clipped).parameters
-    return fitted["c"], fitted["a"]
+    if fitted["a"] > 0:
+        return fitted["c"], fitted["a"]
+    fitted = fit("platt", label, 1 - clipped).parameters  # whose slope is never negative
+    return fitted["c"], -fitted["a"]
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ NEGLIGIBLE_AUC = 0.001
 
 MODEL_AT_CHANCE = "model_at_chance"
 
-#: Findings that a part of the model has no effect: meaningless where the whole model ranks at random.
+#: Findings that a part of the model has no effect, or a bad one: meaningless where the whole model ranks at random.
 NO_EFFECT = frozenset(
     {
         "uniform_attention",
@@ -27,6 +27,7 @@ NO_EFFECT = frozenset(
         "context_does_nothing",
         "history_does_nothing",
         "field_does_nothing",
+        "harmful",
     }
 )
 
@@ -72,7 +73,7 @@ def is_negligible(auc_drop: float, noise: float) -> bool:
 
 def find_harmful(section: str, subject: str, change: str, auc_drop: float, noise: float) -> Iterator[Finding]:
     """Yield a warning where a change of the model or of its input raises the AUC."""
-    if auc_drop < 0 and not is_negligible(auc_drop, noise):
+    if auc_drop < -max(2 * noise, NEGLIGIBLE_AUC):  # twice: many parts are looked at
         text = f"{subject} is harmful: {change} raises the AUC by {-auc_drop:.4f} (noise {noise:.4f})"
         advice = "it may fit the training examples only: train without it, or with more regularization, and compare"
         yield Finding(WARNING, section, "harmful", subject, text, advice)

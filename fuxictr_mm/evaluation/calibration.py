@@ -53,6 +53,12 @@ class Calibrator:
     method: str
     parameters: dict[str, Any]
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all predictions become the same."""
+        lowest, highest = self(np.array([0.0, 1.0]))
+        return bool(lowest == highest)
+
     def __call__(self, prediction: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities ``(R,)`` float64 of predictions ``(R,)``."""
         fitted = self.parameters
@@ -231,7 +237,6 @@ def describe(found: Mapping[str, Any], method: str) -> str:
         line += f"; {best} reaches {found['methods'][best]['logloss']:.4f}"
     elif after["logloss"] > before["logloss"]:
         line += "; no better than without"
-    lowest, highest = calibrator_of(found, method)(np.array([0.0, 1.0]))
-    if lowest == highest:
-        line += "; all are the same now, since higher predictions have no more clicks"
+    if calibrator_of(found, method).is_constant:
+        line += "; all are the same now, since the slope would be negative: leave the calibration out"
     return line

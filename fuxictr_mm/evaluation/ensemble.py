@@ -61,6 +61,7 @@ SHARED = (
     "metrics",
     "monitor",
     "monitor_mode",
+    "sep",
     "task",
     "train_data",
     "valid_data",

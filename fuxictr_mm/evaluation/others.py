@@ -25,8 +25,11 @@ ENDINGS = (".csv", ".parquet")
 #: Names of a column of scores, in this order and in any case; without one of them, the only column of fractions.
 SCORES = ("prediction", "score", "probability", "y_pred", "pred", "logit", "task1", "task2", "task1&2")
 
-#: Names of a column that counts the rows from 0, in any case; the last three are of an index that pandas wrote.
-ROW_NUMBERS = ("id", "row", "row_id", "index", "", "unnamed: 0", "__index_level_0__")
+#: Names of an index that pandas wrote, in any case: it numbers the rows of one file, and joins none.
+INDEXES = ("", "unnamed: 0", "__index_level_0__")
+
+#: Names of a column that counts the rows from 0, in any case.
+ROW_NUMBERS = ("id", "row", "row_id", "index", *INDEXES)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     column = _score_column(path, table)
     label_name = task or _label_name(like)
     known = label == label
-    others = [name for name in table.column_names if name not in (column, label_name)]
-    keys = _keys_of(path, others, like, split, label_name, label) if others else {}
+    others = [n for n in table.column_names if n not in (column, label_name) and n.lower() not in INDEXES]
+    keys = _keys_of(path, table.select(others), like, split, label_name, label) if others else {}
     order, how = _order(path, table, column, len(label), keys)
     score = table[column].to_numpy()[order].astype(np.float64)
     if not np.isfinite(score).all():
@@ -148,30 +151,35 @@ def _score_column(path: Path, table: pa.Table) -> str:
 
 
 def _keys_of(
-    path: Path, names: Sequence[str], like: Run, split: str, label_name: str, label: np.ndarray
+    path: Path, columns: pa.Table, like: Run, split: str, label_name: str, label: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return those of some columns that the rows of a run have as well, as integers or texts, each ``(n,)``."""
     import pyarrow as pa
 
+    names = columns.column_names
+    texts = [field.name for field in columns.schema if pa.types.is_string(field.type)]
     try:
-        table = _read_data(like, f"{split}_data", [*names, label_name])
+        table = _read_data(like, f"{split}_data", [*names, label_name], texts)
+        if label_name not in table.column_names:
+            raise DataError(f"{like.config[f'{split}_data']} has no column {label_name}")
         if split == "valid" and len(table) != len(label) and like.config.get("train_data"):
             # Out-of-fold predictions are of train and valid, by time without the rows at the beginning.
             table = pa.concat_tables(
-                [_read_data(like, "train_data", table.column_names), table], promote_options="permissive"
+                [_read_data(like, "train_data", table.column_names, texts), table], promote_options="permissive"
             )
             table = table.slice(max(len(table) - len(label), 0))
     except (UserError, pa.ArrowException) as error:
         unknown = [name for name in names if name.lower() not in (*SCORES, *ROW_NUMBERS)]
         if not unknown:
             return {}
+        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: {', '.join(unknown)}: cannot be looked up ({error}); write the scores alone, in order"
+            f"{path}: {', '.join(unknown)}: cannot be looked up ({reason}); write the scores alone, in order"
         ) from None
     kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
     shared = [f.name for f in table.schema if f.name != label_name and any(kind(f.type) for kind in kinds)]
     known = label == label
-    theirs = table[label_name].to_numpy() if label_name in table.column_names else ()
+    theirs = table[label_name].to_numpy()
     if shared and not (len(theirs) == len(label) and np.array_equal(theirs[known], label[known])):
         raise DataError(
             f"{path}: {', '.join(shared)}: cannot be looked up, {like.config[f'{split}_data']} does not hold the rows "
@@ -180,8 +188,8 @@ def _keys_of(
     return {name: table[name].to_numpy() for name in shared}
 
 
-def _read_data(run: Run, setting: str, names: Sequence[str]) -> pa.Table:
-    """Return those of some columns that a data file of a run has."""
+def _read_data(run: Run, setting: str, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
+    """Return those of some columns that a data file of a run has; of CSV files, ``texts`` as texts."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -191,14 +199,17 @@ def _read_data(run: Run, setting: str, names: Sequence[str]) -> pa.Table:
         raise DataError(f"{run.run} has no {setting}")
     if run.config.get("data_format") != "csv":
         present = [name for name in schema_of(part_files(data)[0]).names if name in names]
-        return pa.Table.from_batches([batch.select(present) for _, batch in read_rows(data, present)])
+        batches = [pa.Table.from_batches([batch.select(present)]) for _, batch in read_rows(data, present)]
+        return pa.concat_tables(batches, promote_options="permissive")
     parsing = csv.ParseOptions(delimiter=run.config.get("sep", ","), newlines_in_values=True)
-    converting = csv.ConvertOptions(include_columns=names, include_missing_columns=True)
+    converting = csv.ConvertOptions(
+        include_columns=names, include_missing_columns=True, column_types=dict.fromkeys(texts, pa.string())
+    )
     tables = [
         csv.read_csv(file, parse_options=parsing, convert_options=converting) for file in part_files(data, ".csv")
     ]
     table = pa.concat_tables(tables, promote_options="permissive")
-    return table.select([field.name for field in table.schema if not pa.types.is_null(field.type)])
+    return table.select([name for name in table.column_names if table[name].null_count < len(table)])
 
 
 def _order(

@@ -46,14 +46,14 @@ def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         ("groups", "Importance of feature groups"),
         ("fields", "Importance of fields"),
     ):
-        entries = sorted(section.get(part, []), key=lambda e: -e["auc_lost"])[:MOST_DIAGNOSIS_ROWS]
+        entries = sorted(section.get(part, []), key=lambda e: -e["auc_lost"])
         if not entries:
             continue
         drops = [(e["name"], e["auc_lost"], e["noise"]) for e in entries]
         kinds = [" (embeddings)" if e.get("kind") == "vectors" else "" for e in entries]
         rows = [
             _drop(f"{name}{kind}", drop, noise, SERIES[0])
-            for (name, drop, noise), kind in zip(drops, kinds, strict=True)
+            for (name, drop, noise), kind in zip(drops[:MOST_DIAGNOSIS_ROWS], kinds, strict=False)
         ]
         name, drop, noise = drops[0]
         caption = f"Permuting {name} costs most: {decimal(drop)} AUC (±\u00a0{decimal(noise)}). {_without_gain(drops)}"

@@ -178,9 +178,8 @@ class _Fitting:
         model._stop_training = progress.worse >= model._early_stop_patience
         model._steps_per_epoch = self.batches
         model._planned_steps = self.epochs * len(self.train)
-        warmup = getattr(getattr(model, "schedule", None), "warmup_steps", 0)
-        if warmup >= model._planned_steps:
-            logger.warning(f"warmup_steps is {warmup}, of {model._planned_steps} steps: the learning rate only rises")
+        for line in without_effect(model):
+            logger.warning(line)
         for callback in self.callbacks:
             callback.begin(progress.step)
         self.speed = _Speed()
@@ -258,6 +257,23 @@ class _Fitting:
             self.checkpoint.wait()
             where = f"epoch {epoch + 1}, batch {index + 1} of {self.batches}"
             raise Interrupted(f"stopped at {where}; the same command with --resume continues", int(signal))
+
+
+def without_effect(model: BaseModel) -> list[str]:
+    """Return a line for each setting of training that a run of the planned steps does not reach."""
+    if not isinstance(settings := getattr(model, "_settings", None), ModelSettings):
+        return []
+    steps, found = model._planned_steps, []
+    if settings.warmup_steps >= steps:
+        found.append(f"warmup_steps is {settings.warmup_steps}, of {steps} steps: the learning rate only rises")
+    if settings.swa_start is not None and settings.swa_start >= (updates := steps // settings.accumulation_steps):
+        found.append(f"swa_start is {settings.swa_start}, of {updates} updates: no weights are averaged")
+    if 1 < settings.plateau_patience >= settings.early_stop_patience:
+        found.append(
+            f"plateau_patience is {settings.plateau_patience}, but training stops after early_stop_patience: "
+            f"{settings.early_stop_patience} evaluations without improvement: the learning rate is never reduced"
+        )
+    return found
 
 
 @contextmanager

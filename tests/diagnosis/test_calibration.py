@@ -66,6 +66,8 @@ def test_recalibration_is_logistic_regression():
     reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logit[:, None], label)
     assert intercept == pytest.approx(reference.intercept_[0], abs=1e-4)
     assert slope == pytest.approx(reference.coef_[0, 0], abs=1e-4)
+    backwards = calibration.recalibrate(label, 1 / (1 + np.exp(logit)))
+    assert backwards == pytest.approx((intercept, -slope), abs=1e-4)
     separable = np.array([0.0, 0, 1, 1])
     assert calibration.recalibrate(separable, np.array([0.1, 0.2, 0.8, 0.9])) is None
     assert calibration.recalibrate(separable, np.full(4, 0.5)) is None

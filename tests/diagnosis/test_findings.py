@@ -28,7 +28,7 @@ def test_at_chance_parts_without_effect_are_left_out():
     assert [f.code for f in ordered(found)] == [MODEL_AT_CHANCE, "a"]
 
 
-@pytest.mark.parametrize(("drop", "found"), [(-0.02, 1), (-0.004, 0), (0.02, 0)])
+@pytest.mark.parametrize(("drop", "found"), [(-0.02, 1), (-0.008, 0), (-0.004, 0), (0.02, 0)])
 def test_what_raises_the_auc_when_it_is_changed_is_harmful(drop, found):
     harmful = list(find_harmful("importance", "image", "permuting it", drop, 0.005))
     assert [(f.severity, f.code, f.subject) for f in harmful] == [(WARNING, "harmful", "image")] * found

@@ -126,6 +126,36 @@ def test_the_index_of_a_pandas_frame_orders_rows(made, tmp_path):
     assert "plain.csv: rows in file order" in compare(names, users, samples=100).notes
 
 
+def test_the_index_of_a_pandas_frame_joins_no_rows(made, tmp_path):
+    give, frame = made
+    part = frame[["label", "item", "user"]].set_axis(range(1000, 1000 + len(frame)))  # as after a split
+    part.to_csv(tmp_path / "valid.csv")
+    run = give(valid_data=tmp_path / "valid.csv", data_format="csv")
+    frame[["score"]].to_csv(tmp_path / "x.csv")
+    found = read_file(tmp_path / "x.csv", run)
+    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+    assert found.description.startswith("rows ordered by")
+
+
+def test_texts_of_digits_are_joined_as_texts(made, tmp_path):
+    give, frame = made
+    texts = frame.assign(item=[f"{i:05d}" for i in range(len(frame))])
+    texts[["label", "item"]].to_csv(tmp_path / "valid.csv", index=False)
+    run = give(valid_data=tmp_path / "valid.csv", data_format="csv")
+    texts[["item", "score"]].sample(frac=1, random_state=1).to_parquet(tmp_path / "x.parquet", index=False)
+    found = read_file(tmp_path / "x.parquet", run)
+    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+    assert found.description == "rows joined by item"
+
+
+def test_a_separator_that_does_not_fit_the_data_is_no_reason_to_take_the_order(made, tmp_path):
+    give, frame = made
+    frame[["label", "item", "user"]].to_csv(tmp_path / "valid.csv", sep=";", index=False)
+    run = give(valid_data=tmp_path / "valid.csv", data_format="csv")
+    with raises_naming(DataError, "x.csv: user, item: ", "valid.csv"):
+        read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
+
+
 @pytest.mark.parametrize("left_out", [0, 30])  # as of folds by time
 def test_ids_of_out_of_fold_predictions_are_those_of_train_and_valid(left_out, made, tmp_path):
     give, frame = made

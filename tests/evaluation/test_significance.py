@@ -107,6 +107,13 @@ def test_the_interval_of_many_examples_is_delongs():
     assert (found["low"], found["high"]) == pytest.approx((ranking.auc - half, ranking.auc + half), abs=5e-4)
 
 
+def test_the_interval_of_some_hundred_examples_is_hardly_wider_than_delongs():
+    label = np.repeat([1.0, 0.0], 200)
+    ranking = Ranking(label, np.random.default_rng(0).normal(label, 1))
+    found = auc_with_interval(label, ranking.score)
+    assert 1 < (found["high"] - found["low"]) / (2 * 1.959964 * delong_error([ranking])) < 1.05
+
+
 def test_each_sample_has_as_many_users():
     drawn = sample_users(7, 50, np.random.default_rng(0))
     assert drawn.shape == (7, 50)

@@ -16,7 +16,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def twins(ours: type[nn.Module], theirs: type[nn.Module], *arguments: Any, **options: Any) -> tuple[Any, Any]:
+def same_weights(ours: type[nn.Module], theirs: type[nn.Module], *arguments: Any, **options: Any) -> tuple[Any, Any]:
     """Return our layer and FuxiCTR's with the same parameters, in float64; the state dict of each fits the other."""
     torch.manual_seed(1)
     their_layer = theirs(*arguments, **options).double()

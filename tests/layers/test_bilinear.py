@@ -6,7 +6,7 @@ from fuxictr.pytorch import layers as fuxictr_layers
 
 from fuxictr_mm.layers import BilinearInteraction
 from tests.errors import raises_naming
-from tests.layers.conftest import twins
+from tests.layers.conftest import same_weights
 
 TYPES = ["field_all", "field_each", "field_interaction"]
 
@@ -14,7 +14,7 @@ TYPES = ["field_all", "field_each", "field_interaction"]
 @pytest.mark.parametrize("bilinear_type", TYPES)
 @pytest.mark.parametrize(("batch", "fields"), [(1, 4), (5, 4), (3, 2)])
 def test_equals_fuxictr_and_the_formula(assert_same, bilinear_type, batch, fields):
-    ours, theirs = twins(BilinearInteraction, fuxictr_layers.BilinearInteraction, fields, 3, bilinear_type)
+    ours, theirs = same_weights(BilinearInteraction, fuxictr_layers.BilinearInteraction, fields, 3, bilinear_type)
     inputs = torch.randn(batch, fields, 3, dtype=torch.float64, requires_grad=True)
     assert_same(ours(inputs), theirs(inputs), [inputs], ours, theirs)
 

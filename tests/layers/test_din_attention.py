@@ -5,7 +5,7 @@ import torch
 from fuxictr.pytorch.layers import DIN_Attention
 
 from fuxictr_mm.layers import DINAttention, Jagged
-from tests.layers.conftest import target_of, twins
+from tests.layers.conftest import target_of, same_weights
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -21,21 +21,21 @@ OPTIONS = [
 @pytest.mark.parametrize("lengths", WITH_EMPTY)
 @pytest.mark.parametrize("repeated", [True, False])
 def test_equals_fuxictr_without_softmax(assert_same_attention, side, lengths, options, repeated):
-    layers = twins(DINAttention, DIN_Attention, WIDTH, **options)
+    layers = same_weights(DINAttention, DIN_Attention, WIDTH, **options)
     assert_same_attention(*layers, lengths, WIDTH, side, repeated=repeated)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
 def test_equals_fuxictr_with_softmax(assert_same_attention, side, lengths, options):
-    layers = twins(DINAttention, DIN_Attention, WIDTH, use_softmax=True, **options)
+    layers = same_weights(DINAttention, DIN_Attention, WIDTH, use_softmax=True, **options)
     assert_same_attention(*layers, lengths, WIDTH, side)
 
 
 @pytest.mark.parametrize("options", [{"hidden_activations": "Dice"}, {"batch_norm": True}])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_statistics_equal_fuxictr_on_full_histories(assert_same_attention, options, training):
-    ours, theirs = twins(DINAttention, DIN_Attention, WIDTH, **options)
+    ours, theirs = same_weights(DINAttention, DIN_Attention, WIDTH, **options)
     for layer in (ours, theirs):
         layer.train(training)
         for name, parameter in layer.named_parameters():

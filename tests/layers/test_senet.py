@@ -4,13 +4,13 @@ from fuxictr.pytorch.layers import SqueezeExcitation
 
 from fuxictr_mm.layers import SENet
 from tests.errors import raises_naming
-from tests.layers.conftest import twins
+from tests.layers.conftest import same_weights
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "Sigmoid"])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_equals_fuxictr_and_the_formula(assert_same, activation, batch):
-    ours, theirs = twins(SENet, SqueezeExcitation, 7, 3, activation)
+    ours, theirs = same_weights(SENet, SqueezeExcitation, 7, 3, activation)
     fields = torch.randn(batch, 7, 4, dtype=torch.float64, requires_grad=True)
     result = ours(fields)
     assert_same(result, theirs(fields), [fields], ours, theirs)

@@ -6,7 +6,7 @@ from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
 
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 from tests.errors import raises_naming
-from tests.layers.conftest import target_of, twins
+from tests.layers.conftest import target_of, same_weights
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -23,7 +23,7 @@ OPTIONS = [
 @pytest.mark.parametrize("lengths", WITHOUT_EMPTY)
 @pytest.mark.parametrize("repeated", [True, False])
 def test_equals_fuxictr(assert_same_attention, side, lengths, options, repeated):
-    layers = twins(MultiHeadTargetAttention, DenseAttention, WIDTH, **options)
+    layers = same_weights(MultiHeadTargetAttention, DenseAttention, WIDTH, **options)
     assert_same_attention(*layers, lengths, WIDTH, side, repeated=repeated)
 
 

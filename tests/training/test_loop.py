@@ -1,6 +1,7 @@
 """The loop decides as FuxiCTR's does, and stops at the first number that cannot be trusted."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.training import loop
@@ -207,3 +209,18 @@ def test_a_single_sample_for_batch_norm_ends_in_one_line(tmp_path):
     model.train_step = lambda batch: nn.BatchNorm1d(3)(torch.zeros(1, 3)).sum()
     with raises_naming(DataError, "epoch 1, batch 1", "batch_size"):
         loop.fit(model, BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"warmup_steps": 10}, ["warmup_steps"]),
+        ({"swa_start": 5, "accumulation_steps": 2}, ["swa_start"]),
+        ({"plateau_patience": 2}, ["plateau_patience"]),
+        ({"warmup_steps": 9, "swa_start": 9, "plateau_patience": 2, "early_stop_patience": 3}, []),
+    ],
+)
+def test_settings_that_a_run_does_not_reach_are_named(settings, named):
+    model = SimpleNamespace(_settings=ModelSettings(**settings), _planned_steps=10)
+    assert [line.split()[0] for line in loop.without_effect(model)] == named
+    assert loop.without_effect(SimpleNamespace(_planned_steps=10)) == []
