@@ -5,7 +5,7 @@ import torch
 from fuxictr.pytorch.layers import DIN_Attention
 
 from fuxictr_mm.layers import DINAttention, Jagged
-from tests.layers.conftest import target_of, same_weights
+from tests.layers.conftest import same_weights, target_of
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]

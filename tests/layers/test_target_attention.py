@@ -6,7 +6,7 @@ from fuxictr.pytorch.layers import MultiHeadTargetAttention as DenseAttention
 
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 from tests.errors import raises_naming
-from tests.layers.conftest import target_of, same_weights
+from tests.layers.conftest import same_weights, target_of
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
