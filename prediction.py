@@ -133,12 +133,13 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 
 def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
-    """Return calibrated scores, and print what the calibration changes on the validation rows."""
+    """Return calibrated scores, and print what changes on the validation rows; one that makes all equal is left out."""
     from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
 
     found = calibrate_run(run)
     print(describe(found, method))
-    return calibrator_of(found, method)(scores)
+    calibrator = calibrator_of(found, method)
+    return scores if calibrator.is_constant else calibrator(scores)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def search(job: Job) -> tuple[float, str]:
     logging.basicConfig(level=logging.WARNING)
     name = job.expid.removesuffix("_zoo")
     space, first = (FACTOR_SPACE, FACTOR_FIRST) if name == "LightFM" else (SPACE, FIRST)
+    constants = {"model_root": str(job.out / "runs"), "tensorboard": False}
     path = job.out / f"{name}.yaml"
     content = {
         "base_config": str(job.config),
@@ -128,10 +129,10 @@ def search(job: Job) -> tuple[float, str]:
         "search": "tpe",
         "trials": MOST_TRIALS,
         "pruning": True,
-        "tuner_space": {**space, "model_root": str(job.out / "runs"), "tensorboard": False},
+        "tuner_space": space | constants,
     }
     write_entries(path, content, path)
-    tuner = dataclasses.replace(read_tuner(path), first=first)
+    tuner = dataclasses.replace(read_tuner(path), first=first | constants)
     results: list[TrialResult] = []
     trials = 0
     while minutes_of(results) < job.minutes and trials < MOST_TRIALS:

@@ -238,5 +238,5 @@ def describe(found: Mapping[str, Any], method: str) -> str:
     elif after["logloss"] > before["logloss"]:
         line += "; no better than without"
     if calibrator_of(found, method).is_constant:
-        line += "; all are the same now, since the slope would be negative: leave the calibration out"
+        line += "; not applied, since no slope is positive, and all scores would be the same"
     return line

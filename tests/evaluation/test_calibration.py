@@ -63,6 +63,8 @@ def test_predictions_that_rank_backwards_become_the_click_rate(method):
     truth, label = world()
     found = fit(method, label, 1 - truth)
     np.testing.assert_allclose(found(np.linspace(0, 1, 5)), label.mean(), atol=1e-6)
+    assert found.is_constant
+    assert not fit(method, label, truth).is_constant
 
 
 @pytest.fixture
