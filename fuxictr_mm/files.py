@@ -121,8 +121,9 @@ def check_outputs(
         twice, a folder, existing, or in a folder that cannot be written.
     """
     # As ``data.parquet.part_files`` reads a path: the ending may be left out, and folders may have Hive partitions.
-    named = [(Path(path), Path(f"{path}{ending}")) for path in inputs if path for ending in (".parquet", ".csv")]
-    read = {path.resolve() for pair in named for path in pair if path == pair[0] or path.is_file()}
+    named = [Path(path) for path in inputs if path]
+    endings = [Path(f"{path}{ending}") for path in named for ending in (".parquet", ".csv")]
+    read = {path.resolve() for path in [*named, *filter(Path.is_file, endings)]}
     seen: set[Path] = set()
     for output in outputs:
         if output is None:
