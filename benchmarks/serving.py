@@ -137,11 +137,15 @@ def dnn_alone(dnn: nn.Module, rows: torch.Tensor, folder: Path) -> Callable[[], 
 
 
 def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
-    """Return p50, p99 and the median CPU time of each in ms; they take turns."""
+    """Return p50, p99 and the median CPU time of each in ms; they take turns.
+
+    Each runs once before it is timed: a server repeats one of them, with its weights in the cache.
+    """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 3):
         for name, run in runs.items():
+            run()
             started, used = time.perf_counter(), time.process_time()
             run()
             if repeat >= 3:
