@@ -32,16 +32,23 @@ def _drop(name: str, drop: float, noise: float, colour: str) -> Dot:
     return Dot(name, drop, drop - noise, drop + noise, MUTED if abs(drop) <= noise else colour)
 
 
-def _without_gain(drops: Sequence[tuple[str, float, float]]) -> str:
-    """Return which of these, each with its AUC drop and noise, have no effect and which are harmful."""
+def _without_gain(drops: Sequence[tuple[str, float, float]], harmful: Sequence[str]) -> str:
+    """Return which of these, each with its AUC drop and noise, have no effect, and which findings call harmful."""
     idle = [name for name, drop, noise in drops if abs(drop) <= noise]
-    harmful = [name for name, drop, noise in drops if -drop > noise]
     found = [f"No more than noise: {listed(idle)}."] if idle else []
     found += [f"Harmful, the AUC rises: {listed(harmful)}."] if harmful else []
-    return " ".join(found) or "Each costs more than noise."
+    return " ".join(found) or ("Each costs more than noise." if all(drop > 0 for _, drop, _ in drops) else "")
 
 
-def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
+def _harmful(diagnosis: Mapping[str, Any], section: str, subjects: Mapping[str, str]) -> list[str]:
+    """Return the values of the subjects of a section that a finding calls harmful."""
+    warned = {
+        f.get("subject") for f in _findings(diagnosis) if (f.get("section"), f.get("code")) == (section, "harmful")
+    }
+    return [name for subject, name in subjects.items() if subject in warned]
+
+
+def _importance(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
     for part, title in (
         ("groups", "Importance of feature groups"),
         ("fields", "Importance of fields"),
@@ -56,7 +63,9 @@ def _importance(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
             for (name, drop, noise), kind in zip(drops[:MOST_DIAGNOSIS_ROWS], kinds, strict=False)
         ]
         name, drop, noise = drops[0]
-        caption = f"Permuting {name} costs most: {decimal(drop)} AUC (±\u00a0{decimal(noise)}). {_without_gain(drops)}"
+        harmful = _harmful(diagnosis, "importance", {name: name for name, _, _ in drops})
+        costs_most = f"Permuting {name} costs most: {decimal(drop)} AUC (±\u00a0{decimal(noise)})."
+        caption = f"{costs_most} {_without_gain(drops, harmful)}".strip()
         yield dots(title, caption, rows, "AUC drop when permuted, ± 95 % noise", reference=0.0, bars=True)
 
 
@@ -91,7 +100,7 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         )
 
 
-def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
+def _heads(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
     for entry in section:
         heads = entry["heads"]
         drops = [(f"head {h['head']}", h["removed_auc_lost"], h["removed_noise"]) for h in heads]
@@ -102,11 +111,14 @@ def _heads(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         if not rows:
             continue
         top = max(heads, key=lambda h: h["removed_auc_lost"])
+        subjects = {f"{entry['attention']} head {h['head']}": f"head {h['head']}" for h in heads}
+        subjects[entry["attention"]] = "all of it"
+        harmful = _harmful(diagnosis, "heads", subjects)
         caption = (
             f"Of {plural(len(heads), 'head')} of {entry['attention']}, head {top['head']} contributes most: without it "
             f"the AUC drops by {decimal(top['removed_auc_lost'])}, without all heads by "
-            f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops)}"
-        )
+            f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops, harmful)}"
+        ).strip()
         label = "AUC drop without the head, ± 95 % noise"
         yield dots(f"Heads of {entry['attention']}", caption, rows, label, reference=0.0, bars=True)
 
@@ -200,9 +212,12 @@ SECTIONS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Plot]]] = {
 
 def findings_of(diagnosis: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return severity, text and advice of the findings, as texts."""
+    return [{key: str(f.get(key, "")) for key in ("severity", "text", "advice")} for f in _findings(diagnosis)]
+
+
+def _findings(diagnosis: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     found = diagnosis.get("findings")
-    entries = [f for f in found if isinstance(f, Mapping)] if isinstance(found, list) else []
-    return [{key: str(f.get(key, "")) for key in ("severity", "text", "advice")} for f in entries]
+    return [f for f in found if isinstance(f, Mapping)] if isinstance(found, list) else []
 
 
 def neighbours_of(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,8 +5,16 @@ import pytest
 from fuxictr_mm.report.diagnosis_figures import plot_diagnosis
 
 
-@pytest.mark.parametrize(("drop", "said"), [(-0.05, "Harmful"), (-0.001, "No more than noise"), (0.05, "Each costs")])
-def test_a_rise_of_the_auc_is_not_noise(drop, said):
+@pytest.mark.parametrize(
+    ("drop", "warned", "said"),
+    [
+        (-0.05, True, "Harmful"),
+        (-0.015, False, None),  # more than its noise, which is expected of some of many parts
+        (-0.001, False, "No more than noise"),
+        (0.05, False, "Each costs"),
+    ],
+)
+def test_captions_say_what_the_findings_say(drop, warned, said):
     entries = [("text", 0.1), ("image", drop)]
     groups = [{"name": name, "kind": "modality", "auc_lost": value, "noise": 0.01} for name, value in entries]
     heads = [
@@ -14,7 +22,14 @@ def test_a_rise_of_the_auc_is_not_noise(drop, said):
         for head, (_, value) in enumerate(entries)
     ]
     of_heads = [{"attention": "attention", "all_removed_auc_lost": 0.1, "heads": heads}]
-    plots, notes = plot_diagnosis({"importance": {"groups": groups, "fields": []}, "heads": of_heads})
+    findings = [
+        {"section": section, "code": "harmful", "subject": subject}
+        for section, subject in (("importance", "image"), ("heads", "attention head 1"))
+        if warned
+    ]
+    diagnosis = {"importance": {"groups": groups, "fields": []}, "heads": of_heads, "findings": findings}
+    plots, notes = plot_diagnosis(diagnosis)
     assert (len(plots), notes) == (2, [])
     for plot in plots:
-        assert said in plot.caption
+        claims = [claim for claim in ("Harmful", "No more than noise", "Each costs") if claim in plot.caption]
+        assert claims == ([said] if said else [])
