@@ -1,6 +1,7 @@
 """A Triton model repository: its configurations follow Triton's schema, and its ensemble scores as the export does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -12,8 +13,16 @@ from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.manifest import read_manifest
 
 pytest.importorskip("onnxscript")
-schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-text_format = pytest.importorskip("google.protobuf.text_format")
+pytest.importorskip("google.protobuf")
+from google.protobuf import descriptor_pool, message_factory, text_format
+
+#: ``model_config.proto`` of NVIDIA Triton Inference Server, compiled, out of tritonclient 2.73.0, which itself would hold
+#: protobuf at an older version.
+SCHEMA = Path(__file__).resolve().parents[1] / "fixtures" / "triton" / "model_config.binpb"
+POOL = descriptor_pool.DescriptorPool()
+POOL.AddSerializedFile(SCHEMA.read_bytes())
+ModelConfig = message_factory.GetMessageClass(POOL.FindMessageTypeByName("inference.ModelConfig"))
+DATA_TYPES = POOL.FindEnumTypeByName("inference.DataType").values_by_number
 
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
 
@@ -25,7 +34,7 @@ class Triton:
         self.folder = folder
         self.configs, self.sessions = {}, {}
         for path in folder.glob("*/config.pbtxt"):
-            config = text_format.Parse(path.read_text(), schema.ModelConfig())
+            config = text_format.Parse(path.read_text(), ModelConfig())
             assert config.name == path.parent.name
             assert (path.parent / "1").is_dir()
             self.configs[config.name] = config
@@ -38,7 +47,7 @@ class Triton:
     def check(self, ports, values):
         assert {port.name for port in ports} == values.keys()
         for port in ports:
-            assert values[port.name].dtype == TYPES[schema.DataType.Name(port.data_type)]
+            assert values[port.name].dtype == TYPES[DATA_TYPES[port.data_type].name]
             assert len(values[port.name].shape) == len(port.dims)
             assert all(dim in (-1, size) for dim, size in zip(port.dims, values[port.name].shape, strict=True))
 
@@ -61,10 +70,11 @@ class Triton:
 def test_the_ensemble_scores_candidates(exported, tmp_path):
     Repository(exported, tmp_path, "x", read_manifest(exported)).write()
     triton, ours = Triton(tmp_path), Export(exported)
-    names = {"x", "x_items", "x_user", "x_candidates", "x_context_likes_level", "x_context_views_level"}
+    names = {"x", "x_newest", "x_items", "x_user", "x_candidates", "x_context_likes_level", "x_context_views_level"}
     assert triton.configs.keys() == names
     context = {"likes_level": 3, "views_level": 2}
-    for history, candidates in (([5, 6, 7], [8, 9]), ([5], [8]), ([], [8, 9, 10])):
+    assert ours.items.max_len < 30  # of the longest, the newest items count
+    for history, candidates in (([5, 6, 7], [8, 9]), ([5], [8]), ([], [8, 9, 10]), ([*range(1, 31)], [8, 9])):
         inputs = {
             "history": np.array(history, dtype=np.int64),
             "candidates": np.array(candidates, dtype=np.int64),
