@@ -16,8 +16,8 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("google.protobuf")
 from google.protobuf import descriptor_pool, message_factory, text_format
 
-#: ``model_config.proto`` of NVIDIA Triton Inference Server, compiled, out of tritonclient 2.73.0, which itself would hold
-#: protobuf at an older version.
+#: ``model_config.proto`` of NVIDIA Triton Inference Server, compiled, out of tritonclient 2.73.0. That package itself
+#: would hold protobuf at an older version.
 SCHEMA = Path(__file__).resolve().parents[1] / "fixtures" / "triton" / "model_config.binpb"
 POOL = descriptor_pool.DescriptorPool()
 POOL.AddSerializedFile(SCHEMA.read_bytes())
