@@ -34,6 +34,7 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+# tritonclient without what it requires, older versions of others: a test reads its schema alone.
 # torch first and pinned: left to a dependency, pip may take a build with gigabytes of CUDA.
 $(STAMP): requirements.txt requirements-scale-cpu.txt setup.py pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(None if (3, 10) <= sys.version_info[:2] <= (3, 13) else f'Python {sys.version.split()[0]}: 3.10 to 3.13 are supported; make PYTHON=python3.11')"
@@ -41,6 +42,7 @@ $(STAMP): requirements.txt requirements-scale-cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-scale-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tritonclient==2.73.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(STAMP)
 

@@ -1,7 +1,9 @@
 """A Triton model repository: its configurations follow Triton's schema, and its ensemble scores as the export does."""
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,16 +15,20 @@ from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.manifest import read_manifest
 
 pytest.importorskip("onnxscript")
-pytest.importorskip("google.protobuf")
-from google.protobuf import descriptor_pool, message_factory, text_format
+pytest.importorskip("tritonclient", reason="Triton's schema")
+text_format = pytest.importorskip("google.protobuf.text_format")
 
-#: ``model_config.proto`` of NVIDIA Triton Inference Server, compiled, out of tritonclient 2.73.0. That package itself
-#: would hold protobuf at an older version.
-SCHEMA = Path(__file__).resolve().parents[1] / "fixtures" / "triton" / "model_config.binpb"
-POOL = descriptor_pool.DescriptorPool()
-POOL.AddSerializedFile(SCHEMA.read_bytes())
-ModelConfig = message_factory.GetMessageClass(POOL.FindMessageTypeByName("inference.ModelConfig"))
-DATA_TYPES = POOL.FindEnumTypeByName("inference.DataType").values_by_number
+
+def load_schema() -> Any:
+    """Load ``model_config.proto``, compiled, alone: the package around it needs more than the schema does."""
+    folder = Path(importlib.util.find_spec("tritonclient").origin).parent
+    spec = importlib.util.spec_from_file_location("model_config_pb2", folder / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+schema = load_schema()
 
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
 
@@ -34,7 +40,7 @@ class Triton:
         self.folder = folder
         self.configs, self.sessions = {}, {}
         for path in folder.glob("*/config.pbtxt"):
-            config = text_format.Parse(path.read_text(), ModelConfig())
+            config = text_format.Parse(path.read_text(), schema.ModelConfig())
             assert config.name == path.parent.name
             assert (path.parent / "1").is_dir()
             self.configs[config.name] = config
@@ -47,7 +53,7 @@ class Triton:
     def check(self, ports, values):
         assert {port.name for port in ports} == values.keys()
         for port in ports:
-            assert values[port.name].dtype == TYPES[DATA_TYPES[port.data_type].name]
+            assert values[port.name].dtype == TYPES[schema.DataType.Name(port.data_type)]
             assert len(values[port.name].shape) == len(port.dims)
             assert all(dim in (-1, size) for dim, size in zip(port.dims, values[port.name].shape, strict=True))
 
