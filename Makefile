@@ -35,12 +35,14 @@ docs: $(STAMP)
 	@echo "site/index.html"
 
 # torch first and pinned: left to a dependency, pip may take a build with gigabytes of CUDA.
+# tritonclient without what it requires, older versions of others: a test reads its schema alone.
 $(STAMP): requirements.txt requirements-scale-cpu.txt setup.py pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(None if (3, 10) <= sys.version_info[:2] <= (3, 13) else f'Python {sys.version.split()[0]}: 3.10 to 3.13 are supported; make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-scale-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tritonclient==2.73.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(STAMP)
 

@@ -36,6 +36,7 @@ class StateCache:
         self.num_bytes = self.hits = self.misses = 0
         self._states: OrderedDict[str, State] = OrderedDict()
         self._lock = threading.Lock()
+        self._reported = (0, 0)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -59,6 +60,13 @@ class StateCache:
             while self.num_bytes > self.max_bytes:
                 self.num_bytes -= _bytes(self._states.popitem(last=False)[1])
         return state
+
+    def new_counts(self) -> tuple[int, int]:
+        """Return hits and misses since the last call: of requests that run at once, each is counted once."""
+        with self._lock:
+            hits, misses = self.hits - self._reported[0], self.misses - self._reported[1]
+            self._reported = (self.hits, self.misses)
+        return hits, misses
 
 
 def _bytes(state: State) -> int:

@@ -196,8 +196,11 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
         return model.model_validate(content, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))[:200] or "body"
-        raise HttpError(422, f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        place, message = first["loc"], first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+        if place[-1:] == ("int",) and "new_items" not in place:  # of the two types of an id, the first
+            place, message = place[:-1], "Input should be an integer or a text"
+        where = ".".join(map(str, place))[:200] or "body"
+        raise HttpError(422, f"{where}: {message}") from None
 
 
 def _no_constant(name: str) -> float:

@@ -216,7 +216,6 @@ class Server:
 
     def _score_all(self, requests: list[ScoreRequest]) -> list[dict[str, Any]]:
         loaded = self.service.loaded  # all of an answer by one export
-        hits, misses = loaded.cache.hits, loaded.cache.misses
         found = [
             asdict(
                 self.service.score(
@@ -232,8 +231,9 @@ class Server:
             for r in requests
         ]
         self.metrics.candidates.inc(sum(len(r.candidates) + len(r.new_items) for r in requests))
-        self.metrics.cache.labels("yes").inc(max(loaded.cache.hits - hits, 0))
-        self.metrics.cache.labels("no").inc(max(loaded.cache.misses - misses, 0))
+        hits, misses = loaded.cache.new_counts()
+        self.metrics.cache.labels("yes").inc(hits)
+        self.metrics.cache.labels("no").inc(misses)
         return found
 
     async def health(self, _: Request) -> Response:

@@ -2,6 +2,7 @@
 
 Tables become graphs of one lookup each, so that they are loaded once: ``NAME_items``, ``NAME_context_FIELD``. Graphs of
 the export are models as they are. An ensemble ``NAME`` joins them: item numbers in, predictions out.
+``NAME_newest`` cuts its history as in training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from fuxictr_mm_serving.manifest import MANIFEST
 
 #: Files of the export that are kept: a client needs the vocabulary.
 KEPT = ("parity.json", "vocabulary.json")
+
+#: The ensemble's tensor of the items of a history that are read.
+NEWEST = "newest_history"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Repository:
         for name, table in tables.items():
             self._write_lookup(name, table, 2 if fields[name]["type"] == "sequence" else 1)
         graphs = ("user", "candidates") if "user" in self.manifest["graphs"] else ("rows",)
+        if graphs[0] == "user":
+            self._write_newest()
         ports = {graph: self._write_graph(graph) for graph in graphs}
         made = {output.name for graph in graphs[:-1] for output in ports[graph][1]}
         read = {port.name for graph in graphs[1:] for port in ports[graph][0]}
@@ -88,7 +94,7 @@ class Repository:
                 rows_of_items = port.name in ("items", "history", "candidates") and len(port.dims) == 2
                 table = "items" if rows_of_items else port.name
                 if port.name == "codes":  # of the same items as the embeddings
-                    ids = "history" if graph == "user" else "items"
+                    ids = NEWEST if graph == "user" else "items"
                     self.steps.append(Step(f"{self.name}_codes", {"ids": ids}, {"rows": "codes"}))
                     taken["codes"] = "codes"
                 elif rows_of_items or table in tables:
@@ -107,7 +113,8 @@ class Repository:
         length = [spec["max_len"]] if spec and spec["type"] == "sequence" else []
         of_user = [1] if spec and "user" in self.manifest["graphs"] else [-1]
         self.inputs[tensor] = Port(tensor, np.dtype(np.int64), (*of_user, *length))
-        self.steps.append(Step(f"{self.name}_{table}", {"ids": tensor}, {"rows": f"{tensor}_rows"}))
+        ids = NEWEST if tensor == "history" else tensor
+        self.steps.append(Step(f"{self.name}_{table}", {"ids": ids}, {"rows": f"{tensor}_rows"}))
         return f"{tensor}_rows"
 
     def _write_graph(self, graph: str) -> tuple[list[Port], list[Port]]:
@@ -119,6 +126,21 @@ class Repository:
         inputs, outputs = [_port(v) for v in content.input], [_port(v) for v in content.output]
         self._write_config(f"{self.name}_{graph}", inputs, outputs)
         return inputs, outputs
+
+    def _write_newest(self) -> None:
+        """Write a graph that keeps the newest items of a history, as many as the model was trained with."""
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        bounds = {"starts": -self.manifest["items"]["max_len"], "ends": np.iinfo(np.int64).max}
+        tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()]
+        ids, newest = (helper.make_tensor_value_info(n, TensorProto.INT64, [n]) for n in ("ids", "newest"))
+        nodes = [helper.make_node("Slice", ["ids", *bounds], ["newest"])]
+        graph = helper.make_graph(nodes, "newest", [ids], [newest], tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, str(self._folder_of(f"{self.name}_newest") / "model.onnx"))
+        self._write_config(f"{self.name}_newest", [_port(ids)], [_port(newest)])
+        self.steps.append(Step(f"{self.name}_newest", {"ids": "history"}, {"newest": NEWEST}))
 
     def _write_lookup(
         self, name: str, table: Mapping[str, str], id_dims: int, dtype: type[np.generic] = np.float32

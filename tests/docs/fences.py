@@ -13,7 +13,20 @@ PAGES = sorted(
 )
 
 #: A fence without a language is one of commands if its first line begins with one of these.
-PROGRAMS = ("python", "fuxictr-mm", "torchrun", "make", "pip", "mv", "cp", "tensorboard", "eval", "export", "curl")
+PROGRAMS = (
+    "python",
+    "fuxictr-mm",
+    "torchrun",
+    "make",
+    "pip",
+    "mv",
+    "cp",
+    "tensorboard",
+    "eval",
+    "export",
+    "curl",
+    "source",
+)
 SHELLS = ("bash", "sh", "console")
 
 _FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", flags=re.M | re.S)

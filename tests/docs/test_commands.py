@@ -104,6 +104,7 @@ NOT_RUN = {
     r"^torchrun --nproc-per-node 8": "needs eight GPUs; the options have to be those of the script",
     r"torchrun --nnodes ": "needs several hosts; tests/training/test_elastic.py starts two",
     r"scale\.ray_train ": "starts Ray; tests/scale/test_ray_train.py runs it",
+    r"^source \.venv/": "make demo makes the environment; it has to be that of the Makefile",
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
@@ -277,6 +278,8 @@ def check(command: Command, patch: pytest.MonkeyPatch) -> None:
     if program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
         assert set(words) <= set(targets), f"the Makefile has no target {words}"
+    elif program == "source" and words[0].startswith(".venv/"):
+        assert f"VENV   ?= {Path(words[0]).parts[0]}\n" in (ROOT / "Makefile").read_text()
     elif program == "pip":
         extras = _extras()
         asked = [name for word in words for name in re.findall(r"\[(.*)\]", word) for name in name.split(",")]

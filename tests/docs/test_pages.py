@@ -30,6 +30,15 @@ def name_of(fence):
     return f"{fence.page}:{fence.line}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_after_make_are_in_the_path(page):
+    """``make`` installs into an environment of its own: a shell that goes on has to activate it."""
+    for fence in fences(page):
+        lines = [line.split("#")[0].strip() for line in fence.text.splitlines()]
+        if "make demo" in lines and any(line.startswith(("python", "fuxictr-mm", "pip")) for line in lines):
+            assert "source .venv/bin/activate" in lines, f"{page}:{fence.line}"
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """A folder as a reader has it, and the names that a page takes as given."""

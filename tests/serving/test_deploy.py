@@ -64,10 +64,21 @@ def test_the_server_takes_the_arguments(manifest):
     assert found.host == "0.0.0.0"
     assert found.port == container["ports"][0]["containerPort"]
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert mounts[found.export]["readOnly"]
+    # Not the export itself: a folder that is a mount cannot be replaced by a rename.
+    assert mounts[str(Path(found.export).parent)]["readOnly"]
     volumes = {volume["name"] for volume in manifest["Deployment"]["spec"]["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in mounts.values()} == volumes
     assert "FUXICTR_MM_TOKEN" in {variable["name"] for variable in container["env"]}
+
+
+def test_the_folder_that_holds_the_export_is_mounted():
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    served = Path(parser.parse_args(entrypoint()).export)
+    (outside, inside) = re.search(r'-v "\$PWD/(\w+):(\S+):ro"', text).groups()
+    assert inside == str(served.parent)
+    assert f"--out {outside}/{served.name}" in text
 
 
 def test_nothing_runs_as_root_or_writes(manifest):

@@ -147,6 +147,7 @@ BAD = [
     (422, {**REQUEST, "candidates": []}, "candidates"),
     (422, {**REQUEST, "candidates": list(range(501))}, "500"),
     (422, {**REQUEST, "candidates": 5}, "candidates"),
+    (422, {**REQUEST, "candidates": [8, None]}, "candidates.1: "),
     (422, {**REQUEST, "candidates": [[1]]}, "candidates"),
     (422, {**REQUEST, "candidates": ["x"]}, "x"),
     (422, {**REQUEST, "candidates": [1.5]}, "candidates"),
@@ -190,6 +191,7 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert list(found.json()) == ["error"]
     assert named in found.json()["error"]
     assert "\n" not in found.json()["error"]
+    assert "Request" not in found.json()["error"]  # a name of our code
     assert len(found.json()["error"]) < 1000
 
 
@@ -469,6 +471,38 @@ def test_the_cache_counts_what_small_entries_take():
     real = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert real * 0.7 <= cache.num_bytes <= real * 3
+
+
+def test_the_least_recently_used_state_is_dropped_first():
+    entry = {"x": np.zeros(25)}
+    cache = StateCache(2500)  # of two such entries, with 800 bytes beside the numbers of each
+    for key in ("a", "b", "a", "c"):
+        cache.get(key, lambda: entry)
+    assert (cache.hits, cache.misses, len(cache)) == (1, 3, 2)
+    cache.get("a", lambda: pytest.fail("was used after b"))
+    assert cache.num_bytes <= cache.max_bytes
+    assert cache.get("d", lambda: {"x": np.zeros(500)})["x"].size == 500  # larger than the cache: not kept
+    assert len(cache) == 2
+
+
+def test_states_are_counted_once_though_requests_run_at_once(exported, monkeypatch):
+    app = make_app(Settings(folder=str(exported), concurrency=2))
+    score, both = app.state.service.score, threading.Barrier(2, timeout=10)
+
+    def together(**options):
+        found = score(**options)
+        both.wait()
+        return found
+
+    monkeypatch.setattr(app.state.service, "score", together)
+    with TestClient(app) as client:
+        others = [{**REQUEST, "history": [item]} for item in (5, 6)]
+        threads = [threading.Thread(target=client.post, args=("/score",), kwargs={"json": one}) for one in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 'fuxictr_mm_user_states_total{held="no"} 2.0' in client.get("/metrics").text
 
 
 def test_titles_of_too_many_items(client):

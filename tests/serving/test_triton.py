@@ -1,6 +1,9 @@
 """A Triton model repository: its configurations follow Triton's schema, and its ensemble scores as the export does."""
 
+import importlib.util
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,8 +15,20 @@ from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.manifest import read_manifest
 
 pytest.importorskip("onnxscript")
-schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+pytest.importorskip("tritonclient", reason="Triton's schema")
 text_format = pytest.importorskip("google.protobuf.text_format")
+
+
+def load_schema() -> Any:
+    """Load ``model_config.proto``, compiled, alone: the package around it needs more than the schema does."""
+    folder = Path(importlib.util.find_spec("tritonclient").origin).parent
+    spec = importlib.util.spec_from_file_location("model_config_pb2", folder / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+schema = load_schema()
 
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
 
@@ -61,10 +76,11 @@ class Triton:
 def test_the_ensemble_scores_candidates(exported, tmp_path):
     Repository(exported, tmp_path, "x", read_manifest(exported)).write()
     triton, ours = Triton(tmp_path), Export(exported)
-    names = {"x", "x_items", "x_user", "x_candidates", "x_context_likes_level", "x_context_views_level"}
+    names = {"x", "x_newest", "x_items", "x_user", "x_candidates", "x_context_likes_level", "x_context_views_level"}
     assert triton.configs.keys() == names
     context = {"likes_level": 3, "views_level": 2}
-    for history, candidates in (([5, 6, 7], [8, 9]), ([5], [8]), ([], [8, 9, 10])):
+    assert ours.items.max_len < 30  # of the longest, the newest items count
+    for history, candidates in (([5, 6, 7], [8, 9]), ([5], [8]), ([], [8, 9, 10]), ([*range(1, 31)], [8, 9])):
         inputs = {
             "history": np.array(history, dtype=np.int64),
             "candidates": np.array(candidates, dtype=np.int64),
