@@ -32,9 +32,10 @@ def killed(*_, **__):
 def interrupted(train, tmp_path_factory):
     """The folder of runs of DIN_tiny that was killed after its last step, before its files are written."""
     root = tmp_path_factory.mktemp("interrupted") / "runs"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunWriter, "finish", killed)
-        train(root, **QUICK)
+        with pytest.raises(Killed):
+            train(root, **QUICK)
     root.rename(root.with_name("kept"))
     return root
 
@@ -59,9 +60,10 @@ def test_killed_between_the_two_results_of_a_run_it_stays_one_run(root, train, m
             raise Killed
         write(path, content)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(run_module, "write_json", kill)
-        train(root, resume=True, **QUICK)
+        with pytest.raises(Killed):
+            train(root, resume=True, **QUICK)
     train(root, resume=True, **QUICK)
     (run,) = find_runs(root)
     assert run.finished
@@ -71,9 +73,10 @@ def test_killed_between_the_two_results_of_a_run_it_stays_one_run(root, train, m
 
 
 def test_a_training_checkpoint_that_a_finished_run_left_is_deleted(root, train, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(TrainingCheckpoint, "remove", killed)
-        train(root, resume=True, **QUICK)
+        with pytest.raises(Killed):
+            train(root, resume=True, **QUICK)
     assert files_of(root).checkpoint.exists()
     train(root, resume=True, **QUICK)
     assert not files_of(root).checkpoint.exists()
