@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,10 +40,14 @@ from fuxictr_mm.runs import (
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
+from fuxictr_mm.training.resume import newest_checkpoint
 from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from fuxictr_mm.training.loop import Scored
+
+
+logger = logging.getLogger(__name__)
 
 
 class Callback(Protocol):
@@ -105,7 +111,7 @@ class RunWriter:
         resume: bool = False,
         sources: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Create a folder for a run, or take the newest unfinished one of the same configuration and sources.
+        """Create a folder for a run, or take that of the interrupted one of the same configuration and sources.
 
         ``sources`` are the hashes of the model's file and of the data, by ``MODEL_CODE`` and ``DATA``.
 
@@ -116,8 +122,8 @@ class RunWriter:
         UserError
             The disk is full.
         """
-        if resume and (unfinished := _newest_unfinished(paths, settings, sources or {})):
-            return cls(unfinished, settings, started)
+        if resume and (interrupted := _newest_interrupted(paths, settings, sources or {})):
+            return cls(interrupted, settings, started)
         started_at = datetime.now()
         path = paths.new_run(settings["seed"], started_at)
         try:
@@ -140,6 +146,7 @@ class RunWriter:
         path = self.path / METRICS
         kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
+        (self.path / RESULT).unlink(missing_ok=True)
         write_beside(path, lambda stream: stream.write(text.encode()))
         self._seconds_before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self._metrics = path.open("a", encoding="utf-8")
@@ -166,9 +173,10 @@ class RunWriter:
             raise UserError(f"{self.path / METRICS}: could not be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Close metrics.jsonl."""
+        """Close metrics.jsonl; a line that could not be written has been reported."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # of a full disk, again
+                self._metrics.close()
 
     def finish(
         self,
@@ -222,11 +230,17 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _newest_unfinished(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
+def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
     wanted = config_hash(plain(settings))
-    unfinished = [run for run in runs_of(paths) if not (run.path / RESULT).exists() and run.config]
-    same = [run for run in unfinished if all(run.environment.get(k, v) == v for k, v in sources.items())]
-    return next((run.path for run in same if config_hash(run.config) == wanted), None)
+    # The newest one has its result but still a training checkpoint where it ended between the two.
+    ended_late = newest_checkpoint(paths.checkpoint) is not None
+    for run in runs_of(paths):
+        is_same = all(run.environment.get(key, value) == value for key, value in sources.items())
+        if run.config and is_same and config_hash(run.config) == wanted:
+            if ended_late or not (run.path / RESULT).exists():
+                return run.path
+            ended_late = False
+    return None
 
 
 def _to_numpy(scored: Scored) -> dict[str, Any]:
@@ -340,9 +354,7 @@ class TensorBoardLogger:
                     old.unlink()
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot be written ({error.strerror}); or set tensorboard: False"
-            ) from error
+            raise self._unwritable(error) from error
 
     def add_training(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of a step, named ``train/name``."""
@@ -356,10 +368,19 @@ class TensorBoardLogger:
         self._add(step, "valid", metrics)
 
     def _add(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Write pending data."""
+        """Write pending data; where that fails, no result is lost, and a warning says so."""
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                logger.warning(self._unwritable(error))
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.folder}: cannot be written ({error.strerror}); or set tensorboard: False")

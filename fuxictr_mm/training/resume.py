@@ -203,6 +203,36 @@ class TrainingCheckpoint:
         except UserError as error:
             logger.warning(f"{error}; the run has taken its last step and does not need this checkpoint")
 
+    def check(self, model: str) -> dict[str, Any] | None:
+        """Return all but the tensors of the newest checkpoint of the class ``model``, None if there is none.
+
+        Raises
+        ------
+        UserError
+            It is damaged, or of another configuration, another file of the model or other data.
+        """
+        folder = newest_checkpoint(self.path)
+        if folder is None:
+            return None
+        content = read_content(folder)
+        if content["config_hash"] != self.config_hash:
+            raise UserError(
+                f"{self.path}: is a training checkpoint of another configuration of this experiment; "
+                "restore that configuration, or start again without --resume"
+            )
+        if content.get("model_code", self.model_code) != self.model_code:
+            raise UserError(
+                f"{self.path}: is a training checkpoint of another file of the model {model}, or of one "
+                "that has changed since; restore that file, or start again without --resume"
+            )
+        theirs = content.get("data", self.data)
+        if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
+            raise UserError(
+                f"{changed[0]}: has changed since the training checkpoint {self.path} was written; restore it, or "
+                "start again without --resume"
+            )
+        return content
+
     def load(self, model: BaseModel) -> Progress | None:
         """Restore model, optimizer and random generators, and return the progress; None if there is no checkpoint.
 
@@ -214,25 +244,9 @@ class TrainingCheckpoint:
         folder = newest_checkpoint(self.path)
         if distributed.total(folder is not None) not in (0, distributed.size()):
             raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
-        if folder is None:
+        content = self.check(type(model).__name__)
+        if folder is None or content is None:
             return None
-        content = read_content(folder)
-        if content["config_hash"] != self.config_hash:
-            raise UserError(
-                f"{self.path}: is a training checkpoint of another configuration of this experiment; "
-                "restore that configuration, or start again without --resume"
-            )
-        if content.get("model_code", self.model_code) != self.model_code:
-            raise UserError(
-                f"{self.path}: is a training checkpoint of another file of the model {type(model).__name__}, or of one "
-                "that has changed since; restore that file, or start again without --resume"
-            )
-        theirs = content.get("data", self.data)
-        if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
-            raise UserError(
-                f"{changed[0]}: has changed since the training checkpoint {self.path} was written; restore it, or "
-                "start again without --resume"
-            )
         spread: dict[str, Tensor] = {}
         if sharded_tables(model):
             own: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -41,7 +41,13 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
-from fuxictr_mm.training.resume import TrainingCheckpoint, newest_checkpoint, remove_checkpoints, streams_of
+from fuxictr_mm.training.resume import (
+    TrainingCheckpoint,
+    newest_checkpoint,
+    read_content,
+    remove_checkpoints,
+    streams_of,
+)
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -78,10 +84,9 @@ class TrainingRun:
         """Train and return the run, or the finished run if it is to be resumed."""
         experiment, config = self.experiment, self.config
         if self.resume:
-            if result := experiment.result():
-                logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
-                finished = experiment.finished_runs()
-                return experiment.run_of(result, finished[0].path if finished else None)
+            if (finished := self._finished()) is not None:
+                self._remove_leftover()
+                return finished
             self._check_resumable()
         with LogFiles() as logs, ExitStack() as stack:
             experiment.prepare_process()
@@ -99,11 +104,68 @@ class TrainingRun:
             writer = None
             if is_main():
                 stack.enter_context(_locked(self.paths))
+            if self.resume:
+                # Another process may have held the lock and finished the run while this one read the data.
+                late = self._finished() if is_main() else None
+                if distributed.largest(late is not None)[0] and (late := late or self._finished()) is not None:
+                    return late
+            checkpoint = self._checkpoint(dataset)
+            if is_main():
+                if self.resume:
+                    # Before anything is written: a refused run leaves all files as they are.
+                    self._check_residence(dataset)
+                    checkpoint.check(config.model)
                 self._save_vocabularies(dataset.vocabularies)
                 if config.record:
                     writer = RunWriter.open(self.paths, config.to_dict(), self.started, self.resume, self._sources())
             logs.open([self.paths.log, *([writer.log] if writer else [])], "a" if self.resume else "w")
-            return self._train(dataset, model, shard, writer)
+            return self._train(dataset, model, shard, checkpoint, writer)
+
+    def _finished(self) -> Run | None:
+        """Return the run of these settings and data that has finished, None if there is none."""
+        experiment = self.experiment
+        if (result := experiment.result()) is None:
+            return None
+        logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
+        finished = experiment.finished_runs()
+        return experiment.run_of(result, finished[0].path if finished else None)
+
+    def _remove_leftover(self) -> None:
+        """Delete the training checkpoint of a run that was killed between its last file and this deletion."""
+        if is_main() and self.paths.checkpoint.exists():
+            with suppress(ConfigError), _locked(self.paths):  # one that trains now needs it
+                remove_checkpoints(self.paths.checkpoint)
+
+    def _fingerprint(self, in_memory: bool) -> str:
+        """Return the hash of the configuration, which decides the order of the rows with where they are."""
+        return config_hash({**self.config.to_dict(), "resident": in_memory})
+
+    def _checkpoint(self, dataset: Dataset) -> TrainingCheckpoint:
+        config = self.config
+        # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
+        in_memory = isinstance(dataset.splits["train"], InteractionTable)
+        paths = dict(data_paths(config.to_dict()))
+        return TrainingCheckpoint(
+            self.paths.checkpoint,
+            self._fingerprint(in_memory),
+            self.experiment.model_code,
+            60 * config.checkpoint_minutes,
+            {paths[name]: value for name, value in self.data.items() if name != "test_data"},
+            every_steps=config.checkpoint_steps,
+            keep=config.checkpoint_keep,
+            in_background=config.checkpoint_in_background,
+        )
+
+    def _check_residence(self, dataset: Dataset) -> None:
+        """Refuse to resume a run whose training rows were in memory and are streamed now, or the reverse."""
+        newest = newest_checkpoint(self.paths.checkpoint)
+        in_memory = isinstance(dataset.splits["train"], InteractionTable)
+        if newest is not None and read_content(newest)["config_hash"] == self._fingerprint(not in_memory):
+            now, then = ("in memory", "streamed") if in_memory else ("streamed", "in memory")
+            raise UserError(
+                f"{self.paths.checkpoint}: its training rows were {then}, now they are {now}, in another order "
+                f"(resident: {self.config.resident}); set resident: {not in_memory}, or start again without --resume"
+            )
 
     def _save_vocabularies(self, vocabularies: Vocabularies) -> None:
         """Write the vocabularies of the weights to come; weights of others are removed, which they would misread."""
@@ -145,7 +207,9 @@ class TrainingRun:
             )
         logger.warning(f"{finished.path}: has finished with other settings ({what}); training from the start")
 
-    def _train(self, dataset: Dataset, model: Any, shard: Shard, writer: RunWriter | None) -> Run:
+    def _train(
+        self, dataset: Dataset, model: Any, shard: Shard, checkpoint: TrainingCheckpoint, writer: RunWriter | None
+    ) -> Run:
         experiment, config = self.experiment, self.config
         logger.info(describe_settings(experiment))
         test_metrics = self._test_metrics(dataset)
@@ -161,21 +225,6 @@ class TrainingRun:
             logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows a step")
         if shard.streams is not None:
             logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} of each process")
-        # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
-        in_memory = isinstance(dataset.splits["train"], InteractionTable)
-        fingerprint = config_hash({**config.to_dict(), "resident": in_memory})
-        paths = dict(data_paths(config.to_dict()))
-        data = {paths[name]: value for name, value in self.data.items() if name != "test_data"}
-        checkpoint = TrainingCheckpoint(
-            self.paths.checkpoint,
-            fingerprint,
-            experiment.model_code,
-            60 * config.checkpoint_minutes,
-            data,
-            every_steps=config.checkpoint_steps,
-            keep=config.checkpoint_keep,
-            in_background=config.checkpoint_in_background,
-        )
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
@@ -352,10 +401,11 @@ def _locked(paths: RunPaths) -> Iterator[None]:
 def _publish(paths: RunPaths) -> None:
     """Make the files of a seed those of the newest run, unless that trains now; the run's folder has them as well."""
     newest = replace(paths, suffix="")
-    files = [(getattr(paths, name), getattr(newest, name)) for name in ("log", "result", "weights")]
-    files.append((vocabulary_of_weights(paths.weights), vocabulary_of_weights(newest.weights)))
+    files = [(vocabulary_of_weights(paths.weights), vocabulary_of_weights(newest.weights))]
+    files += [(getattr(paths, name), getattr(newest, name)) for name in ("log", "weights", "result")]
     try:
         with FileLock(newest.lock, timeout=10):
+            newest.result.unlink(missing_ok=True)  # a kill in between leaves no result of other weights
             for source, target in files:
                 if source.exists():
                     source.replace(target)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.config import config_hash, list_experiments
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.data.fingerprint import data_hashes, data_paths
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock
+from fuxictr_mm.training.resume import newest_checkpoint, read_content
 from fuxictr_mm.tuning.runner import common_args, run_trials
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, warn_of_changed_data
 from fuxictr_mm.tuning.tuner_file import read_tuner
@@ -75,8 +77,8 @@ def run_grid(
 ) -> list[TrialResult]:
     """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
 
-    Ctrl-C and SIGTERM end the running trials; finished ones are skipped when the grid is run again. Several processes
-    on one folder divide the trials among them.
+    Ctrl-C and SIGTERM end the running trials; when the grid is run again, finished ones are skipped and interrupted
+    ones resume. Several processes on one folder divide the trials among them.
 
     Parameters
     ----------
@@ -145,7 +147,7 @@ class _Grid(Trials):
             self.waiting.remove(trial)
             self._results[trial.expid] = trial.result(skipped=True)
             if self._results[trial.expid] is None:
-                return replace(trial, lock=lock)
+                return replace(trial, lock=lock, arguments=("--resume",) if _is_interrupted(trial) else ())
             lock.release()
         return None
 
@@ -154,3 +156,18 @@ class _Grid(Trials):
 
     def results(self) -> list[TrialResult]:
         return [result for result in self._results.values() if result is not None]
+
+
+def _is_interrupted(trial: Trial) -> bool:
+    """Whether a trial has a training checkpoint of these very settings, model file and data."""
+    assert trial.paths is not None
+    try:
+        newest = newest_checkpoint(trial.paths.checkpoint)
+        found = {} if newest is None else read_content(newest)
+    except UserError:  # damaged, or of another version
+        return False
+    paths = dict(data_paths(trial.params))
+    data = {paths[name]: value for name, value in data_hashes(trial.params).items() if name != "test_data"}
+    hashes = [config_hash({**trial.params, "resident": in_memory}) for in_memory in (True, False)]
+    is_same = found.get("config_hash") in hashes and found.get("model_code") == trial.model_code
+    return is_same and all(found["data"].get(path) == value for path, value in data.items())

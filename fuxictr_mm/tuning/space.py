@@ -61,7 +61,8 @@ class Range:
     def values(self) -> list[float]:
         """Return all values of a range that has finitely many."""
         step = self.step or 1
-        return [self.low + step * index for index in range(int(self.size))]
+        # As Optuna: the last one is high, which a sum of fractions may exceed.
+        return [min(self.low + step * index, self.high) for index in range(int(self.size))]
 
 
 Space: TypeAlias = "dict[str, list[Any] | Range]"

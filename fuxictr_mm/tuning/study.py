@@ -358,11 +358,16 @@ class _StudyTrials:
 
     def _report(self, trial: Trial, watch: _Watch) -> None:
         """Report new evaluations, up to one at which the trial should end."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         assert trial.paths is not None
         for evaluation in read_evaluations(trial.paths.runs)[watch.reported :]:
             watch.reported += 1
             value = monitored(trial.params, evaluation)
-            self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
+            try:
+                self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
+            except UpdateFinishedTrialError:  # elsewhere, while this machine was suspended; the next heartbeat finds it
+                return
             if trial.number in self._watches and self._should_prune(trial, evaluation):
                 return
 

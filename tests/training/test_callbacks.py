@@ -1,12 +1,13 @@
 """What TensorBoard shows is what the run did, also after a resumption."""
 
+import errno
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import callbacks, loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
@@ -70,3 +71,22 @@ def test_without_the_package_the_option_says_what_to_install(tmp_path, monkeypat
     monkeypatch.setattr(callbacks, "is_installed", lambda: False)
     with raises_naming(ConfigError, "fuxictr-mm[tensorboard]"):
         callbacks.TensorBoardLogger(tmp_path)
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    logger = callbacks.TensorBoardLogger(tmp_path)
+    logger.begin(0)
+
+    class Full:
+        def add_scalar(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = add_scalar
+
+    logger.close()
+    logger._writer = Full()
+    with raises_naming(UserError, tmp_path, "No space left on device"):
+        logger.add_training(50, {"loss": 0.5})
+    logger.close()
+    assert any("No space left on device" in r.message for r in caplog.records if r.levelname == "WARNING")

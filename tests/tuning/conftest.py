@@ -32,7 +32,11 @@ from fuxictr_mm.config import config_hash, load_config
 parser = argparse.ArgumentParser()
 for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
     parser.add_argument(flag)
+parser.add_argument("--resume", action="store_true")
 args = parser.parse_args()
+if args.resume:
+    with open("resumed.txt", "a") as stream:
+        stream.write(f"{args.expid}\\n")
 params = load_config(args.config, args.expid)
 with open("runs.txt", "a") as stream:
     stream.write(f"{args.expid} {args.gpu} {os.getpid()}\\n")

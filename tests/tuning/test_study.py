@@ -14,7 +14,7 @@ from fuxictr_mm import tuning
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
-from fuxictr_mm.tuning import run_study, run_tuner, study
+from fuxictr_mm.tuning import run_study, run_tuner, sampler, study
 from fuxictr_mm.tuning.sampler import Sampler
 from fuxictr_mm.tuning.space import Range, check_points, number_of_points, point_key, read_range
 from tests.errors import raises_naming
@@ -307,6 +307,18 @@ def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     assert there._trial(0).state == optuna.trial.TrialState.RUNNING
 
 
+def test_a_trial_that_ended_elsewhere_while_this_machine_slept_is_left(folder, monkeypatch):
+    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7]", trials=1)), None, None, {})
+    trial = here.take()
+    here._study.tell(0, 0.5)
+    monkeypatch.setattr(study, "read_evaluations", lambda _: [{"epoch": 1, "step": 10, "AUC": 0.6}])
+    assert here.may_continue(trial)  # the clock of heartbeats stood still
+    monkeypatch.setattr(study, "BEAT_SECONDS", 0)
+    assert not here.may_continue(trial)
+    here.finish(trial, "too late")
+    assert [result.error for result in here.results()] == [None]
+
+
 # ---- pruning -------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +391,13 @@ def test_points_differ_and_cover_a_finite_space(high, step, seed, search):
     assert len({point_key(point) for point in points}) == len(points)
     assert all(point["a"] % step == 0 and point["c"] == {"x": 1} for point in points)
     assert draw_all(space, search, seed, 8) == points[:8]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_the_last_points_of_a_range_with_steps_end_at_high(search, monkeypatch):
+    monkeypatch.setattr(sampler, "RANDOM_TRIES", 0)  # those that are left are enumerated
+    points = draw_all({"a": Range(0.1, 0.3, 0.1)}, search, 0, 3)
+    assert sorted(point["a"] for point in points) == [0.1, 0.2, 0.3]
 
 
 def test_a_point_of_a_random_search_needs_no_other_trial():

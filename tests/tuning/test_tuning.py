@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fuxictr_mm.config import config_hash, list_experiments, load_config
-from fuxictr_mm.data.fingerprint import data_hashes
+from fuxictr_mm.data.fingerprint import data_hashes, data_paths
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_json
+from fuxictr_mm.training.resume import FORMAT, Progress
 from fuxictr_mm.tuning import (
     TrialResult,
     enumerate_trials,
@@ -353,6 +356,31 @@ def test_killed_half_way_and_run_again(folder, forked, wait_for, number, code):
     results = run(enumerate_trials(path))
     assert [(result.error, result.skipped) for result in results] == [(None, True), (None, False)]
     assert len(runs(folder)) == 3
+
+
+@pytest.mark.parametrize("change", [{}, {"config_hash": "another"}, {"data": {}}, {"model_code": "another"}])
+def test_an_interrupted_trial_resumes_if_it_is_the_same(folder, change):
+    (folder / "data" / "tiny").mkdir(parents=True)
+    (folder / "data" / "tiny" / "train.parquet").write_bytes(b"rows")
+    (folder / "data" / "tiny" / "valid.parquet").write_bytes(b"rows")
+    written = enumerate_trials(tuner_file(folder, "width: [1, 2]"))
+    first, second = list_experiments(written)
+    experiment = Experiment.load(first, written)
+    params, paths = experiment.config.to_dict(), dict(data_paths(experiment.config.to_dict()))
+    content = {
+        "format": FORMAT,
+        "config_hash": config_hash({**params, "resident": True}),
+        "model_code": experiment.model_code,
+        "data": {paths[name]: value for name, value in data_hashes(params).items()},
+        "progress": asdict(Progress(None, None)),
+        "state": {},
+    }
+    write_json(experiment.paths.checkpoint / "step-000000000005" / "state.json", {**content, **change})
+    damaged = Experiment.load(second, written).paths.checkpoint / "step-000000000005"
+    damaged.mkdir(parents=True)
+    assert [result.error for result in run(written)] == [None, None]
+    resumed = folder / "resumed.txt"
+    assert (resumed.read_text().split() if resumed.exists() else []) == ([] if change else [first])
 
 
 def test_a_trial_ends_with_its_tuner_even_by_kill_9(folder, forked, wait_for):
