@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,16 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     ConfigError
         It is not YAML, not a mapping, or gives a key twice.
     """
+    return copy.deepcopy(load_shared(path))
+
+
+def load_shared(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file as ``load_yaml`` does, parsed once for all that read it; the result must not be changed."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a YAML file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = _parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected YAML") from None
     except yaml.YAMLError as error:
@@ -70,6 +77,12 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: the top level is a {type(content).__name__}, expected a mapping of names to settings"
         )
     return content
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Any:
+    # A tuner reads its file, or its folder of files, once for each of its experiments.
+    return yaml.load(text, Loader=_Loader)
 
 
 def dump_yaml(content: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
-from fuxictr_mm.yaml_files import load_yaml
+from fuxictr_mm.yaml_files import load_shared
 
 
 def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:
@@ -68,7 +69,7 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
             "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
             "run_param_tuner.py"
         )
-    return {path: load_yaml(path) for path in paths}
+    return {path: load_shared(path) for path in paths}
 
 
 def _list_entries(folder: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
@@ -85,7 +86,7 @@ def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
     entry = content[name]
     if not isinstance(entry, dict):
         raise ConfigError(f"{path}: '{name}' is {entry!r}, expected a mapping of settings")
-    return entry
+    return copy.deepcopy(entry)
 
 
 def check_id(name: str, what: str) -> None:

@@ -264,6 +264,11 @@ def without_effect(model: BaseModel) -> list[str]:
     if not isinstance(settings := getattr(model, "_settings", None), ModelSettings):
         return []
     steps, found = model._planned_steps, []
+    if settings.eval_steps is not None and settings.eval_steps > steps:
+        found.append(
+            f"eval_steps is {settings.eval_steps}, of {steps} steps: nothing is evaluated in training, and the last "
+            "weights are kept"
+        )
     if settings.warmup_steps >= steps:
         found.append(f"warmup_steps is {settings.warmup_steps}, of {steps} steps: the learning rate only rises")
     if settings.swa_start is not None and settings.swa_start >= (updates := steps // settings.accumulation_steps):
@@ -334,6 +339,9 @@ def _averaged(model: BaseModel) -> AbstractContextManager[None]:
 
 def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
     """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved."""
+    missing = [name for name in model._monitor.get_metrics() if name not in metrics]
+    if missing:  # counts as 0 for FuxiCTR, and the first weights would stay the best
+        raise UserError(f"monitor: there is no {missing[0]} of the validation rows ({metrics}); set another monitor")
     value = model._monitor.get_value(metrics)
     if not math.isfinite(value):
         raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")

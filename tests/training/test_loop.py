@@ -166,6 +166,13 @@ def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, bad):
     assert model.saved == [4]
 
 
+def test_a_monitored_metric_that_is_missing_is_named(tmp_path):
+    model = Scripted(tmp_path, [{"a_AUC": 0.7}, {"a_AUC": 0.8}], monitor={"a_AUC": 1, "b_AUC": 1})
+    with raises_naming(UserError, "monitor", "b_AUC"):
+        loop.fit(model, BATCHES, 2, BATCHES)
+    assert model.saved == []
+
+
 def test_no_epochs(tmp_path):
     with pytest.raises(ConfigError, match="epochs is 0"):
         loop.fit(Scripted(tmp_path), BATCHES, 0)
@@ -217,7 +224,8 @@ def test_a_single_sample_for_batch_norm_ends_in_one_line(tmp_path):
         ({"warmup_steps": 10}, ["warmup_steps"]),
         ({"swa_start": 5, "accumulation_steps": 2}, ["swa_start"]),
         ({"plateau_patience": 2}, ["plateau_patience"]),
-        ({"warmup_steps": 9, "swa_start": 9, "plateau_patience": 2, "early_stop_patience": 3}, []),
+        ({"eval_steps": 11}, ["eval_steps"]),
+        ({"eval_steps": 10, "warmup_steps": 9, "swa_start": 9, "plateau_patience": 2, "early_stop_patience": 3}, []),
     ],
 )
 def test_settings_that_a_run_does_not_reach_are_named(settings, named):
