@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fuxictr_mm.sparse_products import Pairs, Products, Sums
+
 
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces the model: operations without an ONNX counterpart take their slower form."""
@@ -214,6 +216,12 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         heads = weights.to(dtype).view(-1, num_heads).unbind(1)
         pooled = [history.with_values(history.values * head_N.unsqueeze(1)).sum() for head_N in heads]
         return pooled[0] if weights.dim() == 1 else torch.stack(pooled, dim=1)
+    if _has_kernels(entries):
+        exact = torch.promote_types(dtype, torch.float32)
+        values = weights.to(exact).reshape(-1, num_heads).t().flatten()
+        pooled_HBD = Sums.apply(values, entries.to(exact), _pairs(history, num_heads, split=False)).to(dtype)
+        pooled_HBD = pooled_HBD.view(num_heads, history.num_rows, -1)
+        return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
     pooled_HBD = F.embedding_bag(
@@ -224,6 +232,15 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         per_sample_weights=weights.t().flatten().to(dtype),
     ).view(num_heads, history.num_rows, entries.shape[1])
     return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    """Whether products with a sparse matrix have a kernel; those of CUDA sort, and the compiler knows none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _pairs(history: Jagged, heads: int, split: bool) -> Pairs:
+    return Pairs(history.places, history.rows, history.offsets, history.distinct.shape[0], heads, split)
 
 
 class _SegmentProducts(torch.autograd.Function):
@@ -292,8 +309,14 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = N
         products = queries.index_select(0, history.rows) * history.values
         return products.sum(dim=1) if num_heads is None else products.unflatten(1, (num_heads, -1)).sum(dim=2)
     dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
-    entries = history.distinct.to(dtype)
-    products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, num_heads or 1)
+    heads = num_heads or 1
+    if _has_kernels(queries):
+        exact = torch.promote_types(dtype, torch.float32)
+        of_heads = [x.to(exact).unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 1) for x in (queries, history.distinct)]
+        products = Products.apply(*of_heads, _pairs(history, heads, split=True)).to(dtype).view(heads, -1).t()
+    else:
+        entries = history.distinct.to(dtype)
+        products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, heads)
     return products.squeeze(1) if num_heads is None else products
 
 
