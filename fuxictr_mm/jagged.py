@@ -271,13 +271,13 @@ class _SegmentProducts(torch.autograd.Function):
         return of_queries, of_keys, None, None, None
 
 
-#: Entries of a chunk by device: on a CPU so that a chunk stays in the cache, on a GPU to bound the memory.
-CHUNKS = {"cpu": 2**10, "cuda": 2**16}
+#: Entries of a chunk, which bounds the memory of a GPU.
+CHUNK = 2**16
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Split tensors of N entries each."""
-    return [tensor.split(CHUNKS.get(tensor.device.type, 2**16)) for tensor in tensors]
+    return [tensor.split(CHUNK) for tensor in tensors]
 
 
 def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = None) -> Tensor:
@@ -312,7 +312,8 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = N
     heads = num_heads or 1
     if _has_kernels(queries):
         exact = torch.promote_types(dtype, torch.float32)
-        of_heads = [x.to(exact).unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 1) for x in (queries, history.distinct)]
+        matrices = (queries.to(exact), history.distinct.to(exact))
+        of_heads = [x.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 1) for x in matrices]
         products = Products.apply(*of_heads, _pairs(history, heads, split=True)).to(dtype).view(heads, -1).t()
     else:
         entries = history.distinct.to(dtype)

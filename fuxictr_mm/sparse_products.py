@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -61,6 +62,10 @@ class Pairs:
     def products(self, queries: Tensor, entries: Tensor) -> Tensor:
         """Return inner products ``(H N,)`` of queries ``(H B, D)`` and entries ``(U, D)`` or ``(H U, D)``."""
         columns = self.columns()
+        if columns.shape[0] > queries.shape[0] * entries.shape[0]:
+            # Rows repeat entries, and torch allocates no more values than the dense matrix has.
+            rows = self._of_heads(self.rows, self.offsets.shape[0] - 1)
+            return (queries.index_select(0, rows) * entries.index_select(0, columns)).sum(dim=1)
         ends = torch.cat([self.starts(), self.offsets.new_tensor([columns.shape[0]])])
         zeros, shape = queries.new_zeros(columns.shape[0]), (queries.shape[0], entries.shape[0])
         matrix = torch.sparse_csr_tensor(ends, columns, zeros, shape, check_invariants=False)
@@ -72,9 +77,7 @@ class Pairs:
 
     def sums_of_rows(self, values: Tensor, queries: Tensor) -> Tensor:
         """Return the sums of queries ``(H B, D)`` weighted by the values, per column of the matrix."""
-        order = self.index.argsort(stable=True)
-        counts = self.index.bincount(minlength=self.num_distinct)
-        first = counts.cumsum(0) - counts
+        order, first = _grouped(self.index, self.num_distinct)
         if self.split:
             of_column, first = self._of_heads(order, order.shape[0]), self._of_heads(first, order.shape[0])
         else:  # the values of all heads are those of one column
@@ -86,6 +89,21 @@ class Pairs:
 
     def _of_heads(self, numbers: Tensor, step: int) -> Tensor:
         return (numbers + step * torch.arange(self.heads).unsqueeze(1)).flatten()
+
+
+def sums_by(index: Tensor, values: Tensor, count: int) -> Tensor:
+    """Return the sums ``(count, D)`` of values ``(N, D)`` with the same index ``(N,)``, each rounded once."""
+    order, first = _grouped(index, count)
+    return F.embedding_bag(order, values, first, mode="sum")
+
+
+def _grouped(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the positions ``(N,)`` in the order of their index, and where those of each index start, ``(count,)``."""
+    # Keys that differ, so that the sort is stable; NumPy's takes a tenth of the time of torch's.
+    keys = (index << 32) + torch.arange(index.shape[0])
+    order = torch.from_numpy(np.sort(keys.numpy())) & (2**32 - 1)
+    counts = index.bincount(minlength=count)
+    return order, counts.cumsum(0) - counts
 
 
 class Products(torch.autograd.Function):

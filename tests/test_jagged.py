@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.jagged import CHUNKS, segment_products
+from fuxictr_mm import jagged as module
+from fuxictr_mm.jagged import segment_products
 from fuxictr_mm.layers import Jagged
 
 LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
@@ -122,11 +123,13 @@ def test_to_keeps_everything(index):
 
 
 @pytest.mark.parametrize("heads", [None, 1, 2])
-@pytest.mark.parametrize("indexed", [True, False])
-def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
-    monkeypatch.setitem(CHUNKS, "cpu", 3)
-    index = torch.tensor([1, 0, 1, 2, 2, 2, 1]) if indexed else None
-    history = Jagged(torch.randn(3 if indexed else 7, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
+@pytest.mark.parametrize("distinct", [7, 3, 2])  # with 2, there are more entries than pairs of a row and an entry
+@pytest.mark.parametrize("sparse", [True, False])  # or the chunks of a GPU
+def test_segment_products_and_their_gradients(monkeypatch, distinct, heads, sparse):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "_has_kernels", lambda _: sparse)
+    index = None if distinct == 7 else torch.tensor([1, 0, 1, 2, 2, 2, 1]) % distinct
+    history = Jagged(torch.randn(distinct, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
     queries = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
     keys = history.distinct.requires_grad_()
     found = segment_products(queries, history, heads)
