@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fuxictr_mm.sparse_products import Pairs, Products, Sums
+from fuxictr_mm import sparse_products
+from fuxictr_mm.sparse_products import Pairs
 
 
 def is_exporting() -> bool:
@@ -216,11 +217,11 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         heads = weights.to(dtype).view(-1, num_heads).unbind(1)
         pooled = [history.with_values(history.values * head_N.unsqueeze(1)).sum() for head_N in heads]
         return pooled[0] if weights.dim() == 1 else torch.stack(pooled, dim=1)
-    if _has_kernels(entries):
+    if has_sparse_kernels(entries):
         exact = torch.promote_types(dtype, torch.float32)
         values = weights.to(exact).reshape(-1, num_heads).t().flatten()
-        pooled_HBD = Sums.apply(values, entries.to(exact), _pairs(history, num_heads, split=False)).to(dtype)
-        pooled_HBD = pooled_HBD.view(num_heads, history.num_rows, -1)
+        pooled_HBD = sparse_products.sums(values, entries.to(exact), _pairs(history, num_heads, split=False))
+        pooled_HBD = pooled_HBD.to(dtype).view(num_heads, history.num_rows, -1)
         return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
@@ -234,8 +235,8 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
 
 
-def _has_kernels(tensor: Tensor) -> bool:
-    """Whether products with a sparse matrix have a kernel; those of CUDA sort, and the compiler knows none."""
+def has_sparse_kernels(tensor: Tensor) -> bool:
+    """Whether sums and products of entries are those of a sparse matrix: on a CPU, without the compiler."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -308,17 +309,43 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = N
     if torch.compiler.is_compiling() or is_exporting():
         products = queries.index_select(0, history.rows) * history.values
         return products.sum(dim=1) if num_heads is None else products.unflatten(1, (num_heads, -1)).sum(dim=2)
-    dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
     heads = num_heads or 1
-    if _has_kernels(queries):
-        exact = torch.promote_types(dtype, torch.float32)
-        matrices = (queries.to(exact), history.distinct.to(exact))
-        of_heads = [x.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 1) for x in matrices]
-        products = Products.apply(*of_heads, _pairs(history, heads, split=True)).to(dtype).view(heads, -1).t()
+    if has_sparse_kernels(queries):
+        products = _sparse_products(queries.unflatten(1, (heads, -1)), history, split=True)
     else:
+        dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
         entries = history.distinct.to(dtype)
         products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, heads)
     return products.squeeze(1) if num_heads is None else products
+
+
+def multi_query_products(queries: Tensor, history: Jagged) -> Tensor:
+    """Inner products ``(N, H)`` of the H queries ``(B, H, D)`` of each row with the row's entries ``(.., D)``.
+
+    Reads queries and distinct entries in place where ``has_sparse_kernels``; elsewhere gathers them.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 2]))
+    >>> multi_query_products(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]]), history).tolist()
+    [[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]]
+    """
+    if has_sparse_kernels(queries):
+        return _sparse_products(queries, history, split=False)
+    return (queries.index_select(0, history.rows) * history.values.unsqueeze(1)).sum(dim=2)
+
+
+def _sparse_products(queries: Tensor, history: Jagged, split: bool) -> Tensor:
+    """Return the products of queries ``(B, H, D)``; ``split`` entries have H parts of D, one for each query."""
+    dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    num_heads = queries.shape[1]
+    entries = history.distinct.to(exact)
+    if split:
+        entries = entries.unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(0, 1)
+    of_heads = queries.to(exact).transpose(0, 1).flatten(0, 1)
+    products = sparse_products.products(of_heads, entries, _pairs(history, num_heads, split))
+    return products.to(dtype).view(num_heads, -1).t()
 
 
 def mean_pooling(history: Jagged) -> Tensor:

@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 with warnings.catch_warnings():  # torch says once per process that this layout is in beta
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor(torch.zeros(1).long(), torch.zeros(0).long(), torch.zeros(0), (0, 0), check_invariants=False)
+    torch.sparse_csr_tensor(
+        torch.zeros(1).long(), torch.zeros(0).long(), torch.zeros(0), (0, 0), check_invariants=False
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class Pairs:
         return (numbers + step * torch.arange(self.heads).unsqueeze(1)).flatten()
 
 
+def products(queries: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
+    """Return inner products ``(H N,)`` of queries and entries of one dtype, float32 or float64; see ``Pairs``."""
+    return _Products.apply(queries, entries, pairs)
+
+
+def sums(values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
+    """Return weighted sums ``(H B, D)`` of entries, of the same dtype as the values ``(H N,)``; see ``Pairs``."""
+    return _Sums.apply(values, entries, pairs)
+
+
 def sums_by(index: Tensor, values: Tensor, count: int) -> Tensor:
     """Return the sums ``(count, D)`` of values ``(N, D)`` with the same index ``(N,)``, each rounded once."""
     order, first = _grouped(index, count)
@@ -106,8 +118,8 @@ def _grouped(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order, counts.cumsum(0) - counts
 
 
-class Products(torch.autograd.Function):
-    """``Pairs.products`` of queries and entries of one dtype, float32 or float64."""
+class _Products(torch.autograd.Function):
+    """``Pairs.products`` and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
@@ -125,8 +137,8 @@ class Products(torch.autograd.Function):
         return of_queries, of_entries, None
 
 
-class Sums(torch.autograd.Function):
-    """``Pairs.sums`` of values and entries of one dtype, float32 or float64."""
+class _Sums(torch.autograd.Function):
+    """``Pairs.sums`` and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
