@@ -112,7 +112,7 @@ def sums_by(index: Tensor, values: Tensor, count: int) -> Tensor:
 def _grouped(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the positions ``(N,)`` in the order of their index, and where those of each index start, ``(count,)``."""
     # Keys that differ, so that the sort is stable; NumPy's takes a tenth of the time of torch's.
-    keys = (index << 32) + torch.arange(index.shape[0])
+    keys = (index.long() << 32) + torch.arange(index.shape[0])
     order = torch.from_numpy(np.sort(keys.numpy())) & (2**32 - 1)
     counts = index.bincount(minlength=count)
     return order, counts.cumsum(0) - counts
