@@ -221,7 +221,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
         values = weights.to(exact).reshape(-1, num_heads).t().flatten()
         pooled_HBD = sparse_products.sums(values, entries.to(exact), _pairs(history, num_heads, split=False))
-        pooled_HBD = pooled_HBD.to(dtype).view(num_heads, history.num_rows, -1)
+        pooled_HBD = pooled_HBD.to(dtype).view(num_heads, history.num_rows, entries.shape[1])
         return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm import jagged as module
-from fuxictr_mm.jagged import multi_query_products, segment_products
+from fuxictr_mm.jagged import multi_query_products, segment_products, weighted_sum
 from fuxictr_mm.layers import Jagged
 from fuxictr_mm.sparse_products import sums_by
 
@@ -171,3 +171,18 @@ def test_sums_by_index():
     many = torch.full((3000, 1), 1.01, dtype=torch.bfloat16)  # added one by one in bfloat16, the sum stops at 256
     found = sums_by(torch.zeros(3000, dtype=torch.int64), many, 1)
     torch.testing.assert_close(found, many.float().sum(dim=0, keepdim=True).bfloat16(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_products_without_entries(rows):
+    history = Jagged(torch.randn(0, 4, requires_grad=True), torch.zeros(rows + 1, dtype=torch.int64))
+    queries = torch.randn(rows, 4, requires_grad=True)
+    found = (
+        segment_products(queries, history, 2),
+        multi_query_products(queries.unflatten(1, (2, 2)), history.map(lambda e: e[:, :2])),
+    )
+    assert [products.shape for products in found] == [(0, 2), (0, 2)]
+    sum(products.sum() for products in found).backward()
+    assert queries.grad.shape == (rows, 4)
+    assert queries.grad.abs().sum() == 0
+    assert weighted_sum(history, torch.ones(0, 2)).shape == (rows, 2, 4)
