@@ -23,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fuxictr_mm import sparse_products
+from fuxictr_mm.sparse_products import Pairs
+
 
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces the model: operations without an ONNX counterpart take their slower form."""
@@ -214,6 +217,12 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         heads = weights.to(dtype).view(-1, num_heads).unbind(1)
         pooled = [history.with_values(history.values * head_N.unsqueeze(1)).sum() for head_N in heads]
         return pooled[0] if weights.dim() == 1 else torch.stack(pooled, dim=1)
+    if has_sparse_kernels(entries):
+        exact = torch.promote_types(dtype, torch.float32)
+        values = weights.to(exact).reshape(-1, num_heads).t().flatten()
+        pooled_HBD = sparse_products.sums(values, entries.to(exact), _pairs(history, num_heads, split=False))
+        pooled_HBD = pooled_HBD.to(dtype).view(num_heads, history.num_rows, entries.shape[1])
+        return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
     first = torch.arange(num_heads, device=entries.device).unsqueeze(1) * history.num_values
     pooled_HBD = F.embedding_bag(
@@ -224,6 +233,15 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
         per_sample_weights=weights.t().flatten().to(dtype),
     ).view(num_heads, history.num_rows, entries.shape[1])
     return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
+
+
+def has_sparse_kernels(tensor: Tensor) -> bool:
+    """Whether sums and products of entries are those of a sparse matrix: on a CPU, without the compiler."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _pairs(history: Jagged, heads: int, split: bool) -> Pairs:
+    return Pairs(history.places, history.rows, history.offsets, history.distinct.shape[0], heads, split)
 
 
 class _SegmentProducts(torch.autograd.Function):
@@ -254,13 +272,13 @@ class _SegmentProducts(torch.autograd.Function):
         return of_queries, of_keys, None, None, None
 
 
-#: Entries of a chunk by device: on a CPU so that a chunk stays in the cache, on a GPU to bound the memory.
-CHUNKS = {"cpu": 2**10, "cuda": 2**16}
+#: Entries of a chunk, which bounds the memory of a GPU.
+CHUNK = 2**16
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Split tensors of N entries each."""
-    return [tensor.split(CHUNKS.get(tensor.device.type, 2**16)) for tensor in tensors]
+    return [tensor.split(CHUNK) for tensor in tensors]
 
 
 def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = None) -> Tensor:
@@ -291,10 +309,43 @@ def segment_products(queries: Tensor, history: Jagged, num_heads: int | None = N
     if torch.compiler.is_compiling() or is_exporting():
         products = queries.index_select(0, history.rows) * history.values
         return products.sum(dim=1) if num_heads is None else products.unflatten(1, (num_heads, -1)).sum(dim=2)
-    dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
-    entries = history.distinct.to(dtype)
-    products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, num_heads or 1)
+    heads = num_heads or 1
+    if has_sparse_kernels(queries):
+        products = _sparse_products(queries.unflatten(1, (heads, -1)), history, split=True)
+    else:
+        dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
+        entries = history.distinct.to(dtype)
+        products = _SegmentProducts.apply(queries.to(dtype), entries, history.places, history.rows, heads)
     return products.squeeze(1) if num_heads is None else products
+
+
+def multi_query_products(queries: Tensor, history: Jagged) -> Tensor:
+    """Inner products ``(N, H)`` of the H queries ``(B, H, D)`` of each row with the row's entries ``(.., D)``.
+
+    Reads queries and distinct entries in place where ``has_sparse_kernels``; elsewhere gathers them.
+
+    Examples
+    --------
+    >>> history = Jagged(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 2]))
+    >>> multi_query_products(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]]), history).tolist()
+    [[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]]
+    """
+    if has_sparse_kernels(queries):
+        return _sparse_products(queries, history, split=False)
+    return (queries.index_select(0, history.rows) * history.values.unsqueeze(1)).sum(dim=2)
+
+
+def _sparse_products(queries: Tensor, history: Jagged, split: bool) -> Tensor:
+    """Return the products of queries ``(B, H, D)``; ``split`` entries have H parts of D, one for each query."""
+    dtype = torch.promote_types(queries.dtype, history.distinct.dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    num_heads = queries.shape[1]
+    entries = history.distinct.to(exact)
+    if split:
+        entries = entries.unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(0, 1)
+    of_heads = queries.to(exact).transpose(0, 1).flatten(0, 1)
+    products = sparse_products.products(of_heads, entries, _pairs(history, num_heads, split))
+    return products.to(dtype).view(num_heads, -1).t()
 
 
 def mean_pooling(history: Jagged) -> Tensor:

@@ -3,8 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.jagged import CHUNKS, segment_products
+from fuxictr_mm import jagged as module
+from fuxictr_mm.jagged import multi_query_products, segment_products, weighted_sum
 from fuxictr_mm.layers import Jagged
+from fuxictr_mm.sparse_products import sums_by
 
 LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
 SIDES = st.sampled_from(["left", "right"])
@@ -122,11 +124,13 @@ def test_to_keeps_everything(index):
 
 
 @pytest.mark.parametrize("heads", [None, 1, 2])
-@pytest.mark.parametrize("indexed", [True, False])
-def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
-    monkeypatch.setitem(CHUNKS, "cpu", 3)
-    index = torch.tensor([1, 0, 1, 2, 2, 2, 1]) if indexed else None
-    history = Jagged(torch.randn(3 if indexed else 7, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
+@pytest.mark.parametrize("distinct", [7, 3, 2])  # with 2, there are more entries than pairs of a row and an entry
+@pytest.mark.parametrize("sparse", [True, False])  # or the chunks of a GPU
+def test_segment_products_and_their_gradients(monkeypatch, distinct, heads, sparse):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "has_sparse_kernels", lambda _: sparse)
+    index = None if distinct == 7 else torch.tensor([1, 0, 1, 2, 2, 2, 1]) % distinct
+    history = Jagged(torch.randn(distinct, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
     queries = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
     keys = history.distinct.requires_grad_()
     found = segment_products(queries, history, heads)
@@ -140,3 +144,45 @@ def test_segment_products_and_their_gradients(monkeypatch, indexed, heads):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("distinct", [7, 3, 2])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_products_of_several_queries(monkeypatch, distinct, sparse):
+    monkeypatch.setattr(module, "has_sparse_kernels", lambda _: sparse)
+    index = None if distinct == 7 else torch.tensor([1, 0, 1, 2, 2, 2, 1]) % distinct
+    history = Jagged(torch.randn(distinct, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
+    queries = torch.randn(3, 2, 4, dtype=torch.float64).requires_grad_()
+    entries = history.distinct.requires_grad_()
+    found = multi_query_products(queries, history)
+    expected = torch.einsum("nhd,nd->nh", queries[history.rows], history.values)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(o, (queries, entries), direction) for o in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_sums_by_index():
+    index = torch.tensor([3, 0, 3, 3, 0])
+    values = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
+    assert sums_by(index, values, 5).flatten().tolist() == [18.0, 0.0, 0.0, 13.0, 0.0]
+    assert sums_by(index[:0], values[:0], 2).tolist() == [[0.0], [0.0]]
+    many = torch.full((3000, 1), 1.01, dtype=torch.bfloat16)  # added one by one in bfloat16, the sum stops at 256
+    found = sums_by(torch.zeros(3000, dtype=torch.int64), many, 1)
+    torch.testing.assert_close(found, many.float().sum(dim=0, keepdim=True).bfloat16(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_products_without_entries(rows):
+    history = Jagged(torch.randn(0, 4, requires_grad=True), torch.zeros(rows + 1, dtype=torch.int64))
+    queries = torch.randn(rows, 4, requires_grad=True)
+    found = (
+        segment_products(queries, history, 2),
+        multi_query_products(queries.unflatten(1, (2, 2)), history.map(lambda e: e[:, :2])),
+    )
+    assert [products.shape for products in found] == [(0, 2), (0, 2)]
+    sum(products.sum() for products in found).backward()
+    assert queries.grad.shape == (rows, 4)
+    assert queries.grad.abs().sum() == 0
+    assert weighted_sum(history, torch.ones(0, 2)).shape == (rows, 2, 4)

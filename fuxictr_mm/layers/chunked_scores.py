@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import keep_mask, kept_scale
+from fuxictr_mm.sparse_products import sums_by
 
 #: Items of a chunk: large enough for the rate of a matrix product, small enough for a core's share of the cache.
 CHUNK = 1024
@@ -146,9 +147,10 @@ class _Scores(torch.autograd.Function):
         of_weight = _accumulator(weight)
         of_weights = [_accumulator(w) for w in weights]
         of_biases = [_accumulator(w[:, 0]) for w in weights]
-        of_target, of_items = torch.zeros_like(target), torch.zeros_like(items)
+        of_target = torch.zeros_like(target)
         of_target_part = target.new_zeros(target.shape[0], weight.shape[0])
-        of_items_part = target.new_zeros(items.shape[0], weight.shape[0])
+        # Of every entry, since those of an item are in many chunks.
+        of_entries = items.new_empty(index.shape[0], items.shape[1])
         product, other, of_product = (target.new_empty(CHUNK, target.shape[1]) for _ in range(3))
         buffers = [target.new_empty(CHUNK, h.shape[1]) for h in kept]
         for chunk, i, r in _chunks(index, rows):
@@ -159,14 +161,14 @@ class _Scores(torch.autograd.Function):
                 _add_product(of_weights[k], delta.t(), output)
                 of_biases[k].add_(delta.sum(dim=0))
                 delta = torch.mm(delta, weights[k], out=buffers[k][:size])
-                # An output is zero where ReLU or dropout made it so.
-                torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=delta)
-            of_items_part.index_add_(0, i, delta)
+                # An output is zero where ReLU or dropout made it so. The gradient of the first one takes its place.
+                torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=delta if k else output)
+            delta = output
             of_target_part.index_add_(0, r, delta)
             targets = torch.index_select(target, 0, r, out=product[:size])
             entries = torch.index_select(items, 0, i, out=other[:size])
             of_products = torch.mm(delta, weight, out=of_product[:size])
-            of_items.index_add_(0, i, targets * of_products)
+            torch.mul(targets, of_products, out=of_entries[chunk])
             of_target.index_add_(0, r, of_products.mul_(entries))
             _add_product(of_weight, delta.t(), targets.mul_(entries))
         of_parameters = [
@@ -175,6 +177,7 @@ class _Scores(torch.autograd.Function):
             for g in (w.mul_(scale), b)
         ]
         of_weight = of_weight.to(target.dtype)
+        of_items, of_items_part = (sums_by(index, values, items.shape[0]) for values in (of_entries, kept[0]))
         of_inputs = (of_target, of_items, of_target_part, of_items_part, of_weight, *of_parameters)
         return None, None, None, None, *of_inputs
 

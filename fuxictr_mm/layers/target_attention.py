@@ -9,7 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.jagged import Jagged, is_exporting, segment_products, weighted_sum
+from fuxictr_mm.jagged import (
+    Jagged,
+    has_sparse_kernels,
+    is_exporting,
+    multi_query_products,
+    segment_products,
+    weighted_sum,
+)
+
+#: A product of a query and an entry, and its gradients, take the time of this many products inside a large matrix.
+COST_OF_PRODUCT = 14
 
 
 class MultiHeadTargetAttention(nn.Module):
@@ -27,8 +37,9 @@ class MultiHeadTargetAttention(nn.Module):
     need not sum to one.
 
     :math:`W_v` is applied after the sum, once per row, and :math:`W_k` to distinct items only, which is the same since
-    both are linear. With one head :math:`W_k` is applied to the query instead, :math:`(W_k^\top W_q t_b) \cdot s_n`, so
-    that no item is projected, unless a batch has fewer distinct items than rows. Parameters have the names and shapes
+    both are linear. Where that costs less, :math:`W_k` is applied to the queries instead,
+    :math:`(W_k^\top W_q t_b) \cdot s_n`, so that no item is projected: with one head unless a batch has fewer distinct
+    items than rows, with several heads on a CPU if most items of a batch are distinct. Parameters have names and shapes
     of FuxiCTR's ``MultiHeadTargetAttention``, so state dicts load in both directions.
 
     Departures: an empty history gives zero (in FuxiCTR: the mean of the padding). The residual ``+ t`` that the
@@ -124,12 +135,23 @@ class MultiHeadTargetAttention(nn.Module):
         if self.use_qkvo and self.num_heads == 1 and few_rows:
             # multi_dot chooses the cheaper order: two products per row, or one with the product of both weights.
             query_BD = _products([target, self.W_q.weight.t(), self.W_k.weight])
-            queries, keys = query_BD / self.scale, history
+            products = segment_products(query_BD / self.scale, history, 1)
+        elif self.use_qkvo and self._projects_queries(history):
+            query_BHK = self.W_q(target).unflatten(1, (self.num_heads, -1)) / self.scale
+            query_BHD = torch.einsum("bhk,hkd->bhd", query_BHK, self.W_k.weight.unflatten(0, (self.num_heads, -1)))
+            products = multi_query_products(query_BHD, history)
         else:
             queries = (self.W_q(target) if self.use_qkvo else target) / self.scale
             keys = history.map(self.W_k) if self.use_qkvo else history
-        scores = history.with_values(segment_products(queries, keys, self.num_heads))
+            products = segment_products(queries, keys, self.num_heads)
+        scores = history.with_values(products)
         return scores.map(torch.relu) if self.sparse else scores.softmax()
+
+    def _projects_queries(self, history: Jagged) -> bool:
+        """Whether :math:`W_k` costs less on the query of every head than on every distinct item."""
+        saved = (history.distinct.shape[0] - history.num_rows) * self.W_k.out_features
+        more = history.num_values * (self.num_heads - 1)
+        return has_sparse_kernels(history.distinct) and COST_OF_PRODUCT * more < saved
 
     def _pool(self, history: Jagged, weights_NH: Tensor) -> Tensor:
         if not self.use_qkvo:

@@ -28,9 +28,13 @@ def test_equals_fuxictr(assert_same_attention, side, lengths, options, repeated)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("projects_queries", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lengths", WITH_EMPTY)
-def test_equals_the_formula_head_by_head(make_history, assert_same, lengths, options, sparse):
+def test_equals_the_formula_head_by_head(
+    monkeypatch, make_history, assert_same, lengths, options, projects_queries, sparse
+):
+    monkeypatch.setattr(MultiHeadTargetAttention, "_projects_queries", lambda *_: projects_queries)
     layer = MultiHeadTargetAttention(WIDTH, **options, sparse=sparse).double()
     history = make_history(lengths, WIDTH)
     target = target_of(history)
@@ -60,6 +64,13 @@ def test_equals_the_formula_head_by_head(make_history, assert_same, lengths, opt
     assert result[history.lengths == 0].abs().sum() == 0
     torch.testing.assert_close(weights.values, torch.cat(expected_weights), rtol=1e-10, atol=1e-10)
     assert torch.equal(weights.offsets, history.offsets)
+
+
+def test_projects_queries_of_several_heads_where_most_items_are_distinct():
+    layer = MultiHeadTargetAttention(64, 64, num_heads=2)
+    for distinct, expected in ((200, True), (5, False)):
+        history = Jagged(torch.randn(distinct, 64), torch.tensor([0, 100, 200]), torch.arange(200) % distinct)
+        assert layer._projects_queries(history) is expected
 
 
 def test_sparse_weights_are_zero_where_the_item_speaks_against_the_target():
