@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
-from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, read_chunks
+from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, names_of_items, read_chunks
 from fuxictr_mm.data.arrow_types import is_bytes
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
@@ -393,7 +393,7 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         items=pl.col(ITEM_ID).head(10),
     )
     texts = [
-        [f"{title} (items {', '.join(map(str, items))})" for title in group]
+        [f"{title} (items {', '.join(map(str, names_of_items(items)))})" for title in group]
         for group, items in groups.select("value", "items").iter_rows()
     ]
     groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))

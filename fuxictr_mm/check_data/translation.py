@@ -6,7 +6,6 @@ translated back, so that they name columns and ids as they are in the files.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +26,9 @@ from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
 
 USER_ID, LABEL = "user_id", "label"
+
+#: Before the name of a column that has the checks' name of a role, and not the role.
+NO_ROLE = "other "
 
 _active: ContextVar[Translation | None] = ContextVar("translation", default=None)
 
@@ -112,6 +114,8 @@ class Translation:
                 return False
             try:
                 for _, batch in parquet.read_rows(path, [self.on_disk(path, name)]):
+                    if not pa.types.is_integer(batch.column(0).type):  # of a later part file
+                        return False
                     values = arrow_types.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
                     beyond += int(((values < 0) | (values >= most)).sum())
                     total += len(values)
@@ -134,10 +138,12 @@ class Translation:
             _active.reset(token)
 
     def names(self, present: Sequence[str]) -> dict[str, str]:
-        """Return the checks' name of each column of a file; that of time has none."""
+        """Return the checks' name of each column of a file."""
         key = key_of_items(self.roles.target, present)
         own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
-        return {name: own.get(name, name) for name in present if name != self.roles.time}
+        # A column of such a name without the role, such as an item_id beside the target, is a column like any other.
+        taken = set(own.values())
+        return {name: own.get(name, f"{NO_ROLE}{name}" if name in taken else name) for name in present}
 
     def columns(self, path: Path, wanted: Sequence[str]) -> list[str]:
         """Return the wanted columns that a file has, by the checks' names."""
@@ -157,8 +163,6 @@ class Translation:
         names = self.names(schema.names)
         fields = []
         for field in schema:
-            if field.name not in names:
-                continue
             name, kind = names[field.name], field.type
             if self._vocabulary(name) is not None:
                 if name not in self.lists:
@@ -195,19 +199,7 @@ class Translation:
         vocabulary = self._vocabulary(column)
         if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
             rows = rows.with_columns(_decode(rows["value"], vocabulary))
-        elif "value" in rows.columns and rows["value"].dtype == pl.String and self.items is not None:
-            rows = rows.with_columns(value=rows["value"].map_elements(self._text_back, pl.String))
-        return names.get(column, column), rows.rename(names, strict=False)
-
-    def _text_back(self, text: str) -> str:
-        """Replace the number of an item that a text names by its id."""
-        assert self.items is not None
-        items = self.items
-
-        def decoded(found: re.Match[str]) -> str:
-            return f"(item {as_text(items.decode(np.array([int(found[1])]))[0].as_py())}"
-
-        return re.sub(r"\(item (\d+)", decoded, text)
+        return names.get(column, column).removeprefix(NO_ROLE), rows.rename(names, strict=False)
 
 
 def active() -> Translation | None:
