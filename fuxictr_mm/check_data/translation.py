@@ -7,7 +7,7 @@ translated back, so that they name columns and ids as they are in the files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class Translation:
         Raises
         ------
         DataError, MissingFileError
-            A file is damaged, or ids are of several types.
+            Ids are of several types.
         """
         names = cls(roles)
         items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.lists])]
@@ -84,11 +84,11 @@ class Translation:
         if ids == "auto" and not all(texts) and (any(texts) or not (has_zero or self._most_are_beyond(keys, most))):
             return None
         ids_of = (
-            _entries(batch.column(0), f"{path}: {there}")
+            _entries(array, f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
             for there in [self.on_disk(path, name)]
             if name not in self.lists or is_list(_field(path, there).type)  # another type is a finding
-            for _, batch in parquet.read_rows(path, [there])
+            for array in _read_intact(path, there)
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
         return vocabulary if vocabulary.is_integer and has_zero else vocabulary.without_padding()
@@ -229,6 +229,13 @@ def _has_features_of_zero(path: Path, key: str) -> bool:
             entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
             return any(e and e == e for e in entries)  # NaN is no value
     return False
+
+
+def _read_intact(path: Path, column: str) -> Iterator[pa.Array]:
+    """Yield a column of a file up to where it is damaged, which is a finding of its own."""
+    with suppress(DataError):
+        for _, batch in parquet.read_rows(path, [column]):
+            yield batch.column(0)
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:

@@ -235,3 +235,12 @@ def test_a_column_with_the_name_of_a_role_and_without_the_role(tmp_path):
     assert {(f.check, f.column) for f in report.findings()} - {(f.check, f.column) for f in expected.findings()} == {
         ("bad-context", "user_id")
     }
+
+
+def test_a_damaged_file_of_text_ids_is_a_finding(tmp_path):
+    folder = write(tmp_path / "d", with_ids(world.tables(200), world.KINDS["text"]))
+    content = bytearray((folder / "train.parquet").read_bytes())
+    content[100:2000] = bytes(1900)
+    (folder / "train.parquet").write_bytes(content)
+    report, _ = check_folder(folder)
+    assert {(f.check, f.file) for f in report.findings() if f.severity == "error"} == {("unreadable", "train.parquet")}
