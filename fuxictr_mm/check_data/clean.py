@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,14 @@ from fuxictr_mm.check_data.layout import (
     common_length,
     has_one_length,
     is_text,
+    pads_right,
     read_chunks,
     read_schema,
 )
 from fuxictr_mm.check_data.titles import fix_title
-from fuxictr_mm.data.arrow_types import is_bytes, is_list
+from fuxictr_mm.data.arrow_types import is_bytes, is_list, plain_type
 from fuxictr_mm.data.parquet import part_files, schema_of
+from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import write_folder
 
@@ -93,9 +96,11 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
             unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
                 _write(path, folder / path.name, make_plan(path, findings, keep_rows, report))
+            untyped = set() if unreadable else {f.name for f in read_schema(path) if pa.types.is_null(f.type)}
             for f in findings:
                 action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
-                actions.append({**action, "done": _say(f, keep_rows, unreadable)})
+                done = Action.NOTHING.value if f.column in untyped else _say(f, keep_rows, unreadable)
+                actions.append({**action, "done": done})
 
     write_folder(target, write)
     return actions
@@ -129,14 +134,18 @@ def make_plan(path: Path, findings: Iterable[Finding], keep_rows: bool, report: 
 def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     """Return what is to be done with each row of a finding."""
     action = CHECKS[finding.check].action
+    kind = read_schema(path).field(finding.column).type
+    in_lists = is_list(kind)
     change: Change
-    if action is Action.DROP_ENTRY:
-        in_lists = is_list(read_schema(path).field(finding.column).type)
+    if pa.types.is_null(kind):  # it holds no other value than null
+        change = lambda old: old  # noqa: E731
+    elif action is Action.DROP_ENTRY:
         padded = in_lists and has_one_length(path, finding.column)
-        return [partial(_without, dropped=value, padded=padded) for value in finding.rows["value"].to_list()]
-    if action is Action.SET_ZERO:
-        in_lists = is_list(read_schema(path).field(finding.column).type)
-        of_text = in_lists and is_text(read_schema(path).field(finding.column).type.value_type)
+        right = padded and pads_right(path, finding.column)
+        values = finding.rows["value"].to_list()
+        return [partial(_without, dropped=value, padded=padded, right=right) for value in values]
+    elif action is Action.SET_ZERO:
+        of_text = in_lists and (is_text(kind.value_type) or is_bytes(kind.value_type))
         is_ragged = finding.check == "null-history" and not has_one_length(path, finding.column)
         zero = [] if of_text or is_ragged else [0] * common_length(path, finding.column) if in_lists else 0
         change = lambda _: zero  # noqa: E731
@@ -147,19 +156,27 @@ def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
     return [change] * finding.rows.height
 
 
-def _without(old: Any, dropped: Any, padded: bool) -> Any:
+def _without(old: Any, dropped: Any, padded: bool, right: bool = False) -> Any:
     """Remove an id and padding from a list; a number is 0.
 
-    Where lists are ``padded``, it is padded to its old length, at the end that was.
+    Where lists are ``padded``, it is padded to its old length, at the end that was; a full one as most others are, at
+    the ``right`` or at the left.
     """
     if not isinstance(old, list):
         return 0
-    kept = [v for v in old if v and v == v and v != dropped]  # nulls and NaN go, too
+    kept = [v for v in old if v and v == v and plain_id(v) != dropped]  # nulls and NaN go, too
     if not padded:
         return kept
-    padding = ["" if any(isinstance(v, str) for v in old) else 0] * (len(old) - len(kept))
-    pads_right = bool(old) and bool(old[0]) and not old[-1]
-    return kept + padding if pads_right else padding + kept
+    padding: list[Any] = [_padding_like(old)] * (len(old) - len(kept))
+    if bool(old[0]) != bool(old[-1]):
+        right = not old[-1]
+    return kept + padding if right else padding + kept
+
+
+def _padding_like(ids: list[Any]) -> Any:
+    if any(isinstance(v, bytes) for v in ids):
+        return None  # they may be of a fixed length
+    return "" if any(isinstance(v, str) for v in ids) else 0
 
 
 def _scaled(old: list[float], norm: float) -> list[float]:
@@ -171,7 +188,7 @@ def _write(path: Path, target: Path, plan: Plan) -> None:
     if not plan.change and not plan.drop:
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
         return
-    schema = schema_of(part_files(path)[0])
+    schema = _schema_to_write(path)
     if target.suffix != ".parquet":  # a folder of part files becomes one file
         target = target.with_name(f"{target.name}.parquet")
     pending: list[pa.RecordBatch] = []
@@ -181,6 +198,20 @@ def _write(path: Path, target: Path, plan: Plan) -> None:
             if sum(b.num_rows for b in pending) >= GROUP_ROWS or sum(b.nbytes for b in pending) >= GROUP_BYTES:
                 _flush(writer, pending, schema)
         _flush(writer, pending, schema)
+
+
+def _schema_to_write(path: Path) -> pa.Schema:
+    """Return the columns of the first part file, in types that hold the values of all; list views become lists."""
+    first, *others = [schema_of(file) for file in part_files(path)]
+    fields = []
+    for column in first:
+        kinds = [column, *(other.field(column.name) for other in others if column.name in other.names)]
+        with suppress(pa.ArrowException):  # a cast fails where a value does not fit
+            column = pa.unify_schemas([pa.schema([kind]) for kind in kinds], promote_options="permissive").field(0)
+        kind = column.type
+        is_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+        fields.append(column.with_type(plain_type(kind)) if is_view else column)
+    return pa.schema(fields, first.metadata)
 
 
 def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBatch]:

@@ -27,7 +27,7 @@ from fuxictr_mm.check_data.layout import (
     to_series,
 )
 from fuxictr_mm.check_data.splits import Chunk, Histories, KnownItems, Split, SplitPair, read_split
-from fuxictr_mm.check_data.translation import LABEL
+from fuxictr_mm.check_data.translation import LABEL, active
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 #: Fraction of cold targets that is too much, and difference between valid and test that is.
@@ -108,10 +108,12 @@ def _compare_types(layout: Layout, report: Report) -> None:
     """Report context columns that are text in one split and numbers in another."""
     texts: dict[str, Path] = {}
     numbers: dict[str, Path] = {}
+    translation = active()
+    named = {USER_ID, ITEM_ID, ITEM_SEQ, LABEL, translation.roles.time if translation is not None else None}
     for path in layout.splits.values():
         with report.reading(path):
             for column in read_schema(path):
-                if column.name not in (USER_ID, ITEM_ID, ITEM_SEQ, LABEL):
+                if column.name not in named:
                     kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
                     kinds.setdefault(column.name, path)
     for name in sorted(texts.keys() & numbers.keys()):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from fuxictr_mm.data.arrow_types import is_bytes, is_list, is_plain_text, plain_
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.terminal import progress_bar
 
@@ -193,7 +195,7 @@ def require(
     return usable
 
 
-def check_types(path: Path, schema: pa.Schema, known: Collection[str], report: Report) -> list[str]:
+def check_types(path: Path, schema: pa.Schema, known: Collection[str | None], report: Report) -> list[str]:
     """Report columns that models cannot read; return those (``file: column (type)``) that no check looks at.
 
     Numbers as bytes are an error, and numbers as text a warning: they are meant to be read, as numbers. Lists of
@@ -281,11 +283,13 @@ def read_chunks(
     try:
         translation = active()
         there = list(columns) if translation is None else [translation.on_disk(path, name) for name in columns]
+        first = schema_of(part_files(path)[0])
         rows, values = _size_of(path, there)
         size = int(np.clip(CHUNK_VALUES / max(values, 1), 256, CHUNK_ROWS))
         chunks = _joined(parquet.read_rows(path, there, max_rows=size), size)
         total = -(-rows // size)
         for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
+            _check_kinds(path, batch, first)
             if translation is not None:
                 batch = translation.batch(path, batch)
             yield row, batch.select(list(columns))
@@ -294,6 +298,23 @@ def read_chunks(
     except (pa.ArrowException, ValueError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{path}: damaged after row {row} ({reason})") from None
+
+
+def _check_kinds(path: Path, batch: pa.RecordBatch, first: pa.Schema) -> None:
+    """Raise a DataError for a column that is text in one part file and numbers or lists in the ``first``."""
+    for column in batch.schema:
+        kinds = [plain_type(first.field(column.name).type), plain_type(column.type)]
+        if len({_kind(kind) for kind in kinds if not pa.types.is_null(kind)}) > 1:
+            raise DataError(
+                f"{path}: {column.name} holds {kinds[0]} in the first part file and {kinds[1]} in another; write "
+                "all of them with one type"
+            )
+
+
+def _kind(kind: pa.DataType) -> str:
+    if is_list(kind):
+        return "lists"
+    return "text" if is_plain_text(kind) else "numbers" if is_number(kind) else "others"
 
 
 def _joined(chunks: Iterable[tuple[int, pa.RecordBatch]], size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -348,6 +369,12 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 @functools.cache
+def is_scalar(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a number, a text, bytes or a time per row."""
+    return is_number(kind) or is_text(kind) or is_bytes(kind) or pa.types.is_temporal(kind)
+
+
+@functools.cache
 def is_number_list(kind: pa.DataType) -> bool:
     """Whether models read a column of this type as lists of numbers."""
     return is_list(kind) and _is_accepted(decoding.lists, kind)
@@ -369,7 +396,9 @@ def is_text(kind: pa.DataType) -> bool:
 def to_series(array: pa.Array) -> pl.Series:
     """Return a column of numbers, or of lists of numbers, as a Polars series; Boolean becomes 0 and 1."""
     if pa.types.is_float16(array.type):
-        array = pa.array(array.to_numpy(zero_copy_only=False).astype(np.float32))  # nulls are NaN
+        array = array.cast(pa.float32())
+    elif is_list(array.type) and pa.types.is_float16(array.type.value_type):  # Polars 1.35 reads other numbers
+        array = array.cast(pa.large_list(pa.float32()))
     series = pl.Series(array)
     if isinstance(series.dtype, pl.Array):
         return series.arr.to_list()
@@ -380,6 +409,15 @@ def as_id(column: str) -> pl.Expr:
     """Return integers from 0 as Int64, null for everything else."""
     ids = pl.col(column).cast(pl.Int64, strict=False)
     return pl.when((ids >= 0) & (ids == pl.col(column))).then(ids)
+
+
+def names_of_items(numbers: pl.Series | np.ndarray | list[int]) -> list[Any]:
+    """Return items as the files name them, where they are numbered in memory."""
+    translation = active()
+    if translation is None or translation.items is None:
+        return list(numbers.tolist() if isinstance(numbers, np.ndarray) else numbers)
+    index = pl.Series(numbers, dtype=pl.Int64).fill_null(0).to_numpy()
+    return [plain_id(value) for value in translation.items.decode(index).to_pylist()]
 
 
 def as_text(array: pa.Array) -> list[str]:
@@ -406,6 +444,13 @@ def common_length(path: Path, column: str) -> int:
 def has_one_length(path: Path, column: str) -> bool:
     """Whether all lists of a column, the empty ones left out, have the same length, as padded ones have."""
     return len(_lengths(path, column)) == 1
+
+
+def pads_right(path: Path, column: str) -> bool:
+    """Whether more lists of a column end with padding than begin with it, in its first chunk."""
+    array = first_chunk(path, column)
+    rows = [row for row in (array.to_pylist() if array is not None else ()) if row]
+    return sum(not row[-1] for row in rows) > sum(not row[0] for row in rows)
 
 
 def _lengths(path: Path, column: str) -> Counter[int]:

@@ -22,8 +22,12 @@ from fuxictr_mm.check_data.layout import (
     Layout,
     as_id,
     check_types,
+    first_chunk,
     is_number,
+    is_scalar,
+    is_text,
     name_of,
+    names_of_items,
     read_chunks,
     read_schema,
     require,
@@ -31,6 +35,9 @@ from fuxictr_mm.check_data.layout import (
 )
 from fuxictr_mm.check_data.translation import LABEL, active
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+
+#: Texts in a column that names the split: rows of two splits are not told apart by it.
+SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval", "test", "testing"}
 
 #: What happens less often is no noise.
 UNLIKELY = 1e-3
@@ -111,7 +118,7 @@ class Chunk:
         rows = rows.with_columns(
             click=pl.when(pl.col("click") <= 1).then("click").cast(pl.Int8),
             known=items.mark(rows["target"]),
-            length=pl.col("length").fill_null(0) if lists in names else None,
+            length=pl.col("length").fill_null(0) if lists in names else pl.lit(None, dtype=pl.UInt32),
         )
         index = entries["row"] - row
         users, targets = rows["user"].gather(index), rows["target"].gather(index)
@@ -176,7 +183,8 @@ def inner_padding(histories: Histories) -> Iterator[Fault]:
     """Padding between real ids of a history."""
     chunk = histories.chunk
     rows = chunk.rows.filter(pl.col("span") != pl.col("length"))
-    yield _fault(chunk.file, chunk.lists, rows, [str(history.drop_nulls().to_list()) for history in rows["history"]])
+    texts = [str(names_of_items(history.drop_nulls())) for history in rows["history"]]
+    yield _fault(chunk.file, chunk.lists, rows, texts)
 
 
 @check(Chunk, WARNING, "a history before the click", Action.DROP_ENTRY)
@@ -198,7 +206,7 @@ class Split:
 
     path: Path
     #: ``row``, ``user``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and
-    #: history are) and ``row_key`` (equal where everything but the label is), ``(B,)``.
+    #: history are) and ``row_key`` (equal where everything but the label is, times and texts as well), ``(B,)``.
     rows: pl.DataFrame
     #: ``row``, ``user`` and first repeated ``item`` of the histories that have one.
     repeats: pl.DataFrame
@@ -325,7 +333,10 @@ def contradictory_row(split: Split) -> Iterator[Fault]:
     expected = split.expected_pairs(differing=True)
     others = rows.select("target", "click", other=pl.when(pl.col("click") == 1).then("first_0").otherwise("first_1"))
     texts = [
-        f"equals row {row} (item {item}, label {label} and {1 - label})" for item, label, row in others.iter_rows()
+        f"equals row {row} (item {item}, label {label} and {1 - label})"
+        for item, (label, row) in zip(
+            names_of_items(others["target"]), others.select("click", "other").iter_rows(), strict=True
+        )
     ]
     expected_text = f"at most some {expected:.1f} pairs by coincidence"
     yield _fault(split.file, LABEL, rows, texts, severity=_severity(found, expected), expected=expected_text)
@@ -339,7 +350,10 @@ def duplicate_row(split: Split) -> Iterator[Fault]:
     expected = split.expected_pairs(differing=False)
     severity = _severity((sizes * (sizes - 1) / 2).sum(), expected)
     later = rows.filter(pl.col("row") != pl.col("first"))
-    texts = [f"equals row {row} (item {item})" for row, item in later.select("first", "target").iter_rows()]
+    texts = [
+        f"equals row {row} (item {item})"
+        for row, item in zip(later["first"], names_of_items(later["target"]), strict=True)
+    ]
     expected_text = f"at most some {expected:.1f} pairs by coincidence"
     yield _fault(split.file, ITEM_ID, later, texts, severity=severity, expected=expected_text)
 
@@ -360,7 +374,10 @@ def shared_row(pair: SplitPair) -> Iterator[Fault]:
     rows = pair.earlier.rows.join(first, on="row_key").sort("row")
     expected = _pairs(pair.earlier.history_counts, pair.later.history_counts) * _meeting(pair.earlier, pair.later)
     severity = _severity(rows.height, expected)
-    texts = [f"equals row {row} of {name} (item {item})" for row, item in rows.select("other", "target").iter_rows()]
+    texts = [
+        f"equals row {row} of {name} (item {item})"
+        for row, item in zip(rows["other"], names_of_items(rows["target"]), strict=True)
+    ]
     expected_text = f"at most some {expected:.1f} rows shared with {name} by coincidence"
     yield _fault(pair.earlier.file, ITEM_ID, rows, texts, severity=severity, expected=expected_text)
 
@@ -376,11 +393,13 @@ def read_split(
     if name_of(path) != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
-    layout.not_checked += check_types(path, schema, wanted, report)
+    time = translation.roles.time if translation is not None else None
+    layout.not_checked += check_types(path, schema, {*wanted, time}, report)
     if ITEM_ID not in usable:
         return None
-    context = [f for f in schema if f.name not in wanted and is_number(f.type)]
-    names = [f.name for f in context]
+    others = [f for f in schema if f.name not in wanted]
+    context = [f for f in others if f.name != time and is_number(f.type)]
+    names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(path, f)]
     clicks = pl.concat([s.clicks() for s in later] or [pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})])
     parts, repeats = [], []
     for row, batch in read_chunks(path, usable + names, verbose=verbose):
@@ -404,12 +423,37 @@ def read_split(
     return split
 
 
-def _with_keys(chunk: Chunk, context: Sequence[str]) -> pl.DataFrame:
+def _names_the_split(path: Path, column: pa.Field) -> bool:
+    """Whether a column of text is the name of the split in all rows, as far as its first chunk tells."""
+    array = first_chunk(path, column.name) if is_text(column.type) else None
+    values = [] if array is None else array.unique().drop_null().to_pylist()
+    return len(values) == 1 and values[0].lower() in SPLIT_NAMES
+
+
+def _with_keys(chunk: Chunk, others: Sequence[str]) -> pl.DataFrame:
     history = pl.col("history").list.eval(pl.element().fill_null(-1)).hash()
     rows = chunk.rows.select("row", "user", "target", "click", "length", history_key=pl.struct("user", history).hash())
-    others = [chunk.raw[name].alias(f"context {name}") for name in context]
-    key = pl.struct("history_key", "target", *(column.name for column in others)).hash()
-    return rows.with_columns(rows.with_columns(others).select(row_key=key).to_series())
+    keys = [_comparable(chunk.raw[name]).alias(f"other {name}") for name in sorted(others)]
+    key = pl.struct("history_key", "target", *(column.name for column in keys)).hash()
+    return rows.with_columns(rows.with_columns(keys).select(row_key=key).to_series())
+
+
+def _comparable(values: pl.Series) -> pl.Series:
+    """Return hashes that are equal where values are, whatever their type: a split may hold int32, another float64."""
+    kind = values.dtype
+    if kind in (pl.Date, pl.Datetime):
+        return values.dt.epoch("us").hash()
+    if kind == pl.UInt64:
+        return values.reinterpret(signed=True).hash()
+    if kind.is_integer():
+        return values.cast(pl.Int64).hash()
+    if kind.is_float():
+        number = values.cast(pl.Float64)
+        is_integer = ((number == number.floor()) & (number.abs() < 2.0**63)).fill_null(False)
+        return pl.select(
+            pl.when(is_integer).then(number.cast(pl.Int64, strict=False).hash()).otherwise(number.hash())
+        ).to_series()
+    return values.hash()
 
 
 def _find_repeats(chunk: Chunk) -> pl.DataFrame:

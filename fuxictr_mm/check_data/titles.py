@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
-from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, read_chunks
+from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, names_of_items, read_chunks
 from fuxictr_mm.data.arrow_types import is_bytes
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
@@ -43,6 +43,7 @@ _JSON_KEY = re.compile(
     r"""["“](?:translation|translated|title|text|output|result|answer)[\w ]*["”]\s*:""", re.IGNORECASE
 )
 _JSON_VALUE = re.compile(r"""["'“][\w ]+["'”]\s*:\s*(?:"([^"]*)|'([^']*)|“([^”]*))""")
+_JSON_FIRST = re.compile(r"""\s*\[\s*(?:"([^"]*)|'([^']*)|“([^”]*))""")
 _LEAD_IN = re.compile(
     r"""^\s*(?:(?:sure|certainly|of\ course|okay|ok)[,!.:]\s*)?
     (?:here(?:\ is|'s|\u2019s)\ (?:the|your|a|an)\ (?:\w+\s){0,3}(?:translation|translated|title|english)\b[^:\n]{0,60}:
@@ -51,11 +52,13 @@ _LEAD_IN = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _REFUSAL = re.compile(
-    r"""^\s*(?:(?:i'm|i\u2019m|i\ am)\ sorry,?\ (?:but\ )?i\ (?:can't|can\u2019t|cannot|am\ unable)
-    |as\ an\ ai\b
-    |i\ (?:cannot|can't|can\u2019t|am\ unable\ to)\ (?:translate|assist|help|provide)
-    |(?:please\ )?(?:provide|give\ me)\ (?:me\ )?(?:with\ )?the\ (?:text|title)\ (?:to|you)
-    |sorry,\ (?:but\ )?i\ (?:can't|can\u2019t|cannot))""",
+    r"""^\s*(?:(?:(?:i'm|i\u2019m|i\ am)\ )?sorry,?\ (?:but\ )?i\ (?:can't|can\u2019t|cannot|am\ unable\ to)\ (?:
+        do\ that|help\ you|help\W*$
+        |(?:help\ with|translate|assist|provide|fulfill|process|generate|comply|access|understand)\b)
+    |as\ an\ ai\ (?:language\ )?(?:model|assistant)\b
+    |as\ an\ ai\b\W*(?:i\b|$)
+    |i\ (?:cannot|can't|can\u2019t|am\ unable\ to)\ (?:translate|assist|help\ with|provide)\b
+    |(?:please\ )?(?:provide|give\ me)\ (?:me\ )?(?:with\ )?the\ (?:text|title)\ (?:to|you))""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -184,14 +187,17 @@ def json_title(title: str) -> str | None:
 
 
 def _is_json(text: str) -> bool:
-    if _JSON_START.match(text) or _JSON_END.search(text):
+    # A name in brackets may have quotation marks as well: ["Weird Al"] best of, The Song [Live "1965"].
+    if _JSON_END.search(text) and (_JSON_KEY.search(text) or not re.search(r"[\[{]", text.lstrip()[1:])):
+        return True
+    if _JSON_START.match(text) and (_JSON_VALUE.search(text) or re.search(r"['\"”][}\]]+\s*$|^[^\]}]*$", text)):
         return True
     if text.lstrip()[:1] not in ("{", "["):
         return False
     if _JSON_KEY.search(text):
         return True
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), dict) or _JSON_START.match(text) is not None
     except (ValueError, RecursionError):
         return False
 
@@ -201,7 +207,7 @@ def _text_inside(text: str) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        found = _JSON_VALUE.search(text)
+        found = _JSON_VALUE.search(text) or _JSON_FIRST.match(text)
         if found:
             return next(text for text in found.groups() if text is not None).strip()
         bare = _JSON_END.sub("", text).strip()
@@ -393,7 +399,7 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         items=pl.col(ITEM_ID).head(10),
     )
     texts = [
-        [f"{title} (items {', '.join(map(str, items))})" for title in group]
+        [f"{title} (items {', '.join(map(str, names_of_items(items)))})" for title in group]
         for group, items in groups.select("value", "items").iter_rows()
     ]
     groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))

@@ -6,9 +6,8 @@ translated back, so that they name columns and ids as they are in the files.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,9 @@ from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
 
 USER_ID, LABEL = "user_id", "label"
+
+#: Before the name of a column that has the checks' name of a role, and not the role.
+NO_ROLE = "other "
 
 _active: ContextVar[Translation | None] = ContextVar("translation", default=None)
 
@@ -51,7 +53,7 @@ class Translation:
         Raises
         ------
         DataError, MissingFileError
-            A file is damaged, or ids are of several types.
+            Ids are of several types.
         """
         names = cls(roles)
         items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.lists])]
@@ -82,11 +84,11 @@ class Translation:
         if ids == "auto" and not all(texts) and (any(texts) or not (has_zero or self._most_are_beyond(keys, most))):
             return None
         ids_of = (
-            _entries(batch.column(0), f"{path}: {there}")
+            _entries(array, f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
             for there in [self.on_disk(path, name)]
             if name not in self.lists or is_list(_field(path, there).type)  # another type is a finding
-            for _, batch in parquet.read_rows(path, [there])
+            for array in _read_intact(path, there)
         )
         vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
         return vocabulary if vocabulary.is_integer and has_zero else vocabulary.without_padding()
@@ -112,6 +114,8 @@ class Translation:
                 return False
             try:
                 for _, batch in parquet.read_rows(path, [self.on_disk(path, name)]):
+                    if not pa.types.is_integer(batch.column(0).type):  # of a later part file
+                        return False
                     values = arrow_types.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
                     beyond += int(((values < 0) | (values >= most)).sum())
                     total += len(values)
@@ -134,10 +138,12 @@ class Translation:
             _active.reset(token)
 
     def names(self, present: Sequence[str]) -> dict[str, str]:
-        """Return the checks' name of each column of a file; that of time has none."""
+        """Return the checks' name of each column of a file."""
         key = key_of_items(self.roles.target, present)
         own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
-        return {name: own.get(name, name) for name in present if name != self.roles.time}
+        # A column of such a name without the role, such as an item_id beside the target, is a column like any other.
+        taken = set(own.values())
+        return {name: own.get(name, f"{NO_ROLE}{name}" if name in taken else name) for name in present}
 
     def columns(self, path: Path, wanted: Sequence[str]) -> list[str]:
         """Return the wanted columns that a file has, by the checks' names."""
@@ -157,8 +163,6 @@ class Translation:
         names = self.names(schema.names)
         fields = []
         for field in schema:
-            if field.name not in names:
-                continue
             name, kind = names[field.name], field.type
             if self._vocabulary(name) is not None:
                 if name not in self.lists:
@@ -195,19 +199,7 @@ class Translation:
         vocabulary = self._vocabulary(column)
         if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
             rows = rows.with_columns(_decode(rows["value"], vocabulary))
-        elif "value" in rows.columns and rows["value"].dtype == pl.String and self.items is not None:
-            rows = rows.with_columns(value=rows["value"].map_elements(self._text_back, pl.String))
-        return names.get(column, column), rows.rename(names, strict=False)
-
-    def _text_back(self, text: str) -> str:
-        """Replace the number of an item that a text names by its id."""
-        assert self.items is not None
-        items = self.items
-
-        def decoded(found: re.Match[str]) -> str:
-            return f"(item {as_text(items.decode(np.array([int(found[1])]))[0].as_py())}"
-
-        return re.sub(r"\(item (\d+)", decoded, text)
+        return names.get(column, column).removeprefix(NO_ROLE), rows.rename(names, strict=False)
 
 
 def active() -> Translation | None:
@@ -237,6 +229,13 @@ def _has_features_of_zero(path: Path, key: str) -> bool:
             entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
             return any(e and e == e for e in entries)  # NaN is no value
     return False
+
+
+def _read_intact(path: Path, column: str) -> Iterator[pa.Array]:
+    """Yield a column of a file up to where it is damaged, which is a finding of its own."""
+    with suppress(DataError):
+        for _, batch in parquet.read_rows(path, [column]):
+            yield batch.column(0)
 
 
 def _entries(array: pa.Array, where: str) -> pa.Array:

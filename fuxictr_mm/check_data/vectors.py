@@ -26,7 +26,15 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, Report, check
-from fuxictr_mm.check_data.layout import ItemFile, Layout, common_length, read_chunks, split_lists, values_per_row
+from fuxictr_mm.check_data.layout import (
+    ItemFile,
+    Layout,
+    common_length,
+    names_of_items,
+    read_chunks,
+    split_lists,
+    values_per_row,
+)
 from fuxictr_mm.errors import ConfigError
 
 #: Euclidean distance of two embeddings of norm 1 that makes them near-duplicates.
@@ -249,16 +257,18 @@ def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
 def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings equal to an earlier one."""
     rows, earlier = column.equal_pairs["row"].to_numpy(), column.equal_pairs["earlier"].to_numpy()
-    yield column.fault(rows, [f"equals row {e}, item_id {column.item.ids[e]}" for e in earlier])
+    items = names_of_items(column.item.ids[earlier])
+    yield column.fault(rows, [f"equals row {e}, item_id {item}" for e, item in zip(earlier, items, strict=True)])
 
 
 @check(EmbeddingColumn, WARNING, "an embedding of its own per item")
 def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings within 1 % of another's direction."""
     pairs = column.near_pairs
+    items = names_of_items(column.item.ids[pairs["earlier"].to_numpy()])
     texts = [
-        f"within {d:.2g} of row {e}, item_id {column.item.ids[e]}"
-        for e, d in pairs.select("earlier", "distance").iter_rows()
+        f"within {d:.2g} of row {e}, item_id {item}"
+        for item, (e, d) in zip(items, pairs.select("earlier", "distance").iter_rows(), strict=True)
     ]
     yield column.fault(pairs["row"].to_numpy(), texts)
 

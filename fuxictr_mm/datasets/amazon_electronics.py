@@ -37,10 +37,12 @@ class AmazonElectronics(Reader):
 
     def files(self) -> list[Path]:
         """Return the two csv files."""
-        return self.find("train.csv", "test.csv")
+        return [self.find_one("train.csv"), self.find_one("test.csv")]
 
     def _scan(self, split: str) -> pl.LazyFrame:
-        return pl.scan_csv(self.find(f"{split}.csv")[0], schema_overrides=TYPES)
+        # Not by schema_overrides: polars 1.35 gives a column of another name the name that is missing.
+        frame = pl.scan_csv(self.find_one(f"{split}.csv"), infer_schema=False)
+        return frame.select(pl.col(name).cast(kind) for name, kind in TYPES.items())
 
     def items(self) -> pl.DataFrame:
         """Return the items of targets and histories, by id, with their category."""
@@ -54,8 +56,9 @@ class AmazonElectronics(Reader):
         return items.sort("item_id", "cate_id").unique("item_id", keep="first", maintain_order=True)
 
     def values(self, name: str) -> pl.Series:
-        """Return the users of the training file."""
-        return self._scan("train").select(pl.col("user_id").unique()).collect()["user_id"].sort()
+        """Return the users of both files."""
+        users = pl.concat([self._scan(split).select("user_id") for split in ("train", "test")])
+        return users.unique().collect(engine="streaming")["user_id"].sort()
 
     @cached_property
     def _counts(self) -> dict[str, int]:

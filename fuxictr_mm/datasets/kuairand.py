@@ -64,11 +64,13 @@ class KuaiRand(Reader):
     def files(self) -> list[Path]:
         """Return the standard logs, the features of users and videos, and the captions."""
         captions = sorted(self.source.rglob("kuairand_video_captions.csv"))
-        return [*self._logs, *self.find("user_features_*.csv", "video_features_basic_*.csv"), *captions]
+        # Users of Pure, 1K and 27K have numbers of their own: logs of two of them must not be mixed.
+        features = [self.find_one(name) for name in ("user_features_*.csv", "video_features_basic_*.csv")]
+        return [*self._logs, *features, *captions]
 
     def items(self) -> pl.DataFrame:
         """Return the videos in the order of their file."""
-        path = self.find("video_features_basic_*.csv")[0]
+        path = self.find_one("video_features_basic_*.csv")
         types = {"video_id": pl.Int64, **dict.fromkeys((*VIDEO_COLUMNS, "tag"), pl.String)}
         videos = pl.read_csv(path, columns=list(types), schema_overrides=types)
         frame = videos.select(
@@ -86,7 +88,7 @@ class KuaiRand(Reader):
     @cached_property
     def _users(self) -> pl.DataFrame:
         types = {"user_id": pl.Int64, **dict.fromkeys(USER_COLUMNS, pl.String)}
-        path = self.find("user_features_*.csv")[0]
+        path = self.find_one("user_features_*.csv")
         return pl.read_csv(path, columns=list(types), schema_overrides=types)
 
     @cached_property
@@ -100,10 +102,11 @@ class KuaiRand(Reader):
         return int(dates[np.flatnonzero(after >= 0.2)[-1]]), int(dates[np.flatnonzero(after >= 0.1)[-1]])
 
     def values(self, name: str) -> pl.Series:
-        """Return the values of the users' file, or the tabs of the logs."""
+        """Return the values of the users' file, or the tabs of the days of training."""
         if name != "tab":
             return self._users[name]
-        tabs = pl.concat([pl.scan_csv(path, schema_overrides={"tab": pl.String}).select("tab") for path in self._logs])
+        logs = [pl.scan_csv(path, schema_overrides={"tab": pl.String}).select("tab", "date") for path in self._logs]
+        tabs = pl.concat(logs).filter(pl.col("date") < self._days[0]).select("tab")
         return tabs.unique().collect(engine="streaming")["tab"].sort()
 
     def chunks(self) -> list[str]:

@@ -31,6 +31,9 @@ from fuxictr_mm.errors import DataError
 #: Rows read at a time.
 CHUNK_ROWS = 200_000
 
+#: Embeddings read at a time.
+CHUNK_ITEMS = 65_536
+
 LABELS = ("is_click", "click", "label")
 
 
@@ -70,16 +73,17 @@ class LongCTR(Reader):
         return self._item_columns
 
     def _file(self, name: str) -> Path:
-        return self.find(f"{name}.parquet")[0]
+        return self.find_one(f"{name}.parquet")
 
     def files(self) -> list[Path]:
         """Return the splits, the users and the items."""
-        return self.find(*(f"{name}.parquet" for name in (*SPLITS, "user_info", "item_info")))
+        return [self._file(name) for name in (*SPLITS, "user_info", "item_info")]
 
     @cached_property
     def _item_info(self) -> pl.DataFrame:
         """Return the items but the padding, with their index."""
-        frame = pl.read_parquet(self._file("item_info")).rename(_renamed, strict=False)
+        names = [n for n in pq.read_schema(self._file("item_info")).names if n not in self._embedding_columns]
+        frame = pl.read_parquet(self._file("item_info"), columns=names).rename(_renamed, strict=False)
         # Before the slice: polars 1.35 evaluates lists of a sliced frame at wrong rows.
         frame = frame.with_columns(
             pl.Series("item_index", np.arange(len(frame))),
@@ -100,14 +104,25 @@ class LongCTR(Reader):
         return {name: Embeddings(lambda name=name: self._read(name)) for name in self._embedding_columns}  # type: ignore[misc]
 
     def _read(self, name: str) -> Iterator[tuple[pl.Series, np.ndarray]]:
-        info = self._item_info
-        values = np.stack(info[name].to_list()).astype(np.float32)
-        yield info["item_index"], values
+        path, first = self._file("item_info"), 0
+        for batch in pq.ParquetFile(path).iter_batches(CHUNK_ITEMS, columns=[name]):
+            lists = batch.column(0)
+            rows = np.arange(first, first + len(lists))
+            first += len(lists)
+            kept = lists.is_valid().to_numpy(zero_copy_only=False) & (rows > 0)  # row 0 is padding
+            lists = lists.filter(pa.array(kept))
+            dims = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
+            if len(dims) > 1:
+                raise DataError(f"{path}: {name} has lists of {dims.tolist()} numbers, expected one length")
+            if len(dims):
+                values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+                yield pl.Series(rows[kept]), values.reshape(-1, int(dims[0]))
 
     def values(self, name: str) -> pl.Series:
-        """Return the values of the training split."""
-        column = "user_index" if name == "user_id" else name
-        return pl.scan_parquet(self._file("train")).select(pl.col(column).unique()).collect()[column].sort()
+        """Return the values of the training split, or the users of all splits."""
+        column, splits = ("user_index", SPLITS) if name == "user_id" else (name, ("train",))
+        parts = [pl.scan_parquet(self._file(split)).select(pl.col(column).unique()).collect() for split in splits]
+        return pl.concat(parts, how="vertical_relaxed")[column].unique().sort()
 
     @cached_property
     def _sequences(self) -> tuple[pa.Array, np.ndarray]:

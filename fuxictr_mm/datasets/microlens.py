@@ -50,12 +50,12 @@ class MicroLens(Reader):
     def files(self) -> list[Path]:
         """Return the files that are read."""
         optional = ("*_title*.csv", "*_likes_and_views.txt", "*_features_*.npy")
-        return [*self.find("*_pairs.csv"), *(p for name in optional for p in sorted(self.source.rglob(name)))]
+        return [self.find_one("*_pairs.csv"), *(p for name in optional for p in sorted(self.source.rglob(name)))]
 
     @cached_property
     def _pairs(self) -> pl.DataFrame:
         """Return all interactions, sorted by user and time."""
-        path = self.find("*_pairs.csv")[0]
+        path = self.find_one("*_pairs.csv")
         pairs = pl.read_csv(path, columns=["user", "item", "timestamp"])
         return pairs.sort("user", "timestamp", maintain_order=True)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
-from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 #: Impressions of a chunk; MIND has 37 news each on average.
 CHUNK_IMPRESSIONS = 50_000
@@ -48,9 +48,12 @@ class Mind(Reader):
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """Return the folder of each of ``train``, ``dev`` and ``test`` that is there."""
-        folders = {}
+        folders: dict[str, Path] = {}
         for path in self.find("behaviors.tsv"):
             kind = next((k for k in ("train", "dev", "test") if path.parent.name.lower().endswith(k)), None)
+            if kind in folders:
+                both = f"{folders[kind].name} and {path.parent.name}"
+                raise ConfigError(f"--source {self.source}: holds {both}; give the folder of one dataset")
             if kind is not None:
                 folders[kind] = path.parent
         if not {"train", "dev"} <= folders.keys():
@@ -87,9 +90,11 @@ class Mind(Reader):
         return pl.when(pl.col("time").dt.date() == self._last_day).then(pl.lit("valid")).otherwise(pl.lit("train"))
 
     def values(self, name: str) -> pl.Series:
-        """Return users, or hours of the day, of the training folder."""
+        """Return the users of all folders, or the hours of the day in training."""
+        if name == "user_id":
+            return pl.concat([frame["user_id"] for frame in self._behaviors.values()])
         train = self._behaviors["train"].filter(self._splits("train") == "train")
-        return train["user_id"] if name == "user_id" else train["time"].dt.hour().cast(pl.String)
+        return train["time"].dt.hour().cast(pl.String)
 
     def chunks(self) -> list[str]:
         """Return ranges of impressions of each folder."""
@@ -115,11 +120,12 @@ class Mind(Reader):
             .with_columns(self._splits(kind).alias("split"), pl.col("time").dt.hour().cast(pl.String).alias("hour"))
             .select("which", "split", "user_id", "hour", pl.col("shown").str.split(" "))
             .explode("shown")
+            .filter(pl.col("shown") != "")  # of two spaces, or of an impression of nothing
             .with_columns(pl.col("shown").str.extract_groups(r"^(?<item_id>.+?)(?:-(?<label>[01]))?$").alias("parts"))
             .unnest("parts")
             .with_columns(pl.col("label").cast(pl.Float32))
         )
-        wrong = shown.filter(pl.col("label").is_null(), pl.col("shown") != "")
+        wrong = shown.filter(pl.col("label").is_null())
         if len(wrong) and (kind != "test" or shown["label"].count()):
             raise DataError(
                 f"{self._folders[kind] / 'behaviors.tsv'}: row {int(first) + wrong['which'][0]}: impressions hold "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -73,15 +72,14 @@ def main_from_args(args: argparse.Namespace) -> None:
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
     labels = choose_labels(args.name, reader, args.labels)
-    if args.overwrite and (args.out / MANIFEST).exists():
-        shutil.rmtree(args.out)
-    if args.labels and (args.out / "dataset_config.yaml").exists():
+    is_kept = (args.out / "dataset_config.yaml").exists() and not (args.overwrite and (args.out / MANIFEST).exists())
+    if args.labels and is_kept:
         raise ConfigError(
             f"--labels: {args.out / 'dataset_config.yaml'} is there already and is kept; change its label_col, or give "
             "--overwrite"
         )
     name = args.name.partition(":")[2] or args.name
-    summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write()
+    summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
     dataset_id = args.out.resolve().name
     experiments = write_config(args.out, dataset_id, reader, summary, labels)
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}

@@ -119,7 +119,11 @@ class Reader(ABC):
 
     @abstractmethod
     def values(self, name: str) -> pl.Series:
-        """Return the distinct values that a categorical context column, or ``user_id``, has in training."""
+        """Return the distinct values that a categorical context column has in training, or all users (``user_id``).
+
+        Users are no feature but groups of metrics, so those of every split count: rows of users that are not among them
+        would be of one and the same user.
+        """
 
     @abstractmethod
     def chunks(self) -> list[str]:
@@ -153,6 +157,20 @@ class Reader(ABC):
                 )
             found += paths
         return found
+
+    def find_one(self, name: str) -> Path:
+        """Return the only file of a name or pattern.
+
+        Raises
+        ------
+        MissingFileError, ConfigError
+            There is none, or several, as in a folder with two datasets.
+        """
+        path, *others = self.find(name)
+        if others:
+            both = " and ".join(str(p.relative_to(self.source)) for p in (path, others[0]))
+            raise ConfigError(f"--source {self.source}: holds {both}; give the folder of one dataset")
+        return path
 
 
 def list_readers() -> dict[str, str]:

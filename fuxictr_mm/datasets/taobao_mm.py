@@ -16,6 +16,7 @@ they are those of the items. Train users whose id is a multiple of 100 are valid
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ import pyarrow.parquet as pq
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 USER, ITEM, HISTORY, EMBEDDING = "129_1", "205", "150_2_180", "205_c"
 USER_COLUMNS = tuple(f"130_{number}" for number in range(1, 6))
@@ -59,10 +62,10 @@ class TaobaoMM(Reader):
     def files(self) -> list[Path]:
         """Return samples and users of both splits, item features and embeddings."""
         names = [f"{split}_{kind}.parquet" for split in ("train", "test") for kind in ("samples", "user_features")]
-        return self.find(*names, "item_features.parquet", "scl_embedding_int8_p90.parquet")
+        return [self.find_one(name) for name in (*names, "item_features.parquet", "scl_embedding_int8_p90.parquet")]
 
     def _file(self, name: str) -> Path:
-        return self.find(f"{name}.parquet")[0]
+        return self.find_one(f"{name}.parquet")
 
     def items(self) -> pl.DataFrame:
         """Return items with an embedding, in the order of their file, then the others of the item features."""
@@ -86,12 +89,23 @@ class TaobaoMM(Reader):
             yield pl.Series(batch.column(ITEM)), values.flatten().to_numpy().reshape(-1, int(dims[0]))
 
     def values(self, name: str) -> pl.Series:
-        """Return the values of the train users; 0 stands for a missing attribute."""
-        column = USER if name == "user_id" else name
-        values = pl.scan_parquet(self._file("train_user_features")).select(pl.col(column).unique())
-        if name != "user_id":
-            values = values.filter(pl.col(column) != 0)
-        return values.collect(engine="streaming")[column].sort()
+        """Return all users, or the values of the train users, of which 0 stands for a missing attribute."""
+        if name == "user_id":
+            return pl.concat(list(self._users.values())).unique().sort()
+        values = pl.scan_parquet(self._file("train_user_features")).select(pl.col(name).unique())
+        return values.filter(pl.col(name) != 0).collect(engine="streaming")[name].sort()
+
+    @cached_property
+    def _users(self) -> dict[str, pl.Series]:
+        """Return the users of each split, in the order of their file."""
+        users = {}
+        for split in ("train", "test"):
+            path = self._file(f"{split}_user_features")
+            users[split] = pl.read_parquet(path, columns=[USER])[USER]
+            twice = users[split].is_duplicated()
+            if twice.any():
+                raise DataError(f"{path}: the user {users[split].filter(twice)[0]} has several rows, expected one")
+        return users
 
     def chunks(self) -> list[str]:
         """Return the row groups of the users' files, in ranges of at most ``CHUNK_USERS`` users."""
@@ -114,6 +128,10 @@ class TaobaoMM(Reader):
         frame = samples.collect(engine="streaming")
         if (frame["classes"] != 2).any():
             raise DataError(f"{path}: label_0 holds lists of other than 2 numbers, expected [1, 0] or [0, 1]")
+        unknown = int((~frame[USER].is_in(self._users[split].implode())).sum())
+        if unknown:
+            features = self._file(f"{split}_user_features")
+            logger.warning(f"{path}: {unknown} samples are left out, because {features.name} lacks their users")
         return frame.drop("classes").sort(USER, maintain_order=True)
 
     def rows(self, chunk: str) -> Iterator[Rows]:

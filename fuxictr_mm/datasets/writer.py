@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
 
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ITEM_FILE = "items.parquet"
+
+#: Version of what is written; a folder that another version began is not continued.
+VERSION = 2
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
@@ -109,24 +112,47 @@ class Writer:
     def __init__(self, reader: Reader, name: str, folder: Path, verbose: int = 1) -> None:
         self.reader, self.folder, self.verbose = reader, folder, verbose
         stats = {str(path.relative_to(reader.source)): list(_stat(path)) for path in reader.files()}
-        self.origin: dict[str, Any] = {"reader": name, "max_len": reader.max_len, "files": stats}
+        self.origin: dict[str, Any] = {"version": VERSION, "reader": name, "max_len": reader.max_len, "files": stats}
 
-    def write(self) -> Summary:
-        """Write all that is not there yet.
+    def write(self, overwrite: bool = False) -> Summary:
+        """Write all that is not there yet; ``overwrite`` deletes an earlier dataset of the folder first.
 
         Raises
         ------
-        ConfigError, DataError
-            The folder holds something else; the source has no rows for training.
+        ConfigError, DataError, UserError
+            The folder holds something else, or the source; the source cannot be read, or has no rows for training; the
+            folder cannot be written.
         """
-        self._check_folder()
+        overwrite = overwrite and (self.folder / MANIFEST).exists()
+        if overwrite and self.folder.resolve() in (self.reader.source / "x").resolve().parents:
+            raise ConfigError(f"--overwrite: would delete {self.reader.source}, which lies in {self.folder}")
+        if not overwrite:
+            self._check_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", blocking=False)
         try:
             with lock:
+                if overwrite:
+                    self._clear()
                 return self._write()
         except Timeout:
             raise ConfigError(f"{self.folder}: another process writes it now; wait for its end") from None
+        except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"{self.reader.source}: cannot be read ({reason})") from error
+        except UserError:
+            raise
+        except OSError as error:
+            where = error.filename or self.folder
+            raise UserError(f"{where}: {error.strerror or error}; then run the same command again to go on") from error
+
+    def _clear(self) -> None:
+        """Delete all but the lock, the manifest last: without it the folder would be that of others."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == MANIFEST):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
 
     def _check_folder(self) -> None:
         manifest = self.folder / MANIFEST
@@ -136,7 +162,7 @@ class Writer:
             if others:
                 raise ConfigError(f"{self.folder}: holds {others[0]}; give an empty or a new folder with --out")
             return
-        origin = read_json(manifest).get("origin") or {}
+        origin = {"version": 1, **(read_json(manifest).get("origin") or {})}
         if origin != self.origin:
             changed = next(key for key in self.origin if origin.get(key) != self.origin[key])
             what = "other files" if changed == "files" else f"another {changed}"
@@ -150,6 +176,7 @@ class Writer:
             done = read_json(self.folder / MANIFEST)
             logger.info(f"{self.folder}: continues, {len(done['chunks'])} chunks are there")
         else:
+            shutil.rmtree(self.reader.scratch, ignore_errors=True)  # of another source, whose manifest was deleted
             write_json(self.folder / MANIFEST, done)
         coverage, scales = self._write_items()
         self._write_chunks(done)
@@ -170,6 +197,9 @@ class Writer:
     @cached_property
     def _item_frame(self) -> pl.DataFrame:
         frame = self.reader.items()
+        if frame["item_id"].null_count():
+            row = int(frame["item_id"].is_null().arg_true()[0])
+            raise DataError(f"{self.reader.source}: item {row} (counted from 0) has no id; correct or drop its row")
         twice = frame["item_id"].is_duplicated()
         if twice.any():
             value = frame["item_id"].filter(twice)[0]
@@ -332,6 +362,9 @@ class Writer:
                 data[name] = columns[name].cast(pl.Float32).to_numpy()
         table = pa.table(data)
         lengths = np.diff(np.asarray(histories.offsets))[which]
+        others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
+        if len(others):
+            raise DataError(f"{reader.source}: split {others[0]!r} of a row, expected {', '.join(SPLITS)}")
         split_of = columns["split"].to_numpy()
         for split in columns["split"].unique(maintain_order=True):
             in_split = split_of == split

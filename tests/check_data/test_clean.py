@@ -125,7 +125,7 @@ def test_ids_are_removed_at_the_padded_end(folder):
     pq.write_table(pa.table(columns), folder / "train.parquet")
     clean(folder, "target-in-history", "inner-padding")
     copy = pq.read_table(folder.parent / "out" / "train.parquet")
-    assert copy["item_seq"].to_pylist() == [[5, 0, 0, 0], [0, 0, 0, 5], [0, 0, 5, 5], [5, 6, 0, 0]]
+    assert copy["item_seq"].to_pylist() == [[5, 0, 0, 0], [0, 0, 0, 5], [5, 5, 0, 0], [5, 6, 0, 0]]
 
 
 def test_lists_without_padding_get_none(folder):
@@ -184,3 +184,53 @@ def test_a_null_history_becomes_padding_or_empty_as_the_others(tmp_path, is_padd
     clean_folder(layout, report, tmp_path / "clean")
     cleaned = pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist()
     assert cleaned == [rows[0], [0, 0, 0] if is_padded else [], rows[2]]
+
+
+def write_parts(folder, histories, **users):
+    """Write train with a target 9 in each history, as a part file for each of ``users``."""
+    (folder / "train").mkdir()
+    count = len(histories)
+    for name, values in users.items():
+        ids = histories.type.value_type
+        target = pa.array([9] * count) if pa.types.is_integer(ids) else pa.array([b"9"] * count).cast(ids)
+        columns = {"user_id": values, "item_id": target, "label": np.arange(count) % 2, "item_seq": histories}
+        pq.write_table(pa.table(columns), folder / "train" / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(1), pa.string()])
+def test_ids_of_bytes_are_removed(folder, kind):
+    made = [[b"5", b"9"], [b"9", b"6"], [None, b"7"], [b"4", b"3"]]
+    histories = pa.array(made, pa.list_(kind))
+    write_parts(folder, histories, a=pa.array(range(4)))
+    clean(folder, "target-in-history")
+    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    cleaned = [[v.encode() if isinstance(v, str) else v for v in row] for row in copy["item_seq"].to_pylist()]
+    assert copy["item_seq"].type == histories.type
+    assert [[v for v in row if v] for row in cleaned] == [[b"5"], [b"6"], [b"7"], [b"4", b"3"]]
+
+
+def test_part_files_of_other_integers_and_list_views_are_cleaned(folder):
+    kind = pa.list_view(pa.int64())
+    skip_unreadable(kind)
+    histories = pa.array([[5, 9], [], [9, 6, 7]], kind)
+    write_parts(folder, histories, a=pa.array([1, 2, 3], pa.int32()), b=pa.array([2**40, 5, 6]))
+    clean(folder, "target-in-history")
+    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    assert copy["user_id"].to_pylist() == [1, 2, 3, 2**40, 5, 6]
+    assert copy["item_seq"].to_pylist() == [[5], [], [6, 7]] * 2
+
+
+def test_a_history_column_of_nulls_stays(folder, capsys):
+    columns = {"user_id": range(4), "item_id": range(1, 5), "label": [0, 1] * 2, "item_seq": pa.nulls(4)}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    assert clean(folder, "null-history") == 1
+    assert pq.read_table(folder.parent / "out" / "train.parquet")["item_seq"].to_pylist() == [None] * 4
+
+
+def test_a_full_history_is_padded_as_the_others(folder):
+    histories = [[5, 9, 6], [7, 8, 0], [4, 0, 0], [0, 0, 0]]
+    columns = {"user_id": range(4), "item_id": [9] * 4, "label": [0, 1] * 2, "item_seq": histories}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    clean(folder, "target-in-history")
+    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    assert copy["item_seq"].to_pylist() == [[5, 6, 0], *histories[1:]]

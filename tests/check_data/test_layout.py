@@ -134,3 +134,25 @@ def test_rows_of_small_part_files_come_together(tmp_path):
     with pytest.raises(DataError):
         next(chunks)
     assert first_chunk(tmp_path, "user_id") is not None
+
+
+def test_a_part_file_of_another_kind_is_no_traceback(folder):
+    table = pq.read_table(folder / "train.parquet")
+    (folder / "train.parquet").unlink()
+    (folder / "train").mkdir()
+    users = pa.array([f"u{user}" for user in table["user_id"].to_pylist()])
+    for part, column in enumerate((table["user_id"], users)):
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("user_id"), "user_id", column),
+            folder / "train" / f"part-{part}.parquet",
+        )
+    report, _ = check_folder(folder)
+    found = {(f.check, f.file) for f in report.findings() if f.severity == "error"}
+    assert found == {("unreadable", "train")}
+
+
+def test_lists_of_half_precision_are_read_as_they_are(tmp_path):
+    tags = pa.array([[np.float16(row % 9), np.float16(2)] for row in range(60)], pa.list_(pa.float16()))
+    pq.write_table(pa.table({"item_id": np.arange(60) + 1, "tags": tags}), tmp_path / "item_info.parquet")
+    report, _ = check_folder(tmp_path)
+    assert not report.findings()

@@ -9,6 +9,7 @@ import pytest
 
 from fuxictr_mm.check_data import layout
 from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.config import Roles
 
 
 def write_split(folder, name, users, items, histories, labels=None, **context):
@@ -224,3 +225,48 @@ def test_text_in_one_split_and_numbers_in_another(tmp_path):
     report, _ = check_folder(tmp_path)
     found = [(f.check, f.severity, f.file) for f in report.findings() if f.column == "level"]
     assert ("column-type", "error", "train.parquet") in found
+
+
+@pytest.mark.parametrize("kind", ["role", "stamp", "text", "number"])
+def test_rows_at_other_times_or_in_another_text_are_not_equal(tmp_path, kind):
+    world_of = {}
+    for name, count in (("train", 900), ("valid", 100)):
+        world_of[name] = world(np.random.default_rng(0), count)
+    for key, values in world_of["train"].items():  # each of 300 rows again, at another time
+        world_of["train"][key] = [*values[:600], *values[:300]]
+    for start, name in enumerate(world_of):
+        times = np.arange(len(world_of[name]["users"])) + 1000 * start
+        column = {
+            "stamp": pa.array(times).cast(pa.timestamp("us", "Europe/Berlin")),
+            "text": pa.array([f"page {time}" for time in times]),
+        }.get(kind, pa.array(times))
+        made = world_of[name]
+        write_split(tmp_path, name, made["users"], made["items"], made["histories"], made["labels"], when=column)
+    checks = ["duplicate-row", "contradictory-row", "shared-row"]
+    report, _ = check_folder(tmp_path, checks, roles=Roles(time="when") if kind == "role" else None)
+    assert not report.findings()
+
+
+@pytest.mark.parametrize(
+    "kinds", [(pa.int64(), pa.int64()), (pa.int32(), pa.float64()), (pa.uint8(), pa.decimal128(19, 0))]
+)
+def test_rows_of_two_splits_are_equal_whatever_the_types(tmp_path, kinds):
+    made = world(np.random.default_rng(0), 300)
+    for name, kind in zip(("train", "valid"), kinds, strict=True):
+        texts = {"split": [name] * 300, "device": ["phone", "tablet"] * 150}
+        level = pa.array(made["level"]).cast(kind)
+        write_split(
+            tmp_path, name, made["users"], made["items"], made["histories"], made["labels"], level=level, **texts
+        )
+    found = findings(tmp_path, "shared-row")
+    assert found["shared-row", "train.parquet", "item_id"].count == 300
+
+
+@pytest.mark.parametrize("column", ["text", None])
+def test_a_split_without_lists_of_histories(tmp_path, column):
+    columns = {"user_id": range(40), "item_id": np.arange(40) + 1, "label": np.arange(40) % 2}
+    if column:
+        columns["item_seq"] = ["1^2"] * 40
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    check = "column-type" if column else "missing-column"
+    assert set(findings(tmp_path)) == {(check, "train.parquet", "item_seq")}

@@ -45,6 +45,14 @@ SOUND = [
     "Tora! Tora! Tora!",
     "ha ha ha ha ha",
     "FearDotCom, Amazon.com",
+    "I Can't Help Myself (Sugar Pie Honey Bunch)",
+    "I Can’t Help Falling in Love with You",  # noqa: RUF001
+    "I'm Sorry, I Can't Stop Loving You",
+    "As an AI Engineer: a working day",
+    'The song "Yesterday" [live "1965"]',
+    'A set {"small"}',
+    '["Weird Al" Yankovic] his best songs',
+    "['N Sync] greatest hits",
 ]
 
 
@@ -90,6 +98,12 @@ def test_sound_titles_are_left_alone(title):
         ("Translated to English: Two cats", "assistant-title", "Two cats"),
         ("I'm sorry, but I can't help with that.", "assistant-title", ""),
         ("As an AI", "assistant-title", ""),
+        ("As an AI assistant I do not know", "assistant-title", ""),
+        ("Sorry, I can’t assist with that", "assistant-title", ""),  # noqa: RUF001
+        ("I cannot help with this request.", "assistant-title", ""),
+        ("['Two cats']", "json-title", "Two cats"),
+        ('["Two cats", "Two do', "json-title", "Two cats"),
+        ('Here: {"title": "Two cats"}', "json-title", "Two cats"),
         ("Please provide the text you would like translated", "assistant-title", ""),
     ],
 )

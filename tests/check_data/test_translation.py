@@ -89,7 +89,7 @@ def test_text_users_and_times_are_read_as_training_reads_them(tmp_path):
     expected, _ = check_folder(write(tmp_path / "dense", found))
     for name in ("train", "valid", "test"):
         users = pa.array([f"u{user}" for user in found[name]["user_id"].to_pylist()])
-        found[name] = world.put(found[name], "user_id", users).append_column("ts", pa.array(range(len(users))))
+        found[name] = world.put(found[name], "user_id", users).append_column("ts", found[name]["item_id"])
     report, _ = check_folder(write(tmp_path / "texts", found), roles=Roles(time="ts"))
     assert [(f.check, f.column, f.count) for f in report.findings()] == [
         (f.check, f.column, f.count) for f in expected.findings()
@@ -196,3 +196,51 @@ def test_further_histories_are_checked_as_the_first(tmp_path, kind):
         ("missing-column", "test.parquet", "bought"): None,
         ("column-type", "train.parquet", "bought"): None,
     }
+
+
+def test_texts_name_items_by_their_ids_and_titles_stay(tmp_path):
+    found = planted()
+    found["train"] = pa.concat_tables([found["train"], found["train"].slice(20, 30)])
+    histories = found["train"]["item_seq"].to_pylist()
+    histories[11] = [3, 0, 4]
+    found["train"] = world.put(found["train"], "item_seq", pa.array(histories, pa.list_(pa.int64())))
+    count = len(found["items"])
+    titles = [f"Lamp of room {row}" for row in range(count)]
+    titles[2], titles[3] = "A <b>lamp</b> (item 7)", "A <b>lamp</b> (item 99999999999999999999)"
+    titles[4], titles[5] = "The same lamp", "the SAME lamp"
+    vectors = np.random.default_rng(0).normal(size=(count, 20))
+    vectors[8], vectors[9] = vectors[6], vectors[7] * 1.001
+    found["items"] = found["items"].append_column("item_title", pa.array(titles)).append_column(
+        "emb", pa.array(vectors.tolist(), pa.list_(pa.float32()))
+    )  # fmt: skip
+    table = pa.concat_arrays([world.KINDS["text"], pa.array(["gone"])])
+    found = with_ids(found, table)
+    ids, shown = found["items"]["item_id"].to_pylist(), found["train"]["item_id"].to_pylist()
+    report, _ = check_folder(write(tmp_path / "d", found))
+    values = {f.check: dict(f.rows.select("row", "value").iter_rows()) for f in report.findings() if f.rows.height}
+    assert list(values["markup-title"].values()) == titles[2:4]
+    assert ids[6] in values["duplicate-vector"][8]
+    assert ids[7] in values["near-duplicate-vector"][9]
+    assert all(ids[row] in values["duplicate-title"][4] for row in (4, 5))
+    assert values["duplicate-row"][200] == f"equals row 20 (item {shown[20]})"
+    assert values["inner-padding"][11] == str([table[3].as_py(), table[4].as_py()])
+
+
+def test_a_column_with_the_name_of_a_role_and_without_the_role(tmp_path):
+    found = world.renamed(world.tables(200), world.NAMES)
+    expected, _ = check_folder(write(tmp_path / "d", found), roles=ROLES)
+    for name in ("train", "valid", "test"):
+        found[name] = found[name].append_column("user_id", pa.nulls(len(found[name]), pa.int64()))
+    report, _ = check_folder(write(tmp_path / "other", found), roles=ROLES)
+    assert {(f.check, f.column) for f in report.findings()} - {(f.check, f.column) for f in expected.findings()} == {
+        ("bad-context", "user_id")
+    }
+
+
+def test_a_damaged_file_of_text_ids_is_a_finding(tmp_path):
+    folder = write(tmp_path / "d", with_ids(world.tables(200), world.KINDS["text"]))
+    content = bytearray((folder / "train.parquet").read_bytes())
+    content[100:2000] = bytes(1900)
+    (folder / "train.parquet").write_bytes(content)
+    report, _ = check_folder(folder)
+    assert {(f.check, f.file) for f in report.findings() if f.severity == "error"} == {("unreadable", "train.parquet")}

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_json_says_what_was_found(mind, tmp_path, capsys):
         "rows": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0, "unknown_items": 1,
         "cold": 0,
     }  # fmt: skip
-    assert (document["items"], document["users"]) == (4, 1)
+    assert (document["items"], document["users"]) == (4, 3)
 
 
 def test_summary_names_the_commands_to_go_on_with(microlens, tmp_path, capsys):
@@ -47,6 +48,19 @@ def test_overwrite_begins_again(microlens, tmp_path):
     assert run(*arguments) == 0
     assert run(*arguments, "--max_len", 3) == 2
     assert run(*arguments, "--max_len", 3, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("wrong", ["no source", "source inside"])
+def test_overwrite_deletes_nothing_before_the_source_is_there(microlens, tmp_path, wrong):
+    out = tmp_path / "micro"
+    assert run("microlens", "--source", microlens, "--out", out, "--quiet") == 0
+    source = tmp_path / "mistyped"
+    if wrong == "source inside":
+        source = out / "raw"
+        shutil.copytree(microlens, source)
+    before = sorted(out.rglob("*"))
+    assert run("microlens", "--source", source, "--out", out, "--quiet", "--overwrite") == 2
+    assert sorted(out.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

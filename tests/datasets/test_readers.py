@@ -1,15 +1,18 @@
 """Every reader against a plain reading of its miniature."""
 
 import csv
+import errno
 import importlib
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.datasets.reader import list_readers
 from fuxictr_mm.datasets.writer import Writer
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import raises_naming
@@ -130,9 +133,9 @@ def test_mind(mind, prepare, read_split, values_of):
         ("U10", "N3", ["N1", "N3"], 1, "10"),
         ("U10", "N2", ["N1", "N3"], 0, "0"),
     ]
-    # A user and an hour that training does not have.
-    assert rows["valid"] == [(None, "N1", [], 1, None), (None, "N2", [], 0, None)]
-    assert rows["test"] == [(None, "N4", ["N2"], 1, None), (None, "N1", ["N2"], 0, None)]
+    # An hour that training does not have; users keep apart, because metrics are by user.
+    assert rows["valid"] == [("U20", "N1", [], 1, None), ("U20", "N2", [], 0, None)]
+    assert rows["test"] == [("U30", "N4", ["N2"], 1, None), ("U30", "N1", ["N2"], 0, None)]
     assert summary.splits["train"].unknown_items == 1
     assert summary.splits["test"].cold == 2
     titles = pq.read_table(folder / "items.parquet")["item_title"].to_pylist()
@@ -224,14 +227,8 @@ def test_taobao_mm(taobao_mm, prepare, read_split):
             expected[part].append((row["129_1"], row["205"], history, row["label_0"][1]))
         for part, wanted in expected.items():
             if part == split or (split == "train" and part == "valid"):
-                known = split == "train"  # test users are other users
-                rows = [
-                    (row["user_id"] if known else None, row["item_id"], row["item_seq"], row["label"])
-                    for row in found[part]
-                ]
-                assert sorted(rows, key=str) == sorted(
-                    ((row[0] if known else None, *row[1:]) for row in wanted), key=str
-                )
+                rows = [(row["user_id"], row["item_id"], row["item_seq"], row["label"]) for row in found[part]]
+                assert sorted(rows, key=str) == sorted(wanted, key=str)
     stored = pq.read_table(folder / "scl_emb.parquet")
     original = pq.read_table(taobao_mm / "scl_embedding_int8_p90.parquet")["205_c"].to_pylist()
     assert stored["scl_emb"].to_pylist() == original
@@ -308,3 +305,93 @@ def test_kuairand_names_the_log_and_the_value_that_cannot_be_read(kuairand, prep
     path.write_text("\n".join([*lines, lines[-1].replace(lines[-1].split(",")[1], "video", 1)]) + "\n")
     with raises_naming(DataError, path.name, "video"):
         prepare("kuairand", kuairand)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_users_of_all_splits_are_apart(name, source, prepare, read_split):
+    folder, summary, _ = prepare(name, source(name))
+    users = {split: {row["user_id"] for row in read_split(folder, split)} for split in summary.splits}
+    assert all(users.values())
+    assert not any(None in known for known in users.values())
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_two_datasets_in_one_folder_are_refused(name, source, prepare, tmp_path):
+    path = source(name)
+    both = tmp_path / "both"
+    for folder in ("one", "two"):
+        shutil.copytree(path, both / folder)
+    with raises_naming(ConfigError, str(both)):
+        prepare(name, both)
+
+
+def test_events_of_another_source_are_not_used_again(kuairand, prepare, tmp_path):
+    stale = tmp_path / "out" / ".scratch" / "users"
+    stale.mkdir(parents=True)
+    (stale / "bucket-0000.parquet").write_bytes(b"of another source")
+    _, summary, _ = prepare("kuairand", kuairand)
+    assert sum(split.rows for split in summary.splits.values()) == 460
+
+
+def test_tabs_are_those_of_training(kuairand, prepare, read_split, values_of):
+    path = next(kuairand.rglob("log_standard_4_22*.csv"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ",14"]) + "\n")
+    folder, _, _ = prepare("kuairand", kuairand)
+    assert set(values_of(folder, "tab").values()) == {"0", "1", "2"}
+    assert 0 in {row["tab"] for row in read_split(folder, "test")}
+
+
+def test_an_item_without_an_id_is_refused(mind, prepare):
+    path = mind / "MINDsmall_train" / "news.tsv"
+    path.write_text("\tsports\tgolf\tNone\tText\thttps://x\t[]\t[]\n" + path.read_text())
+    with raises_naming(DataError, str(mind), "item 0"):
+        prepare("mind", mind)
+
+
+def test_longctr_names_embeddings_of_several_lengths(longctr, prepare):
+    path = longctr / "item_info.parquet"
+    table = pq.read_table(path)
+    column = table.column_names.index("image_emb_dim64")
+    values = table[column].to_pylist()
+    values[4] = None
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array([values])[0].values), path)
+    assert prepare("longctr", longctr)[1].coverage == {"image_emb_dim64": 18 / 19}
+    values[5] = values[5][:2]
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array([values])[0].values), path)
+    with raises_naming(DataError, "item_info.parquet", "image_emb_dim64"):
+        prepare("longctr", longctr, folder="other")
+
+
+def test_taobao_users_without_features_are_said_and_twice_refused(taobao_mm, prepare, caplog):
+    path = taobao_mm / "test_user_features.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with caplog.at_level("WARNING"):
+        _, summary, _ = prepare("taobao-mm", taobao_mm)
+    assert summary.splits["test"].rows + summary.splits["test"].left_out == 3
+    assert "3 samples" in caplog.text
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), path)
+    with raises_naming(DataError, "test_user_features.parquet", "-20"):
+        prepare("taobao-mm", taobao_mm, folder="other")
+
+
+@pytest.mark.parametrize("damage", ["text", "lengths", "columns"])
+def test_rows_that_cannot_be_read_are_no_traceback(amazon_electronics, prepare, damage):
+    path = amazon_electronics / "train.csv"
+    text = path.read_text()
+    line = {"text": "1,7,none,1,2,1", "lengths": "1,7,2,1,2^3,1"}.get(damage)
+    path.write_text(text + f"{line}\n" if line else text.replace("cate_history", "history", 1))
+    with raises_naming(DataError, str(amazon_electronics)):
+        prepare("amazon-electronics", amazon_electronics)
+
+
+def test_a_full_disk_is_said_and_another_start_goes_on(microlens, prepare, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "_write_chunk", full)
+        with raises_naming(UserError, "No space left"):
+            prepare("microlens", microlens)
+    assert prepare("microlens", microlens)[1].splits["train"].rows > 0
