@@ -113,8 +113,7 @@ class FactorizedModel(DNNModel):
         if self.factorization is None:
             return logits
         others = self.factorization(user.sum(dim=1), item.sum(dim=1))
-        if self.training:
-            self.parts = (logits, others, mean_squares(user, item))
+        self.parts = (logits, others, mean_squares(user, item)) if self.training else None
         return (logits + others) / 2
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class BST(DNNModel):
     target. Every token attends to all tokens of its row.
 
     Departures: distances are counted in items, not in time, because the challenge's data has no time; all beyond
-    ``max_len`` share an embedding; the feed-forward layers use ReLU (the paper: leaky ReLU).
+    ``max_len`` share an embedding; the feed-forward layers use ReLU (the paper: leaky ReLU); there is no dropout unless
+    ``transformer_dropout`` is set (the paper: 0.2).
 
     Parameters
     ----------

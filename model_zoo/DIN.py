@@ -22,7 +22,8 @@ class DIN(DNNModel):
     with context c, target t and history items s, each item its id, tags and frozen embeddings, concatenated.
     Parameters are named and shaped as in the challenge's baseline, so its weights load.
 
-    Departures: the loss is taken on logits (``loss_from: probability`` gives the published form); batch norm and Dice
+    Departures: a takes the difference and the product, as the published code does, where the paper has the outer
+    product; the loss is taken on logits (``loss_from: probability`` gives the published form); batch norm and Dice
     inside the attention see real items only, not padding.
 
     Parameters

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.layers import DINAttention
 from fuxictr_mm.model import DNNModel
 
@@ -45,6 +45,8 @@ class ESMM(DNNModel):
 
     Raises
     ------
+    ConfigError
+        A regression.
     DataError
         In training: a row of the first batch has a label without the one before it.
     """
@@ -62,6 +64,10 @@ class ESMM(DNNModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
+        if self.task != "binary_classification":
+            raise ConfigError(
+                f"{self.model_id}: task is {self.task}, but ESMM multiplies probabilities; take another model"
+            )
         self.attention = DINAttention(
             self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax
         )

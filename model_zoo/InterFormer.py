@@ -27,7 +27,7 @@ class InterFormer(DNNModel):
         g(Z) = \sigma(Z \odot (Z W_g + b_g))
 
         X' = \mathrm{Linear}(\mathrm{CrossNetV2}([X, S_\Sigma])), \qquad
-        S' = \mathrm{MHA}(S \, f(X_\Sigma)), \qquad \hat y = \sigma(\mathrm{DNN}([X, S_\Sigma]))
+        S' = \mathrm{MHA}(S \, f(X_\Sigma)), \qquad \hat y = \sigma(\mathrm{DNN}([X_\Sigma, S_\Sigma]))
 
     X holds the fields of context and target, S the history after a mask and a projection, before which the first
     summary of X is put as its tokens CLS. W and the linear map tokens to tokens. A row's attention has rotary
@@ -79,8 +79,8 @@ class InterFormer(DNNModel):
         self.mask, self.project = nn.Linear(self.item_dim, self.item_dim), nn.Linear(self.item_dim, dim)
         sizes = (num_fields, num_cls, num_queries, num_recent)
         self.layers = nn.ModuleList(InterFormerLayer(dim, num_heads, *sizes) for _ in range(num_layers))
-        self.summary = Summary(dim, *sizes[1:])
-        self.dnn = self.make_dnn((num_fields + num_cls + num_queries + num_recent) * dim)
+        self.summary, self.summarize = Summary(dim, *sizes[1:]), FieldSummary(dim, num_fields, num_cls)
+        self.dnn = self.make_dnn((2 * num_cls + num_queries + num_recent) * dim)
         self.build()
 
     def logits(self, batch: Batch) -> Tensor:
@@ -97,7 +97,7 @@ class InterFormer(DNNModel):
         buckets = Buckets.of(tokens.offsets, longest=longest)
         for layer in self.layers:
             fields, tokens = layer(fields, tokens, positions, buckets)
-        return self.dnn(torch.cat([fields, self.summary(tokens)], dim=1).flatten(1))
+        return self.dnn(torch.cat([self.summarize(fields), self.summary(tokens)], dim=1).flatten(1))
 
 
 class Gate(nn.Module):
@@ -110,6 +110,18 @@ class Gate(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
         return torch.sigmoid(tokens * self.linear(tokens))
+
+
+class FieldSummary(nn.Module):
+    """Summary of the fields ``(B, num_fields, W)``, ``(B, num_cls, W)``."""
+
+    def __init__(self, dim: int, num_fields: int, num_cls: int) -> None:
+        super().__init__()
+        self.linear, self.gate = nn.Linear(num_fields, num_cls), Gate(dim)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """Return the summary."""
+        return self.gate(self.linear(fields.transpose(1, 2)).transpose(1, 2))
 
 
 class Summary(nn.Module):
@@ -141,16 +153,12 @@ class InterFormerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.to_summary, self.gate = nn.Linear(num_fields, num_cls), Gate(dim)
+        self.summarize = FieldSummary(dim, num_fields, num_cls)
         self.summary = Summary(dim, num_cls, num_queries, num_recent)
         self.personal = nn.Linear(num_cls * dim, dim * dim)
         total = num_fields + num_cls + num_queries + num_recent
         self.interaction, self.to_fields = CrossNetV2(total * dim, 1), nn.Linear(total, num_fields)
         self.qkv, self.output = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-
-    def summarize(self, fields: Tensor) -> Tensor:
-        """Return the summary of the fields, ``(B, num_cls, W)``."""
-        return self.gate(self.to_summary(fields.transpose(1, 2)).transpose(1, 2))
 
     def forward(self, fields: Tensor, tokens: Jagged, positions: Tensor, buckets: Buckets) -> tuple[Tensor, Jagged]:
         """Return both after the layer."""

@@ -71,8 +71,7 @@ class LightFM(MultimodalModel):
         else:
             target = self.embed_items(batch.target.long())
             user = self._sum(context)
-        if self.training:
-            self.squares = mean_squares(context, target)
+        self.squares = mean_squares(context, target) if self.training else None
         return self.score_candidates(target, user)
 
     def _user(self, context: Tensor, history: Jagged) -> Tensor:

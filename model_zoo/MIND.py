@@ -26,8 +26,8 @@ class MIND(DNNModel):
     matter.
 
     Departures: it ranks, by a DNN, where the paper retrieves by the product of v and t; the initial routing logits are
-    normal, sampled once per item and capsule, where the paper samples them for each history; the p-th power keeps the
-    sign.
+    normal, sampled once per item and capsule, where the paper samples them for each history; one ReLU layer makes the
+    interests of the capsules, where the paper has several; the p-th power keeps the sign.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.jagged import Jagged, is_exporting
 from fuxictr_mm.layers import Buckets, PerTokenLinear, append, newest
 from fuxictr_mm.model import DNNModel
 
@@ -28,11 +28,13 @@ class OneTrans(DNNModel):
         \hat y = \sigma(\mathrm{DNN}(\mathrm{RMSNorm}(z_{L+1} .. z_{L+M})))
 
     with context c, target t and history items s. A token sees itself and what is on its left. Queries, keys, values and
-    the FFN are shared by the tokens of the history; each of the M others has its own. After each layer the oldest
-    tokens of the history are left out, evenly from ``max_len`` down to ``last_len`` before the last layer.
+    the FFN are shared by the tokens of the history; each of the M others has its own. All tokens of a layer have keys
+    and values, and the newest of the history have queries: those that the next layer reads, whose number falls evenly
+    from ``max_len`` to ``last_len``.
 
     Departures: one kind of event, so no separators; positions have embeddings, from the newest item on, since histories
-    have no times; the paper keeps keys and values of a user between requests.
+    have no times; the last layer reads ``last_len`` items, where in the paper so many have queries in it, and it reads
+    those that had queries in the layer before; the paper keeps keys and values of a user between requests.
 
     Parameters
     ----------
@@ -87,13 +89,13 @@ class OneTrans(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        items = e.history.map(self.item_token)
+        items = newest(e.history, self.max_len).map(self.item_token)
         from_end = items.lengths.index_select(0, items.rows) - items.positions - 1
         history = items.with_values(items.values + self.position(from_end.clamp(max=self.max_len - 1)))
         tokens = F.silu(self.feature_tokens(torch.cat([e.context, e.target], dim=-1)))
         tokens = tokens.unflatten(1, (-1, self.position.embedding_dim))
-        for kept, block in zip(self.kept, self.blocks, strict=True):
-            history, tokens = block(newest(history, kept), tokens)
+        for kept, block in zip([*self.kept[1:], 0], self.blocks, strict=True):
+            history, tokens = block(history, tokens, kept)
         return self.dnn(self.norm(tokens).flatten(1))
 
 
@@ -112,23 +114,37 @@ class OneTransBlock(nn.Module):
         # Nothing reads the history after the last layer.
         self.ffn = None if last else nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
 
-    def forward(self, history: Jagged, tokens: Tensor) -> tuple[Jagged, Tensor]:
-        """Return both after the layer."""
-        values = history.values
-        joined = append(history.with_values(self.qkv(self.norm1(values))), self.token_qkv(self.norm1(tokens)))
-        attended = self.output(Buckets.of(joined.offsets).apply(joined.values, self._attend))
-        of_token = joined.positions >= history.lengths.index_select(0, joined.rows)
+    def forward(self, history: Jagged, tokens: Tensor, kept: int) -> tuple[Jagged, Tensor]:
+        """Return the newest ``kept`` items of each history and the tokens after the layer."""
+        joined = append(history.with_values(self.qkv(self.norm1(history.values))), self.token_qkv(self.norm1(tokens)))
+        asking = newest(joined, kept + tokens.shape[1])
+        attended = self.output(self._attend(joined, kept + tokens.shape[1]))
+        of_token = asking.positions >= asking.lengths.index_select(0, asking.rows) - tokens.shape[1]
         tokens = tokens + attended[of_token].view_as(tokens)
         tokens = tokens + self.token_ffn(self.norm2(tokens))
+        history = newest(history, kept)
         if self.ffn is not None:
-            values = values + attended[~of_token]
-            values = values + self.ffn(self.norm2(values))
-        return history.with_values(values), tokens
+            values = history.values + attended[~of_token]
+            history = history.with_values(values + self.ffn(self.norm2(values)))
+        return history, tokens
 
-    def _attend(self, qkv_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
-        query, key, value = qkv_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        place = torch.arange(mask_RL.shape[1], device=mask_RL.device)
-        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
-        # Padding is on the right, so that no token sees it.
-        weights = scores.masked_fill(place > place.unsqueeze(1), -torch.inf).softmax(dim=3)
-        return (weights @ value).transpose(1, 2).flatten(2)
+    def _attend(self, joined: Jagged, count: int) -> Tensor:
+        """Return what the last ``count`` tokens of each row see, themselves and those before, row after row."""
+        parts, entries = [], []
+        buckets = Buckets.of(joined.offsets)
+        for token, mask in zip(buckets.tokens, buckets.masks, strict=True):
+            ends, longest = mask.sum(dim=1, keepdim=True), mask.shape[1]
+            asking = torch.arange(count if is_exporting() else min(count, longest), device=mask.device)
+            place_RQ = (ends - count).clamp(min=0) + asking
+            real = (place_RQ < ends).flatten().nonzero().squeeze(1)
+            place_RQ = place_RQ.clamp(max=longest - 1)
+            qkv = joined.values.index_select(0, token.flatten()).view(*token.shape, 3, self.num_heads, -1)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            query = query.gather(2, place_RQ[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[3]))
+            scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+            # Padding is on the right, so that no token sees it.
+            later = torch.arange(longest, device=mask.device) > place_RQ.unsqueeze(2)
+            weights = scores.masked_fill(later.unsqueeze(1), -torch.inf).softmax(dim=3)
+            parts.append((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real))
+            entries.append(token.gather(1, place_RQ).flatten().index_select(0, real))
+        return torch.cat(parts).index_select(0, torch.cat(entries).argsort())

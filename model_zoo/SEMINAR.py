@@ -120,8 +120,7 @@ class SEMINAR(DNNModel):
         score = EqualCodes(codes.distinct, codes.distinct.index_select(0, target_ids), self.code_weights)
         found = search(codes, score, self.top_k)
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
-        if self.training and self.pairs:
-            self.alignment = self._align(self.embed_items(target_ids.unique()).unflatten(1, self.field_scale.shape))
+        self.alignment = self._align(target_ids) if self.training and self.pairs else None
         query, fused = self._fuse(target), self._fuse(long.distinct)
         interests = [
             attention(query, Jagged(fused, part.offsets, part.index))
@@ -136,10 +135,12 @@ class SEMINAR(DNNModel):
     def _fuse(self, items: Tensor) -> Tensor:
         """Return the gated sums of the fields of items ``(U, F D)``, ``(U, D)``."""
         weights = self.field_gate.softmax(dim=0).unsqueeze(1) * self.field_scale
-        return torch.einsum("ufd,fd->ud", items.unflatten(1, self.field_scale.shape), weights)
+        # No einsum, which autocast would round: the attention takes keys of the dtype of its weights.
+        return (items.unflatten(1, self.field_scale.shape) * weights).sum(dim=1)
 
-    def _align(self, fields: Tensor) -> Tensor:
-        """Return the mean contrastive loss of pairs of fields ``(U, F, D)``."""
+    def _align(self, targets: Tensor) -> Tensor:
+        """Return the mean contrastive loss of pairs of fields of the distinct items ``(B,)``."""
+        fields = self.embed_items(targets.unique()).unflatten(1, self.field_scale.shape)
         fields, losses = F.normalize(fields, dim=2), []
         match = torch.arange(len(fields), device=fields.device)
         for one, other in self.pairs:

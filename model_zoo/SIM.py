@@ -112,6 +112,7 @@ class SIM(DNNModel):
     def _search_soft(self, batch: Batch, context: Tensor) -> tuple[Tensor, Jagged, Jagged]:
         target, (history,) = self.embed_histories(batch, batch.history)
         queries, keys = self.W_a(target), history.map(self.W_b)
+        self.search_logit = None
         if self.training:
             pooled = weighted_sum(history, segment_products(queries, keys))
             self.search_logit = self.dnn_aux(torch.cat([context, target, pooled], dim=-1))
@@ -131,5 +132,6 @@ class SIM(DNNModel):
         logit, self.search_logit = self.search_logit, None
         if logit is None:
             return loss
+        logit = logit.float()
         of_search = super().add_loss({"logit": logit, "y_pred": self.output_activation(logit)}, y_true)
         return loss + self.search_weight * of_search

@@ -41,7 +41,8 @@ class SimTier(nn.Module):
     r"""Weighted histogram of the cosines between the content of the target and that of its history.
 
     Sheng et al., "Enhancing Taobao Display Advertising with Multimodal Representations", CIKM 2024,
-    https://arxiv.org/abs/2407.19467
+    https://arxiv.org/abs/2407.19467, whose histogram has the counts; logarithm and learned weights are those of MUSE
+    (Wu et al., 2025, https://arxiv.org/abs/2512.07216):
 
     .. math:: f_{b, j} = w_j \, \log(1 + |\{n \in b : \mathrm{tier}(r_n) = j\}|)
 

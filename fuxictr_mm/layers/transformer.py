@@ -134,12 +134,13 @@ def rotate(values: Tensor, positions: Tensor) -> Tensor:
     [[1.0, 0.0], [0.5400000214576721, 0.8399999737739563]]
     """
     half = values.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half, device=values.device, dtype=values.dtype) / half)
+    # In bfloat16 an angle of 500 is known to 2, and points anywhere.
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    rates = 10_000.0 ** (-torch.arange(half, device=values.device, dtype=dtype) / half)
     angles = positions.unsqueeze(-1) * rates
+    cosines, sines = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
     first, second = values.split(half, dim=-1)
-    return torch.cat(
-        [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], dim=-1
-    )
+    return torch.cat([first * cosines - second * sines, first * sines + second * cosines], dim=-1)
 
 
 class JaggedTransformerLayer(nn.TransformerEncoderLayer):

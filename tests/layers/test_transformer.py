@@ -17,7 +17,7 @@ from fuxictr_mm.layers.structured_zeros import (
     padding_items,
     square_blocks,
 )
-from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
+from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, rotate
 from tests.errors import raises_naming
 
 
@@ -205,3 +205,11 @@ def test_buckets_leave_out_empty_rows(lengths):
     values = torch.randn(sum(lengths), 3)
     buckets = Buckets.of(offsets, limits=[4])
     assert torch.equal(buckets.apply(values, lambda padded, mask: padded + mask[..., None]), values + 1)
+
+
+def test_rotations_are_exact_at_far_positions_in_half_precision():
+    values, positions = torch.randn(1000, 8), torch.arange(1000)
+    exact = rotate(values.double(), positions)
+    assert rotate(values.bfloat16(), positions).dtype == torch.bfloat16
+    torch.testing.assert_close(rotate(values.bfloat16(), positions).double(), exact, rtol=0.0, atol=0.1)
+    torch.testing.assert_close(rotate(values, positions).double(), exact, rtol=0.0, atol=1e-3)

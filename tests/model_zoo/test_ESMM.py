@@ -5,7 +5,7 @@ from itertools import accumulate
 import pytest
 import torch
 
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.registry import load_model_class
 from tests.errors import raises_naming
 
@@ -42,6 +42,11 @@ class _Column(torch.nn.Module):
 
     def forward(self, fields):
         return fields[:, self.number : self.number + 1]
+
+
+def test_a_regression_is_refused(build):
+    with raises_naming(ConfigError, "task", "regression"):
+        build("ESMM_tiny", task="regression", loss="mse_loss")
 
 
 def test_labels_that_are_no_path(build, make_batch):

@@ -17,6 +17,11 @@ def gated(gate, x):
     return torch.sigmoid(x * gate.linear(x))
 
 
+def of_fields(layer, x):
+    """The summary of the fields of a row."""
+    return gated(layer.gate, (x.T @ layer.linear.weight.T + layer.linear.bias).T)
+
+
 def summary(layer, cls, items):
     """The three parts of the summary of a row."""
     tokens, dim = torch.cat([cls, items]), cls.shape[1]
@@ -32,10 +37,10 @@ def dense(model, p):
         x = torch.cat([context, target]).view(-1, model.embedding_dim)
         s = model.project(items * model.mask(items))
         first = model.layers[0]
-        cls = gated(first.gate, (x.T @ first.to_summary.weight.T + first.to_summary.bias).T)
+        cls = of_fields(first.summarize, x)
         count = len(cls)
         for layer in model.layers:
-            x_sum = gated(layer.gate, (x.T @ layer.to_summary.weight.T + layer.to_summary.bias).T)
+            x_sum = of_fields(layer.summarize, x)
             s_sum = summary(layer.summary, cls, s)
             inputs = torch.cat([x, s_sum]).flatten()
             (cross,) = layer.interaction.cross_layers
@@ -48,7 +53,7 @@ def dense(model, p):
                 heads.append(torch.softmax(rotated(q) @ rotated(k).T / q.shape[1] ** 0.5, 1) @ v)
             tokens = layer.output(torch.cat(heads, dim=1))
             cls, s = tokens[:count], tokens[count:]
-        rows.append(torch.cat([x, summary(model.summary, cls, s)]).flatten())
+        rows.append(torch.cat([of_fields(model.summarize, x), summary(model.summary, cls, s)]).flatten())
     return model.dnn(torch.stack(rows))
 
 

@@ -124,6 +124,33 @@ def test_the_history_matters(model_and_table, make_batch, float64, expid, settin
     assert not torch.equal(model(batch)["logit"], model(other)["logit"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_in_half_precision_trains_what_one_in_float32_does(model_and_table, make_batch, name):
+    """Autocast mixes dtypes, and keeps what it has cast without a gradient."""
+    more = {"embedding_regularizer": None, "net_regularizer": None, "loss_from": "probability"}
+    model, table = model_and_table(f"{name}_tiny", {}, **more)
+    batch, reached = make_batch(table, range(16)), {}
+    for precision in ("fp32", "bf16"):
+        model.precision = precision
+        loss = model.train().add_loss(model(batch), batch.label.float().view(-1, 1))
+        assert loss.dtype == torch.float32
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        reached[precision] = [g is not None and bool(g.any()) for g in gradients]
+    assert reached["bf16"] == reached["fp32"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "def add_loss" in (ZOO / f"{name}.py").read_text()] + ["DIN_MM"]
+)
+def test_nothing_of_training_is_left_in_an_evaluation(model_and_table, make_batch, name):
+    model, table = model_and_table(f"{name}_tiny", {}, **({"factor_dim": 4} if name == "DIN_MM" else {}))
+    batch = make_batch(table, range(16))
+    model.train()(batch)  # a batch whose loss is never asked for
+    returned, label = model.eval()(batch), batch.label.float().view(-1, 1)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(returned["logit"], label)
+    assert torch.equal(model.add_loss(returned, label), expected)
+
+
 @every_model
 def test_one_seed_one_result(model_and_table, make_batch, expid, settings):
     def train(seed):
