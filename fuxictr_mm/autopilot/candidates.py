@@ -20,6 +20,9 @@ SPACE: dict[str, Any] = {
 }
 FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
 
+#: Epochs after which the plain average of the weights begins, where one is tried; ``space_of`` has it in updates.
+SWA_EPOCHS = 2
+
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
 COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
 
@@ -80,8 +83,8 @@ MODELS: dict[str, Candidate] = {
         {"num_heads": 4, "attention_hidden_units": [32], "din_use_softmax": True, "attention_dropout": 0.1,
          "batch_norm": False},
         {**SPACE, "interest": ["din", "multi_head"], "cross": [None, "v2"], "label_smoothing": [0.0, 0.1],
-         "ema": [None, 0.999]},
-        {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "ema": None},
+         "swa_start": [None, SWA_EPOCHS]},
+        {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "swa_start": None},
         has_factors=True,
     ),
     "QIN": Candidate(
@@ -189,6 +192,9 @@ def space_of(
     space = {**MODELS[model].space, "use_features": features, **(factors or {})}
     if max(facts.cold.values(), default=0) >= COLD and all(target in names for names in features):
         space["feature_specs"] = [[{"name": target, "dropout": p}] if p else [] for p in ID_DROPOUT]
+    if "swa_start" in space:
+        updates = math.ceil(facts.rows["train"] / sizes(model, facts)["batch_size"])  # of an epoch
+        space["swa_start"] = [epochs and epochs * updates for epochs in space["swa_start"]]
     return space
 
 
@@ -198,12 +204,17 @@ def models_to_try(facts: Facts, has_user: bool) -> dict[str, str]:
     return {name: c.why for name, c in suitable.items() if has_user or not c.of_users}
 
 
+def sizes(model: str, facts: Facts) -> dict[str, Any]:
+    """Return batch size, epochs, dim of embeddings and hidden units of a model for data of this size."""
+    size = next(settings for bound, settings in SIZES if facts.rows["train"] < bound)
+    return {**size, "batch_size": size["batch_size"] * MODELS[model].batch_factor}
+
+
 def settings_for(model: str, dataset_id: str, facts: Facts, group_id: str | None) -> dict[str, Any]:
     """Return the base settings of a model for data of this size."""
-    size = dict(next(settings for bound, settings in SIZES if facts.rows["train"] < bound))
+    size = sizes(model, facts)
     units = size.pop("units")
     candidate = MODELS[model]
-    size["batch_size"] *= candidate.batch_factor
     return {
         "model": model,
         "dataset_id": dataset_id,
