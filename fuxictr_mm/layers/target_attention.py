@@ -188,4 +188,5 @@ class MultiHeadTargetAttention(nn.Module):
 
 def _products(matrices: list[Tensor]) -> Tensor:
     """Return ``multi_dot``; it chooses the order by sizes, which vary in an export."""
+    matrices = [matrix.to(matrices[-1].dtype) for matrix in matrices]  # autocast on a CPU leaves multi_dot as it is
     return matrices[0] @ matrices[1] @ matrices[2] if is_exporting() else torch.linalg.multi_dot(matrices)
