@@ -36,7 +36,6 @@ from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.report.command import check_packages, report
-from fuxictr_mm.runs import Run
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
 from fuxictr_mm.tuning.runner import common_args
@@ -113,7 +112,8 @@ class Autopilot:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
         with self.noted():
             results = self.search()
-            return self.finish(results, self.train(results))
+            self.train(results)
+            return self.finish(results)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -276,27 +276,24 @@ class Autopilot:
         """Return the model of the best trial."""
         return max(results, key=lambda name: results[name][0].score)
 
-    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> list[Run]:
-        """Train the best trial, and while there is time that of each other model, with more seeds; its runs."""
-        first, *others = sorted(results, key=lambda name: -results[name][0].score)
-        runs = self.train_model(first, results[first][0], least=2)
-        for name in others:
+    def train(self, results: Mapping[str, Sequence[TrialResult]]) -> None:
+        """Train the best trial, and while there is time that of each other model, with more seeds."""
+        for index, name in enumerate(sorted(results, key=lambda name: -results[name][0].score)):
             try:
-                self.train_model(name, results[name][0])
-            except UserError as error:  # the others are enough
+                self.train_model(name, results[name][0], least=0 if index else 2)
+            except UserError as error:  # such as a loss of nan with another seed; the trials are enough
                 self.tell(f"{name}: {error}.")
-        return runs
 
-    def train_model(self, name: str, best: TrialResult, least: int = 0) -> list[Run]:
+    def train_model(self, name: str, best: TrialResult, least: int = 0) -> None:
         """Train a trial of a model with as many more seeds as there is time for."""
         args = self.args
         left = self.until(1.0) - time.monotonic()
         seeds = max(least, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
         if seeds < 1:
-            return []
+            return
         self.tell(f"{best.expid} is trained with {seeds} more seeds: their average is better than one.")
         folder = self.tuners[name].with_suffix("")
-        return train_seeds(
+        train_seeds(
             self.load(best.expid, folder),
             range(1, seeds + 1),
             folder,
@@ -312,14 +309,16 @@ class Autopilot:
         args = self.args
         return Experiment.load(expid, folder, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
 
-    def finish(self, results: Mapping[str, Sequence[TrialResult]], runs: Sequence[Run]) -> Outcome:
+    def finish(self, results: Mapping[str, Sequence[TrialResult]]) -> Outcome:
         """Average, calibrate, write the submission and the page."""
         args, name = self.args, f"AUTO_{self.args.dataset_id}"
-        root = runs[0].path.parents[2]
-        best = ensemble([runs[0].expid], root, average="logit", name=name, gpu=args.gpu)
-        self.tell(
-            f"{name}: average of {len(best.config['members'])} runs of the best, valid AUC {best.valid['AUC']:.4f}."
-        )
+        first = self.best_of(results)
+        top = results[first][0].expid
+        root = self.load(top, self.tuners[first].with_suffix("")).paths.model_root
+        best = ensemble([top], root, average="logit", name=name, gpu=args.gpu)
+        averaged = best.config.get("members")  # not of a single run
+        what = f"average of {len(averaged)} runs of the best" if averaged else "the best run"
+        self.tell(f"{best.expid}: {what}, valid AUC {best.valid['AUC']:.4f}.")
         trials = sorted((r for found in results.values() for r in found), key=lambda result: -result.score)
         chosen = [*trials[:BEST_MEMBERS], *(r for found in results.values() for r in found[:BEST_OF_EACH])]
         members = list(dict.fromkeys(trial.expid for trial in chosen))
@@ -354,7 +353,7 @@ class Autopilot:
             )
         page = self.folder / "report.html"
         tried = [found[0].expid for found in results.values()]
-        names = list(dict.fromkeys([best.expid, runs[0].expid, *tried]))
+        names = list(dict.fromkeys([best.expid, top, *tried]))
         report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
 

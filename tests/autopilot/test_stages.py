@@ -13,7 +13,7 @@ import pytest
 
 from fuxictr_mm.autopilot import candidates, stages
 from fuxictr_mm.cli import main
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.runs import find_runs
 from tests.docs.fences import ROOT
 
@@ -44,6 +44,10 @@ def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeyp
         stages.Autopilot(Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1))
 
 
+def fail(*args, **kwargs):
+    raise UserError("the training loss is nan")
+
+
 @pytest.mark.slow
 def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
@@ -61,6 +65,12 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     sizes = tuple((bound, {**settings, "epochs": 2}) for bound, settings in candidates.SIZES)
     monkeypatch.setattr(candidates, "SIZES", sizes)
     arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train_seeds", fail)  # the trial is enough
+        main(arguments)
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["name"].startswith("AUTO_DIN_MM_tpe_0000")
+    assert Path(alone["submission"]).exists()
     main(arguments)
     captured = capsys.readouterr()
     found = json.loads(captured.out)
