@@ -74,7 +74,9 @@ def test_scores_are_the_models(tmp_path, expid, settings):
     own = {"model_root": str(tmp_path), "tensorboard": False, "verbose": 0, "epochs": 1, "max_len": 1000, **settings}
     experiment = Experiment.load(expid, ROOT, **own)
     weights = experiment.fit().weights
-    parity = export(experiment, tmp_path / "out", weights=weights)  # to 1e-5
+    # Scores of QIN itself change by 1e-5 in float32 with the size of a batch.
+    tolerance = NOISE if expid == "QIN_tiny" else None
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=tolerance)  # to 1e-5
     assert parity["rows"] == 3000
     assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-4)
     exported = Export(tmp_path / "out")
