@@ -201,7 +201,7 @@ def _write(path: Path, target: Path, plan: Plan) -> None:
 
 
 def _schema_to_write(path: Path) -> pa.Schema:
-    """Return the columns of the first part file, in types that hold the values of all; list views become lists."""
+    """Return the columns of the first part file, in types that hold the values of all, views as plain ones."""
     first, *others = [schema_of(file) for file in part_files(path)]
     fields = []
     for column in first:
@@ -209,7 +209,8 @@ def _schema_to_write(path: Path) -> pa.Schema:
         with suppress(pa.ArrowException):  # a cast fails where a value does not fit
             column = pa.unify_schemas([pa.schema([kind]) for kind in kinds], promote_options="permissive").field(0)
         kind = column.type
-        is_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+        views = (pa.types.is_list_view, pa.types.is_large_list_view, pa.types.is_string_view, pa.types.is_binary_view)
+        is_view = any(is_kind(kind) for is_kind in views)
         fields.append(column.with_type(plain_type(kind)) if is_view else column)
     return pa.schema(fields, first.metadata)
 

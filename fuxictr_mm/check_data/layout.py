@@ -394,8 +394,10 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def to_series(array: pa.Array) -> pl.Series:
-    """Return a column of numbers, or of lists of numbers, as a Polars series; Boolean becomes 0 and 1."""
-    if pa.types.is_float16(array.type):
+    """Return a column as a Polars series; Boolean becomes 0 and 1, a time that of UTC."""
+    if pa.types.is_timestamp(array.type):  # Polars has no time zones such as +05:30
+        array = array.cast(pa.timestamp(array.type.unit))
+    elif pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     elif is_list(array.type) and pa.types.is_float16(array.type.value_type):  # Polars 1.35 reads other numbers
         array = array.cast(pa.large_list(pa.float32()))

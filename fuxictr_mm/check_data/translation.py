@@ -199,7 +199,10 @@ class Translation:
         vocabulary = self._vocabulary(column)
         if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
             rows = rows.with_columns(_decode(rows["value"], vocabulary))
-        return names.get(column, column).removeprefix(NO_ROLE), rows.rename(names, strict=False)
+        rows = rows.rename(names, strict=False)
+        if column.startswith(NO_ROLE) and (there := column.removeprefix(NO_ROLE)) in names:
+            return there, rows
+        return names.get(column, column), rows
 
 
 def active() -> Translation | None:

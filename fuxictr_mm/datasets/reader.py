@@ -138,7 +138,7 @@ class Reader(ABC):
         return {}
 
     def find(self, *names: str) -> list[Path]:
-        """Return files of the source by name or pattern, sorted.
+        """Return files of the source by name or pattern, sorted; hidden ones, such as copies by macOS, do not count.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Reader(ABC):
         """
         found = []
         for name in names:
-            paths = sorted(self.source.rglob(name))
+            paths = sorted(path for path in self.source.rglob(name) if not path.name.startswith("."))
             if not paths:
                 present = sorted(p.name for p in self.source.rglob("*") if p.is_file())
                 listing = ", ".join(present[:8]) or "no file"

@@ -133,8 +133,12 @@ class TrainingRun:
     def _remove_leftover(self) -> None:
         """Delete the training checkpoint of a run that was killed between its last file and this deletion."""
         if is_main() and self.paths.checkpoint.exists():
-            with suppress(ConfigError), _locked(self.paths):  # one that trains now needs it
-                remove_checkpoints(self.paths.checkpoint)
+            # Not one that trains now, nor that of an interrupted run of other settings: this result may be of a seed.
+            with suppress(UserError), _locked(self.paths):
+                newest = newest_checkpoint(self.paths.checkpoint)
+                ours = [self._fingerprint(in_memory) for in_memory in (True, False)]
+                if newest is not None and read_content(newest)["config_hash"] in ours:
+                    remove_checkpoints(self.paths.checkpoint)
 
     def _fingerprint(self, in_memory: bool) -> str:
         """Return the hash of the configuration, which decides the order of the rows with where they are."""

@@ -163,11 +163,15 @@ def _is_interrupted(trial: Trial) -> bool:
     assert trial.paths is not None
     try:
         newest = newest_checkpoint(trial.paths.checkpoint)
-        found = {} if newest is None else read_content(newest)
+        if newest is None:
+            return False  # without a look at the data, which takes long
+        found = read_content(newest)
     except UserError:  # damaged, or of another version
         return False
     paths = dict(data_paths(trial.params))
     data = {paths[name]: value for name, value in data_hashes(trial.params).items() if name != "test_data"}
     hashes = [config_hash({**trial.params, "resident": in_memory}) for in_memory in (True, False)]
-    is_same = found.get("config_hash") in hashes and found.get("model_code") == trial.model_code
-    return is_same and all(found["data"].get(path) == value for path, value in data.items())
+    # What a checkpoint does not tell is no difference, as for the run that resumes from it.
+    is_same = found["config_hash"] in hashes and found.get("model_code", trial.model_code) == trial.model_code
+    theirs = found.get("data", data)
+    return is_same and all(theirs.get(path) == value for path, value in data.items())

@@ -220,6 +220,14 @@ def test_part_files_of_other_integers_and_list_views_are_cleaned(folder):
     assert copy["item_seq"].to_pylist() == [[5], [], [6, 7]] * 2
 
 
+def test_rows_with_text_views_are_dropped(folder):
+    columns = {"user_id": range(4), "item_id": range(1, 5), "label": [0, 1, 7, 1], "item_seq": [[5, 6]] * 4}
+    page = pa.array(["a", "b", "c", "d"], pa.string_view())
+    pq.write_table(pa.table({**columns, "page": page}), folder / "train.parquet")
+    clean(folder, "bad-label")
+    assert pq.read_table(folder.parent / "out" / "train.parquet")["page"].to_pylist() == ["a", "b", "d"]
+
+
 def test_a_history_column_of_nulls_stays(folder, capsys):
     columns = {"user_id": range(4), "item_id": range(1, 5), "label": [0, 1] * 2, "item_seq": pa.nulls(4)}
     pq.write_table(pa.table(columns), folder / "train.parquet")

@@ -227,7 +227,7 @@ def test_text_in_one_split_and_numbers_in_another(tmp_path):
     assert ("column-type", "error", "train.parquet") in found
 
 
-@pytest.mark.parametrize("kind", ["role", "stamp", "text", "number"])
+@pytest.mark.parametrize("kind", ["role", "stamp", "offset", "text", "number"])
 def test_rows_at_other_times_or_in_another_text_are_not_equal(tmp_path, kind):
     world_of = {}
     for name, count in (("train", 900), ("valid", 100)):
@@ -238,6 +238,7 @@ def test_rows_at_other_times_or_in_another_text_are_not_equal(tmp_path, kind):
         times = np.arange(len(world_of[name]["users"])) + 1000 * start
         column = {
             "stamp": pa.array(times).cast(pa.timestamp("us", "Europe/Berlin")),
+            "offset": pa.array(times).cast(pa.timestamp("us", "+05:30")),
             "text": pa.array([f"page {time}" for time in times]),
         }.get(kind, pa.array(times))
         made = world_of[name]

@@ -226,14 +226,15 @@ def test_texts_name_items_by_their_ids_and_titles_stay(tmp_path):
     assert values["inner-padding"][11] == str([table[3].as_py(), table[4].as_py()])
 
 
-def test_a_column_with_the_name_of_a_role_and_without_the_role(tmp_path):
+@pytest.mark.parametrize("column", ["user_id", "other price"])
+def test_a_column_without_a_role_keeps_its_name(tmp_path, column):
     found = world.renamed(world.tables(200), world.NAMES)
     expected, _ = check_folder(write(tmp_path / "d", found), roles=ROLES)
     for name in ("train", "valid", "test"):
-        found[name] = found[name].append_column("user_id", pa.nulls(len(found[name]), pa.int64()))
+        found[name] = found[name].append_column(column, pa.nulls(len(found[name]), pa.int64()))
     report, _ = check_folder(write(tmp_path / "other", found), roles=ROLES)
     assert {(f.check, f.column) for f in report.findings()} - {(f.check, f.column) for f in expected.findings()} == {
-        ("bad-context", "user_id")
+        ("bad-context", column)
     }
 
 

@@ -325,6 +325,12 @@ def test_two_datasets_in_one_folder_are_refused(name, source, prepare, tmp_path)
         prepare(name, both)
 
 
+def test_hidden_copies_are_no_second_dataset(microlens, prepare):
+    (microlens / "__MACOSX").mkdir()
+    (microlens / "__MACOSX" / "._MicroLens-100k_pairs.csv").write_bytes(bytes(8))
+    assert prepare("microlens", microlens)[1].splits["train"].rows
+
+
 def test_events_of_another_source_are_not_used_again(kuairand, prepare, tmp_path):
     stale = tmp_path / "out" / ".scratch" / "users"
     stale.mkdir(parents=True)

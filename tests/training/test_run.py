@@ -83,6 +83,16 @@ def test_a_training_checkpoint_that_a_finished_run_left_is_deleted(root, train, 
     assert len(find_runs(root)) == 1
 
 
+def test_a_finished_run_leaves_the_training_checkpoint_of_other_settings(root, train):
+    """As of a seed whose files are published beside an interrupted run of another seed."""
+    checkpoint = files_of(root).checkpoint
+    kept = checkpoint.rename(root / "kept")
+    train(root, **QUICK, seed=3)
+    kept.rename(checkpoint)
+    assert train(root, resume=True, **QUICK, seed=3).finished
+    assert list(checkpoint.glob("step-*"))
+
+
 def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_again(root, train, monkeypatch):
     locked = run_module._locked
 
