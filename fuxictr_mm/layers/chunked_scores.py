@@ -178,7 +178,7 @@ class _Scores(torch.autograd.Function):
             for g in (w.mul_(scale), b)
         ]
         of_weight = of_weight.to(target.dtype)
-        of_items, of_items_part = (sums_by(index, values, items.shape[0]) for values in (of_entries, of_parts))
+        of_items, of_items_part = sums_by(index, [of_entries, of_parts], items.shape[0])
         of_inputs = (of_target, of_items, of_target_part, of_items_part, of_weight, *of_parameters)
         return None, None, None, None, *of_inputs
 
