@@ -10,6 +10,7 @@ the gradient of the other. Torch's kernels for both read rows and entries in pla
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,7 @@ class Pairs:
     def sums_of_rows(self, values: Tensor, queries: Tensor) -> Tensor:
         """Return the sums of queries ``(H B, D)`` weighted by the values, per column of the matrix."""
         order, first = _grouped(self.index, self.num_distinct)
-        if self.split:
+        if self.split or self.heads == 1:
             of_column, first = self._of_heads(order, order.shape[0]), self._of_heads(first, order.shape[0])
         else:  # the values of all heads are those of one column
             of_column = (order.unsqueeze(1) + order.shape[0] * torch.arange(self.heads)).flatten()
@@ -90,6 +91,8 @@ class Pairs:
         return F.embedding_bag(rows[of_column], queries, first, mode="sum", per_sample_weights=of_value)
 
     def _of_heads(self, numbers: Tensor, step: int) -> Tensor:
+        if self.heads == 1:  # a small batch takes the time of its operations' calls
+            return numbers.long()
         return (numbers + step * torch.arange(self.heads).unsqueeze(1)).flatten()
 
 
@@ -103,19 +106,21 @@ def sums(values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     return _Sums.apply(values, entries, pairs)
 
 
-def sums_by(index: Tensor, values: Tensor, count: int) -> Tensor:
-    """Return the sums ``(count, D)`` of values ``(N, D)`` with the same index ``(N,)``, each rounded once."""
+def sums_by(index: Tensor, values: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return the sums ``(count, D)`` of each of the values ``(N, D)`` of the same index ``(N,)``, rounded once."""
     order, first = _grouped(index, count)
-    return F.embedding_bag(order, values, first, mode="sum")
+    return [F.embedding_bag(order, numbers, first, mode="sum") for numbers in values]
 
 
 def _grouped(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the positions ``(N,)`` in the order of their index, and where those of each index start, ``(count,)``."""
     # Keys that differ, so that the sort is stable; NumPy's takes a tenth of the time of torch's.
-    keys = (index.long() << 32) + torch.arange(index.shape[0])
-    order = torch.from_numpy(np.sort(keys.numpy())) & (2**32 - 1)
-    counts = index.bincount(minlength=count)
-    return order, counts.cumsum(0) - counts
+    keys = index.numpy().astype(np.int64) << 32
+    keys += np.arange(keys.shape[0])
+    keys.sort()
+    keys &= 2**32 - 1
+    counts = np.bincount(index.numpy(), minlength=count)
+    return torch.from_numpy(keys), torch.from_numpy(counts.cumsum() - counts)
 
 
 class _Products(torch.autograd.Function):

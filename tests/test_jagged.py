@@ -166,10 +166,13 @@ def test_products_of_several_queries(monkeypatch, distinct, sparse):
 def test_sums_by_index():
     index = torch.tensor([3, 0, 3, 3, 0])
     values = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
-    assert sums_by(index, values, 5).flatten().tolist() == [18.0, 0.0, 0.0, 13.0, 0.0]
-    assert sums_by(index[:0], values[:0], 2).tolist() == [[0.0], [0.0]]
+    assert [s.flatten().tolist() for s in sums_by(index, [values, -values], 5)] == [
+        [18.0, 0.0, 0.0, 13.0, 0.0],
+        [-18.0, 0.0, 0.0, -13.0, 0.0],
+    ]
+    assert sums_by(index[:0], [values[:0]], 2)[0].tolist() == [[0.0], [0.0]]
     many = torch.full((3000, 1), 1.01, dtype=torch.bfloat16)  # added one by one in bfloat16, the sum stops at 256
-    found = sums_by(torch.zeros(3000, dtype=torch.int64), many, 1)
+    (found,) = sums_by(torch.zeros(3000, dtype=torch.int64), [many], 1)
     torch.testing.assert_close(found, many.float().sum(dim=0, keepdim=True).bfloat16(), rtol=1e-2, atol=0)
 
 

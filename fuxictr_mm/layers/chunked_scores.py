@@ -149,8 +149,9 @@ class _Scores(torch.autograd.Function):
         of_biases = [_accumulator(w[:, 0]) for w in weights]
         of_target = torch.zeros_like(target)
         of_target_part = target.new_zeros(target.shape[0], weight.shape[0])
-        # Of every entry, since those of an item are in many chunks.
+        # Of every entry, since those of an item are in many chunks; in place of outputs that nothing reads again.
         of_entries = items.new_empty(index.shape[0], items.shape[1])
+        of_parts = torch.empty_like(kept[0]) if _graph_is_kept() else kept[0]
         product, other, of_product = (target.new_empty(CHUNK, target.shape[1]) for _ in range(3))
         buffers = [target.new_empty(CHUNK, h.shape[1]) for h in kept]
         for chunk, i, r in _chunks(index, rows):
@@ -161,9 +162,9 @@ class _Scores(torch.autograd.Function):
                 _add_product(of_weights[k], delta.t(), output)
                 of_biases[k].add_(delta.sum(dim=0))
                 delta = torch.mm(delta, weights[k], out=buffers[k][:size])
-                # An output is zero where ReLU or dropout made it so. The gradient of the first one takes its place.
-                torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=delta if k else output)
-            delta = output
+                # An output is zero where ReLU or dropout made it so.
+                of_input = delta if k else of_parts[chunk]
+                delta = torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=of_input)
             of_target_part.index_add_(0, r, delta)
             targets = torch.index_select(target, 0, r, out=product[:size])
             entries = torch.index_select(items, 0, i, out=other[:size])
@@ -177,9 +178,14 @@ class _Scores(torch.autograd.Function):
             for g in (w.mul_(scale), b)
         ]
         of_weight = of_weight.to(target.dtype)
-        of_items, of_items_part = (sums_by(index, values, items.shape[0]) for values in (of_entries, kept[0]))
+        of_items, of_items_part = sums_by(index, [of_entries, of_parts], items.shape[0])
         of_inputs = (of_target, of_items, of_target_part, of_items_part, of_weight, *of_parameters)
         return None, None, None, None, *of_inputs
+
+
+def _graph_is_kept() -> bool:
+    """Whether another backward pass may follow, as ``retain_graph`` says."""
+    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
 
 
 def _chunks(index: Tensor, rows: Tensor) -> list[tuple[slice, Tensor, Tensor]]:

@@ -92,3 +92,14 @@ def test_float32_and_bfloat16_autocast(make_history, lengths, autocast, use_soft
     torch.testing.assert_close(result, expected, rtol=0.1 if autocast else 1e-4, atol=0.05 if autocast else 1e-5)
     for leaf in (target, history.distinct, *layer.parameters()):
         assert leaf.grad.isfinite().all()
+
+
+def test_a_second_backward_of_a_kept_graph_gives_the_same_gradients():
+    layer = DINAttention(2, (3, 2))
+    history = Jagged(torch.randn(4, 2, requires_grad=True), torch.tensor([0, 3, 3, 5]), torch.tensor([0, 1, 0, 3, 3]))
+    loss, inputs = layer(torch.randn(3, 2), history).sum(), [history.distinct, *layer.parameters()]
+    first, second = (torch.autograd.grad(loss, inputs, retain_graph=True) for _ in range(2))
+    (loss * 1).backward()  # nothing reads the graph again
+    for one, other, last in zip(first, second, (tensor.grad for tensor in inputs), strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(last, one)
