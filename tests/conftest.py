@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,7 @@ def runs_root(train, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for seed in (1, 2, 3, 3):
         train(root, seed=seed, batch_size=512)
+    time.sleep(1)  # names of runs have seconds: on a fast machine the next would have that of the first
     train(
         root,
         "DIN_MM_none_tiny",

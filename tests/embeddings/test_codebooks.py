@@ -130,6 +130,7 @@ def test_decoding_and_encoding_again_keeps_product_codes(levels, dim, seed):
     """An embedding that is made of centroids has their codes; semantic ids of different levels differ."""
     generator = np.random.default_rng(seed)
     centroids = generator.normal(size=(levels, 8, dim)).astype(np.float32)
+    centroids[:, :, 0] += 8 * np.arange(8)  # so that rounding does not make two of them equally near
     space = Space((Modality("a", "a", levels * dim),), "none", np.zeros(levels * dim), np.ones(levels * dim))
     book = Codebook("pq", space, centroids)
     codes = generator.integers(0, 8, size=(20, levels))
