@@ -131,7 +131,7 @@ class TaobaoMM(Reader):
         unknown = int((~frame[USER].is_in(self._users[split].implode())).sum())
         if unknown:
             features = self._file(f"{split}_user_features")
-            logger.warning(f"{path}: {unknown} samples are left out, because {features.name} lacks their users")
+            logger.warning(f"{path}: {unknown} samples are left out: their users are missing in {features.name}")
         return frame.drop("classes").sort(USER, maintain_order=True)
 
     def rows(self, chunk: str) -> Iterator[Rows]:

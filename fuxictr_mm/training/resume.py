@@ -17,6 +17,8 @@ import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
+from fuxictr_mm.config import config_hash
+from fuxictr_mm.data.fingerprint import data_paths
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.runtime import is_main
@@ -273,6 +275,17 @@ class TrainingCheckpoint:
         self.wait()
         if is_main():
             remove_checkpoints(self.path)
+
+
+def hash_of_settings(settings: Mapping[str, Any], in_memory: bool) -> str:
+    """Return the hash of the flat settings, which decides the order of the rows with where those of training are."""
+    return config_hash({**settings, "resident": in_memory})
+
+
+def hashes_of_data(settings: Mapping[str, Any], hashes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what training reads, path to hash, of the hashes of all files of the flat settings."""
+    paths = dict(data_paths(settings))
+    return {paths[name]: value for name, value in hashes.items() if name != "test_data"}
 
 
 def newest_checkpoint(path: Path) -> Path | None:

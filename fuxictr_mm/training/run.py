@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, config_hash, kind_of_task
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.data.fingerprint import changed_data, data_hashes, data_paths
+from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
@@ -43,6 +43,8 @@ from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger
 from fuxictr_mm.training.checkpoints import setting_differences
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
+    hash_of_settings,
+    hashes_of_data,
     newest_checkpoint,
     read_content,
     remove_checkpoints,
@@ -141,20 +143,18 @@ class TrainingRun:
                     remove_checkpoints(self.paths.checkpoint)
 
     def _fingerprint(self, in_memory: bool) -> str:
-        """Return the hash of the configuration, which decides the order of the rows with where they are."""
-        return config_hash({**self.config.to_dict(), "resident": in_memory})
+        return hash_of_settings(self.config.to_dict(), in_memory)
 
     def _checkpoint(self, dataset: Dataset) -> TrainingCheckpoint:
         config = self.config
         # With resident: auto, whether a split is in memory may change between two runs, and with it the order of rows.
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
-        paths = dict(data_paths(config.to_dict()))
         return TrainingCheckpoint(
             self.paths.checkpoint,
             self._fingerprint(in_memory),
             self.experiment.model_code,
             60 * config.checkpoint_minutes,
-            {paths[name]: value for name, value in self.data.items() if name != "test_data"},
+            hashes_of_data(config.to_dict(), self.data),
             every_steps=config.checkpoint_steps,
             keep=config.checkpoint_keep,
             in_background=config.checkpoint_in_background,
