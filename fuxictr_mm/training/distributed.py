@@ -8,6 +8,8 @@ process with batches of W * B, up to rounding: batch norm counts the samples of 
 
 from __future__ import annotations
 
+import gc
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -129,6 +131,9 @@ def replace_batch_norm(model: nn.Module) -> None:
 #: Elements of gradients that are averaged in one message.
 BUCKET = 2**23
 
+#: Time that threads of gloo have to release tensors once the process group has ended.
+RELEASE_SECONDS = 0.1
+
 
 def rank() -> int:
     """Return the rank of this process, from 0."""
@@ -168,6 +173,10 @@ def process_group(gpu: int) -> Iterator[None]:
             raise _lost() from error
         raise
     dist.destroy_process_group()
+    # A thread of gloo may still hold the tensors of the last exchange, where a table or a mesh keeps the group alive.
+    # It needs the interpreter to release them, and aborts the process if that has begun to shut down.
+    gc.collect()
+    time.sleep(RELEASE_SECONDS)
 
 
 def _lost() -> UserError:
