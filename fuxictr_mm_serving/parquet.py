@@ -83,6 +83,7 @@ class Part:
     file: Path
     groups: tuple[int, ...]
     first: int = 0
+    rows: int = 0
 
 
 def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
@@ -99,7 +100,7 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
             groups.append(group)
             rows += metadata.row_group(group).num_rows
             if rows >= part_rows or group == metadata.num_row_groups - 1:
-                parts.append(Part(file, tuple(groups), first))
+                parts.append(Part(file, tuple(groups), first, rows))
                 groups, rows, first = [], 0, first + rows
     return parts
 

@@ -33,7 +33,7 @@ def score_file(
     threads: int = 1,
     engine: str = "processes",
     part_rows: int = PART_ROWS,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int, int, int], None] = lambda done, total, earlier: None,
 ) -> int:
     """Score a file of rows into a Parquet file, in the order of the rows.
 
@@ -56,7 +56,8 @@ def score_file(
     part_rows : int
         Rows of a part, about.
     progress : callable
-        Called with the number of rows that are scored.
+        Called after each part with the number of rows that are scored, of all rows, and of rows that an earlier,
+        stopped run had scored.
 
     Returns
     -------
@@ -66,7 +67,8 @@ def score_file(
     Raises
     ------
     ServingError
-        A value that training would refuse, by file and column; a file that cannot be written.
+        A value that training would refuse, by file and column; a file that cannot be written, or is there and has no
+        scores.
     """
     folder, out = Path(folder), Path(out)
     for name, value in (("processes", processes), ("threads", threads)):
@@ -78,18 +80,20 @@ def score_file(
     read = {part.file.resolve() for part in parts}
     if out.resolve() in read or Path(rows).resolve() in out.resolve().parents:
         raise ServingError(f"{out}: is or lies in the rows that are read, {rows}; write another file")
+    names = ["score"] if len(labels) == 1 else [f"score_{label}" for label in labels]
+    _check_replaceable(out)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         _keep_parts_of(scratch, _identity(folder, parts, part_rows))
         files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
         todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
-        count = sum(_length(file) for file in files if file.exists())
+        count = earlier = sum(_length(file) for file in files if file.exists())
+        total = sum(part.rows for part in parts)
         run = _score_on_ray if engine == "ray" and todo else _score_parts
         for length in run(folder, todo, processes, threads):
             count += length
-            progress(count)
+            progress(count, total, earlier)
         temporary = scratch / "scores.parquet"
-        names = ["score"] if len(labels) == 1 else [f"score_{label}" for label in labels]
         with pq.ParquetWriter(temporary, pa.schema([(name, pa.float32()) for name in names])) as writer:
             for file in files:
                 scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
@@ -101,6 +105,18 @@ def score_file(
     except OSError as error:
         raise ServingError(f"{out}: could not be written ({error.strerror or error})") from error
     return count
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace a file that has other columns than scores."""
+    if not out.exists():
+        return
+    try:
+        found = pq.read_schema(out).names
+    except (OSError, pa.ArrowException):
+        found = []
+    if not found or not all(name == "score" or name.startswith("score_") for name in found):
+        raise ServingError(f"{out}: is there and is no file of scores; write another file, or remove it")
 
 
 def _score_parts(folder: Path, todo: list[tuple[Part, Path]], processes: int, threads: int) -> Iterator[int]:

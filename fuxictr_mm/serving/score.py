@@ -36,9 +36,11 @@ def main_from_args(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
 
-    def progress(count: int) -> None:
-        if not (args.quiet or args.json):
-            print(f"{count} rows scored, {count / (time.perf_counter() - started):.0f} rows/s", file=sys.stderr)
+    def progress(done: int, total: int, earlier: int) -> None:
+        if done > earlier and not (args.quiet or args.json):
+            rate = (done - earlier) / (time.perf_counter() - started)
+            line = f"{done:,} of {total:,} rows scored, {rate:,.0f} rows/s, {(total - done) / rate:,.0f} s left"
+            print(line, file=sys.stderr)
 
     try:
         rows = score_file(

@@ -46,16 +46,24 @@ def scores(path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_scores_are_those_of_prediction(exported, expected, pieces, tmp_path, processes):
     counts = []
-    count = score_file(exported, pieces, tmp_path / "out", processes=processes, part_rows=500, progress=counts.append)
-    assert count == counts[-1] == 3000
+
+    def progress(*numbers):
+        counts.append(numbers)
+
+    count = score_file(exported, pieces, tmp_path / "out", processes=processes, part_rows=500, progress=progress)
+    assert count == 3000
+    assert counts[-1] == (3000, 3000, 0)
     assert len(counts) == 6
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows"]
 
 
 def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypatch):
-    def stop(count):
-        if count >= 1200:
+    earlier = []
+
+    def stop(done, total, already):
+        earlier.append(already)
+        if done >= 1200:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -64,13 +72,16 @@ def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypa
     scored = []
     score_part = module._score_part
     monkeypatch.setattr(module, "_score_part", lambda *a: scored.append(score_part(*a)) or scored[-1])
-    assert score_file(exported, pieces, tmp_path / "out", part_rows=500) == 3000
+    progress = lambda done, total, already: earlier.append(already)  # noqa: E731
+    assert score_file(exported, pieces, tmp_path / "out", part_rows=500, progress=progress) == 3000
     assert 0 < sum(scored) < 3000 - 600
+    assert earlier[0] == 0
+    assert earlier[-1] == 3000 - sum(scored)
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
 
 
 def test_parts_of_other_rows_are_not_used(exported, expected, pieces, tmp_path):
-    def stop(count):
+    def stop(*numbers):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -96,7 +107,7 @@ def test_killed_and_resumed(exported, expected, pieces, tmp_path):
         shutil.copy(pieces / "part-10.parquet", pieces / f"part-{11 + _}.parquet")
     code = (
         "import sys, time; from fuxictr_mm_serving.scoring import score_file;"
-        "score_file(*sys.argv[1:4], part_rows=300, progress=lambda n: (print(n, flush=True), time.sleep(0.2)))"
+        "score_file(*sys.argv[1:4], part_rows=300, progress=lambda n, *_: (print(n, flush=True), time.sleep(0.2)))"
     )
     arguments = [sys.executable, "-c", code, str(exported), str(pieces), str(tmp_path / "out")]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE)
@@ -168,6 +179,11 @@ def test_the_rows_are_not_overwritten(exported, pieces, tmp_path):
     with raises_naming(ServingError, pieces / "out"):
         score_file(exported, pieces, pieces / "out")
     assert path.read_bytes() == before
+    for name, content in (("other.parquet", before), ("notes.txt", b"notes")):
+        (tmp_path / name).write_bytes(content)
+        with raises_naming(ServingError, tmp_path / name):
+            score_file(exported, path, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
     for options in ({"processes": 0}, {"threads": 0}):
         with raises_naming(ServingError, *options):
             score_file(exported, path, tmp_path / "out", **options)
