@@ -20,7 +20,8 @@ SPACE: dict[str, Any] = {
 }
 FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
 
-#: Epochs after which the plain average of the weights begins, where one is tried; ``space_of`` has it in updates.
+#: Epochs after which the plain average of the weights begins, where one is tried; ``space_of`` has it in updates. A
+#: ``learning_rate`` four times as high is best with it (``docs/choosing_settings.md``).
 SWA_EPOCHS = 2
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
@@ -38,7 +39,7 @@ class Candidate:
     settings : dict
         Its own settings.
     space, first : dict
-        What is tried, and the point of the first trial.
+        What is tried, and the point of the first trial (``first_of``).
     units : tuple of str
         Settings that take the hidden units.
     batch_factor : int
@@ -84,7 +85,8 @@ MODELS: dict[str, Candidate] = {
          "batch_norm": False},
         {**SPACE, "interest": ["din", "multi_head"], "cross": [None, "v2"], "label_smoothing": [0.0, 0.1],
          "swa_start": [None, SWA_EPOCHS]},
-        {**FIRST, "interest": "din", "cross": None, "label_smoothing": 0.0, "swa_start": None},
+        {**FIRST, "learning_rate": 4e-3, "interest": "din", "cross": None, "label_smoothing": 0.0,
+         "swa_start": SWA_EPOCHS},
         has_factors=True,
     ),
     "QIN": Candidate(
@@ -193,9 +195,20 @@ def space_of(
     if max(facts.cold.values(), default=0) >= COLD and all(target in names for names in features):
         space["feature_specs"] = [[{"name": target, "dropout": p}] if p else [] for p in ID_DROPOUT]
     if "swa_start" in space:
-        updates = math.ceil(facts.rows["train"] / sizes(model, facts)["batch_size"])  # of an epoch
-        space["swa_start"] = [epochs and epochs * updates for epochs in space["swa_start"]]
+        space["swa_start"] = [_updates(model, facts, epochs) for epochs in space["swa_start"]]
     return space
+
+
+def first_of(model: str, facts: Facts, features: list[list[str]], factors: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return the point of a model's first trial in its space."""
+    first = {**MODELS[model].first, "use_features": features[0], **{name: tried[0] for name, tried in factors.items()}}
+    if "swa_start" in first:
+        first["swa_start"] = _updates(model, facts, first["swa_start"])
+    return first
+
+
+def _updates(model: str, facts: Facts, epochs: int | None) -> int | None:
+    return epochs and epochs * math.ceil(facts.rows["train"] / sizes(model, facts)["batch_size"])
 
 
 def models_to_try(facts: Facts, has_user: bool) -> dict[str, str]:

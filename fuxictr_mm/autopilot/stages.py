@@ -21,6 +21,7 @@ from fuxictr_mm.autopilot.candidates import (
     factor_space,
     features_of_users,
     features_to_try,
+    first_of,
     models_to_try,
     settings_for,
     space_of,
@@ -162,14 +163,7 @@ class Autopilot:
         features = {name: of_users if MODELS[name].of_users else of_others for name in models}
         factors = {name: factor_space(name, features[name], of_users[0]) if has_user else {} for name in models}
         self.tuners = {name: self.write_tuner(name, facts, features[name], group_id, factors[name]) for name in models}
-        self.first = {
-            name: {
-                **MODELS[name].first,
-                "use_features": features[name][0],
-                **{key: values[0] for key, values in factors[name].items()},
-            }
-            for name in models
-        }
+        self.first = {name: first_of(name, facts, features[name], factors[name]) for name in models}
         results: dict[str, list[TrialResult]] = {}
         slowest = 0.0
         for index, name in enumerate(models):

@@ -12,6 +12,7 @@ from fuxictr_mm.autopilot.candidates import (
     factor_space,
     features_of_users,
     features_to_try,
+    first_of,
     models_to_try,
     settings_for,
     space_of,
@@ -93,10 +94,13 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     assert features == [["uid", "asin", "seen"]]
     few, _ = features_of_users(dataset, facts)
     experiments = {}
-    for model, candidate in MODELS.items():
+    for model in MODELS:
         factors = factor_space(model, features, few)
         space = space_of(model, facts, features, "asin", factors)
-        first = {**candidate.first, **{name: space[name][0] for name in ("use_features", *factors)}}
+        first = first_of(model, facts, features, factors)
+        for name, value in first.items():
+            tried = space[name]
+            assert tried["low"] <= value <= tried["high"] if isinstance(tried, dict) else value in tried, name
         settings = settings_for(model, "shop", facts, "uid")
         experiments[model] = {**settings, **first, "epochs": 1, "record": False}
     (tmp_path / "model_config.yaml").write_text(json.dumps(experiments))
