@@ -236,7 +236,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
 
 
 def has_sparse_kernels(tensor: Tensor) -> bool:
-    """Whether sums and products of entries are those of a sparse matrix: on a CPU, without the compiler."""
+    """Whether sums and products of entries are those of ``sparse_products``: on a CPU, without the compiler."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -4,7 +4,8 @@ Shape letters: B rows, N entries of all rows, U distinct entries, D dim, H heads
 
 The sparse matrix has a row for every head and row, a column for every distinct entry, and a value for every head and
 entry. Sums of entries are its product with the entries, inner products are those of which it samples N, and each is
-the gradient of the other. Torch's kernels for both read rows and entries in place.
+the gradient of the other. Torch's kernels for both read rows and entries in place. A small batch takes torch's own
+gradients instead, of sums and of gathered products: they are fewer operations.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ with warnings.catch_warnings():  # torch says once per process that this layout 
     torch.sparse_csr_tensor(
         torch.zeros(1).long(), torch.zeros(0).long(), torch.zeros(0), (0, 0), check_invariants=False
     )
+
+#: Multiplications of values and entries below which a batch takes the time of its operations' calls.
+SMALL = 2**17
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,16 @@ class Pairs:
         columns = self.columns()
         if columns.shape[0] > queries.shape[0] * entries.shape[0]:
             # Rows repeat entries, and torch allocates no more values than the dense matrix has.
-            rows = self._of_heads(self.rows, self.offsets.shape[0] - 1)
-            return (queries.index_select(0, rows) * entries.index_select(0, columns)).sum(dim=1)
+            return self.gathered_products(queries, entries)
         ends = torch.cat([self.starts(), self.offsets.new_tensor([columns.shape[0]])])
         zeros, shape = queries.new_zeros(columns.shape[0]), (queries.shape[0], entries.shape[0])
         matrix = torch.sparse_csr_tensor(ends, columns, zeros, shape, check_invariants=False)
         return torch.sparse.sampled_addmm(matrix, queries, entries.t(), beta=0.0).values()
+
+    def gathered_products(self, queries: Tensor, entries: Tensor) -> Tensor:
+        """Return ``products`` of a copy of the query and the entry of every value."""
+        rows = self._of_heads(self.rows, self.offsets.shape[0] - 1)
+        return (queries.index_select(0, rows) * entries.index_select(0, self.columns())).sum(dim=1)
 
     def sums(self, values: Tensor, entries: Tensor) -> Tensor:
         """Return the sums ``(H B, D)`` of entries weighted by the values ``(H N,)``, per row of the matrix."""
@@ -98,12 +106,21 @@ class Pairs:
 
 def products(queries: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     """Return inner products ``(H N,)`` of queries and entries of one dtype, float32 or float64; see ``Pairs``."""
+    if _is_small(entries, pairs):
+        return pairs.gathered_products(queries, entries)
     return _Products.apply(queries, entries, pairs)
 
 
 def sums(values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     """Return weighted sums ``(H B, D)`` of entries, of the same dtype as the values ``(H N,)``; see ``Pairs``."""
+    if _is_small(entries, pairs):
+        return pairs.sums(values, entries)
     return _Sums.apply(values, entries, pairs)
+
+
+def _is_small(entries: Tensor, pairs: Pairs) -> bool:
+    """Whether torch's own gradients, fewer operations of more work, take less time than products with the matrix."""
+    return pairs.index.shape[0] * pairs.heads * entries.shape[1] < SMALL
 
 
 def sums_by(index: Tensor, values: Sequence[Tensor], count: int) -> list[Tensor]:

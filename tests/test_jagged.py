@@ -4,13 +4,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm import jagged as module
+from fuxictr_mm import sparse_products
 from fuxictr_mm.jagged import multi_query_products, segment_products, weighted_sum
 from fuxictr_mm.layers import Jagged
 from fuxictr_mm.sparse_products import sums_by
 
 LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
 SIDES = st.sampled_from(["left", "right"])
+KERNELS = pytest.mark.parametrize("kernels", ["matrix", "small", "gpu"])
 few = settings(max_examples=30, deadline=None)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
+    """Let products be those with a sparse matrix, those of a small batch, or those of a GPU."""
+    monkeypatch.setattr(sparse_products, "SMALL", 0 if kernels == "matrix" else 2**17)
+    monkeypatch.setattr(module, "has_sparse_kernels", lambda _: kernels != "gpu")
 
 
 def jagged(lengths: list[int], *shape: int, dtype: torch.dtype = torch.float64) -> Jagged:
@@ -125,10 +133,10 @@ def test_to_keeps_everything(index):
 
 @pytest.mark.parametrize("heads", [None, 1, 2])
 @pytest.mark.parametrize("distinct", [7, 3, 2])  # with 2, there are more entries than pairs of a row and an entry
-@pytest.mark.parametrize("sparse", [True, False])  # or the chunks of a GPU
-def test_segment_products_and_their_gradients(monkeypatch, distinct, heads, sparse):
+@KERNELS
+def test_segment_products_and_their_gradients(monkeypatch, distinct, heads, kernels):
+    choose(monkeypatch, kernels)
     monkeypatch.setattr(module, "CHUNK", 3)
-    monkeypatch.setattr(module, "has_sparse_kernels", lambda _: sparse)
     index = None if distinct == 7 else torch.tensor([1, 0, 1, 2, 2, 2, 1]) % distinct
     history = Jagged(torch.randn(distinct, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
     queries = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
@@ -147,9 +155,9 @@ def test_segment_products_and_their_gradients(monkeypatch, distinct, heads, spar
 
 
 @pytest.mark.parametrize("distinct", [7, 3, 2])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_products_of_several_queries(monkeypatch, distinct, sparse):
-    monkeypatch.setattr(module, "has_sparse_kernels", lambda _: sparse)
+@KERNELS
+def test_products_of_several_queries(monkeypatch, distinct, kernels):
+    choose(monkeypatch, kernels)
     index = None if distinct == 7 else torch.tensor([1, 0, 1, 2, 2, 2, 1]) % distinct
     history = Jagged(torch.randn(distinct, 4, dtype=torch.float64), torch.tensor([0, 2, 2, 7]), index)
     queries = torch.randn(3, 2, 4, dtype=torch.float64).requires_grad_()
@@ -161,6 +169,35 @@ def test_products_of_several_queries(monkeypatch, distinct, sparse):
     gradients = (torch.autograd.grad(o, (queries, entries), direction) for o in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sums", "products of parts", "products of several queries"])
+def test_small_batches_have_the_values_and_gradients_of_the_others(monkeypatch, name, dtype):
+    sorts = []
+    grouped = sparse_products._grouped
+    monkeypatch.setattr(sparse_products, "_grouped", lambda *args: sorts.append(1) or grouped(*args))
+    index = torch.arange(30) % 7
+    entries = torch.randn(7, 8, dtype=dtype, requires_grad=True)
+    other = torch.randn(30, 2, requires_grad=True) if name == "sums" else torch.randn(3, 2, 8, requires_grad=True)
+    of_entry = 2 * 8  # multiplications: both heads; parts have half of the width
+    if name == "products of parts":
+        other, of_entry = torch.randn(3, 8, requires_grad=True), 8
+    found = []
+    for threshold, uses_matrix in ((30 * of_entry, True), (30 * of_entry + 1, False)):
+        monkeypatch.setattr(sparse_products, "SMALL", threshold)
+        history = Jagged(entries, torch.tensor([0, 20, 20, 30]), index)
+        if name == "sums":
+            values = weighted_sum(history, other)
+        elif name == "products of parts":
+            values = segment_products(other.to(dtype), history, 2)
+        else:
+            values = multi_query_products(other.to(dtype), history)
+        sorts.clear()
+        found.append([values, *torch.autograd.grad(values, (entries, other), torch.ones_like(values))])
+        assert bool(sorts) is uses_matrix
+    for matrix, small in zip(*found, strict=True):
+        torch.testing.assert_close(matrix, small)
 
 
 def test_sums_by_index():

@@ -108,6 +108,7 @@ class Autopilot:
         """Go through all stages; those that are finished take no time."""
         args = self.args
         load_dataset_config(args.config, args.dataset_id)
+        self.link_config()
         self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
@@ -197,15 +198,31 @@ class Autopilot:
         self.tell(f"Best of {sum(map(len, results.values()))} trials: {top.expid}, valid AUC {top.score:.4f}.")
         return results
 
+    def link_config(self) -> None:
+        """Link the configuration of datasets into the folder, all of whose results are those of one.
+
+        Raises
+        ------
+        ConfigError
+            The folder belongs to another configuration.
+        """
+        for name in ("dataset_config.yaml", "dataset_config"):
+            source, link = Path(self.args.config) / name, self.folder / "look" / name
+            if link.exists() and link.resolve() != source.resolve():
+                raise ConfigError(
+                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}; "
+                    "give its folder as --config, or another --out"
+                )
+            if source.exists() and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)  # of a file that is gone
+                link.symlink_to(source.resolve())
+
     def dataset(self) -> tuple[DatasetConfig, str | None]:
         """Return the dataset, checked, and the column of users if the validation file has it."""
         args = self.args
         entry = {"look": {"model": "DIN", "dataset_id": args.dataset_id}}
         write_entries(self.folder / "look" / "model_config.yaml", entry, Path("autopilot"))
-        for name in ("dataset_config.yaml", "dataset_config"):
-            source, link = Path(args.config) / name, self.folder / "look" / name
-            if source.exists() and not link.exists():
-                link.symlink_to(source.resolve())
         config = ExperimentConfig.load(self.folder / "look", "look", args.data_root)
         dataset = config.dataset
         has_roles = {"target", "history"} <= dataset.roles.model_fields_set

@@ -49,3 +49,24 @@ def test_an_unknown_dataset_is_named(dataset, tmp_path, capsys):
     assert stopped.value.code == 2
     assert "did you mean 'tiny_mm'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_keeps_its_configuration(tmp_path, capsys):
+    entry = {"data_root": "./", "train_data": "./train", "valid_data": "./valid", "feature_cols": []}
+    entry |= {"label_col": {"name": "click", "dtype": "float"}}
+    errors = []
+    for name in ("first", "second", "first"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
+        with pytest.raises(SystemExit) as stopped:
+            main(
+                ["autopilot", "--dataset_id", "shop", "--config", str(tmp_path / name), "--out", str(tmp_path / "out")]
+            )
+        assert stopped.value.code == 2
+        errors.append(capsys.readouterr().err.strip().splitlines()[-1])
+    named = str(tmp_path / "first" / "dataset_config.yaml")
+    assert [named in error for error in errors] == [False, True, False]
+    (tmp_path / "first").rename(tmp_path / "moved")  # with its file gone, the folder belongs to none
+    with pytest.raises(SystemExit):
+        main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path / "moved"), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "shop" / "look" / "dataset_config.yaml").resolve().parent.name == "moved"

@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fuxictr_mm import sparse_products
 from fuxictr_mm.layers import Jagged, weighted_sum
 
 LENGTHS = [[3, 0, 2, 1], [2], [0, 0]]
@@ -11,7 +12,9 @@ LENGTHS = [[3, 0, 2, 1], [2], [0, 0]]
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("repeated", [True, False])
 @pytest.mark.parametrize("heads", [None, 1, 3])
-def test_weighted_sum_and_its_gradients(make_history, lengths, repeated, heads):
+@pytest.mark.parametrize("small", [0, 2**17])
+def test_weighted_sum_and_its_gradients(monkeypatch, make_history, lengths, repeated, heads, small):
+    monkeypatch.setattr(sparse_products, "SMALL", small)
     history = make_history(lengths, 4, repeated=repeated)
     shape = (history.num_values,) if heads is None else (history.num_values, heads)
     weights = torch.randn(shape, dtype=torch.float64, requires_grad=True)
