@@ -170,7 +170,7 @@ def _read_member(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             member = _check_members(path, archive.infolist())
             return archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a complete zip file ({error}); write it again with prediction.py") from error
 
 

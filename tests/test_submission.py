@@ -204,7 +204,13 @@ def no_zip(content):
     content[:] = GOOD.encode()
 
 
-@pytest.mark.parametrize("damage", [encrypted, lying_about_its_size, cut_in_the_middle, no_zip])
+def no_text_as_name(content):
+    at = content.index(b"PK\x01\x02")
+    content[at + 9] |= 8  # the name is UTF-8
+    content[at + 46] = 0xFF
+
+
+@pytest.mark.parametrize("damage", [encrypted, lying_about_its_size, cut_in_the_middle, no_zip, no_text_as_name])
 def test_damaged_files(tmp_path, damage):
     path = zip_of(tmp_path / "X.zip", GOOD + "0" * 1000)
     content = bytearray(path.read_bytes())

@@ -120,11 +120,12 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
             f"{feature.history}, padding included"
         )
     entries = flat[history.kept]
-    if feature.is_number:
-        entries = entries.astype(np.float32)
-        _check_finite(entries, where, row)
-        return entries
     rows = row + np.repeat(np.arange(len(array)), np.diff(history.offsets))
+    if feature.is_number:
+        with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused next
+            entries = entries.astype(np.float32)
+        _check_finite(entries, where, rows)
+        return entries
     ids = integers(entries, where, rows)
     check_ids(ids, feature.vocab_size, where, rows)
     return ids.astype(np.int32)
@@ -152,12 +153,13 @@ def decode_context(
         return decode_scalar(array, where, row, feature)
     flat, offsets = lists(array, where, row)
     if feature.type == "embedding":
-        dim = feature.pretrain_dim or int(offsets[1])
+        dim = feature.pretrain_dim or max(int(np.diff(offsets).max(initial=0)), 1)
         wrong = np.flatnonzero(np.diff(offsets) != dim)
         if wrong.size:
             found = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
             raise DataError(f"{where}: row {row + int(wrong[0])} has {found} numbers, expected {dim} (pretrain_dim)")
-        embeddings = flat.astype(np.float32).reshape(-1, dim)
+        with np.errstate(over="ignore"):  # as above
+            embeddings = flat.astype(np.float32).reshape(-1, dim)
         _check_finite(embeddings, where, row)
         return embeddings
     rows = row + np.repeat(np.arange(len(array)), np.diff(offsets))
@@ -430,12 +432,13 @@ def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.nd
     return numbers(flat)
 
 
-def _check_finite(values: np.ndarray, where: str, row: int) -> None:
+def _check_finite(values: np.ndarray, where: str, row_of: np.ndarray | int) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         bad = np.argwhere(~finite)[0]
         raise DataError(
-            f"{where}: row {row + int(bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond 3.4e38"
+            f"{where}: row {_row(row_of, bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond "
+            "3.4e38"
         )
 
 

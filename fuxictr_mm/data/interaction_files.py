@@ -238,8 +238,19 @@ class InteractionFiles:
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
         wanted += [f.column for f in [*self._context, *self._histories]]
+        dims: dict[str, int] = {}
         for file, row, batch in self._read([*wanted, *self.present_labels, *self._group_columns], ranges):
-            yield self._decode(batch, file, row)
+            chunk = self._decode(batch, file, row)
+            for name, column in chunk.context.items():
+                if (
+                    isinstance(column, Tensor)
+                    and column.dim() > 1
+                    and dims.setdefault(name, dim := column.shape[1]) != dim
+                ):
+                    raise DataError(
+                        f"{file}: {name}: row {row} has {dim} numbers, expected {dims[name]} as in the rows before"
+                    )
+            yield chunk
 
     def _read(
         self, columns: Sequence[str], ranges: Iterable[parquet.RowGroupRange] | None = None

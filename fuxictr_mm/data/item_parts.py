@@ -92,7 +92,7 @@ def read_part(path: Path, wanted: Mapping[str, Feature], target: str) -> Part:
             if name in deferred:
                 of_ids[name].append((row, array))
                 continue
-            dim = parts[name][0].shape[-1] if parts[name] else None
+            dim = parts[name][-1].shape[-1] if parts[name] else None  # 0 where all so far are null
             parts[name].append(decode_column(array, wanted[name], f"{path}: {name}", row, keys[-1], dim, key))
     if not keys:
         return Part(path, present, key, pa.array([], pa.int64()), {}, {})
@@ -139,8 +139,8 @@ def decode_column(
         bad = int(np.flatnonzero(wrong)[0])
         source = "pretrain_dim" if feature.pretrain_dim else "the dim of the other embeddings"
         raise DataError(
-            f"{where}: {key} {keys[bad].as_py()} has an embedding of dim {lengths[bad]}, expected {dim} ({source}); "
-            "write null or zeros where an embedding is missing"
+            f"{where}: {key} {keys[bad].as_py()} has an embedding of dim {lengths[bad]}, expected {dim or '1 or more'} "
+            f"({source}); write null or zeros where an embedding is missing"
         )
     if flat.dtype == np.int8 and present.all() and feature.norm is None and feature.freeze_emb:
         return flat.reshape(-1, dim)  # a quarter of the memory of float32

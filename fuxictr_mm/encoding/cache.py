@@ -33,7 +33,7 @@ from fuxictr_mm.files import atomic_path, read_json, write_json
 logger = logging.getLogger(__name__)
 
 #: Raised when the same settings and files are encoded in another way.
-VERSION = 2
+VERSION = 3
 
 
 def digest(content: Any) -> str:

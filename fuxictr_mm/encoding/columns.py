@@ -157,8 +157,12 @@ class Column:
             return values.alias(self.name)
         if self.type == "embedding":
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
+        if self.type == "meta" and schema[self.source].is_float():  # a user NaN is none, as in files of integers
+            values = values.fill_nan(None)
         if schema[self.source] == pl.String and self.dtype != "str":
             values = to_numbers(values, TYPES[self.dtype])
+        elif schema[self.source].is_float() and self.dtype == "int":
+            values = values.map_batches(_to_integers, pl.Int64, is_elementwise=True)
         elif schema[self.source] == pl.String and self.copied:
             values = to_numbers(values, TYPES[self.copied]).cast(pl.String)
         else:
@@ -307,7 +311,9 @@ class RawFiles:
     def _scan(self, file: Path) -> pl.LazyFrame:
         if self.form == "csv":
             return scan_csv(file, self.separator, self._blank_rows[file])
-        return with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
+        frame = with_partitions(pl.scan_parquet(file, hive_partitioning=False), file)
+        # A cast of these to numbers would return the codes of the texts, which are others in each file.
+        return frame.with_columns(pl.selectors.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
 
     @cached_property
     def _blank_rows(self) -> dict[Path, list[int]]:
@@ -406,11 +412,15 @@ class RawFiles:
         schema = frame.collect_schema()
         for column in columns:
             kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
-            if column.source not in schema or schema[column.source] != pl.String or kind == pl.String:
-                continue
+            source = schema.get(column.source)
             value = pl.col(column.source)
-            number = plain_numbers(value)
-            is_bad = number.is_not_null() & number.cast(kind, strict=False).is_null()
+            if source is not None and source.is_float() and kind == pl.Int64:
+                is_bad = value.cast(kind, strict=False).cast(source).ne_missing(value)
+            elif source == pl.String and kind != pl.String:
+                number = plain_numbers(value)
+                is_bad = number.is_not_null() & number.cast(kind, strict=False).is_null()
+            else:
+                continue
             if column.type == "sequence":
                 entry = pl.element()
                 entries = value.str.split(column.splitter)
@@ -422,11 +432,20 @@ class RawFiles:
                 return
             if len(found):
                 dtype = column.copied or column.spec.get("dtype", "float")
-                fix = "" if column.type == "label" else ", or write dtype: str for the column"
+                what, other = ("a number", "str") if source == pl.String else ("an integer", "float")
+                is_fixed = column.type == "label" and source == pl.String  # no label is a text
                 raise DataError(
-                    f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected a "
-                    f"number (dtype: {dtype}); correct the file{fix}"
+                    f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected "
+                    f"{what} (dtype: {dtype}); correct the file"
+                    + ("" if is_fixed else f", or write dtype: {other} for the column")
                 )
+
+
+def _to_integers(values: pl.Series) -> pl.Series:
+    """Return floating-point numbers as integers; fractions, which a cast would cut off, are an error."""
+    if (values != values.floor()).any():
+        raise pl.exceptions.InvalidOperationError("fractions in a column of integers")
+    return values.cast(pl.Int64)
 
 
 def _check_is_text(file: Path) -> None:

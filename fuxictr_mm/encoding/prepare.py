@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
@@ -32,6 +34,9 @@ ENCODING_KEYS = (
     "name", "type", "dtype", "fill_na", "remap", "splitter", "max_len", "min_categr_count", "normalizer", "preprocess",
     "share_embedding", "pretrained_emb", "history",
 )  # fmt: skip
+
+#: Errors of files that are damaged, cut off or of another format.
+_DAMAGED = (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error, pl.exceptions.PolarsError)
 
 
 def encode(
@@ -207,8 +212,8 @@ def _keys(feature: str, path: Path) -> pl.Series:
             return pl.read_parquet(path, columns=["key"])["key"].cast(pl.String)
         else:
             raise ConfigError(f"{where}: expected a file .npz, .h5 or .parquet with 'key' and 'value'")
-    except (KeyError, ValueError, OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{where}: cannot be read ({error}); expected arrays 'key' and 'value'") from None
+    except (KeyError, *_DAMAGED) as error:
+        raise DataError(f"{where}: cannot be read ({_first_line(error)}); expected arrays 'key' and 'value'") from None
     return pl.Series([str(key) for key in keys.tolist()], dtype=pl.String)
 
 
@@ -242,12 +247,34 @@ def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
 
 
 def _write_arrays(files: Sequence[Path], target: Path) -> None:
-    frames = []
+    frames: list[pl.DataFrame] = []
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                frames.append(pl.DataFrame({name: arrays[name] for name in arrays.files}))
-        except (ValueError, OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{file}: cannot be read as .npz ({error}); expected arrays of numbers") from None
-    frame = pl.concat(frames).with_columns(pl.selectors.by_dtype(pl.Array).arr.to_list())
-    frame.write_parquet(target, row_group_size=ROW_GROUP)
+                frame = pl.DataFrame({name: _native(arrays[name]) for name in arrays.files})
+        except (*_DAMAGED, TypeError) as error:
+            raise DataError(
+                f"{file}: cannot be read as .npz ({_first_line(error)}); expected arrays of numbers"
+            ) from None
+        if objects := frame.select(pl.selectors.by_dtype(pl.Object)).columns:
+            raise DataError(f"{file}: {objects[0]}: cannot be read as .npz, expected an array of numbers")
+        frame = frame.with_columns(pl.selectors.by_dtype(pl.Array).arr.to_list())
+        if frames and (differing := sorted(set(frame.columns) ^ set(frames[0].columns))):
+            raise DataError(f"{file}: only some part files have {', '.join(differing)}, expected it in all or in none")
+        frames.append(frame.select(frames[0].columns) if frames else frame)
+    try:
+        joined = pl.concat(frames, how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{files[0].parent}: the part files have arrays of other types ({_first_line(error)}); write them alike"
+        ) from None
+    joined.write_parquet(target, row_group_size=ROW_GROUP)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of the machine, the only one that polars reads."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -88,6 +88,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     known = label == label
     others = [n for n in table.column_names if n not in (column, label_name) and n.lower() not in INDEXES]
     keys = _keys_of(path, table.select(others), like, split, label_name, label) if others else {}
+    table = _with_types_of(path, table, keys)
     order, how = _order(path, table, column, len(label), keys)
     score = table[column].to_numpy()[order].astype(np.float64)
     if not np.isfinite(score).all():
@@ -152,8 +153,8 @@ def _score_column(path: Path, table: pa.Table) -> str:
 
 def _keys_of(
     path: Path, columns: pa.Table, like: Run, split: str, label_name: str, label: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return those of some columns that the rows of a run have as well, as integers or texts, each ``(n,)``."""
+) -> dict[str, pa.ChunkedArray]:
+    """Return those of some columns that the rows of a run have as well, integers or texts, each ``(n,)``."""
     import pyarrow as pa
 
     names = columns.column_names
@@ -185,7 +186,40 @@ def _keys_of(
             f"{path}: {', '.join(shared)}: cannot be looked up, {like.config[f'{split}_data']} does not hold the rows "
             f"that {like.run} was evaluated on; write the scores alone, in the order of the run"
         )
-    return {name: table[name].to_numpy() for name in shared}
+    return {name: table[name] for name in shared}
+
+
+def _with_types_of(path: Path, table: pa.Table, keys: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """Return a table with the columns of a CSV file, which has no types, as the types of others, where they can be."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    kinds = {name: column.type for name, column in keys.items() if table[name].type != column.type}
+    for name, kind in kinds.items() if path.suffix.lower() == ".csv" else ():
+        try:
+            options = csv.ConvertOptions(include_columns=[name], column_types={name: kind})
+            read = csv.read_csv(path, convert_options=options)
+        except pa.ArrowException:  # a text among integers, which _order refuses
+            continue
+        table = table.set_column(table.column_names.index(name), name, read[name])
+    return table
+
+
+def _comparable(path: Path, name: str, ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two columns as arrays that NumPy compares without rounding: as objects, where integers become floats."""
+    import pyarrow as pa
+
+    if pa.types.is_integer(ours.type) != pa.types.is_integer(theirs.type):
+        raise DataError(f"{path}: {name}: holds {theirs.type}, expected {ours.type} as in the data file")
+    found = [
+        np.array(column.to_pylist(), dtype=object)
+        if column.null_count and pa.types.is_integer(column.type)
+        else column.to_numpy()
+        for column in (ours, theirs)
+    ]
+    if np.result_type(*found).kind == "f":  # of uint64 and int64
+        found = [values.astype(object) for values in found]
+    return found[0], found[1]
 
 
 def _read_data(run: Run, setting: str, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
@@ -213,12 +247,13 @@ def _read_data(run: Run, setting: str, names: Sequence[str], texts: Sequence[str
 
 
 def _order(
-    path: Path, table: pa.Table, score: str, rows: int, keys: Mapping[str, np.ndarray]
+    path: Path, table: pa.Table, score: str, rows: int, keys: Mapping[str, pa.ChunkedArray]
 ) -> tuple[np.ndarray | slice, str]:
     """Return which row of the file belongs to each example ``(n,)``, and how they were found."""
     if keys:
         how = f"joined by {', '.join(keys)}"
-        ours, theirs = list(keys.values()), [table[name].to_numpy() for name in keys]
+        pairs = [_comparable(path, name, column, table[name]) for name, column in keys.items()]
+        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if table.num_rows == rows and all(map(np.array_equal, ours, theirs)):
             return slice(None), how
         return _join(path, ours, theirs, list(keys)), how
@@ -241,9 +276,7 @@ def _join(path: Path, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], 
     by = ", ".join(names)
     rows = len(ours[0])
     code = np.zeros(rows + len(theirs[0]), dtype=np.int64)
-    for name, first, second in zip(names, ours, theirs, strict=True):
-        if (first.dtype.kind in "iu") != (second.dtype.kind in "iu"):
-            raise DataError(f"{path}: {name}: holds {second.dtype}, expected {first.dtype} as in the data file")
+    for first, second in zip(ours, theirs, strict=True):
         index = factorize(np.concatenate([first, second]), use_na_sentinel=False)[0]  # texts may be null
         code = np.unique(code * (index.max() + 1) + index, return_inverse=True)[1]
     wanted, found = code[:rows], code[rows:]

@@ -325,6 +325,30 @@ def test_embeddings_of_interactions(tmp_path):
         read_as(path, [Feature("words", "embedding", pretrain_dim=3)])
 
 
+@pytest.mark.parametrize(
+    ("rows", "row", "found", "expected"),
+    [
+        ([None, [1.0, 2.0]], 0, 0, 2),
+        ([[], []], 0, 0, 1),
+        ([[1.0, 2.0], [3.0, 4.0], [5.0]], 2, 1, 2),
+        ([[1.0], [2.0], [3.0, 4.0], [5.0, 6.0]], 2, 2, 1),
+    ],
+)
+def test_embeddings_of_several_dims_are_named(tmp_path, monkeypatch, rows, row, found, expected):
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
+    data = {**columns([[1]] * len(rows)), "words": pa.array(rows, pa.list_(pa.float32()))}
+    with raises_naming(DataError, "words", f"row {row}", f"{found} numbers", f"expected {expected}"):
+        read_as(write(tmp_path / "x.parquet", data), [Feature("words", "embedding")])
+
+
+def test_a_number_along_a_history_that_is_not_finite_is_named_with_its_row(tmp_path):
+    price = Feature("price", "sequence", history="item_seq", is_number=True)
+    prices = [[1.0, 2.0, 3.0], [4.0, float("nan")], [5.0]]
+    path = write(tmp_path / "x.parquet", {**columns([[1, 2, 3], [1, 2], [3]]), "price": prices})
+    with raises_naming(DataError, path, "price", "row 1 ", "nan"):
+        read_as(path, [*FEATURES, price])
+
+
 def partitioned(tmp_path, data, keys, drop=True):
     """Write as Spark's and pandas' partitionBy do: a folder for each value, and the column in no file."""
     table = pa.table(data)

@@ -396,3 +396,12 @@ def test_an_id_zero_that_is_no_padding_gives_a_warning(tmp_path, caplog, tags, w
     pq.write_table(pa.table({"item_id": [1, 2, 3], "tags": tags}), tmp_path / "items.parquet")
     ItemTable.from_parquet(tmp_path / "items.parquet", [Feature("tags", "sequence", "item")])
     assert any("tags: row" in record.message for record in caplog.records) == warned
+
+
+def test_embeddings_of_several_dims_after_a_chunk_of_nulls_are_refused(tmp_path, monkeypatch):
+    """They were padded by NaN, and so became zeros as if they were missing."""
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
+    rows = [None, None, [1, 2], [3, 4], [5, 6, 7], [8, 9, 10]]
+    path = write(tmp_path / "i.parquet", {"item_id": [1, 2, 3, 4, 5, 6], "vector": vectors(rows)})
+    with raises_naming(DataError, path, "vector", "5", "dim 3", "expected 2"):
+        ItemTable.from_parquet(path, [item_id(), VECTOR])

@@ -269,3 +269,42 @@ def test_a_copy_of_numbers_is_of_the_numbers(tmp_path, dtype, active):
     ]
     loaded = assert_equal(params_of(tmp_path, columns), tmp_path)
     assert loaded.feature_map.features["copy"]["vocab_size"] == {"float": 4, "int": 5}[dtype]
+
+
+def write_parquet(folder, frame):
+    for split in ("train", "valid", "test"):
+        frame.write_parquet(folder / f"{split}.parquet")
+
+
+def load_parquet(folder, *columns, label=None, **others):
+    params = params_of(folder, list(columns), "parquet", rebuild_dataset=True, **others)
+    params["label_col"] = label or params["label_col"]
+    return load_dataset(params, {"train": True}, flat=True).splits["train"]
+
+
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["1", "0", "20"])])
+@pytest.mark.parametrize("dtype", ["int", "float"])
+def test_categorical_texts_of_numbers_are_the_numbers_and_not_their_codes(tmp_path, kind, dtype):
+    texts = pl.Series(["1", "0", "1"], dtype=kind)
+    write_parquet(tmp_path, pl.DataFrame({"x": pl.Series(["20", None, "1"], dtype=kind), "clk": texts}))
+    numeric = {"name": "x", "active": True, "dtype": dtype, "type": "numeric"}
+    table = load_parquet(tmp_path, numeric, label={"name": "clk", "dtype": dtype})
+    assert table.label.tolist() == [1, 0, 1]
+    assert table.context["x"].tolist() == [20, 0, 1]
+
+
+@pytest.mark.parametrize("value", [0.5, -0.25, float("nan"), float("inf")])
+def test_fractions_are_not_cut_off_to_integers(tmp_path, value):
+    column = {"name": "x", "active": True, "dtype": "int", "type": "categorical"}
+    write_parquet(tmp_path, pl.DataFrame({"x": [3, 1, 2], "clk": [1.0, value, 0.0]}))
+    with raises_naming(DataError, tmp_path / "train.parquet", "clk", "row 1", str(value)):
+        load_parquet(tmp_path, column, label={"name": "clk", "dtype": "int"})
+    write_parquet(tmp_path, pl.DataFrame({"x": [3.0, None, 2.0], "clk": [1.0, 0.0, 0.0]}))
+    assert load_parquet(tmp_path, column).context["x"].tolist() == [3, 1, 2]  # null is 0
+
+
+@pytest.mark.parametrize("dtype", ["int", "float", "str"])
+def test_a_user_that_is_nan_is_none(tmp_path, dtype):
+    write_parquet(tmp_path, pl.DataFrame({"user": [7.0, float("nan"), None, 8.0], "clk": [1.0, 0.0, 0.0, 1.0]}))
+    user = {"name": "user", "active": True, "dtype": dtype, "type": "meta"}
+    assert (load_parquet(tmp_path, user, group_id="user").group == NO_GROUP).tolist() == [False, True, True, False]

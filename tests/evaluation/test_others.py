@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -146,6 +149,38 @@ def test_texts_of_digits_are_joined_as_texts(made, tmp_path):
     found = read_file(tmp_path / "x.parquet", run)
     np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
     assert found.description == "rows joined by item"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([f"{i:05d}" for i in range(300)]),
+        pa.array([2**63 + i for i in range(300)], pa.uint64()),
+        pa.array([2**60 + i for i in range(300)], pa.uint64()),
+        pa.array([None, *(2**60 + i for i in range(299))], pa.int64()),
+    ],
+    ids=["digits", "beyond int64", "uint64", "null"],
+)
+def test_ids_are_joined_by_the_type_of_the_data_file(ids, suffix, made, tmp_path):
+    """CSV files tell no type, and NumPy compares some integers as floats."""
+    give, frame = made
+    pq.write_table(pa.table({"item": ids, "label": frame["label"]}), tmp_path / "valid.parquet")
+    order = np.random.default_rng(1).permutation(300)
+    rows = pa.table({"item": ids, "score": frame["score"]}).take(order)
+    (csv.write_csv if suffix == ".csv" else pq.write_table)(rows, tmp_path / f"x{suffix}")
+    found = read_file(tmp_path / f"x{suffix}", give())
+    np.testing.assert_array_equal(found.predictions()[1], give().predictions()[1])
+    assert found.description == "rows joined by item"
+
+
+def test_integers_of_both_signs_are_compared_exactly(made, tmp_path):
+    give, frame = made
+    ids = pa.array([2**60 + i for i in range(300)], pa.uint64())
+    pq.write_table(pa.table({"item": ids, "label": frame["label"]}), tmp_path / "valid.parquet")
+    rows = pa.table({"item": ids.cast(pa.int64()), "score": frame["score"]})
+    pq.write_table(rows.take(np.arange(300)[::-1]), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read_file(tmp_path / "x.parquet", give()).predictions()[1], frame["score"])
 
 
 def test_a_separator_that_does_not_fit_the_data_is_no_reason_to_take_the_order(made, tmp_path):
