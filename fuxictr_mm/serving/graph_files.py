@@ -8,10 +8,10 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,21 +23,27 @@ from fuxictr_mm.serving.torch_graph import TorchGraph
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from fuxictr_mm.model import MultimodalModel
     from fuxictr_mm_serving.graphs import Graph
 
 logger = logging.getLogger(__name__)
 
 
-def write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Graph] | None]:
-    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
+def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
+    """Return the graphs of a model of this library: rows, and those of one user where it has them."""
     model = fuse_batch_norm(copy.deepcopy(model))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
-    if has_fold(model):
-        graphs |= user_examples(model)
+    return graphs | user_examples(model) if has_fold(model) else graphs
+
+
+def write_graphs(
+    graphs: Mapping[str, Traced], folder: Path, format: str, what: str
+) -> tuple[dict[str, str], dict[str, Graph] | None]:
+    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
     opened: dict[str, Graph] = {}
     for name, traced in graphs.items():
         started = time.perf_counter()
-        program = _write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        program = _write_graph(traced, folder / f"{name}.{format}", f"{what} ({name}.{format})")
         if format == "pt2":
             opened[name] = TorchGraph(program, traced.names, traced.outputs)
         logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
