@@ -69,8 +69,8 @@ def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
             return (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
     except Exception as error:  # torch raises many types
         reason = _reason(error)
-        if reason.startswith(FIXED_SIZE) and (line := line_that_fixes_a_size(traced)):
-            reason = f"a size that varies becomes a constant (at {line})"
+        if reason.startswith(FIXED_SIZE):
+            reason = size_that_is_fixed(traced) or reason
         raise UserError(f"{what} cannot be exported: {reason}") from error
 
 
@@ -177,14 +177,16 @@ def _line_of_model(frames: Iterable[traceback.FrameSummary]) -> str | None:
     return f"{Path(found[-1].filename).name}, line {found[-1].lineno}: {found[-1].line}" if found else None
 
 
-def line_that_fixes_a_size(traced: Traced) -> str | None:
-    """Return the line of the model that makes a size of its inputs a constant; torch only logs where that is."""
+def size_that_is_fixed(traced: Traced) -> str | None:
+    """Return the line of the model that makes a size of its inputs a constant, or limits it; torch only logs it."""
     logger, found = logging.getLogger(SIZES_LOGGER), _Lines()
     kept = logger.handlers, logger.level, logger.propagate
     others, level = logging.getLogger("torch"), logging.getLogger("torch").level
+    disabled = logging.root.manager.disable
     logger.handlers, logger.propagate = [found], False
     logger.setLevel(logging.INFO)
     others.setLevel(logging.CRITICAL)
+    logging.disable(logging.NOTSET)
     try:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -195,7 +197,10 @@ def line_that_fixes_a_size(traced: Traced) -> str | None:
         logger.handlers, logger.propagate = kept[0], kept[2]
         logger.setLevel(kept[1])
         others.setLevel(level)
-    return found.constant or found.bound
+        logging.disable(disabled)
+    if found.constant:
+        return f"a size that varies becomes a constant (at {found.constant})"
+    return f"a size that varies is limited (at {found.bound})" if found.bound else None
 
 
 class _Lines(logging.Handler):
