@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fuxictr_mm_serving.errors import ServingError
 
@@ -82,6 +82,13 @@ class _Field(_Entry):
 
 class _Categorical(_Field):
     vocab_size: Annotated[int, Field(ge=1)]
+    as_ids: bool = False
+
+    @model_validator(mode="after")
+    def _has_table(self) -> _Categorical:
+        if self.table is None and not self.as_ids:
+            raise ValueError("table: is missing")
+        return self
 
 
 class _Sequence(_Categorical):

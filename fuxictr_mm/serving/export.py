@@ -203,8 +203,8 @@ def _describe(
     """Return the manifest, without tables and checksums."""
     import torch
 
-    from fuxictr_mm.config import Roles
     from fuxictr_mm.compat import is_third_party
+    from fuxictr_mm.config import Roles
     from fuxictr_mm.serving.fuxictr_graph import context_columns
     from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
@@ -216,9 +216,10 @@ def _describe(
     context = []
     for name in context_columns(model, dataset) if is_foreign else given_fields(model):
         spec = model.feature_map.features[name]
-        context.append(
-            {"name": name, "column": columns.get(name, name), **{key: spec[key] for key in keys if key in spec}}
-        )
+        given = {key: spec[key] for key in keys if key in spec}
+        if is_foreign and spec["type"] in ("categorical", "sequence"):
+            given["as_ids"] = True
+        context.append({"name": name, "column": columns.get(name, name), **given})
     return {
         "format": FORMAT,
         "experiment": experiment.config.expid,

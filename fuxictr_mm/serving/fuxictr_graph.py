@@ -216,8 +216,8 @@ def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str,
     entry = manifest["items"]
     entry["table"] = write_table(columns.numbers_of, items.num_items, folder, "items", "fp32")
     np.save(folder / "item_codes.npy", columns.ids_of(torch.arange(items.num_items)).numpy())
-    sizes = {f.name: f.vocab_size for f in dataset.features if f.name in columns.ids and f.vocab_size}
     counts = {name: shape.numel() for name, shape in columns.ids.items() if name != ITEM_ID}
+    sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
     entry["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
     entry["contents"] = _write_contents(columns, dataset, folder)
     manifest["tables"] = {}

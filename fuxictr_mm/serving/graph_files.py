@@ -191,8 +191,8 @@ def size_that_is_fixed(traced: Traced) -> str | None:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
-    except Exception:  # noqa: S110 - the same as before
-        pass
+    except Exception:
+        pass  # the same as before
     finally:
         logger.handlers, logger.propagate = kept[0], kept[2]
         logger.setLevel(kept[1])
