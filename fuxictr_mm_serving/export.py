@@ -83,6 +83,8 @@ class Export:
             self._codes = files.array(entry["codes"]["file"], mapped=True)
             check_shape(files, entry["codes"]["file"], self._codes, 2, len(known))
         self._new = NewItems.of(files, entry, self.items.table.values.shape[1])
+        # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
+        self._tables = {name: Table(files, t).values for name, t in self.manifest.get("tables", {}).items()}
         names = self.manifest["graphs"]
         self._graphs = graphs or {name: OnnxGraph(files.read(file), file, threads) for name, file in names.items()}
         files.check_others()
@@ -119,7 +121,7 @@ class Export:
         return self.manifest["labels"]
 
     def _predict(self, graph: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        found = self._graphs[graph].run(inputs)[0]
+        found = self._graphs[graph].run({**inputs, **self._tables})[0]
         return found if len(self.labels) > 1 else found.reshape(-1)
 
     def _item_rows(self, numbers: np.ndarray) -> ItemRows:

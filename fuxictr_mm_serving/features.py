@@ -64,6 +64,8 @@ class ContextField:
     def encode(self, column: Column, what: str) -> np.ndarray:
         """Return what the graph reads: ``(B,)`` numbers, or embeddings ``(B, D)`` or ``(B, L, D)``.
 
+        Without a table, they are ids ``(B,)`` or ``(B, L)``.
+
         Raises
         ------
         ServingError
@@ -86,8 +88,7 @@ class ContextField:
         return self._rows(np.searchsorted(bounds, lengths, side="right") + 1)
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
-        assert self.table is not None
-        return self.table.rows(ids)
+        return ids if self.table is None else self.table.rows(ids)
 
     def _numbers(self, column: Column, what: str) -> np.ndarray:
         if self.ids is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fuxictr_mm_serving.errors import ServingError
 
@@ -82,7 +82,13 @@ class _Field(_Entry):
 
 class _Categorical(_Field):
     vocab_size: Annotated[int, Field(ge=1)]
-    table: _Table
+    as_ids: bool = False
+
+    @model_validator(mode="after")
+    def _has_table(self) -> _Categorical:
+        if self.table is None and not self.as_ids:
+            raise ValueError("table: is missing")
+        return self
 
 
 class _Sequence(_Categorical):
@@ -113,6 +119,7 @@ class _Manifest(_Entry):
     graphs: dict[str, File]
     items: _Items
     context: list[Annotated[dict[str, Any], AfterValidator(_field)]]
+    tables: dict[str, _Table] = {}
     vocabulary: File | None
     bytes: dict[str, int]
     sha256: dict[File, str]
@@ -165,7 +172,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
 def _files(found: _Manifest) -> list[str]:
     """Return every file that is opened."""
     fields: list[Any] = [*found.context]  # which validation has made objects
-    tables = [found.items.table, *(field.table for field in fields if field.table)]
+    tables = [found.items.table, *(field.table for field in fields if field.table), *found.tables.values()]
     contents = [content.file for content in found.items.contents.values()]
     codes = found.items.codes.file if found.items.codes else None
     named = [found.items.known, found.vocabulary, codes, *contents, *(f for t in tables for f in (t.file, t.scales))]

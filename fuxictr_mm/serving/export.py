@@ -115,38 +115,58 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
+    import torch
+
+    from fuxictr_mm.compat import is_third_party
     from fuxictr_mm_serving.manifest import MANIFEST
 
     _check_packages(format)
     if format == "pt2" and precision == "int8-weights":
         raise UserError("--precision int8-weights quantizes graphs of ONNX; leave out --format pt2, or the precision")
     check_folder_to_write(out, [MANIFEST], overwrite)
-    _check_experiment(experiment)
+    if experiment.config.dataset.item_info is None:
+        raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
+    is_foreign = is_third_party(experiment.model_class)
+    if is_foreign and precision in ("fp16", "int8-tables"):
+        raise UserError(
+            f"--precision {precision}: {experiment.config.model} is no MultimodalModel, and its graph reads tables as "
+            "float32; leave it out, or take int8-weights"
+        )
     checkpoint = experiment.find_weights(weights)
     experiment.prepare_process()
     dataset = experiment.load_dataset({"valid": True}, checkpoint)
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
     model = model.to("cpu").eval()
+    if is_foreign:
+        model.device = torch.device("cpu")  # to which FuxiCTR moves what a model is given
     expected = _predict(experiment, model, dataset)
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
-        from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
+        from fuxictr_mm.serving import fuxictr_graph, tables
+        from fuxictr_mm.serving.graph_files import graphs_of, quantize_weights, write_graphs
         from fuxictr_mm.serving.parity import compare
-        from fuxictr_mm.serving.tables import write_tables, write_vocabularies
 
-        files, opened = write_graphs(model, folder, "pt2" if format == "pt2" else "onnx")
+        if is_foreign:
+            view = experiment.batch_format(model)
+            graphs = {"rows": fuxictr_graph.rows_example(model, dataset, view, experiment.config.max_len)}
+        else:
+            graphs = graphs_of(model)
+        files, opened = write_graphs(graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
         if precision == "int8-weights":
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
         manifest = _describe(experiment, model, dataset, files, precision)
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
-        write_tables(model, dataset, folder, manifest, precision)
+        if is_foreign:
+            fuxictr_graph.write_tables(model, dataset, folder, manifest)
+        else:
+            tables.write_tables(model, dataset, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
-            write_vocabularies(dataset, folder / "vocabulary.json")
+            tables.write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
         parity.update(compare(experiment, folder, opened, expected, dataset, tolerance or TOLERANCES[precision]))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
@@ -171,16 +191,6 @@ def _check_packages(format: str) -> None:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
 
 
-def _check_experiment(experiment: Experiment) -> None:
-    from fuxictr_mm.model import MultimodalModel
-
-    name = experiment.config.model
-    if not issubclass(experiment.model_class, MultimodalModel):
-        raise ConfigError(f"{name} is no MultimodalModel; models in FuxiCTR's batch formats cannot be exported")
-    if experiment.config.dataset.item_info is None:
-        raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
-
-
 def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
     from fuxictr_mm.training import loop
 
@@ -193,25 +203,29 @@ def _describe(
     """Return the manifest, without tables and checksums."""
     import torch
 
+    from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.serving.fuxictr_graph import context_columns
     from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
     columns = {feature.name: feature.column for feature in dataset.features}
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
+    is_foreign = is_third_party(type(model))
     context = []
-    for name in given_fields(model):
+    for name in context_columns(model, dataset) if is_foreign else given_fields(model):
         spec = model.feature_map.features[name]
-        context.append(
-            {"name": name, "column": columns.get(name, name), **{key: spec[key] for key in keys if key in spec}}
-        )
+        given = {key: spec[key] for key in keys if key in spec}
+        if is_foreign and spec["type"] in ("categorical", "sequence"):
+            given["as_ids"] = True
+        context.append({"name": name, "column": columns.get(name, name), **given})
     return {
         "format": FORMAT,
         "experiment": experiment.config.expid,
         "model": type(model).__name__,
         "dataset": experiment.config.dataset_id,
-        "task": model.task,
+        "task": experiment.config.task,
         "labels": list(model.feature_map.labels),
         "library_version": __version__,
         "torch_version": torch.__version__,
@@ -222,7 +236,7 @@ def _describe(
             "target": roles.target,
             "history": roles.history,
             "max_len": experiment.config.max_len,
-            "fields": {name: model.field_dims[name] for name in model.item_fields},
+            "fields": {} if is_foreign else {name: model.field_dims[name] for name in model.item_fields},
             "known": "known.npy",
         },
         "context": context,

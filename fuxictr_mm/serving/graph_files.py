@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,27 +18,37 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.serving import fuxictr_graph, graphs
 from fuxictr_mm.serving.graphs import Traced, fuse_batch_norm, has_fold, rows_example, user_examples
 from fuxictr_mm.serving.torch_graph import TorchGraph
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from fuxictr_mm.model import MultimodalModel
     from fuxictr_mm_serving.graphs import Graph
 
 logger = logging.getLogger(__name__)
 
+#: How torch's message about a size that the model makes a constant begins, and the logger that has the line.
+FIXED_SIZE, SIZES_LOGGER = "Constraints violated", "torch.fx.experimental.symbolic_shapes"
 
-def write_graphs(model: Any, folder: Path, format: str) -> tuple[dict[str, str], dict[str, Graph] | None]:
-    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
+
+def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
+    """Return the graphs of a model of this library: rows, and those of one user where it has them."""
     model = fuse_batch_norm(copy.deepcopy(model))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
-    if has_fold(model):
-        graphs |= user_examples(model)
+    return graphs | user_examples(model) if has_fold(model) else graphs
+
+
+def write_graphs(
+    graphs: Mapping[str, Traced], folder: Path, format: str, what: str
+) -> tuple[dict[str, str], dict[str, Graph] | None]:
+    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
     opened: dict[str, Graph] = {}
     for name, traced in graphs.items():
         started = time.perf_counter()
-        program = _write_graph(traced, folder / f"{name}.{format}", f"{type(model).__name__} ({name}.{format})")
+        program = _write_graph(traced, folder / f"{name}.{format}", f"{what} ({name}.{format})")
         if format == "pt2":
             opened[name] = TorchGraph(program, traced.names, traced.outputs)
         logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
@@ -57,14 +68,22 @@ def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
             program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
             return (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
     except Exception as error:  # torch raises many types
-        raise UserError(f"{what} cannot be exported: {_reason(error)}") from error
+        reason = _reason(error)
+        if reason.startswith(FIXED_SIZE):
+            reason = size_that_is_fixed(traced) or reason
+        raise UserError(f"{what} cannot be exported: {reason}") from error
 
 
 def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
     import onnxruntime
 
     onnx_program = torch.onnx.export(
-        program, input_names=traced.names, output_names=traced.outputs, dynamo=True, verbose=False
+        program,
+        input_names=traced.names,
+        output_names=traced.outputs,
+        dynamo=True,
+        verbose=False,
+        custom_translation_table={torch.ops.aten.masked_select.default: _masked_select},  # which torch leaves out
     )
     assert onnx_program is not None
     for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
@@ -72,6 +91,16 @@ def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> Exporte
     onnx_program.save(str(path), external_data=False)
     onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return program
+
+
+def _masked_select(values: Any, mask: Any) -> Any:
+    """Return the nodes of ONNX for ``torch.masked_select``."""
+    from onnxscript import opset18 as op
+
+    one = op.Constant(value_ints=[-1])
+    values = op.Expand(values, op.Shape(mask))
+    mask = op.Expand(mask, op.Shape(values))
+    return op.Compress(op.Reshape(values, one), op.Reshape(mask, one))
 
 
 def _write_pt2(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
@@ -137,16 +166,59 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip(" -") for line in str(error).strip().splitlines()] or [type(error).__name__]
-    text = " ".join(lines[: 2 if lines[0].startswith("Constraints violated") else 1])
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "torch" not in Path(frame.filename).parts
-        and Path(frame.filename).name not in ("graph_files.py", "graphs.py")
-    ]
-    return (
-        f"{text} (at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else text
-    )
+    text = " ".join(lines[: 2 if lines[0].startswith(FIXED_SIZE) else 1])
+    line = _line_of_model(traceback.extract_tb(error.__traceback__))
+    return f"{text} (at {line})" if line else text
+
+
+def _line_of_model(frames: Iterable[traceback.FrameSummary]) -> str | None:
+    """Return the innermost line that is neither torch's nor of what traces the model."""
+    found = [f for f in frames if not ({"torch", "logging"} & {*Path(f.filename).parts} or f.filename in TRACERS)]
+    return f"{Path(found[-1].filename).name}, line {found[-1].lineno}: {found[-1].line}" if found else None
+
+
+def size_that_is_fixed(traced: Traced) -> str | None:
+    """Return the line of the model that makes a size of its inputs a constant, or limits it; torch only logs it."""
+    logger, found = logging.getLogger(SIZES_LOGGER), _Lines()
+    kept = logger.handlers, logger.level, logger.propagate
+    others, level = logging.getLogger("torch"), logging.getLogger("torch").level
+    disabled = logging.root.manager.disable
+    logger.handlers, logger.propagate = [found], False
+    logger.setLevel(logging.INFO)
+    others.setLevel(logging.CRITICAL)
+    logging.disable(logging.NOTSET)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
+    except Exception:
+        pass  # the same as before
+    finally:
+        logger.handlers, logger.propagate = kept[0], kept[2]
+        logger.setLevel(kept[1])
+        others.setLevel(level)
+        logging.disable(disabled)
+    if found.constant:
+        return f"a size that varies becomes a constant (at {found.constant})"
+    return f"a size that varies is limited (at {found.bound})" if found.bound else None
+
+
+class _Lines(logging.Handler):
+    """Lines that run while torch logs what it learns of sizes: the first that fixes one, the last that bounds one."""
+
+    constant: str | None = None
+    bound: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if self.constant is None and re.match(r"set_replacement \w+ = \d+ ", text):
+            self.constant = _line_of_model(traceback.extract_stack())
+        elif re.match(r"eval (?!Eq\(\w+, [\w +-]+\)).* \[guard added\]", text):
+            self.bound = _line_of_model(traceback.extract_stack())
+
+
+#: Files whose lines are not the model's.
+TRACERS = (__file__, graphs.__file__, fuxictr_graph.__file__)
 
 
 @contextmanager

@@ -328,7 +328,8 @@ class Traced:
     outputs: list[str]
 
 
-def _dim(name: str) -> Any:
+def dim_named(name: str) -> Any:
+    """Return a size that varies."""
     return torch.export.Dim(name, max=2**31 - 1)  # sums of several sizes must stay below 2**63
 
 
@@ -367,14 +368,14 @@ def rows_example(model: MultimodalModel) -> Traced:
     num_rows, num_values = len(lengths), int(lengths.sum())
     items, target = torch.rand(11, sum(graph.dims)), torch.arange(num_rows) + 1
     history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
-    rows, values, distinct = _dim("rows"), _dim("values"), _dim("items")
+    rows, values, distinct = dim_named("rows"), dim_named("values"), dim_named("items")
     shapes: tuple[Any, ...] = (
         {0: distinct},
         [{0: distinct} for _ in codes],
         {0: rows},
         {0: values},
         {0: rows + 1},
-        {0: _dim("steps")},
+        {0: dim_named("steps")},
         [{0: rows} for _ in context],
     )
     names = [
@@ -403,7 +404,7 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
     model = fuse_projections(model)
     user, candidates = UserGraph(model), CandidateGraph(model)
     context, dim = context_example(model, 1), sum(user.dims)
-    history, length = torch.rand(5, dim), _dim("length")
+    history, length = torch.rand(5, dim), dim_named("length")
     names = ["history", *code_names(model), *(f"context_{name}" for name in given_fields(model))]
     with torch.no_grad():
         state, other = (user(rows, codes_example(model, len(rows)), context) for rows in (history, history[:0]))
@@ -419,7 +420,7 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
         ({0: length}, [{0: length}] * len(code_names(model)), [{} for _ in context]),
         outputs,
     )
-    shapes = ({0: _dim("candidates")}, varying)
+    shapes = ({0: dim_named("candidates")}, varying)
     args, inputs = (torch.rand(6, dim), list(state)), ["candidates", *outputs]
     found = {"user": of_user, "candidates": Traced(candidates, args, inputs, shapes, ["prediction"])}
     if attention_layers(model):

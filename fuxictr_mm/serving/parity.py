@@ -46,20 +46,20 @@ def compare(
             if exported.is_folded and len(found) == 1:
                 differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]
     scores = np.concatenate(found)
-    report = {
-        "rows": len(scores),
-        "largest_difference": float(np.abs(scores - expected).max()),
-        "largest_difference_folded": float(np.max(differences)),
-        "tolerance": tolerance,
-        "auc": {"model": _auc(dataset, expected), "export": _auc(dataset, scores)},
-    }
-    largest = float(np.max([report["largest_difference"], report["largest_difference_folded"]]))  # also NaN
+    largest_of_rows, largest_folded = float(np.abs(scores - expected).max()), float(np.max(differences))
+    largest = float(np.max([largest_of_rows, largest_folded]))  # also NaN
     if not largest <= tolerance:
         raise UserError(
             f"{experiment.config.expid}: scores of the export differ by {largest:.2g} from those of the model, "
             f"expected {tolerance:g} or less (--tolerance); nothing is written"
         )
-    return report
+    return {
+        "rows": len(scores),
+        "largest_difference": largest_of_rows,
+        "largest_difference_folded": largest_folded,
+        "tolerance": tolerance,
+        "auc": {"model": _auc(dataset, expected), "export": _auc(dataset, scores)},
+    }
 
 
 def _compare_fold(exported: Any, columns: Mapping[str, Any], row: int) -> float:

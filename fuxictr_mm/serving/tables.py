@@ -32,7 +32,7 @@ CHUNK = 65536
 def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
     """Write the table of items and those of context fields; adds them to the manifest."""
     np.save(folder / "known.npy", model.items.known.numpy())
-    manifest["items"]["table"] = _write_table(
+    manifest["items"]["table"] = write_table(
         partial(item_rows, model), model.items.num_items, folder, "items", precision
     )
     manifest["items"]["contents"] = _write_contents(model, dataset, folder)
@@ -45,7 +45,7 @@ def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str,
     for entry in manifest["context"]:
         if entry["name"] in layers:
             layer, file = layers[entry["name"]], f"context_{entry['name']}"
-            entry["table"] = _write_table(layer, entry["vocab_size"], folder, file, precision)
+            entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
 
 
 def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
@@ -53,9 +53,9 @@ def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dic
 
     Left out: fields with an encoder of their own, and the norm that needs statistics of all items.
     """
-    starts = dict(zip(model.item_fields, _starts(model.field_dims[name] for name in model.item_fields), strict=True))
+    starts = dict(zip(model.item_fields, starts_of(model.field_dims[name] for name in model.item_fields), strict=True))
     columns, dims = content_columns(model), row_dims(model)
-    content_starts = dict(zip(columns, _starts(dims)[len(dims) - len(columns) :], strict=True))
+    content_starts = dict(zip(columns, starts_of(dims)[len(dims) - len(columns) :], strict=True))
     encoders = model.embedding_layer.embedding_layer.feature_encoders
     found: dict[str, dict[str, Any]] = {}
     for feature in dataset.features:
@@ -80,12 +80,12 @@ def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dic
     return found
 
 
-def _starts(dims: Iterable[int]) -> list[int]:
+def starts_of(dims: Iterable[int]) -> list[int]:
     """Return the first column of each of several parts."""
     return [0, *accumulate(dims)][:-1]
 
 
-def _write_table(
+def write_table(
     rows_of: Callable[[Tensor], Tensor], num_rows: int, folder: Path, name: str, precision: str
 ) -> dict[str, str]:
     """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest."""

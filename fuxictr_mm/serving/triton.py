@@ -120,9 +120,18 @@ class Repository:
     def _write_graph(self, graph: str) -> tuple[list[Port], list[Port]]:
         import onnx
 
-        path = self._folder_of(f"{self.name}_{graph}") / "model.onnx"
-        shutil.copy(self.source / self.manifest["graphs"][graph], path)
-        content = onnx.load(str(path)).graph
+        folder = self._folder_of(f"{self.name}_{graph}")
+        model = onnx.load(str(self.source / self.manifest["graphs"][graph]))
+        content = model.graph
+        tables = self.manifest.get("tables", {})
+        for port in [port for port in content.input if port.name in tables]:
+            file = tables[port.name]["file"]
+            values = np.load(self.source / file, mmap_mode="r", allow_pickle=False)
+            tensor = _external(values, Path(file).stem, folder)
+            tensor.name = port.name
+            content.initializer.append(tensor)
+            content.input.remove(port)
+        onnx.save(model, str(folder / "model.onnx"))
         inputs, outputs = [_port(v) for v in content.input], [_port(v) for v in content.output]
         self._write_config(f"{self.name}_{graph}", inputs, outputs)
         return inputs, outputs

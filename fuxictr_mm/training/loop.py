@@ -405,9 +405,9 @@ def score(
     predictions, truths, users = [], [], []
     with progress_bar(loader, what, model._verbose) as bar:
         for batch in bar:
-            predictions.append(_of_tasks(_predictions(model.forward(batch), names), len(names)))
+            predictions.append(of_tasks(predictions_of(model.forward(batch), names), len(names)))
             if labels:
-                truths.append(_of_tasks(model.get_labels(batch), len(names)))
+                truths.append(of_tasks(model.get_labels(batch), len(names)))
             if groups and model.feature_map.group_id is not None:
                 users.append(model.get_group_id(batch).reshape(-1))
     answer_lookups(model)
@@ -425,12 +425,12 @@ def score(
     return Scored(y_pred, y_true, group, tuple(names) if len(names) > 1 else ())
 
 
-def _predictions(output: Mapping[str, Any], names: Sequence[str]) -> Any:
+def predictions_of(output: Mapping[str, Any], names: Sequence[str]) -> Any:
     """Return what a model predicts: one tensor, or one for each label of FuxiCTR's multi-task models."""
     return output["y_pred"] if "y_pred" in output else [output[f"{name}_pred"] for name in names]
 
 
-def _of_tasks(values: Tensor | Sequence[Tensor], num_tasks: int) -> Tensor:
+def of_tasks(values: Tensor | Sequence[Tensor], num_tasks: int) -> Tensor:
     """Return predictions or labels as ``(B,)``, or ``(B, T)`` of several."""
     if not isinstance(values, Tensor):
         values = torch.cat([value.view(-1, 1) for value in values], dim=1)

@@ -232,13 +232,6 @@ def test_what_torch_cannot_export_is_one_line_that_names_the_operation(weights_o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_of_other_formats_are_refused(weights_of, tmp_path):
-    experiment, weights = weights_of("DIN_tiny")
-    other = Experiment(experiment.config, torch.nn.Module)
-    with pytest.raises(UserError, match="MultimodalModel"):
-        export(other, tmp_path / "out", weights=weights)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DIN_MM", "MUSE"])
 def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name):
