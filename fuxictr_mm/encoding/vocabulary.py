@@ -70,8 +70,9 @@ class Vocabulary:
 
     def with_keys(self, keys: pl.Series) -> Vocabulary:
         """Return this vocabulary with the keys of a file of embeddings that it does not have."""
+        known = pl.concat([self.tokens, self.extra])  # keys of another file, where several features share a table
         new = keys.unique(maintain_order=True)
-        return replace(self, extra=new.filter(~new.is_in(self.tokens.implode())))
+        return replace(self, extra=pl.concat([self.extra, new.filter(~new.is_in(known.implode()))]))
 
     def ids(self, values: pl.Expr) -> pl.Expr:
         """Return the ids of texts, as Int32."""

@@ -164,11 +164,22 @@ def make_ranking(
             columns = [name for name in wanted if name != roles.user or name in present]
             parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
         rows = pa.concat_tables(parts, promote_options="permissive")
+        if pa.types.is_large_string(rows[label].type) or pa.types.is_string(rows[label].type):  # of raw columns
+            rows = rows.set_column(rows.column_names.index(label), label, _to_numbers(rows[label]))
     rows = rows.rename_columns(["label" if name == label else name for name in rows.column_names])
     rank = np.empty(len(influence), dtype=np.int64)
     rank[np.argsort(influence, kind="stable")] = np.arange(1, len(influence) + 1)
     rows = rows.add_column(0, "row", pa.array(np.arange(rows.num_rows)))
     return rows.append_column("influence", pa.array(influence)).append_column("rank", pa.array(rank))
+
+
+def _to_numbers(texts: pa.ChunkedArray) -> pa.Array:
+    """Return labels that are texts as numbers, as the encoding reads them."""
+    import polars as pl
+
+    from fuxictr_mm.encoding.csv_files import to_numbers
+
+    return pl.select(to_numbers(pl.lit(pl.Series(texts)), pl.Float64)).to_series().to_arrow()
 
 
 def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separator: str) -> pa.Table:

@@ -216,6 +216,20 @@ def test_vocabulary_of_pretrained_keys(folder):
     assert (where / "pretrained_city.npz").read_bytes() == (folder / "emb.npz").read_bytes()
 
 
+def test_features_that_share_a_vocabulary_know_the_keys_of_both_files(tmp_path):
+    columns = []
+    for name, key, shared in (("x", "y", {}), ("w", "z", {"share_embedding": "x"})):
+        np.savez(tmp_path / f"{name}.npz", key=["a", key], value=np.zeros((2, 4)))
+        file = {"pretrained_emb": str(tmp_path / f"{name}.npz"), "pretrain_dim": 4}
+        columns.append({"name": name, "active": True, "dtype": "str", "type": "categorical", **file, **shared})
+    write_parquet(tmp_path, pl.DataFrame({"x": ["a", "a"], "w": ["a", "a"], "clk": [0.0, 1.0]}))
+    pl.DataFrame({"x": ["y", "z"], "w": ["z", "y"], "clk": [0.0, 1.0]}).write_parquet(tmp_path / "valid.parquet")
+    params = params_of(tmp_path, columns, "parquet", rebuild_dataset=True)
+    context = load_dataset(params, {"valid": True}, flat=True).splits["valid"].context
+    assert context["x"].tolist() == [3, 4]  # after a and OOV
+    assert context["w"].tolist() == [4, 3]
+
+
 def test_a_vocabulary_without_values_has_padding_and_oov():
     counts = pl.DataFrame({"value": ["", "x"], "len": [9, 1]})
     vocabulary = Vocabulary.of_counts(counts, 2, "")

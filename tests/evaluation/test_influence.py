@@ -206,6 +206,15 @@ def test_squared_error():
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_labels_that_are_texts_are_ranked_as_numbers(tmp_path, kind):
+    labels = pa.array(["1", "0", " 1", "True"]).cast(kind)
+    pq.write_table(pa.table({"item_id": [1, 2, 3, 4], "label": labels}), tmp_path / "train.parquet")
+    ranking = make_ranking(tmp_path / "train.parquet", "label", np.zeros(4, dtype=np.float32))
+    assert ranking["label"].to_pylist() == [1, 0, 1, 1]
+    assert [group["name"] for group in summarize(ranking)[1:3]] == ["label 0", "label 1"]
+
+
 def test_ranks_and_summary(tmp_path):
     table = pa.table({"item_id": [7, 7, 8, 7], "click": [0, 1, 1, 1]})
     pq.write_table(table, tmp_path / "train.parquet")
