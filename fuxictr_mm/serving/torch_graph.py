@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ class TorchGraph:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs."""
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of tables, which are read-only, as is their use here
+            tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs]
         args, _ = pytree.tree_unflatten(tensors, self._nested)
         with torch.no_grad():
             found = self._module(*args)

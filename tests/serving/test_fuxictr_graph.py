@@ -51,7 +51,7 @@ SELECTING = MODEL.replace(
 CASES = {
     "sequence": (SEQUENCE, {"din_target_field": "item_id", "din_sequence_field": "item_seq", **HISTORY}),
     "flat": (LINEAR, {"use_features": ALL}),
-    "challenge": (TRACEABLE, {"batch_view": "challenge", "use_features": [*ALL, "views_level"]}),
+    "challenge": (TRACEABLE, {"batch_view": "challenge", "use_features": ALL}),
     "masked_select": (SELECTING, {}),
 }
 
