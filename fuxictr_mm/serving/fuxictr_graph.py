@@ -186,7 +186,7 @@ def rows_example(model: Any, dataset: Dataset, view: str, max_len: int) -> Trace
         [_column_example(model.feature_map.features[name], num_rows) for name in context],
         tables,
     )
-    shapes = (
+    shapes: tuple[Any, ...] = (
         {0: distinct},
         {0: distinct},
         {0: rows},
