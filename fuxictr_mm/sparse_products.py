@@ -11,7 +11,8 @@ gradients instead, of sums and of gathered products: they are fewer operations.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,17 @@ def sums(values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     if _is_small(entries, pairs):
         return pairs.sums(values, entries)
     return _Sums.apply(values, entries, pairs)
+
+
+@contextmanager
+def as_in_large_batches() -> Iterator[None]:
+    """Take the matrix for small batches too within a block, so that what they keep grows as in large ones."""
+    global SMALL
+    kept, SMALL = SMALL, 0
+    try:
+        yield
+    finally:
+        SMALL = kept
 
 
 def _is_small(entries: Tensor, pairs: Pairs) -> bool:

@@ -17,6 +17,7 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import describe_error
+from fuxictr_mm.sparse_products import as_in_large_batches
 from fuxictr_mm.tables import sharded_parameters, touched_parameters
 from fuxictr_mm.training.optim import embedding_tables, make_optimizer, touched_rule
 
@@ -194,7 +195,8 @@ def _measure_activations(
     """Return the bytes that a forward pass keeps, of a batch and of each row, by two batches of a small copy."""
     small = [replace(f, vocab_size=min(f.vocab_size, SMALL_TABLE)) if f.vocab_size else f for f in features]
     model = _build(experiment, small, min(num_items, SMALL_TABLE)).train()
-    held = [_kept_bytes(model, _batch(model, small, rows, history)) for rows in SMALL_BATCHES]
+    with as_in_large_batches():
+        held = [_kept_bytes(model, _batch(model, small, rows, history)) for rows in SMALL_BATCHES]
     per_row = (held[1] - held[0]) / (SMALL_BATCHES[1] - SMALL_BATCHES[0])
     return max(held[0] - per_row * SMALL_BATCHES[0], 0.0), per_row
 
