@@ -109,8 +109,10 @@ def score_file(
 
 def _check_replaceable(out: Path) -> None:
     """Refuse to replace a file that has other columns than scores."""
-    if not out.exists():
+    if not out.exists() or (out.is_file() and not out.stat().st_size):
         return
+    if out.is_dir():
+        raise ServingError(f"{out}: is a folder, expected a file to write")
     try:
         found = pq.read_schema(out).names
     except (OSError, pa.ArrowException):
@@ -196,6 +198,11 @@ def _score_part(export: Export, part: Part, file: Path) -> int:
         scores.append(export.score_rows(columns, str(part.file), first))
         first += len(scores[-1])
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)
+    wrong = np.argwhere(~np.isfinite(joined))
+    if len(wrong):
+        raise ServingError(
+            f"{part.file}: row {part.first + wrong[0, 0]}: its score is {joined[tuple(wrong[0])]}; export again"
+        )
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as stream:
         np.save(stream, joined)

@@ -76,6 +76,7 @@ def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
 
 def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> ExportedProgram:
     import onnxruntime
+    from onnxscript import optimizer
 
     onnx_program = torch.onnx.export(
         program,
@@ -83,9 +84,13 @@ def _write_onnx(program: ExportedProgram, traced: Traced, path: Path) -> Exporte
         output_names=traced.outputs,
         dynamo=True,
         verbose=False,
+        optimize=False,  # its rules take an epsilon below 1e-8 for zero: an empty sequence was then 0 / 0
         custom_translation_table={torch.ops.aten.masked_select.default: _masked_select},  # which torch leaves out
     )
     assert onnx_program is not None
+    optimizer.inline(onnx_program.model)
+    optimizer.fold_constants(onnx_program.model)
+    optimizer.remove_unused_nodes(onnx_program.model)
     for node in onnx_program.model.graph.all_nodes():  # of which torch keeps the paths of source files
         node.metadata_props.clear()
     onnx_program.save(str(path), external_data=False)

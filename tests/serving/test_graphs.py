@@ -2,13 +2,24 @@
 
 import copy
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from fuxictr.pytorch.layers import MLP_Block
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.serving.graphs import AttentionGraph, attention_layers, fuse_batch_norm, fuse_projections, has_fold
+from fuxictr_mm.serving.graph_files import write_graphs
+from fuxictr_mm.serving.graphs import (
+    AttentionGraph,
+    Traced,
+    attention_layers,
+    dim_named,
+    fuse_batch_norm,
+    fuse_projections,
+    has_fold,
+)
 
 FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
 CASES = [
@@ -113,3 +124,18 @@ def test_batch_norm_of_other_layers_stays():
         norm.running_var.uniform_(0.1, 2)
     x = torch.randn(5, 4, 4)
     torch.testing.assert_close(fuse_batch_norm(copy.deepcopy(model))(x), model(x))
+
+
+def test_a_small_epsilon_stays_in_the_graph(tmp_path):
+    """The pooling of FuxiCTR divides a sequence without entries by it."""
+
+    class Pooling(torch.nn.Module):
+        def forward(self, values):
+            return values.sum(1) / ((values != 0).sum(1).float() + 1e-12)
+
+    rows = dim_named("rows")
+    traced = Traced(Pooling(), (torch.rand(3, 4),), ["values"], ({0: rows},), ["mean"])
+    write_graphs({"rows": traced}, tmp_path, "onnx", "Pooling")
+    session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+    (found,) = session.run(None, {"values": np.array([[0, 0, 0, 0], [1, 3, 0, 0]], dtype=np.float32)})
+    np.testing.assert_allclose(found, [0, 2])
