@@ -10,6 +10,11 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that may have many, or its class where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class UserError(ValueError):
     """Data, configuration or an option is wrong.
 

@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, first_line
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except UserError:
         raise
     except OSError as error:
-        reason = error.strerror or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = error.strerror or first_line(error)
         raise UserError(f"{path}: could not be written ({reason}); the old file is unchanged") from error
     finally:
         if temporary is not None:
@@ -56,7 +56,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
         except RuntimeError as error:
             # torch reports a full disk as a RuntimeError of its zip writer.
             full = shutil.disk_usage(temporary.parent).free < 2**20
-            reason = os.strerror(errno.ENOSPC) if full else next(iter(str(error).splitlines()), "RuntimeError")
+            reason = os.strerror(errno.ENOSPC) if full else first_line(error)
             raise OSError(errno.ENOSPC if full else 0, reason) from error
 
 

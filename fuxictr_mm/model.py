@@ -23,7 +23,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, first_line
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
@@ -297,7 +297,7 @@ class MultimodalModel(EmbeddingModel):
         try:
             return self.compiled_logits(batch)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
-from fuxictr_mm.errors import DataError, UserError
+from fuxictr_mm.errors import DataError, UserError, first_line
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
@@ -72,7 +72,7 @@ def _write_frame(frame: Any, path: str) -> None:
     try:
         pq.write_table(pa.table(frame), path)
     except (pa.ArrowException, ValueError) as error:  # ValueError: a column twice
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"data frame: cannot be converted to Arrow ({reason}); expected columns of one type, and each name once"
         ) from error

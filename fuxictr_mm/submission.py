@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_beside
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _read_columns(where: str, content: bytes) -> tuple["pa.Array", "pa.Array"]:
         table = csv.read_csv(pa.BufferReader(body), read, parse, convert)
     except pa.ArrowInvalid as error:
         if not bad_rows:
-            raise DataError(f"{where}: not a CSV file ({str(error).splitlines()[0]})") from error
+            raise DataError(f"{where}: not a CSV file ({first_line(error)})") from error
         row = bad_rows[0]
         raise DataError(
             f"{where} line {row.number + 1}: {row.text[:80]!r} has {row.actual_columns} columns; expected 2, ID and "

@@ -22,7 +22,7 @@ from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import as_text as plain_id
-from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.errors import DataError, MissingFileError, first_line
 from fuxictr_mm.terminal import progress_bar
 
 #: Numbers and rows in a chunk: they bound its memory to some 8 MB, whatever the length of its lists.
@@ -296,7 +296,7 @@ def read_chunks(
     except DataError:
         raise
     except (pa.ArrowException, ValueError, IndexError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(f"{path}: damaged after row {row} ({reason})") from None
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fuxictr_mm.data.arrow_types import plain_array
 from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.remote import is_remote, path_of
-from fuxictr_mm.errors import DataError, MissingFileError, nearest
+from fuxictr_mm.errors import DataError, MissingFileError, first_line, nearest
 
 #: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
 CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
@@ -155,7 +155,7 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         source = path.open("rb") if is_remote(path) else path
         return pq.ParquetFile(source, metadata=metadata, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             fix = "write it as Parquet, pl.read_csv(FILE).write_parquet(...)"
         else:
@@ -315,7 +315,7 @@ def read_chunks(
             if row >= stop:
                 return
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         wide = [name for name in columns if getattr(file.schema_arrow.field(name).type, "list_size", 1) == 0]
         if wide:
             raise DataError(
@@ -331,7 +331,7 @@ def read_chunks(
     except (pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowTypeError) as error:
         raise DataError(
             f"{path}: pyarrow {pa.__version__} cannot read {', '.join(columns)} after row {row} "
-            f"({str(error).splitlines()[0]}); write the file again, in smaller row groups or other types"
+            f"({first_line(error)}); write the file again, in smaller row groups or other types"
         ) from None
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data import arrow_types, parquet
-from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.errors import DataError, MissingFileError, first_line
 from fuxictr_mm.files import atomic_path
 
 #: The number of an id that is not in the vocabulary.
@@ -267,7 +267,7 @@ class Vocabularies(dict[str, Vocabulary]):
         except DataError:
             raise
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise DataError(f"{path}: is no vocabulary of a run or damaged ({reason}); {remedy}") from None
         for name, vocabulary in found.items():
             if vocabulary.values.null_count or pc.count_distinct(vocabulary.values).as_py() != sizes[name]:

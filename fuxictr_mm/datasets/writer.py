@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
-from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
 
@@ -138,7 +138,7 @@ class Writer:
         except Timeout:
             raise ConfigError(f"{self.folder}: another process writes it now; wait for its end") from None
         except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise DataError(f"{self.reader.source}: cannot be read ({reason})") from error
         except UserError:
             raise

@@ -27,9 +27,9 @@ from fuxictr_mm.embeddings.encoders import ImageEncoder, ImageOptions, TextEncod
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.embeddings.pretrained import first_line, model_stem, require_extra
+from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts
-from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
+from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line
 from fuxictr_mm.files import check_outputs, read_json, write_beside, write_json
 from fuxictr_mm.terminal import item_bar, listed
 

@@ -21,14 +21,13 @@ from pydantic import Field, PositiveInt
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.embeddings.pretrained import (
     find_model,
-    first_line,
     folder_digest,
     loading,
     quiet,
     refuse_missing,
     require_extra,
 )
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     import torch

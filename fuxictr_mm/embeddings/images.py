@@ -28,8 +28,7 @@ import pyarrow as pa
 from fuxictr_mm.data import decoding
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.embeddings.pretrained import first_line
-from fuxictr_mm.errors import DataError, MissingFileError, UserError
+from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,11 +28,6 @@ def require_extra(*modules: str) -> None:
             importlib.import_module(module)
         except ImportError:
             raise ConfigError(f'encoding needs {module}, which is missing: pip install "fuxictr-mm[encode]"') from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that may have many, or its class where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def model_stem(name: str) -> str:

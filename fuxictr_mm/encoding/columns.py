@@ -26,7 +26,7 @@ from fuxictr_mm.encoding.csv_files import (
     to_numbers,
     with_partitions,
 )
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import ConfigError, DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -462,5 +462,5 @@ def _check_is_text(file: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     return f"{reason}; save the file in UTF-8" if "utf-8" in reason else reason

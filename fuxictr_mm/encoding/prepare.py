@@ -24,7 +24,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache
 from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
 from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _keys(feature: str, path: Path) -> pl.Series:
         else:
             raise ConfigError(f"{where}: expected a file .npz, .h5 or .parquet with 'key' and 'value'")
     except (KeyError, *_DAMAGED) as error:
-        raise DataError(f"{where}: cannot be read ({_first_line(error)}); expected arrays 'key' and 'value'") from None
+        raise DataError(f"{where}: cannot be read ({first_line(error)}); expected arrays 'key' and 'value'") from None
     return pl.Series([str(key) for key in keys.tolist()], dtype=pl.String)
 
 
@@ -254,7 +254,7 @@ def _write_arrays(files: Sequence[Path], target: Path) -> None:
                 frame = pl.DataFrame({name: _native(arrays[name]) for name in arrays.files})
         except (*_DAMAGED, TypeError) as error:
             raise DataError(
-                f"{file}: cannot be read as .npz ({_first_line(error)}); expected arrays of numbers"
+                f"{file}: cannot be read as .npz ({first_line(error)}); expected arrays of numbers"
             ) from None
         if objects := frame.select(pl.selectors.by_dtype(pl.Object)).columns:
             raise DataError(f"{file}: {objects[0]}: cannot be read as .npz, expected an array of numbers")
@@ -266,7 +266,7 @@ def _write_arrays(files: Sequence[Path], target: Path) -> None:
         joined = pl.concat(frames, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"{files[0].parent}: the part files have arrays of other types ({_first_line(error)}); write them alike"
+            f"{files[0].parent}: the part files have arrays of other types ({first_line(error)}); write them alike"
         ) from None
     joined.write_parquet(target, row_group_size=ROW_GROUP)
 
@@ -274,7 +274,3 @@ def _write_arrays(files: Sequence[Path], target: Path) -> None:
 def _native(array: np.ndarray) -> np.ndarray:
     """Return an array in the byte order of the machine, the only one that polars reads."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

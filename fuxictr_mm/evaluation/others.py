@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.errors import DataError, MissingFileError, UserError
+from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 from fuxictr_mm.runs import Run
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _read(path: Path) -> pa.Table:
     try:
         table = csv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); expected a table of scores") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); expected a table of scores") from None
     if len(set(table.column_names)) < table.num_columns:
         raise DataError(f"{path}: columns have the same name ({', '.join(table.column_names)})")
     return table
@@ -173,7 +173,7 @@ def _keys_of(
         unknown = [name for name in names if name.lower() not in (*SCORES, *ROW_NUMBERS)]
         if not unknown:
             return {}
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{path}: {', '.join(unknown)}: cannot be looked up ({reason}); write the scores alone, in order"
         ) from None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
-from fuxictr_mm.errors import MissingFileError, UserError, nearest
+from fuxictr_mm.errors import MissingFileError, UserError, first_line, nearest
 from fuxictr_mm.files import read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
 from fuxictr_mm.tables.sharded import is_distributed
@@ -259,7 +259,7 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
             "expected a state dict by torch.save"
         ) from error
     except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as weights ({reason}); expected a state dict by torch.save") from error
 
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import UserError, first_line
 from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.training.checkpoints import read_safetensors
 
@@ -219,7 +219,7 @@ def _reason(error: BaseException) -> str:
     if failures:
         error = next(iter(failures.values()))[0]
     strerror = getattr(error, "strerror", None)
-    return strerror or next(iter(str(error).splitlines()), type(error).__name__)
+    return strerror or first_line(error)
 
 
 def take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config import config_hash
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, first_line
 from fuxictr_mm.registry import code_hash, load_model_class
 from fuxictr_mm.tuning.tuner_file import Tuner
 
@@ -53,7 +53,7 @@ def open_storage(tuner: Tuner) -> RDBStorage:
     try:
         return RDBStorage(_url(tuner), engine_kwargs=options)
     except (ImportError, RuntimeError, SQLAlchemyError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        reason = first_line(getattr(error, "orig", None) or error)
         raise ConfigError(
             f"{tuner.path}: storage {shown_url(tuner)} cannot be opened ({reason}); "
             "check that the database exists and its Python driver is installed"

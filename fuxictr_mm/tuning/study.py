@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import data_hashes
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.files import try_lock, write_beside
 from fuxictr_mm.runs import monitored, read_evaluations
 from fuxictr_mm.tuning.database import open_storage, open_study, shown_url
@@ -97,7 +97,7 @@ def run_study(
         run_trials(trials, tuner.folder, gpus, script, extra_args, quiet)
         return trials.results(), trials.importance()
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
+        reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
         raise UserError(
             f"{shown_url(tuner)}: the study's database failed ({reason}); nothing that finished is lost, "
             "run the same command again"
