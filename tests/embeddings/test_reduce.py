@@ -272,14 +272,8 @@ def test_a_saved_reducer_gives_the_same(sources, tmp_path):
 
 def test_a_mismatch_with_the_reducer_is_one_line(sources):
     reducer, _, vectors = fit(sources, dim=4)
-    vectors = dict(vectors)
     with raises_naming(ConfigError, "'image'", "11", "12"):
         reducer.transform({**vectors, "image": vectors["image"][:, 1:]})
-    with raises_naming(ConfigError, "'imge'", "'image'"):
-        reducer.transform({**vectors, "imge": vectors["image"]})
-    vectors.pop("sound")
-    with raises_naming(ConfigError, "'sound'", "text", "image"):
-        reducer.transform(vectors)
 
 
 def test_a_reducer_that_does_not_fit_together_is_one_line(sources, tmp_path):
