@@ -21,6 +21,7 @@ from fuxictr_mm.tuning import child
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
 
 POLL_SECONDS = 0.2  # between checks of the children and of signals
+STOP_SECONDS = 10.0  # that a trial has to end by itself
 LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
@@ -136,13 +137,13 @@ def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, s
         )
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 10.0) -> None:
-    """End all trials; kill those that still run after ``patience`` seconds."""
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End all trials; kill those that still run after ``STOP_SECONDS``."""
     for process in processes:
         process.terminate()
     for process in processes:
         try:
-            process.wait(patience)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
