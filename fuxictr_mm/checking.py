@@ -70,7 +70,7 @@ def _describe_problem(
 ) -> tuple[str, str]:
     """Return the key that pydantic's error is about and a sentence; ``loc`` leads into nested settings."""
     key = str(loc[0])
-    if found["type"] == "extra_forbidden" and len(loc) == 1:
+    if key not in cls.model_fields:
         return key, f"{where}{unknown_key(key, cls.model_fields)}"
     if found["type"] == "missing" and len(loc) == 1:
         return key, f"{where}{key} is missing"
