@@ -220,7 +220,7 @@ def test_colours_are_for_terminals_without_no_color():
     assert "\033[1mexamples:\033[0m\n  fuxictr-mm list models\n" in shown
 
 
-@pytest.mark.parametrize("words", [["list", "experiments"], ["--help"]])
+@pytest.mark.parametrize("words", [["list", "experiments"], ["list", "datasets"], ["--help"]])
 def test_a_closed_pipe_is_no_error(words):
     reading, writing = os.pipe()
     os.close(reading)
