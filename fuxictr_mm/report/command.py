@@ -137,10 +137,10 @@ def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
     if all(len(named[run.path]) == 1 for run in found):
         return found
 
-    def of_one(run: Run, metrics: dict[str, float] | None) -> dict[str, float] | None:
+    def of_one(run: Run, metrics: dict[str, float]) -> dict[str, float]:
         names = named[run.path]
-        if metrics is None or len(names) == 1:
-            return metrics and of_label(metrics, label)
+        if len(names) == 1:
+            return of_label(metrics, label)
         kept = [name for name in metrics if split_task(name, names)[0] == label]
         return {name: metrics[name] for name in sorted(kept, key=lambda name: name != f"{label}_AUC")}
 
