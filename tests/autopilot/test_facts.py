@@ -5,9 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.autopilot.facts import look
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 from tests.arrow import write_partitions
 from tests.docs.fences import ROOT
+from tests.errors import raises_naming
 
 
 def test_the_facts_by_brute_force(dataset):
@@ -47,3 +48,19 @@ def test_the_facts_of_hive_partitions(dataset, tmp_path):
 def test_a_missing_split_is_named(dataset):
     with pytest.raises(ConfigError, match="valid_data"):
         look(dataset.model_copy(update={"valid_data": None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda table: table[:0], ["no rows"]),
+        (lambda table: table.set_column(2, "item_seq", table["item_id"]), ["item_seq", "int64"]),
+        (lambda table: table.set_column(2, "item_seq", table["item_id"].cast("string")), ["item_seq", "string"]),
+    ],
+)
+def test_what_cannot_be_measured_is_named(dataset, tmp_path, change, names):
+    table = pq.read_table(ROOT / "data" / "tiny_mm" / "train.parquet")
+    assert table.column_names[2] == "item_seq"
+    pq.write_table(change(table), tmp_path / "train.parquet")
+    with raises_naming(DataError, "train.parquet", *names):
+        look(dataset.model_copy(update={"train_data": str(tmp_path / "train.parquet")}))

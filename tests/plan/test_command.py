@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.command import make_plan
+from fuxictr_mm.plan.footers import measure_data
 from tests.docs.fences import ROOT
 
 SHOP = {
@@ -62,6 +64,18 @@ def test_a_table_of_a_thousand_million_rows():
     assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
 
 
+def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
+    """As ``choose_in_memory``: of half of 0.1 GB, valid takes nothing, so train may take all of it."""
+    experiment = Experiment.load("DIN_tiny", ROOT)
+    sizes = measure_data(experiment.config.to_dict())
+    rows = {"train": 16_000, "valid": 2_000_000}
+    changed = replace(sizes, split_rows=rows, split_bytes={"train": 40_000_000, "valid": 60_000_000})
+    monkeypatch.setattr("fuxictr_mm.plan.footers.measure_data", lambda params: changed)
+    notes = {part["part"]: part["note"] for part in make_plan(experiment, memory=0.1)["parts"]}
+    assert notes["rows of valid"].endswith("streamed")
+    assert notes["rows of train"].endswith("in memory")
+
+
 def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
     """Its roles do not help: the sizes of the tables are those of item files."""
     (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": SHOP}))
@@ -80,6 +94,8 @@ def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
         ("--expid", "nothing"),
         ("--expid", "DIN_MM_tiny", "--gpus", "0"),
         ("--expid", "DIN_MM_tiny", "--memory", "-1"),
+        ("--expid", "DIN_MM_tiny", "--memory", "nan"),
+        ("--expid", "DIN_MM_tiny", "--memory", "inf"),
     ],
 )
 def test_errors_are_one_line(capsys, words):
