@@ -30,7 +30,7 @@ from fuxictr_mm.autopilot.candidates import (
 from fuxictr_mm.autopilot.facts import Facts, encoded, look
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, load_dataset_config
 from fuxictr_mm.data.parquet import part_files, schema_of
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
@@ -397,16 +397,7 @@ class Autopilot:
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
 
 
-def find_script() -> Path:
-    """Return run_expid.py, of the working directory or of the checkout of this package.
-
-    Raises
-    ------
-    MissingFileError
-        It is in neither.
-    """
+def find_script() -> Path | None:
+    """Return run_expid.py, of the working directory or of the checkout of this package; None without one."""
     places = [Path("run_expid.py"), Path(__file__).resolve().parents[2] / "run_expid.py"]
-    for path in places:
-        if path.is_file():
-            return path.resolve()
-    raise MissingFileError("run_expid.py: not in this folder; run autopilot in a checkout of the project")
+    return next((path.resolve() for path in places if path.is_file()), None)
