@@ -75,6 +75,11 @@ class TouchedOptimizer(torch.optim.Optimizer):
         defaults = {"lr": lr, "rule": rule, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(params, defaults)
 
+    @property
+    def notes_updates(self) -> bool:
+        """Whether a number of state per row says when it was updated last."""
+        return self.penalty is not None or any(group["weight_decay"] for group in self.param_groups)
+
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the touched rows of every table."""
         with torch.no_grad():
@@ -103,7 +108,7 @@ class TouchedOptimizer(torch.optim.Optimizer):
             names = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ()}.get(rule, ("sum",))
             dim = 1 if rule == "rowwise_adagrad" else table.shape[1]
             state.update({name: table.new_zeros(len(table), dim) for name in names}, step=0)
-            if self.penalty is not None or group["weight_decay"]:
+            if self.notes_updates:
                 # Optimizer.load_state_dict would make integers floats.
                 state[LAST] = table.new_zeros(len(table), 1)
         return state
