@@ -419,7 +419,7 @@ def read_split(
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
     time = translation.roles.time if translation is not None else None
-    times = [time] if time in schema.names and _is_time(schema.field(time).type) else []
+    times = [f.name for f in schema if f.name == time and _is_time(f.type)]
     layout.not_checked += check_types(path, schema, {*wanted, time}, report)
     if ITEM_ID not in usable:
         return None

@@ -111,7 +111,9 @@ def test_columns_are_checked_before_a_library_is_loaded(tmp_path, monkeypatch, e
     with raises_naming(DataError, items, "item_title"):
         encode_texts(items, tmp_path / "out.parquet", model="some/model")
     with raises_naming(DataError, items, "image"):
-        encode_images(tmp_path, tmp_path / "out.parquet", model="some/model", items=items, image_column="image")
+        encode_images(
+            items.parent / "x", tmp_path / "out.parquet", model="some/model", items=items, image_column="image"
+        )
 
 
 def test_a_folder_and_its_archives_give_the_same(tiny, posters, tmp_path):
