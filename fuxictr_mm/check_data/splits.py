@@ -437,8 +437,9 @@ def read_split(
             report.examine(Histories(Chunk.of(path.name, row, batch, items, name)))
         parts.append(_with_keys(chunk, names).with_columns(_as_number(chunk.raw[name]) for name in times))
         repeats.append(_find_repeats(chunk))
-        entries = chunk.entries.select("row", "user", "item").join(clicks, on=["user", "item"], how="semi")
-        future.append(entries.sort("row", maintain_order=True))
+        entries = chunk.entries.select("row", pl.col("user", "item").cast(pl.Int64))
+        later_clicks = entries.join(clicks, on=["user", "item"], how="semi")
+        future.append(later_clicks.sort("row", maintain_order=True))
     if not parts:
         report.add(EMPTY_FILE, Fault(path.name))
         return None

@@ -137,7 +137,7 @@ class Encoding:
         for column in columns:
             if column.has_vocabulary:
                 counts = train.counts(column)
-                if column.name in named:
+                if column.name in named and column.type != "meta":
                     texts = counts.select(pl.col("value").cast(pl.String), "len")
                     by_role[column.name] = texts.filter(pl.col("value") != str(column.missing))
                 least = column.spec.get("min_categr_count")
@@ -155,13 +155,13 @@ class Encoding:
                 lengths[column.name] = column.spec.get("max_len") or _longest(train, column)
             if column.type == "numeric" and column.spec.get("normalizer"):
                 scales[column.name] = _scale(train, column)
-        for column in columns if roles is not None and roles.target in by_role else ():
-            if column.type == "sequence" and column.name in by_role:
-                splitter = None if train.holds_lists(column) else column.splitter
-                problem = history_problem(by_role[column.name], by_role[named[0]], splitter)
-                if problem:
-                    logger.warning(f"{train.raw.path}: {column.source}: {problem}")
         owners = {c.name: _owner(c, columns).name for c in columns if c.has_vocabulary}
+        for name in [name for name in named[1:] if name in by_role and owners[name] == owners.get(named[0])]:
+            column = next(c for c in columns if c.name == name)
+            splitter = None if train.holds_lists(column) else column.splitter
+            problem = history_problem(by_role[name], by_role[named[0]], splitter)
+            if problem:
+                logger.warning(f"{train.raw.path}: {column.source}: {problem}")
         for name, series in keys.items():
             vocabularies[owners[name]] = vocabularies[owners[name]].with_keys(series)
         vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}

@@ -124,7 +124,7 @@ def encode(
                 splits[1:],
                 min_count,
                 {n: _keys(n, p) for n, p in keys.items()},
-                Roles.of(params) if params.get("roles") else None,
+                Roles.of(params),
             )
             _write_pretrained(cache, encoding, keys, of_items)
             cache.save(encoding)

@@ -592,8 +592,10 @@ def test_histories_of_which_few_entries_are_targets_are_told(tmp_path, caplog, h
         {"shop": target.format(n % 7), "seen": history.format(n % 5, n % 6), "clk": str(n % 2)} for n in range(20)
     ] + [{"shop": target.format(1), "seen": "", "clk": "1"}]
     write_csv(tmp_path / "train.csv", rows)
-    columns = [c for c in COLUMNS if c["name"] == "seen"]
-    columns = [{"name": "shop", "active": True, "dtype": "str", "type": "categorical"}, *columns]
+    columns = [
+        {"name": "shop", "active": True, "dtype": "str", "type": "categorical"},
+        *(column for column in COLUMNS if column["name"] == "seen"),
+    ]
     params = params_of(tmp_path, columns, roles={"target": "shop", "history": "seen"})
     load_dataset(params, {"train": True}, flat=True)
     told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
