@@ -26,7 +26,7 @@ from fuxictr_mm.check_data.layout import (
     read_schema,
     to_series,
 )
-from fuxictr_mm.check_data.splits import Chunk, Histories, KnownItems, Split, SplitPair, read_split
+from fuxictr_mm.check_data.splits import Chunk, Histories, KnownItems, Split, SplitInTime, SplitPair, read_split
 from fuxictr_mm.check_data.translation import LABEL, active
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
@@ -79,7 +79,7 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
 
 def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
     """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
-    subjects = (Chunk, Histories, Split, ContextColumn, SplitPair, Comparison, Interactions)
+    subjects = (Chunk, Histories, Split, SplitInTime, ContextColumn, SplitPair, Comparison, Interactions)
     if not report.wants(*subjects, MISSING_COLUMN.name, COLUMN_TYPE.name, EMPTY_FILE.name):
         _measure_cold_targets(layout, report)
         return
@@ -93,6 +93,7 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
             if split is not None:
                 splits.insert(0, split)
     for index, split in enumerate(splits):
+        report.examine(SplitInTime(splits, index))
         for later in splits[index + 1 :]:
             report.examine(SplitPair(split, later))
             if index == 0:

@@ -84,15 +84,11 @@ class Chunk:
     #: Of every history entry that is not padding: ``row``, ``user``, ``target``, ``value`` (as in the file), ``item``
     #: and ``known``.
     entries: pl.DataFrame
-    #: ``user`` and ``item`` of the clicks of later splits.
-    later: pl.DataFrame
     #: Name of the column of histories.
     lists: str = ITEM_SEQ
 
     @classmethod
-    def of(
-        cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, later: pl.DataFrame, lists: str = ITEM_SEQ
-    ) -> Chunk:
+    def of(cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, lists: str = ITEM_SEQ) -> Chunk:
         """Decode a record batch whose first row is ``row``; users, histories and labels may be missing."""
         names = batch.schema.names
         raw = pl.DataFrame([to_series(c).alias(name) for name, c in zip(names, batch.columns, strict=True)])
@@ -123,7 +119,7 @@ class Chunk:
         index = entries["row"] - row
         users, targets = rows["user"].gather(index), rows["target"].gather(index)
         entries = entries.with_columns(users, targets, known=items.mark(entries["item"]))
-        return cls(file, raw, rows, entries, later, lists)
+        return cls(file, raw, rows, entries, lists)
 
     def faults(self, column: str, condition: pl.Expr) -> Iterator[Fault]:
         """Yield the examples where a condition holds, whose ``value`` is that of the file, if it has the column."""
@@ -193,23 +189,19 @@ def target_in_history(chunk: Chunk) -> Iterator[Fault]:
     return chunk.entry_faults(pl.col("item") == pl.col("target"))
 
 
-@check(Chunk, WARNING, "histories older than the clicks", Action.DROP_ENTRY)
-def future_click(chunk: Chunk) -> Iterator[Fault]:
-    """Clicks of a later split in the user's history."""
-    clicks = chunk.entries.join(chunk.later, on=["user", "item"], how="semi").sort("row", maintain_order=True)
-    yield _fault(chunk.file, ITEM_SEQ, clicks, pl.col("item"))
-
-
 @dataclass(frozen=True)
 class Split:
     """The columns of a split that are kept."""
 
     path: Path
     #: ``row``, ``user``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and
-    #: history are) and ``row_key`` (equal where everything but the label is, times and texts as well), ``(B,)``.
+    #: history are) and ``row_key`` (equal where everything but the label is, times and texts as well), ``(B,)``; and
+    #: ``time``, a number, where there is a column of this role.
     rows: pl.DataFrame
     #: ``row``, ``user`` and first repeated ``item`` of the histories that have one.
     repeats: pl.DataFrame
+    #: ``row``, ``user`` and ``item`` of the history entries that the user clicks in a later split.
+    future: pl.DataFrame
     context: dict[str, ContextColumn]
 
     @property
@@ -226,6 +218,11 @@ class Split:
     def has_label(self) -> bool:
         """Whether any example has a label."""
         return self.rows["click"].count() > 0
+
+    @property
+    def times(self) -> list[str]:
+        """The column ``time``, if the examples have one."""
+        return [name for name in self.rows.columns if name == "time"]
 
     @property
     def has_history(self) -> bool:
@@ -269,10 +266,13 @@ class Split:
         return pairs * (differ if differing else 1 - differ)
 
     def clicks(self) -> pl.DataFrame:
-        """Return ``user`` and ``item`` of the clicks; of all examples where labels are missing or all the same."""
+        """Return ``user`` and ``item`` of the clicks, and the ``time`` of the first, where there is one.
+
+        Where labels are missing or all the same, every example is a click.
+        """
         clicked = pl.col("click") == 1 if self.rows["click"].drop_nulls().n_unique() == 2 else pl.lit(True)
         rows = self.rows.filter(clicked & (pl.col("target") > 0) & pl.col("user").is_not_null())
-        return rows.select("user", item="target").unique()
+        return rows.group_by("user", pl.col("target").alias("item")).agg([pl.col(name).min() for name in self.times])
 
     def popularity_of(self, other: Split) -> np.ndarray:
         """Return how many examples of this split show each target of another, ``(B,)``, in any order."""
@@ -382,6 +382,31 @@ def shared_row(pair: SplitPair) -> Iterator[Fault]:
     yield _fault(pair.earlier.file, ITEM_ID, rows, texts, severity=severity, expected=expected_text)
 
 
+@dataclass(frozen=True)
+class SplitInTime:
+    """All splits in the order of time, and the index of one of them."""
+
+    splits: Sequence[Split]
+    index: int
+
+
+# Cleaning leaves it as it is: the history may be right, where the files lack a click, such as one before the log.
+@check(SplitInTime, WARNING, "histories older than the clicks")
+def future_click(subject: SplitInTime) -> Iterator[Fault]:
+    """Clicks of a later split in the user's history, without an earlier one."""
+    split = subject.splits[subject.index]
+    rows, pair = split.future, ["user", "item"]
+    if rows.height and all(s.times for s in subject.splits):
+        clicks = pl.concat(s.clicks() for s in subject.splits).group_by(pair).agg(first=pl.col("time").min())
+        rows = rows.with_columns(split.rows["time"].gather(rows["row"]))
+        rows = rows.join(clicks, on=pair, how="left", maintain_order="left")
+        rows = rows.filter(~(pl.col("first") <= pl.col("time")).fill_null(False))
+    elif rows.height:
+        for earlier in subject.splits[: subject.index + 1]:
+            rows = rows.join(earlier.clicks(), on=pair, how="anti", maintain_order="left")
+    yield _fault(split.file, ITEM_SEQ, rows, pl.col("item"))
+
+
 def read_split(
     path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
 ) -> Split | None:
@@ -394,29 +419,34 @@ def read_split(
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
     time = translation.roles.time if translation is not None else None
+    times = [f.name for f in schema if f.name == time and _is_time(f.type)]
     layout.not_checked += check_types(path, schema, {*wanted, time}, report)
     if ITEM_ID not in usable:
         return None
     others = [f for f in schema if f.name not in wanted]
     context = [f for f in others if f.name != time and is_number(f.type)]
     names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(path, f)]
-    clicks = pl.concat([s.clicks() for s in later] or [pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})])
-    parts, repeats = [], []
+    none = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})
+    clicks = pl.concat([none, *(s.clicks().select("user", "item") for s in later)])
+    parts, repeats, future = [], [], []
     for row, batch in read_chunks(path, usable + names, verbose=verbose):
-        chunk = Chunk.of(path.name, row, batch, items, clicks)
+        chunk = Chunk.of(path.name, row, batch, items)
         report.examine(chunk)
         report.examine(Histories(chunk))
         for name in [name for name in further if name in usable]:
-            report.examine(Histories(Chunk.of(path.name, row, batch, items, clicks, name)))
-        parts.append(_with_keys(chunk, names))
+            report.examine(Histories(Chunk.of(path.name, row, batch, items, name)))
+        parts.append(_with_keys(chunk, names).with_columns(_as_number(chunk.raw[name]) for name in times))
         repeats.append(_find_repeats(chunk))
+        entries = chunk.entries.select("row", pl.col("user", "item").cast(pl.Int64))
+        later_clicks = entries.join(clicks, on=["user", "item"], how="semi")
+        future.append(later_clicks.sort("row", maintain_order=True))
     if not parts:
         report.add(EMPTY_FILE, Fault(path.name))
         return None
     rows = pl.concat(parts)
     counts = ContextCounts(path, context)
     columns = {f.name: ContextColumn(path, f, rows["user"], counts) for f in context}
-    split = Split(path, rows, pl.concat(repeats), columns)
+    split = Split(path, rows, pl.concat(repeats), pl.concat(future), columns)
     report.examine(split)
     for column in columns.values():
         report.examine(column)
@@ -436,6 +466,16 @@ def _with_keys(chunk: Chunk, others: Sequence[str]) -> pl.DataFrame:
     keys = [_comparable(chunk.raw[name]).alias(f"other {name}") for name in sorted(others)]
     key = pl.struct("history_key", "target", *(column.name for column in keys)).hash()
     return rows.with_columns(rows.with_columns(keys).select(row_key=key).to_series())
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    """Whether the values of a type are points in time that can be compared: numbers, dates, dates with times."""
+    return is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+
+
+def _as_number(times: pl.Series) -> pl.Series:
+    number = times.dt.epoch("us") if times.dtype in (pl.Date, pl.Datetime) else times
+    return number.cast(pl.Float64).fill_nan(None).alias("time")
 
 
 def _comparable(values: pl.Series) -> pl.Series:

@@ -101,10 +101,14 @@ class Translation:
         first = min(splits, key=lambda path: ("train" not in path.name, "valid" not in path.name))
         items = [path for path in paths if path not in splits and self.columns(path, [ITEM_ID])]
         try:
-            has_features = any(_has_features_of_zero(path, self.on_disk(path, ITEM_ID)) for path in items)
-            return has_features and not decoding.is_zero_padded(first, self.on_disk(first, ITEM_SEQ))
+            if not any(_has_features_of_zero(path, self.on_disk(path, ITEM_ID)) for path in items):
+                return False
         except DataError:  # a finding of its own
             return False
+        try:
+            return not decoding.is_zero_padded(first, self.on_disk(first, ITEM_SEQ))
+        except DataError:  # a finding of its own, and no sign of padding
+            return True
 
     def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
         """Whether most ids are no integers from 0 to below ``most``."""

@@ -197,7 +197,8 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
     """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:
-            if path_of(path).is_file() and path_of(path).suffix != ".csv" and name in _pandas_index(path_of(path)):
+            is_parquet = path_of(path).suffix.lower() not in DATA_SUFFIXES.difference(SUFFIXES)
+            if path_of(path).is_file() and is_parquet and name in _pandas_index(path_of(path)):
                 raise DataError(
                     f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
                     "write it with frame.reset_index().to_parquet(...)"

@@ -24,6 +24,7 @@ from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.encoders import ImageEncoder, ImageOptions, TextEncoder, TextOptions
+from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
 from fuxictr_mm.embeddings.numbering import numbering
@@ -83,7 +84,7 @@ def encode_texts(
     Parameters
     ----------
     path : str or path
-        A Parquet file with ``item_id`` and the template's columns.
+        A Parquet, CSV or JSON lines file with ``item_id`` and the template's columns.
     out : str or path
         A Parquet file to write: ``item_id`` ascending from the padding 0, ``txt_emb_MODEL``, ``txt_missing``.
     model : str
@@ -110,9 +111,9 @@ def encode_texts(
     ConfigError, DataError, MissingFileError
         An option, an input or a model is wrong.
     """
-    require_extra("transformers", "sentence_transformers")
     job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
     texts = ItemTexts(path, template)
+    require_extra("transformers", "sentence_transformers")  # imports both, which takes seconds
     encoder = TextEncoder(model, **options)
 
     def encode(chunk: list[str | None], advance: Callable[[int], object]) -> tuple[np.ndarray, dict[int, str]]:
@@ -133,6 +134,7 @@ def encode_images(
     *,
     model: str,
     items: str | os.PathLike[str] | None = None,
+    image_column: str | None = None,
     column: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
     overwrite: bool = False,
@@ -146,11 +148,13 @@ def encode_images(
     Parameters
     ----------
     path : str or path
-        A folder or an archive with ``ID.jpg`` (or .jpeg, .png, .webp) at any depth.
+        A folder or an archive with ``ID.jpg`` (or .jpeg, .png, .webp) at any depth, or the files of ``image_column``.
     out : str or path
         A Parquet file to write: ``item_id`` ascending from the padding 0, ``img_emb_MODEL``, ``img_missing``.
     items : str or path, optional
-        A Parquet file with the ``item_id`` of the items to write; all that have an image by default.
+        A Parquet, CSV or JSON lines file with the ``item_id`` of the items to write; all that have an image by default.
+    image_column : str, optional
+        A column of ``items`` with the name of each item's image, relative to ``path``.
     model, column, chunk_rows, overwrite, restart, report, verbose
         As for ``encode_texts``.
     **options
@@ -161,17 +165,20 @@ def encode_images(
     ConfigError, DataError, MissingFileError
         An option, an input or a model that cannot be used; not for single images.
     """
-    require_extra("transformers", "PIL")
+    if image_column is not None and items is None:
+        raise ConfigError(f"image_column {image_column}: is a column of the file of --items, which is missing; name it")
     job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose)
-    with ImageFiles(path) as images:
+    names = None if items is None or image_column is None else ImageNames(items, image_column)
+    with ImageFiles(path, names) as images:
         skipped, without = list(images.others), np.zeros(0, dtype=np.int64)
         if items is not None:
-            wanted = read_ids(Source("items", Path(items), ITEM_ID))
+            wanted = read_ids(Source("items", Path(items), ITEM_ID)) if names is None else names.ids
             without = np.setdiff1d(wanted, images.ids)
             skipped += [f"{item} (an item that is not in {items})" for item in np.setdiff1d(images.ids, wanted)]
             images.keep(wanted)
             if not images.ids.size:
                 raise DataError(f"{path}: holds an image of none of the {wanted.size} items of {items}")
+        require_extra("transformers", "PIL")
         encoder = ImageEncoder(model, **options)
         starts = range(0, len(images.ids), chunk_rows)
         job.open({"input": images.digest(), **encoder.settings})
@@ -375,13 +382,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "    --model google/siglip-base-patch16-224 --column img_emb_SigLIP --out image.parquet --report image.json",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--texts", metavar="FILE", help="Parquet file with item_id and texts")
+    what.add_argument("--texts", metavar="FILE", help="Parquet, CSV or JSON lines file with item_id and texts")
     what.add_argument("--images", metavar="PATH", help="folder, .zip or .tar(.gz) of ID.jpg, .jpeg, .png or .webp")
     parser.add_argument("--model", required=True, help="folder with safetensors, or an id of the Hugging Face hub")
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--column", help="name of the column (default: txt_emb_ or img_emb_ and the model's name)")
     parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}')")
-    parser.add_argument("--items", metavar="FILE", help="images: Parquet file with the items to write")
+    parser.add_argument(
+        "--items", metavar="FILE", help="images: Parquet, CSV or JSON lines file with the items to write"
+    )
+    parser.add_argument("--image-column", metavar="COLUMN", help="images: column of --items with names of files")
     add_settings(parser, TextOptions)
     add_settings(parser, ImageOptions, without=list(TextOptions.model_fields))
     parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between checkpoints (default: 1024)")
@@ -392,12 +402,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(parsed: argparse.Namespace) -> None:
     """Run ``fuxictr-mm embed encode``."""
-    own = {"texts": ("template", "max_tokens"), "images": ("items", "workers")}
+    own = {"texts": ("template", "max_tokens"), "images": ("items", "image_column", "workers")}
     kind, other = ("texts", "images") if parsed.texts is not None else ("images", "texts")
     for name in own[other]:
         if getattr(parsed, name) is not None:
             raise ConfigError(f"{flag(name)} is for --{other}, and --{kind} was given; leave it out")
-    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items")
+    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items", "image_column")
     options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
     options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)
     encode: Callable[..., EncodeReport] = encode_texts if kind == "texts" else encode_images

@@ -17,9 +17,9 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from fuxictr_mm.data import decoding
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
+from fuxictr_mm.embeddings.image_names import ImageNames, leads_out
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 
@@ -57,13 +58,15 @@ class ImageFiles:
     ----------
     path : str or path
         A folder, a zip file, or a tar file, compressed or not.
+    names : ImageNames, optional
+        Which items each file is an image of; by default it is named by its item.
 
     Attributes
     ----------
     ids : ndarray
         ``(I,)`` int64, in the order in which images are read fastest.
     others : list of str
-        Names of files that are no ``ID.jpg`` (or .jpeg, .png, .webp).
+        Names of files that are no ``ID.jpg`` (or .jpeg, .png, .webp), or not in ``names``.
 
     Raises
     ------
@@ -74,8 +77,8 @@ class ImageFiles:
         an item with two images; no image at all.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], names: ImageNames | None = None) -> None:
+        self.path, self._names = Path(path), names
         if not self.path.exists():
             raise MissingFileError(f"{path}: no such folder or archive of images")
         if not self.path.is_dir() and not self.path.name.lower().endswith(ARCHIVES):
@@ -85,13 +88,13 @@ class ImageFiles:
         found: dict[int, _Member] = {}
         try:
             for member in self._members():
-                item = _item_id(member.name) if numbering().items is None else _item_number(member.name)
-                if item is None:
+                items = self._items_of(member.name)
+                if not items:
                     self.others.append(member.name)
-                elif item in found:
-                    names = f"'{found[item].name}' and '{member.name}'"
-                    raise DataError(f"{path}: item {numbering().show(item)} has two images, {names}; leave one")
-                else:
+                for item in items:
+                    if item in found:
+                        both = f"'{found[item].name}' and '{member.name}'"
+                        raise DataError(f"{path}: item {numbering().show(item)} has two images, {both}; leave one")
                     found[item] = member
         except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             if isinstance(error, UserError):
@@ -99,7 +102,8 @@ class ImageFiles:
             raise DataError(f"{path}: cannot be read as an archive ({first_line(error)})") from None
         if not found:
             other = f" (first of {len(self.others)} other files: '{self.others[0]}')" if self.others else ""
-            raise DataError(f"{path}: holds no image named by an item's id, such as 123.jpg{other}")
+            expected = "named by an item's id, such as 123.jpg" if names is None else f"that {names.where} names"
+            raise DataError(f"{path}: holds no image {expected}{other}")
         self.ids = np.fromiter(found, dtype=np.int64, count=len(found))
         self._found = list(found.values())
 
@@ -117,8 +121,8 @@ class ImageFiles:
         self._found = [member for member, keep in zip(self._found, kept, strict=True) if keep]
 
     def digest(self) -> str:
-        """Return a digest of names, sizes and times of change (of a zip file, checksums)."""
-        digest = hashlib.sha256()
+        """Return a digest of names, items, sizes and times of change (of a zip file, checksums)."""
+        digest = hashlib.sha256(b"" if self._names is None else self.ids.tobytes())
         for member in self._found:
             digest.update(f"{member.name}\0{member.size}\0{member.stamp}\n".encode(errors="surrogatepass"))
         return digest.hexdigest()
@@ -136,6 +140,13 @@ class ImageFiles:
                     yield stream.read(MAX_IMAGE_BYTES)
             except Exception as error:
                 yield BrokenImage(f"cannot be read ({first_line(error)})")
+
+    def _items_of(self, name: str) -> Sequence[int]:
+        """Return the items that a file is an image of."""
+        if self._names is not None:
+            return self._names.items.get(PurePosixPath(name).as_posix(), ())
+        item = _item_id(name) if numbering().items is None else _item_number(name)
+        return () if item is None else (item,)
 
     def _members(self) -> Iterator[_Member]:
         if self.path.is_dir():
@@ -173,13 +184,12 @@ class ImageFiles:
 
     def _checked(self, name: str) -> str:
         """Return a member's name with slashes, as archives of Windows may not have them."""
-        parts = name.replace("\\", "/").split("/")
-        if parts[0] == "" or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        if leads_out(name):
             raise DataError(
                 f"{self.path}: a member is named {name!r}, a path outside of the archive; expected relative names, "
                 "such as images/123.jpg: pack it again"
             )
-        return "/".join(parts)
+        return name.replace("\\", "/")
 
 
 class _BoundedReads:

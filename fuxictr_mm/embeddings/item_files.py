@@ -22,6 +22,7 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
+from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, check_outputs
@@ -116,7 +117,7 @@ def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def key_of(file: Path) -> str:
     """Return the name of the key of an item file."""
-    return numbering().key(parquet.schema_of(file).names)
+    return numbering().key(names_of(file))
 
 
 def read_ids(source: Source) -> np.ndarray:
@@ -128,9 +129,9 @@ def read_ids(source: Source) -> np.ndarray:
         A negative id, an id twice, or no items.
     """
     parts = [np.zeros(0, dtype=np.int64)]
-    for file in parquet.part_files(source.path):
+    for file in table_files(source.path):
         key = key_of(file)
-        for row, batch in parquet.read_chunks(file, [key]):
+        for row, batch in read_table(file, [key], key):
             ids = numbering().numbers(batch.column(0), f"{file}: {key}", row)
             parts.append(ids[ids != 0])
     ids = np.concatenate(parts)

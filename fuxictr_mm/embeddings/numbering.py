@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data import arrow_types, decoding
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.schema import key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
+from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
 from fuxictr_mm.errors import DataError, UserError
 
 StrPath = str | os.PathLike[str]
@@ -60,9 +61,9 @@ class Numbering:
 
     def _read(self, files: Sequence[StrPath], column: str | None) -> Iterator[pa.Array]:
         """Yield the ids of a column, or of the keys, also those in lists."""
-        for file in (part for path in files for part in parquet.part_files(path)):
-            name = column or self.key(parquet.schema_of(file).names)
-            for _, batch in parquet.read_chunks(file, [name]):
+        for file in (part for path in files for part in table_files(path)):
+            name = column or self.key(names_of(file))
+            for _, batch in read_table(file, [name], name):
                 where = f"{file}: {name}"
                 in_lists = is_list(batch.column(0).type)
                 yield plain(decoding.list_entries(batch.column(0), where)[0] if in_lists else batch.column(0), where)

@@ -1,4 +1,4 @@
-"""The texts of items, from columns of a Parquet file.
+"""The texts of items, from columns of an item file.
 
 Shape letter: I items.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.data import parquet
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
+from fuxictr_mm.embeddings.item_tables import read_table, table_files
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ class ItemTexts:
     Parameters
     ----------
     path : str or path
-        A Parquet file, the same without ``.parquet``, or a folder of part files.
+        A Parquet file, the same without ``.parquet``, or a folder of part files; a CSV or JSON lines file.
     template : str
         Names of columns in braces, such as ``"{item_title}. {genres}"``. Lists are joined by commas, nulls are empty.
         Where all columns of a row are empty, the item has no text.
@@ -83,9 +83,9 @@ class ItemTexts:
             yield held
 
     def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-        for file in parquet.part_files(self.path):
+        for file in table_files(self.path):
             key = key_of(file)
-            for row, batch in parquet.read_chunks(file, [key, *self._columns]):
+            for row, batch in read_table(file, [key, *self._columns], key):
                 ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
                 batch = batch.filter(pa.array(ids != 0))
                 columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]

@@ -6,6 +6,7 @@ parsed once, into a temporary Parquet file; counting and encoding then read one 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from fuxictr_mm.config import Roles
 from fuxictr_mm.data import vocabulary as numbering
 from fuxictr_mm.encoding.columns import TYPES, Column, RawFiles
+from fuxictr_mm.encoding.history_check import history_problem
 from fuxictr_mm.encoding.vocabulary import Vocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 #: Rows of a row group of the files that are written; a shuffle buffer mixes many of them.
 ROW_GROUP = 100_000
@@ -60,8 +65,11 @@ class Split:
     def entries(self, column: Column) -> pl.Expr:
         """Return a sequence as a list of texts."""
         values = pl.col(column.name)
-        is_list = isinstance(self.frame.collect_schema()[column.name], pl.List)
-        return values if is_list else values.str.split(column.splitter)
+        return values if self.holds_lists(column) else values.str.split(column.splitter)
+
+    def holds_lists(self, column: Column) -> bool:
+        """Whether a sequence is stored as lists, and not as texts."""
+        return isinstance(self.frame.collect_schema()[column.name], pl.List)
 
     def counts(self, column: Column) -> pl.DataFrame:
         """Return the columns ``value`` and ``len``: every value or entry with its count."""
@@ -102,8 +110,9 @@ class Encoding:
         others: Sequence[Split],
         min_count: int,
         keys: Mapping[str, pl.Series],
+        roles: Roles | None = None,
     ) -> Encoding:
-        """Build vocabularies and statistics.
+        """Build vocabularies and statistics; warn of histories whose entries seem to be no items.
 
         Parameters
         ----------
@@ -117,13 +126,20 @@ class Encoding:
             The dataset's ``min_categr_count``.
         keys : mapping of str to Series
             Keys of the files of embeddings, by feature.
+        roles : Roles, optional
+            Which columns are target and histories.
         """
+        named = [] if roles is None else [roles.target, roles.history, *roles.histories]
+        by_role: dict[str, pl.DataFrame] = {}
         vocabularies: dict[str, Vocabulary] = {}
         lengths: dict[str, int] = {}
         scales: dict[str, Sequence[float]] = {}
         for column in columns:
             if column.has_vocabulary:
                 counts = train.counts(column)
+                if column.name in named and column.type != "meta":
+                    texts = counts.select(pl.col("value").cast(pl.String), "len")
+                    by_role[column.name] = texts.filter(pl.col("value") != str(column.missing))
                 least = column.spec.get("min_categr_count")
                 if column.type == "meta":
                     counts = pl.concat([counts, *(s.counts(column) for s in others if column in s.columns)])
@@ -140,6 +156,12 @@ class Encoding:
             if column.type == "numeric" and column.spec.get("normalizer"):
                 scales[column.name] = _scale(train, column)
         owners = {c.name: _owner(c, columns).name for c in columns if c.has_vocabulary}
+        for name in [name for name in named[1:] if name in by_role and owners[name] == owners.get(named[0])]:
+            column = next(c for c in columns if c.name == name)
+            splitter = None if train.holds_lists(column) else column.splitter
+            problem = history_problem(by_role[name], by_role[named[0]], splitter)
+            if problem:
+                logger.warning(f"{train.raw.path}: {column.source}: {problem}")
         for name, series in keys.items():
             vocabularies[owners[name]] = vocabularies[owners[name]].with_keys(series)
         vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}

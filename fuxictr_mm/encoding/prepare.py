@@ -119,7 +119,12 @@ def encode(
             started = time.perf_counter()
             splits = [parse(split, files, needs_labels.get(split, False)) for split, files in raw.items()]
             encoding = Encoding.fit(
-                columns, splits[0], splits[1:], min_count, {n: _keys(n, p) for n, p in keys.items()}
+                columns,
+                splits[0],
+                splits[1:],
+                min_count,
+                {n: _keys(n, p) for n, p in keys.items()},
+                Roles.of(params),
             )
             _write_pretrained(cache, encoding, keys, of_items)
             cache.save(encoding)

@@ -3,12 +3,14 @@
 from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.check_data import layout
 from fuxictr_mm.check_data.check import check_folder
+from fuxictr_mm.check_data.clean import clean_folder
 from fuxictr_mm.config import Roles
 
 
@@ -43,7 +45,13 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch, seed):
             if ys is None or ys[k] == 1
         }
         users, items, histories, _ = splits[name]
-        future = sorted((r, i) for r, h in enumerate(histories) for i in h if i and (users[r], i) in clicks)
+        before = {
+            (u, i)
+            for us, its, _, ys in (splits[n] for n in list(splits)[: place + 1])
+            for k, (u, i) in enumerate(zip(us, its, strict=True))
+            if ys is None or ys[k] == 1
+        }
+        future = sorted((r, i) for r, h in enumerate(histories) for i in h if i and (users[r], i) in clicks - before)
         own = sorted((r, i) for r, h in enumerate(histories) for i in h if i == items[r])
         inner = [r for r, h in enumerate(histories) if "0" in "".join("x" if i else "0" for i in h).strip("0")]
         assert got.get(("future-click", f"{name}.parquet"), []) == future
@@ -271,3 +279,29 @@ def test_a_split_without_lists_of_histories(tmp_path, column):
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     check = "column-type" if column else "missing-column"
     assert set(findings(tmp_path)) == {(check, "train.parquet", "item_seq")}
+
+
+@pytest.mark.parametrize("time", [None, "number", "datetime", "date"])
+def test_an_item_that_was_clicked_before_and_is_clicked_again_is_no_future_click(tmp_path, time):
+    days = {"train": [1, 2, 4, 3], "valid": [5, 6]}
+
+    def write(name, *columns):
+        found = {"number": days[name], "datetime": pd.to_datetime(days[name], unit="D")}
+        found["date"] = pa.array(days[name], pa.int32()).cast(pa.date32())
+        write_split(tmp_path, name, *columns, **({"ts": found[time]} if time else {}))
+
+    # User 1 clicks item 5 on day 1 and again on day 5, user 2 item 6 on days 4 and 6.
+    write("train", [1, 1, 2, 2], [5, 7, 6, 8], [[], [5], [], [6]], [1, 1, 1, 0])
+    write("valid", [1, 2], [5, 6], [[5, 7], [6]], [1, 1])
+    report, _ = check_folder(tmp_path, ["future-click"], roles=Roles(time="ts") if time else None)
+    # Its history of day 3 has it: without times, the day of the click in train is not known.
+    assert [f.rows.select("row", "value").rows() for f in report.findings()] == ([[(3, 6)]] if time else [])
+
+
+def test_cleaning_keeps_clicks_that_the_files_may_lack(tmp_path):
+    write_split(tmp_path, "train", [1, 2], [7, 8], [[5], [6]], [0, 1])
+    write_split(tmp_path, "valid", [1, 2], [5, 9], [[], []], [1, 0])
+    report, found = check_folder(tmp_path, ["future-click"])
+    assert [f.rows["row"].to_list() for f in report.findings()] == [[0]]
+    clean_folder(found, report, tmp_path / "clean")
+    assert pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist() == [[5], [6]]

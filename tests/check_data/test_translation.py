@@ -141,6 +141,16 @@ def test_zero_without_features_or_where_it_pads_is_no_item(tmp_path, features, p
     assert any(f.check == "padding-row" for f in report.findings()) == features
 
 
+def test_histories_that_cannot_be_read_are_no_sign_that_zero_is_padding(tmp_path):
+    found = world.with_ids(world.tables(200), world.KINDS["from_zero"])
+    for name in ("train", "valid", "test"):
+        texts = pa.array([" ".join(map(str, row)) for row in found[name]["item_seq"].to_pylist()])
+        found[name] = world.put(found[name], "item_seq", texts)
+    report, _ = check_folder(write(tmp_path / "d", found))
+    errors = {(f.check, f.file, f.column) for f in report.findings() if f.severity == "error"}
+    assert errors == {("column-type", f"{name}.parquet", "item_seq") for name in ("train", "valid", "test")}
+
+
 def test_a_few_ids_that_are_wrong_are_found(tmp_path):
     found = world.tables(200)
     ids = np.arange(1, world.ITEMS + 1)

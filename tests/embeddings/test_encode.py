@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -87,6 +88,32 @@ def test_images_become_a_column_with_a_flag(tiny, items, posters, tmp_path, pict
     said = capsys.readouterr().out
     assert "9 items, img_emb_X" in said
     assert "1, 3, 5 and 7" in said
+
+
+def test_images_are_named_by_a_column_of_the_items(tiny, posters, tmp_path, picture):
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,image\n1,12.jpg\n2,\n3,12.jpg\n4,22.png\n5,gone.jpg\n")
+    out = tmp_path / "out.parquet"
+    words = f"--image-column image --model {tiny('clip')} --out {out} --column v --quiet"
+    main(f"embed encode --images {posters} --items {items} {words}".split())
+    table = pq.read_table(out)
+    assert table["item_id"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert table["img_missing"].to_pylist() == [False, False, True, False, True, True]
+    expected, _ = ImageEncoder(tiny("clip")).encode([picture(12, "JPEG")])
+    np.testing.assert_allclose(vectors_of(out, "v")[[1, 3]], expected[[0, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_columns_are_checked_before_a_library_is_loaded(tmp_path, monkeypatch, ending):
+    table, items = pl.DataFrame({"item_id": [1, 2], "titel": ["a", "b"]}), tmp_path / f"items.{ending}"
+    {"parquet": table.write_parquet, "csv": table.write_csv, "jsonl": table.write_ndjson}[ending](items)
+    monkeypatch.setattr(module, "require_extra", lambda *_: pytest.fail("loads a library"))
+    with raises_naming(DataError, items, "item_title"):
+        encode_texts(items, tmp_path / "out.parquet", model="some/model")
+    with raises_naming(DataError, items, "image"):
+        encode_images(
+            items.parent / "x", tmp_path / "out.parquet", model="some/model", items=items, image_column="image"
+        )
 
 
 def test_a_folder_and_its_archives_give_the_same(tiny, posters, tmp_path):
@@ -258,6 +285,8 @@ def test_a_killed_run_resumes_and_ends_bit_for_bit_the_same(tiny, tmp_path, pict
     ("flags", "value"),
     [
         ("--texts {items} --out {out} --items x", "--items"),
+        ("--texts {items} --out {out} --image-column x", "--image-column"),
+        ("--images {items} --out {out} --image-column x", "--items"),
         ("--images {items} --out {out} --template x", "--template"),
         ("--texts {items} --out {out} --template x", "template 'x'"),
         ("--texts {items} --out {out} --column item_id", "column 'item_id'"),

@@ -5,10 +5,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.embeddings import images as module
 from fuxictr_mm.embeddings.encoders import BrokenImage
+from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.errors import DataError, MissingFileError
 from tests.errors import raises_naming
@@ -158,3 +161,32 @@ def test_what_is_no_archive_of_images_is_named(tmp_path):
         ImageFiles(tmp_path / "1.jpg")
     with raises_naming(DataError, "x.jpg"):
         ImageFiles(make_folder(tmp_path / "empty", {"x.jpg": b""}))
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS[:3])
+def test_images_are_named_by_a_column(tmp_path, name, make):
+    covers = ["covers/b.gif", "./a.jpg", None, "", "covers\\b.gif", "gone.jpg"]
+    pq.write_table(pa.table({"item_id": [5, 0, 7, 8, 9, 3], "cover": covers}), tmp_path / "items.parquet")
+    files = {"a.jpg": b"a", "covers/b.gif": b"b", "9.jpg": b"x"}
+    with ImageFiles(make(tmp_path / name, files), ImageNames(tmp_path / "items.parquet", "cover")) as images:
+        assert dict(zip(images.ids.tolist(), images.read(0, 9), strict=True)) == {5: b"b", 9: b"b"}
+        assert sorted(images.others) == ["9.jpg", "a.jpg"]
+        digest = images.digest()
+    covers[1], covers[4] = None, "a.jpg"
+    pq.write_table(pa.table({"item_id": [9, 0, 7, 8, 5, 3], "cover": covers}), tmp_path / "items.parquet")
+    with ImageFiles(tmp_path / name, ImageNames(tmp_path / "items.parquet", "cover")) as images:
+        assert images.digest() != digest
+
+
+@pytest.mark.parametrize("bad", ["../1.jpg", "/etc/1.jpg", "a/../../1.jpg", "C:\\1.jpg", "a\\..\\1.jpg"])
+def test_a_column_with_a_name_outside_of_the_folder_is_refused(tmp_path, bad):
+    pq.write_table(pa.table({"item_id": [1, 2], "cover": ["1.jpg", bad]}), tmp_path / "items.parquet")
+    with raises_naming(DataError, tmp_path / "items.parquet", "cover", "row 1", repr(bad)):
+        ImageNames(tmp_path / "items.parquet", "cover")
+
+
+def test_a_column_that_names_no_file_of_the_folder_is_an_error(tmp_path):
+    pq.write_table(pa.table({"item_id": [1], "cover": ["https://x.org/1.jpg"]}), tmp_path / "items.parquet")
+    path = make_folder(tmp_path / "covers", FILES)
+    with raises_naming(DataError, path, "items.parquet", "cover"):
+        ImageFiles(path, ImageNames(tmp_path / "items.parquet", "cover"))

@@ -11,6 +11,7 @@ import pytest
 from fuxictr_mm.cli import main
 from fuxictr_mm.config import Roles
 from fuxictr_mm.embeddings.encode import ImageFiles, ItemTexts
+from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.numbering import Numbering
 from fuxictr_mm.embeddings.swing import Neighbors
 from tests import ids as world
@@ -184,3 +185,31 @@ def test_neighbors_that_are_in_no_item_file_are_left_out(tmp_path):
 def test_small_integers_stay_as_they_are():
     assert Numbering.find([world.TINY / "item_info.parquet"], Roles()).items is None
     assert Numbering.find(["nowhere"], Roles()).items is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "ids", "expected"),
+    [
+        ("csv", "7,30", [7, 30]),
+        ("csv", "007,5", [1, 2]),
+        ("csv", f"{2**63},5", [1, 2]),
+        ("tsv", "007,B1", [1, 2]),
+        ("jsonl", "7,30", [7, 30]),
+        ("jsonl", "007,B1", [1, 2]),
+    ],
+)
+def test_items_of_text_files_are_numbered_as_those_of_parquet(tmp_path, ending, ids, expected):
+    values, path = ids.split(","), tmp_path / f"items.{ending}"
+    if ending == "jsonl":
+        quote = json.dumps if "B1" in values else str
+        path.write_text("".join(f'{{"asin": {quote(v)}, "title": "a, {v}", "cover": "{v}.gif"}}\n' for v in values))
+    else:
+        sep = "," if ending == "csv" else "\t"
+        lines = [["asin", "title", "cover"], *([v, f'"a, {v}"', f"{v}.gif"] for v in values)]
+        path.write_text("".join(sep.join(line) + "\n" for line in lines))
+    with Numbering.find([path], Roles(target="asin")).active():
+        texts = ItemTexts(path, "{title}")
+        assert (texts.ids.tolist(), list(texts.chunks(9))) == (expected, [[f"a, {v}" for v in values]])
+        names = ImageNames(path, "cover")
+        assert names.ids.tolist() == expected
+        assert names.items == {f"{v}.gif": [number] for v, number in zip(values, expected, strict=True)}

@@ -4,6 +4,7 @@ import pytest
 
 from fuxictr_mm.embeddings.texts import ItemTexts, parse_template
 from fuxictr_mm.errors import ConfigError, DataError
+from tests.errors import raises_naming
 
 
 @pytest.fixture
@@ -70,3 +71,12 @@ def test_braces_may_be_doubled():
 def test_files_that_hold_no_texts_are_refused(write, columns, value):
     with pytest.raises(DataError, match=value):
         ItemTexts(write(**columns), "{title}")
+
+
+@pytest.mark.parametrize("content", ["item_id,titel\n1,a\n", "", "item_id,title\n1,a,b\n", "item_id,title\n1,\xff\n"])
+@pytest.mark.parametrize("name", ["items.csv", "items.jsonl"])
+def test_text_files_that_hold_no_texts_are_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode("latin-1"))
+    with raises_naming(DataError, path):
+        ItemTexts(path, "{title}")

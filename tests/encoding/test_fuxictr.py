@@ -21,7 +21,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserErro
 from fuxictr_mm.experiment import Experiment
 from tests.encoding.raw import COLUMNS, LABEL, flatten, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
-from tests.errors import raises_naming
+from tests.errors import check_names, raises_naming
 from tests.two_labels import write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -575,3 +575,30 @@ def test_labels_and_meta_columns_that_scoring_does_not_need(folder, caplog):
     broken.write_csv(folder / "test.csv")
     with raises_naming(DataError, "test.csv", "clk", "row 0", "'x'"):
         experiment.fit()
+
+
+@pytest.mark.parametrize(
+    ("history", "target", "words"),
+    [
+        ("{} {}", "{}", ["seen", "splitter"]),
+        ("[{}, {}]", "{}", ["seen", "splitter"]),
+        ("{}^{}", "{}.0", ["seen", "0.0%"]),
+        ("{}^{}", "{}", None),
+        ("a b{}^a b{}", "a b{}", None),
+    ],
+)
+def test_histories_of_which_few_entries_are_targets_are_told(tmp_path, caplog, history, target, words):
+    rows = [
+        {"shop": target.format(n % 7), "seen": history.format(n % 5, n % 6), "clk": str(n % 2)} for n in range(20)
+    ] + [{"shop": target.format(1), "seen": "", "clk": "1"}]
+    write_csv(tmp_path / "train.csv", rows)
+    columns = [
+        {"name": "shop", "active": True, "dtype": "str", "type": "categorical"},
+        *(column for column in COLUMNS if column["name"] == "seen"),
+    ]
+    params = params_of(tmp_path, columns, roles={"target": "shop", "history": "seen"})
+    load_dataset(params, {"train": True}, flat=True)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == (words is not None)
+    for text in told:
+        check_names(text, *words)
