@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import math
 import os
+import shutil
 import statistics
 import sys
 import threading
@@ -109,7 +111,10 @@ class Autopilot:
         args = self.args
         load_dataset_config(args.config, args.dataset_id)
         self.link_config()
-        self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
+        spent = read_json(self.state).get("spent", 0.0) if self.state.exists() else 0.0
+        if not isinstance(spent, int | float):
+            raise ConfigError(f"{self.state}: spent is {spent!r}, expected seconds; delete the file to begin again")
+        self.spent = float(spent)
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
         with self.noted():
@@ -208,9 +213,11 @@ class Autopilot:
         """
         for name in ("dataset_config.yaml", "dataset_config"):
             source, link = Path(self.args.config) / name, self.folder / "look" / name
+            if link.exists() and not link.is_symlink() and _is_copy(link, source):
+                _remove(link)  # of a folder that was copied with its links followed
             if link.exists() and link.resolve() != source.resolve():
                 raise ConfigError(
-                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}; "
+                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}, which differs; "
                     "give its folder as --config, or another --out"
                 )
             if source.exists() and not link.exists():
@@ -382,3 +389,20 @@ def find_script() -> Path:
         if path.is_file():
             return path.resolve()
     raise MissingFileError("run_expid.py: not in this folder; run autopilot in a checkout of the project")
+
+
+def _is_copy(path: Path, source: Path) -> bool:
+    """Whether a file or folder holds what another does."""
+    if path.is_file() or source.is_file():
+        return path.is_file() and source.is_file() and filecmp.cmp(path, source, shallow=False)
+    names = [{str(file.relative_to(folder)) for file in folder.rglob("*")} for folder in (path, source)]
+    files = [name for name in names[0] if (path / name).is_file()]
+    return names[0] == names[1] and filecmp.cmpfiles(path, source, files, shallow=False)[0] == files
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
