@@ -476,7 +476,9 @@ class Experiment:
             found = read_json(self.paths.result)
         except UserError:
             return None
-        return found if {"expid", "config_hash", "valid", "test", "seconds"} <= found.keys() else None
+        is_result = {"expid", "config_hash", "valid", "test", "seconds"} <= found.keys()
+        is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
+        return found if is_result and is_of_form else None
 
     def run_of(self, result: Mapping[str, Any], folder: Path | None) -> Run:
         """Return a finished run by its result, read from its folder if it has one."""

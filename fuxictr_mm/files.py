@@ -144,6 +144,46 @@ def check_outputs(
             raise ConfigError(f"{output}: {folder} cannot be written; choose another folder")
 
 
+def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what: str) -> None:
+    """Refuse to replace a file that is not of the kind that a command writes; an empty file is of any.
+
+    Parameters
+    ----------
+    output : path
+        The file to write.
+    names : iterable of str
+        What a file of the kind holds: keys of its JSON object, columns of its Parquet table, or ``<html>``.
+    what : str
+        The kind, for the message.
+
+    Raises
+    ------
+    ConfigError
+        The file exists and is of another kind.
+    """
+    path = Path(output)
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return
+    if not set(names) <= _names_in(path):
+        raise ConfigError(f"{output}: exists and is no {what}; give another name, or delete the file")
+
+
+def _names_in(path: Path) -> set[str]:
+    """Return what ``check_replaceable`` tells files by, nothing of a file of another kind."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            return {"<html>"}
+        if start.startswith(b"par1"):
+            import pyarrow.parquet as pq
+
+            return set(pq.read_schema(path).names)
+        return set(read_json(path)) if start.startswith(b"{") else set()
+    except (OSError, ValueError):
+        return set()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

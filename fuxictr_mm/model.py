@@ -318,10 +318,11 @@ class MultimodalModel(EmbeddingModel):
         return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), weights) + more
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
-        """Multiply the learning rate by ``factor``, the model's own by default, and return it."""
-        factor = self.factor if factor is None else factor
-        self.schedule.decay(factor, min_lr)
-        return super().lr_decay(factor, min_lr)
+        """Multiply the learning rates by ``factor``, the model's own by default, and return that of the first group.
+
+        None falls below ``min_lr``; one that is below it already stays as it is.
+        """
+        return self.schedule.decay(self.factor if factor is None else factor, min_lr)
 
     def regularization_loss(self) -> Tensor:
         """Return the value of the regularizers; training uses their gradients directly."""

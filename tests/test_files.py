@@ -1,10 +1,17 @@
 """Outputs are refused before any work where they cannot be written."""
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs
-from tests.errors import raises_naming
+from fuxictr_mm.files import check_outputs, check_replaceable
+from tests.errors import exits_naming, raises_naming
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -38,3 +45,39 @@ def test_two_outputs_of_one_name_folders_and_old_files(folder):
     with raises_naming(ConfigError, "below"):
         check_outputs([folder / "there.json" / "below"], [], False)
     check_outputs([folder / "there.json", folder / "deep" / "new", None], [folder / "read.parquet"], True)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"), [("<!DOCTYPE html><p>", ["<html>"]), ('{"a": 1, "b": 2}', ["a", "b"]), ("", ["a", "b"])]
+)
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, content, names):
+    path = tmp_path / "notes"
+    check_replaceable(path, names, "page")
+    path.write_text(content)
+    check_replaceable(path, names, "page")
+    for other in ("my notes", '{"a": 1}', "{", "[1]", "PAR1"):
+        path.write_text(other)
+        with raises_naming(ConfigError, path, "page"):
+            check_replaceable(path, names, "page")
+    pq.write_table(pa.table({"b": [1], "a": [2], "c": [3]}), path)
+    check_replaceable(path, ["a", "b"], "table")
+    with raises_naming(ConfigError, path):
+        check_replaceable(path, ["d"], "table")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check-data", "data/tiny_mm", "--report"],
+        ["report", "--out"],
+        ["diagnose", "--expid", "DIN_MM_tiny", "--weights", "README.md", "--out"],
+        ["influence", "--expid", "DIN_MM_tiny", "--out"],
+    ],
+)
+def test_no_command_replaces_a_file_of_another_kind(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes")
+    with exits_naming(capsys, path):
+        main([*command, str(path)])
+    assert path.read_text() == "my notes"

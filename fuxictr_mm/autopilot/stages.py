@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import math
 import os
+import shutil
 import statistics
 import sys
 import threading
@@ -137,7 +139,10 @@ class Autopilot:
         """Go through all stages in the locked folder."""
         args = self.args
         self.link_config()
-        self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
+        spent = read_json(self.state).get("spent", 0.0) if self.state.exists() else 0.0
+        if not isinstance(spent, int | float):
+            raise ConfigError(f"{self.state}: spent is {spent!r}, expected seconds; delete the file to begin again")
+        self.spent = float(spent)
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
         with self.noted():
@@ -236,9 +241,11 @@ class Autopilot:
         """
         for name in ("dataset_config.yaml", "dataset_config"):
             source, link = Path(self.args.config) / name, self.folder / "look" / name
+            if link.exists() and not link.is_symlink() and _is_copy(link, source):
+                _remove(link)  # of a folder that was copied with its links followed
             if link.exists() and link.resolve() != source.resolve():
                 raise ConfigError(
-                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}; "
+                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}, which differs; "
                     "give its folder as --config, or another --out"
                 )
             if source.exists() and not link.exists():
@@ -401,3 +408,20 @@ def find_script() -> Path | None:
     """Return run_expid.py, of the working directory or of the checkout of this package; None without one."""
     places = [Path("run_expid.py"), Path(__file__).resolve().parents[2] / "run_expid.py"]
     return next((path.resolve() for path in places if path.is_file()), None)
+
+
+def _is_copy(path: Path, source: Path) -> bool:
+    """Whether a file or folder holds what another does."""
+    if path.is_file() or source.is_file():
+        return path.is_file() and source.is_file() and filecmp.cmp(path, source, shallow=False)
+    names = [{str(file.relative_to(folder)) for file in folder.rglob("*")} for folder in (path, source)]
+    files = [name for name in names[0] if (path / name).is_file()]
+    return names[0] == names[1] and filecmp.cmpfiles(path, source, files, shallow=False)[0] == files
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -21,7 +21,7 @@ from fuxictr_mm.check_data.translation import LABEL, Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, check_replaceable, write_beside
 
 
 def check_folder(
@@ -186,6 +186,8 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.max_examples < 0:
         raise ConfigError(f"--max-examples is {args.max_examples}, expected 0 or more")
     check_outputs([args.report], Path(args.folder).glob("*.parquet"), overwrite=True)
+    if args.report:
+        check_replaceable(args.report, ["folder", "counts", "findings"], "report of check-data")
     if args.clean and Path(args.clean).exists():
         raise ConfigError(f"--clean {args.clean}: exists already; name a folder that does not")
     if args.clean and Path(args.folder).resolve() in Path(args.clean).resolve().parents:

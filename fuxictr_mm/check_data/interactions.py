@@ -77,6 +77,18 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
             yield Fault(interactions.splits[name].file, ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
 
 
+@check(Interactions, WARNING, "the columns of train, if a model reads them")
+def missing_context(interactions: Interactions) -> Iterator[Fault]:
+    """Columns of train that a later split does not have."""
+    splits = interactions.splits
+    expected = splits["train"].others if "train" in splits else []
+    for split in splits.values():
+        for name in [name for name in expected if name not in split.others]:
+            # What is known after a click only, such as other feedback, is often missing with the label.
+            severity = WARNING if split.has_label else INFO
+            yield Fault(split.file, name, found="no such column, which train has", severity=severity)
+
+
 def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
     """Check all splits, each by itself and against the others, and measure cold targets and empty histories."""
     subjects = (Chunk, Histories, Split, SplitInTime, ContextColumn, SplitPair, Comparison, Interactions)

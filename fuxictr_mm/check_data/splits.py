@@ -42,6 +42,9 @@ SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval",
 #: What happens less often is no noise.
 UNLIKELY = 1e-3
 
+#: Histories of two items or more that tell how often an item is met again.
+FEWEST_HISTORIES = 100
+
 
 class KnownItems:
     """Known items, and those that interactions show, in tables by id.
@@ -183,12 +186,6 @@ def inner_padding(histories: Histories) -> Iterator[Fault]:
     yield _fault(chunk.file, chunk.lists, rows, texts)
 
 
-@check(Chunk, WARNING, "a history before the click", Action.DROP_ENTRY)
-def target_in_history(chunk: Chunk) -> Iterator[Fault]:
-    """Targets that are in their own history."""
-    return chunk.entry_faults(pl.col("item") == pl.col("target"))
-
-
 @dataclass(frozen=True)
 class Split:
     """The columns of a split that are kept."""
@@ -200,9 +197,15 @@ class Split:
     rows: pl.DataFrame
     #: ``row``, ``user`` and first repeated ``item`` of the histories that have one.
     repeats: pl.DataFrame
-    #: ``row``, ``user`` and ``item`` of the history entries that the user clicks in a later split.
+    #: ``row``, ``user`` and ``item`` of the history entries that are the target, and of those that the user clicks in
+    #: a later split.
+    own: pl.DataFrame
     future: pl.DataFrame
+    #: Counts of ``_again`` by ``click``.
+    again: pl.DataFrame
     context: dict[str, ContextColumn]
+    #: Names of the columns without a role.
+    others: list[str]
 
     @property
     def name(self) -> str:
@@ -265,6 +268,13 @@ class Split:
         differ = 2 * rate * (1 - rate)
         return pairs * (differ if differing else 1 - differ)
 
+    @cached_property
+    def of_clicks(self) -> dict[str, int]:
+        """The counts of ``_again`` of the clicks; of all examples where labels are missing or all the same."""
+        has_both = self.rows["click"].drop_nulls().n_unique() == 2
+        counts = self.again.filter(pl.col("click") == 1) if has_both else self.again
+        return counts.drop("click").sum().row(0, named=True)
+
     def clicks(self) -> pl.DataFrame:
         """Return ``user`` and ``item`` of the clicks, and the ``time`` of the first, where there is one.
 
@@ -319,6 +329,26 @@ def repeated_history(split: Split) -> Iterator[Fault]:
     fraction = split.repeats.height / max(int((split.rows["length"] > 0).sum()), 1)
     found = f"an item more than once, in {fraction:.1%} of the histories that are not empty"
     yield _fault(split.file, ITEM_SEQ, split.repeats, pl.col("item"), found=found)
+
+
+def _severity_of_leak(found: float, expected: float, histories: int) -> str:
+    """As ``_severity``; a warning where no item is met again, or too few histories tell how often."""
+    return _severity(found, expected) if expected and histories >= FEWEST_HISTORIES else WARNING
+
+
+@check(Split, WARNING, "a history before the click", Action.DROP_ENTRY)
+def target_in_history(split: Split) -> Iterator[Fault]:
+    """Targets that are in their own history."""
+    # The newest item of a history is a click as the target is, without a leak: how often was it met before?
+    n = split.of_clicks
+    scale = n["rows"] / max(n["longer"], 1)
+    expected = scale * n["last_again"]
+    ends = [(n[f"own_{end}"], scale * max(n[f"{end}_twice"], n["both_ends"])) for end in ("first", "last")]
+    severities = [_severity_of_leak(n["own"], expected, n["longer"]), *(_severity(*end) for end in ends)]
+    found = f"targets that are in their own history, {n['own']:,} of {n['rows']:,} clicks"
+    text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before"
+    severity = WARNING if WARNING in severities else INFO
+    yield _fault(split.file, ITEM_SEQ, split.own, pl.col("item"), found=found, expected=text, severity=severity)
 
 
 _CONTRADICTORY = pl.col("first_0").is_not_null() & pl.col("first_1").is_not_null()
@@ -404,7 +434,16 @@ def future_click(subject: SplitInTime) -> Iterator[Fault]:
     elif rows.height:
         for earlier in subject.splits[: subject.index + 1]:
             rows = rows.join(earlier.clicks(), on=pair, how="anti", maintain_order="left")
-    yield _fault(split.file, ITEM_SEQ, rows, pl.col("item"))
+    n = split.of_clicks
+    clicked = pl.concat(
+        [rows.select(pair).clear(), *(s.clicks().select(pair) for s in subject.splits[subject.index + 1 :])]
+    )
+    users = split.rows.filter(pl.col("length") > 0).select("user").unique()
+    total = clicked.unique().join(users, on="user", how="semi").height
+    expected = total * n["last_again"] / max(n["longer"], 1)
+    severity = _severity_of_leak(rows.select(pair).unique().height, expected, n["longer"])
+    text = f"histories older than the clicks, so at most some {expected:.1f} clicks on an item met before"
+    yield _fault(split.file, ITEM_SEQ, rows, pl.col("item"), expected=text, severity=severity)
 
 
 def read_split(
@@ -428,7 +467,8 @@ def read_split(
     names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(path, f)]
     none = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})
     clicks = pl.concat([none, *(s.clicks().select("user", "item") for s in later)])
-    parts, repeats, future = [], [], []
+    parts: list[pl.DataFrame] = []
+    repeats, own, future, again = [], [], [], []
     for row, batch in read_chunks(path, usable + names, verbose=verbose):
         chunk = Chunk.of(path.name, row, batch, items)
         report.examine(chunk)
@@ -437,16 +477,20 @@ def read_split(
             report.examine(Histories(Chunk.of(path.name, row, batch, items, name)))
         parts.append(_with_keys(chunk, names).with_columns(_as_number(chunk.raw[name]) for name in times))
         repeats.append(_find_repeats(chunk))
-        entries = chunk.entries.select("row", pl.col("user", "item").cast(pl.Int64))
-        later_clicks = entries.join(clicks, on=["user", "item"], how="semi")
-        future.append(later_clicks.sort("row", maintain_order=True))
+        entries = chunk.entries.select("row", pl.col("user", "target", "item").cast(pl.Int64))
+        own.append(entries.filter(pl.col("item") == pl.col("target")).drop("target"))
+        clicked_later = entries.drop("target").join(clicks, on=["user", "item"], how="semi")
+        future.append(clicked_later.sort("row", maintain_order=True))
+        again.append(_again(chunk.rows))
     if not parts:
         report.add(EMPTY_FILE, Fault(path.name))
         return None
     rows = pl.concat(parts)
     counts = ContextCounts(path, context)
     columns = {f.name: ContextColumn(path, f, rows["user"], counts) for f in context}
-    split = Split(path, rows, pl.concat(repeats), pl.concat(future), columns)
+    without_role = [f.name for f in others if f.name not in (LABEL, time) and not f.name.startswith("__index_level_")]
+    repeated, own_targets, later_clicks, counts_again = map(pl.concat, (repeats, own, future, again))
+    split = Split(path, rows, repeated, own_targets, later_clicks, counts_again, columns, without_role)
     report.examine(split)
     for column in columns.values():
         report.examine(column)
@@ -494,6 +538,42 @@ def _comparable(values: pl.Series) -> pl.Series:
             pl.when(is_integer).then(number.cast(pl.Int64, strict=False).hash()).otherwise(number.hash())
         ).to_series()
     return values.hash()
+
+
+#: Columns of ``_again`` beside ``click``.
+_COUNTS = (
+    "rows", "longer", "own", "own_first", "own_last", "both_ends", "last_again", "first_twice", "last_twice"
+)  # fmt: skip
+
+
+def _again(rows: pl.DataFrame) -> pl.DataFrame:
+    """Count, by ``click``, histories, and how often an item is met again in them.
+
+    Returns
+    -------
+    DataFrame
+        ``rows`` that have a history, and those whose target is in it (``own``), is its first or last item; histories
+        that are ``longer`` than one item, and those whose last item is in the rest of it (``_again``), whose first or
+        last item equals its neighbour (``_twice``), or the other of the two (``both_ends``).
+    """
+    rows = rows.filter(pl.col("length") > 0)
+    if rows.is_empty():  # histories may be of nulls
+        return pl.DataFrame(schema={"click": pl.Int8, **dict.fromkeys(_COUNTS, pl.Int64)})
+    history, target = pl.col("history"), pl.col("target")
+    first, last = history.list.first(), history.list.last()
+    found = rows.select(
+        "click",
+        rows=pl.lit(True),
+        longer=pl.col("length") > 1,
+        own=history.list.contains(target),
+        own_first=first == target,
+        own_last=last == target,
+        both_ends=(first == last) & (pl.col("length") > 1),
+        last_again=history.list.head(pl.col("length") - 1).list.contains(last),
+        first_twice=first == history.list.get(1, null_on_oob=True),
+        last_twice=last == history.list.get(-2, null_on_oob=True),
+    )
+    return found.group_by("click").agg(pl.col(*_COUNTS).cast(pl.Int64).sum())
 
 
 def _find_repeats(chunk: Chunk) -> pl.DataFrame:

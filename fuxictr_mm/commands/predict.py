@@ -113,10 +113,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
     options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
-    run = ensemble(args.runs, args.root, average=args.average or "rank", **options)
-    if "members" not in run.config:
-        for option in _given(args):
-            raise ConfigError(f"{run.path}: a single run, nothing is averaged; leave {option} out")
+    run = ensemble(args.runs, args.root, average=args.average or "rank", single=not _given(args), **options)
     if not run.config.get("test_data"):
         raise ConfigError(f"{run.path}: its dataset has no test_data; name one in dataset_config.yaml and train again")
     for line in describe(run):

@@ -247,6 +247,11 @@ def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.nda
                 f"{where}: row {_row(row_of, bad[0])} holds {values[bad[0]]}, expected an integer; "
                 "write ids as integers"
             )
+    if values.dtype == np.uint64 and (bad := np.flatnonzero(values >= 2**63)).size:
+        raise DataError(
+            f"{where}: row {_row(row_of, bad[0])} holds {values[bad[0]]}, expected integers below 2**63; write ids as "
+            "texts, or set ids: vocabulary in dataset_config.yaml"
+        )
     return values.astype(np.int64)
 
 

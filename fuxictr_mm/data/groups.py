@@ -36,7 +36,8 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         if missing.true_count and is_number:
             array = pc.if_else(missing, pa.scalar(False).cast(kind), array)
-        groups = decoding.scalars(array, where, row)
+        is_large = pa.types.is_uint64(kind)  # only whether two are equal counts
+        groups = arrow_types.numbers(array).view(np.int64) if is_large else decoding.scalars(array, where, row)
     return np.where(arrow_types.numbers(missing), NO_GROUP, groups) if missing.true_count else groups
 
 

@@ -98,7 +98,7 @@ def _files_of_folder(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]
     """Return the files of a folder and of its Hive partitions, in natural order, and other files that hold rows."""
     files: list[Path] = []
     others: list[Path] = []
-    for path in sorted(folder.iterdir(), key=_natural_key):
+    for path in sorted(folder.iterdir(), key=natural_key):
         if path.name.startswith(("_", ".", "~")):
             continue
         if path.is_dir():
@@ -136,7 +136,7 @@ def _holds_rows(path: Path, suffix: str) -> bool:
         return named
 
 
-def _natural_key(path: Path) -> list[tuple[bool, int, str]]:
+def natural_key(path: Path) -> list[tuple[bool, int, str]]:
     """Return a sort key that compares the digits in a name as numbers."""
     parts = re.split(r"(\d+)", path.name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -20,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import DataError, MissingFileError
 
 #: Impressions of a chunk; MIND has 37 news each on average.
 CHUNK_IMPRESSIONS = 50_000
@@ -52,8 +52,7 @@ class Mind(Reader):
         for path in self.find("behaviors.tsv"):
             kind = next((k for k in ("train", "dev", "test") if path.parent.name.lower().endswith(k)), None)
             if kind in folders:
-                both = f"{folders[kind].name} and {path.parent.name}"
-                raise ConfigError(f"--source {self.source}: holds {both}; give the folder of one dataset")
+                raise self.holds_two(folders[kind], path.parent)
             if kind is not None:
                 folders[kind] = path.parent
         if not {"train", "dev"} <= folders.keys():

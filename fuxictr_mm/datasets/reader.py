@@ -168,9 +168,13 @@ class Reader(ABC):
         """
         path, *others = self.find(name)
         if others:
-            both = " and ".join(str(p.relative_to(self.source)) for p in (path, others[0]))
-            raise ConfigError(f"--source {self.source}: holds {both}; give the folder of one dataset")
+            raise self.holds_two(path, others[0])
         return path
+
+    def holds_two(self, first: Path, second: Path) -> ConfigError:
+        """Return the error of two files or folders of the source of which there is one in a dataset."""
+        both = " and ".join(str(path.relative_to(self.source)) for path in (first, second))
+        return ConfigError(f"--source {self.source}: holds {both}; give the folder of one dataset")
 
 
 def list_readers() -> dict[str, str]:

@@ -21,7 +21,7 @@ from fuxictr_mm import __version__
 from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, NOTE, PROBLEM, Finding, format_findings, ordered
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, check_replaceable, write_beside
 from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import progress_bar
 
@@ -92,6 +92,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         data.require_items("diagnose")
     inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, trained.weights]
     check_outputs([out], inputs, overwrite=True)
+    check_replaceable(out, ["fuxictr_mm", "expid", "split", "findings"], "diagnosis")
     verbose = 0 if args.quiet else 1
     result = diagnose_trained(
         trained, split=args.split, rows=args.rows, repeats=args.repeats, seed=args.seed, verbose=verbose

@@ -118,6 +118,12 @@ class Column:
             return self.spec.get("remap") is not False
         return self.type in ("categorical", "sequence") and not self.is_number
 
+    def merges_integers(self, source: pl.DataType) -> bool:
+        """Whether identifiers are read as floating-point numbers, of which several large integers are one."""
+        is_id = self.type in ("categorical", "meta") or (self.type == "sequence" and bool(self.copied))
+        kind = self.copied if source == pl.String and self.copied else self.dtype
+        return is_id and kind == "float" and not source.is_float()
+
     @property
     def splitter(self) -> str:
         """What separates the entries of a sequence."""
@@ -159,6 +165,8 @@ class Column:
             raise ConfigError(f"feature '{self.name}': type: embedding needs lists in Parquet files")
         if self.type == "meta" and schema[self.source].is_float():  # a user NaN is none, as in files of integers
             values = values.fill_nan(None)
+        if self.merges_integers(schema[self.source]):
+            values = values.map_batches(_refuse_merged, schema[self.source], is_elementwise=True)
         if schema[self.source] == pl.String and self.dtype != "str":
             values = to_numbers(values, TYPES[self.dtype])
         elif schema[self.source].is_float() and self.dtype == "int":
@@ -407,38 +415,48 @@ class RawFiles:
                 )
 
     def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
-        """Raise a DataError for the first text in a column of numbers."""
+        """Raise a DataError for the first value of a column of numbers that is refused."""
         frame = self._scan(file)
         schema = frame.collect_schema()
         for column in columns:
-            kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
-            source = schema.get(column.source)
-            value = pl.col(column.source)
-            if source is not None and source.is_float() and kind == pl.Int64:
-                is_bad = value.cast(kind, strict=False).cast(source).ne_missing(value)
-            elif source == pl.String and kind != pl.String:
-                number = plain_numbers(value)
-                is_bad = number.is_not_null() & number.cast(kind, strict=False).is_null()
-            else:
+            if column.source not in schema:
                 continue
-            if column.type == "sequence":
-                entry = pl.element()
-                entries = value.str.split(column.splitter)
-                is_bad = entries.list.eval((entry != "") & entry.cast(kind, strict=False).is_null()).list.any()
-            bad = frame.select(value).with_row_index("row").filter(value.is_not_null(), is_bad)
-            try:
-                found = bad.head(1).collect(engine="streaming")
-            except pl.exceptions.PolarsError:  # the file is damaged in another way
-                return
-            if len(found):
-                dtype = column.copied or column.spec.get("dtype", "float")
-                what, other = ("a number", "str") if source == pl.String else ("an integer", "float")
-                is_fixed = column.type == "label" and source == pl.String  # no label is a text
-                raise DataError(
-                    f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, expected "
-                    f"{what} (dtype: {dtype}); correct the file"
-                    + ("" if is_fixed else f", or write dtype: {other} for the column")
-                )
+            value = pl.col(column.source)
+            for is_bad, expected in _refused(column, schema[column.source]):
+                bad = frame.select(value).with_row_index("row").filter(value.is_not_null(), is_bad)
+                try:
+                    found = bad.head(1).collect(engine="streaming")
+                except pl.exceptions.PolarsError:  # the file is damaged in another way
+                    return
+                if len(found):
+                    raise DataError(
+                        f"{file}: {column.source}: row {found['row'][0]} holds {found[column.source][0]!r}, {expected}"
+                    )
+
+
+def _refused(column: Column, source: pl.DataType) -> Iterator[tuple[pl.Expr, str]]:
+    """Yield which values of a column that ``Column.select`` refuses, and what is expected instead."""
+    value = pl.col(column.source)
+    kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
+    if column.merges_integers(source):
+        expected = "expected integers below 2^53 (dtype: float), above which several are one; write dtype: str for it"
+        yield _merged(value, source), expected
+    if source.is_float() and column.dtype == "int":
+        is_bad = value.cast(kind, strict=False).cast(source).ne_missing(value)
+    elif source == pl.String and kind != pl.String:
+        number = plain_numbers(value)
+        is_bad = number.is_not_null() & number.cast(kind, strict=False).is_null()
+        if column.type == "sequence":
+            entry = pl.element()
+            entries = value.str.split(column.splitter)
+            is_bad = entries.list.eval((entry != "") & entry.cast(kind, strict=False).is_null()).list.any()
+    else:
+        return
+    dtype = column.copied or column.spec.get("dtype", "float")
+    what, other = ("a number", "str") if source == pl.String else ("an integer", "float")
+    is_fixed = column.type == "label" and source == pl.String  # no label is a text
+    advice = "" if is_fixed else f", or write dtype: {other} for the column"
+    yield is_bad, f"expected {what} (dtype: {dtype}); correct the file{advice}"
 
 
 def _to_integers(values: pl.Series) -> pl.Series:
@@ -446,6 +464,21 @@ def _to_integers(values: pl.Series) -> pl.Series:
     if (values != values.floor()).any():
         raise pl.exceptions.InvalidOperationError("fractions in a column of integers")
     return values.cast(pl.Int64)
+
+
+def _merged(values: pl.Expr, source: pl.DataType) -> pl.Expr:
+    """Whether values are integers beyond 2^53, to which a cast to Float64 gives the number of others."""
+    if source != pl.String:
+        return values.cast(pl.Float64, strict=False).abs() >= 2**53
+    texts = values.str.strip_chars(" \t")
+    return texts.str.contains(r"^[+-]?\d{16,}$") & (texts.cast(pl.Float64, strict=False).abs() >= 2**53)
+
+
+def _refuse_merged(values: pl.Series) -> pl.Series:
+    """Return identifiers as they are; those that would be one number with others are an error."""
+    if pl.select(_merged(pl.lit(values), values.dtype)).to_series().any():
+        raise pl.exceptions.InvalidOperationError("integers beyond 2^53 in a column of floating-point numbers")
+    return values
 
 
 def _check_is_text(file: Path) -> None:

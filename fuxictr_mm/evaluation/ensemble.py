@@ -78,6 +78,7 @@ def ensemble(
     stack: bool = False,
     name: str | None = None,
     gpu: int = -1,
+    single: bool = True,
 ) -> Run:
     """Average the predictions of several runs; the result is saved like a run.
 
@@ -102,6 +103,8 @@ def ensemble(
         Experiment id of the ensemble; ``EXPID_ensemble``, or ``ensemble`` for runs of several experiments.
     gpu : int
         For runs without test predictions: index of the GPU, -1 for the CPU.
+    single : bool
+        Whether the names may mean a single run, which is then returned.
 
     Returns
     -------
@@ -123,6 +126,12 @@ def ensemble(
     if stack:
         import_lightgbm()
     runs = _members(names, root)
+    _check_ensembles(runs, "logit" if stack else average)
+    if len(runs) == 1 and not single:
+        raise ConfigError(
+            f"{runs[0].path}: a single run, nothing is averaged; name several, or leave --average, --fit-weights, "
+            "--stack and --name out"
+        )
     if len(runs) == 1 and not _has_another_test_file(runs[0]):
         logger.info(f"{runs[0].path}: a single run, nothing to average")
         read_test_predictions(runs, gpu)
@@ -232,6 +241,26 @@ def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[st
     if datasets := {run.dataset_id for run in runs} - {runs[0].dataset_id}:
         raise ConfigError(f"runs on several datasets, {runs[0].dataset_id} and {datasets.pop()}; average those of one")
     return runs
+
+
+def _check_ensembles(runs: Sequence[Run], average: str) -> None:
+    """Refuse ensembles among the runs whose predictions cannot be averaged, or are not there."""
+    for run in runs:
+        if run.model != ENSEMBLE:
+            continue
+        members = " ".join(str(member) for member in run.config.get("members", []))
+        if run.config.get(TEST_DATA) and (
+            _has_another_test_file(run) or not (run.path / PREDICTIONS["test"]).is_file()
+        ):
+            raise ConfigError(
+                f"{run.path}: an ensemble has no weights to score {run.config[TEST_DATA]} with; average its runs: "
+                f"--runs {members}"
+            )
+        if len(runs) > 1 and average != "rank" and run.config.get("average") == "rank":
+            raise ConfigError(
+                f"{run.path}: its predictions are ranks, no probabilities, which --average {average} needs; add its "
+                f"runs instead, --runs {members}, or --average rank"
+            )
 
 
 def read_valid_predictions(runs: Sequence[Run]) -> Examples:

@@ -22,7 +22,7 @@ from fuxictr_mm.evaluation.influence_training import (
     train_keeping_checkpoints,
     without,
 )
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, check_replaceable, write_beside
 from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import format_table
 
@@ -133,6 +133,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
     data.require_one_label("influence")
     inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, *(args.checkpoints or [])]
     check_outputs([out], inputs, overwrite=True)
+    check_replaceable(out, ["row", "influence", "rank"], "ranking by influence")
     set_precision(experiment.config.precision, device_of(experiment.config.gpu))
     return experiment, out
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
-from fuxictr_mm.files import check_outputs, write_beside
+from fuxictr_mm.files import check_outputs, check_replaceable, write_beside
 from fuxictr_mm.report.experiments import gather, labels_of, of_label
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the page, print its path and the best experiment."""
     check_outputs([args.out], [], overwrite=True)
-    check_replaceable(args.out)
+    check_replaceable(args.out, ["<html>"], "HTML page")
     options = {name: getattr(args, name) for name in ("dataset", "label", "title", "quiet")}
     sections = report(args.names, args.root, args.out, **options)
     lines = [f"{section.dataset_id}: {' '.join(section.sentences)}" for section in sections]
@@ -175,23 +175,6 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
             }
         )
     return {"page": str(Path(out).resolve()), "datasets": datasets}
-
-
-def check_replaceable(out: str | os.PathLike[str]) -> None:
-    """Refuse to overwrite anything but an HTML page.
-
-    Raises
-    ------
-    ConfigError
-        The file exists and is not an HTML page.
-    """
-    path = Path(out)
-    if not path.exists() or not path.stat().st_size:
-        return
-    with path.open("rb") as stream:
-        start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start.startswith((b"<!doctype html", b"<html")):
-        raise ConfigError(f"{out}: exists and is not an HTML page; choose another name, such as report.html")
 
 
 def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:

@@ -5,6 +5,7 @@ from fuxictr_mm.runs.evaluations import (
     best_epoch_was_last,
     is_falling,
     monitored,
+    newest_evaluations,
     read_evaluations,
     read_lines,
 )

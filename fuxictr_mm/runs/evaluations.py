@@ -28,9 +28,15 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     folder : Path
         ``RunPaths.runs``.
     """
-    newest = max(folder.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    lines = [] if newest is None else read_lines(newest)
+    newest = newest_evaluations(folder)
+    lines = [] if newest is None else read_lines(newest[0])
     return list({line["step"]: line for line in lines}.values())  # a killed run may have written a step twice
+
+
+def newest_evaluations(folder: Path) -> tuple[Path, int] | None:
+    """Return the file that ``read_evaluations`` reads and when it was last written, None if there is none."""
+    files = [(path, path.stat().st_mtime_ns) for path in folder.glob(f"*/{METRICS}")]
+    return max(files, key=lambda file: file[1], default=None)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

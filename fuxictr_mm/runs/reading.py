@@ -14,7 +14,7 @@ from typing import Any
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs.evaluations import _is_number, read_lines
-from fuxictr_mm.runs.paths import CONFIG, ENVIRONMENT, METRICS, RESULT, RUN_NAME, RunPaths
+from fuxictr_mm.runs.paths import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CODE, RESULT, RUN_NAME, RunPaths
 from fuxictr_mm.runs.run import Run
 from fuxictr_mm.yaml_files import load_yaml
 
@@ -112,6 +112,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
 
     config = attempt(_read_config, CONFIG, True)
     environment = attempt(read_json, ENVIRONMENT, True)
+    if problem := _problem_of_environment(environment):
+        problems.append(f"{ENVIRONMENT}: {problem}")
+        environment = {}
     attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
     result = attempt(read_json, RESULT, False)
     if result and (problem := _problem_of_result(result)):
@@ -205,6 +208,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not config:
         raise DataError(f"{path}: is empty, expected the settings of the run")
     return config
+
+
+def _problem_of_environment(environment: dict[str, Any]) -> str:
+    """Return the problem of an environment, empty if none."""
+    data, code = environment.get(DATA), environment.get(MODEL_CODE)
+    if data is not None and not (isinstance(data, dict) and all(isinstance(v, str) for v in data.values())):
+        return f"{DATA} is {data!r}, expected hashes by setting; delete the entry"
+    if code is not None and not isinstance(code, str):
+        return f"{MODEL_CODE} is {code!r}, expected a hash; delete the entry"
+    return ""
 
 
 def _problem_of_result(result: dict[str, Any]) -> str:

@@ -218,11 +218,15 @@ class Schedule:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
-    def decay(self, factor: float, least: float) -> None:
-        """Multiply the base learning rates by ``factor``, down to ``least``."""
+    def decay(self, factor: float, least: float) -> float:
+        """Multiply the learning rates by ``factor``, down to ``least``, and return the last one, as FuxiCTR does.
+
+        One below ``least`` stays as it is; FuxiCTR would raise it.
+        """
         for group in self.optimizer.param_groups:
-            if "base_lr" in group:
-                group["base_lr"] = max(group["base_lr"] * factor, least)
+            for key in {"lr", "base_lr"} & group.keys():
+                group[key] = max(group[key] * factor, min(least, group[key]))
+        return float(self.optimizer.param_groups[-1]["lr"])
 
 
 #: A decay that keeps nothing; its logarithm is finite.

@@ -420,6 +420,24 @@ def _publish(paths: RunPaths) -> None:
             source.unlink(missing_ok=True)
 
 
+def remove_leftover(experiment: Experiment) -> None:
+    """Delete the files of a seed that was killed after its run's folder was complete and before it ended.
+
+    They stay while another process trains the seed, and where its newest run is to be resumed.
+    """
+    paths = experiment.beside_other_seeds().paths
+    files = [vocabulary_of_weights(paths.weights), paths.log, paths.weights, paths.result]
+    if not any(path.exists() for path in (*files, paths.checkpoint)):
+        return
+    newest = next((run for run in runs_of(paths) if run.seed == experiment.config.seed), None)
+    if newest is None or not newest.is_usable:
+        return
+    with suppress(UserError), _locked(paths):
+        remove_checkpoints(paths.checkpoint)
+        for path in files:
+            path.unlink(missing_ok=True)
+
+
 def _check_writable(path: Path) -> None:
     """Refuse a file that cannot be appended to, before the run."""
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import Run
+from fuxictr_mm.training.run import remove_leftover
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, warn_of_changed_data
 
@@ -63,8 +64,12 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
+    variants = {f"seed{n}": (experiment.with_settings(seed=n), ("--seed", str(n), "--beside")) for n in seeds}
+    if resume:
+        for one, _ in variants.values():
+            remove_leftover(one)
     return train_side_by_side(
-        {f"seed{n}": (experiment.with_settings(seed=n), ("--seed", str(n), "--beside")) for n in seeds},
+        variants,
         experiment,
         config_dir,
         script,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 import sys
@@ -20,7 +21,8 @@ from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.files import try_lock, write_beside
-from fuxictr_mm.runs import monitored, read_evaluations
+from fuxictr_mm.runs import monitored, newest_evaluations, read_evaluations
+from fuxictr_mm.training.resume import newest_checkpoint
 from fuxictr_mm.tuning.database import open_storage, open_study, shown_url
 from fuxictr_mm.tuning.runner import common_args, run_trials
 from fuxictr_mm.tuning.sampler import Sampler
@@ -142,13 +144,14 @@ def _dataset(tuner: Tuner, point: Point) -> tuple[str, dict[str, Any]]:
 
 @dataclass
 class _Watch:
-    """A trial that this process runs."""
+    """A trial that this process runs; ``before``: the evaluations of an earlier try, until there are others."""
 
     reported: int
     beaten: float
     looked: float = 0.0
     beats: int = 0
     pruned: bool = False
+    before: tuple[Path, int] | None = None
 
 
 class _StudyTrials:
@@ -314,7 +317,7 @@ class _StudyTrials:
         expid = f"{self._tuner.name}_{self._tuner.search}_{number:04d}_{config_hash(settings)[:8]}"
         if "expid" not in found.user_attrs:
             self._note(number, "expid", expid)
-        self._watches[number] = _Watch(len(found.intermediate_values), time.monotonic())
+        watch = self._watches[number] = _Watch(0, time.monotonic())
         self._ran.add(number)
         trial = Trial(expid, {}, None, lock, number)
         error = ""
@@ -324,8 +327,14 @@ class _StudyTrials:
             experiment = Experiment.load(expid, self._folder, **where)
             params, code = experiment.config.to_dict(), experiment.model_code
             trial = Trial(expid, params, experiment.paths, lock, number, model_code=code)
-            reported = read_evaluations(experiment.paths.runs)[: len(found.intermediate_values)]
-            if trial.result() is None and not (reported and self._should_prune(trial, reported[-1])):
+            is_done = trial.result() is not None
+            if not is_done and newest_checkpoint(experiment.paths.checkpoint) is None:
+                watch.before = newest_evaluations(experiment.paths.runs)  # of a failed try, which begins again
+                return trial
+            seen = read_evaluations(experiment.paths.runs)[: len(found.intermediate_values)]
+            for evaluation in seen:
+                self._store(trial, watch, evaluation)
+            if not is_done and not (seen and self._should_prune(trial, seen[-1])):
                 return trial
         except UserError as failure:
             error = " ".join(str(failure).split())
@@ -339,7 +348,9 @@ class _StudyTrials:
         if warm is None:
             warm = math.ceil(trial.params["epochs"] / 3)  # those that learn slowly at first get time to
         if self._pruner is not None and evaluation.get("epoch", math.inf) > warm:
-            watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, self._trial(trial.number)))
+            frozen = copy.copy(self._trial(trial.number))
+            frozen.intermediate_values = {k: v for k, v in frozen.intermediate_values.items() if k <= watch.reported}
+            watch.pruned = watch.pruned or bool(self._pruner.prune(self._study, frozen))
         return watch.pruned
 
     def may_continue(self, trial: Trial) -> bool:
@@ -361,15 +372,22 @@ class _StudyTrials:
         from optuna.exceptions import UpdateFinishedTrialError
 
         assert trial.paths is not None
+        if watch.before is not None and watch.before == newest_evaluations(trial.paths.runs):
+            return
+        watch.before = None
         for evaluation in read_evaluations(trial.paths.runs)[watch.reported :]:
-            watch.reported += 1
-            value = monitored(trial.params, evaluation)
             try:
-                self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
+                self._store(trial, watch, evaluation)
             except UpdateFinishedTrialError:  # elsewhere, while this machine was suspended; the next heartbeat finds it
                 return
             if trial.number in self._watches and self._should_prune(trial, evaluation):
                 return
+
+    def _store(self, trial: Trial, watch: _Watch, evaluation: Mapping[str, Any]) -> None:
+        """Write an evaluation to the database, over that of an earlier try of the trial."""
+        watch.reported += 1
+        value = monitored(trial.params, evaluation)
+        self._storage.set_trial_intermediate_value(self._id(trial.number), watch.reported, value)
 
     def _is_lost(self, number: int) -> bool:
         """Whether another machine has taken over the trial because the heartbeat of this one stopped."""
@@ -390,6 +408,9 @@ class _StudyTrials:
             value = monitored(trial.params, result.valid)
             if not math.isnan(value):
                 self._report(trial, watch)
+                for step in self._trial(number).intermediate_values:
+                    if step > watch.reported:  # of an earlier try that took longer
+                        self._storage.set_trial_intermediate_value(self._id(number), step, math.nan)
                 self._note(number, "result", {key: getattr(result, key) for key in ("valid", "test", "seconds")})
                 self._study.tell(number, value, skip_if_finished=True)
                 return

@@ -119,7 +119,9 @@ class Trial:
         except UserError:
             return None  # not finished, or not by this library: run it
         same_code = found.get(MODEL_CODE, self.model_code) == self.model_code
-        return found if same_code and found.get("config_hash") == config_hash(self.params) else None
+        is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
+        same = same_code and found.get("config_hash") == config_hash(self.params)
+        return found if same and is_of_form else None
 
     def release(self) -> None:
         """Release the lock on its files."""

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
 
@@ -85,3 +86,25 @@ def test_a_folder_keeps_its_configuration(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path / "moved"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "shop" / "look" / "dataset_config.yaml").resolve().parent.name == "moved"
+
+
+@pytest.mark.parametrize("name", ["dataset_config.yaml", "dataset_config"])
+def test_a_folder_that_was_copied_with_its_links_followed_goes_on(tmp_path, name, capsys):
+    entry = {"data_root": "./", "train_data": "./train", "valid_data": "./valid", "feature_cols": []}
+    config = tmp_path / "config" / name
+    file = config if config.suffix else config / "shop.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"shop": {**entry, "label_col": {"name": "click", "dtype": "float"}}}))
+
+    def start(out):
+        with pytest.raises(SystemExit):
+            main(["autopilot", "--dataset_id", "shop", "--config", str(config.parent), "--out", str(tmp_path / out)])
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    first = start("out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", symlinks=False)
+    assert start("copy").replace(str(tmp_path / "copy"), str(tmp_path / "out")) == first
+    assert (tmp_path / "copy" / "shop" / "look" / name).is_symlink()
+    shutil.copytree(tmp_path / "out", tmp_path / "other", symlinks=False)
+    file.write_text(file.read_text() + "\n")
+    assert str(tmp_path / "other" / "shop" / "look" / name) in start("other")

@@ -305,3 +305,51 @@ def test_cleaning_keeps_clicks_that_the_files_may_lack(tmp_path):
     assert [f.rows["row"].to_list() for f in report.findings()] == [[0]]
     clean_folder(found, report, tmp_path / "clean")
     assert pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist() == [[5], [6]]
+
+
+def songs(rng, count, leak=None):
+    """Clicks of users who come back to an item in one of five; with ``leak``, some with their target in the history."""
+    histories, items, labels = [], [], rng.integers(0, 2, count)
+    for row in range(count):
+        met = rng.integers(1, 2000, 2).tolist()
+        for _ in range(10):
+            met.append(int(rng.choice(met)) if rng.random() < 0.2 else int(rng.integers(1, 2000)))
+        *history, item = met
+        if leak and labels[row] and row % 4 == 0:
+            history = [*history[1:], item] if leak == "newest" else [item, *history[1:]]
+            if leak == "anywhere":
+                rng.shuffle(history)
+        histories.append(history)
+        items.append(item)
+    return {"histories": histories, "items": items, "labels": labels}
+
+
+@pytest.mark.parametrize("leak", [None, "newest", "oldest", "anywhere"])
+def test_items_that_are_clicked_again_are_told_from_leaks(tmp_path, leak):
+    rng = np.random.default_rng(9)
+    write_world(tmp_path, "train", world(rng, 2000, **songs(rng, 2000, leak)))
+    report, _ = check_folder(tmp_path, ["target-in-history"])
+    (finding,) = report.findings()
+    assert finding.severity == ("warning" if leak else "info")
+    assert finding.rows.height > 200
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
+def test_later_clicks_on_known_items_are_told_from_leaks(tmp_path, fraction):
+    rng = np.random.default_rng(10)
+    train = world(rng, 500, users=np.arange(500), **songs(rng, 500))
+    seen = [history[5] if rng.random() < fraction else 1999 - n for n, history in enumerate(train["histories"])]
+    write_world(tmp_path, "train", train)
+    write_world(tmp_path, "valid", world(rng, 500, users=np.arange(500), items=seen, labels=np.ones(500, dtype=int)))
+    report, _ = check_folder(tmp_path, ["future-click"])
+    (finding,) = [finding for finding in report.findings() if finding.file == "train.parquet"]
+    assert finding.severity == ("info" if fraction < 0.2 else "warning")
+
+
+def test_a_column_that_a_later_split_does_not_have_is_found(tmp_path):
+    for name, labels, more in (("train", [0, 1], True), ("valid", [0, 1], False), ("test", None, False)):
+        columns = {"level": [1, 2], "word": ["a", "b"]} if more else {"level": [1, 2]}
+        write_split(tmp_path, name, [1, 2], [5, 6], [[7], [8]], labels, **columns)
+    report, _ = check_folder(tmp_path, ["missing-context"])
+    found = {(f.file, f.column, f.severity) for f in report.findings()}
+    assert found == {("valid.parquet", "word", "warning"), ("test.parquet", "word", "info")}

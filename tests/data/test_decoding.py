@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from fuxictr_mm.data import arrow_types, decoding
+from fuxictr_mm.data.groups import decode_group
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
@@ -81,3 +82,16 @@ def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
             pa.array([["a"], [text, "b"]]), "x.parquet: seen", 3, np.ones(3, bool), None, vocabulary
         )
     assert ("padding" in str(raised.value)) == is_padding
+
+
+def test_ids_beyond_int64_are_shown_as_they_are():
+    large = 2**63 + 11
+    ids = pa.array([1, large], pa.uint64())
+    for decode in (
+        lambda: decoding.scalars(ids, "f: x", 7),
+        lambda: decoding.integers(np.array([1, large], np.uint64), "f: x", 7),
+    ):
+        with raises_naming(DataError, "f: x", "row 8", large):
+            decode()
+    found = decode_group(pa.array([large, large, large + 1, 3], pa.uint64()), "f: x", 0)
+    assert found[0] == found[1] != found[2]

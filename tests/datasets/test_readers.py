@@ -237,6 +237,27 @@ def test_taobao_mm(taobao_mm, prepare, read_split):
     assert sum(split.unknown_items for split in summary.splits.values()) > 0
 
 
+@pytest.mark.parametrize("form", ["{name}-{part:05d}-of-00012.parquet", "{name}/part-{part}.parquet"])
+def test_taobao_shards_are_read_as_one_file(taobao_mm, prepare, read_split, form):
+    folder, summary, _ = prepare("taobao-mm", taobao_mm, max_len=5)
+    expected = {split: read_split(folder, split) for split in summary.splits}
+    vectors = pq.read_table(folder / "scl_emb.parquet")
+    for path in list(taobao_mm.glob("*.parquet")):
+        table = pq.read_table(path)
+        for part in range(12):
+            file = taobao_mm / form.format(name=path.stem, part=part)
+            file.parent.mkdir(exist_ok=True)
+            start, stop = (len(table) * n // 12 for n in (part, part + 1))
+            pq.write_table(table.slice(start, stop - start), file)
+        path.unlink()
+    other, summary, _ = prepare("taobao-mm", taobao_mm, folder="other", max_len=5)
+    assert {split: read_split(other, split) for split in summary.splits} == expected
+    assert pq.read_table(other / "scl_emb.parquet").equals(vectors)
+    pq.write_table(table, taobao_mm / f"{path.stem}.parquet")
+    with raises_naming(ConfigError, f"{path.stem}.parquet"):
+        prepare("taobao-mm", taobao_mm, folder="again")
+
+
 def test_longctr(longctr, prepare, read_split, values_of):
     folder, _, _ = prepare("longctr", longctr, max_len=4)
     sequences = pq.read_table(longctr / "user_info.parquet")["full_item_seq"].to_pylist()

@@ -322,3 +322,42 @@ def test_a_user_that_is_nan_is_none(tmp_path, dtype):
     write_parquet(tmp_path, pl.DataFrame({"user": [7.0, float("nan"), None, 8.0], "clk": [1.0, 0.0, 0.0, 1.0]}))
     user = {"name": "user", "active": True, "dtype": dtype, "type": "meta"}
     assert (load_parquet(tmp_path, user, group_id="user").group == NO_GROUP).tolist() == [False, True, True, False]
+
+
+def test_a_bad_number_behind_a_sequence_that_copies_numbers_is_named(tmp_path):
+    frame = pl.DataFrame({"n": [1.0, 2.0], "m": [1.5, 2.0], "clk": [1.0, 0.0]})
+    write_parquet(tmp_path, frame)
+    columns = [
+        {"name": "n", "active": False, "dtype": "int", "type": "categorical"},
+        {"name": "seen", "active": True, "dtype": "str", "type": "sequence", "preprocess": "copy_from(n)"},
+        {"name": "m", "active": True, "dtype": "int", "type": "categorical"},
+    ]
+    with raises_naming(DataError, tmp_path / "train.parquet", "m: ", "row 0", "1.5"):
+        load_parquet(tmp_path, *columns)
+
+
+LARGE = 2**53 + 1
+
+
+@pytest.mark.parametrize("kind", [pl.Int64, pl.UInt64, pl.String])
+@pytest.mark.parametrize("type", ["categorical", "meta"])
+def test_large_integers_are_not_merged_by_floating_point_numbers(tmp_path, type, kind):
+    def load(values, dtype):
+        write_parquet(tmp_path, pl.DataFrame({"id": pl.Series(values).cast(kind), "clk": [1.0, 0.0, 1.0]}))
+        return load_parquet(tmp_path, {"name": "id", "active": True, "dtype": dtype, "type": type}, group_id="id")
+
+    with raises_naming(DataError, tmp_path / "train.parquet", "id", "row 1", LARGE, "dtype: str"):
+        load([7, LARGE, LARGE - 1], "float")
+    table = load([7, LARGE, LARGE - 1], "str")
+    ids = table.group if type == "meta" else table.context["id"]
+    assert len(ids.unique()) == 3
+    load([7, 2**53 - 1, 2**53 - 2], "float")
+
+
+def test_large_texts_of_numbers_that_a_column_copies_are_not_merged(folder):
+    write_csv(folder / "train.csv", [{**row, "age": f" {2**60 + place}"} for place, row in enumerate(rows_of(20))])
+    age = {"name": "age", "active": True, "dtype": "float", "type": "numeric"}
+    load_dataset(params_of(folder, [age]), {"train": True}, flat=True)  # as a number, they are one in float32
+    copy = {"name": "copy", "active": True, "dtype": "str", "type": "categorical", "preprocess": "copy_from(age)"}
+    with raises_naming(DataError, folder / "train.csv", "age", "row 0", 2**60):
+        load_dataset(params_of(folder, [age, copy]), {"train": True}, flat=True)

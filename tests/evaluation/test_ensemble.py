@@ -1,6 +1,7 @@
 """Averages and stacks of runs: their numbers, that fitted weights are honest, and what is refused."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from fuxictr_mm.evaluation.ensemble import describe, ensemble
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
-from tests.errors import raises_naming
+from tests.errors import exits_naming, raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def plant(root, scores):
@@ -204,6 +207,27 @@ def test_a_single_run_is_itself(copy):
     (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
     assert ensemble(["DIN_MM_none_tiny"], copy).path == run.path
     assert describe(run) == []
+
+
+def test_a_single_run_is_refused_before_it_is_scored(copy, monkeypatch, capsys):
+    (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
+    (run.path / "test_predictions.parquet").unlink()
+    for options in (["--average", "logit"], ["--name", "both"]):
+        monkeypatch.setattr(sys, "argv", ["prediction.py", "--runs", run.expid, "--root", str(copy), *options])
+        with exits_naming(capsys, run.path, "--average"):
+            runpy.run_path(str(ROOT / "prediction.py"), run_name="__main__")
+    assert not (run.path / "test_predictions.parquet").exists()
+
+
+def test_an_ensemble_of_ranks_is_averaged_with_others_by_rank_only(copy):
+    found = ensemble(["DIN_tiny"], copy)
+    for average in ("logit", "mean"):
+        with raises_naming(ConfigError, found.path, *found.config["members"]):
+            ensemble([found.path, "DIN_MM_none_tiny"], copy, name="more", average=average)
+    assert ensemble([found.path, "DIN_MM_none_tiny"], copy, name="more").valid
+    logits = ensemble(["DIN_tiny"], copy, average="logit", name="logits")
+    assert ensemble([logits.path, "DIN_MM_none_tiny"], copy, average="mean", name="most").valid
+    assert ensemble([logits.path], copy).path == logits.path
 
 
 def test_labels_of_test_are_only_reported(copy):

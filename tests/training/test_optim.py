@@ -264,10 +264,18 @@ def test_schedules_in_closed_form(kind, warmup, expected):
         schedule.set_rates(step, 5)
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([0.2 * factor, 0.4 * factor])
-    schedule.decay(0.5, 1e-6)
+    assert schedule.decay(0.5, 1e-6) == pytest.approx(0.4 * expected[-1] * 0.5)
     schedule.set_rates(5, 5)
-    halved = 1 if schedule.is_constant else 0.5
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * expected[-1] * halved)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * expected[-1] * 0.5)
+
+
+@pytest.mark.parametrize(("warmup", "rate", "expected"), [(0, 4e-7, 4e-7), (2, 4e-7, 4e-7), (0, 4e-6, 1e-6)])
+def test_a_learning_rate_below_the_least_one_does_not_rise(warmup, rate, expected):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=rate)
+    schedule = Schedule(optimizer, "plateau", warmup)
+    assert schedule.decay(0.1, 1e-6) == pytest.approx(expected)
+    schedule.set_rates(3, 5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def test_the_plain_average_is_the_mean_of_the_weights_from_its_start_on():

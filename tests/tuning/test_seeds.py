@@ -106,3 +106,20 @@ def test_seed_and_seeds_exclude_each_other(project, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "run_expid.py"), run_name="__main__")
     assert stopped.value.code == 2
     assert "--seeds" in capsys.readouterr().err
+
+
+def test_the_files_of_a_seed_that_was_killed_at_its_end_are_deleted(project):
+    experiment = Experiment.load("DIN_tiny", project, verbose=0, seed=3)
+    run = experiment.fit()
+    paths = experiment.beside_other_seeds().paths
+    (paths.checkpoint / "step1").mkdir(parents=True)
+    for path in (paths.weights, paths.log):
+        path.touch()
+    paths.runs.joinpath("20990101-000000-seed3").mkdir()  # one that is to be resumed
+    assert [run.run for run in train_seeds(experiment, [3], project, project / "script.py", resume=True)] == [run.run]
+    assert paths.checkpoint.exists()
+    paths.runs.joinpath("20990101-000000-seed3").rmdir()
+    train_seeds(experiment, [3], project, project / "script.py", resume=True)
+    assert [path.name for path in paths.folder.glob("*.seed3.*") if path.suffix != ".lock"] == []
+    assert experiment.paths.weights.exists()
+    assert not (project / "started.txt").exists()

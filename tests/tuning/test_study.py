@@ -1,6 +1,7 @@
 """Random search and TPE, with a stand-in for run_expid.py."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -361,6 +362,28 @@ def test_a_slow_starter_gets_a_third_of_the_epochs(folder, pruning, cut):
     (late,) = [result for result in results if result.params["width"] == 20]
     assert late.pruned == cut
     assert not any(result.pruned for result in results if result is not late)
+
+
+@pytest.mark.slow
+def test_evaluations_of_a_failed_try_prune_no_other(folder):
+    widths = [11, 12, 13, 14, 15, 20]
+    seed = next(
+        s for s in range(200) if draw_all({"width": widths, "epochs": [6]}, "random", s, 6, len)[-1]["width"] == 20
+    )
+    path = tuner_file(folder, f"width: {widths}\nepochs: 6", trials=6, pruning={"warmup": 1}, seed=seed)
+    (folder / "broken20").touch()
+    (failed,) = [result for result in hunt(path) if result.state == "failed"]
+    loaded = optuna.load_study(study_name="hunt", storage=f"sqlite:///{folder}/hunt/study.db")
+    lines = [{"epoch": n, "step": n * 10, "AUC": 0.1, "logloss": 1, "seconds": n} for n in range(1, 9)]
+    for line in lines:
+        loaded._storage.set_trial_intermediate_value(loaded.trials[-1]._trial_id, line["epoch"], line["AUC"])
+    (file,) = folder.glob(f"**/{failed.expid}/*/")
+    (file / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "broken20").unlink()
+    assert {result.state for result in hunt(path)} == {"finished"}
+    values = list(loaded.trials[-1].intermediate_values.values())
+    assert values[:6] == pytest.approx([0.519] * 6)
+    assert all(math.isnan(value) for value in values[6:])
 
 
 def test_evaluations_of_the_newest_run(tmp_path):
