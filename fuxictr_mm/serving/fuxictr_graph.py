@@ -178,6 +178,6 @@ def fuxictr_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts
     # By the values of the example, no id is beyond a table.
     some = torch.zeros(NUM_ITEMS, dtype=torch.int64)
     given = {name: column_example(specs[name], NUM_ROWS) for name in context}
-    example, dims_of_tables = (columns.numbers_of(some), [columns.ids_of(some)], given), [{} for _ in weights]
-    graphs = {"rows": traced_rows(graph, *example, [*weights.values()], [*weights], dims_of_tables)}
+    example = columns.numbers_of(some), [columns.ids_of(some)], given
+    graphs = {"rows": traced_rows(graph, *example, [*weights.values()], [*weights], [{} for _ in weights])}
     return Parts(graphs, context, columns.numbers_of, contents, counts, codes, weights=weights)
