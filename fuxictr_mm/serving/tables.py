@@ -6,7 +6,8 @@ Shape letters: I items, D item dim, V ids of a context field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -19,64 +20,112 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.serving.graphs import content_columns, context_tables, item_rows, row_dims
+from fuxictr_mm.serving.graphs import (
+    Traced,
+    content_columns,
+    given_fields,
+    graphs_of,
+    item_rows,
+    row_dims,
+)
 from fuxictr_mm_serving.tables import quantize
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.experiment import Experiment
 
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
 
 
-def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
-    """Write the table of items and those of context fields; adds them to the manifest."""
-    np.save(folder / "known.npy", model.items.known.numpy())
-    manifest["items"]["table"] = write_table(
-        partial(item_rows, model), model.items.num_items, folder, "items", precision
-    )
-    manifest["items"]["contents"] = _write_contents(model, dataset, folder)
-    if model.per_item_codes:
-        counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
-        np.save(folder / "item_codes.npy", model.code_table().numpy())
-        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
-        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
-    layers = context_tables(model)
-    for entry in manifest["context"]:
-        if entry["name"] in layers:
-            layer, file = layers[entry["name"]], f"context_{entry['name']}"
-            entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
+#: Where an embedding is in a row of the item table, and its projection to there.
+Content = tuple[dict[str, int], np.ndarray | None]
 
 
-def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Parts:
+    """What an export holds of a model.
+
+    Rows of the item table have ``fields``, where they are embedded; an item that the export does not hold can be given
+    ``contents``. Graphs are given ``codes`` of items, of as many in each of ``code_columns``; ids of each column of the
+    ``context`` that is not looked up in ``context_tables``; and ``weights``.
+    """
+
+    graphs: Mapping[str, Traced]
+    context: list[str]
+    item_rows: Callable[[Tensor], Tensor]
+    contents: Mapping[str, Content]
+    code_columns: Mapping[str, int]
+    codes: Tensor | None
+    fields: Mapping[str, int] = field(default_factory=dict)
+    context_tables: Mapping[str, nn.Module] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
+    """Return the parts of a model of this library, whose graphs are given rows of tables."""
+    fields = {name: model.field_dims[name] for name in model.item_fields}
+    code_columns = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
+    codes = model.code_table() if code_columns else None
+    kinds = {name: model.feature_map.features[name]["type"] for name in given_fields(model)}
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    tables = {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
+    rows, contents = partial(item_rows, model), _zoo_contents(model, fields)
+    return Parts(graphs_of(model), [*kinds], rows, contents, code_columns, codes, fields, tables)
+
+
+def _zoo_contents(model: Any, fields: Mapping[str, int]) -> dict[str, Content]:
+    """Return what is known of embeddings, but for fields with an encoder of their own."""
+    columns, starts = content_columns(model), starts_of(row_dims(model))
+    found: dict[str, Content] = {}
+    for name, start in zip(columns, starts[len(starts) - len(columns) :], strict=True):
+        found[name] = {"content_start": start, "dim": model.items.dim(name)}, None
+    encoders = dict(model.embedding_layer.embedding_layer.feature_encoders)
+    for name, start in zip(fields, starts_of(fields.values()), strict=True):
+        place, _ = found.pop(name, ({}, None))
+        layer = encoders.get(name)
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            weight = layer.weight.detach().numpy()
+        elif isinstance(layer, nn.Identity):
+            weight = np.eye(fields[name], dtype=np.float32)
+        else:
+            continue
+        found[name] = place | {"start": start, "dim": weight.shape[1]}, weight
+    return found
+
+
+def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+    """Write the tables of items, of context fields and of graphs; adds them to the manifest."""
+    items, entry = dataset.items, manifest["items"]
+    np.save(folder / "known.npy", items.known.numpy())
+    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision)
+    entry["contents"] = _write_contents(parts, dataset, folder)
+    if parts.codes is not None:
+        np.save(folder / "item_codes.npy", parts.codes.numpy())
+        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in parts.code_columns and f.vocab_size}
+        entry["codes"] = {"file": "item_codes.npy", "columns": parts.code_columns, "vocab_sizes": sizes}
+    for given in manifest["context"]:
+        if given["name"] in parts.context_tables:
+            layer, file = parts.context_tables[given["name"]], f"context_{given['name']}"
+            given["table"] = write_table(layer, given["vocab_size"], folder, file, precision)
+    manifest["tables"] = {name: {"file": f"table_{number}.npy"} for number, name in enumerate(parts.weights)}
+    for name, table in manifest["tables"].items():
+        np.save(folder / table["file"], parts.weights[name].numpy())
+
+
+def _write_contents(parts: Parts, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
     """Write the projections of frozen embeddings; returns what an item that the export does not hold can be given.
 
-    Left out: fields with an encoder of their own, and the norm that needs statistics of all items.
+    Left out is the norm that needs statistics of all items.
     """
-    starts = dict(zip(model.item_fields, starts_of(model.field_dims[name] for name in model.item_fields), strict=True))
-    columns, dims = content_columns(model), row_dims(model)
-    content_starts = dict(zip(columns, starts_of(dims)[len(dims) - len(columns) :], strict=True))
-    encoders = model.embedding_layer.embedding_layer.feature_encoders
     found: dict[str, dict[str, Any]] = {}
-    for feature in dataset.features:
-        name = feature.name
-        if feature.type != "embedding" or feature.norm not in (None, "l2", "layer"):
-            continue
-        entry: dict[str, Any] = {"norm": feature.norm, "scale": feature.scale}
-        if name in starts:
-            layer = encoders[name]
-            if isinstance(layer, nn.Linear) and layer.bias is None:
-                weight = layer.weight.detach().numpy()
-            elif isinstance(layer, nn.Identity):
-                weight = np.eye(model.field_dims[name], dtype=np.float32)
-            else:
-                continue
-            entry.update(file=f"project_{name}.npy", start=starts[name], dim=weight.shape[1])
-            np.save(folder / entry["file"], weight)
-        if name in content_starts:
-            entry.update(content_start=content_starts[name], dim=model.items.dim(name))
-        if "dim" in entry:
-            found[name] = entry
+    for f in dataset.features:
+        if f.type == "embedding" and f.norm in (None, "l2", "layer") and f.name in parts.contents:
+            place, projection = parts.contents[f.name]
+            found[f.name] = {"norm": f.norm, "scale": f.scale, **place}
+            if projection is not None:
+                found[f.name]["file"] = f"project_{f.name}.npy"
+                np.save(folder / f"project_{f.name}.npy", projection)
     return found
 
 
