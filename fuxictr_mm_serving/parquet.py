@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -59,15 +59,15 @@ def _files_of(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _partitions(file: Path) -> dict[str, int | str | None]:
-    """Return the columns that the folders of a file name: integers if all values beside it are, otherwise texts."""
+def _partitions(file: Path, texts: Collection[str]) -> dict[str, int | str | None]:
+    """Return the columns that the folders of a file name: integers if all values beside it are, or else ``texts``."""
     found: dict[str, int | str | None] = {}
     for folder in file.parents:
         name, is_partition, text = folder.name.partition("=")
         if not is_partition:
             break
         values = {p.name.partition("=")[2] for p in folder.parent.glob(f"{escape(name)}=*")} - {NO_VALUE}
-        is_integer = all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
+        is_integer = unquote(name) not in texts and all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
         found[unquote(name)] = None if text == NO_VALUE else int(text) if is_integer else unquote(text)
     return found
 
@@ -105,8 +105,10 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
     return parts
 
 
-def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Column]]:
-    """Yield the columns of a part, some rows at a time.
+def read_part(
+    part: Part, columns: list[str], batch_rows: int = BATCH_ROWS, texts: Collection[str] = ()
+) -> Iterator[dict[str, Column]]:
+    """Yield the columns of a part, some rows at a time; those of Hive partitions in ``texts`` are texts.
 
     Raises
     ------
@@ -116,7 +118,7 @@ def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> I
     try:
         with pq.ParquetFile(part.file) as reader:
             present = [name for name in columns if name in reader.schema_arrow.names]
-            named = {name: value for name, value in _partitions(part.file).items() if name not in present}
+            named = {name: value for name, value in _partitions(part.file, texts).items() if name not in present}
             missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
@@ -129,7 +131,10 @@ def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> I
 
 
 def to_column(array: pa.Array) -> Column:
-    """Return numbers without nulls as an array, lists with the offsets of their rows, and all else as a list."""
+    """Return numbers without nulls as an array, lists with the offsets of their rows, and all else as a list.
+
+    Truth values without nulls are numbers as well, but not in lists; decimals are integers, or floats by their places.
+    """
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
         array = array.cast(pa.list_(kind.value_type))
@@ -138,10 +143,15 @@ def to_column(array: pa.Array) -> Column:
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         # Without the entries that a null may have.
         return Lists(_values(array.flatten()), np.concatenate(([0], np.cumsum(lengths))).astype(np.int64))
+    if pa.types.is_boolean(kind) and not array.null_count:
+        return array.to_numpy(zero_copy_only=False)
     return _values(array)
 
 
 def _values(array: pa.Array) -> Flat:
+    if pa.types.is_decimal(array.type):
+        number = int if array.type.scale <= 0 else float
+        return [None if value is None else number(value) for value in array.to_pylist()]
     is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
     return array.to_pylist() if array.null_count or not is_number else array.to_numpy(zero_copy_only=False)
 

@@ -77,6 +77,8 @@ def score_file(
     labels = read_manifest(folder)["labels"]
     scratch = out.parent / f".{out.name}.parts"
     parts = split(rows, part_rows)
+    if not (total := sum(part.rows for part in parts)):
+        raise ServingError(f"{rows}: has no rows, expected one or more")
     read = {part.file.resolve() for part in parts}
     if out.resolve() in read or Path(rows).resolve() in out.resolve().parents:
         raise ServingError(f"{out}: is or lies in the rows that are read, {rows}; write another file")
@@ -88,7 +90,6 @@ def score_file(
         files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
         todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
         count = earlier = sum(_length(file) for file in files if file.exists())
-        total = sum(part.rows for part in parts)
         run = _score_on_ray if engine == "ray" and todo else _score_parts
         for length in run(folder, todo, processes, threads):
             count += length
@@ -194,7 +195,7 @@ def _score_in_process(task: tuple[Part, Path]) -> int:
 def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
     first = part.first
-    for columns in read_part(part, export.columns):
+    for columns in read_part(part, export.columns, texts=export.texts):
         scores.append(export.score_rows(columns, str(part.file), first))
         first += len(scores[-1])
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)

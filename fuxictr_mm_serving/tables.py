@@ -18,6 +18,9 @@ from fuxictr_mm_serving.manifest import Files
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
 
+#: Integers beyond it are not exact as floating-point numbers.
+LARGEST_EXACT = 2**53
+
 
 class Table:
     """A memory-mapped table of embeddings.
@@ -119,7 +122,7 @@ class Ids:
             if self.is_integer and type(value) is not int:
                 value = as_integer(value, what)
             elif not self.is_integer and not isinstance(value, str | bytes):
-                raise ServingError(f"{what}: {value!r} is no text, and the ids of the model are texts")
+                raise ServingError(f"{what}: {value!r} is no text, and its ids are texts")
             number = get(value)
             if number is None and self.is_integer and not -(2**63) <= value < 2**64:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
@@ -140,15 +143,15 @@ def as_integer(value: Any, what: str) -> int:
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float | str)
-        or (isinstance(value, float) and not value.is_integer())
+        or (isinstance(value, float) and (not value.is_integer() or abs(value) > LARGEST_EXACT))
     ):
-        raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers")
+        raise ServingError(f"{what}: {value!r} is no exact integer, and its ids are integers")
     try:
         if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
             raise ValueError  # int() takes "1_0" and other digits
         return int(value)
     except ValueError:
-        raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers") from None
+        raise ServingError(f"{what}: {value!r} is no integer, and its ids are integers") from None
 
 
 def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
@@ -157,9 +160,7 @@ def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             exact = ids.astype(np.int64)
         if (wrong := np.flatnonzero(exact != ids)).size:
-            raise ServingError(
-                f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and the ids of the model are integers"
-            )
+            raise ServingError(f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and its ids are integers")
         return exact
     if not all(type(value) is int for value in ids):
         ids = [0 if value is None else as_integer(value, what) for value in ids]
