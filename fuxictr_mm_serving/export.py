@@ -264,6 +264,8 @@ class Export:
     def explain(self, state: State, history: Sequence[Any], candidates: Sequence[Any]) -> list[list[tuple[Any, float]]]:
         """Return, for each candidate, the history items that it attends to most, with their shares of the attention.
 
+        There are none for a candidate that the export does not hold.
+
         Parameters
         ----------
         state : State
@@ -286,9 +288,12 @@ class Export:
             raise ServingError("explain: a share is not finite")
         # An item that is in the history more than once has the sum of its shares.
         distinct, places = np.unique(kept, return_inverse=True)
-        reasons = []
-        for row in shares:
+        reasons: list[list[tuple[Any, float]]] = []
+        for number, row in zip(found, shares, strict=True):
             check_deadline()
+            if number <= 0:  # its attention would be that of padding
+                reasons.append([])
+                continue
             total = np.bincount(places, row, len(distinct))
             top = np.argsort(-total, kind="stable")[:REASONS]
             ids = self.items.ids_of(distinct[top])

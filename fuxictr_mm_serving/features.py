@@ -182,14 +182,15 @@ def check_types(column: Column, ids: Ids | None, what: str, *, is_list: bool, fi
     flat, offsets = _lists(column, what) if is_list else (_flat(column, what), None)
     if isinstance(flat, np.ndarray):  # of numbers
         return
-    kind = Real if ids is None or ids.is_integer else type(next(iter(ids.values), ""))
+    kind: type[Any] = Real if ids is None or ids.is_integer else type(next(iter(ids.values), ""))
     kinds = {*map(type, flat)}
     wrong = {k for k in kinds if not issubclass(k, kind) or k is bool} - ({type(None)} if ids is not None else set())
     if wrong:
         place = next(i for i, value in enumerate(flat) if type(value) in wrong)
         row = place if offsets is None else int(np.searchsorted(offsets, place, "right")) - 1
-        expected = {Real: "a number", bytes: "bytes"}.get(kind, "a text")
-        raise ServingError(f"{what}: row {first + row} holds {flat[place]!r}, expected {expected}, as in training")
+        expected = "a number" if kind is Real else "bytes" if kind is bytes else "a text"
+        found = "null" if flat[place] is None else repr(flat[place])
+        raise ServingError(f"{what}: row {first + row} holds {found}, expected {expected}, as in training")
 
 
 def _flat(column: Column, what: str) -> Flat:

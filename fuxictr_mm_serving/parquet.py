@@ -166,6 +166,11 @@ def _read(path: str | os.PathLike[str], columns: list[str], what: str) -> pa.Tab
         raise ServingError(f"{path}: cannot be read as {what} ({error})") from None
 
 
+def _integer(value: Any) -> Any:
+    """Return the integer of a text, as which the page sends those that JavaScript would round; all else as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value) else value
+
+
 class Users:
     """Context and history of known users, in memory.
 
@@ -174,15 +179,23 @@ class Users:
     path : path
         A Parquet file with a row per user; of several, the last counts.
     column : str
-        Its column of ids.
+        Its column of ids, integers or texts.
     export : Export
         Names the other columns.
+
+    Raises
+    ------
+    ServingError
+        The file cannot be read, or an id is missing or of another type.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
         self._wanted = [name for name in export.columns if name != export.target]
         self._table = _read(path, [column, *self._wanted], "users")
         self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
+        if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
+            value = self._table[column][wrong[0]].as_py()
+            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {value!r}, expected an integer or a text")
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
@@ -192,7 +205,7 @@ class Users:
         ServingError
             There is no such user.
         """
-        row = self._row.get(user)
+        row = self._row.get(user, self._row.get(_integer(user)))
         if row is None:
             raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
         return {name: self._table[name][row].as_py() for name in self._wanted}
@@ -218,7 +231,7 @@ class Titles:
 
     def of(self, items: Sequence[Any]) -> list[str]:
         """Return the title of each item, empty where there is none."""
-        return [self._titles.get(item, "") for item in items]
+        return [self._titles.get(item, self._titles.get(_integer(item), "")) for item in items]
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids that have a title."""

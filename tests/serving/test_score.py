@@ -85,6 +85,18 @@ def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypa
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
 
 
+def test_two_runs_do_not_write_one_file(exported, pieces, tmp_path):
+    refused = []
+
+    def again(*_):
+        with raises_naming(ServingError, tmp_path / "out"):
+            score_file(exported, pieces, tmp_path / "out", part_rows=500)
+        refused.append(True)
+
+    score_file(exported, pieces, tmp_path / "out", part_rows=2000, progress=again)
+    assert refused
+
+
 def test_parts_of_other_rows_are_not_used(exported, expected, pieces, tmp_path):
     def stop(*numbers):
         raise KeyboardInterrupt
@@ -255,9 +267,8 @@ def test_rows_of_items_with_a_vocabulary(exported, kind, items, named):
     values = [*IDS[kind][:-1], 2**60] if kind == "integer" else IDS[kind]
     export.items = replace(export.items, ids=Ids(values, kind == "integer"))
     rows = {"item_id": pa.array(items), "item_seq": pa.array([[values[4], None, values[5]]] * 3)}
-    columns = {name: to_column(column) for name, column in rows.items()} | dict.fromkeys(
-        ("likes_level", "views_level"), [1, 2, 3]
-    )
+    columns = {name: to_column(column) for name, column in rows.items()}
+    columns |= {name: [1, 2, 3] for name in ("likes_level", "views_level")}
     if named is None:
         assert np.isfinite(export.score_rows(columns)).all()
     else:
