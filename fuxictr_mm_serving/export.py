@@ -82,7 +82,7 @@ class Export:
         if "codes" in entry:
             self._codes = files.array(entry["codes"]["file"], mapped=True)
             check_shape(files, entry["codes"]["file"], self._codes, 2, len(known))
-        self._new = NewItems.of(files, entry, self.items.table.values.shape[1])
+        self._new = NewItems.of(files, entry, self.items, ids)
         # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
         self._tables = {name: Table(files, t).values for name, t in self.manifest.get("tables", {}).items()}
         names = self.manifest["graphs"]

@@ -30,7 +30,7 @@ class Table:
     files : Files
         The export.
     entry : mapping
-        Of the manifest: ``file``, and ``scales`` for 8-bit integers.
+        Of the manifest: ``file``, and for 8-bit integers ``scales``, of fields of ``dims`` columns each.
     least : int
         Rows that it must have.
 
@@ -45,7 +45,12 @@ class Table:
         self.scales = files.array(entry["scales"]) if entry.get("scales") else None
         check_shape(files, entry["file"], self.values, 2, least)
         if self.scales is not None:
-            check_shape(files, entry["scales"], self.scales, 1, len(self.values))
+            self.scales = self.scales.reshape(len(self.scales), -1)  # an earlier version had one of each row
+            self._dims = entry.get("dims") or [self.values.shape[1]]
+            check_shape(files, entry["scales"], self.scales, 2, len(self.values))
+            shape = (self.scales.shape[1], self.values.shape[1])
+            if min(self._dims) < 0 or (len(self._dims), sum(self._dims)) != shape:
+                raise ServingError(f"{files.folder / entry['scales']}: does not fit its table; export again")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -54,7 +59,7 @@ class Table:
         """Return rows ``(M, D)`` float32."""
         found = self.values[ids]
         if self.scales is not None:
-            return found * self.scales[ids][..., None]
+            return found * np.repeat(self.scales[ids], self._dims, axis=-1)
         return found.astype(np.float32, copy=False)
 
 
@@ -73,18 +78,19 @@ def check_shape(files: Files, name: str, array: np.ndarray, dims: int, least: in
         )
 
 
-def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows ``(M, D)`` as int8 and the factor ``(M,)`` of each, float32.
+def quantize(rows: np.ndarray, dims: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows ``(M, D)`` as int8, and the factors ``(M, F)`` of the F fields of each row, float32.
 
     Examples
     --------
-    >>> values, scales = quantize(np.array([[1.0, -0.5], [0.0, 0.0]], dtype=np.float32))
-    >>> values.tolist(), (values * scales[:, None]).round(2).tolist()
-    ([[127, -64], [0, 0]], [[1.0, -0.5], [0.0, 0.0]])
+    >>> values, scales = quantize(np.array([[1.0, -0.5, 0.5], [0.0, 0.0, 3.0]], dtype=np.float32), [2, 1])
+    >>> values.tolist(), (values * np.repeat(scales, [2, 1], axis=1)).round(2).tolist()
+    ([[127, -64, 127], [0, 0, 127]], [[1.0, -0.5, 0.5], [0.0, 0.0, 3.0]])
     """
-    scales = np.abs(rows).max(axis=1) / 127
+    parts = np.split(np.abs(rows), np.cumsum(dims)[:-1], axis=1)
+    scales = np.stack([part.max(axis=1, initial=0) for part in parts], axis=1) / 127
     divisors = np.where(scales > 0, scales, 1)
-    return np.rint(rows / divisors[:, None]).astype(np.int8), scales.astype(np.float32)
+    return np.rint(rows / np.repeat(divisors, dims, axis=1)).astype(np.int8), scales.astype(np.float32)
 
 
 class Ids:

@@ -142,6 +142,7 @@ def export(
         model.device = torch.device("cpu")  # to which FuxiCTR moves what a model is given
     expected = _predict(experiment, model, dataset)
     parity: dict[str, Any] = {}
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
 
     def write(folder: Path) -> None:
         from fuxictr_mm.serving import fuxictr_graph, tables
@@ -168,7 +169,7 @@ def export(
             manifest["vocabulary"] = "vocabulary.json"
             tables.write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
-        parity.update(compare(experiment, folder, opened, expected, dataset, tolerance or TOLERANCES[precision]))
+        parity.update(compare(experiment, folder, opened, expected, dataset, limit))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 

@@ -6,7 +6,7 @@ Shape letters: I items, D item dim, V ids of a context field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
+from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
@@ -28,14 +29,27 @@ if TYPE_CHECKING:
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
 
+#: How embeddings of ids become a field, by its type and encoder.
+POOLINGS = {
+    ("categorical", type(None)): "sum",
+    ("sequence", MaskedAveragePooling): "mean",
+    ("sequence", MaskedSumPooling): "sum",
+}
+
 
 def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
     """Write the table of items and those of context fields; adds them to the manifest."""
     np.save(folder / "known.npy", model.items.known.numpy())
     manifest["items"]["table"] = write_table(
-        partial(item_rows, model), model.items.num_items, folder, "items", precision
+        partial(item_rows, model),
+        model.items.num_items,
+        folder,
+        "items",
+        precision,
+        [*manifest["items"]["fields"].values()],
     )
     manifest["items"]["contents"] = _write_contents(model, dataset, folder)
+    manifest["items"]["ids"] = _write_id_fields(model, folder, precision)
     if model.per_item_codes:
         counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
         np.save(folder / "item_codes.npy", model.code_table().numpy())
@@ -80,32 +94,69 @@ def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dic
     return found
 
 
+def _write_id_fields(model: Any, folder: Path, precision: str) -> list[dict[str, Any]]:
+    """Write the tables of ids that a new item can be given; returns how they become fields of the item table.
+
+    Ids of items are looked up in their own field. Left out: tables on several devices, and encoders that do not pool.
+    """
+    layers = model.embedding_layer.embedding_layer
+    starts = dict(zip(model.item_fields, starts_of(model.field_dims[name] for name in model.item_fields), strict=True))
+    encoders, tables = dict(layers.feature_encoders), dict(layers.embedding_layers)
+    found = []
+    for name, start in starts.items():
+        spec, layer = model.feature_map.features[name], tables.get(name)
+        pooling = POOLINGS.get((spec["type"], type(encoders.get(name))))
+        if name == ITEM_ID or pooling is None or type(layer) is not nn.Embedding:
+            continue
+        count = model.items.stored(name)[0].numel()
+        entry = {"name": name, "column": name, "type": "categorical", "vocab_size": layer.num_embeddings}
+        entry |= {"start": start, "dim": model.field_dims[name], "max_len": count, "pooling": pooling}
+        if spec.get("share_embedding") != ITEM_ID:
+            entry["table"] = write_table(layer, layer.num_embeddings, folder, f"ids_{name}", precision)
+        elif ITEM_ID in starts and ITEM_ID not in encoders:
+            entry |= {"as_ids": True, "items_start": starts[ITEM_ID]}
+        else:
+            continue
+        found.append(entry)
+    return found
+
+
 def starts_of(dims: Iterable[int]) -> list[int]:
     """Return the first column of each of several parts."""
     return [0, *accumulate(dims)][:-1]
 
 
 def write_table(
-    rows_of: Callable[[Tensor], Tensor], num_rows: int, folder: Path, name: str, precision: str
-) -> dict[str, str]:
-    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest."""
+    rows_of: Callable[[Tensor], Tensor],
+    num_rows: int,
+    folder: Path,
+    name: str,
+    precision: str,
+    dims: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest.
+
+    Of 8 bits, fields of ``dims`` columns, and what follows them, have factors of their own.
+    """
     kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
-    entry, table = {"file": f"{name}.npy"}, None
-    scales = np.zeros(num_rows, dtype=np.float32)
+    entry: dict[str, Any] = {"file": f"{name}.npy"}
+    table, scales = None, []
     with torch.no_grad():
         for start in range(0, num_rows, CHUNK):
             stop = min(start + CHUNK, num_rows)
             rows = rows_of(torch.arange(start, stop)).float().numpy()
             if table is None:
                 table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
+                dims = [dim for dim in (*dims, rows.shape[1] - sum(dims)) if dim]
             if precision == "int8-tables":
-                rows, scales[start:stop] = quantize(rows)
+                rows, factors = quantize(rows, dims)
+                scales.append(factors)
             table[start:stop] = rows
     assert table is not None
     table.flush()
     if precision == "int8-tables":
-        entry["scales"] = f"{name}_scales.npy"
-        np.save(folder / entry["scales"], scales)
+        entry.update(scales=f"{name}_scales.npy", dims=dims)
+        np.save(folder / entry["scales"], np.concatenate(scales))
     return entry
 
 
