@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.tables import Parts
 
 #: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2, "int8-weights": 0.1}
@@ -115,9 +116,11 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
-    import torch
+    import numpy as np
 
     from fuxictr_mm.compat import is_third_party
+    from fuxictr_mm.serving import tables
+    from fuxictr_mm.serving.fuxictr_graph import fuxictr_parts
     from fuxictr_mm_serving.manifest import MANIFEST
 
     _check_packages(format)
@@ -126,8 +129,8 @@ def export(
     check_folder_to_write(out, [MANIFEST], overwrite)
     if experiment.config.dataset.item_info is None:
         raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
-    is_foreign = is_third_party(experiment.model_class)
-    if is_foreign and precision in ("fp16", "int8-tables"):
+    parts_of = fuxictr_parts if is_third_party(experiment.model_class) else tables.zoo_parts
+    if parts_of is fuxictr_parts and precision in ("fp16", "int8-tables"):
         raise UserError(
             f"--precision {precision}: {experiment.config.model} is no MultimodalModel, and its graph reads tables as "
             "float32; leave it out, or take int8-weights"
@@ -138,33 +141,29 @@ def export(
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
     model = model.to("cpu").eval()
-    if is_foreign:
-        model.device = torch.device("cpu")  # to which FuxiCTR moves what a model is given
+    parts = parts_of(model, dataset, experiment)
     expected = _predict(experiment, model, dataset)
+    wrong = expected[~np.isfinite(expected)]
+    if len(wrong):
+        what = (
+            f"{len(wrong):,} scores of the model over the validation rows are {wrong[0]} or infinite, expected numbers"
+        )
+        raise UserError(f"{experiment.config.expid}: {what}")
     parity: dict[str, Any] = {}
     limit = TOLERANCES[precision] if tolerance is None else tolerance
 
     def write(folder: Path) -> None:
-        from fuxictr_mm.serving import fuxictr_graph, tables
-        from fuxictr_mm.serving.graph_files import graphs_of, quantize_weights, write_graphs
+        from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
         from fuxictr_mm.serving.parity import compare
 
-        if is_foreign:
-            view = experiment.batch_format(model)
-            graphs = {"rows": fuxictr_graph.rows_example(model, dataset, view, experiment.config.max_len)}
-        else:
-            graphs = graphs_of(model)
-        files, opened = write_graphs(graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
+        files, opened = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
         if precision == "int8-weights":
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
-        manifest = _describe(experiment, model, dataset, files, precision)
+        manifest = _describe(experiment, parts, dataset, files, precision)
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
-        if is_foreign:
-            fuxictr_graph.write_tables(model, dataset, folder, manifest)
-        else:
-            tables.write_tables(model, dataset, folder, manifest, precision)
+        tables.write_tables(parts, dataset, folder, manifest, precision)
         if dataset.vocabularies or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
             tables.write_vocabularies(dataset, folder / "vocabulary.json")
@@ -199,35 +198,31 @@ def _predict(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray
 
 
 def _describe(
-    experiment: Experiment, model: Any, dataset: Dataset, graphs: Mapping[str, str], precision: str
+    experiment: Experiment, parts: Parts, dataset: Dataset, graphs: Mapping[str, str], precision: str
 ) -> dict[str, Any]:
     """Return the manifest, without tables and checksums."""
     import torch
 
-    from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.config import Roles
-    from fuxictr_mm.serving.fuxictr_graph import context_columns
-    from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
     columns = {feature.name: feature.column for feature in dataset.features}
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
-    is_foreign = is_third_party(type(model))
     context = []
-    for name in context_columns(model, dataset) if is_foreign else given_fields(model):
-        spec = model.feature_map.features[name]
+    for name in parts.context:
+        spec = dataset.feature_map.features[name]
         given = {key: spec[key] for key in keys if key in spec}
-        if is_foreign and spec["type"] in ("categorical", "sequence"):
+        if name not in parts.context_tables and spec["type"] in ("categorical", "sequence"):
             given["as_ids"] = True
         context.append({"name": name, "column": columns.get(name, name), **given})
     return {
         "format": FORMAT,
         "experiment": experiment.config.expid,
-        "model": type(model).__name__,
+        "model": experiment.model_class.__name__,
         "dataset": experiment.config.dataset_id,
         "task": experiment.config.task,
-        "labels": list(model.feature_map.labels),
+        "labels": list(dataset.feature_map.labels),
         "library_version": __version__,
         "torch_version": torch.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -237,7 +232,7 @@ def _describe(
             "target": roles.target,
             "history": roles.history,
             "max_len": experiment.config.max_len,
-            "fields": {} if is_foreign else {name: model.field_dims[name] for name in model.item_fields},
+            "fields": dict(parts.fields),
             "known": "known.npy",
         },
         "context": context,

@@ -8,7 +8,6 @@ Shape letters: B rows, N history items of all rows, U distinct items, D numbers 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from torch.func import functional_call
 from fuxictr_mm.data.batch import Batch, make_formatter
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.serving.graphs import Traced, dim_named
-from fuxictr_mm.serving.tables import starts_of, write_table
+from fuxictr_mm.serving.graphs import NUM_ITEMS, NUM_ROWS, column_example, traced_rows
+from fuxictr_mm.serving.tables import Content, Parts, starts_of
 from fuxictr_mm.training.loop import of_tasks, predictions_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.data.items import ItemTable
+    from fuxictr_mm.experiment import Experiment
 
 
 class ItemColumns:
@@ -119,7 +119,7 @@ class FuxiCTRGraph(nn.Module):
     def forward(
         self,
         items: Tensor,
-        codes: Tensor,
+        codes: Sequence[Tensor],
         target: Tensor,
         history: Tensor,
         offsets: Tensor,
@@ -130,8 +130,10 @@ class FuxiCTRGraph(nn.Module):
 
         Parameters
         ----------
-        items, codes : Tensor
-            ``(U, D)`` numbers and ``(U, M)`` ids of items, the padding item first.
+        items : Tensor
+            ``(U, D)`` numbers of items, the padding item first.
+        codes : sequence of Tensor
+            ``(U, M)`` ids of them, as the only one.
         target, history : Tensor
             ``(B,)`` and ``(N,)`` rows of them.
         offsets : Tensor
@@ -142,7 +144,7 @@ class FuxiCTRGraph(nn.Module):
             The weights that ``embedding_tables`` names.
         """
         names = self.model.feature_map.labels
-        given: Any = GivenItems(self.columns, items, codes)
+        given: Any = GivenItems(self.columns, items, codes[0])
         formatted = make_formatter(self.view, self.model.feature_map, given, self.max_len)
         assert formatted is not None
         batch = Batch(dict(zip(self.context, context, strict=True)), target, Jagged(history, offsets))
@@ -160,87 +162,22 @@ def embedding_tables(model: nn.Module) -> list[str]:
     return list(found.values())
 
 
-def context_columns(model: Any, dataset: Dataset) -> list[str]:
-    """Return the columns of the interactions that a graph is given."""
-    specs = model.feature_map.features
-    return [f.name for f in dataset.features if f.is_context and f.embedded and f.name in specs]
-
-
-def rows_example(model: Any, dataset: Dataset, view: str, max_len: int) -> Traced:
-    """Return the graph with an example without sizes 0 and 1, which tracing would take for constants."""
-    columns, context = ItemColumns(model, dataset.items), context_columns(model, dataset)
-    graph = FuxiCTRGraph(model, columns, context, view, max_len)
-    # By their values, no id is beyond a table.
-    some = torch.zeros(11, dtype=torch.int64)
-    lengths = torch.tensor([3, 2, 4, 5, 2, 3, 7])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    num_rows, num_values = len(lengths), int(lengths.sum())
-    tables = [model.get_parameter(name).detach() for name in graph.tables]
-    rows, values, distinct = dim_named("rows"), dim_named("values"), dim_named("items")
-    args = (
-        columns.numbers_of(some),
-        columns.ids_of(some),
-        torch.arange(num_rows) + 1,
-        torch.arange(num_values) % 10 + 1,
-        offsets,
-        [_column_example(model.feature_map.features[name], num_rows) for name in context],
-        tables,
-    )
-    shapes: tuple[Any, ...] = (
-        {0: distinct},
-        {0: distinct},
-        {0: rows},
-        {0: values},
-        {0: rows + 1},
-        [{0: rows} for _ in context],
-        [{} for _ in tables],
-    )
-    fields = [f"context_{name}" for name in context]
-    names = ["items", "codes", "target", "history", "offsets", *fields, *graph.tables]
-    return Traced(graph, args, names, shapes, ["prediction"])
-
-
-def _column_example(spec: dict[str, Any], num_rows: int) -> Tensor:
-    if spec["type"] == "numeric":
-        return torch.rand(num_rows)
-    if spec["type"] == "embedding":
-        return torch.rand(num_rows, spec["pretrain_dim"])
-    shape = (num_rows, spec["max_len"]) if spec["type"] == "sequence" else (num_rows,)
-    return torch.zeros(shape, dtype=torch.int64)
-
-
-def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write what the graph is given of items, and the embedding tables; adds them to the manifest."""
-    items, columns = dataset.items, ItemColumns(model, dataset.items)
-    np.save(folder / "known.npy", items.known.numpy())
-    entry = manifest["items"]
-    entry["table"] = write_table(columns.numbers_of, items.num_items, folder, "items", "fp32")
-    np.save(folder / "item_codes.npy", columns.ids_of(torch.arange(items.num_items)).numpy())
+def fuxictr_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
+    """Return the parts of a model of FuxiCTR or of the challenge, whose graph is given ids and the tables."""
+    model.device = torch.device("cpu")  # to which FuxiCTR moves what a model is given
+    items, specs, columns = dataset.items, model.feature_map.features, ItemColumns(model, dataset.items)
+    context = [f.name for f in dataset.features if f.is_context and f.embedded and f.name in specs]
+    graph = FuxiCTRGraph(model, columns, context, experiment.batch_format(model), experiment.config.max_len)
+    dims = {name: shape.numel() for name, shape in columns.numbers.items()}
+    contents: dict[str, Content] = {}  # stored as they are read
+    for name, start in zip(dims, starts_of(dims.values()), strict=True):
+        contents[name] = {"start": start, "dim": dims[name]}, np.eye(dims[name], dtype=np.float32)
     counts = {name: shape.numel() for name, shape in columns.ids.items() if name != ITEM_ID}
-    sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
-    entry["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
-    entry["contents"] = _write_contents(columns, dataset, folder)
-    manifest["tables"] = {}
-    for number, name in enumerate(embedding_tables(model)):
-        file = f"table_{number}.npy"
-        np.save(folder / file, model.get_parameter(name).detach().numpy())
-        manifest["tables"][name] = {"file": file}
-
-
-def _write_contents(columns: ItemColumns, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return which embeddings an item that the export does not hold can be given; they are stored as they are read."""
-    starts = starts_of(shape.numel() for shape in columns.numbers.values())
-    places = dict(zip(columns.numbers, starts, strict=True))
-    found: dict[str, dict[str, Any]] = {}
-    for feature in dataset.features:
-        if feature.type == "embedding" and feature.norm in (None, "l2", "layer") and feature.name in places:
-            dim, file = columns.numbers[feature.name].numel(), f"project_{feature.name}.npy"
-            np.save(folder / file, np.eye(dim, dtype=np.float32))
-            found[feature.name] = {
-                "norm": feature.norm,
-                "scale": feature.scale,
-                "file": file,
-                "start": places[feature.name],
-                "dim": dim,
-            }
-    return found
+    codes = columns.ids_of(torch.arange(items.num_items))
+    weights = {name: model.get_parameter(name).detach() for name in graph.tables}
+    # By the values of the example, no id is beyond a table.
+    some = torch.zeros(NUM_ITEMS, dtype=torch.int64)
+    given = {name: column_example(specs[name], NUM_ROWS) for name in context}
+    example = columns.numbers_of(some), [columns.ids_of(some)], given
+    graphs = {"rows": traced_rows(graph, *example, [*weights.values()], [*weights], [{} for _ in weights])}
+    return Parts(graphs, context, columns.numbers_of, contents, counts, codes, weights=weights)

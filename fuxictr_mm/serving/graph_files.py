@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import re
@@ -19,26 +18,18 @@ from torch import Tensor
 
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.serving import fuxictr_graph, graphs
-from fuxictr_mm.serving.graphs import Traced, fuse_batch_norm, has_fold, rows_example, user_examples
+from fuxictr_mm.serving.graphs import Traced
 from fuxictr_mm.serving.torch_graph import TorchGraph
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from fuxictr_mm.model import MultimodalModel
     from fuxictr_mm_serving.graphs import Graph
 
 logger = logging.getLogger(__name__)
 
 #: How torch's message about a size that the model makes a constant begins, and the logger that has the line.
 FIXED_SIZE, SIZES_LOGGER = "Constraints violated", "torch.fx.experimental.symbolic_shapes"
-
-
-def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
-    """Return the graphs of a model of this library: rows, and those of one user where it has them."""
-    model = fuse_batch_norm(copy.deepcopy(model))
-    graphs = {"rows": rows_example(copy.deepcopy(model))}
-    return graphs | user_examples(model) if has_fold(model) else graphs
 
 
 def write_graphs(

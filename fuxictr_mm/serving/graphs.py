@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from fuxictr_mm.model import MultimodalModel
 
 
 class RowsGraph(nn.Module):
-    """Scores rows: ``(items, codes, target, history, offsets, steps, context) -> (B, T)`` predictions.
+    """Scores rows: ``(items, codes, target, history, offsets, context, steps) -> (B, T)`` predictions.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class RowsGraph(nn.Module):
         target: Tensor,
         history: Tensor,
         offsets: Tensor,
-        steps: Tensor,
         context: Sequence[Tensor],
+        steps: Tensor,
     ) -> Tensor:
         """Return predictions ``(B, T)``.
 
@@ -77,10 +77,10 @@ class RowsGraph(nn.Module):
             ``(B,)`` and ``(N,)`` rows of ``items``.
         offsets : Tensor
             ``(B + 1,)``.
-        steps : Tensor
-            ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
         context : sequence of Tensor
             ``given_fields`` as ``embed_context`` takes them.
+        steps : Tensor
+            ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
         """
         self._longest = steps.shape[0]
         self._rows, self._codes = items, next(iter(codes), None)
@@ -333,19 +333,21 @@ def dim_named(name: str) -> Any:
     return torch.export.Dim(name, max=2**31 - 1)  # sums of several sizes must stay below 2**63
 
 
+def column_example(spec: Mapping[str, Any], num_rows: int, *dim: int) -> Tensor:
+    """Return a context column of some rows, for tracing: rows of a table of this dim, or ids."""
+    shape = {
+        "numeric": (num_rows,),
+        "embedding": (num_rows, spec.get("pretrain_dim", *dim)),
+        "sequence": (num_rows, spec.get("max_len", 1), *dim),
+    }.get(spec["type"], (num_rows, *dim))
+    given = dim or spec["type"] in ("numeric", "embedding")
+    return torch.rand(shape) if given else torch.zeros(shape, dtype=torch.int64)
+
+
 def context_example(model: MultimodalModel, num_rows: int) -> list[Tensor]:
     """Return context columns of some rows, for tracing."""
-    found = []
-    for name in given_fields(model):
-        spec = model.feature_map.features[name]
-        dim = spec.get("embedding_dim", model.embedding_dim)
-        shape = {
-            "numeric": (num_rows,),
-            "embedding": (num_rows, spec.get("pretrain_dim", dim)),
-            "sequence": (num_rows, spec.get("max_len", 1), dim),
-        }.get(spec["type"], (num_rows, dim))
-        found.append(torch.rand(shape))
-    return found
+    specs = [model.feature_map.features[name] for name in given_fields(model)]
+    return [column_example(spec, num_rows, spec.get("embedding_dim", model.embedding_dim)) for spec in specs]
 
 
 def codes_example(model: MultimodalModel, num_items: int) -> list[Tensor]:
@@ -359,41 +361,43 @@ def code_names(model: MultimodalModel) -> list[str]:
     return ["codes"] if model.per_item_codes else []
 
 
-def rows_example(model: MultimodalModel) -> Traced:
-    """Return the graph of rows with an example without sizes 0 and 1, which tracing would take for constants."""
-    codes = codes_example(model, 11)
-    graph = RowsGraph(model)
-    lengths = torch.tensor([3, 2, 4, 5, 2, 3, 7])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    num_rows, num_values = len(lengths), int(lengths.sum())
-    items, target = torch.rand(11, sum(graph.dims)), torch.arange(num_rows) + 1
-    history, context = torch.arange(num_values) % 10 + 1, context_example(model, num_rows)
-    rows, values, distinct = dim_named("rows"), dim_named("values"), dim_named("items")
-    shapes: tuple[Any, ...] = (
-        {0: distinct},
-        [{0: distinct} for _ in codes],
+#: Rows of the example of a graph of rows, and items of their histories. Tracing would take sizes 0 and 1 for constants.
+NUM_ROWS, NUM_ITEMS = 7, 11
+LENGTHS = (3, 2, 4, 5, 2, 3, 7)
+
+
+def traced_rows(
+    graph: nn.Module, items: Tensor, codes: Any, context: Mapping[str, Tensor], others: Any, names: list[str], dims: Any
+) -> Traced:
+    """Return a graph of rows with an example of ``NUM_ROWS`` rows and ``NUM_ITEMS`` items; ``others`` are named."""
+    offsets = torch.tensor([0, *accumulate(LENGTHS)])
+    target, history = torch.arange(NUM_ROWS) + 1, torch.arange(sum(LENGTHS)) % (NUM_ITEMS - 1) + 1
+    rows, distinct = dim_named("rows"), {0: dim_named("items")}
+    shapes = (
+        distinct,
+        [distinct for _ in codes],
         {0: rows},
-        {0: values},
+        {0: dim_named("values")},
         {0: rows + 1},
-        {0: dim_named("steps")},
         [{0: rows} for _ in context],
+        dims,
     )
-    names = [
-        "items",
-        *code_names(model),
-        "target",
-        "history",
-        "offsets",
-        "steps",
-        *(f"context_{name}" for name in given_fields(model)),
-    ]
+    fields = [f"context_{name}" for name in context]
     return Traced(
         graph,
-        (items, codes, target, history, offsets, torch.zeros(int(lengths.max())), context),
-        names,
+        (items, codes, target, history, offsets, [*context.values()], others),
+        ["items", *["codes"][: len(codes)], "target", "history", "offsets", *fields, *names],
         shapes,
         ["prediction"],
     )
+
+
+def rows_example(model: MultimodalModel) -> Traced:
+    """Return the graph of rows with an example."""
+    codes, graph = codes_example(model, NUM_ITEMS), RowsGraph(model)
+    items = torch.rand(NUM_ITEMS, sum(graph.dims))
+    context = dict(zip(given_fields(model), context_example(model, NUM_ROWS), strict=True))
+    return traced_rows(graph, items, codes, context, torch.zeros(max(LENGTHS)), ["steps"], {0: dim_named("steps")})
 
 
 def user_examples(model: MultimodalModel) -> dict[str, Traced]:
@@ -428,8 +432,8 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
     return found
 
 
-def context_tables(model: MultimodalModel) -> Mapping[str, nn.Module]:
-    """Return the embedding layers of context fields that are looked up outside the graphs."""
-    layers = model.embedding_layer.embedding_layer.embedding_layers
-    kinds = {name: model.feature_map.features[name]["type"] for name in model.context_fields}
-    return {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
+def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
+    """Return the graphs of a model of this library: rows, and those of one user where it has them."""
+    model = fuse_batch_norm(copy.deepcopy(model))
+    graphs = {"rows": rows_example(copy.deepcopy(model))}
+    return graphs | user_examples(model) if has_fold(model) else graphs

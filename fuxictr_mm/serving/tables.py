@@ -6,7 +6,8 @@ Shape letters: I items, D item dim, V ids of a context field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,11 +21,19 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.serving.graphs import content_columns, context_tables, item_rows, row_dims
+from fuxictr_mm.serving.graphs import (
+    Traced,
+    content_columns,
+    given_fields,
+    graphs_of,
+    item_rows,
+    row_dims,
+)
 from fuxictr_mm_serving.tables import quantize
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.experiment import Experiment
 
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
@@ -37,72 +46,73 @@ POOLINGS = {
 }
 
 
-def write_tables(model: Any, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
-    """Write the table of items and those of context fields; adds them to the manifest."""
-    np.save(folder / "known.npy", model.items.known.numpy())
-    manifest["items"]["table"] = write_table(
-        partial(item_rows, model),
-        model.items.num_items,
-        folder,
-        "items",
-        precision,
-        [*manifest["items"]["fields"].values()],
-    )
-    manifest["items"]["contents"] = _write_contents(model, dataset, folder)
-    manifest["items"]["ids"] = _write_id_fields(model, folder, precision)
-    if model.per_item_codes:
-        counts = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
-        np.save(folder / "item_codes.npy", model.code_table().numpy())
-        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in counts and f.vocab_size}
-        manifest["items"]["codes"] = {"file": "item_codes.npy", "columns": counts, "vocab_sizes": sizes}
-    layers = context_tables(model)
-    for entry in manifest["context"]:
-        if entry["name"] in layers:
-            layer, file = layers[entry["name"]], f"context_{entry['name']}"
-            entry["table"] = write_table(layer, entry["vocab_size"], folder, file, precision)
+#: Where an embedding is in a row of the item table, and its projection to there.
+Content = tuple[dict[str, int], np.ndarray | None]
 
 
-def _write_contents(model: Any, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write the projections of frozen embeddings; returns what an item that the export does not hold can be given.
+@dataclass(frozen=True)
+class Parts:
+    """What an export holds of a model.
 
-    Left out: fields with an encoder of their own, and the norm that needs statistics of all items.
+    Rows of the item table have ``fields``, where they are embedded; an item that the export does not hold can be given
+    ``contents`` and ``ids``. Graphs are given ``codes`` of items, of as many in each of ``code_columns``; ids of each
+    column of the ``context`` that is not looked up in ``context_tables``; and ``weights``.
     """
-    starts = dict(zip(model.item_fields, starts_of(model.field_dims[name] for name in model.item_fields), strict=True))
-    columns, dims = content_columns(model), row_dims(model)
-    content_starts = dict(zip(columns, starts_of(dims)[len(dims) - len(columns) :], strict=True))
-    encoders = model.embedding_layer.embedding_layer.feature_encoders
-    found: dict[str, dict[str, Any]] = {}
-    for feature in dataset.features:
-        name = feature.name
-        if feature.type != "embedding" or feature.norm not in (None, "l2", "layer"):
+
+    graphs: Mapping[str, Traced]
+    context: list[str]
+    item_rows: Callable[[Tensor], Tensor]
+    contents: Mapping[str, Content]
+    code_columns: Mapping[str, int]
+    codes: Tensor | None
+    fields: Mapping[str, int] = field(default_factory=dict)
+    context_tables: Mapping[str, nn.Module] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    ids: Sequence[tuple[dict[str, Any], nn.Module | None]] = ()
+
+
+def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
+    """Return the parts of a model of this library, whose graphs are given rows of tables."""
+    fields = {name: model.field_dims[name] for name in model.item_fields}
+    code_columns = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
+    codes = model.code_table() if code_columns else None
+    kinds = {name: model.feature_map.features[name]["type"] for name in given_fields(model)}
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    tables = {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
+    rows, contents = partial(item_rows, model), _zoo_contents(model, fields)
+    return Parts(
+        graphs_of(model), [*kinds], rows, contents, code_columns, codes, fields, tables, ids=_zoo_ids(model, fields)
+    )
+
+
+def _zoo_contents(model: Any, fields: Mapping[str, int]) -> dict[str, Content]:
+    """Return what is known of embeddings, but for fields with an encoder of their own."""
+    columns, starts = content_columns(model), starts_of(row_dims(model))
+    found: dict[str, Content] = {}
+    for name, start in zip(columns, starts[len(starts) - len(columns) :], strict=True):
+        found[name] = {"content_start": start, "dim": model.items.dim(name)}, None
+    encoders = dict(model.embedding_layer.embedding_layer.feature_encoders)
+    for name, start in zip(fields, starts_of(fields.values()), strict=True):
+        place, _ = found.pop(name, ({}, None))
+        layer = encoders.get(name)
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            weight = layer.weight.detach().numpy()
+        elif isinstance(layer, nn.Identity):
+            weight = np.eye(fields[name], dtype=np.float32)
+        else:
             continue
-        entry: dict[str, Any] = {"norm": feature.norm, "scale": feature.scale}
-        if name in starts:
-            layer = encoders[name]
-            if isinstance(layer, nn.Linear) and layer.bias is None:
-                weight = layer.weight.detach().numpy()
-            elif isinstance(layer, nn.Identity):
-                weight = np.eye(model.field_dims[name], dtype=np.float32)
-            else:
-                continue
-            entry.update(file=f"project_{name}.npy", start=starts[name], dim=weight.shape[1])
-            np.save(folder / entry["file"], weight)
-        if name in content_starts:
-            entry.update(content_start=content_starts[name], dim=model.items.dim(name))
-        if "dim" in entry:
-            found[name] = entry
+        found[name] = place | {"start": start, "dim": weight.shape[1]}, weight
     return found
 
 
-def _write_id_fields(model: Any, folder: Path, precision: str) -> list[dict[str, Any]]:
-    """Write the tables of ids that a new item can be given; returns how they become fields of the item table.
+def _zoo_ids(model: Any, fields: Mapping[str, int]) -> list[tuple[dict[str, Any], nn.Module | None]]:
+    """Return how ids that a new item can be given become fields of the item table, and their embeddings.
 
     Ids of items are looked up in their own field. Left out: tables on several devices, and encoders that do not pool.
     """
-    layers = model.embedding_layer.embedding_layer
-    starts = dict(zip(model.item_fields, starts_of(model.field_dims[name] for name in model.item_fields), strict=True))
+    layers, starts = model.embedding_layer.embedding_layer, dict(zip(fields, starts_of(fields.values()), strict=True))
     encoders, tables = dict(layers.feature_encoders), dict(layers.embedding_layers)
-    found = []
+    found: list[tuple[dict[str, Any], nn.Module | None]] = []
     for name, start in starts.items():
         spec, layer = model.feature_map.features[name], tables.get(name)
         pooling = POOLINGS.get((spec["type"], type(encoders.get(name))))
@@ -110,14 +120,50 @@ def _write_id_fields(model: Any, folder: Path, precision: str) -> list[dict[str,
             continue
         count = model.items.stored(name)[0].numel()
         entry = {"name": name, "column": name, "type": "categorical", "vocab_size": layer.num_embeddings}
-        entry |= {"start": start, "dim": model.field_dims[name], "max_len": count, "pooling": pooling}
+        entry |= {"start": start, "dim": fields[name], "max_len": count, "pooling": pooling}
         if spec.get("share_embedding") != ITEM_ID:
-            entry["table"] = write_table(layer, layer.num_embeddings, folder, f"ids_{name}", precision)
+            found.append((entry, layer))
         elif ITEM_ID in starts and ITEM_ID not in encoders:
-            entry |= {"as_ids": True, "items_start": starts[ITEM_ID]}
-        else:
-            continue
-        found.append(entry)
+            found.append((entry | {"as_ids": True, "items_start": starts[ITEM_ID]}, None))
+    return found
+
+
+def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+    """Write the tables of items, of context fields and of graphs; adds them to the manifest."""
+    items, entry = dataset.items, manifest["items"]
+    np.save(folder / "known.npy", items.known.numpy())
+    dims = [*parts.fields.values()]
+    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision, dims)
+    entry["contents"], entry["ids"] = _write_contents(parts, dataset, folder), [one for one, _ in parts.ids]
+    for one, embedding in parts.ids:
+        if embedding is not None:
+            one["table"] = write_table(embedding, one["vocab_size"], folder, f"ids_{one['name']}", precision)
+    if parts.codes is not None:
+        np.save(folder / "item_codes.npy", parts.codes.numpy())
+        sizes = {f.name: f.vocab_size for f in dataset.features if f.name in parts.code_columns and f.vocab_size}
+        entry["codes"] = {"file": "item_codes.npy", "columns": parts.code_columns, "vocab_sizes": sizes}
+    for given in manifest["context"]:
+        if given["name"] in parts.context_tables:
+            layer, file = parts.context_tables[given["name"]], f"context_{given['name']}"
+            given["table"] = write_table(layer, given["vocab_size"], folder, file, precision)
+    manifest["tables"] = {name: {"file": f"table_{number}.npy"} for number, name in enumerate(parts.weights)}
+    for name, table in manifest["tables"].items():
+        np.save(folder / table["file"], parts.weights[name].numpy())
+
+
+def _write_contents(parts: Parts, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of frozen embeddings; returns what an item that the export does not hold can be given.
+
+    Left out is the norm that needs statistics of all items.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for f in dataset.features:
+        if f.type == "embedding" and f.norm in (None, "l2", "layer") and f.name in parts.contents:
+            place, projection = parts.contents[f.name]
+            found[f.name] = {"norm": f.norm, "scale": f.scale, **place}
+            if projection is not None:
+                found[f.name]["file"] = f"project_{f.name}.npy"
+                np.save(folder / f"project_{f.name}.npy", projection)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fuxictr_mm_serving.manifest import read_manifest
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
+from tests import ids as world
 from tests.errors import raises_naming
 from tests.test_compat import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
 from tests.two_labels import write_world
@@ -74,12 +76,16 @@ def weights_of_file(tmp_path_factory):
     return make
 
 
-def _with_weights(experiment, folder):
+def _with_weights(experiment, folder, *, padding=True):
+    """Save weights of which all are disturbed, with or without those of the padding, which training leaves at zero."""
     torch.manual_seed(0)
     model = experiment.build_model(experiment.load_dataset({"valid": True}))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and not padding:
+            module.weight.data[module.padding_idx] = 0
     model.save_weights(folder / "weights.model")
     return experiment, folder / "weights.model"
 
@@ -141,6 +147,48 @@ def test_files_score_as_they_do(weights_of_file, tmp_path, name):
     experiment, weights = weights_of_file(model, **settings)
     export(experiment, tmp_path / "out", weights=weights)
     assert_scores_as(Export(tmp_path / "out"), experiment, weights)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_sequences_without_entries(tmp_path, padding):
+    """FuxiCTR pools the context's sequence, the tags and the history; each of them may be empty."""
+    found = world.tables(300)
+    tags = [[] if number % 3 else row for number, row in enumerate(found["items"]["item_tags"].to_pylist(), 1)]
+    found["items"] = world.put(found["items"], "item_tags", pa.array(tags, pa.list_(pa.int64())))
+    for split in ("train", "valid", "test"):
+        recent = [[*range(1, 1 + row % 4)] for row in range(len(found[split]))]
+        found[split] = found[split].append_column("recent", pa.array(recent, pa.list_(pa.int64())))
+
+    def change(dataset, experiment):
+        spec = {"name": "recent", "dtype": "int", "type": "sequence", "max_len": 3, "vocab_size": 5}
+        dataset["feature_cols"].append(spec)
+        experiment |= {"model": "Plain", "use_features": ["likes_level", "item_id", "item_tags", "recent", "item_seq"]}
+        experiment["feature_specs"] = [{"name": "item_seq", "type": "sequence", "share_embedding": "item_id"}]
+        for key in ("num_heads", "dnn_hidden_units"):
+            del experiment[key]
+
+    (tmp_path / "Plain.py").write_text(MODEL)
+    sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
+    experiment = Experiment.load("X", world.write(tmp_path, found, change), model_zoo=tmp_path)
+    experiment, weights = _with_weights(experiment, tmp_path, padding=padding)
+    export(experiment, tmp_path / "out", weights=weights)
+    rows = pl.DataFrame(
+        {
+            "item_id": [1, 1, 3, 3],
+            "item_seq": [[], [5, 6], [], [3]],
+            "likes_level": [3, 1, 2, 4],
+            "recent": [[], [], [1, 2], [4, 1, 2]],
+            "user_id": ["1"] * 4,
+        }
+    )
+    expected = experiment.predict(rows, weights=weights)
+    assert np.isfinite(expected).all()
+    assert np.ptp(expected) > 1e-3
+    exported = Export(tmp_path / "out")
+    np.testing.assert_allclose(exported.score_rows(rows.to_dict(as_series=False)), expected, atol=1e-5, rtol=0)
+    for row, score in zip(rows.to_dicts(), expected, strict=True):
+        state = exported.user_state({name: row[name] for name in ("likes_level", "recent")}, row["item_seq"])
+        assert exported.score_candidates(state, [row["item_id"]])[0] == pytest.approx([score], abs=1e-5)
 
 
 def test_tables_are_beside_the_graph(sequence):
@@ -239,7 +287,7 @@ def test_operations_that_stop_an_export_are_named(weights_of_file, tmp_path, lin
 @pytest.mark.slow
 def test_a_model_whose_scores_are_no_numbers_is_not_exported(weights_of_file, tmp_path):
     experiment, weights = weights_of_file(MODEL.replace(".sigmoid()}", ".sigmoid() * float('nan')}"))
-    with raises_naming(UserError, "Plain_tiny", "nan"):
+    with raises_naming(UserError, "Plain_tiny", "3,000 scores of the model", "nan"):
         export(experiment, tmp_path / "out", weights=weights)
 
 
