@@ -7,9 +7,12 @@ import dataclasses
 import json
 import math
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from socket import AF_INET, AF_INET6
 
 from fuxictr_mm_serving.errors import ServingError
 
@@ -60,12 +63,12 @@ def serve(args: argparse.Namespace) -> None:
     Raises
     ------
     ServingError
-        The export, or a file of users, titles or the token, cannot be read.
+        The export, or a file of users, titles or the token, cannot be read; the port is taken.
     """
     import uvicorn
 
     from fuxictr_mm_serving.manifest import read_manifest
-    from fuxictr_mm_serving.settings import VARIABLE, Settings, read_token
+    from fuxictr_mm_serving.settings import FAILED, VARIABLE, Settings, read_token
 
     for name, (least, most) in RANGES.items():
         if not least <= getattr(args, name) <= most:  # also NaN
@@ -74,6 +77,12 @@ def serve(args: argparse.Namespace) -> None:
     names = {field.name for field in dataclasses.fields(Settings)}
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
+    read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
+    try:  # uvicorn would log an error without the port
+        with socket.create_server((args.host, args.port), family=AF_INET6 if ":" in args.host else AF_INET):
+            pass
+    except OSError as error:
+        raise ServingError(f"--host {args.host} --port {args.port}: cannot be listened on ({error.strerror})") from None
     if args.workers == 1:
         import logging
 
@@ -82,11 +91,8 @@ def serve(args: argparse.Namespace) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         uvicorn.run(make_app(settings), host=args.host, port=args.port, access_log=False, log_level="warning")
         return
-    from pathlib import Path
-
     from fuxictr_mm_serving.protocol import NoDelayProtocol
 
-    read_manifest(Path(args.export))  # an error here is one line; in a worker it would be many
     with tempfile.TemporaryDirectory() as folder:
         # The workers inherit these. A caller of this function does not keep them: the folder is gone then.
         own = {"PROMETHEUS_MULTIPROC_DIR": folder, VARIABLE: json.dumps(dataclasses.asdict(settings))}
@@ -105,6 +111,8 @@ def serve(args: argparse.Namespace) -> None:
         finally:
             for name in own:
                 os.environ.pop(name, None)
+        if (failed := Path(folder, FAILED)).exists():
+            raise ServingError(failed.read_text(encoding="utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import ServingError, refused
-from fuxictr_mm_serving.features import Column, ContextField, Items
+from fuxictr_mm_serving.features import Column, ContextField, Items, check_types
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
-from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, check_shape
+from fuxictr_mm_serving.tables import Ids, Table, check_shape
 
 #: History items that explain a score.
 REASONS = 3
@@ -82,7 +82,7 @@ class Export:
         if "codes" in entry:
             self._codes = files.array(entry["codes"]["file"], mapped=True)
             check_shape(files, entry["codes"]["file"], self._codes, 2, len(known))
-        self._new = NewItems.of(files, entry, self.items.table.values.shape[1])
+        self._new = NewItems.of(files, entry, self.items, ids)
         # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
         self._tables = {name: Table(files, t).values for name, t in self.manifest.get("tables", {}).items()}
         names = self.manifest["graphs"]
@@ -142,19 +142,30 @@ class Export:
         def what(name: str) -> str:
             return f"{where}: {name}" if where else name
 
+        for name, ids, is_list in self._types():
+            if name in columns:
+                check_types(columns[name], ids, what(name), is_list=is_list, first=first)
         column = columns[self.target]
-        if isinstance(column, Sequence) and None in column:
-            raise ServingError(f"{what(self.target)}: row {first + column.index(None)} is null, expected an item")
         target = self.items.numbers(column, what(self.target))
-        if (unknown := np.flatnonzero(target == UNKNOWN)).size:
+        if (unknown := np.flatnonzero(target <= 0)).size:
             value = column[int(unknown[0])]
             raise ServingError(
                 f"{what(self.target)}: row {first + int(unknown[0])} holds the item {value}, "
-                "which is not in the item files"
+                f"which is {'padding' if target[unknown[0]] == 0 else 'not in the item files'}"
             )
         history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)
+
+    def _types(self) -> Iterator[tuple[str, Ids | None, bool]]:
+        """Yield the columns of a file, with their vocabularies and whether they hold lists."""
+        yield from ((self.target, self.items.ids, False), (self.history, self.items.ids, True))
+        yield from ((f.column, f.ids, f.is_list) for f in self.context if not f.is_computed)
+
+    @property
+    def texts(self) -> set[str]:
+        """The columns that hold texts, which folders of a partition do not tell."""
+        return {name for name, ids, _ in self._types() if ids is not None and not ids.is_integer}
 
     def _context(self, columns: Mapping[str, Column], lengths: np.ndarray, what: Any) -> dict[str, np.ndarray]:
         found = {}
@@ -253,6 +264,8 @@ class Export:
     def explain(self, state: State, history: Sequence[Any], candidates: Sequence[Any]) -> list[list[tuple[Any, float]]]:
         """Return, for each candidate, the history items that it attends to most, with their shares of the attention.
 
+        There are none for a candidate that the export does not hold.
+
         Parameters
         ----------
         state : State
@@ -275,9 +288,12 @@ class Export:
             raise ServingError("explain: a share is not finite")
         # An item that is in the history more than once has the sum of its shares.
         distinct, places = np.unique(kept, return_inverse=True)
-        reasons = []
-        for row in shares:
+        reasons: list[list[tuple[Any, float]]] = []
+        for number, row in zip(found, shares, strict=True):
             check_deadline()
+            if number <= 0:  # its attention would be that of padding
+                reasons.append([])
+                continue
             total = np.bincount(places, row, len(distinct))
             top = np.argsort(-total, kind="stable")[:REASONS]
             ids = self.items.ids_of(distinct[top])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +61,11 @@ class ContextField:
     def is_computed(self) -> bool:
         """Whether the field is the length of the history."""
         return bool(self.spec.get("computed"))
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a row has a list."""
+        return self.type in ("sequence", "embedding")
 
     def encode(self, column: Column, what: str) -> np.ndarray:
         """Return what the graph reads: ``(B,)`` numbers, or embeddings ``(B, D)`` or ``(B, L, D)``.
@@ -165,6 +171,28 @@ class Items:
         return numbers[kept], ends.astype(np.int64)
 
 
+def check_types(column: Column, ids: Ids | None, what: str, *, is_list: bool, first: int = 0) -> None:
+    """Refuse values of types that training refuses; requests may hold texts of integers, and nulls.
+
+    Raises
+    ------
+    ServingError
+        It counts rows from ``first`` on.
+    """
+    flat, offsets = _lists(column, what) if is_list else (_flat(column, what), None)
+    if isinstance(flat, np.ndarray):  # of numbers
+        return
+    kind: type[Any] = Real if ids is None or ids.is_integer else type(next(iter(ids.values), ""))
+    kinds = {*map(type, flat)}
+    wrong = {k for k in kinds if not issubclass(k, kind) or k is bool} - ({type(None)} if ids is not None else set())
+    if wrong:
+        place = next(i for i, value in enumerate(flat) if type(value) in wrong)
+        row = place if offsets is None else int(np.searchsorted(offsets, place, "right")) - 1
+        expected = "a number" if kind is Real else "bytes" if kind is bytes else "a text"
+        found = "null" if flat[place] is None else repr(flat[place])
+        raise ServingError(f"{what}: row {first + row} holds {found}, expected {expected}, as in training")
+
+
 def _flat(column: Column, what: str) -> Flat:
     if isinstance(column, Lists):
         raise ServingError(f"{what}: holds lists, expected one value in each row")
@@ -184,13 +212,15 @@ def _floats(column: Column, what: str) -> np.ndarray:
 
 
 def _lists(column: Column, what: str) -> tuple[Flat, np.ndarray]:
-    """Return the entries of a column of lists, and the offsets of its rows."""
+    """Return the entries of a column of lists, and the offsets of its rows; what is missing is an empty list."""
     if isinstance(column, Lists):
         return column.entries, column.offsets
     flat: list[Any] = []
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
     entries: Any
     for row, entries in enumerate(column):
+        if entries is None or (isinstance(entries, float | str) and (entries == "" or entries != entries)):
+            entries = []
         if not isinstance(entries, list | tuple | np.ndarray):
             raise ServingError(f"{what}: {entries!r} is no list")
         flat.extend(entries.tolist() if isinstance(entries, np.ndarray) else entries)

@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,6 +46,7 @@ class _Entry(BaseModel):
 class _Table(_Entry):
     file: File
     scales: File | None = None
+    dims: Annotated[list[int], Field(min_length=1)] | None = None
 
 
 class _Content(_Entry):
@@ -61,16 +62,6 @@ class _Codes(_Entry):
     file: File
     columns: dict[str, int]
     vocab_sizes: dict[str, int] = {}
-
-
-class _Items(_Entry):
-    target: str
-    history: str
-    max_len: Annotated[int, Field(ge=1)] | None
-    known: File
-    table: _Table
-    contents: dict[str, _Content] = {}
-    codes: _Codes | None = None
 
 
 class _Field(_Entry):
@@ -95,8 +86,26 @@ class _Sequence(_Categorical):
     max_len: Length
 
 
+class _ItemIds(_Sequence):
+    start: Annotated[int, Field(ge=0)]
+    dim: Annotated[int, Field(ge=1)]
+    pooling: Literal["sum", "mean"]
+    items_start: Annotated[int, Field(ge=0)] | None = None
+
+
 class _Embedding(_Field):
     pretrain_dim: Length
+
+
+class _Items(_Entry):
+    target: str
+    history: str
+    max_len: Annotated[int, Field(ge=1)] | None
+    known: File
+    table: _Table
+    contents: dict[str, _Content] = {}
+    codes: _Codes | None = None
+    ids: list[_ItemIds] = []
 
 
 #: What a field of the context must have, by its type.
@@ -172,6 +181,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
 def _files(found: _Manifest) -> list[str]:
     """Return every file that is opened."""
     fields: list[Any] = [*found.context]  # which validation has made objects
+    fields += found.items.ids
     tables = [found.items.table, *(field.table for field in fields if field.table), *found.tables.values()]
     contents = [content.file for content in found.items.contents.values()]
     codes = found.items.codes.file if found.items.codes else None

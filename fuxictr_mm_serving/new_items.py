@@ -5,15 +5,16 @@ Shape letters: M items, D dim of a row of the item table, A dim of an embedding,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.features import ContextField, Items
 from fuxictr_mm_serving.manifest import Files
-from fuxictr_mm_serving.tables import check_shape
+from fuxictr_mm_serving.tables import Ids, check_shape
 
 #: Length below which an embedding is zero.
 SMALLEST = 1e-12
@@ -43,7 +44,7 @@ class NewItem:
     """Content of an item: column of the item files to its numbers."""
 
     embeddings: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    codes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    codes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,59 @@ class Content:
 
 
 @dataclass(frozen=True)
+class IdField:
+    """A field of ids: its place in a row of the item table, and how many ids it pools there.
+
+    Parameters
+    ----------
+    start, dim, max_len, pooling : int, int, int, {"sum", "mean"}
+        Of the manifest.
+    embed : callable
+        Returns embeddings ``(N, dim)`` of N ids; also takes what they are, for errors.
+    """
+
+    start: int
+    dim: int
+    max_len: int
+    pooling: str
+    embed: Callable[[Sequence[Any], str], np.ndarray]
+
+    @classmethod
+    def of(cls, files: Files, entry: Mapping[str, Any], items: Items, ids: Ids | None) -> IdField:
+        """Return the field of an entry of the manifest.
+
+        Raises
+        ------
+        ServingError
+            It does not fit the item table.
+        """
+        start, dim, first = entry["start"], entry["dim"], entry.get("items_start")
+        field = ContextField.of(files, entry, ids)
+
+        def of_items(given: Sequence[Any], what: str) -> np.ndarray:
+            return items.table.rows(np.maximum(items.numbers(given, what), 0))[:, first : first + dim]
+
+        if max(start, first or 0) + dim > items.table.values.shape[1]:
+            raise ServingError(f"{files.folder}: '{entry['name']}' is not in a row of the items; export again")
+        return cls(start, dim, entry["max_len"], entry["pooling"], field.encode if first is None else of_items)
+
+    def write(self, row: np.ndarray, name: str, ids: Sequence[Any]) -> None:
+        """Write the pooled embeddings of ids into a row of the item table ``(D,)``.
+
+        Raises
+        ------
+        ServingError
+            There are too many or none, or one is none of the field.
+        """
+        if not 0 < len(ids) <= self.max_len:
+            raise ServingError(f"new_items: '{name}' has {len(ids)} ids, expected 1 to {self.max_len}")
+        padded = [*[None] * (self.max_len - len(ids)), *ids]  # as in the item files: null is number 0
+        found = self.embed(padded, f"new_items: '{name}'")
+        count = (found.sum(axis=1) != 0).sum() if self.pooling == "mean" else 1
+        row[self.start : self.start + self.dim] = found.sum(axis=0) / max(count, 1)
+
+
+@dataclass(frozen=True)
 class NewItems:
     """What can be given of a new item.
 
@@ -131,18 +185,23 @@ class NewItems:
         Codes of each column, in the order of the model.
     vocab_sizes : mapping of str to int
         Codes of a column are below; without an entry, of an earlier export, any code is taken.
+    ids : mapping of str to IdField
+        Fields of ids, by the column of the item files.
     """
 
     contents: Mapping[str, Content]
     code_counts: Mapping[str, int]
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
+    ids: Mapping[str, IdField] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Files, entry: Mapping[str, Any], row_dim: int) -> NewItems:
-        """Return those of the manifest's entry of the items, whose table has ``row_dim`` columns."""
+    def of(cls, files: Files, entry: Mapping[str, Any], items: Items, ids: Mapping[str, Ids]) -> NewItems:
+        """Return those of the manifest's entry of the items, by the vocabularies of columns of texts."""
+        row_dim = items.table.values.shape[1]
         contents = {name: Content.of(files, content, row_dim) for name, content in entry.get("contents", {}).items()}
         codes = entry.get("codes") or {}
-        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}))
+        fields = {e["name"]: IdField.of(files, e, items, ids.get(e["name"])) for e in entry.get("ids", [])}
+        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}), fields)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen.
@@ -160,10 +219,16 @@ class NewItems:
                 _check(name, "embedding", self.contents)
                 self.contents[name].write(values[number], name, numbers)
             for name, given in item.codes.items():
-                _check(name, "codes", self.code_counts)
+                _check(name, "codes", {**self.code_counts, **self.ids})
+                if name in self.ids:
+                    self.ids[name].write(values[number], name, given)
+                if name not in self.code_counts:
+                    continue
                 assert codes is not None
                 limit = self.vocab_sizes.get(name, 2**31)
-                if len(given) != self.code_counts[name] or not all(0 <= code < limit for code in given):
+                if len(given) != self.code_counts[name] or not all(
+                    isinstance(c, int) and 0 <= c < limit for c in given
+                ):
                     expected = f"{self.code_counts[name]} codes from 0 to {limit - 1}"
                     raise ServingError(f"new_items: '{name}' is not {expected}")
                 codes[number, starts[name] : starts[name] + len(given)] = given

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -59,15 +59,15 @@ def _files_of(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _partitions(file: Path) -> dict[str, int | str | None]:
-    """Return the columns that the folders of a file name: integers if all values beside it are, otherwise texts."""
+def _partitions(file: Path, texts: Collection[str]) -> dict[str, int | str | None]:
+    """Return the columns that the folders of a file name: integers if all values beside it are, or else ``texts``."""
     found: dict[str, int | str | None] = {}
     for folder in file.parents:
         name, is_partition, text = folder.name.partition("=")
         if not is_partition:
             break
         values = {p.name.partition("=")[2] for p in folder.parent.glob(f"{escape(name)}=*")} - {NO_VALUE}
-        is_integer = all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
+        is_integer = unquote(name) not in texts and all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
         found[unquote(name)] = None if text == NO_VALUE else int(text) if is_integer else unquote(text)
     return found
 
@@ -105,8 +105,10 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
     return parts
 
 
-def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Column]]:
-    """Yield the columns of a part, some rows at a time.
+def read_part(
+    part: Part, columns: list[str], batch_rows: int = BATCH_ROWS, texts: Collection[str] = ()
+) -> Iterator[dict[str, Column]]:
+    """Yield the columns of a part, some rows at a time; those of Hive partitions in ``texts`` are texts.
 
     Raises
     ------
@@ -116,7 +118,7 @@ def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> I
     try:
         with pq.ParquetFile(part.file) as reader:
             present = [name for name in columns if name in reader.schema_arrow.names]
-            named = {name: value for name, value in _partitions(part.file).items() if name not in present}
+            named = {name: value for name, value in _partitions(part.file, texts).items() if name not in present}
             missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
@@ -129,7 +131,10 @@ def read_part(part: Part, columns: list[str], batch_rows: int = BATCH_ROWS) -> I
 
 
 def to_column(array: pa.Array) -> Column:
-    """Return numbers without nulls as an array, lists with the offsets of their rows, and all else as a list."""
+    """Return numbers without nulls as an array, lists with the offsets of their rows, and all else as a list.
+
+    Truth values without nulls are numbers as well, but not in lists; decimals are integers, or floats by their places.
+    """
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
         array = array.cast(pa.list_(kind.value_type))
@@ -138,10 +143,15 @@ def to_column(array: pa.Array) -> Column:
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         # Without the entries that a null may have.
         return Lists(_values(array.flatten()), np.concatenate(([0], np.cumsum(lengths))).astype(np.int64))
+    if pa.types.is_boolean(kind) and not array.null_count:
+        return array.to_numpy(zero_copy_only=False)
     return _values(array)
 
 
 def _values(array: pa.Array) -> Flat:
+    if pa.types.is_decimal(array.type):
+        number = int if array.type.scale <= 0 else float
+        return [None if value is None else number(value) for value in array.to_pylist()]
     is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
     return array.to_pylist() if array.null_count or not is_number else array.to_numpy(zero_copy_only=False)
 
@@ -156,6 +166,11 @@ def _read(path: str | os.PathLike[str], columns: list[str], what: str) -> pa.Tab
         raise ServingError(f"{path}: cannot be read as {what} ({error})") from None
 
 
+def _integer(value: Any) -> Any:
+    """Return the integer of a text, as which the page sends those that JavaScript would round; all else as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value) else value
+
+
 class Users:
     """Context and history of known users, in memory.
 
@@ -164,15 +179,23 @@ class Users:
     path : path
         A Parquet file with a row per user; of several, the last counts.
     column : str
-        Its column of ids.
+        Its column of ids, integers or texts.
     export : Export
         Names the other columns.
+
+    Raises
+    ------
+    ServingError
+        The file cannot be read, or an id is missing or of another type.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
         self._wanted = [name for name in export.columns if name != export.target]
         self._table = _read(path, [column, *self._wanted], "users")
         self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
+        if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
+            value = self._table[column][wrong[0]].as_py()
+            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {value!r}, expected an integer or a text")
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
@@ -182,7 +205,7 @@ class Users:
         ServingError
             There is no such user.
         """
-        row = self._row.get(user)
+        row = self._row.get(user, self._row.get(_integer(user)))
         if row is None:
             raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
         return {name: self._table[name][row].as_py() for name in self._wanted}
@@ -208,7 +231,7 @@ class Titles:
 
     def of(self, items: Sequence[Any]) -> list[str]:
         """Return the title of each item, empty where there is none."""
-        return [self._titles.get(item, "") for item in items]
+        return [self._titles.get(item, self._titles.get(_integer(item), "")) for item in items]
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids that have a title."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 
 from fuxictr_mm_serving import __version__
+from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.settings import Settings
 
 #: Bytes of a body that is too large that are read, and forgotten: many clients send all of it before they read why not.
@@ -62,8 +65,8 @@ class NewItemRequest(_Body):
     embeddings: dict[str, Annotated[list[float], FailFast()]] = Field(
         {}, description="column of the item files to its embedding"
     )
-    codes: dict[str, Annotated[list[int], FailFast()]] = Field(
-        {}, description="column of the item files to its codes, for models that read them"
+    codes: dict[str, Annotated[list[Id], FailFast()]] = Field(
+        {}, description="column of the item files to its ids, as many as in training or fewer"
     )
 
 
@@ -130,14 +133,28 @@ class HttpError(Exception):
         self.status, self.headers = status, headers
 
 
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Begin errors within by which of several requests they are of."""
+    try:
+        yield
+    except (HttpError, ServingError) as error:
+        if place:
+            error.args = (f"{place}: {error}",)
+        raise
+
+
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Return the body.
 
     Raises
     ------
     HttpError
-        413 for a body that is too large, 408 for one that does not arrive, 400 where the client has gone.
+        415 for a body that is compressed, 413 for one that is too large, 408 for one that does not arrive, 400 where
+        the client has gone.
     """
+    if (encoding := request.headers.get("content-encoding", "").lower()) not in ("", "identity"):
+        raise HttpError(415, f"the body has the encoding {encoding}, which is not supported; send it as it is")
     too_large = HttpError(413, f"the body has more than {settings.max_body} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > max(settings.max_body, DISCARDED):
@@ -181,9 +198,9 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
         if is_msgpack(content_type):
             import msgpack
 
-            content = msgpack.unpackb(body)
+            content = msgpack.unpackb(body, object_pairs_hook=_no_duplicates)
         else:
-            content = json.loads(body, parse_constant=_no_constant)
+            content = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except Exception as error:  # msgpack raises many types
         kind = "MessagePack" if is_msgpack(content_type) else "JSON"
         raise HttpError(
@@ -197,14 +214,24 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place, message = first["loc"], first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
-        if place[-1:] == ("int",) and "new_items" not in place:  # of the two types of an id, the first
+        if place[-1:] == ("int",) and first["type"].startswith("int_"):  # of the two types of an id, the first
             place, message = place[:-1], "Input should be an integer or a text"
+        message = message.replace("a valid dictionary", "an object").replace("a valid list", "a list")
         where = ".".join(map(str, place))[:200] or "body"
         raise HttpError(422, f"{where}: {message}") from None
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[Any] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{str(name)[:50]!r} is given more than once")
+    return found
 
 
 def check_text(content: Any) -> None:
@@ -244,9 +271,10 @@ def check_lengths(content: Any, settings: Settings) -> None:
         if isinstance(value, list) and len(value) > limit:
             raise HttpError(422, f"{name}: are {len(value)}, expected {limit} or fewer")
     if isinstance(requests := content.get("requests"), list):
-        for one in requests:
+        for number, one in enumerate(requests):
             if isinstance(one, dict):
-                check_lengths({name: value for name, value in one.items() if name != "requests"}, settings)
+                with named(f"requests.{number}"):
+                    check_lengths({name: value for name, value in one.items() if name != "requests"}, settings)
 
 
 def check_limits(request: ScoreRequest, settings: Settings) -> None:
@@ -262,6 +290,9 @@ def check_limits(request: ScoreRequest, settings: Settings) -> None:
         raise HttpError(422, "candidates: are missing, expected one or more item ids")
     if count > settings.max_candidates:
         raise HttpError(422, f"candidates: are {count}, expected {settings.max_candidates} or fewer")
+    for number, item in enumerate(request.new_items):
+        if not item.embeddings and not item.codes:
+            raise HttpError(422, f"new_items.{number}: is empty, expected content of the item")
     if request.user is None and request.history is None:
         raise HttpError(422, "history: is missing; give a history (it may be empty), or a user")
 

@@ -8,6 +8,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
 from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, split
 from fuxictr_mm_serving.processes import end_with_parent
+
+logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Rows of a part.
 PART_ROWS = 131072
@@ -77,6 +81,8 @@ def score_file(
     labels = read_manifest(folder)["labels"]
     scratch = out.parent / f".{out.name}.parts"
     parts = split(rows, part_rows)
+    if not (total := sum(part.rows for part in parts)):
+        raise ServingError(f"{rows}: has no rows, expected one or more")
     read = {part.file.resolve() for part in parts}
     if out.resolve() in read or Path(rows).resolve() in out.resolve().parents:
         raise ServingError(f"{out}: is or lies in the rows that are read, {rows}; write another file")
@@ -84,27 +90,45 @@ def score_file(
     _check_replaceable(out)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        _keep_parts_of(scratch, _identity(folder, parts, part_rows))
-        files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
-        todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
-        count = earlier = sum(_length(file) for file in files if file.exists())
-        total = sum(part.rows for part in parts)
-        run = _score_on_ray if engine == "ray" and todo else _score_parts
-        for length in run(folder, todo, processes, threads):
-            count += length
-            progress(count, total, earlier)
-        temporary = scratch / "scores.parquet"
-        with pq.ParquetWriter(temporary, pa.schema([(name, pa.float32()) for name in names])) as writer:
-            for file in files:
-                scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
-                writer.write_table(pa.table(list(np.ascontiguousarray(scores.T)), names))
-        temporary.replace(out)
-        for path in scratch.iterdir():
-            path.unlink()
-        scratch.rmdir()
+        with _locked(scratch / "lock", out):
+            _keep_parts_of(scratch, _identity(folder, parts, part_rows))
+            files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
+            todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
+            count = earlier = sum(_length(file) for file in files if file.exists())
+            run = _score_on_ray if engine == "ray" and todo else _score_parts
+            for length in run(folder, todo, processes, threads):
+                count += length
+                progress(count, total, earlier)
+            temporary = scratch / "scores.parquet"
+            with pq.ParquetWriter(temporary, pa.schema([(name, pa.float32()) for name in names])) as writer:
+                for file in files:
+                    scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
+                    writer.write_table(pa.table(list(np.ascontiguousarray(scores.T)), names))
+            temporary.replace(out)
+            for path in scratch.iterdir():
+                path.unlink()
+            scratch.rmdir()
     except OSError as error:
         raise ServingError(f"{out}: could not be written ({error.strerror or error})") from error
     return count
+
+
+@contextmanager
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    """Keep other runs from the same parts; the system unlocks the file when a process ends, however it does."""
+    if find_spec("fcntl") is None:  # of Windows: nothing is locked
+        yield
+        return
+    import fcntl
+
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServingError(f"{out}: another run writes it; wait for that, or name another file") from None
+        except OSError:
+            logger.warning(f"{path}: cannot be locked; no other run may write {out}")
+        yield
 
 
 def _check_replaceable(out: Path) -> None:
@@ -194,7 +218,7 @@ def _score_in_process(task: tuple[Part, Path]) -> int:
 def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
     first = part.first
-    for columns in read_part(part, export.columns):
+    for columns in read_part(part, export.columns, texts=export.texts):
         scores.append(export.score_rows(columns, str(part.file), first))
         first += len(scores[-1])
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)
@@ -227,5 +251,6 @@ def _keep_parts_of(scratch: Path, identity: str) -> None:
     if name.exists() and name.read_text() == identity:
         return
     for path in scratch.iterdir():
-        path.unlink()
+        if path.name != "lock":
+            path.unlink()
     name.write_text(identity)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -41,19 +42,20 @@ from fuxictr_mm_serving.requests import (
     check_limits,
     decode,
     is_msgpack,
+    named,
     openapi,
     read_body,
 )
-from fuxictr_mm_serving.service import Service
-from fuxictr_mm_serving.settings import VARIABLE, Settings
+from fuxictr_mm_serving.service import Service, exact
+from fuxictr_mm_serving.settings import FAILED, STARTED, VARIABLE, Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Paths that need no token.
-OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/health", "/ready", "/", "/docs", "/openapi.json")
 
-#: The largest integer that JavaScript holds exactly.
-SAFE = 2**53 - 1
+#: Seconds until a worker that could not start, while others serve, is started again.
+RESTART_SECONDS = 5
 
 #: Characters of an error: it may quote a value of the request.
 ERROR_LENGTH = 500
@@ -123,7 +125,7 @@ class Gate:
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._timeout)
         except (asyncio.TimeoutError, DeadlineError):
-            raise HttpError(504, f"no scores after {self._timeout:g} seconds; send fewer candidates") from None
+            raise HttpError(504, f"no scores within {self._timeout:g} seconds; try again, or send less") from None
 
     def _end(self, future: asyncio.Future[Any]) -> None:
         self._pending -= 1
@@ -209,16 +211,18 @@ class Server:
     ) -> list[dict[str, Any]]:
         body = await read_body(request, self.settings)
         requests = requests_of(decode(body, request.headers.get("content-type", ""), model, self.settings))
-        for one in requests:
-            check_limits(one, self.settings)
+        places = [f"requests.{number}" if model is BatchRequest else "" for number in range(len(requests))]
+        for place, one in zip(places, requests, strict=True):
+            with named(place):
+                check_limits(one, self.settings)
         request.state.sizes = {"users": len(requests), "candidates": sum(len(r.candidates) for r in requests)}
-        return await self.gate.run(lambda: self._score_all(requests))
+        return await self.gate.run(lambda: self._score_all(requests, places))
 
-    def _score_all(self, requests: list[ScoreRequest]) -> list[dict[str, Any]]:
-        loaded = self.service.loaded  # all of an answer by one export
-        found = [
-            asdict(
-                self.service.score(
+    def _score_all(self, requests: list[ScoreRequest], places: list[str]) -> list[dict[str, Any]]:
+        loaded, found = self.service.loaded, []  # all of an answer by one export
+        for place, r in zip(places, requests, strict=True):
+            with named(place):
+                scores = self.service.score(
                     user=r.user,
                     context=r.context,
                     history=r.history,
@@ -227,9 +231,7 @@ class Server:
                     explain=r.explain,
                     loaded=loaded,
                 )
-            )
-            for r in requests
-        ]
+            found.append(asdict(scores))
         self.metrics.candidates.inc(sum(len(r.candidates) + len(r.new_items) for r in requests))
         hits, misses = loaded.cache.new_counts()
         self.metrics.cache.labels("yes").inc(hits)
@@ -270,9 +272,8 @@ class Server:
         items = service.titles.some(100) if service.titles else export.items.some(100)
         context = [f.column for f in export.context if not f.is_computed]
         content = {
-            "users": users,
-            # As texts where they are: digits that are typed may be a text, or an integer that JavaScript would round.
-            "items": [item if isinstance(item, int) and abs(item) <= SAFE else str(item) for item in items],
+            "users": exact(users),
+            "items": exact(items),
             "text_ids": export.items.ids is not None and not export.items.ids.is_integer,
             "context": context,
             "experiment": export.manifest["experiment"],
@@ -310,7 +311,10 @@ def make_app(settings: Settings) -> Starlette:
         return answer(error.status, str(error), **error.headers)
 
     async def on_path_error(_: Request, error: Any) -> Response:
-        return answer(error.status_code, error.detail, **(error.headers or {}))
+        headers = error.headers or {}
+        sentences = {404: "there is no such path; /docs has those that there are"}
+        sentences[405] = f"the path takes {headers.get('Allow', 'other methods')} only"
+        return answer(error.status_code, sentences.get(error.status_code, error.detail), **headers)
 
     async def on_serving_error(_: Request, error: Any) -> Response:
         return answer(503 if isinstance(error, DamagedError) else 422, str(error))
@@ -386,4 +390,17 @@ def app_of_worker() -> Starlette:
     """Return the application by the settings in the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # otherwise it keeps the port
-    return make_app(Settings(**json.loads(os.environ[VARIABLE])))
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    try:
+        app = make_app(Settings(**json.loads(os.environ[VARIABLE])))
+    except Exception as error:  # uvicorn would start it again at once, without end
+        message = str(error) if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
+        if (folder / STARTED).exists():  # others serve, and the next may find a better export
+            logger.error(json.dumps({"start": "failed", "reason": message}))
+            time.sleep(RESTART_SECONDS)
+        else:
+            (folder / FAILED).write_text(" ".join(message.split()), encoding="utf-8")
+            os.kill(os.getppid(), signal.SIGTERM)
+        sys.exit(1)
+    (folder / STARTED).touch()
+    return app

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fuxictr_mm_serving.parquet import Users
 
 logger = logging.getLogger("fuxictr_mm_serving")
+
+#: The largest integer that JavaScript holds exactly.
+SAFE = 2**53 - 1
 
 #: Files up to this size are compared with their checksums before the first answer, larger ones after it.
 CHECKED_BYTES = 16 * 2**20
@@ -270,8 +273,13 @@ class Service:
         values = scores.astype(float).T.tolist()
         by_label = values if scores.ndim == 1 else dict(zip(export.labels, values, strict=True))
         reasons = export.explain(state, history, candidates) if explain else []
-        named = [[{"item": item, "share": share} for item, share in one] for one in reasons]
+        named = [[{"item": exact([item])[0], "share": share} for item, share in one] for one in reasons]
         return Scores(by_label, unknown, loaded.version, named)
+
+
+def exact(ids: Iterable[Any]) -> list[Any]:
+    """Return ids for JSON: as texts, except integers that JavaScript does not round."""
+    return [value if isinstance(value, int) and abs(value) <= SAFE else str(value) for value in ids]
 
 
 def _key(context: Mapping[str, Any], history: Sequence[Any]) -> str:

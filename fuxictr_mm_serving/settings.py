@@ -11,6 +11,9 @@ from fuxictr_mm_serving.errors import ServingError
 #: The variable with the settings of a worker, which uvicorn starts by the name of a function without arguments.
 VARIABLE = "FUXICTR_MM_SERVING_SETTINGS"
 
+#: Files of the workers' folder: what the first worker that failed to start says, and whether one has started.
+FAILED, STARTED = "failed", "started"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,7 +42,7 @@ class Settings:
     reload : float
         Seconds between looks for another export in the folder.
     token : str, optional
-        The bearer token that requests must have, except those to ``/health`` and ``/ready``.
+        The bearer token that requests must have, except to ``/health``, ``/ready`` and the pages, which hold no data.
     """
 
     folder: str

@@ -18,6 +18,9 @@ from fuxictr_mm_serving.manifest import Files
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
 
+#: Integers beyond it are not exact as floating-point numbers.
+LARGEST_EXACT = 2**53
+
 
 class Table:
     """A memory-mapped table of embeddings.
@@ -27,7 +30,7 @@ class Table:
     files : Files
         The export.
     entry : mapping
-        Of the manifest: ``file``, and ``scales`` for 8-bit integers.
+        Of the manifest: ``file``, and for 8-bit integers ``scales``, of fields of ``dims`` columns each.
     least : int
         Rows that it must have.
 
@@ -42,7 +45,12 @@ class Table:
         self.scales = files.array(entry["scales"]) if entry.get("scales") else None
         check_shape(files, entry["file"], self.values, 2, least)
         if self.scales is not None:
-            check_shape(files, entry["scales"], self.scales, 1, len(self.values))
+            self.scales = self.scales.reshape(len(self.scales), -1)  # an earlier version had one of each row
+            self._dims = entry.get("dims") or [self.values.shape[1]]
+            check_shape(files, entry["scales"], self.scales, 2, len(self.values))
+            shape = (self.scales.shape[1], self.values.shape[1])
+            if min(self._dims) < 0 or (len(self._dims), sum(self._dims)) != shape:
+                raise ServingError(f"{files.folder / entry['scales']}: does not fit its table; export again")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -51,7 +59,7 @@ class Table:
         """Return rows ``(M, D)`` float32."""
         found = self.values[ids]
         if self.scales is not None:
-            return found * self.scales[ids][..., None]
+            return found * np.repeat(self.scales[ids], self._dims, axis=-1)
         return found.astype(np.float32, copy=False)
 
 
@@ -70,18 +78,19 @@ def check_shape(files: Files, name: str, array: np.ndarray, dims: int, least: in
         )
 
 
-def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows ``(M, D)`` as int8 and the factor ``(M,)`` of each, float32.
+def quantize(rows: np.ndarray, dims: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows ``(M, D)`` as int8, and the factors ``(M, F)`` of the F fields of each row, float32.
 
     Examples
     --------
-    >>> values, scales = quantize(np.array([[1.0, -0.5], [0.0, 0.0]], dtype=np.float32))
-    >>> values.tolist(), (values * scales[:, None]).round(2).tolist()
-    ([[127, -64], [0, 0]], [[1.0, -0.5], [0.0, 0.0]])
+    >>> values, scales = quantize(np.array([[1.0, -0.5, 0.5], [0.0, 0.0, 3.0]], dtype=np.float32), [2, 1])
+    >>> values.tolist(), (values * np.repeat(scales, [2, 1], axis=1)).round(2).tolist()
+    ([[127, -64, 127], [0, 0, 127]], [[1.0, -0.5, 0.5], [0.0, 0.0, 3.0]])
     """
-    scales = np.abs(rows).max(axis=1) / 127
+    parts = np.split(np.abs(rows), np.cumsum(dims)[:-1], axis=1)
+    scales = np.stack([part.max(axis=1, initial=0) for part in parts], axis=1) / 127
     divisors = np.where(scales > 0, scales, 1)
-    return np.rint(rows / divisors[:, None]).astype(np.int8), scales.astype(np.float32)
+    return np.rint(rows / np.repeat(divisors, dims, axis=1)).astype(np.int8), scales.astype(np.float32)
 
 
 class Ids:
@@ -119,7 +128,7 @@ class Ids:
             if self.is_integer and type(value) is not int:
                 value = as_integer(value, what)
             elif not self.is_integer and not isinstance(value, str | bytes):
-                raise ServingError(f"{what}: {value!r} is no text, and the ids of the model are texts")
+                raise ServingError(f"{what}: {value!r} is no text, and its ids are texts")
             number = get(value)
             if number is None and self.is_integer and not -(2**63) <= value < 2**64:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
@@ -140,15 +149,15 @@ def as_integer(value: Any, what: str) -> int:
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float | str)
-        or (isinstance(value, float) and not value.is_integer())
+        or (isinstance(value, float) and (not value.is_integer() or abs(value) > LARGEST_EXACT))
     ):
-        raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers")
+        raise ServingError(f"{what}: {value!r} is no exact integer, and its ids are integers")
     try:
         if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
             raise ValueError  # int() takes "1_0" and other digits
         return int(value)
     except ValueError:
-        raise ServingError(f"{what}: {value!r} is no integer, and the ids of the model are integers") from None
+        raise ServingError(f"{what}: {value!r} is no integer, and its ids are integers") from None
 
 
 def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
@@ -157,9 +166,7 @@ def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             exact = ids.astype(np.int64)
         if (wrong := np.flatnonzero(exact != ids)).size:
-            raise ServingError(
-                f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and the ids of the model are integers"
-            )
+            raise ServingError(f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and its ids are integers")
         return exact
     if not all(type(value) is int for value in ids):
         ids = [0 if value is None else as_integer(value, what) for value in ids]

@@ -150,6 +150,7 @@ def export(
         )
         raise UserError(f"{experiment.config.expid}: {what}")
     parity: dict[str, Any] = {}
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
 
     def write(folder: Path) -> None:
         from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
@@ -167,7 +168,7 @@ def export(
             manifest["vocabulary"] = "vocabulary.json"
             tables.write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
-        parity.update(compare(experiment, folder, opened, expected, dataset, tolerance or TOLERANCES[precision]))
+        parity.update(compare(experiment, folder, opened, expected, dataset, limit))
         (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
         _write_manifest(folder, manifest)  # now with the checksum of parity.json
 

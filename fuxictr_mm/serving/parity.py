@@ -41,7 +41,7 @@ def compare(
     path = str(experiment.config.dataset.valid_data)
     found, differences = [], [0.0]
     for part in split(path, PART_ROWS):
-        for columns in read_part(part, exported.columns):
+        for columns in read_part(part, exported.columns, texts=exported.texts):
             found.append(exported.score_rows(columns, path))
             if exported.is_folded and len(found) == 1:
                 differences += [_compare_fold(exported, columns, row) for row in range(min(FOLD_USERS, len(found[0])))]

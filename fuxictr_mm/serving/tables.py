@@ -6,7 +6,7 @@ Shape letters: I items, D item dim, V ids of a context field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
+from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 #: Rows of a table that are computed at a time.
 CHUNK = 65536
 
+#: How embeddings of ids become a field, by its type and encoder.
+POOLINGS = {
+    ("categorical", type(None)): "sum",
+    ("sequence", MaskedAveragePooling): "mean",
+    ("sequence", MaskedSumPooling): "sum",
+}
+
 
 #: Where an embedding is in a row of the item table, and its projection to there.
 Content = tuple[dict[str, int], np.ndarray | None]
@@ -47,8 +55,8 @@ class Parts:
     """What an export holds of a model.
 
     Rows of the item table have ``fields``, where they are embedded; an item that the export does not hold can be given
-    ``contents``. Graphs are given ``codes`` of items, of as many in each of ``code_columns``; ids of each column of the
-    ``context`` that is not looked up in ``context_tables``; and ``weights``.
+    ``contents`` and ``ids``. Graphs are given ``codes`` of items, of as many in each of ``code_columns``; ids of each
+    column of the ``context`` that is not looked up in ``context_tables``; and ``weights``.
     """
 
     graphs: Mapping[str, Traced]
@@ -60,6 +68,7 @@ class Parts:
     fields: Mapping[str, int] = field(default_factory=dict)
     context_tables: Mapping[str, nn.Module] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    ids: Sequence[tuple[dict[str, Any], nn.Module | None]] = ()
 
 
 def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
@@ -71,7 +80,9 @@ def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
     layers = model.embedding_layer.embedding_layer.embedding_layers
     tables = {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
     rows, contents = partial(item_rows, model), _zoo_contents(model, fields)
-    return Parts(graphs_of(model), [*kinds], rows, contents, code_columns, codes, fields, tables)
+    return Parts(
+        graphs_of(model), [*kinds], rows, contents, code_columns, codes, fields, tables, ids=_zoo_ids(model, fields)
+    )
 
 
 def _zoo_contents(model: Any, fields: Mapping[str, int]) -> dict[str, Content]:
@@ -94,12 +105,39 @@ def _zoo_contents(model: Any, fields: Mapping[str, int]) -> dict[str, Content]:
     return found
 
 
+def _zoo_ids(model: Any, fields: Mapping[str, int]) -> list[tuple[dict[str, Any], nn.Module | None]]:
+    """Return how ids that a new item can be given become fields of the item table, and their embeddings.
+
+    Ids of items are looked up in their own field. Left out: tables on several devices, and encoders that do not pool.
+    """
+    layers, starts = model.embedding_layer.embedding_layer, dict(zip(fields, starts_of(fields.values()), strict=True))
+    encoders, tables = dict(layers.feature_encoders), dict(layers.embedding_layers)
+    found: list[tuple[dict[str, Any], nn.Module | None]] = []
+    for name, start in starts.items():
+        spec, layer = model.feature_map.features[name], tables.get(name)
+        pooling = POOLINGS.get((spec["type"], type(encoders.get(name))))
+        if name == ITEM_ID or pooling is None or type(layer) is not nn.Embedding:
+            continue
+        count = model.items.stored(name)[0].numel()
+        entry = {"name": name, "column": name, "type": "categorical", "vocab_size": layer.num_embeddings}
+        entry |= {"start": start, "dim": fields[name], "max_len": count, "pooling": pooling}
+        if spec.get("share_embedding") != ITEM_ID:
+            found.append((entry, layer))
+        elif ITEM_ID in starts and ITEM_ID not in encoders:
+            found.append((entry | {"as_ids": True, "items_start": starts[ITEM_ID]}, None))
+    return found
+
+
 def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
     """Write the tables of items, of context fields and of graphs; adds them to the manifest."""
     items, entry = dataset.items, manifest["items"]
     np.save(folder / "known.npy", items.known.numpy())
-    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision)
-    entry["contents"] = _write_contents(parts, dataset, folder)
+    dims = [*parts.fields.values()]
+    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision, dims)
+    entry["contents"], entry["ids"] = _write_contents(parts, dataset, folder), [one for one, _ in parts.ids]
+    for one, embedding in parts.ids:
+        if embedding is not None:
+            one["table"] = write_table(embedding, one["vocab_size"], folder, f"ids_{one['name']}", precision)
     if parts.codes is not None:
         np.save(folder / "item_codes.npy", parts.codes.numpy())
         sizes = {f.name: f.vocab_size for f in dataset.features if f.name in parts.code_columns and f.vocab_size}
@@ -135,26 +173,36 @@ def starts_of(dims: Iterable[int]) -> list[int]:
 
 
 def write_table(
-    rows_of: Callable[[Tensor], Tensor], num_rows: int, folder: Path, name: str, precision: str
-) -> dict[str, str]:
-    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest."""
+    rows_of: Callable[[Tensor], Tensor],
+    num_rows: int,
+    folder: Path,
+    name: str,
+    precision: str,
+    dims: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest.
+
+    Of 8 bits, fields of ``dims`` columns, and what follows them, have factors of their own.
+    """
     kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
-    entry, table = {"file": f"{name}.npy"}, None
-    scales = np.zeros(num_rows, dtype=np.float32)
+    entry: dict[str, Any] = {"file": f"{name}.npy"}
+    table, scales = None, []
     with torch.no_grad():
         for start in range(0, num_rows, CHUNK):
             stop = min(start + CHUNK, num_rows)
             rows = rows_of(torch.arange(start, stop)).float().numpy()
             if table is None:
                 table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
+                dims = [dim for dim in (*dims, rows.shape[1] - sum(dims)) if dim]
             if precision == "int8-tables":
-                rows, scales[start:stop] = quantize(rows)
+                rows, factors = quantize(rows, dims)
+                scales.append(factors)
             table[start:stop] = rows
     assert table is not None
     table.flush()
     if precision == "int8-tables":
-        entry["scales"] = f"{name}_scales.npy"
-        np.save(folder / entry["scales"], scales)
+        entry.update(scales=f"{name}_scales.npy", dims=dims)
+        np.save(folder / entry["scales"], np.concatenate(scales))
     return entry
 
 

@@ -152,22 +152,36 @@ class Repository:
         self.steps.append(Step(f"{self.name}_newest", {"ids": "history"}, {"newest": NEWEST}))
 
     def _write_lookup(
-        self, name: str, table: Mapping[str, str], id_dims: int, dtype: type[np.generic] = np.float32
+        self, name: str, table: Mapping[str, Any], id_dims: int, dtype: type[np.generic] = np.float32
     ) -> None:
-        """Write a graph ``ids -> rows`` whose table is a file beside it."""
+        """Write a graph ``ids -> rows`` whose table is a file beside it.
+
+        An item that it does not hold is item 0, as in the server; any other id that it does not hold is refused, also
+        one below 0, which would count from the end.
+        """
         import onnx
-        from onnx import TensorProto, helper
+        from onnx import TensorProto, helper, numpy_helper
 
         folder = self._folder_of(f"{self.name}_{name}")
         values = np.load(self.source / table["file"], mmap_mode="r", allow_pickle=False)
         tensors = [_external(values, "table", folder)]
-        nodes = [helper.make_node("Gather", ["table", "ids"], ["stored"])]
+        bounds = {"zero": 0, "length": len(values), "other": 0 if name in ("items", "codes") else len(values)}
+        tensors += [numpy_helper.from_array(np.array(value), key) for key, value in bounds.items()]
+        nodes = [
+            helper.make_node("Less", ["ids", "zero"], ["below"]),
+            helper.make_node("GreaterOrEqual", ["ids", "length"], ["beyond"]),
+            helper.make_node("Or", ["below", "beyond"], ["unknown"]),
+            helper.make_node("Where", ["unknown", "other", "ids"], ["found"]),
+            helper.make_node("Gather", ["table", "found"], ["stored"]),
+        ]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         nodes.append(helper.make_node("Cast", ["stored"], ["cast"], to=kind))
         if "scales" in table:
-            scales = np.load(self.source / table["scales"], allow_pickle=False)[:, None]
-            tensors.append(_external(scales, "scales", folder))
-            nodes.append(helper.make_node("Gather", ["scales", "ids"], ["factors"]))
+            tensors.append(_external(np.load(self.source / table["scales"], allow_pickle=False), "scales", folder))
+            fields = np.repeat(np.arange(len(table["dims"])), table["dims"])
+            tensors.append(numpy_helper.from_array(fields, "fields"))
+            nodes.append(helper.make_node("Gather", ["scales", "found"], ["of_fields"]))
+            nodes.append(helper.make_node("Gather", ["of_fields", "fields"], ["factors"], axis=-1))
             nodes.append(helper.make_node("Mul", ["cast", "factors"], ["rows"]))
         else:
             nodes.append(helper.make_node("Identity", ["cast"], ["rows"]))

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graph_files import quantize_weights
 from fuxictr_mm.serving.graphs import has_fold
 from fuxictr_mm.serving.torch_graph import TorchGraph
+from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
 from fuxictr_mm_serving.graphs import OnnxGraph
@@ -30,6 +32,7 @@ from fuxictr_mm_serving.manifest import Files, checksum, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
+from fuxictr_mm_serving.tables import quantize
 from tests import ids as world
 from tests.errors import raises_naming
 
@@ -150,6 +153,8 @@ def test_tables_of_fewer_bits(weights_of, tmp_path):
         assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
         sizes[precision] = table.nbytes
     assert sizes["fp16"] == 2 * sizes["int8-tables"]
+    with pytest.raises(UserError, match="tolerance"):
+        export(experiment, tmp_path / "out", weights=weights, precision="fp16", tolerance=0)
 
 
 @pytest.mark.slow
@@ -473,8 +478,60 @@ def test_codes_beyond_their_vocabulary_are_refused():
             items.rows([NewItem({}, {"a": [code]})], unseen)
 
 
+def test_a_new_item_by_its_ids(exported):
+    found, item = Export(exported), 9
+    table = pq.read_table(
+        ROOT / "data" / "tiny_mm" / "item_feature.parquet", columns=["item_id", "item_tags"]
+    ).to_pylist()
+    tags = next([*filter(None, row["item_tags"])] for row in table if row["item_id"] == item)
+    fields = found.manifest["items"]["fields"]
+    start = sum([*fields.values()][: [*fields].index("item_tags")])
+    columns = slice(start, start + fields["item_tags"])
+    row, stored = found.embed_new([NewItem({}, {"item_tags": tags})]), found.items.table.rows(np.array([0, item]))
+    np.testing.assert_allclose(row.values[0, columns], stored[1, columns], atol=1e-6)
+    assert np.abs(row.values[0, columns]).max() > 1e-3
+    row.values[0, columns] = stored[0, columns]
+    np.testing.assert_array_equal(row.values[0], stored[0])
+    for wrong in ([], [1] * 6, [10**6], [-1], ["x"]):
+        with raises_naming(ServingError, "item_tags"):
+            found.embed_new([NewItem({}, {"item_tags": wrong})])
+
+
+def test_fields_of_8_bits_have_factors_of_their_own():
+    rows = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32) * np.repeat([100, 1, 0.01], 4)
+    rows[3, 4:8] = 0
+    values, scales = quantize(rows, [4, 4, 4])
+    restored = values * np.repeat(scales, 4, axis=1)
+    bounds = np.abs(rows).reshape(20, 3, 4).max(axis=2) / 127 / 2
+    assert (np.abs(restored - rows).reshape(20, 3, 4).max(axis=2) <= bounds * 1.001).all()
+
+
+@pytest.mark.parametrize(("name", "length"), [("items", 1), ("context_a", 1), ("context_b", 2)])
+def test_lookups_for_triton(tmp_path, name, length):
+    """An unknown item is item 0, as in the server, and any other unknown id is refused; factors are those of fields."""
+    rows = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32) * np.repeat([100, 1, 0.01], 4)
+    values, scales = quantize(rows, [4, 4, 4])
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "scales.npy", scales)
+    entry = {"file": "a.npy", "scales": "scales.npy", "dims": [4, 4, 4]}
+    Repository(tmp_path, tmp_path, "x", {})._write_lookup(name, entry, length)
+    session = onnxruntime.InferenceSession(tmp_path / f"x_{name}" / "1" / "model.onnx")
+
+    def look_up(*ids):
+        return session.run(None, {"ids": np.array(ids).reshape((-1,) * (length == 2) + (len(ids),))})[0].reshape(-1, 12)
+
+    restored = values * np.repeat(scales, 4, axis=1)
+    np.testing.assert_allclose(look_up(0, 19, 5), restored[[0, 19, 5]], rtol=1e-6)
+    if name == "items":
+        np.testing.assert_allclose(look_up(-1, 20, 5), restored[[0, 0, 5]], rtol=1e-6)
+        return
+    for number in (-1, 20):
+        with pytest.raises(Exception, match="bounds"):
+            look_up(number)
+
+
 #: Experiments whose models read contents or codes of the items, and what else they are given.
-NEW = [("DIN_MM_tiny", "similarity"), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
+NEW = [("DIN_MM_tiny", "similarity"), ("DIN_MM_VQ_tiny", ""), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
 
 
 @pytest.mark.slow
@@ -497,6 +554,7 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
     if counts:
         assert entry["codes"]["vocab_sizes"] == dict.fromkeys(counts, 65)  # of dataset_config.yaml
     codes = {name: torch.randint(1, 16, (count,), generator=generator) for name, count in counts.items()}
+    codes |= {e["name"]: torch.randint(1, e["vocab_size"], (e["max_len"],), generator=generator) for e in entry["ids"]}
     given = NewItem({n: v.tolist() for n, v in embeddings.items()}, {n: v.tolist() for n, v in codes.items()})
     number = model.items.num_items
     columns = {}

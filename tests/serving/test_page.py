@@ -31,6 +31,8 @@ const elements = {}, base = process.argv[1], fetched = fetch;
 const get_element = id => elements[id] ||= new Element();
 globalThis.Option = Option;
 globalThis.location = {hash: ""};
+const stored = {token: process.argv[2]};
+globalThis.sessionStorage = {getItem: name => stored[name] ?? null};
 globalThis.document = {getElementById: get_element, createElement: () => new Element()};
 globalThis.fetch = (path, options) => fetched(base + "/" + path, options);
 const ranking = get_element("ranking"), head = new Element();
@@ -105,6 +107,28 @@ def test_the_script_in_node(server):
     found = json.loads(done.stdout)
     assert found["error"] == ""
     check(server, json.loads(found["user"]), found["head"], found["rows"])
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_the_token_of_the_page(tmp_path):
+    """Without a token the page asks for one; with one it sends its UTF-8."""
+    page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    answers = """
+    const data = {users: [], items: [], context: []};
+    globalThis.fetch = async (path, {headers} = {}) => {
+      const good = headers?.authorization === "Bearer " + Buffer.from("s\\u00e9\\u4e2d").toString("latin1");
+      return {ok: good, status: good ? 200 : 401, json: async () => good ? data : {error: "refused"}};
+    };
+    """
+    shown = """
+    const show = () => console.log(JSON.stringify([elements.token_label.hidden, elements.error?.textContent || ""]));
+    setTimeout(show, 200);
+    """
+    document = DOCUMENT.replace("class Element {", "class Element { remove() {} insertAdjacentElement() {}")
+    script = document + answers + re.search(r'"use strict";(.*)</script>', page, re.S)[1] + shown
+    for token, expected in (("", [False, "refused"]), ("s\u00e9\u4e2d", [True, ""])):
+        done = subprocess.run([NODE, "-e", script, "", token], capture_output=True, text=True, timeout=60)
+        assert json.loads(done.stdout) == expected, done.stderr
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.datastructures import URL
@@ -30,13 +31,14 @@ from starlette.testclient import TestClient
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError, command, requests, service
 from fuxictr_mm_serving import export as export_module
+from fuxictr_mm_serving import server as server_module
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.manifest import checksum, version_of
 from fuxictr_mm_serving.new_items import ItemRows
 from fuxictr_mm_serving.requests import HttpError, ScoreRequest, decode, read_body
 from fuxictr_mm_serving.server import make_app, watch
-from fuxictr_mm_serving.settings import Settings, read_token
+from fuxictr_mm_serving.settings import FAILED, STARTED, VARIABLE, Settings, read_token
 from fuxictr_mm_serving.tables import Ids
 from tests.errors import raises_naming
 
@@ -88,6 +90,14 @@ def test_reasons(client, exported):
     assert {item for item, _ in expected[0]} == {5, 6, 7}
     assert sum(share for _, share in expected[0]) == pytest.approx(1)
     assert client.get("/page_data").json()["explains"]
+    unknown = client.post("/score", json={**REQUEST, "candidates": [8, 99999], "explain": True}).json()["reasons"]
+    assert [len(reasons) for reasons in unknown] == [3, 0]
+    ids = Ids([2**60 + i for i in range(1000)], True)
+    loaded = client.app.state.service.loaded.export
+    loaded.items = replace(loaded.items, ids=ids)
+    request = {**REQUEST, "history": ids.values[4:7], "candidates": ids.values[7:8], "explain": True}
+    found = client.post("/score", json=request).json()["reasons"][0]
+    assert {one["item"] for one in found} == {str(item) for item in ids.values[4:7]}
 
 
 def test_a_user_of_the_file(client, exported):
@@ -178,6 +188,9 @@ BAD = [
     (422, {**REQUEST, "candidates": [True]}, "candidates"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [True] * 8}}]}, "embeddings"),
     (422, {**REQUEST, "user": True}, "user"),
+    (422, {**REQUEST, "new_items": [{}]}, "new_items.0"),
+    (422, {**REQUEST, "context": 5}, "object"),
+    (400, '{"history": [], "candidates": [1], "history": [2]}', "history"),
     (413, " " * 20001, "20000"),
 ]
 
@@ -193,6 +206,60 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert "\n" not in found.json()["error"]
     assert "Request" not in found.json()["error"]  # a name of our code
     assert len(found.json()["error"]) < 1000
+
+
+def test_an_error_names_the_request_of_a_batch(client):
+    bad = {**REQUEST, "candidates": ["x"]}
+    for one in (bad, {**REQUEST, "candidates": []}, {**REQUEST, "candidates": list(range(501))}):
+        found = client.post("/score_batch", json={"requests": [REQUEST, one]})
+        assert found.status_code == 422
+        assert found.json()["error"].startswith("requests.1: ")
+    assert not client.post("/score", json=bad).json()["error"].startswith("requests")
+
+
+def test_bodies_and_paths_that_are_not_supported(client):
+    for headers in ({"content-encoding": "gzip"}, {"content-encoding": "br"}):
+        found = client.post("/score", json=REQUEST, headers=headers)
+        assert (found.status_code, list(found.json())) == (415, ["error"])
+        assert headers["content-encoding"] in found.json()["error"]
+    assert client.post("/score", json=REQUEST, headers={"content-encoding": "identity"}).status_code == 200
+    found = client.get("/score")
+    assert found.status_code == 405
+    assert found.headers["allow"] in found.json()["error"]
+    found = client.get("/nothing")
+    assert found.status_code == 404
+    assert "/docs" in found.json()["error"]
+    twice = msgpack.packb(REQUEST)[:1] + msgpack.packb(REQUEST)[1:]
+    twice = bytes([0x84]) + twice[1:] + msgpack.packb("history") + msgpack.packb([1])
+    found = client.post("/score", content=twice, headers={"content-type": "application/msgpack"})
+    assert found.status_code == 400
+
+
+def test_users_are_integers_or_texts(exported, tmp_path):
+    table = pq.read_table(ROWS).slice(0, 2).drop_columns(["user_id"])
+    path = tmp_path / "users.parquet"
+
+    def write(*users):
+        pq.write_table(table.append_column("user_id", pa.array(users)), path)
+
+    for users in ((b"a", b"b"), (date(2025, 1, 1), date(2025, 1, 2)), (1.0, float("nan")), (None, "a"), (True, False)):
+        write(*users)
+        with raises_naming(ServingError, path, "user_id", "row "):
+            service.Service(exported, users=path)
+    large = 2**53 + 1
+    write(large, -large)
+    settings = Settings(folder=str(exported), users=str(path), titles=str(tmp_path / "titles.parquet"))
+    pq.write_table(pa.table({"item_id": [large, 2], "item_title": ["one", "two"]}), settings.titles)
+    with TestClient(make_app(settings)) as client:
+        assert client.get("/page_data").json()["users"] == [str(large), str(-large)]
+        assert client.get("/page_data").json()["items"] == [str(large), 2]
+        assert client.post("/titles", json={"candidates": [str(large), "2", 2]}).json() == ["one", "two", "two"]
+        answers = [client.post("/score", json={"user": user, "candidates": [8]}) for user in (large, str(large))]
+        assert answers[0].json() == answers[1].json()
+        assert client.post("/score", json={"user": str(large - 1), "candidates": [8]}).status_code == 422
+    write("1", "b")
+    found = service.Service(exported, users=path)
+    assert found.score(user="1", candidates=[8]).scores
 
 
 def test_only_text_that_may_hold_half_a_pair_is_checked(client, monkeypatch):
@@ -283,6 +350,11 @@ def test_a_token(exported, monkeypatch, tmp_path):
         assert client.get("/health").status_code == 200
         for header in ({}, {"authorization": "Bearer other"}, {"authorization": "Basic secret"}):
             assert client.post("/score", json=REQUEST, headers=header).status_code == 401
+        for path in ("/", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        for path in ("/page_data", "/metrics"):
+            assert client.get(path).status_code == 401
+        assert client.post("/titles", json={"candidates": [1]}).status_code == 401
         good = client.post("/score", json=REQUEST, headers={"authorization": "Bearer secret"})
         assert good.status_code == 200
         # What the Host header makes of the URL, "x/health?", opens nothing.
@@ -611,6 +683,44 @@ def test_a_worker_is_killed(exported):
         assert answered >= 18
     finally:
         server.stop()
+
+
+def test_a_worker_that_cannot_start(tmp_path, monkeypatch):
+    killed, slept = [], []
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, json.dumps({"folder": str(tmp_path / "nothing")}))
+    monkeypatch.setattr(os, "kill", lambda *given: killed.append(given))
+    monkeypatch.setattr(server_module.time, "sleep", slept.append)
+    with pytest.raises(SystemExit):
+        server_module.app_of_worker()
+    assert killed == [(os.getppid(), signal.SIGTERM)]
+    assert "nothing" in (tmp_path / FAILED).read_text()
+    (tmp_path / STARTED).touch()
+    with pytest.raises(SystemExit):  # others serve: they go on, and this one tries again
+        server_module.app_of_worker()
+    assert len(killed) == len(slept) == 1
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_command(exported, tmp_path):
+    command = [sys.executable, "-m", "fuxictr_mm_serving", str(exported), "--workers", "2", "--port", str(free_port())]
+    command += ["--users", str(tmp_path / "nothing.parquet")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "nothing.parquet" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken(exported, capsys, workers):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(exported), "--port", port, "--workers", workers])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert port in lines[0]
 
 
 def test_the_command_refuses_what_is_no_export(tmp_path):
