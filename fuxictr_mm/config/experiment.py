@@ -311,6 +311,9 @@ VOLATILE_KEYS = (
 )  # fmt: skip
 
 
+#: Settings of models of FuxiCTR's zoo that this library's models of the same names do not have.
+OF_FUXICTR = ("attention_output_activation", "net_regularizer", "use_pos_emb", "use_wide", "fm_dropout")
+
 #: The same of a feature.
 VOLATILE_FEATURE_KEYS = ("sharding",)
 
@@ -356,7 +359,7 @@ def _check_signature(
         if key not in known:
             sentence = where + unknown_key(key, known)
             if is_multimodal(model_class):
-                problems[key] = sentence
+                problems[key] = where + _key_of_fuxictr(key, model_class) if _is_of_fuxictr(key) else sentence
             else:
                 doubts.append(sentence)
         else:
@@ -367,6 +370,19 @@ def _check_signature(
                 except TypeError as error:  # a constraint that the type does not have
                     problems[key] = uncheckable(model_class, key, annotation, error)
     return problems, doubts
+
+
+def _is_of_fuxictr(key: str) -> bool:
+    """Whether only models of FuxiCTR have a setting: here, target and history are roles of the dataset."""
+    return key in OF_FUXICTR or key.endswith(("target_field", "sequence_field", "target_fields", "sequence_fields"))
+
+
+def _key_of_fuxictr(key: str, model_class: type) -> str:
+    fix = "leave it out" if key in OF_FUXICTR else "leave it out, target and history are roles of the dataset"
+    return (
+        f"'{key}' is a key of FuxiCTR's models, and this is the library's {model_class.__name__}; {fix}, or give a "
+        "checkout of FuxiCTR for its model: --model_zoo FuxiCTR/model_zoo"
+    )
 
 
 def _usual(key: str, value: Any) -> Any:

@@ -164,7 +164,7 @@ def export(
             fuxictr_graph.write_tables(model, dataset, folder, manifest)
         else:
             tables.write_tables(model, dataset, folder, manifest, precision)
-        if dataset.vocabularies or dataset.items.vocabulary is not None:
+        if len(dataset.vocabularies) or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
             tables.write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
@@ -205,12 +205,15 @@ def _describe(
 
     from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm.serving.fuxictr_graph import context_columns
     from fuxictr_mm.serving.graphs import given_fields
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
-    columns = {feature.name: feature.column for feature in dataset.features}
+    features = {feature.name: feature for feature in dataset.features}
+    columns = {name: feature.column for name, feature in features.items()}
+    scales = scales_of(dataset.vocabularies)
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
     is_foreign = is_third_party(type(model))
     context = []
@@ -219,6 +222,10 @@ def _describe(
         given = {key: spec[key] for key in keys if key in spec}
         if is_foreign and spec["type"] in ("categorical", "sequence"):
             given["as_ids"] = True
+        if (feature := features.get(name)) is not None and feature.fill_na is not None:
+            given["fill_na"] = float(feature.fill_na)
+        if name in scales:
+            given["shift"], given["scale"] = scales[name]
         context.append({"name": name, "column": columns.get(name, name), **given})
     return {
         "format": FORMAT,
