@@ -91,7 +91,7 @@ class ContextField:
         fill, shift, scale = (self.spec.get(key) for key in ("fill_na", "shift", "scale"))
         if fill is None and scale is None:
             return _floats(column, what)
-        found = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
+        found: np.ndarray = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
         if fill is not None:
             found[np.isnan(found)] = fill
         if scale is not None:

@@ -21,6 +21,8 @@ from fuxictr_mm.data.schema import ITEM_ID
 
 #: An outlier lies above a gap of so many times the range of the values below it, of which there are at least so many.
 GAP, LEAST_BELOW = 10, 20
+#: Integers that leave out half of those in their range, and are more than that, are a measure.
+LEAST_MEASURED = 50
 #: With more distinct values than that, a context column is a measure: it has no outliers and no categories.
 MOST_CATEGORIES = 1000
 
@@ -110,6 +112,14 @@ class Tally:
     def is_signed(self) -> bool:
         """Whether negative numbers are common; many -1 alone are a code for "unknown" rather than numbers."""
         return self.negative > RARE * self.finite and self.lowest < -1
+
+    @property
+    def is_measure(self) -> bool:
+        """Whether this is a measure, such as a price or a count, rather than ids: those leave few integers out."""
+        if not self.holds_integers or self.is_signed or not self.is_complete:
+            return True
+        distinct = self.values.height
+        return LEAST_MEASURED < distinct < 0.5 * (self.highest - self.lowest) and self.first_outlier(0) is None
 
     def first_outlier(self, least: float) -> float | None:
         """Return the smallest outlier among the integers from ``least`` on."""
@@ -210,12 +220,10 @@ class NumberColumn:
             last = MAX_IDS - 1 if self.in_lists else float(np.finfo(np.float64).max)
             yield from self.faults(number.is_between(first, last) & (number == number.floor()))
 
-
     def unscaled(self) -> Iterator[Fault]:
-        """Yield a column that only a numeric feature can be, if it is far from mean 0 and deviation 1."""
+        """Yield a column of a measure, if it is far from mean 0 and deviation 1."""
         tally = self.tally
-        is_numeric = not tally.holds_integers or tally.is_signed or not tally.is_complete
-        if not self.in_lists and is_numeric and tally.moments.is_unscaled:
+        if not self.in_lists and tally.is_measure and tally.moments.is_unscaled:
             yield Fault(self.path.name, self.column.name, found=tally.moments.describe())
 
 
@@ -289,13 +297,13 @@ SCALED = "mean near 0 and deviation near 1: normalizer: StandardScaler in featur
 
 @check(ItemColumn, INFO, SCALED)
 def unscaled_item_number(column: ItemColumn) -> Iterator[Fault]:
-    """Numbers far from mean 0 and deviation 1."""
+    """Numbers of a measure far from mean 0 and deviation 1."""
     return column.unscaled()
 
 
 @check(ContextColumn, INFO, SCALED)
 def unscaled_context(column: ContextColumn) -> Iterator[Fault]:
-    """Numbers of the training split far from mean 0 and deviation 1."""
+    """Numbers of a measure in the training split far from mean 0 and deviation 1."""
     if name_of(column.path) == "train":
         yield from column.unscaled()
 

@@ -148,8 +148,9 @@ def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> n
         if missing.true_count:
             array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), array.cast(pa.float64()))
     elif array.null_count and feature.has_items:
-        raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; set fill_na, or fill or "
-                        "drop such rows")
+        raise DataError(
+            f"{where}: row {_first_null(array, row)} is null, expected a number; set fill_na, or fill or drop such rows"
+        )
     return scalars(array, where, row, floating=True, dtype=np.float32 if feature.normalizer is None else np.float64)
 
 
@@ -283,10 +284,10 @@ def _no_number(array: pa.Array, row: int, floating: bool) -> str:
     kind = array.type
     if pa.types.is_temporal(kind):
         fix = (
-            "write seconds, pl.col(NAME).dt.epoch('s')"
+            "write seconds, pl.col(NAME).dt.epoch('s'), and set normalizer: StandardScaler"
             if floating
-            else "write what may repeat as integers, such as pl.col(NAME).dt.hour() or .dt.weekday(), or a number of days "
-            "as type: numeric"
+            else "write what repeats as integers, such as pl.col(NAME).dt.hour() or .dt.weekday(), or seconds as type: "
+            "numeric"
         )
         return f"holds {kind}, expected {'numbers' if floating else 'ids'}; {fix}"
     if not (floating and is_plain_text(kind)):

@@ -332,7 +332,9 @@ def _refuse_encoding(params: Mapping[str, Any], used: Mapping[str, Mapping[str, 
     labels = params["label_col"] if isinstance(params.get("label_col"), list) else [params.get("label_col") or {}]
     for label in labels:
         if label.get("fill_na") is not None:
-            raise ConfigError(f"label '{label['name']}': fill_na is {label['fill_na']}, {reading}; fill it in the files")
+            raise ConfigError(
+                f"label '{label['name']}': fill_na is {label['fill_na']}, {reading}; fill it in the files"
+            )
 
 
 def _is_finite(value: Any) -> bool:

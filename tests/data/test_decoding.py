@@ -74,7 +74,12 @@ def test_whole_numbers_of_any_type(array, dtype):
         (pa.array([1.0, 2.0, float("nan")]), False, ["f: c", "row 12", "nan"]),
         (pa.array([1e30]), False, ["f: c", "row 10", "1e+30"]),
         (pa.array([1.0, float("-inf")]), True, ["f: c", "row 11", "-inf"]),
-        (pa.array(["a"]), False, ["f: c", "string"]),
+        (pa.array(["a"]), False, ["f: c", "string", "integers"]),
+        (pa.array(["12.5", "3"]), True, ["f: c", "text", "cast"]),
+        (pa.array(["12.5", "12,5"]), True, ["row 11", "'12,5'", "replace"]),
+        (pa.array(["12.5", "low"]), True, ["row 11", "'low'"]),
+        (pa.array([0], pa.timestamp("us")), False, ["timestamp[us]", "weekday"]),
+        (pa.array([0], pa.timestamp("us")), True, ["timestamp[us]", "epoch"]),
         (pa.array([[1]]), True, ["f: c", "list<item: int64>"]),
     ],
 )
@@ -126,3 +131,10 @@ def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
             pa.array([["a"], [text, "b"]]), "x.parquet: seen", 3, np.ones(3, bool), None, vocabulary
         )
     assert ("padding" in str(raised.value)) == is_padding
+
+
+@pytest.mark.parametrize(("binary", "expected"), [(True, ["0 or 1", "Int8"]), (False, ["number", "Float64"])])
+def test_labels_of_text_say_what_fits(binary, expected):
+    with raises_naming(DataError, "f: c", "row 10", "'yes'", *expected) as caught:
+        decoding.decode_label(pa.array(["yes", "no"]), "f: c", 10, binary)
+    assert "as integers first" not in str(caught.value)

@@ -149,8 +149,8 @@ def test_a_prediction_scales_by_the_numbers_of_the_run(trained):
     assert sorted(next(iter(kept.values()))) == ["age", "price"]
 
 
-def test_a_prediction_without_the_numbers_of_the_run_is_refused(trained):
-    folder, run = trained
+def test_a_prediction_without_the_numbers_of_the_run_is_refused(make):
+    run = Experiment.load("X", make({**PRICE, **SCALED})).fit()
     (run.path / "vocabulary.parquet").unlink()
     with raises_naming(DataError, "price", "normalizer", "vocabulary.parquet"):
         run.predict()
@@ -190,7 +190,7 @@ def test_what_serves_scales_as_training_does(trained):
 @pytest.mark.slow
 def test_an_export_scales_as_the_model_does(trained, tmp_path):
     pytest.importorskip("onnxscript")
-    folder, run = trained
+    folder, _ = trained
     out = tmp_path / "export"
     parity = export(Experiment.load("X", folder), out)
     assert parity["largest_difference"] <= 1e-5
