@@ -147,7 +147,7 @@ def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> n
         missing = array.is_null(nan_is_null=True)
         if missing.true_count:
             array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), array.cast(pa.float64()))
-    elif array.null_count and feature.has_items:
+    elif array.null_count and feature.has_items and not is_plain_text(kind):
         raise DataError(
             f"{where}: row {_first_null(array, row)} is null, expected a number; set fill_na, or fill or drop such rows"
         )
@@ -206,7 +206,7 @@ def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing
         return np.full(len(array), np.nan, np.float32)
     if absent.any():
         array = array.take(pa.array(np.where(absent, absent.argmin(), np.arange(len(array)))))
-    if is_plain_text(array.type):
+    if is_plain_text(array.type) and array.null_count < len(array):
         raise DataError(f"{where}: {_text_label(array, row, binary)}")
     values = scalars(array, where, row, floating=True)
     wrong = (values != 0) & (values != 1)
@@ -218,11 +218,14 @@ def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing
 
 def _text_label(array: pa.Array, row: int, binary: bool) -> str:
     """Return what is wrong with a column of labels that are texts, and what to do."""
-    found = f"row {row} holds the text {array[0].as_py()!r}, expected "
+    first = int(np.flatnonzero(numbers(array.is_valid()))[0])
+    found = f"holds {array.type}, at row {row + first} {array[first].as_py()!r}, expected"
+    values = array.drop_null().cast(pa.large_string())
     if not binary:
-        return f"{found}a number; cast it: pl.col(NAME).cast(pl.Float64)"
-    fix = "(pl.col(NAME) == 'yes').cast(pl.Int8), with your text of a positive label"
-    return f"{found}0 or 1; cast them: pl.col(NAME).cast(pl.Int8), or compare texts: {fix}"
+        return f"{found} numbers; cast them: pl.col(NAME).cast(pl.Float64)"
+    if pc.all(pc.is_in(values, pa.array(["0", "1"], pa.large_string()))).as_py():
+        return f"{found} 0 or 1; cast them: pl.col(NAME).cast(pl.Int8)"
+    return f"{found} 0 or 1; compare them: (pl.col(NAME) == TEXT_OF_A_POSITIVE).cast(pl.Int8)"
 
 
 def label_kinds(array: pa.Array, binary: bool) -> set[str]:
@@ -258,10 +261,10 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
     row : int
         Index of the first row, for errors.
     """
+    if not _is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
+        raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:
         raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
-    if not _is_number(array.type):
-        raise DataError(f"{where}: {_no_number(array, row, floating)}")
     values = numbers(array)
     if floating:
         with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused next
@@ -294,15 +297,15 @@ def _no_number(array: pa.Array, row: int, floating: bool) -> str:
         return f"holds {kind}, expected numbers; encode the column as integers first"
     texts = array.cast(pa.large_string())
     number = pc.match_substring_regex(texts, _NUMBER)
-    bad = np.flatnonzero(~numbers(number))
+    bad = np.flatnonzero(~numbers(number.fill_null(True)))
     if not bad.size:
-        return "holds numbers as text, expected numbers; cast them: pl.col(NAME).cast(pl.Float64)"
+        return f"holds {kind}, numbers as text, expected numbers; cast them: pl.col(NAME).cast(pl.Float64)"
     first = texts[int(bad[0])].as_py()
     if pc.all(pc.match_substring_regex(pc.replace_substring(texts, ",", "."), _NUMBER)).as_py():
         fix = "cast them: pl.col(NAME).str.replace(',', '.').cast(pl.Float64)"
     else:
         fix = "write numbers, or name another column"
-    return f"holds text, at row {row + int(bad[0])} {first!r}, expected numbers; {fix}"
+    return f"holds {kind}, at row {row + int(bad[0])} {first!r}, expected numbers; {fix}"
 
 
 #: A number in a text.

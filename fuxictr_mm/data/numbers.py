@@ -91,7 +91,7 @@ class Moments:
     def describe(self) -> str:
         """Return mean, deviation and bounds as text."""
         return (
-            f"mean {self.mean:.3g}, deviation {self.deviation:.3g}, from {self.lowest:.3g} to {self.highest:.3g}"
+            f"mean {self.mean:.4g}, deviation {self.deviation:.4g}, from {self.lowest:.4g} to {self.highest:.4g}"
             if self.count
             else "no numbers"
         )

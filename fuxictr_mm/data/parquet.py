@@ -169,7 +169,7 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
 
 def _kind_of_text(path: Path) -> tuple[str, str] | None:
     """Return what a file of text seems to be, and the function of polars that reads it; None for any other."""
-    if is_remote(path):
+    if is_remote(path) or not path.is_file():
         return None
     with path.open("rb") as stream:
         start = stream.read(4096)

@@ -75,7 +75,9 @@ def test_whole_numbers_of_any_type(array, dtype):
         (pa.array([1e30]), False, ["f: c", "row 10", "1e+30"]),
         (pa.array([1.0, float("-inf")]), True, ["f: c", "row 11", "-inf"]),
         (pa.array(["a"]), False, ["f: c", "string", "integers"]),
-        (pa.array(["12.5", "3"]), True, ["f: c", "text", "cast"]),
+        (pa.array([None, "a"]), False, ["f: c", "string", "integers"]),
+        (pa.array([None]), True, ["f: c", "row 10", "null"]),
+        (pa.array(["12.5", None, "3"]), True, ["f: c", "string", "cast"]),
         (pa.array(["12.5", "12,5"]), True, ["row 11", "'12,5'", "replace"]),
         (pa.array(["12.5", "low"]), True, ["row 11", "'low'"]),
         (pa.array([0], pa.timestamp("us")), False, ["timestamp[us]", "weekday"]),
@@ -133,8 +135,15 @@ def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
     assert ("padding" in str(raised.value)) == is_padding
 
 
-@pytest.mark.parametrize(("binary", "expected"), [(True, ["0 or 1", "Int8"]), (False, ["number", "Float64"])])
-def test_labels_of_text_say_what_fits(binary, expected):
-    with raises_naming(DataError, "f: c", "row 10", "'yes'", *expected) as caught:
-        decoding.decode_label(pa.array(["yes", "no"]), "f: c", 10, binary)
+@pytest.mark.parametrize(
+    ("texts", "binary", "expected"),
+    [
+        ([None, "yes", "no"], True, ["row 11", "'yes'", "0 or 1", "=="]),
+        (["0", "1"], True, ["row 10", "'0'", "Int8"]),
+        (["2.5"], False, ["row 10", "'2.5'", "Float64"]),
+    ],
+)
+def test_labels_of_text_say_what_fits(texts, binary, expected):
+    with raises_naming(DataError, "f: c", "string", *expected) as caught:
+        decoding.decode_label(pa.array(texts), "f: c", 10, binary)
     assert "as integers first" not in str(caught.value)
