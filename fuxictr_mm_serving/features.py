@@ -91,7 +91,7 @@ class ContextField:
         fill, shift, scale = (self.spec.get(key) for key in ("fill_na", "shift", "scale"))
         if fill is None and scale is None:
             return _floats(column, what)
-        found: np.ndarray = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
+        found = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
         if fill is not None:
             found[np.isnan(found)] = fill
         if scale is not None:
@@ -189,7 +189,7 @@ def _floats(column: Column, what: str) -> np.ndarray:
 
 def _numbers(column: Column, what: str, dtype: type) -> np.ndarray:
     try:
-        found = np.array(_flat(column, what), dtype=dtype)
+        found: np.ndarray = np.array(_flat(column, what), dtype=dtype)
     except (ValueError, TypeError, OverflowError):
         raise ServingError(f"{what}: holds values that are no numbers") from None
     if found.ndim != 1:
