@@ -1,56 +1,6 @@
 """Search for good settings: ``python run_param_tuner.py --config tuner.yaml --gpu 0 1``."""
 
-import argparse
-from pathlib import Path
-
-from fuxictr_mm.arguments import Parser, add_debug, add_examples, add_output_options, run_main
-
-DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_space of values to try.
-
-A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
-trials: N, Optuna samples the points from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
-The same command resumes after a kill; on several machines with one storage: URL, it divides the trials among them."""
-
-
-def main() -> None:
-    """Parse the command line, run the trials, print the table of results."""
-    parser = Parser(description=DESCRIPTION)
-    add_examples(
-        parser,
-        "python run_param_tuner.py --config tuner.yaml                  one trial at a time on the CPU",
-        "python run_param_tuner.py --config tuner.yaml --gpu 0 1        two at a time, one on each GPU",
-        "python run_param_tuner.py --config tuner.yaml --tag 001        of a grid, only the experiment ids with 001",
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="tuner file")
-    parser.add_argument("--tag", help="run only the experiment ids of a grid that contain this, e.g. 001")
-    parser.add_argument(
-        "--gpu",
-        type=int,
-        nargs="+",
-        default=[-1],
-        metavar="N",
-        help="device of each worker; -1 is the CPU, may be repeated",
-    )
-    parser.add_argument("--data_root", type=Path, metavar="DIR", help="replaces the dataset's data_root")
-    parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
-    add_output_options(parser)
-    parser.add_argument("--script", type=Path, default=Path(__file__).with_name("run_expid.py"), help=argparse.SUPPRESS)
-    add_debug(parser)
-    args = parser.parse_args()
-
-    from fuxictr_mm import tuning
-
-    tuning.run_tuner(
-        args.config,
-        args.gpu,
-        args.script,
-        tag=args.tag,
-        data_root=args.data_root,
-        model_zoo=args.model_zoo,
-        quiet=args.quiet,
-        as_json=args.json,
-    )
-
+from fuxictr_mm.commands.scripts import run_script
 
 if __name__ == "__main__":
-    run_main(main)
+    run_script("tune", __file__, "Search for good settings.")

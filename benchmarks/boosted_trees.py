@@ -8,7 +8,6 @@ Needs LightGBM (the extra ``stack``). Rates of a training row are counted on the
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.seeds import mean_and_deviation
 from fuxictr_mm.arguments import run_main
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.jagged import Jagged
@@ -58,8 +58,7 @@ def main() -> None:
                 args.out.mkdir(parents=True, exist_ok=True)
                 np.save(args.out / f"{split}_{seed}.npy", scores)
     for split, values in found.items():
-        deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        print(f"{split} AUC {statistics.mean(values):.4f}{deviation}")
+        print(f"{split} AUC {mean_and_deviation(values)}")
     gains = sorted(zip(model.feature_importance("gain"), features["train"].columns, strict=True), reverse=True)
     print("largest gains:", ", ".join(name for _, name in gains[:8]))
 

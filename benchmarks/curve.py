@@ -19,8 +19,11 @@ from fuxictr_mm.data.loaders import gather
 #: Half the distance between two float32 numbers, relative.
 ROUNDING = 2.0**-24
 
+#: How many perturbed references are trained.
+PERTURBED = 3
 
-def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int, touched: int = 3) -> dict[str, Any]:
+
+def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int) -> dict[str, Any]:
     """Train ours, the reference, and references with perturbed weights, without dropout, on the same rows.
 
     Parameters
@@ -33,14 +36,13 @@ def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int,
         As in training.
     steps : int
         Number of steps.
-    touched : int
-        Perturbed references: each weight is multiplied by 1 plus a normal number times ``ROUNDING``.
 
     Returns
     -------
     dict
         ``ours`` and ``touched``: the largest difference of the loss from the reference's at any step, the latter for
-        each perturbed reference; ``loss``: the reference's curve.
+        each perturbed reference, whose weights are multiplied by 1 plus a normal number times ``ROUNDING``; ``loss``:
+        the reference's curve.
     """
     changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {})}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
@@ -48,7 +50,7 @@ def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int,
     dataset = load_dataset(params, {"train": True})
     ours = experiment_of(params).build_model(dataset)
     references: list[PaddedModel] = []
-    for number in range(1 + touched):
+    for number in range(1 + PERTURBED):
         reference = REFERENCES[name](dataset.feature_map, params)
         reference.load_state_dict(ours.state_dict())
         references.append(reference)

@@ -10,19 +10,19 @@ settings of one experiment runs on each. Finished runs are not repeated: after a
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.seeds import mean_and_deviation
 from benchmarks.strategy_files import Settings, StrategyFiles, find_source
 from fuxictr_mm.arguments import add_debug, run_main
 from fuxictr_mm.config import list_datasets, list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import write_beside, write_json
 
 #: Strategies, and the input of the model besides ids and tags.
 STRATEGIES = {
@@ -194,22 +194,15 @@ _HEADER = (
 def _row(row: dict[str, Any]) -> str:
     paper = f"{row['paper_valid_auc']:.4f}" if row["paper_valid_auc"] else ""
     seconds = f"{statistics.mean(row['seconds']):.0f}"
-    cells = [row["strategy"], row["what"], _spread(row["valid_auc"]), _spread(row["test_auc"]), seconds, paper]
+    aucs = [mean_and_deviation(row[name]) for name in ("valid_auc", "test_auc")]
+    cells = [row["strategy"], row["what"], *aucs, seconds, paper]
     return f"| {' | '.join(cells)} |"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "no labels"
-    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:
     table = "\n".join([_HEADER, *(_row(row) for row in report["rows"])]) + "\n"
     write_beside(folder / "strategies.md", lambda stream: stream.write(table.encode()))
-    text = json.dumps(report, indent=1) + "\n"
-    write_beside(folder / "strategies.json", lambda stream: stream.write(text.encode()))
+    write_json(folder / "strategies.json", report)
     print(f"\nwrote {folder / 'strategies.md'} and {folder / 'strategies.json'}")
 
 

@@ -81,10 +81,10 @@ def machine_speeds(device: str) -> dict[str, float]:
     return speeds
 
 
-def seconds(work: Callable[[], Any], device: str, repeats: int = 10) -> float:
-    """Return the median time of some work, each run waited for."""
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Return the median time of ten runs of some work, each waited for, after two that are not counted."""
     times = []
-    for _ in range(repeats + 2):
+    for _ in range(12):
         started = time.perf_counter()
         work()
         if device == "cuda":

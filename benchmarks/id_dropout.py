@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.seeds import mean_and_deviation
 from fuxictr_mm.arguments import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,16 +43,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for world in args.worlds:
             without = [_test_auc(Path(folder) / world, world, 0.0, seed) for seed in args.seeds]
-            print(f"| {world} | 0 | {_summary(without)} | |", flush=True)
+            print(f"| {world} | 0 | {mean_and_deviation(without)} | |", flush=True)
             for dropout in args.dropout:
                 found = [_test_auc(Path(folder) / world, world, dropout, seed) for seed in args.seeds]
                 gains = [one - other for one, other in zip(found, without, strict=True)]
-                print(f"| {world} | {dropout:g} | {_summary(found)} | {_summary(gains, '+')} |", flush=True)
-
-
-def _summary(values: Sequence[float], sign: str = "") -> str:
-    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.4f}{deviation}"
+                cells = f"{mean_and_deviation(found)} | {mean_and_deviation(gains, '+')}"
+                print(f"| {world} | {dropout:g} | {cells} |", flush=True)
 
 
 def _test_auc(folder: Path, world: str, dropout: float, seed: int) -> float:

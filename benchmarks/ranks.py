@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.dataset import MODELS, add_sizes, experiment_of, make_data, parameters
+from benchmarks.sides import endless
 from benchmarks.throughput import environment, spread
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.shards import Shard, default_streams
@@ -141,7 +142,7 @@ def make_step(
         distributed.distribute(model)
     loader = experiment.make_loader(table, model, shuffle=True, training=True, shard=shard)
     assert num_samples is None or loader.num_samples == num_samples
-    batches = _endless(loader)
+    batches = endless(loader)
     model.train()
 
     def step() -> None:
@@ -152,11 +153,6 @@ def make_step(
 
 def _ratio(first: list[float], second: list[float]) -> dict[str, float]:
     return spread([one / other for one, other in zip(first, second, strict=True)])
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
 
 
 def _wait_for_all() -> None:

@@ -46,12 +46,12 @@ def main() -> None:
         print(f"| {expid} | {experiment.config.description or ''} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
-def mean_and_deviation(values: list[float]) -> str:
-    """Return the cell of a table: mean and standard deviation over runs."""
+def mean_and_deviation(values: list[float], sign: str = "") -> str:
+    """Return the cell of a table: mean, with "+" as the sign of a positive one, and standard deviation over runs."""
     if not values:
         return "no labels"
     deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
+    return f"{statistics.mean(values):{sign}.4f}{deviation}"
 
 
 if __name__ == "__main__":

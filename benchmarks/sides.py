@@ -69,16 +69,16 @@ def make_sides(
         loader = experiment.make_loader(dataset.splits["train"], model, shuffle=shuffle)
         _set_precision(model, precisions["ours"], device)
         step, finish = {"train": _train_ours, "scoring": _score_ours, "loader": _take}[what](model)
-        yield Side("ours", _endless(loader), step, finish, precisions["ours"])
+        yield Side("ours", endless(loader), step, finish, precisions["ours"])
         if what == "loader":
-            yield Side("ours_with_items", _endless(loader), _look_up(model), _nothing, precisions["ours"])
+            yield Side("ours_with_items", endless(loader), _look_up(model), _nothing, precisions["ours"])
     if "reference" in precisions:
         torch.manual_seed(params["seed"])
         reference = REFERENCES[params["model"]](dataset.feature_map, params)
         padded = padded_loader(params, shuffle=shuffle, num_workers=num_workers)
         _set_precision(reference, precisions["reference"], device)
         step, finish = {"train": _train_reference, "scoring": _score_reference, "loader": _take}[what](reference)
-        yield Side("reference", _endless(padded), step, finish, precisions["reference"])
+        yield Side("reference", endless(padded), step, finish, precisions["reference"])
 
 
 def make_scaled_sides(dataset: Dataset, params: dict[str, Any], precision: str) -> Iterator[Side]:
@@ -90,10 +90,11 @@ def make_scaled_sides(dataset: Dataset, params: dict[str, Any], precision: str) 
     table = dataset.splits["train"]
     for name, rows in (("a tenth", len(table) // 10), ("all rows", len(table))):
         loader = experiment.make_loader(table.slice(0, rows), model, shuffle=True, training=True)
-        yield Side(name, _endless(loader), *_train_ours(model), precision)
+        yield Side(name, endless(loader), *_train_ours(model), precision)
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of one epoch after another."""
     while True:
         yield from loader
 

@@ -24,7 +24,7 @@ from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.embeddings.swing import Clicks, swing
 from fuxictr_mm.errors import DataError, MissingFileError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class StrategyFiles:
         if strategy == "none":
             return None, []
         if not (self.folder / "inputs.json").exists():
-            write_beside(self.folder / "inputs.json", lambda f: f.write(json.dumps(self.inputs, indent=1).encode()))
+            write_json(self.folder / "inputs.json", self.inputs)
         if strategy.startswith("V"):
             return self._reduced(strategy) if strategy != "VQ" else self._codes("vq")
         return self._codes(strategy.lower()) if strategy in ("RQ", "PQ") else self._aligned()
@@ -148,8 +148,8 @@ class StrategyFiles:
             options = QuantizeOptions(method=method, levels=levels, codes=self.settings.codes)
             book = self.folder / f"codes_{method}.safetensors"
             report = quantize(self.sources, out, options, save=book, neighbors=neighbors, overwrite=True)
-            write_beside(report_file, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
-        report = json.loads(report_file.read_text(encoding="utf-8"))
+            write_json(report_file, report)
+        report = read_json(report_file)
         largest = max(int(read_ids(source).max()) for source in self.sources)
         return out, yaml.safe_load("\n".join(yaml_lines(report, neighbors, largest)))
 

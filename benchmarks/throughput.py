@@ -95,17 +95,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Return what the figures depend on besides the options."""
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     found = {"python": platform.python_version(), "torch": torch.__version__, "cpu": names[0] if names else "unknown"}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     allocator = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "LD_PRELOAD"))}
     return {**found, "cpus": os.cpu_count(), "allocator": allocator, "load_before": os.getloadavg()}
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def measure_steps(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Container, Sequence
@@ -167,7 +168,10 @@ def _finite(value: Any) -> Any:
 def run_main(main: Callable[[], object]) -> None:
     """Run a command; a ``UserError`` becomes one line and exit code 2, with ``--debug`` a traceback as well."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            print(end="", flush=True)  # here, where a closed pipe is met
     except UserError as error:
         if "--debug" in sys.argv:
             raise
@@ -181,6 +185,6 @@ def run_main(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the output has ended (`... | head`); nothing can be written, or flushed at exit.
-        sys.stderr.close()
+        # The reader of the output has ended (`... | head`); what is left would be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -70,7 +70,7 @@ def _describe_problem(
 ) -> tuple[str, str]:
     """Return the key that pydantic's error is about and a sentence; ``loc`` leads into nested settings."""
     key = str(loc[0])
-    if found["type"] == "extra_forbidden" and len(loc) == 1:
+    if key not in cls.model_fields:
         return key, f"{where}{unknown_key(key, cls.model_fields)}"
     if found["type"] == "missing" and len(loc) == 1:
         return key, f"{where}{key} is missing"
@@ -163,6 +163,8 @@ def describe(annotation: Any, plural: bool = False) -> str:
     'a list of integers >= 1'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:  # a class since Python 3.11
+        return "anything"
     if origin is Annotated:
         return describe(arguments[0], plural) + _describe_range(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
@@ -174,7 +176,7 @@ def describe(annotation: Any, plural: bool = False) -> str:
         return listing if len(arguments) == 1 else f"one of {listing}"
     kind = origin or annotation
     if not inspect.isclass(kind):
-        return "anything" if kind is Any else "a value"
+        return "a value"
     if issubclass(kind, Settings):
         return f"mappings such as {kind.example}" if plural else f"a mapping such as {kind.example}"
     known = {bool: "True or False", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}

@@ -20,6 +20,12 @@ COMMANDS = {
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
     "check-data": ("fuxictr_mm.check_data.check", "find data-quality issues in a dataset, write a cleaned copy"),
+    "train": ("fuxictr_mm.commands.train", "train and evaluate one experiment"),
+    "predict": (
+        "fuxictr_mm.commands.predict",
+        "score the test file of a trained experiment, or of several runs averaged",
+    ),
+    "tune": ("fuxictr_mm.commands.tune", "run many experiments, and find good settings"),
     "influence": (
         "fuxictr_mm.evaluation.influence_command",
         "rank training rows by their effect on the validation loss",
@@ -45,7 +51,8 @@ COMMANDS = {
 #: The groups of the help; a command in none of them comes last.
 GROUPS = {
     "data and items": ("prepare", "synth", "check-data", "embed"),
-    "experiments": ("list", "plan", "runs", "compare", "diagnose", "influence", "report", "autopilot"),
+    "training": ("train", "tune", "predict", "autopilot"),
+    "experiments": ("list", "plan", "runs", "compare", "diagnose", "influence", "report"),
     "files for others": ("check-submission", "export-hub"),
     "production": ("export", "score", "serve"),
     "this command line": ("completion",),
@@ -81,8 +88,8 @@ def make_parser() -> Parser:
         if not names:
             continue
         lines += ["", f"{title}:", *(f"  {name:{width}}  {COMMANDS[name][1]}" for name in names if name in COMMANDS)]
-    lines += ["", "`fuxictr-mm COMMAND --help` describes one. To train, tune and score: python run_expid.py,"]
-    lines += ["run_param_tuner.py and prediction.py, each with --help."]
+    lines += ["", "`fuxictr-mm COMMAND --help` describes one. A checkout also has train, tune and predict as scripts:"]
+    lines += ["python run_expid.py, run_param_tuner.py and prediction.py."]
     usage = "fuxictr-mm [-h] [--version] COMMAND ..."
     parser = Parser(prog="fuxictr-mm", usage=usage, description="\n".join(lines))
     add_examples(parser, *EXAMPLES)

@@ -194,6 +194,9 @@ class MultimodalModel(EmbeddingModel):
         # Sharded tables are updated in the backward pass, before the norm of the gradients is known.
         apart = {id(p) for p in sharded_parameters(self)}
         self._trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        self.penalty = Penalty(
+            self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
+        )
         self.optimizer = make_optimizer(
             self.optimizer_name,
             self._trained,
@@ -204,13 +207,11 @@ class MultimodalModel(EmbeddingModel):
             table_weight_decay=settings.embedding_weight_decay,
             touched=touched_parameters(self),
             table_optimizer=settings.table_optimizer,
+            penalty=self.penalty.of_rows,
         )
         self.optimizer = add_sharded(self.optimizer, self, self._sharded_group)
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = WeightAverage(self, settings.ema, settings.swa_start or 1) if settings.averages_weights else None
-        self.penalty = Penalty(
-            self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
-        )
 
     def _make_sharded_group(self, shardings: Mapping[str, str]) -> dict[str, Any]:
         rule = touched_rule(self.optimizer_name, self._settings.table_optimizer)

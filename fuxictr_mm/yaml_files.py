@@ -66,8 +66,10 @@ def load_shared(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}"
         ) from None
-    except ValueError as error:  # a date that does not exist, such as 2025-02-30
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except (ValueError, KeyError, AttributeError) as error:  # of PyYAML, for a value that is not of its tag's type
+        raise ConfigError(f"{path}: not valid YAML: a value does not fit its tag or type ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: it is nested too deep, or holds itself") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if content is None:
@@ -150,9 +152,9 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar(f"{TAG}str", data, style="'" if data in ("y", "Y", "n", "N") else None)
 
 
-# PyYAML's patterns of YAML 1.1 are left out, and those of 1.2 added.
+# PyYAML's patterns of YAML 1.1 are left out, and those of 1.2 added; dates and a lone "=" are strings there.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(TAG) not in TYPES]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(TAG) not in (*TYPES, "timestamp", "value")]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)

@@ -48,6 +48,7 @@ def test_matches(value, annotation, fits):
 
 def test_describe():
     assert describe(Sequence[int]) == "a list of integers"
+    assert describe(Any) == "anything"
     assert describe(dict[str, int | float]) == "a mapping of names to numbers"
     assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
     assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number > 0 and <= 1 or null"

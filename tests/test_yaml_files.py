@@ -23,6 +23,9 @@ from tests.errors import raises_naming
         ("+", "+"),
         ("1.2.3", "1.2.3"),
         ("-.inf", -float("inf")),
+        ("2025-01-01", "2025-01-01"),
+        ("2025-02-30", "2025-02-30"),
+        ("=", "="),
     ],
 )
 def test_numbers(tmp_path, text, value):
@@ -46,7 +49,10 @@ def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
         ("a: [1, 2\nb: 3\n", "line 2, column 2"),
         ("a:\n\tb: 1\n", "line 2, column 1"),
         ("a: {{b}}\n", "line 1, column 5"),
-        ("a: 2025-02-30\n", "day"),
+        ("a: !!bool maybe\n", "maybe"),
+        ("a: !!int x\n", "'x'"),
+        ("a: !!timestamp x\n", ""),
+        ("model_config: &a\n    model_config: *a\n", "nested"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4"),
         ("a: \x01\n", ""),
         ("a:\n    b: 1\n    c: {b: 2}\n    b: {x: 1}\n", "line 4, column 5: not valid YAML: the key 'b'"),

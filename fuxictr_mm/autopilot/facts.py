@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.data.arrow_types import numbers
-from fuxictr_mm.data.decoding import lists
+from fuxictr_mm.data.decoding import list_entries
 from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.diagnosis.importance import MODALITIES, modality_of
 from fuxictr_mm.encoding.fuxictr import as_integers
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 
 #: Rows that the length of histories is measured on.
 SAMPLED_ROWS = 20_000
@@ -75,13 +75,10 @@ def look(dataset: DatasetConfig) -> Facts:
     shown = {split: _column(path, target) for split, path in paths.items()}
     lengths: list[np.ndarray] = []
     for row, batch in read_rows(paths["train"], [history]):
-        array = batch.column(history)
-        if pa.types.is_integer(array.type.value_type):  # padded with 0
-            values, offsets = lists(array, history, row)
-            kept = np.concatenate([[0], np.cumsum(values != 0)])
-            lengths.append(kept[offsets[1:]] - kept[offsets[:-1]])
-        else:
-            lengths.append(numbers(array.value_lengths().fill_null(0)))
+        entries, offsets = list_entries(batch.column(history), f"{paths['train']}: {history}")
+        if pa.types.is_integer(entries.type):  # padded with 0
+            offsets = np.concatenate([[0], np.cumsum(numbers(entries.fill_null(0)) != 0)])[offsets]
+        lengths.append(np.diff(offsets))
         if row + batch.num_rows >= SAMPLED_ROWS:
             break
     length = np.concatenate(lengths)
@@ -121,6 +118,8 @@ def _paths(dataset: DatasetConfig) -> dict[str, str]:
 def _column(path: str, name: str) -> np.ndarray:
     """Return a column of integers or texts of all part files."""
     chunks = [batch.column(0) for _, batch in read_rows(path, [name])]
+    if not chunks:
+        raise DataError(f"{path}: no rows, expected at least one")
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
 
 

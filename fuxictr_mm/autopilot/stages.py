@@ -30,12 +30,12 @@ from fuxictr_mm.autopilot.candidates import (
 from fuxictr_mm.autopilot.facts import Facts, encoded, look
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, load_dataset_config
 from fuxictr_mm.data.parquet import part_files, schema_of
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.files import read_json, try_lock, write_json
 from fuxictr_mm.report.command import check_packages, report
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
@@ -108,6 +108,34 @@ class Autopilot:
         """Go through all stages; those that are finished take no time."""
         args = self.args
         load_dataset_config(args.config, args.dataset_id)
+        with self.alone():
+            return self.go()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lock the folder.
+
+        Raises
+        ------
+        ConfigError
+            Another autopilot runs in it, or it cannot be written.
+        """
+        try:
+            lock = try_lock(self.folder / "lock")
+        except OSError as error:
+            raise ConfigError(
+                f"--out {self.args.out}: cannot be written ({error.strerror}); give another folder"
+            ) from error
+        if lock is None:
+            raise ConfigError(f"{self.folder}: another autopilot runs there; wait for its end, or give another --out")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def go(self) -> Outcome:
+        """Go through all stages in the locked folder."""
+        args = self.args
         self.link_config()
         self.spent = float(read_json(self.state).get("spent", 0.0)) if self.state.exists() else 0.0
         if self.spent:
@@ -369,16 +397,7 @@ class Autopilot:
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
 
 
-def find_script() -> Path:
-    """Return run_expid.py, of the working directory or of the checkout of this package.
-
-    Raises
-    ------
-    MissingFileError
-        It is in neither.
-    """
+def find_script() -> Path | None:
+    """Return run_expid.py, of the working directory or of the checkout of this package; None without one."""
     places = [Path("run_expid.py"), Path(__file__).resolve().parents[2] / "run_expid.py"]
-    for path in places:
-        if path.is_file():
-            return path.resolve()
-    raise MissingFileError("run_expid.py: not in this folder; run autopilot in a checkout of the project")
+    return next((path.resolve() for path in places if path.is_file()), None)

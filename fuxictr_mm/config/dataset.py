@@ -89,13 +89,15 @@ class DatasetConfig(Settings):
         return [label.name for label in (self.label_col if isinstance(self.label_col, list) else [self.label_col])]
 
     def require_one_label(self, command: str) -> str:
-        """Return the name of the label, and refuse a dataset with several.
+        """Return the name of the label, and refuse a dataset with several or none.
 
         Raises
         ------
         ConfigError
-            It has several.
+            It has several, or none.
         """
+        if self.label_col is None:
+            raise ConfigError(f"{command}: label_col is missing; name the label, such as {LabelConfig.example}")
         if len(self.label_names) > 1:
             raise ConfigError(
                 f"{command}: label_col names {len(self.label_names)} labels ({', '.join(self.label_names)}); this "

@@ -116,7 +116,7 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
     raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
 
 
-def resolve_paths(paths: Any, folder: Path, root: str | None, new_root: str | os.PathLike[str] | None) -> Any:
+def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:
     """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there."""
     if isinstance(paths, list):
         return [resolve_paths(path, folder, root, new_root) for path in paths]
@@ -124,8 +124,8 @@ def resolve_paths(paths: Any, folder: Path, root: str | None, new_root: str | os
         return paths
     text = paths
     if new_root is not None:
-        inside = root is not None and os.path.normpath(text).startswith(os.path.normpath(root) + os.sep)
-        relative = os.path.relpath(os.path.normpath(text), os.path.normpath(root)) if inside and root else text
+        plain, prefix = os.path.normpath(text), os.path.normpath(root) + os.sep if isinstance(root, str) else None
+        relative = plain.removeprefix(prefix) if prefix and plain.startswith(prefix) else text
         text = relative if "://" in relative else os.path.join(new_root, relative)
     text = os.path.expanduser(os.path.expandvars(text))
     unset = re.search(r"\$\{?(\w+)", text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,11 +67,10 @@ ChallengeBatch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 def make_formatter(name: str, feature_map: FeatureMap, items: ItemTable, max_len: int) -> Callable[[Batch], Any] | None:
     """Return the function that converts a Batch to the named batch format; None for ``jagged``, the Batch itself."""
-    if name == "challenge":
-        return lambda batch: challenge_format(batch, feature_map, items, max_len)
-    if name == "flat":
-        return lambda batch: flat_format(batch, feature_map, items, max_len)
-    return None
+    formats: dict[str, Callable[..., Any]] = {"challenge": challenge_format, "flat": flat_format}
+    if name not in formats:
+        return None
+    return partial(formats[name], feature_map=feature_map, items=items, max_len=max_len)
 
 
 def num_rows(batch: Any) -> int:
@@ -107,7 +107,9 @@ def flat_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len
     ``item_seq`` ``(B, L)``, left padded, is included if the feature map has it as a sequence.
     """
     columns = _row_columns(batch, feature_map)
-    names = [n for n in _item_names(feature_map, items) if n not in columns]
+    # A model may have added features of its own, which are in no item file.
+    stored = [n for n, spec in feature_map.features.items() if spec.get("source") == ITEM_SOURCE and n in items.names]
+    names = [n for n in feature_map.features if n not in columns and (n == ITEM_ID or n in stored)]
     columns.update(items.rows(batch.target.long(), names))
     if ITEM_SEQ not in columns and feature_map.features.get(ITEM_SEQ, {}).get("type") == "sequence":
         columns[ITEM_SEQ] = items.trained_ids(batch.history.to_padded(max_len)[0].long())
@@ -138,12 +140,3 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
     if batch.label is not None:
         columns.update(zip(feature_map.labels, batch.label.view(len(batch), -1).unbind(dim=1), strict=True))
     return columns
-
-
-def _item_names(feature_map: FeatureMap, items: ItemTable) -> list[str]:
-    """Return the item columns of the feature map; a model may have added features of its own."""
-    return [n for n, spec in feature_map.features.items() if n == ITEM_ID or (_is_item(spec) and n in items.names)]
-
-
-def _is_item(spec: Mapping[str, Any]) -> bool:
-    return spec.get("source") == ITEM_SOURCE

@@ -122,10 +122,7 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
     entries = flat[history.kept]
     rows = row + np.repeat(np.arange(len(array)), np.diff(history.offsets))
     if feature.is_number:
-        with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused next
-            entries = entries.astype(np.float32)
-        check_finite(entries, where, rows)
-        return entries
+        return finite(entries, where, rows)
     ids = integers(entries, where, rows)
     check_ids(ids, feature.vocab_size, where, rows)
     return ids.astype(np.int32)
@@ -172,10 +169,7 @@ def decode_context(
         if wrong.size:
             found = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
             raise DataError(f"{where}: row {row + int(wrong[0])} has {found} numbers, expected {dim} (pretrain_dim)")
-        with np.errstate(over="ignore"):  # as above
-            embeddings = flat.astype(np.float32).reshape(-1, dim)
-        check_finite(embeddings, where, row)
-        return embeddings
+        return finite(flat.reshape(-1, dim), where, row)
     rows = row + np.repeat(np.arange(len(array)), np.diff(offsets))
     ids = integers(flat, where, rows)
     check_ids(ids, feature.vocab_size, where, rows)
@@ -267,10 +261,7 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
         raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
     values = numbers(array)
     if floating:
-        with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused next
-            values = values.astype(dtype)
-        check_finite(values, where, row)
-        return values
+        return finite(values, where, row, dtype)
     return integers(values, where, row)
 
 
@@ -385,8 +376,7 @@ def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray
 
 def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: np.ndarray) -> None:
     """Raise a DataError for padding or an id that is in no item file; ``row_of`` is as in ``check_ids``."""
-    good = (ids > 0) & (ids < known.size)
-    good[good] = known[ids[good]]
+    good = _are_items(ids, known)
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
@@ -401,6 +391,13 @@ def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: n
         f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
         f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); {_fix_of_unknown(good)}"
     )
+
+
+def _are_items(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which of some ids the item files have; 0 is padding."""
+    good = (ids > 0) & (ids < known.size)
+    good[good] = known[ids[good]]
+    return good
 
 
 def _fix_of_unknown(good: np.ndarray) -> str:
@@ -422,8 +419,7 @@ def _check_numbers(
 
     ``values`` are the ids, those at ``places`` or all; ``row_of`` is as in ``check_ids``.
     """
-    good = (found > 0) & (found < known.size)
-    good[good] = known[found[good]]
+    good = _are_items(found, known)
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
@@ -497,15 +493,18 @@ def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.nd
     return numbers(flat)
 
 
-def check_finite(values: np.ndarray, where: str, row_of: np.ndarray | int) -> None:
-    """Raise a DataError for NaN or infinity; ``row_of`` is as in ``check_ids``."""
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = np.argwhere(~finite)[0]
+def finite(values: np.ndarray, where: str, row_of: np.ndarray | int, dtype: type = np.float32) -> np.ndarray:
+    """Return numbers as ``dtype``, or raise a DataError for one that is not finite."""
+    with np.errstate(over="ignore"):  # too large for float32: becomes infinite
+        values = values.astype(dtype)
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        bad = np.argwhere(~is_finite)[0]
         raise DataError(
             f"{where}: row {_row(row_of, bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond "
             "3.4e38"
         )
+    return values
 
 
 def _row(row_of: np.ndarray | int, index: int) -> int:

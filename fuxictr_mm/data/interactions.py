@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ class InteractionTable:
         return self.target.shape[0]
 
     @property
+    def history(self) -> Jagged:
+        """The items of all histories."""
+        return Jagged(self.history_values, self.history_offsets)
+
+    @property
     def num_bytes(self) -> int:
         """Size of all columns in bytes."""
         tensors = [self.target, self.history_values, self.history_offsets]
@@ -77,45 +83,36 @@ class InteractionTable:
 
     def pin_memory(self) -> InteractionTable:
         """Copy every column to pinned memory."""
-        return self._map(lambda column: column.pin_memory())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> InteractionTable:
+        def pin(column: Column) -> Column:
+            if isinstance(column, Jagged):
+                return Jagged(column.values.pin_memory(), column.offsets.pin_memory())
+            return column.pin_memory()
+
+        return self._map(pin)
+
+    def slice(self, start: int, stop: int) -> InteractionTable:
+        """Return rows ``start`` to ``stop - 1``; all columns but the offsets are not copied."""
+
+        def cut(column: Column) -> Column:
+            if not isinstance(column, Jagged):
+                return column[start:stop]
+            first, last = int(column.offsets[start]), int(column.offsets[stop])
+            return Jagged(column.values[first:last], column.offsets[start : stop + 1] - first)
+
+        return self._map(cut)
+
+    def _map(self, change: Callable[[Any], Any]) -> InteractionTable:
+        history = change(self.history)
         return InteractionTable(
-            {
-                name: Jagged(change(column.values), change(column.offsets))
-                if isinstance(column, Jagged)
-                else change(column)
-                for name, column in self.context.items()
-            },
+            {name: change(column) for name, column in self.context.items()},
             change(self.target),
-            change(self.history_values),
-            change(self.history_offsets),
+            history.values,
+            history.offsets,
             None if self.label is None else change(self.label),
             None if self.group is None else change(self.group),
             self.source,
         )
-
-    def slice(self, start: int, stop: int) -> InteractionTable:
-        """Return rows ``start`` to ``stop - 1``; all columns but the offsets are not copied."""
-        history = slice_jagged(Jagged(self.history_values, self.history_offsets), start, stop)
-        return InteractionTable(
-            {
-                name: slice_jagged(column, start, stop) if isinstance(column, Jagged) else column[start:stop]
-                for name, column in self.context.items()
-            },
-            self.target[start:stop],
-            history.values,
-            history.offsets,
-            None if self.label is None else self.label[start:stop],
-            None if self.group is None else self.group[start:stop],
-            self.source,
-        )
-
-
-def slice_jagged(column: Jagged, start: int, stop: int) -> Jagged:
-    """Return rows ``start`` to ``stop - 1``; the entries are not copied."""
-    first, last = int(column.offsets[start]), int(column.offsets[stop])
-    return Jagged(column.values[first:last], column.offsets[start : stop + 1] - first)
 
 
 def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
@@ -124,7 +121,7 @@ def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
     source = ""
     for chunk in chunks:
         source = source or chunk.source
-        found = {("", "target"): chunk.target, **_parts("", Jagged(chunk.history_values, chunk.history_offsets))}
+        found = {("", "target"): chunk.target, **_parts("", chunk.history)}
         for name, column in chunk.context.items():
             found |= _parts(name, column)
         if chunk.label is not None:
@@ -140,12 +137,12 @@ def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
         if kind == "dense":
             context[name] = joined[kind, name]
         elif kind == "values" and name:
-            context[name] = Jagged(joined[kind, name], _offsets(joined["lengths", name]))
+            context[name] = Jagged(joined[kind, name], offsets_of(joined["lengths", name]))
     return InteractionTable(
         context,
         joined["", "target"],
         joined["values", ""],
-        _offsets(joined["lengths", ""]),
+        offsets_of(joined["lengths", ""]),
         joined.get(("", "label")),
         joined.get(("", "group")),
         source,
@@ -159,7 +156,8 @@ def _parts(name: str, column: Column) -> dict[tuple[str, str], Tensor]:
     return {("dense", name): column}
 
 
-def _offsets(lengths: Tensor) -> Tensor:
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Return the offsets ``(R + 1,)`` of rows of these lengths."""
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
     return offsets

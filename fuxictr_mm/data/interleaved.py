@@ -12,9 +12,9 @@ import torch
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import concatenate
-from fuxictr_mm.data.loaders import Loader, gather
+from fuxictr_mm.data.loaders import Loader, as_table, gather
 from fuxictr_mm.data.shards import Shard, local_sizes
-from fuxictr_mm.data.streaming import BUFFER_ROWS, BatchCutter, StreamingLoader, as_table
+from fuxictr_mm.data.streaming import BUFFER_ROWS, BatchCutter, StreamingLoader
 
 #: Rows of all streams that take turns at a time: large enough that their gathers cost little.
 CHUNK_ROWS = 65_536

@@ -37,19 +37,14 @@ def why_vocabulary(
         return "ids: vocabulary" if ids == "vocabulary" else None
     if any(not pa.types.is_integer(part.keys.type) for part in parts):
         return "texts"
-    lowest, highest = _bounds(parts)
+    ids_of_parts = [arrow_types.numbers(part.keys) for part in parts]
+    lowest, highest = min(int(i.min()) for i in ids_of_parts), max(int(i.max()) for i in ids_of_parts)
     if lowest < 0:
         return f"the negative id {lowest}"
     count = sum(len(part.keys) for part in parts)
     if highest >= decoding.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
         return f"the id {highest} of {count} items"
     return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
-
-
-def _bounds(parts: Sequence[Part]) -> tuple[int, int]:
-    """Return the smallest and the largest integer id."""
-    bounds = [arrow_types.numbers(part.keys) for part in parts]
-    return min(int(b.min()) for b in bounds), max(int(b.max()) for b in bounds)
 
 
 def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
@@ -79,7 +74,8 @@ def place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabular
                 raise DataError(f"{part.where}: row {empty[0]} is empty, expected an id; drop the row")
         new = trained.encode(part.keys, part.where) == UNKNOWN
         if new.any():
-            vocabulary = vocabulary.extended(part.keys.filter(pa.array(new)), part.where)
+            further = part.keys.filter(pa.array(new))  # which follow: the others keep their numbers
+            vocabulary = Vocabulary.build([vocabulary.values, further], part.where)
     for part in parts:
         part.set_ids(vocabulary.encode(part.keys, part.where))
     return vocabulary

@@ -144,7 +144,7 @@ class ItemTable(nn.Module):
         found: dict[str, list[Part]] = {}
         read: list[Part] = []
         absent: list[MissingFileError] = []
-        for path in _as_list(paths):
+        for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
             missing = {n: f for n, f in wanted.items() if n not in found}
             if read and not missing:
                 break
@@ -194,10 +194,6 @@ class ItemTable(nn.Module):
         columns = {n: _assemble(f, found[n], known, items_of, num_trained, vocabularies) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
         return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
-
-
-def _as_list(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.PathLike[str]]:
-    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def _assemble(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.interactions import Column, InteractionTable, offsets_of
 from fuxictr_mm.data.shards import Shard, local_sizes
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
@@ -193,11 +193,10 @@ def gather(table: InteractionTable, rows: Tensor, num_history_items: int | None 
 
     Where the number of their history items is given, a GPU is not waited for.
     """
-    history = _gather_jagged(Jagged(table.history_values, table.history_offsets), rows, num_history_items)
     return Batch(
         {name: gather_column(column, rows) for name, column in table.context.items()},
         table.target.index_select(0, rows),
-        history,
+        _gather_jagged(table.history, rows, num_history_items),
         None if table.label is None else table.label.index_select(0, rows),
         None if table.group is None else table.group.index_select(0, rows),
     )
@@ -205,16 +204,14 @@ def gather(table: InteractionTable, rows: Tensor, num_history_items: int | None 
 
 def take_rows(table: InteractionTable, rows: Tensor, source: str | None = None) -> InteractionTable:
     """Return a table of the given rows ``(B,)``, in their order; errors name it by ``source``, the table's if None."""
-    batch = gather(table, rows)
+    return as_table(gather(table, rows), table.source if source is None else source)
+
+
+def as_table(batch: Batch, source: str) -> InteractionTable:
+    """Return a batch as a table."""
     history = batch.history
     return InteractionTable(
-        batch.context,
-        batch.target,
-        history.values,
-        history.offsets,
-        batch.label,
-        batch.group,
-        table.source if source is None else source,
+        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, source
     )
 
 
@@ -226,8 +223,7 @@ def gather_column(column: Column, rows: Tensor) -> Column:
 def _gather_jagged(column: Jagged, rows: Tensor, total: int | None = None) -> Jagged:
     starts = column.offsets.index_select(0, rows)
     lengths = column.offsets.index_select(0, rows + 1) - starts
-    offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(lengths, 0, out=offsets[1:])
+    offsets = offsets_of(lengths)
     if total is None:
         total = int(offsets[-1])
     shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.data.decoding import check_finite
+from fuxictr_mm.data.decoding import finite
 from fuxictr_mm.errors import DataError
 
 if TYPE_CHECKING:
@@ -122,10 +122,7 @@ def apply_scale(values: np.ndarray, scale: Scale | None, where: str, row: np.nda
     """Return numbers ``(R,)`` scaled, float32; ``where`` and ``row`` are for errors, as in ``decoding``."""
     if scale is None:
         return values
-    with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is refused next
-        scaled = ((values - scale[0]) / scale[1]).astype(np.float32)
-    check_finite(scaled, where, row)
-    return scaled
+    return finite((values - scale[0]) / scale[1], where, row)
 
 
 def scales_of(vocabularies: Vocabularies) -> Mapping[str, Scale]:

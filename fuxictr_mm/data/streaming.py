@@ -23,7 +23,7 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
-from fuxictr_mm.data.loaders import Loader, gather
+from fuxictr_mm.data.loaders import Loader, gather, take_rows
 from fuxictr_mm.data.prefetch import Prefetcher
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class StreamingLoader(Loader):
         batches = BatchCutter(sizes)
         with Prefetcher(self._read(ranges, positions, first_round.start)) as parts:
             if len(kept):
-                buffer = [_select(self._concatenate(next(parts)), ranks.argsort().to(self.device))]
+                buffer = [take_rows(self._concatenate(next(parts)), ranks.argsort().to(self.device))]
             for this_round in chain([first_round], rounds):
                 table = self._concatenate([*buffer, *next(parts)])
                 buffer = []
@@ -112,7 +112,7 @@ class StreamingLoader(Loader):
                 if batches.done:
                     return
                 emitted += this_round.num_emitted
-                buffer = [_select(table, order[this_round.num_emitted :])] if this_round.num_emitted else [table]
+                buffer = [take_rows(table, order[this_round.num_emitted :])] if this_round.num_emitted else [table]
                 del table
 
     def _rounds(self, generator: torch.Generator | None) -> Iterator[_Round]:
@@ -164,7 +164,7 @@ class StreamingLoader(Loader):
                 return
             rows = find(position, position + len(chunk))
             if len(rows):
-                yield self._pin(_select(chunk, rows))
+                yield self._pin(take_rows(chunk, rows))
 
     def _chunks(
         self, ranges: Sequence[parquet.RowGroupRange], is_needed: Callable[[int, int], bool]
@@ -237,26 +237,13 @@ class BatchCutter:
             missing = self._sizes[-1] - sum(len(chunk) for chunk in self._chunks)
             if rows.numel() < missing:
                 if rows.numel():
-                    self._chunks.append(_select(table, rows))
+                    self._chunks.append(take_rows(table, rows))
                 return
             self._sizes.pop()
             filling, rows = rows[:missing], rows[missing:]
             if self._chunks:
-                whole = concatenate([*self._chunks, _select(table, filling)])
+                whole = concatenate([*self._chunks, take_rows(table, filling)])
                 self._chunks.clear()
                 yield whole, torch.arange(len(whole), device=rows.device)
             else:
                 yield table, filling
-
-
-def _select(table: InteractionTable, rows: Tensor) -> InteractionTable:
-    """Return the given rows as a table."""
-    return as_table(gather(table, rows), table.source)
-
-
-def as_table(batch: Batch, source: str) -> InteractionTable:
-    """Return a batch as a table."""
-    history = batch.history
-    return InteractionTable(
-        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, source
-    )

@@ -77,10 +77,6 @@ class Vocabulary:
                 pending, settled = 0, len(held[0])
         return cls(_join(held, where))
 
-    def extended(self, values: pa.Array, where: str = "ids") -> Vocabulary:
-        """Return a vocabulary in which further ids follow; those of this one keep their numbers."""
-        return Vocabulary.build([self.values, values], where)
-
     def without_padding(self) -> Vocabulary:
         """Return a vocabulary without the integer 0 or the empty text; ids after it move up by one."""
         padding = pa.scalar(0 if self.is_integer else "").cast(self.values.type)

@@ -54,7 +54,9 @@ class LongCTR(Reader):
             if field.name not in known and not pa.types.is_nested(field.type) and field.name not in LABELS
         }
         item_schema = pq.read_schema(self._file("item_info"))
-        self._embedding_columns = [f.name for f in item_schema if is_list(f.type) and _holds_decimals(f.type)]
+        self._embedding_columns = [
+            f.name for f in item_schema if is_list(f.type) and pa.types.is_floating(f.type.value_type)
+        ]
         self._item_columns: dict[str, Kind] = {
             _renamed(field.name): _kind(field.type)
             for field in item_schema
@@ -164,10 +166,6 @@ class LongCTR(Reader):
 
 def _renamed(name: str) -> str:
     return "item_code" if name in ("item_id", "article_id") else name
-
-
-def _holds_decimals(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind.value_type))
 
 
 def _kind(kind: pa.DataType) -> Kind:

@@ -137,7 +137,8 @@ class TaobaoMM(Reader):
     def rows(self, chunk: str) -> Iterator[Rows]:
         """Return the samples of a range of users; the samples of a user share one history."""
         split, first = chunk.split()
-        users = _read_range(self._file(f"{split}_user_features"), int(first), CHUNK_USERS)
+        frame = pl.scan_parquet(self._file(f"{split}_user_features")).select(USER, *USER_COLUMNS, HISTORY)
+        users = frame.slice(int(first), CHUNK_USERS).collect(engine="streaming")  # reads only the row groups of these
         samples = self._samples[split]
         keys = samples[USER].to_numpy()
         asked = users[USER].to_numpy()
@@ -152,9 +153,3 @@ class TaobaoMM(Reader):
             *USER_COLUMNS,
         )[which].with_columns(rows[ITEM].alias("item_id"), rows["label_0"].alias("label"))
         yield Rows(columns, users[HISTORY].to_arrow(), which)
-
-
-def _read_range(path: Path, first: int, count: int) -> pl.DataFrame:
-    """Return some rows of a file; only the row groups that hold them are read."""
-    frame = pl.scan_parquet(path).select(USER, *USER_COLUMNS, HISTORY).slice(first, count)
-    return frame.collect(engine="streaming")

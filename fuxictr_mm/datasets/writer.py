@@ -111,7 +111,8 @@ class Writer:
 
     def __init__(self, reader: Reader, name: str, folder: Path, verbose: int = 1) -> None:
         self.reader, self.folder, self.verbose = reader, folder, verbose
-        stats = {str(path.relative_to(reader.source)): list(_stat(path)) for path in reader.files()}
+        found = {str(path.relative_to(reader.source)): path.stat() for path in reader.files()}
+        stats = {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
         self.origin: dict[str, Any] = {"version": VERSION, "reader": name, "max_len": reader.max_len, "files": stats}
 
     def write(self, overwrite: bool = False) -> Summary:
@@ -395,11 +396,6 @@ class Writer:
                         seen[targets] = True
                     else:
                         splits[split].cold += int((~seen[targets]).sum())
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _build(values: pl.Series) -> Vocabulary:

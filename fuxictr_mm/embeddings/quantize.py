@@ -203,13 +203,9 @@ def _check_sources(joined: JoinedEmbeddings, books: Mapping[str, Codebook], code
     check_modalities(joined.dims, dims, codebook, columns)
 
 
-def _modalities(joined: JoinedEmbeddings) -> dict[str, Modality]:
-    return {s.name: Modality(s.name, s.column, joined.dims[s.name]) for s in joined.sources}
-
-
 def _fit(joined: JoinedEmbeddings, options: QuantizeOptions, quiet: bool) -> dict[str, Codebook]:
     """Return a codebook by column of codes."""
-    modalities = _modalities(joined)
+    modalities = {s.name: Modality(s.name, s.column, joined.dims[s.name]) for s in joined.sources}
     groups = (
         {f"codes_{options.method}": tuple(modalities.values())}
         if options.joint

@@ -127,7 +127,8 @@ def ensemble(
         logger.info(f"{runs[0].path}: a single run, nothing to average")
         read_test_predictions(runs, gpu)
         return runs[0]
-    name = name or _default_name(runs)
+    if name is None:
+        name = f"{runs[0].expid}_ensemble" if len({run.expid for run in runs}) == 1 else "ensemble"
     paths = RunPaths(Path(root), runs[0].dataset_id, name)
     check_is_free(paths)
     valid = read_valid_predictions(runs)
@@ -231,11 +232,6 @@ def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[st
     if datasets := {run.dataset_id for run in runs} - {runs[0].dataset_id}:
         raise ConfigError(f"runs on several datasets, {runs[0].dataset_id} and {datasets.pop()}; average those of one")
     return runs
-
-
-def _default_name(runs: Sequence[Run]) -> str:
-    expids = {run.expid for run in runs}
-    return f"{expids.pop()}_ensemble" if len(expids) == 1 else "ensemble"
 
 
 def read_valid_predictions(runs: Sequence[Run]) -> Examples:

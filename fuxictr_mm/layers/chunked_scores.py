@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import keep_mask, kept_scale
+from fuxictr_mm.layers.structured_zeros import add_product
 from fuxictr_mm.sparse_products import sums_by
 
 #: Items of a chunk: large enough for the rate of a matrix product, small enough for a core's share of the cache.
@@ -159,7 +160,7 @@ class _Scores(torch.autograd.Function):
             delta = gradient[chunk].unsqueeze(1)
             for k in reversed(range(len(kept))):
                 output = kept[k][chunk]
-                _add_product(of_weights[k], delta.t(), output)
+                add_product(of_weights[k], delta.t(), output)
                 of_biases[k].add_(delta.sum(dim=0))
                 delta = torch.mm(delta, weights[k], out=buffers[k][:size])
                 # An output is zero where ReLU or dropout made it so.
@@ -171,7 +172,7 @@ class _Scores(torch.autograd.Function):
             of_products = torch.mm(delta, weight, out=of_product[:size])
             torch.mul(targets, of_products, out=of_entries[chunk])
             of_target.index_add_(0, r, of_products.mul_(entries))
-            _add_product(of_weight, delta.t(), targets.mul_(entries))
+            add_product(of_weight, delta.t(), targets.mul_(entries))
         of_parameters = [
             g.to(target.dtype)
             for w, scale, b in zip(of_weights, ctx.scales, of_biases, strict=True)
@@ -204,11 +205,3 @@ def _activate(hidden: Tensor, dropout: float) -> None:
 def _accumulator(like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product to a total, whose dtype may be wider."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)

@@ -111,13 +111,16 @@ class AUGRU(nn.Module):
         for gates, weight in zip(gates_NE3.split(sizes), weights.data.unsqueeze(1).split(sizes), strict=True):
             running = gates.shape[0]
             ended.append(state[running:])
-            state = state[:running]
-            update, reset, new = gates.chunk(3, dim=1)
-            update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
-            update = weight * torch.sigmoid(update + update_state)
-            candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
-            state = (1 - update) * state + update * candidate
+            state = self._next(state[:running], gates, weight)
         return torch.cat([state, *reversed(ended)])
+
+    def _next(self, state: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+        """Return the states ``(n, E)`` after another entry, of which ``gates`` ``(n, 3 E)`` and weight ``(n, 1)``."""
+        update, reset, new = gates.chunk(3, dim=1)
+        update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
+        update = weight * torch.sigmoid(update + update_state)
+        candidate = torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
+        return (1 - update) * state + update * candidate
 
     def scan(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Return the last states ``(B, E)`` of padded rows, as one loop that an export keeps.
@@ -132,10 +135,7 @@ class AUGRU(nn.Module):
 
         def step(state: Tensor, gates_and_weight: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             gates, weight = gates_and_weight
-            update, reset, new = gates.chunk(3, dim=1)
-            update_state, reset_state, new_state = self.state_map(state).chunk(3, dim=1)
-            update = weight.unsqueeze(1) * torch.sigmoid(update + update_state)
-            state = (1 - update) * state + update * torch.tanh(new + torch.sigmoid(reset + reset_state) * new_state)
+            state = self._next(state, gates, weight.unsqueeze(1))
             return state, state.clone()
 
         gates_T = self.input_map(inputs)

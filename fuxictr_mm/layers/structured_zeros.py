@@ -100,7 +100,7 @@ class _BlockProduct(torch.autograd.Function):
         x, weight = x.to(dtype), weight.to(dtype)
         for rows, outputs, inputs in blocks:
             if rows:
-                _add_product(output[:rows, outputs], x[:rows, inputs], weight[outputs, inputs].t())
+                add_product(output[:rows, outputs], x[:rows, inputs], weight[outputs, inputs].t())
         ctx.save_for_backward(x, weight)
         ctx.blocks = blocks
         return output
@@ -119,7 +119,7 @@ class _BlockProduct(torch.autograd.Function):
                 into.zero_()
                 continue
             given = gradient[:rows, outputs]
-            _add_product(x_gradient[:rows, inputs], given, weight[outputs, inputs])
+            add_product(x_gradient[:rows, inputs], given, weight[outputs, inputs])
             if weight_type == weight.dtype:
                 torch.mm(given.t(), x[:rows, inputs], out=into)
             else:
@@ -127,11 +127,12 @@ class _BlockProduct(torch.autograd.Function):
         return x_gradient.to(x_type), weight_gradient, None
 
 
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    if into.dtype == left.dtype:
-        into.addmm_(left, right)
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to a total, whose dtype may be wider."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
     else:
-        into += left @ right
+        total.add_(left @ right)
 
 
 def block_linear(x: Tensor, linear: nn.Linear, blocks: Sequence[Block]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
@@ -77,14 +78,14 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     if not config.dataset.train_data:
         raise ConfigError(f"plan: dataset {config.dataset_id}: train_data is missing; name the split's file")
     for name, value in (("--gpus", gpus), ("--memory", memory)):
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value}, expected a number above 0")
     processes = gpus or 1
     free = free_memory(torch.device("cpu"))
     limit = memory * 1e9 if memory is not None else free / processes
     data = measure_data(config.to_dict())
     model = measure_model(experiment, data.features, data.num_items, data.history)
-    batch = min(config.batch_size, data.split_rows.get("train", config.batch_size))
+    batch = min(config.batch_size, data.split_rows["train"])
     ids = batch * (1 + data.history)
     parts: list[dict[str, Any]] = []
     tables: list[dict[str, Any]] = []
@@ -104,10 +105,11 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     for name in sorted(data.split_bytes, key=lambda name: name == "train"):
         size = data.split_bytes[name] // parts_of(name)
         resident = config.resident is True or (size <= budget and (name != "train" or config.resident is not False))
-        rows = -(-data.split_rows.get(name, 0) // parts_of(name))
-        if not resident:
+        rows = -(-data.split_rows[name] // parts_of(name))
+        if resident:
+            budget -= size
+        else:
             size = size * min(config.buffer_rows // parts_of(name), rows) // max(rows, 1)
-        budget -= size
         add(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}")
     sent = 0.0
     # The weights beside their average in an evaluation, and the best weights on the CPU while they are read at the end.

@@ -65,12 +65,13 @@ def read_columns(path: str | Path) -> dict[str, Column]:
                 kind = kind.value_type
             found = columns.get(field.name, Column(0, 0, kind, dim))
             columns[field.name] = replace(found, rows=found.rows + footer.num_rows)
+        # That of a list is NAME.list.element, and a name may hold dots as well.
+        leaves = [f"{footer.schema.column(index).path}." for index in range(footer.num_columns)]
+        names = [max((n for n in columns if leaf.startswith(f"{n}.")), key=len, default="") for leaf in leaves]
         for group in range(footer.num_row_groups):
-            for index in range(footer.num_columns):
-                chunk = footer.row_group(group).column(index)
-                name = chunk.path_in_schema.split(".")[0]
-                if name in columns:
-                    columns[name] = _with_chunk(columns[name], chunk)
+            for index, name in enumerate(names):
+                if name:
+                    columns[name] = _with_chunk(columns[name], footer.row_group(group).column(index))
         for name, value in partition_columns(file).items():
             if name not in opened.schema_arrow.names:
                 columns[name] = _with_partition(columns[name], value, footer.num_rows)
@@ -133,39 +134,43 @@ def measure_data(params: Mapping[str, Any]) -> DataSizes:
     roles = Roles.of(params)
     if ITEM_ID not in {f.name for f in features}:
         features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
-    paths = params["item_info"]
+    files = params["item_info"]
     wanted = [f for f in features if f.is_item and f.name != ITEM_ID]
-    key, columns = _item_columns([paths] if isinstance(paths, str) else list(paths), wanted, roles.target)
+    key, columns = _item_columns([files] if isinstance(files, str) else list(files), wanted, roles.target)
     item_id = next((f for f in features if f.is_item and f.name == ITEM_ID), None)
     num_items = item_id.vocab_size if item_id is not None else None
     num_items = num_items or _count_items(key, params.get("ids", "auto"))
     dims = {f.name: f.max_len or f.pretrain_dim or columns[f.column].length for f in wanted if f.type in _LISTS}
-    splits = {name: read_columns(params[f"{name}_data"]) for name in ("train", "valid", "test") if _has(params, name)}
-    train = next(iter(splits.values()))
+    paths = {name: path for name in ("train", "valid", "test") if (path := params.get(f"{name}_data"))}
+    splits = {name: read_columns(path) for name, path in paths.items()}
+    of_rows = [f.column for f in _of_rows(features)]
+    for name, path in paths.items():
+        labels = label_names(params) if name != "test" else []
+        parquet.require_columns(path, list(splits[name]), [roles.target, roles.history, *of_rows, *labels])
+    train = splits["train"]
     sizes = {f.name: num_items for f in features if f.is_history or f.name == ITEM_ID}
     for feature in [f for f in features if f.type in ("categorical", "sequence") and f.name not in sizes]:
-        column = columns.get(feature.column) or train.get(feature.column)
-        if column is not None:
-            sizes[feature.name] = 1 + (column.rows if column.largest is None else column.largest)
+        column = columns.get(feature.column) or train[feature.column]
+        sizes[feature.name] = 1 + (column.rows if column.largest is None else column.largest)
     features = complete(features, dims, sizes)
     item_bytes = {f.name: num_items * _row_bytes(f, columns[f.column]) for f in features if f.name in columns}
     max_len = params.get("max_len") or 100
-    history = train.get(roles.history)
     return DataSizes(
         features,
         num_items,
         {**item_bytes, "known": num_items},
-        {name: found[roles.target].rows for name, found in splits.items() if roles.target in found},
+        {name: found[roles.target].rows for name, found in splits.items()},
         {name: _split_bytes(found, features, params, roles, max_len) for name, found in splits.items()},
-        0 if history is None else min(history.length, max_len),
+        min(train[roles.history].length, max_len),
     )
 
 
 _LISTS = ("sequence", "embedding")
 
 
-def _has(params: Mapping[str, Any], split: str) -> bool:
-    return bool(params.get(f"{split}_data"))
+def _of_rows(features: Sequence[Feature]) -> list[Feature]:
+    """Return the features that are read from the interactions, besides target and history."""
+    return [f for f in features if f.is_context or f.is_further_history]
 
 
 def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) -> tuple[Column, dict[str, Column]]:
@@ -217,11 +222,10 @@ def _split_bytes(
     columns: Mapping[str, Column], features: Sequence[Feature], params: Mapping[str, Any], roles: Roles, max_len: int
 ) -> int:
     """Return the bytes of a split in memory, see ``InteractionTable``."""
-    rows = next(iter(columns.values())).rows
+    rows = columns[roles.target].rows
     total = 4 * rows + 8 * rows  # target, offsets of the histories
-    if (history := columns.get(roles.history)) is not None:
-        total += 4 * min(history.entries, rows * max_len)
-    for feature in [f for f in features if (f.is_context or f.is_further_history) and f.column in columns]:
+    total += 4 * min(columns[roles.history].entries, rows * max_len)
+    for feature in _of_rows(features):
         entries = columns[feature.column].entries
         if feature.history is not None:  # a further history, or a sequence along one
             entries = min(entries, rows * (feature.max_len or max_len))

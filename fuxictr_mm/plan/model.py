@@ -129,6 +129,8 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
         kind = kinds.get(id(table), "dense")
         rows, dim = table.shape
         state = _state_per_weight(model.optimizer_name, settings.table_optimizer, dim, kind != "dense")
+        if kind == "touched" and model.optimizer.parts["touched"].notes_updates:
+            state += 1 / dim
         name = names[id(table)].split(".")[-2]
         tables.append(Table(name, rows, dim, kind, state, model.feature_map.features[name].get("sharding", "row")))
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)

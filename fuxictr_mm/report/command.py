@@ -13,7 +13,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import check_outputs, write_beside
-from fuxictr_mm.report.experiments import gather
+from fuxictr_mm.report.experiments import gather, labels_of, of_label
 from fuxictr_mm.report.page import DatasetSection, describe, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import listed, plural, progress_bar
@@ -126,28 +126,25 @@ def check_packages() -> None:
 
 
 def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
-    """Return the runs that have a label; of those on several, with its metrics alone, AUC first."""
+    """Return the runs that have a label, with its metrics alone, AUC first; of those on one label as on several."""
     from fuxictr_mm.metrics import split_task  # which imports torch
 
-    found: list[Run] = []
-    known: set[str] = set()
-    for run in runs:
-        given = run.config.get("label_col") or {}
-        names = [column["name"] for column in (given if isinstance(given, list) else [given]) if "name" in column]
-        known.update(names)
-        if label not in names:
-            continue
-        if len(names) > 1:
-            metrics = [name for name in run.valid if split_task(name, names)[0] == label]
-            metrics.sort(key=lambda name: name != f"{label}_AUC")
-            valid, test = ({name: of[name] for name in metrics if name in of} for of in (run.valid, run.test))
-            run = replace(run, valid=valid, test=test)
-        found.append(run)
+    named = {run.path: labels_of(run) for run in runs}
+    found = [run for run in runs if label in named[run.path]]
     if not found:
-        raise ConfigError(
-            f"--label: no run has the label '{label}'{nearest(label, known)}; they have {listed(sorted(known))}"
-        )
-    return found
+        known = sorted({name for names in named.values() for name in names})
+        raise ConfigError(f"--label: no run has the label '{label}'{nearest(label, known)}; they have {listed(known)}")
+    if all(len(named[run.path]) == 1 for run in found):
+        return found
+
+    def of_one(run: Run, metrics: dict[str, float]) -> dict[str, float]:
+        names = named[run.path]
+        if len(names) == 1:
+            return of_label(metrics, label)
+        kept = [name for name in metrics if split_task(name, names)[0] == label]
+        return {name: metrics[name] for name in sorted(kept, key=lambda name: name != f"{label}_AUC")}
+
+    return [replace(run, valid=of_one(run, run.valid), test=of_one(run, run.test)) for run in found]
 
 
 def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:

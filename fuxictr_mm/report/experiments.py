@@ -182,18 +182,37 @@ def _on_test(experiments: Sequence[Experiment]) -> list[str]:
     return [f"test metrics are of different test files: {'; '.join(listed(names) for names in files.values())}"]
 
 
+def labels_of(run: Run) -> list[str]:
+    """Return the names of the labels of a run."""
+    given = run.config.get("label_col") or {}
+    return [column["name"] for column in (given if isinstance(given, list) else [given]) if "name" in column]
+
+
 def history(run: Run) -> list[dict[str, Any]]:
-    """Return the evaluations of a run that have a step; an empty list if the file is damaged."""
+    """Return the evaluations of a run that have a step; an empty list if the file is damaged.
+
+    Those of a run on one label also have its metrics by the names that they have in a run on several.
+    """
     try:
-        return [line for line in run.history() if number(line.get("step")) is not None]
+        lines = [line for line in run.history() if number(line.get("step")) is not None]
     except (UserError, OSError):
         return []
+    labels = labels_of(run)
+    return [of_label(line, labels[0]) | line for line in lines] if len(labels) == 1 else lines
+
+
+def of_label(metrics: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Return the metrics of a run on one label by the names that they have in a run on several."""
+    return {f"{label}_{name}": value for name, value in metrics.items()}
 
 
 def average(values: Sequence[float]) -> float | None:
     """Return the mean, None of nothing."""
     return statistics.fmean(values) if values else None
 
+
+#: Longest text of a setting, in characters.
+SHOWN = 160
 
 #: Keys of the environment that are not compared.
 OF_THE_MOMENT = ("command", "started_at")
@@ -319,9 +338,12 @@ def ablations(experiments: Sequence[Experiment]) -> list[Ablation]:
 
 def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Return the keys whose values differ among mappings, each with its value in every one."""
-    keys = sorted({key for column in columns for key in column})
-    rows = [(key, [shown(column[key]) if key in column else DASH for column in columns]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    found = []
+    for key in sorted({key for column in columns for key in column}):
+        short, full = ([shown(c[key], width) if key in c else DASH for c in columns] for width in (SHOWN, 0))
+        if len(set(full)) > 1:
+            found.append((key, short if len(set(short)) == len(set(full)) else full))
+    return found
 
 
 def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
@@ -343,11 +365,11 @@ def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str
     return shared, differ
 
 
-def shown(value: Any) -> str:
-    """Return a setting as YAML text."""
+def shown(value: Any, width: int = SHOWN) -> str:
+    """Return a setting as YAML text; above ``width`` characters its middle is left out."""
     if value is None or isinstance(value, str | bool):
-        return printable("null" if value is None else value, 160)
-    return printable(json.dumps(value, default=str, ensure_ascii=False), 160)
+        return printable("null" if value is None else value, width)
+    return printable(json.dumps(value, default=str, ensure_ascii=False), width)
 
 
 @dataclass(frozen=True)

@@ -32,17 +32,22 @@ def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plo
         rows.append(Dot(experiment.name, side.mean, low, high, INK if rows else ACCENT, seeds))
     if not rows:
         return None
-    best = rows[0]
-    sentences = [f"{best.name} is first with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
+    best, worst = max(rows, key=lambda row: row.value), min(rows, key=lambda row: row.value)
+    sentences = [f"{best.name} is highest with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
     if len(rows) > 1:
-        last = rows[-1]
-        sentences.append(f"{last.name} last with {decimal(last.value)} ({decimal(last.low)} to {decimal(last.high)})")
+        ends = f"{decimal(worst.low)} to {decimal(worst.high)}"
+        sentences.append(f"{worst.name} lowest with {decimal(worst.value)} ({ends})")
     caption = (
         f"{listed(sentences)}. Whiskers: 95 % interval over resampled users, for these weights"
         f"{'; rings: single seeds' if any(row.others for row in rows) else ''}. All experiments share the rows, so "
-        "whiskers may overlap although a difference is significant: see the differences."
+        f"whiskers may overlap although a difference is significant: see the differences.{_cut(order)}"
     )
     return dots("Validation AUC", caption, rows, "AUC on the validation rows")
+
+
+def _cut(experiments: Sequence[Experiment]) -> str:
+    """Return the end of a caption where not all experiments are in the plot."""
+    return f" Of the first {MOST_ROWS} of {len(experiments)} experiments." if len(experiments) > MOST_ROWS else ""
 
 
 def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
@@ -51,7 +56,7 @@ def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> P
     rows, alone = [], False
     better: list[str] = []
     worse: list[str] = []
-    for name in named[1 : MOST_ROWS + 1]:
+    for name in named[1:MOST_ROWS]:
         against = comparisons.against(name, named[0])
         if against is not None:
             rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
@@ -68,6 +73,7 @@ def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> P
         "are several, seeds; one that crosses the dashed line at 0 may be noise."
     )
     caption += " With one seed per experiment, other seeds may differ as much: run three of each." if alone else ""
+    caption += _cut(order)
     return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
 
 
@@ -178,4 +184,5 @@ def plot_speed(experiments: Sequence[Experiment]) -> Plot | None:
     caption += f", {slow.name} at {grouped(slow.value)}." if len(rows) > 1 else "."
     if any(row.others for row in rows):
         caption += " Rings: single runs."
+    caption += _cut(experiments)
     return dots("Training speed", caption, rows, "training rows per second", bars=True)

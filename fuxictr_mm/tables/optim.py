@@ -18,6 +18,12 @@ from fuxictr_mm.tables.gradients import touched_rows
 #: Updates of touched rows, see ``TouchedOptimizer``.
 RULES = ("adam", "adagrad", "rowwise_adagrad", "sgd")
 
+#: State ``(R, 1)``: the update of the table in which each row was reached last, from 1; 0 for never.
+LAST = "last_update"
+
+#: See ``TouchedOptimizer``.
+Penalize = Callable[[nn.Parameter, Tensor, Tensor, float], Tensor]
+
 
 class TouchedOptimizer(torch.optim.Optimizer):
     r"""Adam, Adagrad, row-wise Adagrad or gradient descent over the rows that a gradient reaches.
@@ -31,7 +37,9 @@ class TouchedOptimizer(torch.optim.Optimizer):
     .. math:: s_r \leftarrow s_r + \frac{1}{D} \lVert g_r \rVert^2, \qquad
         w_r \leftarrow w_r - \eta \frac{g_r}{\sqrt{s_r} + \epsilon}
 
-    Weight decay is decoupled, of touched rows: they are multiplied by one minus the learning rate times the decay.
+    Weight decay is decoupled, of touched rows: they are multiplied by one minus the learning rate times the decay, once
+    for every update of the table since their last one, and regularized as many times. A rare row is so regularized as
+    much as a frequent one, as in a dense table, but with its own updates only.
 
     Parameters
     ----------
@@ -47,6 +55,9 @@ class TouchedOptimizer(torch.optim.Optimizer):
         Decay of Adam's moments.
     eps : float, optional
         By default 1e-8 for ``adam``, else 1e-10, as in torch.
+    penalty : callable, optional
+        From a table, its rows ``(U, D)``, the number of updates ``(U, 1)`` and the learning rate, to the gradient of a
+        regularizer ``(U, D)``.
     """
 
     def __init__(
@@ -57,10 +68,17 @@ class TouchedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float | None = None,
+        penalty: Penalize | None = None,
     ) -> None:
+        self.penalty = penalty
         eps = (1e-8 if rule == "adam" else 1e-10) if eps is None else eps
         defaults = {"lr": lr, "rule": rule, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(params, defaults)
+
+    @property
+    def notes_updates(self) -> bool:
+        """Whether a number of state per row says when it was updated last."""
+        return self.penalty is not None or any(group["weight_decay"] for group in self.param_groups)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the touched rows of every table."""
@@ -71,24 +89,37 @@ class TouchedOptimizer(torch.optim.Optimizer):
 
     def _update(self, table: nn.Parameter, group: dict[str, Any]) -> None:
         rows, gradient = touched_rows(table)
-        if group["weight_decay"]:
-            kept = table.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
-            table.index_copy_(0, rows, kept)
-        change, rate = self._change(table, group, rows, gradient)
+        state, rate = self._state_of(table, group), group["lr"]
+        state["step"] += 1
+        if LAST in state:
+            kept = table.index_select(0, rows)
+            missed = state["step"] - state[LAST].index_select(0, rows)
+            state[LAST].index_fill_(0, rows, state["step"])
+            if self.penalty is not None:
+                gradient = gradient + self.penalty(table, kept, missed, rate)
+            if group["weight_decay"]:
+                table.index_copy_(0, rows, kept * (1 - rate * group["weight_decay"]) ** missed)
+        change, rate = self._change(state, group, rows, gradient)
         table.index_add_(0, rows, change, alpha=-rate)
 
-    def _change(
-        self, table: nn.Parameter, group: dict[str, Any], rows: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, float]:
-        """Return what is subtracted from the rows ``(U, D)``, and its factor."""
-        state, rule, rate = self.state[table], group["rule"], group["lr"]
-        if rule == "sgd":
-            return gradient, rate
+    def _state_of(self, table: nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:
+        state, rule = self.state[table], group["rule"]
         if not state:
-            names = ("exp_avg", "exp_avg_sq") if rule == "adam" else ("sum",)
+            names = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ()}.get(rule, ("sum",))
             dim = 1 if rule == "rowwise_adagrad" else table.shape[1]
             state.update({name: table.new_zeros(len(table), dim) for name in names}, step=0)
-        state["step"] += 1
+            if self.notes_updates:
+                # Optimizer.load_state_dict would make integers floats.
+                state[LAST] = table.new_zeros(len(table), 1)
+        return state
+
+    def _change(
+        self, state: dict[str, Any], group: dict[str, Any], rows: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, float]:
+        """Return what is subtracted from the rows ``(U, D)``, and its factor."""
+        rule, rate = group["rule"], group["lr"]
+        if rule == "sgd":
+            return gradient, rate
         if rule == "adam":
             first, second = group["betas"]
             mean, square = (state[name].index_select(0, rows) for name in ("exp_avg", "exp_avg_sq"))

@@ -17,6 +17,7 @@ from fuxictr_mm.config import Regularizer
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.tables import (
     Optimizers,
+    Penalize,
     RowAverage,
     ShardedOptimizer,
     TouchedOptimizer,
@@ -74,6 +75,7 @@ def make_optimizer(
     table_weight_decay: float | None = None,
     touched: Iterable[nn.Parameter] = (),
     table_optimizer: str | None = None,
+    penalty: Penalize | None = None,
 ) -> torch.optim.Optimizer | Optimizers:
     """Return an optimizer of ``torch.optim``, fused where torch has a fused form.
 
@@ -95,6 +97,8 @@ def make_optimizer(
         Those of ``tables`` with sparse gradients; they have an optimizer of their own.
     table_optimizer : str, optional
         Its rule, see ``TouchedOptimizer``; that of the optimizer by default.
+    penalty : callable, optional
+        Regularizer of their rows, see ``TouchedOptimizer``.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def make_optimizer(
         return dense
     rule = touched_rule(name, table_optimizer)
     rate = table_learning_rate or learning_rate
-    sparse = _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay)
+    sparse = _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay, penalty=penalty)
     return Optimizers(dense=dense, touched=sparse)
 
 
@@ -389,7 +393,7 @@ class Penalty:
 
     Parameters of the feature embedding take ``embedding_regularizer``, all others ``net_regularizer``. The gradient,
     ``weight * sign(w)`` for p = 1 and ``weight * w`` for p = 2, is added after the backward pass, so that no norm of a
-    whole table enters the graph. A table with sparse gradients is regularized in the rows that a gradient reaches.
+    whole table enters the graph. The optimizer of tables with sparse gradients asks for that of the rows it updates.
 
     Parameters
     ----------
@@ -434,10 +438,6 @@ class Penalty:
     def add_gradients(self) -> None:
         """Add the gradient of the penalty to every parameter's ``grad``."""
         for parameters, norm, weight in self._terms():
-            for table in [p for p in parameters if id(p) in self._touched and p.grad is not None]:
-                rows, values = touched_rows(table)
-                kept = self._part(table, table.index_select(0, rows))
-                self._part(table, values).add_(kept.sign_() if norm == 1 else kept, alpha=weight)
             parameters = [p for p in parameters if id(p) not in self._touched]
             if not parameters:
                 continue
@@ -447,6 +447,25 @@ class Penalty:
             gradients = [self._part(p, p.grad) for p in parameters if p.grad is not None]
             weights = [self._part(p, p.data) for p in parameters]
             torch._foreach_add_(gradients, torch._foreach_sign(weights) if norm == 1 else weights, alpha=weight)
+
+    @property
+    def of_rows(self) -> Penalize | None:
+        """Return the regularizer of tables with sparse gradients, None if they have none."""
+        regularized = {id(p) for parameters, _, _ in self._terms() for p in parameters}
+        return self._of_rows if regularized & self._touched else None
+
+    def _of_rows(self, table: nn.Parameter, weights: Tensor, updates: Tensor, rate: float) -> Tensor:
+        """Return the gradient ``(U, D)`` of rows that is due for several updates.
+
+        It is at most what takes a weight to zero by gradient descent, or that of one update.
+        """
+        gradient = torch.zeros_like(weights)
+        kept, due = (self._part(table, values) for values in (weights, gradient))
+        for parameters, norm, weight in self._terms():
+            if any(p is table for p in parameters):
+                most = (kept.abs() if norm == 1 else torch.ones_like(updates)) / (rate * weight)
+                due += weight * torch.minimum(updates, most.clamp_(min=1)) * (kept.sign() if norm == 1 else kept)
+        return gradient
 
     def value(self) -> Tensor:
         """Return the penalty of all weights, as a scalar that can be differentiated."""

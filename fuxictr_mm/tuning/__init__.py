@@ -26,7 +26,7 @@ from fuxictr_mm.tuning.tuner_file import Tuner, read_tuner
 def run_tuner(
     tuner_yaml: Path,
     gpus: Sequence[int],
-    script: Path,
+    script: Path | None,
     *,
     tag: str | None = None,
     data_root: Path | None = None,

@@ -30,7 +30,7 @@ def train_folds(
     experiment: Experiment,
     count: int,
     config_dir: Path,
-    script: Path,
+    script: Path | None,
     *,
     by: Literal["user", "row", "time"] = "user",
     jobs: int | None = None,

@@ -70,7 +70,7 @@ def run_grid(
     config_dir: Path,
     gpus: Sequence[int],
     tag: str | None,
-    script: Path,
+    script: Path | None,
     data_root: Path | None = None,
     model_zoo: Path | None = None,
     quiet: bool = False,
@@ -89,7 +89,7 @@ def run_grid(
     tag : str, optional
         Keeps only the experiment ids that contain it.
     script : Path
-        The script that trains an experiment: run_expid.py.
+        The script that trains an experiment: run_expid.py; None for ``fuxictr-mm train``.
     data_root, model_zoo : Path, optional
         Passed on to run_expid.py.
     quiet : bool

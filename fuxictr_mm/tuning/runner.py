@@ -21,6 +21,7 @@ from fuxictr_mm.tuning import child
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
 
 POLL_SECONDS = 0.2  # between checks of the children and of signals
+STOP_SECONDS = 10.0  # that a trial has to end by itself
 LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
@@ -34,7 +35,7 @@ def run_trials(
     trials: Trials,
     config_dir: Path,
     gpus: Sequence[int],
-    script: Path,
+    script: Path | None,
     extra_args: Sequence[str],
     quiet: bool,
     *,
@@ -44,7 +45,8 @@ def run_trials(
     """Run trials until there are none left, one at a time on each entry of ``gpus``.
 
     Progress is a bar on a terminal, elsewhere a line on stderr for each trial that ends. The output of the trials goes
-    to ``logs``, in the configuration folder by default; ``what`` names a trial.
+    to ``logs``, in the configuration folder by default; ``what`` names a trial. Without a script they are
+    ``fuxictr-mm train``.
 
     Raises
     ------
@@ -55,12 +57,13 @@ def run_trials(
     """
     from fuxictr_mm.runtime import device_of
 
-    if not Path(script).is_file():
+    if script is not None and not Path(script).is_file():
         raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
     for gpu in sorted(set(gpus)):
         device_of(gpu)
     logs = logs or Path(config_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    launch = ["-m", "fuxictr_mm", "train"] if script is None else [str(script)]
     # Each worker's torch would otherwise take all cores.
     environment = {CORES_VARIABLE: str(max(1, (os.cpu_count() or 1) // len(gpus))), **os.environ}
     free, children, waited = list(gpus), list[_Child](), False
@@ -82,7 +85,7 @@ def run_trials(
                         running.asked_to_end = True
                         running.process.terminate()
                 while free and not received and (trial := trials.take()) is not None:
-                    command = [sys.executable, "-u", str(script), "--config", str(config_dir), "--expid", trial.expid]
+                    command = [sys.executable, "-u", *launch, "--config", str(config_dir), "--expid", trial.expid]
                     command += ["--gpu", str(free[0]), *trial.arguments, *extra_args]
                     log = logs / f"{trial.name or trial.expid}.out"
                     children.append(_Child(trial, free.pop(0), _start(command, trial, log, environment), log))
@@ -136,13 +139,13 @@ def _start(command: list[str], trial: Trial, log: Path, environment: dict[str, s
         )
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 10.0) -> None:
-    """End all trials; kill those that still run after ``patience`` seconds."""
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End all trials; kill those that still run after ``STOP_SECONDS``."""
     for process in processes:
         process.terminate()
     for process in processes:
         try:
-            process.wait(patience)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

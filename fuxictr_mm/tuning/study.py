@@ -42,7 +42,7 @@ IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings 
 def run_study(
     tuner: Tuner,
     gpus: Sequence[int],
-    script: Path,
+    script: Path | None,
     data_root: Path | None = None,
     model_zoo: Path | None = None,
     quiet: bool = False,
@@ -58,7 +58,7 @@ def run_study(
     gpus : sequence of int
         Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
     script : Path
-        The script that trains an experiment: run_expid.py.
+        The script that trains an experiment: run_expid.py; None for ``fuxictr-mm train``.
     data_root, model_zoo : Path, optional
         Passed on to run_expid.py.
     quiet : bool

@@ -23,17 +23,14 @@ def _tuned_keys(results: Sequence[TrialResult]) -> list[str]:
     return [key for key, seen in texts.items() if len(seen) > 1]
 
 
-def _ranked(results: Sequence[TrialResult]) -> list[TrialResult]:
-    return sorted(results, key=lambda result: (result.error is not None, result.pruned, -result.score))
-
-
 def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """Return the cells of each trial by the name of the column, best trial first."""
     tuned = _tuned_keys(results)
     valid = dict.fromkeys(name for result in results for name in result.valid)
     test = dict.fromkeys(name for result in results for name in result.test)
+    ranked = sorted(results, key=lambda result: (result.error is not None, result.pruned, -result.score))
     rows = []
-    for rank, result in enumerate(_ranked(results), start=1):
+    for rank, result in enumerate(ranked, start=1):
         row: dict[str, Any] = {"rank": rank if result.state == "finished" else "", "expid": result.expid}
         row |= {f"valid {name}": result.valid.get(name, "") for name in valid}
         row |= {f"test {name}": result.test.get(name, "") for name in test}

@@ -100,7 +100,9 @@ class Tuner:
     @property
     def dataset_keys(self) -> set[str]:
         """The tuned settings that belong to the dataset, not to the experiment."""
-        return {key for key in self.space if _belongs_to_dataset(key, self.model, self.dataset)}
+        # The dataset's settings take precedence over the experiment's.
+        of_datasets = {key for key in DATASET_KEYS if key not in EXPERIMENT_KEYS and key not in self.model}
+        return {key for key in self.space if key in self.dataset or key in of_datasets}
 
     def setting(self, key: str) -> Any:
         """Return a setting of the base experiment, its default if it has none."""
@@ -273,11 +275,6 @@ def _from_folder(paths: str | list[str], folder: Path) -> str | list[str]:
     if path.is_absolute() or path.exists() or not (folder / path).exists():
         return paths
     return str((folder / path).resolve())
-
-
-def _belongs_to_dataset(key: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> bool:
-    # The dataset's settings take precedence over the experiment's.
-    return key in dataset or (key in DATASET_KEYS and key not in EXPERIMENT_KEYS and key not in model)
 
 
 def _read_space(

@@ -7,6 +7,7 @@ import pytest
 
 from fuxictr_mm.autopilot import command
 from fuxictr_mm.cli import main
+from fuxictr_mm.files import try_lock
 
 
 def test_time():
@@ -25,6 +26,7 @@ def test_time():
         ),
         ({"data_format": "csv", "roles": {"target": "asin"}}, "item_info"),
         ({"data_format": "parquet", "rebuild_dataset": True}, "item_info"),
+        ({"data_format": "parquet", "label_col": None, "roles": {"target": "asin", "history": "seen"}}, "label_col"),
     ],
 )
 def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys, change, word):
@@ -49,6 +51,19 @@ def test_an_unknown_dataset_is_named(dataset, tmp_path, capsys):
     assert stopped.value.code == 2
     assert "did you mean 'tiny_mm'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_in_use_or_none_is_named(dataset, tmp_path, capsys):
+    lock = try_lock(tmp_path / "out" / "tiny_mm" / "lock")
+    (tmp_path / "file").touch()
+    for out in ("out", "file"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--out", str(tmp_path / out)])
+        assert stopped.value.code == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert str(tmp_path / out) in error
+    lock.release()
+    assert [path.name for path in (tmp_path / "out" / "tiny_mm").iterdir()] == ["lock"]
 
 
 def test_a_folder_keeps_its_configuration(tmp_path, capsys):

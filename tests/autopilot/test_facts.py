@@ -5,9 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.autopilot.facts import look
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 from tests.arrow import write_partitions
 from tests.docs.fences import ROOT
+from tests.errors import raises_naming
 
 
 def test_the_facts_by_brute_force(dataset):
@@ -61,3 +62,19 @@ def test_embeddings_of_any_name_count_where_none_tells_its_modality(dataset, tmp
     found = look(dataset.model_copy(update={"item_info": [str(tmp_path / "items.parquet")], "feature_cols": columns}))
     assert found.embeddings == {"item_emb_v1": "item_emb_v1", "item_emb_v2": "item_emb_v2"}
     assert "embeddings: item_emb_v1, item_emb_v2." in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda table: table[:0], ["no rows"]),
+        (lambda table: table.set_column(2, "item_seq", table["item_id"]), ["item_seq", "int64"]),
+        (lambda table: table.set_column(2, "item_seq", table["item_id"].cast("string")), ["item_seq", "string"]),
+    ],
+)
+def test_what_cannot_be_measured_is_named(dataset, tmp_path, change, names):
+    table = pq.read_table(ROOT / "data" / "tiny_mm" / "train.parquet")
+    assert table.column_names[2] == "item_seq"
+    pq.write_table(change(table), tmp_path / "train.parquet")
+    with raises_naming(DataError, "train.parquet", *names):
+        look(dataset.model_copy(update={"train_data": str(tmp_path / "train.parquet")}))

@@ -13,16 +13,16 @@ import pytest
 
 from fuxictr_mm.autopilot import candidates, stages
 from fuxictr_mm.cli import main
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import find_runs
 from tests.docs.fences import ROOT
 
 
-def test_a_missing_script_is_named(tmp_path, monkeypatch):
+def test_the_script_of_the_checkout_is_started_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert stages.find_script() == ROOT / "run_expid.py"
     monkeypatch.setattr(stages, "__file__", str(tmp_path / "a" / "b" / "autopilot" / "stages.py"))
-    with pytest.raises(MissingFileError, match=r"run_expid\.py"):
-        stages.find_script()
+    assert stages.find_script() is None
 
 
 def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):

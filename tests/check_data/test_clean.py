@@ -9,7 +9,6 @@ import pytest
 
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS, Action
-from fuxictr_mm.check_data.clean import clean_folder
 from fuxictr_mm.cli import main
 from tests.arrow import skip_unreadable
 
@@ -108,24 +107,40 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+def cleaned(folder, file, columns, *checks):
+    """Write a file, clean it by some checks and return the copy."""
+    pq.write_table(pa.table(columns), folder / f"{file}.parquet")
+    assert clean(folder, *checks) == 1
+    return pq.read_table(folder.parent / "out" / f"{file}.parquet")
+
+
+def interactions(histories, target, **others):
+    count = len(histories)
+    columns = {"user_id": range(count), "item_id": [target] * count, "label": np.arange(count) % 2}
+    return {**columns, "item_seq": histories, **others}
+
+
 def test_null_in_fixed_size_histories_is_set_to_padding(folder):
     skip_unreadable(pa.list_(pa.int64(), 2))
     histories = pa.array([[1, 2], None, [0, 3]] * 20, pa.list_(pa.int64(), 2))
-    count = np.arange(60)
-    columns = {"user_id": count, "item_id": count + 10, "label": count % 2, "item_seq": histories}
-    pq.write_table(pa.table(columns), folder / "train.parquet")
-    assert clean(folder, "null-history") == 1
-    copy = pq.read_table(folder.parent / "out" / "train.parquet")
+    copy = cleaned(folder, "train", interactions(histories, 10), "null-history")
     assert copy["item_seq"].to_pylist() == [[1, 2], [0, 0], [0, 3]] * 20
 
 
-def test_ids_are_removed_at_the_padded_end(folder):
-    histories = [[5, 9, 0, 0], [0, 9, 5, 9], [9, 5, 9, 5], [5, 0, 6, 0]]
-    columns = {"user_id": range(4), "item_id": [9] * 4, "label": [0, 1, 0, 1], "item_seq": histories}
-    pq.write_table(pa.table(columns), folder / "train.parquet")
-    clean(folder, "target-in-history", "inner-padding")
-    copy = pq.read_table(folder.parent / "out" / "train.parquet")
-    assert copy["item_seq"].to_pylist() == [[5, 0, 0, 0], [0, 0, 0, 5], [5, 5, 0, 0], [5, 6, 0, 0]]
+@pytest.mark.parametrize(
+    ("histories", "expected"),
+    [
+        (
+            [[5, 9, 0, 0], [0, 9, 5, 9], [9, 5, 9, 5], [5, 0, 6, 0]],
+            [[5, 0, 0, 0], [0, 0, 0, 5], [5, 5, 0, 0], [5, 6, 0, 0]],
+        ),
+        # A full history is padded as most others.
+        ([[5, 9, 6], [7, 8, 0], [4, 0, 0], [0, 0, 0]], [[5, 6, 0], [7, 8, 0], [4, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_ids_are_removed_at_the_padded_end(folder, histories, expected):
+    copy = cleaned(folder, "train", interactions(histories, 9), "target-in-history", "inner-padding")
+    assert copy["item_seq"].to_pylist() == expected
 
 
 def test_lists_without_padding_get_none(folder):
@@ -144,9 +159,7 @@ def test_lists_without_padding_get_none(folder):
 
 def test_skipped_faults_of_a_title_stay(folder):
     titles = ["<b>CafÃ©</b>", "plain"]
-    pq.write_table(pa.table({"item_id": [1, 2], "item_title": titles}), folder / "item_info.parquet")
-    clean(folder, "markup-title")
-    copy = pq.read_table(folder.parent / "out" / "item_info.parquet")
+    copy = cleaned(folder, "item_info", {"item_id": [1, 2], "item_title": titles}, "markup-title")
     assert copy["item_title"].to_pylist() == ["CafÃ©", "plain"]
 
 
@@ -156,9 +169,7 @@ def test_extension_types_stay(folder):
     tensors = pa.ExtensionArray.from_storage(
         pa.fixed_shape_tensor(pa.float32(), [4]), pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), 4)
     )
-    pq.write_table(pa.table({"item_id": range(1, 51), "v": tensors}), folder / "item_emb.parquet")
-    assert clean(folder, "norm-outlier") == 1
-    copy = pq.read_table(folder.parent / "out" / "item_emb.parquet")
+    copy = cleaned(folder, "item_emb", {"item_id": range(1, 51), "v": tensors}, "norm-outlier")
     assert copy.schema.field("v").type == tensors.type
     vectors = np.array(copy["v"].combine_chunks().storage.to_pylist(), dtype=np.float32)
     assert np.linalg.norm(vectors[7]) < 4
@@ -174,16 +185,10 @@ def test_a_copy_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("is_padded", [True, False])
-def test_a_null_history_becomes_padding_or_empty_as_the_others(tmp_path, is_padded):
+def test_a_null_history_becomes_padding_or_empty_as_the_others(folder, is_padded):
     rows = [[0, 1, 2], None, [2, 3, 1] if is_padded else [3]]
-    folder = tmp_path / "d"
-    folder.mkdir()
-    table = pa.table({"user_id": [1, 2, 3], "item_id": [1, 2, 3], "item_seq": rows, "label": [0, 1, 0]})
-    pq.write_table(table, folder / "train.parquet")
-    report, layout = check_folder(folder, ["null-history"])
-    clean_folder(layout, report, tmp_path / "clean")
-    cleaned = pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist()
-    assert cleaned == [rows[0], [0, 0, 0] if is_padded else [], rows[2]]
+    copy = cleaned(folder, "train", interactions(rows, 5), "null-history")
+    assert copy["item_seq"].to_pylist() == [rows[0], [0, 0, 0] if is_padded else [], rows[2]]
 
 
 def write_parts(folder, histories, **users):
@@ -221,24 +226,11 @@ def test_part_files_of_other_integers_and_list_views_are_cleaned(folder):
 
 
 def test_rows_with_text_views_are_dropped(folder):
-    columns = {"user_id": range(4), "item_id": range(1, 5), "label": [0, 1, 7, 1], "item_seq": [[5, 6]] * 4}
     page = pa.array(["a", "b", "c", "d"], pa.string_view())
-    pq.write_table(pa.table({**columns, "page": page}), folder / "train.parquet")
-    clean(folder, "bad-label")
-    assert pq.read_table(folder.parent / "out" / "train.parquet")["page"].to_pylist() == ["a", "b", "d"]
+    columns = interactions([[5, 6]] * 4, 3, label=[0, 1, 7, 1], page=page)
+    assert cleaned(folder, "train", columns, "bad-label")["page"].to_pylist() == ["a", "b", "d"]
 
 
-def test_a_history_column_of_nulls_stays(folder, capsys):
-    columns = {"user_id": range(4), "item_id": range(1, 5), "label": [0, 1] * 2, "item_seq": pa.nulls(4)}
-    pq.write_table(pa.table(columns), folder / "train.parquet")
-    assert clean(folder, "null-history") == 1
-    assert pq.read_table(folder.parent / "out" / "train.parquet")["item_seq"].to_pylist() == [None] * 4
-
-
-def test_a_full_history_is_padded_as_the_others(folder):
-    histories = [[5, 9, 6], [7, 8, 0], [4, 0, 0], [0, 0, 0]]
-    columns = {"user_id": range(4), "item_id": [9] * 4, "label": [0, 1] * 2, "item_seq": histories}
-    pq.write_table(pa.table(columns), folder / "train.parquet")
-    clean(folder, "target-in-history")
-    copy = pq.read_table(folder.parent / "out" / "train.parquet")
-    assert copy["item_seq"].to_pylist() == [[5, 6, 0], *histories[1:]]
+def test_a_history_column_of_nulls_stays(folder):
+    copy = cleaned(folder, "train", interactions(pa.nulls(4), 3), "null-history")
+    assert copy["item_seq"].to_pylist() == [None] * 4

@@ -288,6 +288,7 @@ def test_a_tab_needs_no_double_quotes():
             ["vocab_size is '11'", "null"],
         ),
         ("vocab_size: 11", "vocabsize: 11", ["'vocabsize'", "'vocab_size'"]),
+        ("vocab_size: 11", "11: vocab_size", ["'11'"]),
         ("type: meta", "type: mta", ["'user_id'", "type is 'mta'", "'meta'"]),
         ("active: True", "active: yes please", ["active is 'yes please'"]),
         (", type: meta", "", ["'user_id'", "type is missing"]),
@@ -452,6 +453,14 @@ def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
     assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
     monkeypatch.setenv("SOME_DATA", "/some")
     assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
+
+
+def test_a_data_root_that_is_a_number_is_named_where_it_is_replaced(folder, tmp_path):
+    change(folder / "dataset_config.yaml", "data_format: parquet", "data_format: parquet\n    data_root: 2024")
+    change(folder / "dataset_config.yaml", "    data_root: ./data/\n", "")
+    with raises_naming(ConfigError, "data_root is 2024"):
+        ExperimentConfig.load(folder, "X_tiny")
+    assert ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.data_root == str(tmp_path)
 
 
 def test_another_dataset_brings_its_own_files(folder):

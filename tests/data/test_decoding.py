@@ -14,19 +14,26 @@ from tests.errors import raises_naming
 ROWS = [[3, 1], None, [], [7], [5, 6, 2]]
 
 
-def as_rows(array, row=0):
-    flat, offsets = decoding.lists(array, "f: c", row)
+def as_rows(array):
+    flat, offsets = decoding.lists(array, "f: c", 0)
     return [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int16())])
-def test_null_lists_are_empty_in_whole_and_sliced_arrays(kind):
-    array = pa.array(ROWS, kind)
-    expected = [row or [] for row in ROWS]
-    assert as_rows(array) == expected
-    for start in range(len(ROWS)):
-        for stop in range(start, len(ROWS) + 1):
-            assert as_rows(array.slice(start, stop - start)) == expected[start:stop]
+PAIRS = [[1, 2], None, [5, 6], None, [0, 9]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        *((ROWS, kind) for kind in (pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int16()))),
+        *((rows, pa.list_(pa.int64(), 2)) for rows in ([[1, 2], [3, 4], [5, 6], [7, 8]], PAIRS)),
+    ],
+)
+def test_null_lists_are_empty_in_whole_and_sliced_arrays(rows, kind):
+    array = pa.array(rows, kind)
+    for start in range(len(rows)):
+        for stop in range(start, len(rows) + 1):
+            assert as_rows(array.slice(start, stop - start)) == [row or [] for row in rows[start:stop]]
 
 
 @pytest.mark.parametrize("ids", [None, ["a", "b"], [5, 6]])
@@ -44,14 +51,6 @@ def test_histories_that_are_all_empty_have_any_type(kind, ids):
         assert (found.items.tolist(), found.offsets.tolist()) == ([], [0, 0, 0])
 
 
-@pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5, 6], [7, 8]], [[1, 2], None, [5, 6], None, [0, 9]]])
-def test_fixed_size_lists_in_whole_and_sliced_arrays(rows):
-    array = pa.array(rows, pa.list_(pa.int64(), 2))
-    for start in range(len(rows)):
-        for stop in range(start, len(rows) + 1):
-            assert as_rows(array.slice(start, stop - start)) == [row or [] for row in rows[start:stop]]
-
-
 @pytest.mark.parametrize(
     ("array", "dtype"),
     [
@@ -64,57 +63,6 @@ def test_whole_numbers_of_any_type(array, dtype):
     values = decoding.scalars(array, "f: c", 0)
     assert values.dtype == dtype
     assert values.tolist() == array.cast(pa.int64()).to_pylist()
-
-
-@pytest.mark.parametrize(
-    ("array", "floating", "found"),
-    [
-        (pa.array([1, None, 2]), False, ["f: c", "row 11", "null"]),
-        (pa.array([1.0, 2.5]), False, ["f: c", "row 11", "2.5"]),
-        (pa.array([1.0, 2.0, float("nan")]), False, ["f: c", "row 12", "nan"]),
-        (pa.array([1e30]), False, ["f: c", "row 10", "1e+30"]),
-        (pa.array([1.0, float("-inf")]), True, ["f: c", "row 11", "-inf"]),
-        (pa.array(["a"]), False, ["f: c", "string", "integers"]),
-        (pa.array([None, "a"]), False, ["f: c", "string", "integers"]),
-        (pa.array([None]), True, ["f: c", "row 10", "null"]),
-        (pa.array(["12.5", None, "3"]), True, ["f: c", "string", "cast"]),
-        (pa.array(["12.5", "12,5"]), True, ["row 11", "'12,5'", "replace"]),
-        (pa.array(["12.5", "low"]), True, ["row 11", "'low'"]),
-        (pa.array([0], pa.timestamp("us")), False, ["timestamp[us]", "weekday"]),
-        (pa.array([0], pa.timestamp("us")), True, ["timestamp[us]", "epoch"]),
-        (pa.array([[1]]), True, ["f: c", "list<item: int64>"]),
-    ],
-)
-def test_numbers_that_are_none_say_row_and_value(array, floating, found):
-    with raises_naming(DataError, *found):
-        decoding.scalars(array, "f: c", 10, floating=floating)
-
-
-@pytest.mark.parametrize(
-    ("array", "found"),
-    [
-        (pa.array([1, 2]), ["f: c", "int64"]),
-        (pa.array([["a"]]), ["f: c", "string"]),
-        (pa.array([[], [1], None, [None, 2]]), ["f: c", "row 23", "null"]),
-        (pa.array([[1, 2], [2, None]], pa.list_(pa.int8(), 2)), ["f: c", "row 21", "null"]),
-    ],
-)
-def test_lists_that_are_none_say_row_and_value(array, found):
-    with raises_naming(DataError, *found):
-        decoding.lists(array, "f: c", 20)
-
-
-@pytest.mark.parametrize(
-    ("ids", "limit", "row_of", "found"),
-    [
-        ([0, 5], 5, 7, ["f: c", "row 8", "id 5", "0 to 4"]),
-        ([4, 0, -1], 5, np.array([3, 3, 9]), ["f: c", "row 9", "id -1", "0 to 4"]),
-        ([2**31], None, 0, ["f: c", "row 0", "id 2147483648", "0 to 2147483647"]),
-    ],
-)
-def test_ids_out_of_range_say_row_value_and_range(ids, limit, row_of, found):
-    with raises_naming(DataError, *found):
-        decoding.check_ids(np.array(ids), limit, "f: c", row_of)
 
 
 def test_the_largest_ids_in_range_pass():
@@ -133,6 +81,23 @@ def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
             pa.array([["a"], [text, "b"]]), "x.parquet: seen", 3, np.ones(3, bool), None, vocabulary
         )
     assert ("padding" in str(raised.value)) == is_padding
+
+
+@pytest.mark.parametrize(
+    ("array", "floating", "found"),
+    [
+        (pa.array([None, "a"]), False, ["string", "integers"]),
+        (pa.array([None]), True, ["row 10", "null"]),
+        (pa.array(["12.5", None, "3"]), True, ["string", "cast"]),
+        (pa.array(["12.5", "12,5"]), True, ["row 11", "'12,5'", "replace"]),
+        (pa.array(["12.5", "low"]), True, ["row 11", "'low'"]),
+        (pa.array([0], pa.timestamp("us")), False, ["timestamp[us]", "weekday"]),
+        (pa.array([0], pa.timestamp("us")), True, ["timestamp[us]", "epoch"]),
+    ],
+)
+def test_columns_of_no_numbers_say_what_fits(array, floating, found):
+    with raises_naming(DataError, "f: c", *found):
+        decoding.scalars(array, "f: c", 10, floating=floating)
 
 
 @pytest.mark.parametrize(

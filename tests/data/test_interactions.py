@@ -17,12 +17,9 @@ from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
-from fuxictr_mm.errors import DataError, MissingFileError
+from fuxictr_mm.errors import DataError
+from tests.arrow import skip_unreadable
 from tests.errors import raises_naming
-
-needs_arrow_26 = pytest.mark.skipif(
-    int(pa.__version__.split(".")[0]) < 26, reason="older ones cannot read a null among fixed-size lists"
-)
 
 LEVEL = Feature("level", "categorical", vocab_size=11)
 PRICE = Feature("price", "numeric")
@@ -90,12 +87,14 @@ def test_columns_types_and_values(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 100])
-@pytest.mark.parametrize("with_null", [False, pytest.param(True, marks=needs_arrow_26)])
+@pytest.mark.parametrize("with_null", [False, True])
 def test_fixed_size_lists_across_row_groups_and_chunks(tmp_path, monkeypatch, chunk, with_null):
+    kind = pa.list_(pa.int64(), 4)
     rows = [[0] * (4 - i % 5) + [1 + (i + j) % 4 for j in range(i % 5)] for i in range(13)]
     if with_null:
+        skip_unreadable(kind)
         rows[6] = None
-    path = write(tmp_path / "x.parquet", columns(rows, pa.list_(pa.int64(), 4)), row_group_size=5)
+    path = write(tmp_path / "x.parquet", columns(rows, kind), row_group_size=5)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
     table = read(path, max_len=3, group_id="user_id")
     assert histories(table) == [[i for i in row or [] if i][-3:] for row in rows]
@@ -150,13 +149,6 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
     summary = files.summarize()
     assert (summary.num_rows, summary.num_history_items, summary.largest) == (6, 6, {"level": 2})
     assert files.summarize([concatenate(files.chunks())]) == summary
-
-
-def test_the_suffix_may_be_left_out(tmp_path):
-    write(tmp_path / "train.parquet", columns([[1], [2]]))
-    assert histories(read(tmp_path / "train")) == [[1], [2]]
-    with raises_naming(MissingFileError, "'train.parquet'"):
-        read(tmp_path / "trains")
 
 
 def test_a_file_without_labels_is_read_where_none_is_needed(tmp_path):
@@ -250,12 +242,16 @@ def test_a_file_without_rows(tmp_path):
         ({"item_id": [1, -2, 3, 1]}, ["item_id", "row 1", "id -2"]),
         ({"item_id": [1, None, 3, 1]}, ["item_id", "row 1", "null"]),
         ({"item_id": [1, 2.5, 3, 1]}, ["item_id", "row 1", "2.5"]),
+        ({"item_id": [1.0, 2.0, 3.0, 1e30]}, ["item_id", "row 3", "1e+30"]),
+        ({"item_id": [1, 2, 3, 2**31]}, ["item_id", "row 3", "id 2147483648"]),
+        ({"item_id": [1.0, 2.0, np.nan, 1.0]}, ["item_id", "row 2", "nan"]),
         ({"item_seq": [[1, 2], [], [0, 0], [3, 5, 4]]}, ["item_seq", "row 3", "id 5"]),
         ({"item_seq": [[], [], [0, 99], [1]]}, ["item_seq", "row 2", "id 99"]),
         ({"item_seq": [[1, 1], [-7, 1], [0], [1]]}, ["item_seq", "row 1", "id -7"]),
         ({"item_seq": [[1.0], [1.0], [2.0, 3.0], [1.0, 2.5]]}, ["item_seq", "row 3", "2.5"]),
         ({"item_seq": [[1.0], [], [0.0, np.nan], []]}, ["item_seq", "row 2", "nan"]),
         ({"item_seq": [[1], [], [0, None], [1]]}, ["item_seq", "row 2", "null"]),
+        ({"item_seq": pa.array([[1, 2], [2, None]] * 2, pa.list_(pa.int8(), 2))}, ["item_seq", "row 1", "null"]),
         ({"item_seq": [1, 2, 3, 4]}, ["item_seq", "int64"]),
         ({"item_seq": [["1"], [], [], ["2"]]}, ["item_seq", "string"]),
         ({"label": [0, 1, 0, 2]}, ["label", "row 3 is 2"]),
@@ -263,6 +259,8 @@ def test_a_file_without_rows(tmp_path):
         ({"label": [0, 1, None, 1]}, ["label", "row 2", "null"]),
         ({"label": [0.0, 1.0, np.nan, 1.0]}, ["label", "row 2", "nan"]),
         ({"label": ["0", "1", "0", "1"]}, ["label", "string"]),
+        ({"label": [[0], [1], [0], [1]]}, ["label", "list<"]),
+        ({"label": [0.0, 1.0, -np.inf, 1.0]}, ["label", "row 2", "-inf"]),
         ({"level": [0, 1, 2, 11]}, ["level", "row 3", "id 11", "0 to 10", "vocab_size"]),
         ({"level": [0, 1, -1, 1]}, ["level", "row 2", "id -1", "0 to 10"]),
     ],
@@ -274,16 +272,16 @@ def test_bad_rows_say_file_column_row_and_value(tmp_path, monkeypatch, chunk, ch
         read(path, group_id="user_id")
 
 
-def test_the_row_is_counted_after_older_items_are_cut_off(tmp_path):
-    path = write(tmp_path / "x.parquet", columns([[1, 2, 3], [1, 1, 1, 1], [0, 4, 5], [1]]))
-    with raises_naming(DataError, "item_seq: row 2", "5"):
-        read(path, max_len=1)
-
-
-def test_unknown_items_are_counted(tmp_path):
-    path = write(tmp_path / "x.parquet", columns([[1], [5, 5, 77]]))
-    with raises_naming(DataError, "2 such ids", "8 ids up to 9"):
-        read(path)
+@pytest.mark.parametrize(
+    ("histories", "max_len", "found"),
+    [
+        ([[1, 2, 3], [1, 1, 1, 1], [0, 4, 5], [1]], 1, ["item_seq: row 2", "5"]),  # counted before items are cut off
+        ([[1], [5, 5, 77]], None, ["2 such ids", "8 ids up to 9"]),
+    ],
+)
+def test_unknown_items_are_counted(tmp_path, histories, max_len, found):
+    with raises_naming(DataError, *found):
+        read(write(tmp_path / "x.parquet", columns(histories)), max_len=max_len)
 
 
 @pytest.mark.parametrize("name", ["item_id", "item_seq", "level", "user_id", "label"])

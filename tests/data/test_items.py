@@ -29,6 +29,11 @@ def write(path, columns, **options):
     return str(path)
 
 
+def read(tmp_path, columns, *features):
+    """Write one file of items and read it."""
+    return ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), [*features])
+
+
 def vectors(rows, kind=None):
     return pa.array(rows, pa.list_(kind or pa.float32()))
 
@@ -41,7 +46,7 @@ def test_every_type_of_column_is_placed_by_id(tmp_path):
         "vector": vectors([[4, 4.5], [1, 1.5], [2, 2.5]]),
         "level": [9, 7, 8],
     }
-    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), [item_id(6), TAGS, VECTOR, LEVEL, PRICE])
+    items = read(tmp_path, columns, item_id(6), TAGS, VECTOR, LEVEL, PRICE)
     assert items.num_items == 6
     assert items.known.tolist() == [True, True, True, False, True, False]
     assert items["level"].tolist() == [0, 7, 8, 0, 9, 0]
@@ -53,8 +58,7 @@ def test_every_type_of_column_is_placed_by_id(tmp_path):
 
 
 def test_rows_looks_ids_up(tmp_path):
-    path = write(tmp_path / "i.parquet", {"item_id": [2, 1], "level": [20, 10]})
-    items = ItemTable.from_parquet(path, [item_id(), LEVEL])
+    items = read(tmp_path, {"item_id": [2, 1], "level": [20, 10]}, item_id(), LEVEL)
     asked = items.rows(torch.tensor([2, 0, 2, 1]), ["level", "item_id"])
     assert {n: c.tolist() for n, c in asked.items()} == {"level": [20, 0, 20, 10], "item_id": [2, 0, 2, 1]}
 
@@ -121,9 +125,9 @@ def test_part_files_may_differ_in_the_length_of_their_tags(tmp_path):
 
 
 def test_max_len_widens_tags_on_the_left(tmp_path):
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "tags": [[1], None]})
     tags = Feature("tags", "sequence", "item", max_len=3)
-    assert ItemTable.from_parquet(path, [item_id(), tags])["tags"].tolist() == [[0] * 3, [0, 0, 1], [0] * 3]
+    items = read(tmp_path, {"item_id": [1, 2], "tags": [[1], None]}, item_id(), tags)
+    assert items["tags"].tolist() == [[0] * 3, [0, 0, 1], [0] * 3]
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float64(), pa.int32()])
@@ -131,7 +135,7 @@ def test_max_len_widens_tags_on_the_left(tmp_path):
 def test_vectors_and_ids_of_other_number_types(tmp_path, kind, ids):
     rows = np.array([[1, 2], [3, 4]], dtype=kind.to_pandas_dtype())
     columns = {"item_id": ids, "vector": pa.ListArray.from_arrays([0, 2, 4], pa.array(rows.reshape(-1), kind))}
-    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), [item_id(), VECTOR])
+    items = read(tmp_path, columns, item_id(), VECTOR)
     assert items["vector"].dtype == torch.float32
     assert items["vector"].tolist() == [[0, 0], [1, 2], [3, 4]]
 
@@ -145,6 +149,7 @@ WIDE = Feature("vector", "embedding", "item", pretrain_dim=3)
     [
         ({"item_id": [3, 3]}, [item_id()], ["item_id 3"]),
         ({"item_id": [3, -8]}, [item_id()], ["item_id", "row 1", "id -8", "0 to 2147483647"]),
+        ({"item_id": [3, 2**31]}, [item_id()], ["item_id", "row 1", "id 2147483648", "0 to 2147483647"]),
         ({"item_id": [3, 8]}, [item_id(8)], ["item_id", "row 1", "id 8", "0 to 7", "vocab_size"]),
         ({"item_id": [3, 8.5]}, [item_id()], ["item_id", "row 1", "8.5"]),
         ({"item_id": [3, None]}, [item_id()], ["item_id", "row 1", "null"]),
@@ -193,28 +198,28 @@ def test_bad_item_files_say_file_column_item_value_and_expectation(tmp_path, cha
         ItemTable.from_parquet(path, features)
 
 
-def test_a_vector_of_another_width_in_a_later_chunk_names_its_item(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "features", "found"),
+    [
+        ({"vector": [[1, 2], [3, 4], [5, 6, 7], [8, 9, 10]]}, [VECTOR], ["vector: item_id 7", "dim 3", "2"]),
+        # They were padded by NaN, and so became zeros as if they were missing.
+        ({"vector": [None, None, [1, 2], [3, 4], [5, 6, 7], [8, 9, 10]]}, [VECTOR], ["vector", "9", "dim 3", "2"]),
+        ({"tags": [[1], [], [], [2, 77]]}, [Feature("tags", "sequence", "item", 10)], ["tags: row 3", "77", "0 to 9"]),
+    ],
+)
+def test_what_is_wrong_in_a_later_chunk_names_its_item_or_row(tmp_path, monkeypatch, rows, features, found):
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
-    columns = {"item_id": [5, 6, 7, 8], "vector": vectors([[1, 2], [3, 4], [5, 6, 7], [8, 9, 10]])}
-    path = write(tmp_path / "i.parquet", columns)
-    with raises_naming(DataError, "vector: item_id 7", "dim 3", "2"):
-        ItemTable.from_parquet(path, [item_id(), VECTOR])
-
-
-def test_an_id_out_of_range_in_a_later_chunk_names_its_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2, 3, 4], "tags": [[1], [], [], [2, 77]]})
-    with raises_naming(DataError, "tags: row 3", "77", "0 to 9"):
-        ItemTable.from_parquet(path, [item_id(), Feature("tags", "sequence", "item", 10)])
+    ((name, lists),) = rows.items()
+    columns = {"item_id": range(5, 5 + len(lists)), name: vectors(lists) if name == "vector" else lists}
+    with raises_naming(DataError, "i.parquet", *found):
+        read(tmp_path, columns, item_id(), *features)
 
 
 def test_a_file_without_item_id_and_a_file_without_rows(tmp_path):
-    path = write(tmp_path / "a.parquet", {"itemid": [1], "level": [1]})
-    with raises_naming(DataError, "a.parquet", "'item_id'", "'itemid'"):
-        ItemTable.from_parquet(path, [item_id(), LEVEL])
-    path = write(tmp_path / "b.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
-    with raises_naming(DataError, "b.parquet"):
-        ItemTable.from_parquet(path, [item_id(), LEVEL])
+    with raises_naming(DataError, "i.parquet", "'item_id'", "'itemid'"):
+        read(tmp_path, {"itemid": [1], "level": [1]}, item_id(), LEVEL)
+    with raises_naming(DataError, "i.parquet"):
+        read(tmp_path, dict.fromkeys(["item_id", "level"], pa.array([], pa.int64())), item_id(), LEVEL)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64())])
@@ -222,9 +227,8 @@ def test_a_null_embedding_is_zero_with_a_warning(tmp_path, monkeypatch, caplog, 
     skip_unreadable(kind)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)  # a whole chunk of nulls as well
     rows = [[1, 2], None, None, None, [5, 6]]
-    path = write(tmp_path / "i.parquet", {"item_id": range(1, 6), "vector": pa.array(rows, kind)})
     with caplog.at_level(logging.WARNING):
-        items = ItemTable.from_parquet(path, [item_id(), VECTOR])
+        items = read(tmp_path, {"item_id": range(1, 6), "vector": pa.array(rows, kind)}, item_id(), VECTOR)
     assert items["vector"].tolist() == [[0, 0], [1, 2], [0, 0], [0, 0], [0, 0], [5, 6]]
     assert "3 of 5 items" in caplog.text
 
@@ -232,8 +236,8 @@ def test_a_null_embedding_is_zero_with_a_warning(tmp_path, monkeypatch, caplog, 
 def test_an_embedding_of_arrows_tensor_type_is_its_storage(tmp_path):
     storage = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2, 3, 4], pa.float32()), 2)
     tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2]), storage)
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "vector": tensors})
-    assert ItemTable.from_parquet(path, [item_id(), VECTOR])["vector"].tolist() == [[0, 0], [1, 2], [3, 4]]
+    items = read(tmp_path, {"item_id": [1, 2], "vector": tensors}, item_id(), VECTOR)
+    assert items["vector"].tolist() == [[0, 0], [1, 2], [3, 4]]
 
 
 def test_part_files_without_rows_or_of_nulls_are_passed_over(tmp_path, caplog):
@@ -270,35 +274,19 @@ def test_an_item_in_two_part_files_and_vectors_of_two_widths(tmp_path):
         ItemTable.from_parquet(str(tmp_path / "wide"), [item_id(), VECTOR])
 
 
-def test_an_empty_part_file_is_skipped(tmp_path):
-    write(tmp_path / "parts/0.parquet", {"item_id": pa.array([], pa.int64()), "level": pa.array([], pa.int64())})
-    write(tmp_path / "parts/1.parquet", {"item_id": [2], "level": [5]})
-    assert ItemTable.from_parquet(str(tmp_path / "parts"), [item_id(), LEVEL])["level"].tolist() == [0, 0, 5]
-
-
-def test_features_of_item_zero_are_dropped_with_one_warning(tmp_path, caplog):
-    path = write(tmp_path / "i.parquet", {"item_id": [0, 1], "level": [3, 4], "vector": vectors([[1.0], [2.0]])})
+@pytest.mark.parametrize("level", [3, 0])
+def test_features_of_item_zero_are_dropped_with_one_warning(tmp_path, caplog, level):
+    columns = {"item_id": [0, 1], "level": [level, 4], "vector": vectors([[level], [2.0]])}
     with caplog.at_level(logging.WARNING):
-        items = ItemTable.from_parquet(path, [item_id(), LEVEL, VECTOR])
+        items = read(tmp_path, columns, item_id(), LEVEL, VECTOR)
     assert items["level"].tolist() == [0, 4]
-    (warning,) = caplog.messages
-    assert path in warning
-    assert "item_id 0" in warning
-
-
-def test_a_padding_row_of_zeros_gives_no_warning(tmp_path, caplog):
-    path = write(tmp_path / "i.parquet", {"item_id": [0, 1], "level": [0, 4]})
-    with caplog.at_level(logging.WARNING):
-        ItemTable.from_parquet(path, [item_id(), LEVEL])
-    assert not caplog.messages
+    assert ["i.parquet: item_id 0" in warning for warning in caplog.messages] == [True] * (level > 0)
 
 
 def test_sparse_ids_are_refused_before_anything_is_allocated(tmp_path):
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2_000_000_000], "level": [3, 4]})
     with raises_naming(DataError, "i.parquet", "2000000000"):
-        ItemTable.from_parquet(path, [item_id(), LEVEL])
-    near = write(tmp_path / "j.parquet", {"item_id": [1, 900_000], "level": [3, 4]})
-    assert ItemTable.from_parquet(near, [item_id(), LEVEL]).num_items == 900_001
+        read(tmp_path, {"item_id": [1, 2_000_000_000], "level": [3, 4]}, item_id(), LEVEL)
+    assert read(tmp_path, {"item_id": [1, 900_000], "level": [3, 4]}, item_id(), LEVEL).num_items == 900_001
 
 
 def stored():
@@ -346,8 +334,8 @@ def test_without_norm_and_scale_nothing_is_copied():
 
 
 def test_an_embedding_is_normalised_as_it_is_read(tmp_path):
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2], "vector": vectors([[3, 4], [0, 0]])})
-    items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", norm="l2", scale=5.0)])
+    feature = Feature("vector", "embedding", "item", norm="l2", scale=5.0)
+    items = read(tmp_path, {"item_id": [1, 2], "vector": vectors([[3, 4], [0, 0]])}, item_id(), feature)
     assert items["vector"].tolist() == [[0, 0], [3, 4], [0, 0]]
 
 
@@ -355,8 +343,7 @@ def test_an_embedding_is_normalised_as_it_is_read(tmp_path):
 def test_8_bit_embeddings_stay_8_bits_and_are_scaled_when_read(tmp_path, gap):
     rows = [[127, -127], None if gap else [0, 5], [-128, 1]]
     columns = {"item_id": [1, 2, 3], "vector": vectors(rows, pa.int8())}
-    features = [item_id(), Feature("vector", "embedding", "item", scale=1 / 127)]
-    items = ItemTable.from_parquet(write(tmp_path / "i.parquet", columns), features)
+    items = read(tmp_path, columns, item_id(), Feature("vector", "embedding", "item", scale=1 / 127))
     expected = torch.tensor([[0, 0], [127, -127], [0, 0] if gap else [0, 5], [-128, 1]]) * (1 / 127)
     # A null has no place among 8-bit integers: then they are float32.
     assert items.get_buffer("column_vector").dtype == (torch.float32 if gap else torch.int8)
@@ -376,8 +363,8 @@ def test_8_bit_embeddings_of_several_part_files(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"norm": "l2"}, {"freeze_emb": False}])
 def test_8_bit_embeddings_that_are_normalised_or_trained_are_float32(tmp_path, settings):
-    path = write(tmp_path / "i.parquet", {"item_id": [1], "vector": vectors([[3, 4]], pa.int8())})
-    items = ItemTable.from_parquet(path, [item_id(), Feature("vector", "embedding", "item", **settings)])
+    feature = Feature("vector", "embedding", "item", **settings)
+    items = read(tmp_path, {"item_id": [1], "vector": vectors([[3, 4]], pa.int8())}, item_id(), feature)
     assert items.get_buffer("column_vector").dtype == torch.float32
     torch.testing.assert_close(items["vector"][1], torch.tensor([0.6, 0.8] if "norm" in settings else [3.0, 4.0]))
 
@@ -393,15 +380,5 @@ def test_8_bit_embeddings_that_are_normalised_or_trained_are_float32(tmp_path, s
     ],
 )
 def test_an_id_zero_that_is_no_padding_gives_a_warning(tmp_path, caplog, tags, warned):
-    pq.write_table(pa.table({"item_id": [1, 2, 3], "tags": tags}), tmp_path / "items.parquet")
-    ItemTable.from_parquet(tmp_path / "items.parquet", [Feature("tags", "sequence", "item")])
+    read(tmp_path, {"item_id": [1, 2, 3], "tags": tags}, TAGS)
     assert any("tags: row" in record.message for record in caplog.records) == warned
-
-
-def test_embeddings_of_several_dims_after_a_chunk_of_nulls_are_refused(tmp_path, monkeypatch):
-    """They were padded by NaN, and so became zeros as if they were missing."""
-    monkeypatch.setattr(parquet, "CHUNK_ROWS", 2)
-    rows = [None, None, [1, 2], [3, 4], [5, 6, 7], [8, 9, 10]]
-    path = write(tmp_path / "i.parquet", {"item_id": [1, 2, 3, 4, 5, 6], "vector": vectors(rows)})
-    with raises_naming(DataError, path, "vector", "5", "dim 3", "expected 2"):
-        ItemTable.from_parquet(path, [item_id(), VECTOR])

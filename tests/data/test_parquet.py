@@ -10,13 +10,8 @@ import pytest
 
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.errors import DataError, MissingFileError
+from tests.arrow import skip_unreadable
 from tests.errors import raises_naming
-
-needs_arrow_26 = pytest.mark.skipif(
-    int(pa.__version__.split(".")[0]) < 26, reason="older ones cannot read a null among fixed-size lists"
-)
-
-FIXED = pytest.param(pa.list_(pa.int64(), 3), marks=needs_arrow_26)
 
 
 def write(path, columns, **options):
@@ -30,9 +25,10 @@ def test_lists_of_size_0_in_a_file_say_how_to_write_them(tmp_path):
         list(parquet.read_chunks(path, ["user", "seen"]))
 
 
-@pytest.mark.parametrize("kind", [FIXED, pa.list_(pa.int64()), pa.large_list(pa.float64())])
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64(), 3), pa.list_(pa.int64()), pa.large_list(pa.float64())])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
 def test_chunks_that_cross_row_groups_keep_every_row(tmp_path, monkeypatch, kind, chunk):
+    skip_unreadable(kind)
     rows = [[i, i + 1, i + 2] for i in range(11)]
     rows[4] = None
     path = write(tmp_path / "x.parquet", {"n": list(range(11)), "c": pa.array(rows, kind)}, row_group_size=4)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm.cli import COMMANDS, main
+from fuxictr_mm.commands.scripts import SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
-SCRIPTS = ("run_expid.py", "prediction.py", "run_param_tuner.py")
 STAGES = ("encode", "reduce", "quantize", "align")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -25,7 +25,7 @@ def section(title):
 
 def options_of(words, capsys, monkeypatch):
     """Return the options that the help of a command lists."""
-    is_script = words[0] in SCRIPTS
+    is_script = words[0].endswith(".py")
     monkeypatch.setattr(sys, "argv", [*(() if is_script else ("fuxictr-mm",)), *words, "--help"])
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__") if is_script else main()
@@ -34,9 +34,7 @@ def options_of(words, capsys, monkeypatch):
     return {option for line in lines for option in OPTION.findall(line.strip().split("  ")[0])} - {"--help"}
 
 
-@pytest.mark.parametrize(
-    "words", [(s,) for s in SCRIPTS] + [(c,) for c in COMMANDS if c != "embed"] + [("embed", s) for s in STAGES]
-)
+@pytest.mark.parametrize("words", [(c,) for c in COMMANDS if c != "embed"] + [("embed", s) for s in STAGES])
 def test_options(words, capsys, monkeypatch):
     title = " ".join(words)
     tables = {
@@ -52,9 +50,14 @@ def test_options(words, capsys, monkeypatch):
     assert not gone, f"docs/command_line.md, {title}: names {', '.join(gone)}, which the command does not have"
 
 
+@pytest.mark.parametrize(("command", "script"), SCRIPTS.items())
+def test_a_script_has_the_options_of_its_command(command, script, capsys, monkeypatch):
+    assert options_of((script,), capsys, monkeypatch) == options_of((command,), capsys, monkeypatch)
+
+
 def test_no_command_is_described_that_is_not_there():
     titles = re.findall(r"^## (.*)$", PAGE, flags=re.M)
-    assert sorted(titles) == sorted(["Common options", *SCRIPTS, *COMMANDS])
+    assert sorted(titles) == sorted(["Common options", *COMMANDS])
 
 
 def test_exit_codes_are_told():

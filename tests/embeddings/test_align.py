@@ -13,7 +13,7 @@ from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main_from_args, write_aligned
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.swing import Neighbors
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming
 
 ALIGNED = "item_emb_aligned"
@@ -185,8 +185,3 @@ def test_a_source_is_not_overwritten(aligned, tmp_path):
     with raises_naming(ConfigError, "items.parquet"):
         write_aligned(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "items.parquet", overwrite=True)
     assert (tmp_path / "items.parquet").read_bytes() == before
-
-
-def test_a_missing_head(world, tmp_path):
-    with raises_naming(MissingFileError, "none"):
-        command(world[1], tmp_path / "out.parquet", "--apply", tmp_path / "none")

@@ -19,16 +19,16 @@ from fuxictr_mm.embeddings.codebooks import (
     load_codebooks,
     save_codebooks,
 )
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming
 
 METHODS = ("vq", "rq", "pq", "opq")
 
 
-def random_embeddings(items=600, dim=16, seed=0):
+def random_embeddings(items=600, seed=0):
     generator = np.random.default_rng(seed)
-    topics = generator.normal(size=(items, 4)) @ generator.normal(size=(4, dim))
-    return (topics + 0.3 * generator.normal(size=(items, dim)) + 2.0).astype(np.float32)
+    topics = generator.normal(size=(items, 4)) @ generator.normal(size=(4, 16))
+    return (topics + 0.3 * generator.normal(size=(items, 16)) + 2.0).astype(np.float32)
 
 
 def make_book(method="rq", levels=4, codes=16, x=None, scaling="modality", seed=3):
@@ -204,23 +204,6 @@ def test_a_codebook_of_version_0_1_gives_the_same_codes(method):
     assert (book.semantic_ids(book.encode(stored["x"])) == stored[method]).all()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-        lambda content: b"PAR1" + content[4:],
-        lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
-    ],
-)
-def test_a_damaged_file(damage, tmp_path):
-    path = tmp_path / "book.safetensors"
-    save_codebooks({"codes_a": make_book()}, path)
-    path.write_bytes(damage(path.read_bytes()))
-    with raises_naming(DataError, "book.safetensors"):
-        load_codebooks(path)
-
-
 def test_other_files_are_refused(tmp_path):
     save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
     with raises_naming(DataError, "model.safetensors"):
@@ -230,8 +213,6 @@ def test_other_files_are_refused(tmp_path):
     save_codebooks({"codes_a": Codebook("rq", space, book.centroids)}, tmp_path / "books")
     with raises_naming(DataError, "books"):
         load_codebooks(tmp_path / "books")
-    with raises_naming(MissingFileError, "'books'"):
-        load_codebooks(tmp_path / "book")
 
 
 def test_codes_that_cannot_be():

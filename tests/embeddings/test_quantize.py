@@ -187,10 +187,8 @@ def test_more_codes_than_items(items, fit, tmp_path):
 def test_codebooks_of_other_modalities_or_dims(items, fit, tmp_path):
     fit(items)
     swapped = [Source("text", items[0].path, "image"), Source("image", items[0].path, "text")]
-    more = [*items, Source("audio", items[0].path, "text")]
-    for sources, wrong in ((items[:1], "book: .*image"), (more, "book: .*audio"), (swapped, "book: .*'text' .*12.* 8")):
-        with pytest.raises(ConfigError, match=wrong):
-            quantize(sources, tmp_path / "b.parquet", apply=tmp_path / "book", quiet=True)
+    with raises_naming(ConfigError, "book: ", "'text'", "12", "8"):
+        quantize(swapped, tmp_path / "b.parquet", apply=tmp_path / "book", quiet=True)
     assert not (tmp_path / "b.parquet").exists()
 
 

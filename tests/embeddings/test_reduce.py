@@ -33,15 +33,26 @@ def write(path, rows, ids=None):
     return Source(path.stem, path, path.stem)
 
 
-def planted(items=300, scales=(1.0, 1.0), widths=(10, 14), seed=0):
+def write_each(folder, **modalities):
+    return [write(folder / f"{name}.parquet", rows) for name, rows in modalities.items()]
+
+
+def planted(items, scales=(1.0, 1.0)):
     """Modalities of 5 latent topics each, at the given scales, with a tenth of noise."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     made = []
-    for scale, width in zip(scales, widths, strict=True):
+    for scale, width in zip(scales, (10, 14), strict=True):
         view = np.linalg.qr(random.normal(size=(width, 5)))[0].T
         topics = random.normal(size=(items, 5)) * np.linspace(2, 1, 5)
         made.append(scale * (topics @ view + 0.1 * random.normal(size=(items, width)) + 0.3))
     return made
+
+
+@pytest.fixture
+def unequal(tmp_path):
+    """Give a modality and one of ten times its scale."""
+    text, image = planted(400, scales=(1.0, 10.0))
+    return write_each(tmp_path, text=text, image=image)
 
 
 @pytest.fixture
@@ -110,15 +121,10 @@ def test_strategies_equal_their_definition_whatever_the_chunks(sources, scale, w
 
 
 def test_zero_vectors_stay_zero_and_change_nothing(tmp_path):
-    (text, image), ids = planted(100), np.arange(1, 101)
-    with_zeros = [np.concatenate([rows, np.zeros((30, rows.shape[1]))]) for rows in (text, image)]
-    plain = [write(tmp_path / f"{n}.parquet", r, ids) for n, r in (("text", text), ("image", image))]
-    padded = [
-        write(tmp_path / f"{n}.parquet", r, np.arange(1, 131))
-        for n, r in (("text0", with_zeros[0]), ("image0", with_zeros[1]))
-    ]
-    padded = [Source(n, s.path, s.column) for n, s in zip(("text", "image"), padded, strict=True)]
-    (one, _, vectors), (other, _, more) = fit(plain, dim=4), fit(padded, dim=4)
+    made = dict(zip(("text", "image"), planted(100), strict=True))
+    one, _, vectors = fit(write_each(tmp_path, **made), dim=4)
+    with_zeros = {name: np.pad(rows, ((0, 30), (0, 0))) for name, rows in made.items()}
+    other, _, more = fit(write_each(tmp_path, **with_zeros), dim=4)
     assert [m.missing for m in other.modalities] == [30, 30]
     for name, rows in one.transform(vectors).items():
         reduced = other.transform(more)[name]
@@ -133,7 +139,7 @@ def test_a_share_of_variance_gives_the_smallest_width(tmp_path):
     basis = np.linalg.qr(np.concatenate([np.ones((60, 1)), random.normal(size=(60, 6))], axis=1))[0][:, 1:]
     text = basis[:, :4] * np.sqrt([70, 20, 9, 1]) + 1
     image = basis[:, 4:] * np.sqrt([50, 50]) + 1
-    reducer, *_ = fit([write(tmp_path / "t.parquet", text), write(tmp_path / "i.parquet", image)], variance=0.9)
+    reducer, *_ = fit(write_each(tmp_path, t=text, i=image), variance=0.9)
     assert {s.name: s.dims for s in reducer.strategies} == {
         "v1": {"t": 2},
         "v2": {"i": 2},
@@ -174,9 +180,7 @@ def test_wrong_settings_are_one_line(sources, options, value):
 
 
 def test_vectors_that_cannot_be_reduced_are_named(tmp_path):
-    same = write(tmp_path / "same.parquet", np.ones((5, 3)))
-    nothing = write(tmp_path / "nothing.parquet", np.eye(1, 3).repeat(1, 0))
-    joint = write(tmp_path / "joint.parquet", np.eye(3))
+    same, nothing, joint = write_each(tmp_path, same=np.ones((5, 3)), nothing=np.eye(1, 3), joint=np.eye(3))
     with raises_naming(DataError, "'same'"):
         fit([same], dim=2)
     with raises_naming(DataError, "'nothing'"):
@@ -185,12 +189,10 @@ def test_vectors_that_cannot_be_reduced_are_named(tmp_path):
         fit([joint, same], dim=2)
 
 
-def test_the_parts_of_v4_are_of_one_scale_unless_asked_otherwise(tmp_path):
-    rows = planted(400, scales=(1.0, 10.0))
-    pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
+def test_the_parts_of_v4_are_of_one_scale_unless_asked_otherwise(unequal):
     ratios = {}
     for balance in (True, False):
-        reducer, _, vectors = fit(pair, dim=6, balance=balance, strategies=["v4"])
+        reducer, _, vectors = fit(unequal, dim=6, balance=balance, strategies=["v4"])
         variances = reducer.transform(vectors)["v4"].var(axis=0, ddof=1)
         ratios[balance] = variances[3:].mean() / variances[:3].mean()
     assert ratios[True] == pytest.approx(1, rel=1e-4)
@@ -209,7 +211,7 @@ def test_items_without_a_common_vector_have_no_joint_pca(tmp_path):
 def test_a_modality_that_is_constant_where_items_have_all_leaves_no_file(tmp_path):
     text, image = np.random.default_rng(0).normal(size=(2, 20, 4))
     text[:3], image[3:] = 1, 0
-    pair = [write(tmp_path / f"{name}.parquet", rows) for name, rows in (("text", text), ("image", image))]
+    pair = write_each(tmp_path, text=text, image=image)
     with raises_naming(DataError, "'text'", "--strategies v1,v2,v4"):
         reduce_vectors(pair, tmp_path / "out.parquet", dim=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.parquet", "text.parquet"]
@@ -228,8 +230,8 @@ def test_no_file_without_its_reducer(sources, tmp_path, monkeypatch):
 def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path):
     reports = {}
     for ratio in (1, 100):
-        rows = planted(800, scales=(1.0, np.sqrt(ratio)))
-        pair = [write(tmp_path / f"{n}{ratio}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
+        text, image = planted(800, scales=(1.0, np.sqrt(ratio)))
+        pair = write_each(tmp_path, **{f"text{ratio}": text, f"image{ratio}": image})
         reducer, _, vectors = fit(pair, dim=6)
         reports[ratio] = summarize(reducer, "item_emb")
         # By the definition: what the projection on the joint components leaves of each modality.
@@ -252,10 +254,8 @@ def test_the_report_tells_equal_variances_from_unequal_ones(tmp_path):
     assert f"warning: {sentence}" in format_report(reports[100])
 
 
-def test_scaling_ends_the_domination(tmp_path):
-    rows = planted(400, scales=(1.0, 10.0))
-    pair = [write(tmp_path / f"{n}.parquet", r) for n, r in zip(("text", "image"), rows, strict=True)]
-    warned = {scale: bool(summarize(fit(pair, dim=6, scaling=scale)[0], "x")["warnings"]) for scale in ("none", "l2")}
+def test_scaling_ends_the_domination(unequal):
+    warned = {s: bool(summarize(fit(unequal, dim=6, scaling=s)[0], "x")["warnings"]) for s in ("none", "l2")}
     assert warned == {"none": True, "l2": False}
 
 
@@ -272,14 +272,8 @@ def test_a_saved_reducer_gives_the_same(sources, tmp_path):
 
 def test_a_mismatch_with_the_reducer_is_one_line(sources):
     reducer, _, vectors = fit(sources, dim=4)
-    vectors = dict(vectors)
     with raises_naming(ConfigError, "'image'", "11", "12"):
         reducer.transform({**vectors, "image": vectors["image"][:, 1:]})
-    with raises_naming(ConfigError, "'imge'", "'image'"):
-        reducer.transform({**vectors, "imge": vectors["image"]})
-    vectors.pop("sound")
-    with raises_naming(ConfigError, "'sound'", "text", "image"):
-        reducer.transform(vectors)
 
 
 def test_a_reducer_that_does_not_fit_together_is_one_line(sources, tmp_path):
@@ -362,7 +356,7 @@ def test_memory_does_not_grow_with_the_items(tmp_path, monkeypatch):
     peaks = {}
     for items in (4096, 32768):
         rows = np.random.default_rng(0).normal(size=(items, 64))
-        pair = [write(tmp_path / f"{n}{items}.parquet", rows) for n in ("a", "b")]
+        pair = write_each(tmp_path, a=rows, b=rows)
         tracemalloc.start()
         with JoinedEmbeddings(pair) as joined:
             reducer_fit.fit_reducer(joined, ReduceOptions(dim=8))

@@ -1,11 +1,46 @@
-"""Predictions with planted differences."""
+"""Predictions with planted differences, and runs that are changed."""
+
+import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import read_run, write_predictions
 from fuxictr_mm.yaml_files import dump_yaml
+
+
+@pytest.fixture
+def copy(runs_root, tmp_path):
+    """The runs, safe to change."""
+    shutil.copytree(runs_root, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def change_rows(run, split="valid", **columns):
+    """Change columns of a run's predictions by functions of their values; None leaves a column out."""
+    path = run.path / f"{split}_predictions.parquet"
+    table = pq.read_table(path)
+    for name, change in columns.items():
+        if change is None:
+            table = table.drop_columns([name])
+        else:
+            values = pa.array(change(table[name].to_numpy().copy()))
+            table = table.set_column(table.column_names.index(name), name, values)
+    pq.write_table(table, path)
+
+
+def change_settings(run, **settings):
+    (run.path / "config.yaml").write_text(dump_yaml({**run.config, **settings}))
+
+
+def change_data(run, **data):
+    """Let a run have been of these contents of its files, by setting."""
+    path = run.path / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
 
 
 class World:

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +13,7 @@ from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.runs import find_runs
-from fuxictr_mm.yaml_files import dump_yaml
+from tests.evaluation.conftest import change_data, change_rows, change_settings
 
 NAMES = ("DIN_tiny", "DIN_MM_none_tiny")
 
@@ -26,24 +25,6 @@ def refusal(capsys, *arguments):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
-
-
-@pytest.fixture
-def copy(runs_root, tmp_path):
-    """The runs, safe to change."""
-    shutil.copytree(runs_root, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-def change_rows(run, **columns):
-    table = pq.read_table(run.path / "valid_predictions.parquet")
-    for name, change in columns.items():
-        if change is None:
-            table = table.drop_columns([name])
-        else:
-            values = pa.array(change(table[name].to_numpy().copy()))
-            table = table.set_column(table.column_names.index(name), name, values)
-    pq.write_table(table, run.path / "valid_predictions.parquet")
 
 
 def compared(root, *names, samples=100):
@@ -86,7 +67,7 @@ def test_single_seeds_are_judged_by_the_others(copy):
 
 def test_of_several_configurations_the_newest_is_compared(copy):
     newest = find_runs(copy, expid="DIN_tiny")[0]
-    (newest.path / "config.yaml").write_text(dump_yaml({**newest.config, "learning_rate": 0.001}))
+    change_settings(newest, learning_rate=0.001)
     report = compared(copy)
     assert [run["run"] for run in report["sides"][0]["runs"]] == [newest.run]
     assert all(part in report["notes"][0] for part in ("DIN_tiny", "settings", "1 of 4 runs"))
@@ -98,10 +79,7 @@ def test_of_several_configurations_the_newest_is_compared(copy):
 def test_seeds_of_other_data_are_no_seeds_of_the_newest(copy, data, kept):
     """A changed test split alone is no other training."""
     for run in find_runs(copy, expid="DIN_tiny"):
-        path = run.path / "environment.json"
-        environment = json.loads(path.read_text())
-        environment["data"] = {"train_data": "one", "test_data": "one"} | ({} if run.seed == 2 else data)
-        path.write_text(json.dumps(environment))
+        change_data(run, **{"train_data": "one", "test_data": "one"} | ({} if run.seed == 2 else data))
     runs = find_runs(copy, expid="DIN_tiny")
     second = next(run for run in runs if run.seed == 2)
     assert {run.seed for run in runs if run.config_key == second.config_key} == kept
@@ -114,10 +92,8 @@ def test_runs_of_the_data_as_it_is_now_are_taken_before_newer_ones(copy, tmp_pat
     file.write_text("now")
     now, newest = hash_files(file), find_runs(copy, expid="DIN_tiny")[0]
     for run in find_runs(copy, expid="DIN_tiny"):
-        path = run.path / "environment.json"
-        data = {"train_data": "other" if run == newest else now}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
-        (run.path / "config.yaml").write_text(dump_yaml({**run.config, "train_data": str(file)}))
+        change_data(run, train_data="other" if run == newest else now)
+        change_settings(run, train_data=str(file))
     report = compared(copy)
     assert {run["run"] for run in report["sides"][0]["runs"]}.isdisjoint({newest.run})
     assert {run["seed"] for run in report["sides"][0]["runs"]} == {1, 2, 3}
@@ -132,9 +108,7 @@ def test_experiments_of_different_files_are_compared_with_a_note(copy):
     """Rows of the same labels and groups may be of other items, and may be the same rows in another format."""
     assert not any("contents" in note for note in compared(copy)["notes"])
     for run in find_runs(copy, expid="DIN_tiny"):
-        path = run.path / "environment.json"
-        data = {**run.data, "train_data": "other", "valid_data": "other"}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+        change_data(run, **{**run.data, "train_data": "other", "valid_data": "other"})
     trained, evaluated = [note for note in compared(copy)["notes"] if "contents" in note]
     for setting, note in (("train_data", trained), ("valid_data", evaluated)):
         assert all(part in note for part in (*NAMES, setting, str(run.config[setting])))

@@ -1,12 +1,10 @@
 """Averages and stacks of runs: their numbers, that fitted weights are honest, and what is refused."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,28 +16,14 @@ from fuxictr_mm.evaluation.ensemble import describe, ensemble
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
-from fuxictr_mm.yaml_files import dump_yaml
 from tests.errors import raises_naming
+from tests.evaluation.conftest import change_data, change_rows, change_settings
 
 
-@pytest.fixture
-def copy(runs_root, tmp_path):
-    """The runs, safe to change."""
-    shutil.copytree(runs_root, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-def rows_of(run, split):
-    return pq.read_table(run.path / f"{split}_predictions.parquet")
-
-
-def plant(root, scores, split="valid"):
+def plant(root, scores):
     """Give each run of DIN_tiny with another seed other scores; of the same seed the newest is taken."""
     for run in find_runs(root, expid="DIN_tiny"):
-        table = rows_of(run, split)
-        column = pa.array(scores[run.seed - 1].astype("f"))
-        table = table.set_column(table.column_names.index("prediction"), "prediction", column)
-        pq.write_table(table, run.path / f"{split}_predictions.parquet")
+        change_rows(run, prediction=lambda _, seed=run.seed: scores[seed - 1].astype("f"))
 
 
 def ranks(values):
@@ -174,7 +158,7 @@ def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):
     rows = pq.read_table(runs[0].config["test_data"])
     pq.write_table(rows, file)
     for run in runs:
-        (run.path / "config.yaml").write_text(dump_yaml({**run.config, "test_data": str(file)}))
+        change_settings(run, test_data=str(file))
     runs = find_runs(copy, expid="DIN_tiny")
     before = [run.predictions("test")[1] for run in runs]
     first = ensemble(["DIN_tiny"], copy, average="mean")
@@ -189,7 +173,7 @@ def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):
         ensemble([first.path, found.path], copy, name="two")
     other = tmp_path / "other.parquet"
     pq.write_table(rows, other)
-    (runs[0].path / "config.yaml").write_text(dump_yaml({**runs[0].config, "test_data": str(other)}))
+    change_settings(runs[0], test_data=str(other))
     ensemble([run.path for run in runs[:2]], copy)
     assert [r for r in caplog.records if "other.parquet" in r.message and r.levelname == "WARNING"]
 
@@ -207,9 +191,7 @@ def test_members_of_different_files_are_named(copy, caplog):
     ensemble(["DIN_tiny"], copy, name="same")
     assert "contents" not in caplog.text
     run = find_runs(copy, expid="DIN_MM_none_tiny")[0]
-    path = run.path / "environment.json"
-    changed = {**run.data, "train_data": "other", "valid_data": "other"}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "data": changed}))
+    change_data(run, **{**run.data, "train_data": "other", "valid_data": "other"})
     found = ensemble(["DIN_tiny", "DIN_MM_none_tiny"], copy, name="both")
     trained, evaluated = [message for message in caplog.messages if "contents" in message]
     assert all(part in trained for part in ("DIN_tiny", "DIN_MM_none_tiny", "train_data", run.config["train_data"]))
@@ -248,12 +230,11 @@ def test_what_does_not_fit_is_refused(copy):
     with raises_naming(ConfigError, "--name"):
         ensemble(["DIN_tiny"], copy, name="DIN_MM_none_tiny")
     run = find_runs(copy, expid="DIN_tiny")[0]
-    pq.write_table(rows_of(run, "test").slice(0, 99), run.path / "test_predictions.parquet")
+    path = run.path / "test_predictions.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 99), path)
     with raises_naming(DataError, "99"):
         ensemble(["DIN_tiny"], copy)
-    table = rows_of(run, "valid")
-    flipped = table.set_column(0, "label", pa.array(1 - table["label"].to_numpy()))
-    pq.write_table(flipped, run.path / "valid_predictions.parquet")
+    change_rows(run, label=lambda label: 1 - label)
     with raises_naming(DataError, "row 0"):
         ensemble(["DIN_tiny"], copy)
     assert not find_runs(copy, expid="DIN_tiny_ensemble")

@@ -90,9 +90,15 @@ def made(make_run, tmp_path):
     return give, data.assign(score=prediction)
 
 
-def read_shuffled(run, frame, path, **options):
-    frame.sample(frac=1, random_state=1).to_csv(path, **{"index": False, **options})
+def read_shuffled(run, frame, path, index=False, index_label=None):
+    frame.sample(frac=1, random_state=1).to_csv(path, index=index, index_label=index_label)
     return read_file(path, run)
+
+
+def assert_predictions(found, run, how=None):
+    """Check that the predictions of a file are those of a run, in its order, and how that was found."""
+    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+    assert how is None or found.description == f"rows {how}"
 
 
 def test_ids_are_looked_up_in_csv_files(made, tmp_path):
@@ -100,8 +106,7 @@ def test_ids_are_looked_up_in_csv_files(made, tmp_path):
     frame[["label", "item", "user"]].to_csv(tmp_path / "valid.csv", sep=";")
     run = give(valid_data=tmp_path / "valid.csv", data_format="csv", sep=";")
     found = read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
-    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
-    assert found.description == "rows joined by user, item"
+    assert_predictions(found, run, "joined by user, item")
 
 
 @pytest.mark.parametrize("change", [lambda d: None, lambda d: d[::-1], lambda d: d[1:]])
@@ -113,17 +118,16 @@ def test_ids_of_other_rows_than_those_of_the_run_are_refused(change, made, tmp_p
     with raises_naming(DataError, "x.csv: user, item: ", "changed.parquet"):
         read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
     frame[["score"]].to_csv(tmp_path / "x.csv", index=False)
-    np.testing.assert_array_equal(read_file(tmp_path / "x.csv", run).predictions()[1], run.predictions()[1])
+    assert_predictions(read_file(tmp_path / "x.csv", run), run)
 
 
 def test_the_index_of_a_pandas_frame_orders_rows(made, tmp_path):
     give, frame = made
-    for options in ({"index": True}, {"index_label": "Unnamed: 0", "index": True}):
-        found = read_shuffled(give(), frame[["score"]], tmp_path / "x.csv", **options)
-        np.testing.assert_array_equal(found.predictions()[1], give().predictions()[1])
-        assert found.description.startswith("rows ordered by")
+    for label, named in ((None, "the column without a name"), ("Unnamed: 0", "Unnamed: 0")):
+        found = read_shuffled(give(), frame[["score"]], tmp_path / "x.csv", index=True, index_label=label)
+        assert_predictions(found, give(), f"ordered by {named}")
     frame[["score"]].sample(frac=1).to_parquet(tmp_path / "x.parquet")
-    np.testing.assert_array_equal(read_file(tmp_path / "x.parquet", give()).predictions()[1], frame["score"])
+    assert_predictions(read_file(tmp_path / "x.parquet", give()), give())
     (tmp_path / "plain.csv").write_text(frame[["score"]].to_csv(index=False))
     names, users = [give().path, tmp_path / "plain.csv"], tmp_path / "runs"
     assert "plain.csv: rows in file order" in compare(names, users, samples=100).notes
@@ -135,9 +139,7 @@ def test_the_index_of_a_pandas_frame_joins_no_rows(made, tmp_path):
     part.to_csv(tmp_path / "valid.csv")
     run = give(valid_data=tmp_path / "valid.csv", data_format="csv")
     frame[["score"]].to_csv(tmp_path / "x.csv")
-    found = read_file(tmp_path / "x.csv", run)
-    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
-    assert found.description.startswith("rows ordered by")
+    assert_predictions(read_file(tmp_path / "x.csv", run), run, "ordered by the column without a name")
 
 
 def test_texts_of_digits_are_joined_as_texts(made, tmp_path):
@@ -146,9 +148,7 @@ def test_texts_of_digits_are_joined_as_texts(made, tmp_path):
     texts[["label", "item"]].to_csv(tmp_path / "valid.csv", index=False)
     run = give(valid_data=tmp_path / "valid.csv", data_format="csv")
     texts[["item", "score"]].sample(frac=1, random_state=1).to_parquet(tmp_path / "x.parquet", index=False)
-    found = read_file(tmp_path / "x.parquet", run)
-    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
-    assert found.description == "rows joined by item"
+    assert_predictions(read_file(tmp_path / "x.parquet", run), run, "joined by item")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -169,9 +169,7 @@ def test_ids_are_joined_by_the_type_of_the_data_file(ids, suffix, made, tmp_path
     order = np.random.default_rng(1).permutation(300)
     rows = pa.table({"item": ids, "score": frame["score"]}).take(order)
     (csv.write_csv if suffix == ".csv" else pq.write_table)(rows, tmp_path / f"x{suffix}")
-    found = read_file(tmp_path / f"x{suffix}", give())
-    np.testing.assert_array_equal(found.predictions()[1], give().predictions()[1])
-    assert found.description == "rows joined by item"
+    assert_predictions(read_file(tmp_path / f"x{suffix}", give()), give(), "joined by item")
 
 
 def test_integers_of_both_signs_are_compared_exactly(made, tmp_path):
@@ -180,7 +178,7 @@ def test_integers_of_both_signs_are_compared_exactly(made, tmp_path):
     pq.write_table(pa.table({"item": ids, "label": frame["label"]}), tmp_path / "valid.parquet")
     rows = pa.table({"item": ids.cast(pa.int64()), "score": frame["score"]})
     pq.write_table(rows.take(np.arange(300)[::-1]), tmp_path / "x.parquet")
-    np.testing.assert_array_equal(read_file(tmp_path / "x.parquet", give()).predictions()[1], frame["score"])
+    assert_predictions(read_file(tmp_path / "x.parquet", give()), give())
 
 
 def test_a_separator_that_does_not_fit_the_data_is_no_reason_to_take_the_order(made, tmp_path):
@@ -198,8 +196,7 @@ def test_ids_of_out_of_fold_predictions_are_those_of_train_and_valid(left_out, m
     pd.concat([first[:left_out], frame[:250]]).to_parquet(tmp_path / "train.parquet")
     frame[250:].to_parquet(tmp_path / "valid.parquet")
     run = give(train_data=tmp_path / "train.parquet")
-    found = read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv")
-    np.testing.assert_array_equal(found.predictions()[1], run.predictions()[1])
+    assert_predictions(read_shuffled(run, frame[["user", "item", "score"]], tmp_path / "x.csv"), run)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.command import make_plan
+from fuxictr_mm.plan.footers import measure_data
 from tests.docs.fences import ROOT
 
 SHOP = {
@@ -44,7 +46,7 @@ def test_a_table_of_a_thousand_million_rows():
     found = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
     table = next(t for t in found["tables"] if t["feature"] == "item_id")
     assert table["weights"] == 256e9
-    assert table["optimizer"] == 512e9
+    assert table["optimizer"] == 512e9 + 4e9  # Adam, and the last update of each row
     assert table["gradient"] < 1e7
     assert found["sent"] < 1e8
     assert not found["fits"]
@@ -60,6 +62,18 @@ def test_a_table_of_a_thousand_million_rows():
     assert sharded["total"] < found["total"] / 5
     # A ring sends each of the weights' gradients twice, but for a rank's own part.
     assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
+
+
+def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
+    """As ``choose_in_memory``: of half of 0.1 GB, valid takes nothing, so train may take all of it."""
+    experiment = Experiment.load("DIN_tiny", ROOT)
+    sizes = measure_data(experiment.config.to_dict())
+    rows = {"train": 16_000, "valid": 2_000_000}
+    changed = replace(sizes, split_rows=rows, split_bytes={"train": 40_000_000, "valid": 60_000_000})
+    monkeypatch.setattr("fuxictr_mm.plan.footers.measure_data", lambda params: changed)
+    notes = {part["part"]: part["note"] for part in make_plan(experiment, memory=0.1)["parts"]}
+    assert notes["rows of valid"].endswith("streamed")
+    assert notes["rows of train"].endswith("in memory")
 
 
 def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
@@ -80,6 +94,8 @@ def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
         ("--expid", "nothing"),
         ("--expid", "DIN_MM_tiny", "--gpus", "0"),
         ("--expid", "DIN_MM_tiny", "--memory", "-1"),
+        ("--expid", "DIN_MM_tiny", "--memory", "nan"),
+        ("--expid", "DIN_MM_tiny", "--memory", "inf"),
     ],
 )
 def test_errors_are_one_line(capsys, words):

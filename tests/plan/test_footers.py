@@ -15,6 +15,7 @@ from fuxictr_mm.plan.model import measure_model
 from fuxictr_mm.registry import load_model_class
 from tests.arrow import write_partitions
 from tests.docs.fences import ROOT
+from tests.errors import raises_naming
 
 
 @pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny", "DIN_MM_VQ_tiny", "Transformer_DCN_tiny"])
@@ -108,12 +109,23 @@ def test_no_row_is_read(params, monkeypatch):
     assert measure_data(params).split_rows == {"train": 100, "valid": 100}
 
 
-def test_missing_files_and_columns(params):
+def test_missing_files_and_columns(params, tmp_path):
     with pytest.raises(MissingFileError, match="nowhere"):
         measure_data({**params, "item_info": "nowhere"})
     columns = [*params["feature_cols"], {"name": "colour", "dtype": "int", "type": "categorical", "source": "item"}]
     with pytest.raises(DataError, match="colour"):
         measure_data({**params, "feature_cols": columns})
+    for name in ("item_id", "item_seq", "price", "label"):
+        other = pq.read_table(params["train_data"]).drop_columns(name)
+        pq.write_table(other, tmp_path / "other.parquet")
+        with raises_naming(DataError, "other.parquet", f"'{name}'"):
+            measure_data({**params, "valid_data": str(tmp_path / "other.parquet")})
+
+
+def test_a_test_split_needs_no_label(params, tmp_path):
+    pq.write_table(pq.read_table(params["valid_data"]).drop_columns("label"), tmp_path / "test.parquet")
+    found = measure_data({**params, "test_data": str(tmp_path / "test.parquet")})
+    assert found.split_bytes["valid"] - found.split_bytes["test"] == 4 * 100
 
 
 def test_columns_of_part_files(params):
@@ -121,6 +133,16 @@ def test_columns_of_part_files(params):
     assert (columns["size"].rows, columns["size"].largest) == (40, 7)
     assert columns["vector"].length == 6
     assert columns["item_id"].largest is None
+
+
+def test_names_with_dots(tmp_path):
+    pq.write_table(pa.table({"a": [1, 2], "a.b": [[1], [2, 3]], "c.d": [5, 6]}), tmp_path / "x.parquet")
+    columns = read_columns(tmp_path / "x.parquet")
+    assert {name: (column.entries, column.largest) for name, column in columns.items()} == {
+        "a": (2, 2),
+        "a.b": (3, 3),
+        "c.d": (2, 6),
+    }
 
 
 def test_columns_of_hive_partitions(tmp_path):

@@ -26,7 +26,7 @@ def test_parameters(expid, build):
     }
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.other + sum(t.weights for t in found.tables) == total
-    assert {t.state for t in found.tables} == {2.0}
+    assert {t.state for t in found.tables} == {2.0, 2.0 + 1 / 16}  # of item_id, the update of each row
     assert found.activations is not None
     assert found.activations[1] > 0
 

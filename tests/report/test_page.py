@@ -254,6 +254,16 @@ def test_ablation_names_what_changes_against_the_base(written: Any) -> None:
     assert [key for key, _ in sections[0].differences] == ["senet", "use_features"]
 
 
+def test_settings_that_differ_in_the_middle_of_a_long_text(runs: Any, tmp_path: Path) -> None:
+    features = [f"feature_{number:03}" for number in range(40)]
+    for name, removed in (("A", 20), ("B", 21)):
+        runs.add(name, 1.0, settings={"use_features": features[:removed] + features[removed + 1 :], "same": features})
+    (section,) = report([], runs.root, tmp_path / "r.html")
+    ((key, (first, second)),) = section.differences
+    assert key == "use_features"
+    assert ("feature_021" in first, "feature_021" in second) == (True, False)
+
+
 def test_environments_that_differ_are_warned_of(written: Any, runs: Any, tmp_path: Path) -> None:
     assert "Environments differ" not in written.path.read_text(encoding="utf-8")
     runs.add("A", 1.0)
@@ -492,3 +502,10 @@ def test_runs_on_several_labels_are_reported_on_one(runs: Any, tmp_path: Path) -
         assert section.rows[1].against.value < 0
     with pytest.raises(ConfigError, match="clik"):
         report([], runs.root, tmp_path / "page.html", label="clik")
+    # A run on that label alone, whose metrics have shorter names, is ranked and drawn among them.
+    runs.add("ALONE", 1.0, settings={"label_col": {"name": "click"}})
+    (section,) = report([], runs.root, tmp_path / "page.html", label="click")
+    assert [row.experiment.name for row in section.rows] == ["FIRST", "ALONE", "SECOND"]
+    assert section.metrics == ["click_AUC", "click_logloss"]
+    assert None not in [row.interval for row in section.rows]
+    assert [plot.title for plot in section.curves] == ["ALONE"]

@@ -75,17 +75,34 @@ def looked_up(batches):
 
 
 @pytest.mark.parametrize("regularizer", [0.3, "l1_l2(0.2, 0.1)"])
-def test_the_regularizer_reaches_touched_rows_alone(both, regularizer):
+def test_the_regularizer_of_rows_that_every_update_reaches_is_that_of_dense_tables(both, regularizer):
     touched, dense, batches = both(embedding_regularizer=regularizer)
-    for model in (touched, dense):
-        backward(model, batches[0])
-        model.penalty.add_gradients()
-    reached = looked_up(batches[:1])
+    backward(dense, batches[0])
+    without = {name: p.grad.clone() for name, p in dense.named_parameters()}
+    dense.penalty.add_gradients()
     for name in (TABLE, f"item_vectors.{MODAL[0]}.weight"):
-        one, other = touched.get_parameter(name).grad.to_dense(), dense.get_parameter(name).grad
-        torch.testing.assert_close(one[reached], other[reached], rtol=1e-10, atol=1e-12)
-        assert not one[~reached].any()
-        assert other[~reached].any()
+        table = touched.get_parameter(name)
+        found = touched.penalty.of_rows(table, table.detach(), torch.ones(len(table), 1).double(), 1e-3)
+        expected = dense.get_parameter(name).grad - without[name]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_regularizer_of_a_row_is_that_of_all_updates_since_its_last(both):
+    touched, _, batches = both(embedding_regularizer=0.3, optimizer="sgd", learning_rate=0.01, max_gradient_norm=1e9)
+    table = touched.get_parameter(TABLE)
+    last = torch.zeros(len(table), 1).double()
+    for update, batch in enumerate(batches, start=1):
+        before = table.detach().clone()
+        backward(touched, batch)
+        reached = looked_up([batch])
+        gradient = table.grad.to_dense()
+        touched.optimizer.zero_grad()
+        touched.train_step(batch)
+        expected = before - 0.01 * (gradient + 0.3 * (update - last) * before)
+        torch.testing.assert_close(table.detach()[reached], expected[reached], rtol=1e-9, atol=1e-12)
+        assert torch.equal(table.detach()[~reached], before[~reached])
+        last[reached] = update
+    assert last.unique().numel() > 2
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

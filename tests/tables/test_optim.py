@@ -9,7 +9,7 @@ from torch import nn
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.tables import Optimizers, TouchedOptimizer
-from fuxictr_mm.training.optim import make_optimizer
+from fuxictr_mm.training.optim import Penalty, make_optimizer
 from tests.errors import raises_naming
 
 ROWS, DIM = 9, 3
@@ -89,6 +89,32 @@ def test_weight_decay_is_that_of_touched_rows():
     )
     optimizer.step()
     torch.testing.assert_close(table.data, torch.tensor([[1, 1], [0.4, 0.9], [1, 1], [0.9, 0.9]]))
+
+
+def test_a_row_makes_up_for_the_weight_decay_it_has_missed():
+    """As gradient descent on a dense table with decoupled decay, at the updates that reach a row."""
+    table, _ = train(lambda tables: TouchedOptimizer(tables, 0.1, "sgd", weight_decay=0.5))
+    start = torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM)
+    dense, last = start.clone(), torch.zeros(ROWS, dtype=torch.int64)
+    for update, (rows, values) in enumerate(gradients(), start=1):
+        dense = dense * 0.95 - 0.1 * torch.zeros_like(dense).index_add_(0, rows, values)
+        last[rows] = update
+    expected = dense / 0.95 ** (7 - last).double().unsqueeze(1)
+    expected[7:] = start[7:]
+    torch.testing.assert_close(table.data, expected, rtol=1e-12, atol=1e-12)
+    assert last[:7].unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "due"), [(0.3, [0.3, 10.0]), ("l1(0.3)", [0.3, 10.0]), ("l1(20)", [20.0, 20.0])]
+)
+def test_what_is_due_for_many_updates_takes_a_weight_to_zero_at_most(regularizer, due):
+    """But for one update, whose regularizer is that of a dense table."""
+    model = nn.Embedding(2, 1, sparse=True)
+    penalty = Penalty(model, None, regularizer)
+    found = penalty.of_rows(model.weight, torch.ones(2, 1), torch.tensor([[1.0], [1e6]]), 0.1)
+    torch.testing.assert_close(found, torch.tensor(due).unsqueeze(1))
+    assert Penalty(model, regularizer, None).of_rows is None
 
 
 def test_two_optimizers_are_used_as_one():

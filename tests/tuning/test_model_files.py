@@ -1,6 +1,5 @@
 """Results belong to a model file and to data: where the model's code or a data file changed, it is trained again."""
 
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,12 +31,8 @@ def load(zoos, name, **settings):
 
 
 @pytest.fixture
-def config(zoos):
-    data = zoos / "data" / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
-    pq.write_table(pq.read_table(data / "train.parquet").slice(0, 200), data / "train.parquet")
-    for name in ("model_config.yaml", "dataset_config.yaml"):
-        (zoos / name).write_text((ROOT / name).read_text())
+def config(zoos, small_project):
+    """The folders in a working directory with data."""
     return zoos
 
 
@@ -59,8 +54,7 @@ def test_comments_do_not_count_and_code_does(zoos, monkeypatch):
     assert code_hash(type("Made", (), {"__module__": "nowhere"})) == ""
 
 
-def test_a_result_of_another_model_file_is_not_taken(config, monkeypatch):
-    monkeypatch.chdir(config)
+def test_a_result_of_another_model_file_is_not_taken(config):
     first, second = load(config, "first"), load(config, "second")
     run = first.fit()
     trials = [Trial("DIN_tiny", e.config.to_dict(), e.paths, model_code=e.model_code) for e in (first, second)]
@@ -77,8 +71,7 @@ def test_a_result_of_another_model_file_is_not_taken(config, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train", "item_info", "test"])
-def test_a_result_of_other_data_is_not_taken(config, monkeypatch, name):
-    monkeypatch.chdir(config)
+def test_a_result_of_other_data_is_not_taken(config, name):
     first = load(config, "first", record=True)
     run = first.fit()
     trial = Trial("DIN_tiny", first.config.to_dict(), first.paths, model_code=first.model_code)
@@ -96,9 +89,8 @@ def test_a_result_of_other_data_is_not_taken(config, monkeypatch, name):
     assert trial.result() is not None
 
 
-def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, monkeypatch, caplog):
+def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, caplog):
     """After a change that was undone the newest weights are of the changed data, and diagnose takes the older run."""
-    monkeypatch.chdir(config)
     first = load(config, "first")
     run, path = load(config, "first", seed=20242026).fit(), Path(str(first.config.dataset.train_data))
     before = path.read_bytes()
@@ -111,8 +103,7 @@ def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, monkeypatch, c
     assert all(part in caplog.text for part in (newest.run, f"--runs {run.run}", path.name))
 
 
-def test_a_training_checkpoint_of_another_model_file_is_refused(config, monkeypatch):
-    monkeypatch.chdir(config)
+def test_a_training_checkpoint_of_another_model_file_is_refused(config):
     experiment = load(config, "first")
     model = experiment.build_model(experiment.load_dataset({"train": True, "valid": True}))
     path = config / "run.snapshot"

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json
@@ -38,12 +39,10 @@ def project(small_project):
     return small_project
 
 
-def test_seeds_side_by_side(project, monkeypatch, capsys):
-    words = ["run_expid.py", "--expid", "DIN_tiny", "--seeds", "1", "2", "--jobs", "2"]
-    monkeypatch.setattr(sys, "argv", words)
-    runpy.run_path(str(ROOT / "run_expid.py"), run_name="__main__")
+def test_seeds_side_by_side(project, capsys):
+    main(["train", "--expid", "DIN_tiny", "--seeds", "1", "2", "--jobs", "2"])
     captured = capsys.readouterr()
-    assert "python prediction.py --runs DIN_tiny" in captured.out
+    assert "fuxictr-mm predict --runs DIN_tiny" in captured.out
     numbers = re.findall(r"^seed (\d) of 2: DIN_tiny.seed[12] finished, AUC 0.\d+", captured.err, flags=re.M)
     assert numbers == ["1", "2"]
     runs = {run.seed: run for run in find_runs("checkpoints")}

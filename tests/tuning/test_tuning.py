@@ -35,9 +35,10 @@ from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
+HEAD = "base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"
 
 
-def tuner_file(folder, space, name="grid.yaml", head="base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"):
+def tuner_file(folder, space, name="grid.yaml", head=HEAD):
     path = folder / name
     path.write_text(head + "tuner_space:\n" + "".join(f"    {line}\n" for line in space.splitlines()))
     return path
@@ -152,46 +153,33 @@ tuner_space:
 
 
 @pytest.mark.parametrize(
-    ("space", "names"),
+    ("space", "head", "names"),
     [
-        ("widht: [1, 2]", ["tuner_space: widht", "'width'"]),
-        ("dnn_hidden_units: [1024, 512]", ["dnn_hidden_units", "[[1024, 512]]"]),
-        ("metrics: [AUC, logloss]", ["metrics", "[['AUC', 'logloss']]"]),
-        ("use_features: [item_id]", ["use_features", "[['item_id']]"]),
-        ("width: []", ["width"]),
-        ("width: [1, 2, 1]", ["width: 1"]),
-        ("dataset_id: [tiny, other]", ["dataset_id"]),
-        ("model: [Fake, Fakr]", ["'Fakr'", "'Fake'"]),
-    ],
-)
-def test_bad_spaces_write_nothing(folder, space, names):
-    with raises_naming(ConfigError, *names):
-        enumerate_trials(tuner_file(folder, space))
-    assert not (folder / "grid").exists()
-
-
-@pytest.mark.parametrize(
-    ("head", "names"),
-    [
+        ("widht: [1, 2]", HEAD, ["tuner_space: widht", "'width'"]),
+        ("dnn_hidden_units: [1024, 512]", HEAD, ["dnn_hidden_units", "[[1024, 512]]"]),
+        ("metrics: [AUC, logloss]", HEAD, ["metrics", "[['AUC', 'logloss']]"]),
+        ("use_features: [item_id]", HEAD, ["use_features", "[['item_id']]"]),
+        ("width: []", HEAD, ["width"]),
+        ("width: [1, 2, 1]", HEAD, ["width: 1"]),
+        ("dataset_id: [tiny, other]", HEAD, ["dataset_id"]),
+        ("model: [Fake, Fakr]", HEAD, ["'Fakr'", "'Fake'"]),
+        ("width: [1]", "base_config: base\nbase_expid: Fake_defalt\ndataset_id: tiny\n", ["'Fake_defalt'"]),
+        ("width: [1]", "base_config: base\nbase_expid: Fake_default\n", ["dataset_id is 'TBD'"]),
+        ("width: [1]", "base_config: base\nbase_exp: Fake_default\n", ["'base_exp'", "'base_expid'"]),
+        ("width: [1]", "base_config: base\n", ["base_expid is missing"]),
+        ("width: [1]", "base_config: nowhere\nbase_expid: Fake_default\n", ["base_config", "nowhere"]),
+        ("width: [1]", "base_expid: X\nmodel_config: {Y: {model: Fake}}\n", ["base_expid", "'X'"]),
+        ("width: [1]", "base_expid: X\nmodel_config: {X: 3}\n", ["model_config", "X is 3"]),
         (
-            "base_config: base\nbase_expid: Fake_defalt\ndataset_id: tiny\n",
-            ["'Fake_defalt'"],
-        ),
-        ("base_config: base\nbase_expid: Fake_default\n", ["dataset_id is 'TBD'"]),
-        ("base_config: base\nbase_exp: Fake_default\n", ["'base_exp'", "'base_expid'"]),
-        ("base_config: base\n", ["base_expid is missing"]),
-        ("base_config: nowhere\nbase_expid: Fake_default\n", ["base_config", "nowhere"]),
-        ("base_expid: X\nmodel_config: {Y: {model: Fake}}\n", ["base_expid", "'X'"]),
-        ("base_expid: X\nmodel_config: {X: 3}\n", ["model_config", "X is 3"]),
-        (
+            "width: [1]",
             "base_expid: X\ndataset_id: a\nmodel_config: {X: {model: Fake}}\ndataset_config: {b: {}}\n",
             ["'a'"],
         ),
     ],
 )
-def test_bad_bases_write_nothing(folder, head, names):
+def test_bad_spaces_and_bases_write_nothing(folder, space, head, names):
     with raises_naming(ConfigError, *names):
-        enumerate_trials(tuner_file(folder, "width: [1]", head=head))
+        enumerate_trials(tuner_file(folder, space, head=head))
     assert not (folder / "grid").exists()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,8 @@ class SyntheticSpec:
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._require(field.name, math.isfinite(getattr(self, field.name)), "a finite number")
+        for name, value in vars(self).items():
+            self._require(name, isinstance(value, int) or abs(value) <= 1e9, "a number from -1e9 to 1e9")
         for name in ("users", "train_rows", "valid_rows", "test_rows", "seq_len", "history_candidates"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("items", self.items >= 10, "at least 10")
@@ -108,10 +107,13 @@ class SyntheticSpec:
             warm >= 2 * self.seq_len,
             f"enough that at least {2 * self.seq_len} (twice seq_len) are not cold; now {warm} are not",
         )
-        for name in ("text_noise", "image_noise", "history_preference", "topic_sharpness", "zipf_exponent", "seed"):
+        for name in ("history_preference", "topic_sharpness", "seed"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("text_scale", "image_scale"):
-            self._require(name, 0 < getattr(self, name) <= 1000, "above 0 and at most 1000 (values are half precision)")
+        self._require("zipf_exponent", 0 <= self.zipf_exponent <= 100, "a number from 0 to 100")
+        for name, scale in (("text", self.text_scale), ("image", self.image_scale)):  # of values in half precision
+            self._require(f"{name}_scale", 0 < scale <= 1000, "above 0 and at most 1000")
+            most_noise = 5000 / scale
+            self._require(f"{name}_noise", 0 <= getattr(self, f"{name}_noise") <= most_noise, f"0 to {most_noise:g}")
         for name in ("history_mean", "history_shape"):
             self._require(name, getattr(self, name) > 0, "above 0")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ from fuxictr_mm.data.synthetic.world import (
     sample_titles,
 )
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.files import write_folder
 
 #: Items, and rows of a split with histories of up to 100 items, that are written at a time.
 ITEM_CHUNK, ROW_CHUNK = 8192, 100_000
@@ -59,39 +57,24 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
 
     Raises
     ------
-    DataError
+    UserError
         ``folder`` is not empty and ``overwrite`` is False, it holds something else than a dataset, or it cannot be
         written.
     """
-    # One BLAS thread: sums over another number of threads may differ in the last bit, and with them the files.
-    with _atomic_folder(Path(folder), overwrite) as partial_folder, threadpool_limits(1):
+    target = Path(folder).resolve()
+    _check_target(target, overwrite)
+
+    def write(temporary: Path) -> None:
         world = World.build(spec)
-        _write_items(world, partial_folder, progress)
+        _write_items(world, temporary, progress)
         exposure = world.exposure()
         histories = sample_histories(world, exposure, progress)
         for split in SPLITS:
-            _write_split(world, histories, exposure, split, partial_folder, progress)
+            _write_split(world, histories, exposure, split, temporary, progress)
 
-
-@contextmanager
-def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a new folder that replaces ``folder`` at the end, or is removed if something fails."""
-    folder = folder.resolve()
-    _check_target(folder, overwrite)
-    partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-    try:
-        partial_folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}; name a folder where you may write") from error
-    try:
-        yield partial_folder
-        if folder.exists():
-            folder.rename(replaced)
-        partial_folder.rename(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+    # One BLAS thread: sums over another number of threads may differ in the last bit, and with them the files.
+    with threadpool_limits(1):
+        write_folder(target, write)
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:

@@ -35,6 +35,10 @@ TINY = PRESETS["tiny"]
         ("image_scale", 1e6),
         ("history_mean", 0.0),
         ("bias", float("nan")),
+        ("text_noise", 1e8),  # beyond half precision: embeddings of infinity
+        ("zipf_exponent", 1000.0),  # all probabilities of zero
+        ("topic_sharpness", 1e308),
+        ("history_mean", 1e300),
         ("taste_topics", 4),
         ("taste_share", 1.5),
         ("history_noise", -0.1),

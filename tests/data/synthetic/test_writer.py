@@ -12,7 +12,8 @@ from sklearn.linear_model import LinearRegression
 from fuxictr_mm.data.synthetic import writer
 from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec
 from fuxictr_mm.data.synthetic.writer import generate
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, UserError
+from tests.errors import raises_naming
 
 TINY = PRESETS["tiny"]
 SMALL = SyntheticSpec(users=150, items=120, train_rows=400, valid_rows=100, test_rows=120, seq_len=6, history_mean=5.0)
@@ -185,6 +186,25 @@ def test_a_failed_overwrite_keeps_the_old_folder(tmp_path, monkeypatch, hashes):
     assert hashes(tmp_path / "old") == before
 
 
+def test_a_folder_that_cannot_be_renamed_keeps_the_old_files(tmp_path, monkeypatch, hashes):
+    """As one that another process has filled meanwhile."""
+    generate(SMALL, tmp_path / "old", progress=False)
+    before = hashes(tmp_path / "old")
+    rename = Path.rename
+
+    def refuse_new(path, target):
+        if Path(target).name == "old" and not (path / "train.parquet").read_bytes() == train:
+            raise OSError(39, "Directory not empty")
+        return rename(path, target)
+
+    train = (tmp_path / "old" / "train.parquet").read_bytes()
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with raises_naming(UserError, "old"):
+        generate(dataclasses.replace(SMALL, seed=8), tmp_path / "old", progress=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert hashes(tmp_path / "old") == before
+
+
 def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path, hashes):
     target = tmp_path / "data"
     target.mkdir()
@@ -204,7 +224,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file"):
         generate(SMALL, tmp_path / "file", progress=False, overwrite=True)
-    with pytest.raises(DataError, match="below"):
+    with raises_naming(UserError, "below"):
         generate(SMALL, tmp_path / "file" / "below", progress=False)
 
 

@@ -1,0 +1,1 @@
+"""Training, scoring and tuning: commands of ``fuxictr-mm``, and the scripts of FuxiCTR's names."""

@@ -1,0 +1,143 @@
+"""Score the test file and write a submission: ``fuxictr-mm predict`` and ``python prediction.py``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm.arguments import add_examples
+from fuxictr_mm.commands.scripts import command_of, script_folder
+from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fuxictr_mm.runs import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    command = command_of(parser, "predict")
+    add_examples(
+        parser,
+        f"{command} --expid DIN_MM_tiny",
+        f"{command} --expid DIN_MM_MicroLens --gpu 0 --weights DIN_MM_hub --task 'Task1&2'",
+        f"{command} --runs DIN_MM_tiny                  all seeds of an experiment, averaged",
+        f"{command} --runs DIN_MM_tiny DIN_tiny --average logit --fit-weights --calibrate platt",
+    )
+    parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--expid", help="experiment id in model_config.yaml: its newest weights")
+    what.add_argument("--runs", nargs="+", metavar="NAME", help="experiment ids, runs or folders, to be averaged")
+    parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
+    parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
+    parser.add_argument("--label", metavar="NAME", help="of several labels, the one to write (default: the first)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights other than the experiment's own: "
+        "a state dict, a .safetensors file, or a folder by fuxictr-mm export-hub",
+    )
+    parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
+    parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+    parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
+    parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
+    parser.add_argument("--average", choices=("rank", "logit", "mean"), help="of --runs: what is averaged (rank)")
+    parser.add_argument("--fit-weights", action="store_true", help="of --runs: fit weights on the validation rows")
+    parser.add_argument("--stack", action="store_true", help="of --runs: LightGBM in place of an average")
+    parser.add_argument("--name", help="of --runs: experiment id of the ensemble (EXPID_ensemble, or ensemble)")
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="of --runs: their model_root (checkpoints)"
+    )
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Score, write ``submission/NAME.zip``."""
+    from fuxictr_mm.data.parquet import count_rows
+    from fuxictr_mm.logs import set_up_logging
+    from fuxictr_mm.runtime import is_main
+    from fuxictr_mm.submission import write_submission
+
+    set_up_logging()
+    name, scores, settings = _of_runs(args) if args.runs else _of_experiment(args)
+    if is_main():
+        index, of_label = _label_of(settings, args.label)
+        scores = scores if scores.ndim == 1 else scores[:, index]
+        is_parquet = settings.get("data_format", "parquet") == "parquet"
+        rows = count_rows(settings["test_data"]) if is_parquet else len(scores)
+        written = write_submission(args.out / f"{name}.zip", scores, task=args.task, expected_rows=rows)
+        print(f"{written}: {len(scores)} rows, column {args.task}{of_label}")
+
+
+def _label_of(settings: dict[str, Any], label: str | None) -> tuple[int, str]:
+    """Return the index of the label to write, and what is printed of it: nothing where there is only one."""
+    from fuxictr_mm.config import label_names
+
+    names = label_names(settings) if settings.get("label_col") else []
+    if label is not None and label not in names:
+        raise ConfigError(f"--label {label}: label_col of {settings['model_id']} names {', '.join(names) or 'none'}")
+    index = 0 if label is None else names.index(label)
+    return index, f", label {names[index]} of {', '.join(names)}" if len(names) > 1 else ""
+
+
+def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
+    """Return the experiment id, the scores by its newest weights, and its settings."""
+    from fuxictr_mm.config import find_config
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.prediction import predict
+    from fuxictr_mm.runs import run_of_weights
+
+    for option in _given(args):
+        raise ConfigError(f"{option} is for --runs; --expid scores with one run's weights")
+    config = find_config(args.config, script_folder(args))
+    experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+    _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
+    if args.calibrate and args.weights:
+        raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
+    weights = experiment.find_weights(args.weights)
+    run = run_of_weights(experiment.paths, weights) if args.calibrate else None
+    scores = predict(experiment, None, weights, [experiment.paths.log])
+    if run is not None:
+        scores = _calibrate(run, scores, args.calibrate)
+    return args.expid, scores, experiment.config.to_dict()
+
+
+def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
+    """Return the name of the ensemble, its scores, and its settings."""
+    from fuxictr_mm.evaluation.ensemble import describe, ensemble
+    from fuxictr_mm.runtime import is_one_of_several
+
+    for option in ("weights", "data_root", "model_zoo", "config"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} is for --expid; the runs name their weights and files")
+    if is_one_of_several():
+        raise ConfigError("--runs averages in one process; start it without torchrun")
+    options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
+    run = ensemble(args.runs, args.root, average=args.average or "rank", **options)
+    if "members" not in run.config:
+        for option in _given(args):
+            raise ConfigError(f"{run.path}: a single run, nothing is averaged; leave {option} out")
+    if not run.config.get("test_data"):
+        raise ConfigError(f"{run.path}: its dataset has no test_data; name one in dataset_config.yaml and train again")
+    for line in describe(run):
+        print(line)
+    scores = run.predictions("test")[1]
+    if args.calibrate:
+        scores = _calibrate(run, scores, args.calibrate)
+    return run.expid, scores, run.config
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """Return the options of an average that are given."""
+    names = ("average", "fit_weights", "stack", "name")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+
+
+def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
+    """Return calibrated scores, and print what changes on the validation rows; one that makes all equal is left out."""
+    from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+
+    found = calibrate_run(run)
+    print(describe(found, method))
+    calibrator = calibrator_of(found, method)
+    return scores if calibrator.is_constant else calibrator(scores)

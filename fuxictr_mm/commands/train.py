@@ -1,0 +1,104 @@
+"""Train and evaluate one experiment: ``fuxictr-mm train`` and ``python run_expid.py``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuxictr_mm.arguments import add_examples, add_experiment_options
+from fuxictr_mm.commands.scripts import command_of, script_folder, script_of
+from fuxictr_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    command, predict = command_of(parser, "train"), command_of(parser, "predict")
+    started = "run_expid.py" if command.startswith("python ") else "-m fuxictr_mm train"
+    add_examples(
+        parser,
+        f"{command} --expid DIN_MM_tiny",
+        f"{command} --expid DIN_MM_MicroLens --gpu 0 --seed 7 --data_root /data",
+        f"{command} --expid DIN_MM_tiny --seeds 1 2 3    then: {predict} --runs DIN_MM_tiny",
+        f"torchrun --nproc-per-node 2 {started} --expid DIN_MM_tiny",
+    )
+    add_experiment_options(parser, gpu=True)
+    parser.set_defaults(config=None)
+    parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
+    )
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="train K times, each time with another part of train and valid held out"
+    )
+    parser.add_argument(
+        "--fold_by", choices=("user", "row", "time"), default="user", help="what --folds holds out (user: of group_id)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="of --seeds and --folds: most at once (one a core; on a GPU 1)"
+    )
+    parser.add_argument("--fold", help=argparse.SUPPRESS)
+    parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this experiment")
+
+
+def main_from_args(args: argparse.Namespace) -> None:
+    """Train the experiment."""
+    from fuxictr_mm.config import Fold, find_config, results_csv_path
+    from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.logs import set_up_logging
+
+    set_up_logging()
+    config = find_config(args.config, script_folder(args))
+    settings = {} if args.seed is None else {"seed": args.seed}
+    experiment = Experiment.load(
+        args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, **settings
+    )
+    if args.seeds:
+        _train_seeds(experiment, config, args)
+        return
+    if args.folds is not None:
+        _train_folds(experiment, config, args)
+        return
+    if args.fold is not None:
+        number, of = map(int, args.fold.split("/"))
+        experiment = experiment.of_fold(Fold(number=number, of=of, by=args.fold_by))
+    if args.beside:
+        experiment = experiment.beside_other_seeds()
+    experiment.fit(resume=args.resume, results_csv=results_csv_path(config))
+
+
+def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
+    """Train every seed, and print their metrics."""
+    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.runtime import is_one_of_several
+    from fuxictr_mm.tuning.runner import common_args
+    from fuxictr_mm.tuning.seeds import train_seeds
+
+    if args.folds is not None:
+        raise ConfigError("--seeds and --folds exclude each other; keep one")
+    if args.seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other; keep one")
+    if is_one_of_several():
+        raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
+    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
+    print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
+    print(f"average them: {command_of(args, 'predict')} --runs {args.expid}")
+
+
+def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
+    """Train every fold, and print their metrics and those of the out-of-fold predictions."""
+    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.runtime import is_one_of_several
+    from fuxictr_mm.tuning.folds import train_folds
+    from fuxictr_mm.tuning.runner import common_args
+
+    if is_one_of_several():
+        raise ConfigError("--folds starts processes of its own; start it without torchrun")
+    seed = [] if args.seed is None else ["--seed", str(args.seed)]
+    options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
+    options["extra_args"] = [*common_args(args.data_root, args.model_zoo), *seed]
+    runs, combined = train_folds(experiment, args.folds, config, script_of(args), **options)
+    print(table([*runs, combined]))
+    print(f"submit their average: {command_of(args, 'predict')} --runs {combined.expid}")
