@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.65)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 

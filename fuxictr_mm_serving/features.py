@@ -78,7 +78,7 @@ class ContextField:
             Values that training would refuse.
         """
         if self.type == "numeric":
-            return _floats(column, what)
+            return self._scaled(column, what)
         if self.type == "embedding":
             return self._embeddings(column, what)
         if self.type == "sequence":
@@ -92,6 +92,18 @@ class ContextField:
         # Bin k holds lengths from 2^(k - 1) - 1 on, as in training.
         bounds = 2 ** np.arange(1, self.spec["vocab_size"] - 1) - 1
         return self._rows(np.searchsorted(bounds, lengths, side="right") + 1)
+
+    def _scaled(self, column: Column, what: str) -> np.ndarray:
+        fill, shift, scale = (self.spec.get(key) for key in ("fill_na", "shift", "scale"))
+        if fill is None and scale is None:
+            return _floats(column, what)
+        found = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
+        if fill is not None:
+            found[np.isnan(found)] = fill
+        if scale is not None:
+            with np.errstate(over="ignore"):
+                found = (found - shift) / scale
+        return _finite(found, what)
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         return ids if self.table is None else self.table.rows(ids)
@@ -200,12 +212,22 @@ def _flat(column: Column, what: str) -> Flat:
 
 
 def _floats(column: Column, what: str) -> np.ndarray:
+    return _finite(_numbers(column, what, np.float32), what)
+
+
+def _numbers(column: Column, what: str, dtype: type) -> np.ndarray:
     try:
-        found = np.array(_flat(column, what), dtype=np.float32)
+        found: np.ndarray = np.array(_flat(column, what), dtype=dtype)
     except (ValueError, TypeError, OverflowError):
         raise ServingError(f"{what}: holds values that are no numbers") from None
     if found.ndim != 1:
         raise ServingError(f"{what}: holds lists, expected one value in each row")
+    return found
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32, copy=False)
     if not np.isfinite(found).all():
         raise ServingError(f"{what}: holds a value that is not finite")
     return found

@@ -93,6 +93,12 @@ class _ItemIds(_Sequence):
     items_start: Annotated[int, Field(ge=0)] | None = None
 
 
+class _Number(_Field):
+    fill_na: float | None = None
+    shift: float = 0.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class _Embedding(_Field):
     pretrain_dim: Length
 
@@ -109,7 +115,7 @@ class _Items(_Entry):
 
 
 #: What a field of the context must have, by its type.
-FIELDS: dict[str, type[_Field]] = {"numeric": _Field, "embedding": _Embedding, "sequence": _Sequence}
+FIELDS: dict[str, type[_Field]] = {"numeric": _Number, "embedding": _Embedding, "sequence": _Sequence}
 
 
 def _field(entry: dict[str, Any]) -> _Field:

@@ -13,7 +13,7 @@ from fuxictr_mm.data.arrow_types import numbers
 from fuxictr_mm.data.decoding import list_entries
 from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.diagnosis.importance import modality_of
+from fuxictr_mm.diagnosis.importance import MODALITIES, modality_of
 from fuxictr_mm.encoding.fuxictr import as_integers
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -50,7 +50,8 @@ class Facts:
         """Return the facts in a sentence."""
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         cold = ", ".join(f"{share:.1%} of {split}" for split, share in self.cold.items())
-        vectors = ", ".join(f"{column} ({modality})" for modality, column in self.embeddings.items()) or "none"
+        named = [column if column == of else f"{column} ({of})" for of, column in self.embeddings.items()]
+        vectors = ", ".join(named) or "none"
         return (
             f"Data: {rows} rows; {self.items:,} items; histories of {self.history_mean:.1f} items on average; "
             f"cold targets: {cold or 'unknown'}; embeddings: {vectors}."
@@ -123,7 +124,10 @@ def _column(path: str, name: str) -> np.ndarray:
 
 
 def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:
-    """Return the narrowest embedding column, of 8 dims or more, of text and of image."""
+    """Return the narrowest embedding column, of 8 dims or more, of text and of image.
+
+    Unless both are known, columns whose names tell neither count as well, each under its own name.
+    """
     names = [
         n
         for c in dataset.feature_cols or ()
@@ -133,13 +137,12 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
     found: dict[str, tuple[int, str]] = {}
     for file in [file for path in item_files for file in part_files(path)]:
         for name in set(names) & set(schema_of(file).names):
-            modality = modality_of(name, "embedding")
-            if modality not in ("text", "image"):
-                continue
+            modality = modality_of(name, "embedding") or name
             _, first = next(read_chunks(file, [name], max_rows=2), (0, None))
             if first is None:  # an empty part
                 continue
             dim = len(first.column(0)[first.num_rows - 1].as_py() or ())
             if dim >= 8:
                 found[modality] = min(found.get(modality, (dim, name)), (dim, name))
-    return {modality: name for modality, (_, name) in sorted(found.items())}
+    wanted = MODALITIES if MODALITIES.keys() <= found.keys() else found
+    return {modality: found[modality][1] for modality in sorted(wanted)}

@@ -12,14 +12,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, check
-from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, Layout, read_chunks, to_series
+from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Report, check
+from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, Layout, name_of, read_chunks, to_series
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
+from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import ITEM_ID
 
 #: An outlier lies above a gap of so many times the range of the values below it, of which there are at least so many.
 GAP, LEAST_BELOW = 10, 20
+#: Integers that leave out half of those in their range, and are more than that, are a measure.
+LEAST_MEASURED = 50
 #: With more distinct values than that, a context column is a measure: it has no outliers and no categories.
 MOST_CATEGORIES = 1000
 
@@ -77,6 +80,7 @@ class Tally:
     lowest: float = np.inf
     highest: float = -np.inf
     #: ``value`` (a distinct integer, as a float) and ``n``, how often it occurs.
+    moments: Moments = field(default_factory=Moments)
     values: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"value": pl.Float64, "n": pl.UInt32}))
 
     def add(self, numbers: pl.Series) -> None:
@@ -89,6 +93,7 @@ class Tally:
         self.negative += int((finite < 0).sum())
         self.lowest = min([self.lowest, *finite.bottom_k(1)])
         self.highest = max([self.highest, *finite.top_k(1)])
+        self.moments.add(Moments.of(finite.to_numpy()))
         if self.is_complete:
             more = integers.alias("value").value_counts(name="n")
             self.values = pl.concat([self.values, more]).group_by("value").agg(pl.col("n").sum())
@@ -107,6 +112,14 @@ class Tally:
     def is_signed(self) -> bool:
         """Whether negative numbers are common; many -1 alone are a code for "unknown" rather than numbers."""
         return self.negative > RARE * self.finite and self.lowest < -1
+
+    @property
+    def is_measure(self) -> bool:
+        """Whether this is a measure, such as a price or a count, rather than ids: those leave few integers out."""
+        if not self.holds_integers or self.is_signed or not self.is_complete:
+            return True
+        distinct = self.values.height
+        return LEAST_MEASURED < distinct < 0.5 * (self.highest - self.lowest) and self.first_outlier(0) is None
 
     def first_outlier(self, least: float) -> float | None:
         """Return the smallest outlier among the integers from ``least`` on."""
@@ -207,6 +220,12 @@ class NumberColumn:
             last = MAX_IDS - 1 if self.in_lists else float(np.finfo(np.float64).max)
             yield from self.faults(number.is_between(first, last) & (number == number.floor()))
 
+    def unscaled(self) -> Iterator[Fault]:
+        """Yield a column of a measure, if it is far from mean 0 and deviation 1."""
+        tally = self.tally
+        if not self.in_lists and tally.is_measure and tally.moments.is_unscaled:
+            yield Fault(self.path.name, self.column.name, found=tally.moments.describe())
+
 
 class ItemColumn(NumberColumn):
     """A column of an item file; the padding item is left out."""
@@ -271,6 +290,22 @@ def bad_context(column: ContextColumn) -> Iterator[Fault]:
 def context_outlier(column: ContextColumn) -> Iterator[Fault]:
     """Context values far beyond the others."""
     return column.outliers()
+
+
+SCALED = "mean near 0 and deviation near 1: normalizer: StandardScaler in feature_cols, the log of a long tail"
+
+
+@check(ItemColumn, INFO, SCALED)
+def unscaled_item_number(column: ItemColumn) -> Iterator[Fault]:
+    """Numbers of a measure far from mean 0 and deviation 1."""
+    return column.unscaled()
+
+
+@check(ContextColumn, INFO, SCALED)
+def unscaled_context(column: ContextColumn) -> Iterator[Fault]:
+    """Numbers of a measure in the training split far from mean 0 and deviation 1."""
+    if name_of(column.path) == "train":
+        yield from column.unscaled()
 
 
 def check_items(layout: Layout, report: Report) -> None:

@@ -311,6 +311,24 @@ VOLATILE_KEYS = (
 )  # fmt: skip
 
 
+#: Settings of models of FuxiCTR's zoo that this library's models of the same names do not have.
+OF_FUXICTR = {
+    "BST": (
+        "bst_target_field", "bst_sequence_field", "attention_dropout", "layer_norm", "seq_pooling_type",
+        "stacked_transformer_layers", "use_causal_mask", "use_position_emb", "use_residual",
+    ),
+    "DIEN": (
+        "dien_target_field", "dien_sequence_field", "dien_neg_seq_field", "attention_activation", "attention_dropout",
+        "attention_hidden_units", "attention_type", "aux_activation", "aux_hidden_units", "aux_loss_alpha",
+        "enable_sum_pooling", "gru_type", "item_info_fields", "use_attention_softmax",
+    ),
+    "DIN": ("din_target_field", "din_sequence_field"),
+    "ETA": ("reuse_hash", "short_seq_len", "topk", "use_scale"),
+    "SDIM": ("hash_bits", "l2_norm", "reuse_hash", "short_seq_len", "use_qkvo", "use_scale"),
+    "SIM": ("alpha", "beta", "gsu_type", "short_seq_len", "topk"),
+    "TWIN": ("Kc_cross_features", "short_seq_len", "topk"),
+}  # fmt: skip
+
 #: The same of a feature.
 VOLATILE_FEATURE_KEYS = ("sharding",)
 
@@ -356,7 +374,8 @@ def _check_signature(
         if key not in known:
             sentence = where + unknown_key(key, known)
             if is_multimodal(model_class):
-                problems[key] = sentence
+                is_theirs = key in OF_FUXICTR.get(model_class.__name__, ())
+                problems[key] = where + (_of_fuxictr(key, model_class.__name__) if is_theirs else sentence)
             else:
                 doubts.append(sentence)
         else:
@@ -367,6 +386,15 @@ def _check_signature(
                 except TypeError as error:  # a constraint that the type does not have
                     problems[key] = uncheckable(model_class, key, annotation, error)
     return problems, doubts
+
+
+def _of_fuxictr(key: str, model: str) -> str:
+    """Return a sentence about a setting that only the model of FuxiCTR with the same name has."""
+    roles = ", target and history are roles of the dataset" if key.endswith("_field") else ""
+    return (
+        f"'{key}' is a key of FuxiCTR's {model}, and this is the library's; leave it out{roles}, or give a checkout of "
+        "FuxiCTR for its own: --model_zoo FuxiCTR/model_zoo"
+    )
 
 
 def _usual(key: str, value: Any) -> Any:

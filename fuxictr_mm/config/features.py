@@ -103,12 +103,16 @@ class FeatureSpec(Settings):
     padding: Literal["pre", "post"] | None = Field(
         None, description="Side on which a sequence of the interactions is padded and cut; null: `post`."
     )
-    fill_na: str | Number | None = Field(None, description="Encoding: value in place of a missing one.")
+    fill_na: str | Number | None = Field(
+        None, description="Value in place of a missing one; with item files, of `numeric` features alone."
+    )
     remap: bool | None = Field(None, description="Encoding: False keeps the integers of a `meta` column.")
     splitter: str | None = Field(None, description="Encoding: what separates the entries of a sequence; null: `^`.")
     min_categr_count: int | None = Field(None, description="Encoding: as the dataset's, for this feature.")
     normalizer: Literal["StandardScaler", "MinMaxScaler"] | None = Field(
-        None, description="Encoding: scale a numeric column by the statistics of the training split."
+        None,
+        description="Scale a numeric column by the statistics of the training split, see "
+        "[Data](data.md#features-in-dataset_configyaml).",
     )
     preprocess: str | None = Field(None, description="Encoding: `copy_from(COLUMN)`; other functions are refused.")
     category_processor: str | None = Field(None, description="Encoding: refused, as FuxiCTR 2.3.10 fails with it.")

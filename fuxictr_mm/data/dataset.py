@@ -19,6 +19,7 @@ from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
+from fuxictr_mm.data.numbers import scale_of
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
 from fuxictr_mm.data.shards import Shard
@@ -125,6 +126,10 @@ def load_dataset(
     for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
         build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
         vocabularies.of(feature.name, build, feature.column)
+    for feature in [f for f in features if f.is_context and f.normalizer is not None]:
+        moments = partial(lambda of: files_of("train", False).moments(of), feature)
+        where = f"{params.get('train_data')}: {feature.column}"
+        encoding.scales[feature.name] = scale_of(feature, vocabularies, moments, where)
     encoding.vocabularies.update(vocabularies)
     if items.vocabulary is not None:
         encoding.vocabularies[ITEM_ID] = items.vocabulary

@@ -122,7 +122,7 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
     entries = flat[history.kept]
     rows = row + np.repeat(np.arange(len(array)), np.diff(history.offsets))
     if feature.is_number:
-        return _finite(entries, where, rows)
+        return finite(entries, where, rows)
     ids = integers(entries, where, rows)
     check_ids(ids, feature.vocab_size, where, rows)
     return ids.astype(np.int32)
@@ -131,10 +131,24 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
 def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
     """Return a categorical or numeric column, ``(R,)`` int32 ids or float32 numbers."""
     if feature.type == "numeric":
-        return scalars(array, where, row, floating=True)
+        return decode_numbers(array, where, row, feature)
     ids = scalars(array, where, row)
     check_ids(ids, feature.vocab_size, where, row)
     return ids.astype(np.int32)
+
+
+def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
+    """Return a numeric column without missing values, ``(R,)`` float32, or float64 if it is to be scaled."""
+    kind = array.type
+    if feature.fill_na is not None and (_is_number(kind) or pa.types.is_null(kind)):
+        missing = array.is_null(nan_is_null=True)
+        if missing.true_count:
+            array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), array.cast(pa.float64()))
+    elif array.null_count and feature.has_items and not is_plain_text(kind):
+        raise DataError(
+            f"{where}: row {_first_null(array, row)} is null, expected a number; set fill_na, or fill or drop such rows"
+        )
+    return scalars(array, where, row, floating=True, dtype=np.float32 if feature.normalizer is None else np.float64)
 
 
 def decode_context(
@@ -142,7 +156,7 @@ def decode_context(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Return a context column: ``(R,)`` ids or numbers, ``(R, D)`` embeddings, or entries and offsets of sequences.
 
-    With a vocabulary, null and unseen texts are 0.
+    With a vocabulary, null and unseen texts are 0. Numbers are not scaled yet.
     """
     if vocabulary is not None:
         return np.maximum(vocabulary.encode(array, where), 0).astype(np.int32)
@@ -155,7 +169,7 @@ def decode_context(
         if wrong.size:
             found = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
             raise DataError(f"{where}: row {row + int(wrong[0])} has {found} numbers, expected {dim} (pretrain_dim)")
-        return _finite(flat.reshape(-1, dim), where, row)
+        return finite(flat.reshape(-1, dim), where, row)
     rows = row + np.repeat(np.arange(len(array)), np.diff(offsets))
     ids = integers(flat, where, rows)
     check_ids(ids, feature.vocab_size, where, rows)
@@ -186,12 +200,26 @@ def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing
         return np.full(len(array), np.nan, np.float32)
     if absent.any():
         array = array.take(pa.array(np.where(absent, absent.argmin(), np.arange(len(array)))))
+    if is_plain_text(array.type) and array.null_count < len(array):
+        raise DataError(f"{where}: {_text_label(array, row, binary)}")
     values = scalars(array, where, row, floating=True)
     wrong = (values != 0) & (values != 1)
     if binary and wrong.any():
         bad = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{where}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
     return np.where(absent, np.float32(np.nan), values) if absent.any() else values
+
+
+def _text_label(array: pa.Array, row: int, binary: bool) -> str:
+    """Return what is wrong with a column of labels that are texts, and what to do."""
+    first = int(np.flatnonzero(numbers(array.is_valid()))[0])
+    found = f"holds {array.type}, at row {row + first} {array[first].as_py()!r}, expected"
+    values = array.drop_null().cast(pa.large_string())
+    if not binary:
+        return f"{found} numbers; cast them: pl.col(NAME).cast(pl.Float64)"
+    if pc.all(pc.is_in(values, pa.array(["0", "1"], pa.large_string()))).as_py():
+        return f"{found} 0 or 1; cast them: pl.col(NAME).cast(pl.Int8)"
+    return f"{found} 0 or 1; compare them: (pl.col(NAME) == TEXT_OF_A_POSITIVE).cast(pl.Int8)"
 
 
 def label_kinds(array: pa.Array, binary: bool) -> set[str]:
@@ -215,8 +243,8 @@ def label_kinds(array: pa.Array, binary: bool) -> set[str]:
     return {*kinds, "label"}
 
 
-def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) -> np.ndarray:
-    """Return one number per row: int64, or float32 if ``floating``.
+def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dtype: type = np.float32) -> np.ndarray:
+    """Return one number per row: int64, or ``dtype`` if ``floating``.
 
     Parameters
     ----------
@@ -227,15 +255,52 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False) ->
     row : int
         Index of the first row, for errors.
     """
+    if not _is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
+        raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:
-        bad = row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"{where}: row {bad} is null, expected a number; fill or drop such rows")
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
-        raise DataError(f"{where}: holds {array.type}, expected numbers; encode the column as integers first")
+        raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
     values = numbers(array)
     if floating:
-        return _finite(values, where, row)
+        return finite(values, where, row, dtype)
     return integers(values, where, row)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _first_null(array: pa.Array, row: int) -> int:
+    return row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+
+
+def _no_number(array: pa.Array, row: int, floating: bool) -> str:
+    """Return what is wrong with a column that holds no numbers, and what to do."""
+    kind = array.type
+    if pa.types.is_temporal(kind):
+        fix = (
+            "write seconds, pl.col(NAME).dt.epoch('s'), and set normalizer: StandardScaler"
+            if floating
+            else "write what repeats as integers, such as pl.col(NAME).dt.hour() or .dt.weekday(), or seconds as type: "
+            "numeric"
+        )
+        return f"holds {kind}, expected {'numbers' if floating else 'ids'}; {fix}"
+    if not (floating and is_plain_text(kind)):
+        return f"holds {kind}, expected numbers; encode the column as integers first"
+    texts = array.cast(pa.large_string())
+    number = pc.match_substring_regex(texts, _NUMBER)
+    bad = np.flatnonzero(~numbers(number.fill_null(True)))
+    if not bad.size:
+        return f"holds {kind}, numbers as text, expected numbers; cast them: pl.col(NAME).cast(pl.Float64)"
+    first = texts[int(bad[0])].as_py()
+    if pc.all(pc.match_substring_regex(pc.replace_substring(texts, ",", "."), _NUMBER)).as_py():
+        fix = "cast them: pl.col(NAME).str.replace(',', '.').cast(pl.Float64)"
+    else:
+        fix = "write numbers, or name another column"
+    return f"holds {kind}, at row {row + int(bad[0])} {first!r}, expected numbers; {fix}"
+
+
+#: A number in a text.
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
 def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.ndarray:
@@ -433,13 +498,13 @@ def _entries(flat: pa.Array, offsets: np.ndarray, where: str, row: int) -> np.nd
     return numbers(flat)
 
 
-def _finite(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.ndarray:
-    """Return numbers as float32, or raise a DataError for one that is not finite."""
+def finite(values: np.ndarray, where: str, row_of: np.ndarray | int, dtype: type = np.float32) -> np.ndarray:
+    """Return numbers as ``dtype``, or raise a DataError for one that is not finite."""
     with np.errstate(over="ignore"):  # too large for float32: becomes infinite
-        values = values.astype(np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = np.argwhere(~finite)[0]
+        values = values.astype(dtype)
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        bad = np.argwhere(~is_finite)[0]
         raise DataError(
             f"{where}: row {_row(row_of, bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond "
             "3.4e38"

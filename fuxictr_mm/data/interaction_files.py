@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from fuxictr_mm.data import arrow_types, decoding, parquet
 from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.numbers import Moments, apply_scale
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
@@ -49,6 +50,8 @@ class Summary:
         Length of the longest row of every sequence, and dim of every embedding of the context.
     without_group : int
         Rows whose group is missing.
+    numbers : dict of str to Moments
+        Statistics of every numeric column of the context, as models read it.
     """
 
     num_rows: int
@@ -57,6 +60,7 @@ class Summary:
     labels: tuple[frozenset[float], ...] = ()
     longest: dict[str, int] = field(default_factory=dict)
     without_group: int = 0
+    numbers: dict[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,10 +281,12 @@ class InteractionFiles:
             for name, max_len in lengths.items():
                 positions[name] = decoding.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
             history, offsets = positions[how.history].items, positions[how.history].offsets
-        context = {
-            f.name: _to_column(decoding.decode_context(*column(f.column), f, how.vocabularies.get(f.name)))
-            for f in self._context
-        }
+        context = {}
+        for f in self._context:
+            decoded = decoding.decode_context(*column(f.column), f, how.vocabularies.get(f.name))
+            if isinstance(decoded, np.ndarray):
+                decoded = apply_scale(decoded, how.scales.get(f.name), f"{file}: {f.column}", row)
+            context[f.name] = _to_column(decoded)
         for f in self._histories:
             of = positions[str(f.history)]
             entries = of.items if f.is_further_history else decoding.decode_along(*column(f.column), f, of)
@@ -335,6 +341,20 @@ class InteractionFiles:
         """
         return Vocabulary.build((batch.column(0) for _, _, batch in self._read([column])), f"{self.path}: {column}")
 
+    def moments(self, feature: Feature) -> Moments:
+        """Return the statistics of a numeric column over all rows, before it is scaled.
+
+        Raises
+        ------
+        DataError, MissingFileError
+            No such file or column; a value that is no finite number.
+        """
+        found = Moments()
+        for file, row, batch in self._read([feature.column]):
+            where = f"{file}: {feature.column}"
+            found.add(Moments.of(decoding.decode_numbers(batch.column(0), where, row, feature)))
+        return found
+
     def summarize(
         self,
         chunks: Iterable[InteractionTable] | None = None,
@@ -359,6 +379,7 @@ class InteractionFiles:
         largest: dict[str, int] = {}
         longest: dict[str, int] = {}
         labels: list[set[float]] = []
+        moments: dict[str, Moments] = {}
         for chunk in self.chunks() if chunks is None else chunks:
             rows += len(chunk)
             items += chunk.history_values.numel()
@@ -367,6 +388,8 @@ class InteractionFiles:
                 values = column.values if isinstance(column, Jagged) else column
                 if not values.is_floating_point() and len(values) and name not in self.encoding.vocabularies:
                     largest[name] = max(largest.get(name, 0), int(values.max()))
+                if values.is_floating_point() and values.dim() == 1 and not isinstance(column, Jagged):
+                    moments.setdefault(name, Moments()).add(Moments.of(values.numpy()))
                 if isinstance(column, Jagged):
                     longest[name] = max(longest.get(name, 0), int(column.lengths.max()))
                 elif column.dim() > 1:
@@ -376,17 +399,21 @@ class InteractionFiles:
                 for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
                     values = values[~values.isnan()]
                     found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
-        parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels]])
+        own = {name: astuple(found) for name, found in moments.items()}
+        parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels], own])
         rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
         largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
         labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
+        moments = {}
+        for name, values in [pair for part in parts for pair in part[6].items()]:
+            moments.setdefault(name, Moments()).add(Moments(*values))
         for name, found in zip(self.labels, labels, strict=False):
             if self.needs_label and len(found) < (2 if self.binary_label and self.both_classes else 1):
                 that = " that have it" if len(self.labels) > 1 else ""
                 what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
                 expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
                 raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
-        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group)
+        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group, moments)
 
 
 def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:

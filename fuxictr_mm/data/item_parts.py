@@ -107,6 +107,9 @@ def _may_be_ids(feature: Feature, kind: pa.DataType) -> bool:
 
 def _keys(array: pa.Array, where: str, row: int) -> pa.Array:
     """Return ids as ``vocabulary.plain`` does; each row must have one."""
+    if array.null_count and is_text(array.type):
+        bad = row + int(np.flatnonzero(arrow_types.numbers(array.is_null()))[0])
+        raise DataError(f"{where}: row {bad} is null, expected the id of an item; fill or drop such rows")
     if array.null_count or not (is_text(array.type) or pa.types.is_integer(array.type)):
         ids = arrow_types.from_numbers(decoding.scalars(array, where, row))
         return plain(array, where) if pa.types.is_floating(array.type) else ids

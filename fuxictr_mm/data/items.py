@@ -26,6 +26,7 @@ from fuxictr_mm.data.item_numbers import (
     why_vocabulary,
 )
 from fuxictr_mm.data.item_parts import Part, pad_to_longest, read_part
+from fuxictr_mm.data.numbers import Moments, apply_scale, scale_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -190,7 +191,7 @@ class ItemTable(nn.Module):
             known[part.ids] = True
         for name, feature in wanted.items():
             decode_ids(feature, found[name], vocabularies, items_of, num_trained)
-        columns = {n: _assemble(f, found[n], num_items, known, items_of, num_trained) for n, f in wanted.items()}
+        columns = {n: _assemble(f, found[n], known, items_of, num_trained, vocabularies) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
         return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
 
@@ -198,12 +199,12 @@ class ItemTable(nn.Module):
 def _assemble(
     feature: Feature,
     parts: Sequence[Part],
-    num_items: int,
     known: np.ndarray,
     vocabulary: Vocabulary | None,
     num_trained: int | None,
+    vocabularies: Vocabularies,
 ) -> Tensor:
-    """Write the rows of all part files to the rows of their ids."""
+    """Write the rows of all part files to the rows of their ids; numbers are scaled by those of items in training."""
     columns = [part.columns[feature.name] for part in parts]
     if feature.type == "embedding" and not any(c.shape[1] for c in columns):
         files = ", ".join(str(part.path) for part in parts)
@@ -212,8 +213,8 @@ def _assemble(
         listing = ", ".join(f"{p.path.name} {c.shape[1]}" for p, c in zip(parts, columns, strict=True))
         raise DataError(f"column '{feature.name}': dims differ between files ({listing}), expected one dim")
     columns = pad_to_longest(columns)
-    values = np.zeros((num_items, *columns[0].shape[1:]), dtype=np.result_type(*columns))
-    filled = np.zeros(num_items, dtype=bool)
+    values = np.zeros((known.size, *columns[0].shape[1:]), dtype=np.result_type(*columns))
+    filled = np.zeros(known.size, dtype=bool)
     for part, column in zip(parts, columns, strict=True):
         twice = np.flatnonzero(filled[part.ids])
         if twice.size:
@@ -227,13 +228,38 @@ def _assemble(
     if missing.size:
         files = ", ".join(part.path.name for part in parts)
         first = missing[0] if vocabulary is None else vocabulary.decode(missing[:1])[0].as_py()
+        to = "zero" if feature.fill_na is None else f"{feature.fill_na:g}"
         logger.warning(
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
-            f"(first: {parts[0].key} {first}); they are set to zero"
+            f"(first: {parts[0].key} {first}); they are set to {to}"
         )
+    if feature.type == "numeric":
+        return torch.from_numpy(_scaled(feature, values, missing, filled, num_trained, vocabularies, parts))
     if values.dtype == np.int8:
         return torch.from_numpy(values)
     return torch.from_numpy(normalize(values, feature.norm, feature.scale, num_trained))
+
+
+def _scaled(
+    feature: Feature,
+    values: np.ndarray,
+    missing: np.ndarray,
+    filled: np.ndarray,
+    num_trained: int | None,
+    vocabularies: Vocabularies,
+    parts: Sequence[Part],
+) -> np.ndarray:
+    """Return numbers of items ``(I,)``, scaled; the padding item, and one without a number, are zero."""
+    if feature.fill_na is not None:
+        values[missing] = feature.fill_na
+        filled[missing] = True
+    if feature.normalizer is None:
+        return values
+    filled[0] = False
+    counted = values[:num_trained][filled[:num_trained]]
+    where = f"{', '.join(str(part.path) for part in parts)}: {feature.name}"
+    scale = scale_of(feature, vocabularies, partial(Moments.of, counted), where)
+    return apply_scale(np.where(filled, values, scale[0]), scale, where, 0)
 
 
 def normalize(values: np.ndarray, norm: str | None, scale: float = 1.0, num_trained: int | None = None) -> np.ndarray:

@@ -158,9 +158,34 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         reason = first_line(error)
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             fix = "write it as Parquet, pl.read_csv(FILE).write_parquet(...)"
+        elif kind := _kind_of_text(path):
+            raise DataError(
+                f"{path}: is no Parquet file but {kind[0]}; write it as Parquet, pl.{kind[1]}(FILE).write_parquet(...)"
+            ) from None
         else:
             fix = "download or write it again"
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); {fix}") from None
+
+
+def _kind_of_text(path: Path) -> tuple[str, str] | None:
+    """Return what a file of text seems to be, and the function of polars that reads it; None for any other."""
+    if is_remote(path) or not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    try:
+        lines = start.decode("utf-8-sig", errors="strict" if len(start) < 4096 else "ignore").splitlines()
+    except UnicodeDecodeError:
+        return None
+    first = lines[0].strip() if lines else ""
+    if "\0" in first or not first:
+        return None
+    if first.startswith("{"):
+        is_lines = first.endswith("}")
+        return ("JSON lines", "read_ndjson") if is_lines else ("JSON", "read_json")
+    if first.startswith("["):
+        return "JSON", "read_json"
+    return ("CSV", "read_csv") if any(separator in first for separator in ",;\t|") else None
 
 
 def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:

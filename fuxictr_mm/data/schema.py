@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,6 +79,10 @@ class Feature:
         False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
     pretrained : mapping, optional
         FuxiCTR's settings of a file of embeddings that the embedding table starts from.
+    fill_na : float, optional
+        Of a numeric column: the number in place of a null or NaN.
+    normalizer : {"StandardScaler", "MinMaxScaler"}, optional
+        How a numeric column is scaled when it is read.
     """
 
     name: str
@@ -108,6 +113,8 @@ class Feature:
     sharding: str = "row"
     has_items: bool = True
     pretrained: Mapping[str, Any] | None = None
+    fill_na: float | None = None
+    normalizer: str | None = None
 
     @property
     def column(self) -> str:
@@ -166,9 +173,13 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
                 "give that this name; rename the column"
             )
     has_items = params.get("item_info") is not None
+    if params.get("item_info"):
+        _refuse_encoding(params, used, where)
     features: list[Feature] = []
     for column in used.values():
         feature = _feature(column, has_items)
+        if params.get("item_info"):  # columns of other datasets are filled and scaled when they are encoded
+            feature = replace(feature, fill_na=column.get("fill_na"), normalizer=column.get("normalizer"))
         shared = feature.share_embedding
         if shared is not None:
             _known(shared, used, f"share_embedding of '{feature.name}'", where)
@@ -268,6 +279,66 @@ def _known(name: str, columns: Mapping[str, Any], what: str, where: str) -> None
         raise ConfigError(
             f"{what}: {where} has no feature '{name}'{nearest(name, columns)} (it has: {', '.join(columns)})"
         )
+
+
+#: Settings that decide how raw columns are encoded, and what to do instead where there are item files.
+_OF_ENCODING = {
+    "preprocess": "write the column into the files, and leave it out",
+    "splitter": "split the texts in the files: frame.with_columns(pl.col(NAME).str.split(SEPARATOR)), and leave it out",
+    "pretrained_emb": "add the file to item_info, with the key as its column of items, and its embedding to "
+    "feature_cols as type: embedding, and leave it out",
+    "category_processor": "write the buckets into the files, and leave it out",
+    "min_categr_count": "replace rare values in the files by one value, and leave it out",
+    "remap": "integers are ids as they are, and texts are numbered; leave it out",
+}
+
+
+def _refuse_encoding(params: Mapping[str, Any], used: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Refuse settings that would have no effect: with item files, columns are read as they are.
+
+    Those that ask for what is done anyway are accepted.
+
+    Raises
+    ------
+    ConfigError
+        The first of them.
+    """
+    reading = "but the columns of a dataset with item files are not encoded"
+    if (params.get("min_categr_count") or 1) > 1:
+        raise ConfigError(
+            f"{where}: min_categr_count is {params['min_categr_count']}, {reading}; {_OF_ENCODING['min_categr_count']}"
+        )
+    for name, column in used.items():
+        kind, is_text = column["type"], column.get("dtype") == "str"
+        done = {"min_categr_count": (None, 0, 1), "remap": (None, True, False) if kind == "meta" else (None, is_text)}
+        for key, fix in _OF_ENCODING.items():
+            if (given := column.get(key)) not in done.get(key, (None,)):
+                raise ConfigError(f"feature '{name}': {key} is {given!r}, {reading}; {fix}")
+        for key, fix in (("fill_na", "fill the column in the files"), ("normalizer", "scale it in the files")):
+            given = column.get(key)
+            if given is not None and kind != "numeric":
+                other = ", or set norm: standard" if key == "normalizer" and kind == "embedding" else ""
+                raise ConfigError(
+                    f"feature '{name}': {key} is {given!r}, but its type is {kind}; expected type: numeric, {fix}"
+                    f"{other}"
+                )
+            if key == "fill_na" and given is not None and not _is_finite(given):
+                raise ConfigError(f"feature '{name}': fill_na is {given!r}, expected a finite number for type: numeric")
+        if column.get("normalizer") is not None and column.get("in_item_dict"):
+            raise ConfigError(
+                f"feature '{name}': normalizer is {column['normalizer']}, but in_item_dict is True, and the column is "
+                "in files of both kinds; scale it in the files"
+            )
+    labels = params["label_col"] if isinstance(params.get("label_col"), list) else [params.get("label_col") or {}]
+    for label in labels:
+        if label.get("fill_na") is not None:
+            raise ConfigError(
+                f"label '{label['name']}': fill_na is {label['fill_na']}, {reading}; fill it in the files"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 #: Settings that only features of some types have.

@@ -185,7 +185,7 @@ class Vocabularies(dict[str, Vocabulary]):
     def __init__(self, found: Mapping[str, Vocabulary] | None = None, path: Path | None = None) -> None:
         super().__init__(found or {})
         self.path = path
-        #: What else decides the encoding of raw columns, as JSON holds it; see ``fuxictr_mm.encoding``.
+        #: What else decides how columns are read, as JSON holds it; see ``fuxictr_mm.encoding`` and ``data.numbers``.
         self.settings: dict[str, Any] = {}
 
     def __bool__(self) -> bool:
@@ -288,12 +288,15 @@ class Encoding:
     zero_ends : int
         So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
         ``decoding``.
+    scales : dict of str to pair of float
+        What is subtracted from a numeric column, and what it is then divided by, by feature.
     """
 
     target: str = "item_id"
     history: str = "item_seq"
     vocabularies: Vocabularies = field(default_factory=Vocabularies)
     zero_ends: int = 1
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def as_text(value: object) -> object:

@@ -164,7 +164,7 @@ def export(
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
         tables.write_tables(parts, dataset, folder, manifest, precision)
-        if dataset.vocabularies or dataset.items.vocabulary is not None:
+        if len(dataset.vocabularies) or dataset.items.vocabulary is not None:
             manifest["vocabulary"] = "vocabulary.json"
             tables.write_vocabularies(dataset, folder / "vocabulary.json")
         _write_manifest(folder, manifest)
@@ -204,10 +204,13 @@ def _describe(
     import torch
 
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm_serving.manifest import FORMAT
 
     roles = Roles.of(experiment.config.to_dict())
-    columns = {feature.name: feature.column for feature in dataset.features}
+    features = {feature.name: feature for feature in dataset.features}
+    columns = {name: feature.column for name, feature in features.items()}
+    scales = scales_of(dataset.vocabularies)
     keys = ("type", "vocab_size", "max_len", "pretrain_dim", "padding", "computed")
     context = []
     for name in parts.context:
@@ -215,6 +218,10 @@ def _describe(
         given = {key: spec[key] for key in keys if key in spec}
         if name not in parts.context_tables and spec["type"] in ("categorical", "sequence"):
             given["as_ids"] = True
+        if (feature := features.get(name)) is not None and feature.fill_na is not None:
+            given["fill_na"] = float(feature.fill_na)
+        if name in scales:
+            given["shift"], given["scale"] = scales[name]
         context.append({"name": name, "column": columns.get(name, name), **given})
     return {
         "format": FORMAT,

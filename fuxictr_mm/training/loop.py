@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 LOG_STEPS = 50
 #: Smallest improvement of a monitored value, as in FuxiCTR.
 MIN_DELTA = 1e-6
+#: Evaluations until which a learning rate is lowered early.
+EARLY = 3
 
 
 def fit(
@@ -237,7 +239,7 @@ class _Fitting:
             progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
             for callback in self.callbacks:
                 callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
-            progress.saved |= _keep_best(model, metrics)
+            progress.saved |= _keep_best(model, metrics, len(progress.history))
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
         self.speed = _Speed()
@@ -337,8 +339,11 @@ def _averaged(model: BaseModel) -> AbstractContextManager[None]:
     return nullcontext() if average is None else average.applied()
 
 
-def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
-    """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved."""
+def _keep_best(model: BaseModel, metrics: dict[str, float], num_evaluations: int) -> bool:
+    """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved.
+
+    ``num_evaluations`` is their number so far, this one included.
+    """
     missing = [name for name in model._monitor.get_metrics() if name not in metrics]
     if missing:  # counts as 0 for FuxiCTR, and the first weights would stay the best
         raise UserError(f"monitor: there is no {missing[0]} of the validation rows ({metrics}); set another monitor")
@@ -360,7 +365,9 @@ def _keep_best(model: BaseModel, metrics: dict[str, float]) -> bool:
         model._stopping_steps += 1
         logger.info(f"No better: monitor {value:.6f}, best {model._best_metric:.6f}")
         if model._reduce_lr_on_plateau and model._stopping_steps % getattr(model, "plateau_patience", 1) == 0:
-            logger.info(f"Learning rate lowered to {model.lr_decay():.2e}")
+            is_early = num_evaluations <= EARLY and getattr(model, "plateau_patience", None) == 1
+            hint = "; plateau_patience: 2 with early_stop_patience: 3 waits longer" if is_early else ""
+            logger.info(f"Learning rate lowered to {model.lr_decay():.2e}{hint}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience
     save = better or not model._save_best_only
     if save:

@@ -21,6 +21,7 @@ from fuxictr_mm.config import DatasetConfig, ExperimentConfig, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.numbers import unscaled
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, UserError
@@ -100,6 +101,7 @@ class TrainingRun:
             shard = experiment.make_shard() if newest is None else distributed.make_shard(streams_of(newest))
             dataset = experiment.load_dataset(splits, None if newest is None else self.paths.weights, shard)
             self._check_metrics(dataset)
+            _warn_of_unscaled(dataset, config.dataset)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
@@ -381,6 +383,19 @@ def default_settings(model_class: type) -> dict[str, Any]:
     fields = {**DatasetConfig.model_fields, **ExperimentConfig.model_fields}
     defaults |= {name: field.default for name, field in fields.items() if not field.is_required()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
+def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:
+    """Warn of numeric features that are far from mean 0 and deviation 1."""
+    if not (found := unscaled(dataset)):
+        return
+    listing = "; ".join(f"{name} ({moments.describe()})" for name, moments in found.items())
+    is_read = config.item_files or config.data_format == "csv" or config.rebuild_dataset  # elsewhere it has no effect
+    fix = "set normalizer: StandardScaler" if is_read else "scale them in the files"
+    logger.warning(
+        f"numeric features are far from mean 0 and deviation 1: {listing}; such inputs often make a model much worse: "
+        f"{fix}, and write the log of a column with a long tail"
+    )
 
 
 @contextmanager

@@ -50,6 +50,20 @@ def test_a_missing_split_is_named(dataset):
         look(dataset.model_copy(update={"valid_data": None}))
 
 
+def test_embeddings_of_any_name_count_where_none_tells_its_modality(dataset, tmp_path):
+    features = pq.read_table(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+    for number, name in enumerate(("img_emb_CLIPRN50", "txt_emb_BERT"), 1):
+        features = features.rename_columns([f"item_emb_v{number}" if c == name else c for c in features.column_names])
+    pq.write_table(features, tmp_path / "items.parquet")
+    columns = [
+        c if c.type != "embedding" else c.model_copy(update={"name": ["item_emb_v1", "item_emb_v2"]})
+        for c in dataset.feature_cols
+    ]
+    found = look(dataset.model_copy(update={"item_info": [str(tmp_path / "items.parquet")], "feature_cols": columns}))
+    assert found.embeddings == {"item_emb_v1": "item_emb_v1", "item_emb_v2": "item_emb_v2"}
+    assert "embeddings: item_emb_v1, item_emb_v2." in found.sentence()
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [

@@ -138,3 +138,29 @@ def test_context_columns(tmp_path):
         ("bad-context", "warning", "length", [8]),
     ]
     assert report.findings()[1].rows["user_id"].to_list() == [3, 150]
+
+
+def test_unscaled_numbers_of_train_and_items_are_reported(tmp_path):
+    rng = np.random.default_rng(0)
+    interactions = {
+        "user_id": range(300),
+        "item_id": np.arange(300) % 50 + 1,
+        "label": np.arange(300) % 2,
+        "item_seq": [[1]] * 300,
+        "seconds": rng.lognormal(8, 1, 300),
+        "scaled": rng.standard_normal(300),
+        "level": np.arange(300) % 200,
+    }
+    items = {"item_id": range(1, 101), "price": rng.lognormal(3, 1, 100), "year": range(1900, 2000)}
+    items |= {"words": np.sort(rng.choice(1500, 100, replace=False)), "topic": np.arange(100) % 60}
+    for name in ("train", "valid"):
+        pq.write_table(pa.table(interactions), tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table(items), tmp_path / "item_info.parquet")
+    report, _ = check_folder(tmp_path, ["unscaled-context", "unscaled-item-number"])
+    found = [(f.check, f.file, f.column) for f in report.findings()]
+    assert found == [
+        ("unscaled-item-number", "item_info.parquet", "price"),
+        ("unscaled-item-number", "item_info.parquet", "words"),
+        ("unscaled-context", "train.parquet", "seconds"),
+    ]
+    assert report.is_clean

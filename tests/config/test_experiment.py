@@ -471,3 +471,11 @@ def test_another_dataset_brings_its_own_files(folder):
     assert str(config.dataset.train_data).endswith("data/e/train.parquet")
     with raises_naming(ConfigError, "dataset_config", "f"):
         ExperimentConfig.load(folder, "X_tiny", overrides={"dataset_id": "f"})
+
+
+def test_a_key_of_the_fuxictr_model_of_the_same_name_says_so(folder):
+    change(folder / "model_config.yaml", "model: X", "model: DIN")
+    add(folder, "din_target_field: item_id")
+    message = refused(folder, find_model=load_model_class)
+    check_names(message, "din_target_field", "FuxiCTR", "--model_zoo")
+    assert "did you mean" not in message

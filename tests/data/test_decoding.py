@@ -95,3 +95,34 @@ def test_ids_beyond_int64_are_shown_as_they_are():
             decode()
     found = decode_group(pa.array([large, large, large + 1, 3], pa.uint64()), "f: x", 0)
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("array", "floating", "found"),
+    [
+        (pa.array([None, "a"]), False, ["string", "integers"]),
+        (pa.array([None]), True, ["row 10", "null"]),
+        (pa.array(["12.5", None, "3"]), True, ["string", "cast"]),
+        (pa.array(["12.5", "12,5"]), True, ["row 11", "'12,5'", "replace"]),
+        (pa.array(["12.5", "low"]), True, ["row 11", "'low'"]),
+        (pa.array([0], pa.timestamp("us")), False, ["timestamp[us]", "weekday"]),
+        (pa.array([0], pa.timestamp("us")), True, ["timestamp[us]", "epoch"]),
+    ],
+)
+def test_columns_of_no_numbers_say_what_fits(array, floating, found):
+    with raises_naming(DataError, "f: c", *found):
+        decoding.scalars(array, "f: c", 10, floating=floating)
+
+
+@pytest.mark.parametrize(
+    ("texts", "binary", "expected"),
+    [
+        ([None, "yes", "no"], True, ["row 11", "'yes'", "0 or 1", "=="]),
+        (["0", "1"], True, ["row 10", "'0'", "Int8"]),
+        (["2.5"], False, ["row 10", "'2.5'", "Float64"]),
+    ],
+)
+def test_labels_of_text_say_what_fits(texts, binary, expected):
+    with raises_naming(DataError, "f: c", "string", *expected) as caught:
+        decoding.decode_label(pa.array(texts), "f: c", 10, binary)
+    assert "as integers first" not in str(caught.value)

@@ -222,3 +222,21 @@ def test_compressed_csv_beside_csv_is_named(tmp_path):
     (tmp_path / "b.csv.zst").write_bytes(b"x")
     with pytest.raises(DataError, match=r"b\.csv\.zst"):
         parquet.part_files(tmp_path, ".csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "fix"),
+    [
+        (b'{"a": 1}\n{"a": 2}\n', "read_ndjson"),
+        (b'[{"a": 1}]', "read_json"),
+        (b'{\n"a": [1]}', "read_json"),
+        (b"\xef\xbb\xbfuser,item\n1,2\n", "read_csv"),
+        (b"PAR1 cut off, or of another kind \x00", "again"),
+        (b"", "again"),
+    ],
+)
+def test_what_is_no_parquet_says_how_to_read_it(tmp_path, content, fix):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content)
+    with raises_naming(DataError, path, fix):
+        parquet.open_parquet(path)

@@ -601,3 +601,12 @@ def test_bad_keys_are_named(tmp_path, ids, setting, expected):
     features = [Feature("item_id", "categorical", "item")]
     with raises_naming(DataError, "i.parquet: article", *expected):
         ItemTable.from_parquet(str(tmp_path / "i.parquet"), features, target="article", ids=setting)
+
+
+def test_a_null_among_keys_of_text_is_named(tmp_path):
+    from fuxictr_mm.data.items import ItemTable
+
+    pq.write_table(pa.table({"item_id": ["a", None]}), tmp_path / "i.parquet")
+    with raises_naming(DataError, "item_id", "row 1", "null") as caught:
+        ItemTable.from_parquet(str(tmp_path / "i.parquet"), [Feature("item_id", "categorical", "item")], ids="auto")
+    assert "number" not in str(caught.value)

@@ -1,5 +1,6 @@
 """The loop decides as FuxiCTR's does, and stops at the first number that cannot be trusted."""
 
+import logging
 import math
 from types import SimpleNamespace
 
@@ -232,3 +233,19 @@ def test_settings_that_a_run_does_not_reach_are_named(settings, named):
     model = SimpleNamespace(_settings=ModelSettings(**settings), _planned_steps=10)
     assert [line.split()[0] for line in loop.without_effect(model)] == named
     assert loop.without_effect(SimpleNamespace(_planned_steps=10)) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "patience", "hinted"),
+    [
+        ((0.7, 0.6), 1, True),
+        ((0.7, 0.6), 2, False),
+        ((0.6, 0.7, 0.8, 0.7), 1, False),
+    ],
+)
+def test_a_rate_that_is_lowered_early_names_the_patience(tmp_path, caplog, script, patience, hinted):
+    model = Scripted(tmp_path, aucs(*script), early_stop_patience=3)
+    model.plateau_patience = patience
+    with caplog.at_level(logging.INFO):
+        loop.fit(model, BATCHES, len(script), BATCHES)
+    assert ("plateau_patience" in caplog.text) is hinted
