@@ -21,7 +21,7 @@ SPACE: dict[str, Any] = {
 FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
 
 #: Epochs after which the plain average of the weights begins, where one is tried; ``space_of`` has it in updates. A
-#: ``learning_rate`` four times as high is best with it (``docs/choosing_settings.md``).
+#: ``learning_rate`` two to four times as high is best with it (``docs/choosing_settings.md``).
 SWA_EPOCHS = 2
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
@@ -92,11 +92,16 @@ MODELS: dict[str, Candidate] = {
     "QIN": Candidate(
         "products of all fields of user, target and interest, layer by layer",
         {"num_layers": 2, "num_row": 2, "batch_norm": False},
-        {**SPACE, "num_layers": [1, 2, 3]},
-        {**FIRST, "embedding_regularizer": 1e-3, "num_layers": 2},
+        {**SPACE, "num_layers": [1, 2, 3], "swa_start": [None, SWA_EPOCHS]},
+        {**FIRST, "learning_rate": 2e-3, "embedding_regularizer": 1e-3, "num_layers": 2, "swa_start": SWA_EPOCHS},
         units=(),
     ),
-    "DIN": Candidate("the challenge's baseline", {"batch_norm": True}),
+    "DIN": Candidate(
+        "the challenge's baseline",
+        {"attention_hidden_units": [32], "din_use_softmax": True, "batch_norm": False},
+        {**SPACE, "swa_start": [None, SWA_EPOCHS]},
+        {**FIRST, "learning_rate": 4e-3, "swa_start": SWA_EPOCHS},
+    ),
     "Transformer_DCN": Candidate(
         "a transformer over histories of some length",
         {"first_k_cols": 4, "transformer_layers": 1},

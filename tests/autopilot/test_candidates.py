@@ -53,8 +53,10 @@ def test_features_models_and_settings(dataset):
     assert factor_space("DIN", features, ["user_id", "item_id"]) == {}
     for rows, begins in ((80_024, 626), (2 * 10**6, 978)):  # after two epochs of batches of 256, and of 4,096
         sized = Facts({"train": rows}, 9, 9.0, 9.0, {}, {})
-        assert space_of("DIN_MM", sized, features, "item_id")["swa_start"] == [None, begins]
-        assert "swa_start" not in space_of("DIN", sized, features, "item_id")
+        for name in ("DIN_MM", "DIN", "QIN"):
+            assert space_of(name, sized, features, "item_id")["swa_start"] == [None, begins]
+            assert first_of(name, sized, features, {})["swa_start"] == begins
+        assert "swa_start" not in space_of("LightFM", sized, features, "item_id")
     for name in MODELS:
         small = settings_for(name, "tiny_mm", facts, "user_id")
         large = settings_for(name, "tiny_mm", Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), None)

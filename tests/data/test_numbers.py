@@ -16,6 +16,7 @@ from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.serving.export import _describe, export
+from fuxictr_mm.serving.tables import zoo_parts
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.features import ContextField
 from tests import ids as world
@@ -177,7 +178,8 @@ def test_what_serves_scales_as_training_does(trained):
     folder, run = trained
     experiment = Experiment.load("X", folder)
     dataset = experiment.load_dataset({"valid": True}, run.weights)
-    manifest = _describe(experiment, experiment.build_model(dataset), dataset, {}, "fp32")
+    parts = zoo_parts(experiment.build_model(dataset).eval(), dataset, experiment)
+    manifest = _describe(experiment, parts, dataset, {}, "fp32")
     entry = next(entry for entry in manifest["context"] if entry["name"] == "age")
     train = np.where(np.arange(ROWS) % 7 == 3, 900, numbers_of(0, ROWS, 1000))
     assert (entry["shift"], entry["scale"]) == pytest.approx((train.mean(), train.std()))
