@@ -142,9 +142,9 @@ class Export:
         def what(name: str) -> str:
             return f"{where}: {name}" if where else name
 
-        for name, ids, is_list in self._types():
+        for name, ids, is_list, takes_null in self._types():
             if name in columns:
-                check_types(columns[name], ids, what(name), is_list=is_list, first=first)
+                check_types(columns[name], ids, what(name), is_list=is_list, takes_null=takes_null, first=first)
         column = columns[self.target]
         target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target <= 0)).size:
@@ -157,15 +157,16 @@ class Export:
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)
 
-    def _types(self) -> Iterator[tuple[str, Ids | None, bool]]:
-        """Yield the columns of a file, with their vocabularies and whether they hold lists."""
-        yield from ((self.target, self.items.ids, False), (self.history, self.items.ids, True))
-        yield from ((f.column, f.ids, f.is_list) for f in self.context if not f.is_computed)
+    def _types(self) -> Iterator[tuple[str, Ids | None, bool, bool]]:
+        """Yield the columns of a file, their vocabularies, whether they hold lists, and whether nulls are filled."""
+        yield from ((self.target, self.items.ids, False, False), (self.history, self.items.ids, True, False))
+        fields = [field for field in self.context if not field.is_computed]
+        yield from ((f.column, f.ids, f.is_list, f.spec.get("fill_na") is not None) for f in fields)
 
     @property
     def texts(self) -> set[str]:
         """The columns that hold texts, which folders of a partition do not tell."""
-        return {name for name, ids, _ in self._types() if ids is not None and not ids.is_integer}
+        return {name for name, ids, *_ in self._types() if ids is not None and not ids.is_integer}
 
     def _context(self, columns: Mapping[str, Column], lengths: np.ndarray, what: Any) -> dict[str, np.ndarray]:
         found = {}

@@ -183,7 +183,9 @@ class Items:
         return numbers[kept], ends.astype(np.int64)
 
 
-def check_types(column: Column, ids: Ids | None, what: str, *, is_list: bool, first: int = 0) -> None:
+def check_types(
+    column: Column, ids: Ids | None, what: str, *, is_list: bool, takes_null: bool = False, first: int = 0
+) -> None:
     """Refuse values of types that training refuses; requests may hold texts of integers, and nulls.
 
     Raises
@@ -196,7 +198,8 @@ def check_types(column: Column, ids: Ids | None, what: str, *, is_list: bool, fi
         return
     kind: type[Any] = Real if ids is None or ids.is_integer else type(next(iter(ids.values), ""))
     kinds = {*map(type, flat)}
-    wrong = {k for k in kinds if not issubclass(k, kind) or k is bool} - ({type(None)} if ids is not None else set())
+    allowed = {type(None)} if ids is not None or takes_null else set()
+    wrong = {k for k in kinds if not issubclass(k, kind) or k is bool} - allowed
     if wrong:
         place = next(i for i, value in enumerate(flat) if type(value) in wrong)
         row = place if offsets is None else int(np.searchsorted(offsets, place, "right")) - 1
