@@ -32,14 +32,14 @@ FIRST_SETTINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm prepare``."""
-    from fuxictr_mm.datasets.log_options import add_log_options
+    from fuxictr_mm.datasets.own.options import add_log_options
     from fuxictr_mm.datasets.reader import list_readers
 
     readers = list_readers()
     width = max(map(len, readers))
     parser.description = "\n".join(
         [
-            "Turn a log of your own or a public dataset into this library's layout, with a configuration to train on it.",
+            "Turn a log of your own, or a public dataset, into this library's layout, with a configuration to train.",
             "",
             "datasets:",
         ]
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm prepare kuairand --source KuaiRand-Pure --out data/kuairand_pure",
         "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
-        "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin time=time --labels click",
+        "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
         "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
     )
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset and say what was found."""
-    from fuxictr_mm.datasets.log_options import given_options
+    from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.reader import load_reader
     from fuxictr_mm.datasets.writer import MANIFEST, Writer
     from fuxictr_mm.logs import set_up_logging

@@ -32,17 +32,7 @@ Kind = Literal["categorical", "numeric", "sequence", "text"]
 SPLITS = ("train", "valid", "test")
 
 #: Modules of this package that hold no reader.
-_OTHERS = (
-    "reader",
-    "histories",
-    "prepare",
-    "writer",
-    "log_options",
-    "log_experiments",
-    "tables",
-    "instants",
-    "columns",
-)
+_OTHERS = ("reader", "histories", "prepare", "writer")
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,7 @@ class Reader(ABC):
         return {}
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
-        """Return the models of the first experiments, and their settings beside the common ones; None leaves one out."""
+        """Return the models of the first experiments and their own settings; None leaves out a common one."""
         return {"DIN": {}, **({"DIN_MM": {"num_heads": 4}} if summary.coverage else {})}
 
     def facts(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class SplitSummary:
 
 @dataclass
 class Summary:
-    """What was written of a dataset: splits, numbers of items and users, coverage of embeddings, and the columns' facts."""
+    """What was written of a dataset: items, users, splits, coverage of embeddings, and what became of columns."""
 
     items: int
     users: int

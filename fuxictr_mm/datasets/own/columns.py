@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import polars as pl
 
+from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
-from fuxictr_mm.datasets.tables import Table
 from fuxictr_mm.errors import ConfigError
 
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
@@ -46,35 +48,50 @@ class Column:
         """Return the column of the file as it is written, numbers standardised; what is missing is null."""
         column = pl.col(self.source)
         if self.kind == "numeric":
-            number = column.cast(pl.Float64).fill_nan(None)
+            number = column.cast(pl.Float64)
+            number = pl.when(number.is_finite()).then(number)
             return ((number - self.mean) / self.std).cast(pl.Float32).alias(self.name)
         if self.kind == "sequence":
             return column.cast(pl.List(pl.String)).alias(self.name)
         return column.cast(pl.String).alias(self.name)
 
-    def scaled(self, moments: tuple[int, float, float]) -> Column:
-        """Return the column with mean and deviation from ``moments_of``, to six digits: the order of sums leaves none."""
-        count, mean, squares = moments
-        std = (squares / count) ** 0.5 if count else 0.0
-        return replace(self, mean=float(f"{mean:.6g}"), std=float(f"{std:.6g}") or 1.0)
+    def scaled(self, moments: Moments) -> Column:
+        """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
+        std = (moments.squares / moments.count) ** 0.5 if moments.count else 0.0
+        return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{std:.6g}") or 1.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of the column."""
+        statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}
+        return {"column": self.source, "type": self.kind, **statistics}
 
 
-def moments_of(values: pl.Series) -> tuple[int, float, float]:
-    """Return number, mean and sum of squared deviations of the values that are there."""
-    numbers = values.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of values."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of the values of both (Chan et al. 1983)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        squares = self.squares + other.squares + step**2 * self.count * other.count / count
+        return Moments(count, self.mean + step * other.count / count, squares)
+
+
+def moments_of(values: pl.Series) -> Moments:
+    """Return the moments of the finite values."""
+    numbers = values.cast(pl.Float64).to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
-        return 0, 0.0, 0.0
+        return Moments()
     mean = float(numbers.mean())
-    return len(numbers), mean, float(((numbers - mean) ** 2).sum())
-
-
-def join_moments(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
-    """Return the moments of the values of both (Chan et al. 1983)."""
-    count = one[0] + other[0]
-    if not count:
-        return one
-    step = other[1] - one[1]
-    return count, one[1] + step * other[0] / count, one[2] + other[2] + step**2 * one[0] * other[0] / count
+    return Moments(len(numbers), mean, float(((numbers - mean) ** 2).sum()))
 
 
 def choose_columns(
@@ -120,9 +137,9 @@ def choose_columns(
     return columns, left_out
 
 
-def split_lists(frame: pl.LazyFrame, columns: Sequence[Column]) -> pl.LazyFrame:
+def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     """Return a table in which texts such as ``a|b|c`` of sequences are lists."""
-    kinds = frame.collect_schema()
+    kinds = frame.schema
     texts = [column.source for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
     parts = pl.col(texts).str.split(LIST_SEPARATOR).list.eval(pl.element().str.strip_chars())
     return frame.with_columns(parts.list.eval(pl.element().filter(pl.element() != ""))) if texts else frame
@@ -164,17 +181,16 @@ def _kind_of(name: str, kind: pl.DataType, count: int, distinct: int, lists: int
         if distinct > FEW_VALUES // 5 and distinct > OWN_VALUE * count:
             return ("text", "") if is_item else ("none", "most rows have a value of their own")
         return "categorical", ""
-    if is_item and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):  # type: ignore[union-attr]
+    if is_item and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
         return "sequence", ""
     return "none", f"it holds {kind}"
 
 
 def _is_possible(kind: str, dtype: pl.DataType, is_item: bool) -> bool:
-    is_list = isinstance(dtype, pl.List)
-    if kind in ("sequence", "text") and not is_item:
-        return False
+    if kind == "none":
+        return True
     if kind == "numeric":
         return dtype.is_numeric()
-    return (
-        kind == "none" or (kind == "sequence" and (is_list or dtype == pl.String)) or not (is_list or dtype.is_nested())
-    )
+    if kind == "sequence":
+        return is_item and (isinstance(dtype, pl.List) or dtype == pl.String)
+    return not dtype.is_nested() and (is_item or kind != "text")

@@ -1,4 +1,4 @@
-"""Tables as people have them: CSV in its dialects, Parquet, JSON lines; of one file or several, read in bounded memory."""
+"""Tables as people have them: CSV in its dialects, Parquet, JSON lines; of one file or several, never held whole."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Table:
         for path in self.paths:
             if form_of(path) not in (*PARQUET, *LINES, *CSV):
                 raise ConfigError(
-                    f"--{self.option} {path}: expected a file that ends in .csv, .tsv, .txt, .parquet or .jsonl (with or without .gz)"
+                    f"--{self.option} {path}: expected a name that ends in .csv, .tsv, .txt or .jsonl, with or without "
+                    ".gz, or in .parquet"
                 )
 
     @cached_property
@@ -73,7 +74,8 @@ class Table:
         """Raise a ConfigError where a column is not there."""
         if column not in self.schema:
             raise ConfigError(
-                f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: {', '.join(self.schema)})"
+                f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
+                f"{', '.join(self.schema)})"
             )
 
     @cached_property
@@ -111,7 +113,7 @@ class Table:
         return [pl.col(name).str.strip_chars().cast(kind, strict=False) for name, kind in types.items()]
 
     def where(self, row: int) -> str:
-        """Return file and row, both counted from 0, of a row of ``frame``."""
+        """Return file and row, counted from 0 after the header, of a row of ``frame``."""
         for path, part in zip(self.paths, self._parts, strict=True):
             rows = pl.scan_parquet(part).select(pl.len()).collect().item()
             if row < rows:
@@ -123,7 +125,7 @@ class Table:
         """Raise a DataError that names the first row for which ``bad`` is true, where there is one."""
         rows = self.frame.with_row_index(":row").filter(bad).select(":row", value=pl.col(column)).head(1)
         for row, value in rows.collect(engine="streaming").iter_rows():
-            raise DataError(f"{self.where(row)} (from 0): {column} is {value!r}, expected {expected}")
+            raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}")
 
 
 def _scan(path: Path) -> pl.LazyFrame:

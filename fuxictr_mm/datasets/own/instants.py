@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from fuxictr_mm.datasets.tables import INTEGER, Table
+from fuxictr_mm.datasets.own.tables import INTEGER, Table
 from fuxictr_mm.errors import ConfigError
 
 ISO = (
@@ -39,7 +39,7 @@ def read_times(table: Table, column: str) -> pl.Expr:
     Raises
     ------
     ConfigError, DataError
-        The column is of another type; a row has no time, another form than the others, or no zone where others have one.
+        The column is of another type; a row has no time, one of another form, or no zone where others have one.
     """
     kind, values = table.frame.collect_schema()[column], pl.col(column)
     if kind.is_integer():
@@ -50,13 +50,8 @@ def read_times(table: Table, column: str) -> pl.Expr:
         return values.cast(pl.Float64)
     if isinstance(kind, pl.Datetime | pl.Date):
         table.refuse(values.is_null(), column, "a time")
-        return (
-            values.cast(pl.Datetime("us")).dt.timestamp("us")
-            if kind == pl.Date
-            else values.dt.timestamp(
-                "ns" if kind.time_unit == "ns" else "us"  # type: ignore[attr-defined]
-            )
-        )
+        has_nanoseconds = isinstance(kind, pl.Datetime) and kind.time_unit == "ns"
+        return values.dt.timestamp("ns" if has_nanoseconds else "us")
     if kind != pl.String:
         raise ConfigError(f"--roles time={column}: {table.paths[0]} holds {kind} there, expected {EXPECTED}")
     text = values.str.strip_chars()

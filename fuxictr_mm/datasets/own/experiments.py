@@ -19,7 +19,7 @@ USER_ROWS = 3
 
 
 def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]:
-    """Return models and their settings: DIN and DIN_MM, with the user where users have some rows in training, and LightFM."""
+    """Return models and their settings; the user is a feature where users have some rows in training."""
     rows = summary.splits["train"].rows
     size = next(settings for bound, settings in SIZES if rows < bound)
     common: dict[str, Any] = {
