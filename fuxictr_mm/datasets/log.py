@@ -26,7 +26,7 @@ from fuxictr_mm.datasets.histories import histories_before, partition_by_user, s
 from fuxictr_mm.datasets.own.columns import Column, Moments, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import log_experiments
 from fuxictr_mm.datasets.own.options import LogOptions
-from fuxictr_mm.datasets.own.source import WRITTEN, LogSource
+from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
@@ -69,13 +69,16 @@ class Log(Reader):
 
     @cached_property
     def _source(self) -> LogSource:
-        return LogSource(self.asked, self.find, self.source, self.scratch)
+        return LogSource(self.asked, self.source, self.scratch)
 
     def files(self) -> list[Path]:
         """Return the files of interactions, items, users and embeddings."""
         self._set_labels()
-        embeddings = [path for name in self.asked.embeddings for path in self.find(name)]
-        return [*(path for table in self._source.tables for path in table.paths), *embeddings]
+        return [*(path for table in self._source.tables for path in table.paths), *self._vector_files]
+
+    @property
+    def _vector_files(self) -> list[Path]:
+        return [path for name in self.asked.embeddings for path in find_files(self.source, "embeddings", name)]
 
     @property
     def context(self) -> Mapping[str, Kind]:
@@ -257,7 +260,7 @@ class Log(Reader):
         """Return the columns of lists of numbers of the files of embeddings."""
         found: dict[str, Embeddings] = {}
         item, ids = self.asked.item, self.items().schema["item_id"]
-        for path in (path for name in self.asked.embeddings for path in self.find(name)):
+        for path in self._vector_files:
             taken = {*WRITTEN, *self._source.labels, *self.context, *self.item_columns, *found}
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]

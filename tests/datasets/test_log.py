@@ -70,7 +70,7 @@ def prepare_log(tmp_path):
         reader = load_reader("log")(source, out / ".scratch", max_len)
         reader.configure({**ROLES, **options})
         summary = Writer(reader, "log", out, verbose=0).write()
-        return out, summary, write_config(out, out.name, reader, summary)
+        return out, summary, write_config(out, out.name, reader, summary, [reader.label, *reader.other_labels])
 
     return prepare
 
@@ -143,7 +143,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=EVENTS, by=st.sampled_from(["time", "user"]), max_len=st.integers(1, 4))
 def test_rows_are_those_of_a_plain_computation(events, by, max_len, tmp_path_factory, read_split, monkeypatch):
     # Some rows of both labels, at their own times, so that there is something to train on.
@@ -198,9 +198,8 @@ def test_every_form_gives_the_same_rows(form, shop, prepare_log, read_split, tmp
             form if name == "interactions" or form[0] not in "IZzd" else "csv",
         )
     folder, _, _ = prepare_log(source, interactions="interactions*")
-    for split in ("train", "valid", "test"):
-        rows = [sorted(read_split(at, split), key=str) for at in (whole, folder)]
-        assert rows[0] == rows[1]
+    for split in ("train", "valid", "test"):  # in the same order: they train to the same metrics
+        assert read_split(whole, split) == read_split(folder, split)
 
 
 def write(frame, path, form):
@@ -391,6 +390,10 @@ def change(column, row, value):
         (None, {"types": ["devices=none"]}, ["--types devices"]),
         (None, {"types": ["device=numeric"]}, ["--types device=numeric", "interactions.csv"]),
         (None, {"interactions": "log.csv"}, ["log.csv"]),
+        (None, {"interactions": "/log.csv"}, ["--interactions /log.csv", "--source"]),
+        (lambda shop: (shop / "users.jsonl").write_text("{}"), {}, ["users.csv", "users.jsonl"]),
+        (lambda shop: (shop / "items.csv.gz").write_bytes(b""), {}, ["items.csv", "items.csv.gz"]),
+        (lambda shop: (shop / "items.csv").rename(shop / "items.xlsx"), {}, ["items.xlsx", ".csv"]),
         (None, {"negatives": 1}, ["--negatives", "click"]),
         (None, {"embeddings": ["items.csv"]}, ["--embeddings", "items.csv"]),
     ],

@@ -23,7 +23,8 @@ class LogOptions:
     Parameters
     ----------
     interactions, items, users : str, optional
-        Files of the source by name or pattern; by default ``interactions.*`` and, where they are there, the others.
+        Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
+        where they are there.
     embeddings : tuple of str
         Parquet files with the items' ids and a list column of numbers.
     user, item, time : str
@@ -40,7 +41,7 @@ class LogOptions:
         Items sampled for each row of a log that has no label.
     """
 
-    interactions: str = "interactions.*"
+    interactions: str | None = None
     items: str | None = None
     users: str | None = None
     embeddings: tuple[str, ...] = ()

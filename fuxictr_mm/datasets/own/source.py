@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -11,14 +10,40 @@ import polars as pl
 from fuxictr_mm.datasets.own.columns import Column, choose_columns
 from fuxictr_mm.datasets.own.instants import read_times
 from fuxictr_mm.datasets.own.options import LogOptions
-from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.datasets.own.tables import Table, form_of
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 
 #: Labels that are looked for where none is named.
 LABELS = ("label", "click")
 
 #: Names that the written files have.
 WRITTEN = ("user_id", "item_id", "item_seq", "source_id", "split", "label")
+
+
+def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
+    """Return the files of an option: of a name, a pattern or a folder within the source, or by default ``OPTION.*``.
+
+    By default there may be none. Files of several forms are refused: they would be the same rows twice.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        The name is of a file elsewhere; there is no such file, or there are several forms.
+    """
+    name = pattern or f"{option}.*"
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"--{option} {name}: expected a name within --source {source}")
+    if (source / name).is_dir():
+        name = f"{name}/*"
+    paths = sorted(path for path in source.glob(name) if path.is_file() and path.name[0] not in "._")
+    if not paths and pattern is not None:
+        present = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+        listing = ", ".join(present[:8]) or "no file"
+        raise MissingFileError(f"{source}: no file {name}{nearest(name, present)} for --{option} (it holds: {listing})")
+    other = next((path for path in paths if "".join(path.suffixes) != "".join(paths[0].suffixes)), None)
+    if other is not None and (form_of(other) != form_of(paths[0]) or other.suffix == ".gz" or paths[0].suffix == ".gz"):
+        raise ConfigError(f"--{option}: {source} holds {paths[0].name} and {other.name}; name one of them")
+    return paths
 
 
 class LogSource:
@@ -28,8 +53,6 @@ class LogSource:
     ----------
     asked : LogOptions
         Files, roles, labels and types.
-    find : callable
-        Returns files by name or pattern, as ``Reader.find``.
     source, scratch : Path
         As of ``Reader``.
 
@@ -39,10 +62,11 @@ class LogSource:
         A file, a column or a label that is not there.
     """
 
-    def __init__(self, asked: LogOptions, find: Callable[[str], list[Path]], source: Path, scratch: Path) -> None:
-        self.asked, self.scratch = asked, scratch
-        self._find, self._source = find, source
-        log = self._table("interactions", asked.interactions, {"user": asked.user, "target": asked.item})
+    def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
+        self.asked, self.source, self.scratch = asked, source, scratch
+        log = self._table(
+            "interactions", asked.interactions or "interactions.*", {"user": asked.user, "target": asked.item}
+        )
         assert log is not None
         log.check(asked.time, f"--roles time={asked.time}")
         self.log = log
@@ -51,9 +75,10 @@ class LogSource:
         self.labels = self._find_labels()
 
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
-        if pattern is None and not list(self._source.glob(f"{option}.*")):
+        paths = find_files(self.source, option, pattern)
+        if not paths:
             return None
-        table = Table(self._find(pattern or f"{option}.*"), self.scratch, option, tuple(ids.values()))
+        table = Table(paths, self.scratch, option, tuple(ids.values()))
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
