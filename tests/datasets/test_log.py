@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import polars as pl
@@ -205,7 +205,7 @@ def test_every_form_gives_the_same_rows(form, shop, prepare_log, read_split, tmp
 def write(frame, path, form):
     """Write a table in some form."""
     times = frame["time"] - frame["time"].min() if "time" in frame.columns else []
-    moments = [datetime(2024, 3, 31, 0, 59, tzinfo=UTC) + timedelta(seconds=second) for second in times]
+    moments = [datetime(2024, 3, 31, 0, 59, tzinfo=timezone.utc) + timedelta(seconds=second) for second in times]
     if form == "tsv":
         frame.write_csv(path.with_suffix(".tsv"), separator="\t")
     elif form == "semicolon and BOM":
