@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user, sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, Moments, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import log_experiments
+from fuxictr_mm.datasets.own.leaks import find_leaks
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
@@ -145,11 +146,22 @@ class Log(Reader):
             for name in numbers:
                 moments[name] = moments[name].joined(moments_of(train[name]))
             categories = [column.values() for column in columns if column.kind == "categorical"]
+            if number == 0:
+                self._warn_of_leaks(train, columns)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
         values = {name: parts[0].sort() for name, parts in kept.items()}
         return Training(values, moments)
+
+    def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
+        if self.asked.negatives:
+            return
+        for column, rows in find_leaks(train, columns, self.label):
+            logger.warning(
+                f"{self._source.log.paths[0]}: all {rows} training rows of a value of {column.source} have {self.label} "
+                f"1; if it is known only after that, leave it out: --types {column.source}=none"
+            )
 
     @cached_property
     def _user_rows(self) -> pl.DataFrame:

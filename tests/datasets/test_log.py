@@ -405,6 +405,39 @@ def test_what_is_wrong_is_named(damage, options, named, shop, prepare_log):
         prepare_log(shop, **options)
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (b"u-1,B001,1700000001,1,phone,2.5,more", ["row 300", "7"]),
+        ("u-1,B001,1700000001,1,t\u00e9l\u00e9phone,2.5".encode("latin-1"), ["row 300", "device", "UTF-8"]),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(line, named, shop, prepare_log):
+    path = shop / "interactions.csv"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with raises_naming(DataError, "interactions.csv", *named):
+        prepare_log(shop)
+
+
+def test_a_column_twice_is_refused(shop, prepare_log):
+    path = shop / "interactions.csv"
+    path.write_text(path.read_text().replace("basket", "click", 1))
+    with raises_naming(DataError, "interactions.csv", "click"):
+        prepare_log(shop)
+
+
+def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv")
+    seconds = pl.when(pl.col("click") == 1).then(pl.int_range(pl.len()) * 0.1)
+    log.with_columns(seconds=seconds, bought=pl.col("click") * (pl.int_range(pl.len()) % 3 == 0)).write_csv(
+        shop / "interactions.csv"
+    )
+    with caplog.at_level("WARNING"):
+        prepare_log(shop)
+    assert all(f"--types {name}=none" in caplog.text for name in ("seconds", "bought"))
+    assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
+
+
 @pytest.mark.parametrize("first", ["2024-03-31T01:00:00+01:00", "2024-03-31 01:00"])
 def test_times_with_and_without_a_zone_are_not_mixed(first, shop, prepare_log):
     texts = [first, *(["2024-03-31T01:00:00"] if "+" in first else ["2024-03-31T01:00:00Z"]) * 299]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fuxictr_mm.datasets.own.instants import read_times
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table, form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+
+logger = logging.getLogger(__name__)
 
 #: Labels that are looked for where none is named.
 LABELS = ("label", "click")
@@ -157,6 +160,9 @@ class LogSource:
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             frame.sink_parquet(path.with_suffix(".partial"))
+            rows = pl.scan_parquet(path.with_suffix(".partial")).select((~self.is_labelled).sum()).collect().item()
+            if rows:
+                logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are not written")
             path.with_suffix(".partial").rename(path)
         return path
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +70,11 @@ class Table:
                 schema = {**_scan(path).collect_schema(), **schema}
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+        twice = next((name for name in schema if re.search(r"_duplicated_\d+$", name)), None)
+        if twice is not None:  # polars' name for it
+            raise DataError(
+                f"{self.paths[0]}: has the column '{twice.rpartition('_duplicated_')[0]}' twice; rename one"
+            )
         return schema
 
     def check(self, column: str, what: str) -> None:
@@ -158,8 +165,24 @@ def _as_parquet(path: Path, target: Path) -> Path:
     try:
         _scan(source).sink_parquet(partial)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+        where = _find_long_row(source) if form_of(path) in CSV else None
+        raise DataError(f"{path}: cannot be read ({where or first_line(error)})") from None
     finally:
         unpacked.unlink(missing_ok=True)
     partial.rename(target)
     return target
+
+
+def _find_long_row(path: Path) -> str | None:
+    """Return what is wrong with the first row that has more fields than the header, or is no text."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.reader(stream, delimiter=_separator(path))
+        header = next(rows, [])
+        for number, row in enumerate(rows):
+            if len(row) > len(header):
+                return f"row {number} has {len(row)} fields, expected {len(header)}"
+            fields = zip(header, row, strict=False)
+            wrong = next((name for name, text in fields if any("\udc80" <= c <= "\udcff" for c in text)), None)
+            if wrong is not None:
+                return f"row {number}: {wrong} is no text in UTF-8; convert the file"
+    return None
