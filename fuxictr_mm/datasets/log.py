@@ -159,8 +159,8 @@ class Log(Reader):
             return
         for column, rows in find_leaks(train, columns, self.label):
             logger.warning(
-                f"{self._source.log.paths[0]}: all {rows} training rows of a value of {column.source} have {self.label} "
-                f"1; if it is known only after that, leave it out: --types {column.source}=none"
+                f"{self._source.log.paths[0]}: all {rows} training rows of a value of {column.source} have "
+                f"{self.label} 1; if it is known only after that, leave it out: --types {column.source}=none"
             )
 
     @cached_property
