@@ -28,7 +28,12 @@ def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def histories_before(
-    users: np.ndarray, times: np.ndarray, items: pa.Array, positive: np.ndarray, max_len: int
+    users: np.ndarray,
+    times: np.ndarray,
+    items: pa.Array,
+    positive: np.ndarray,
+    max_len: int,
+    part: slice = slice(None),
 ) -> pa.Array:
     """Return each event's history: the items of the user's positive events at strictly earlier times.
 
@@ -42,11 +47,13 @@ def histories_before(
         ``(E,)`` bool, events that enter later histories.
     max_len : int
         The newest ``max_len`` items are kept.
+    part : slice
+        The events whose histories are returned; together they may be longer than memory.
 
     Returns
     -------
     pyarrow.LargeListArray
-        ``E`` lists, oldest first.
+        A list for each event, oldest first.
     """
     if not len(users):
         return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
@@ -56,6 +63,7 @@ def histories_before(
     # Events of one moment see the same history; none sees another user's.
     last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
     first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
+    last, first = last[part], first[part]
     lengths = np.minimum(last - first, max_len)
     offsets = np.r_[0, np.cumsum(lengths)]
     index = ranges(last - lengths, lengths)

@@ -42,6 +42,9 @@ CHUNK_ROWS = 200_000
 #: Rows of the log read at a time.
 READ_ROWS = 100_000
 
+#: Rows whose histories are in memory at a time: one user may have most of a file.
+PART_ROWS = 20_000
+
 SEED = 2025
 
 
@@ -198,7 +201,7 @@ class Log(Reader):
         frame = self._bucket(number)
         positive = frame.select(pl.repeat(True, pl.len()) & self._source.is_positive).to_series().to_numpy()
         users, times = frame[":code"].to_numpy(), frame[":time"].to_numpy()
-        histories = histories_before(users, times, frame[":item"].to_arrow(), positive, self.max_len)
+        items = frame[":item"].to_arrow()
         which = np.flatnonzero(frame["split"].is_not_null().to_numpy())
         of_log, of_users = self._context_columns
         ids = (pl.col(":user").alias("user_id"), pl.col(":item").alias("item_id"))
@@ -209,7 +212,11 @@ class Log(Reader):
             columns = columns.join(table, on="user_id", how="left", maintain_order="left")
         if self.asked.negatives:
             columns, which = self._with_negatives(columns, which, np.random.default_rng([SEED, number]))
-        yield Rows(columns, histories, which)
+        for at in range(0, len(columns), PART_ROWS):
+            rows = which[at : at + PART_ROWS]
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            histories = histories_before(users, times, items, positive, self.max_len, part)
+            yield Rows(columns[at : at + PART_ROWS], histories, rows - rows[0])
 
     @cached_property
     def _popularity(self) -> tuple[pl.Series, np.ndarray]:

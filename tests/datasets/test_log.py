@@ -153,6 +153,7 @@ def test_rows_are_those_of_a_plain_computation(events, by, max_len, tmp_path_fac
     columns = dict(zip(("user", "asin", "time", "click"), zip(*events, strict=True), strict=True))
     pl.DataFrame(columns).write_csv(source / "interactions.csv")
     monkeypatch.setattr(log_module, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(log_module, "PART_ROWS", 5)
     reader = load_reader("log")(source, source / "out" / ".scratch", max_len)
     reader.configure({**ROLES, "split_by": by})
     Writer(reader, "log", source / "out", verbose=0).write()
@@ -291,7 +292,7 @@ def test_ids_of_several_types_are_compared_as_texts(shop, prepare_log, tmp_path)
     assert prepare_log(shop, interactions="interactions.parquet")[1].items == 30
 
 
-def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log, read_split):
+def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log, read_split, monkeypatch):
     random = np.random.default_rng(0)
     rows = {
         (int(u), int(i)): t
@@ -302,7 +303,8 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     with raises_naming(UserError, "interactions.parquet", "--labels", "--negatives"):
         prepare_log(tmp_path, folder="none")
     found = []
-    for folder in ("one", "two"):
+    for folder, rows_at_once in (("one", 7), ("two", 20)):
+        monkeypatch.setattr(log_module, "PART_ROWS", rows_at_once)
         out, summary, expids = prepare_log(tmp_path, folder=folder, negatives=2)
         found.append([row for split in ("train", "valid", "test") for row in read_split(out, split)])
     assert found[0] == found[1]  # of a fixed seed
