@@ -33,7 +33,7 @@ def histories_before(
     items: pa.Array,
     positive: np.ndarray,
     max_len: int,
-    part: slice = slice(None),
+    part: slice | None = None,
 ) -> pa.Array:
     """Return each event's history: the items of the user's positive events at strictly earlier times.
 
@@ -47,8 +47,8 @@ def histories_before(
         ``(E,)`` bool, events that enter later histories.
     max_len : int
         The newest ``max_len`` items are kept.
-    part : slice
-        The events whose histories are returned; together they may be longer than memory.
+    part : slice, optional
+        The events whose histories are returned, by default all; together they may be longer than memory.
 
     Returns
     -------
@@ -63,7 +63,8 @@ def histories_before(
     # Events of one moment see the same history; none sees another user's.
     last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
     first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
-    last, first = last[part], first[part]
+    if part is not None:
+        last, first = last[part], first[part]
     lengths = np.minimum(last - first, max_len)
     offsets = np.r_[0, np.cumsum(lengths)]
     index = ranges(last - lengths, lengths)

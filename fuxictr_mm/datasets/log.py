@@ -50,7 +50,7 @@ SEED = 2025
 
 @dataclass(frozen=True)
 class Training:
-    """What the training rows hold: distinct values by column, moments of numbers of the log, and rows of users."""
+    """What the training rows hold: distinct values by column, and moments of the numbers of the log."""
 
     values: dict[str, pl.Series]
     moments: dict[str, Moments]

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own.experiments import log_experiments
 from fuxictr_mm.datasets.prepare import write_config
 from fuxictr_mm.datasets.reader import load_reader
-from fuxictr_mm.datasets.writer import Writer
+from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
 from fuxictr_mm.errors import DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
@@ -91,6 +92,14 @@ def test_what_is_prepared_trains(shop, tmp_path, capsys):
     assert specs == [{"name": "user_id", "type": "categorical", "vocab_size": 13}]
     assert run(*arguments) == 0  # is complete already
     assert run(*arguments[:-1], "device") == 2
+
+
+@pytest.mark.parametrize(("users", "recur"), [(50, True), (200, False)])
+def test_the_user_is_a_feature_where_users_recur(users, recur):
+    summary = Summary(9, users, {"train": SplitSummary(rows=300)}, vocab_sizes={"user_id": users + 1})
+    experiments = log_experiments(summary, 20)
+    assert ("LightFM" in experiments) == recur
+    assert all(("feature_specs" in settings) == recur for settings in experiments.values())
 
 
 def test_types_of_columns(shop, prepare_log, values_of):
