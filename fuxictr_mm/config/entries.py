@@ -117,7 +117,11 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
 
 
 def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:
-    """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there."""
+    """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there.
+
+    Those below a root of ``./`` are looked up from ``folder`` first: what ``prepare`` wrote goes with its data, also
+    where the working directory has an ``items.parquet`` of its own.
+    """
     if isinstance(paths, list):
         return [resolve_paths(path, folder, root, new_root) for path in paths]
     if not isinstance(paths, str) or not paths:
@@ -136,7 +140,8 @@ def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLi
         )
     if "://" in text:  # in an object store
         return text
-    if not os.path.isabs(text) and not _exists(Path(text)) and _exists(folder / text):
+    is_beside = new_root is None and isinstance(root, str) and os.path.normpath(root) == "."
+    if not os.path.isabs(text) and (is_beside or not _exists(Path(text))) and _exists(folder / text):
         return str(folder / text)
     return text
 

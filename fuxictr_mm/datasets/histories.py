@@ -6,7 +6,7 @@ Shape letters: E events, N history items of all events.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,12 @@ def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def histories_before(
-    users: np.ndarray, times: np.ndarray, items: pa.Array, positive: np.ndarray, max_len: int
+    users: np.ndarray,
+    times: np.ndarray,
+    items: pa.Array,
+    positive: np.ndarray,
+    max_len: int,
+    part: slice | None = None,
 ) -> pa.Array:
     """Return each event's history: the items of the user's positive events at strictly earlier times.
 
@@ -42,11 +47,13 @@ def histories_before(
         ``(E,)`` bool, events that enter later histories.
     max_len : int
         The newest ``max_len`` items are kept.
+    part : slice, optional
+        The events whose histories are returned, by default all; together they may be longer than memory.
 
     Returns
     -------
     pyarrow.LargeListArray
-        ``E`` lists, oldest first.
+        A list for each event, oldest first.
     """
     if not len(users):
         return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
@@ -56,11 +63,49 @@ def histories_before(
     # Events of one moment see the same history; none sees another user's.
     last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
     first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
+    if part is not None:
+        last, first = last[part], first[part]
     lengths = np.minimum(last - first, max_len)
     offsets = np.r_[0, np.cumsum(lengths)]
     index = ranges(last - lengths, lengths)
     liked = items.take(pa.array(np.flatnonzero(positive)))
     return pa.LargeListArray.from_arrays(offsets, liked.take(pa.array(index)))
+
+
+def sample_negatives(
+    users: np.ndarray, items: np.ndarray, num_items: int, wanted: np.ndarray, draw: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, int | None]:
+    """Return items that users have no event of.
+
+    Parameters
+    ----------
+    users, items : ndarray
+        ``(E,)`` integers, all events of these users.
+    num_items : int
+        The items are 0 to ``num_items - 1``.
+    wanted : ndarray
+        ``(S,)`` the user of each item to sample.
+    draw : callable
+        Returns as many items as it is asked for.
+
+    Returns
+    -------
+    ndarray
+        ``(S,)`` items.
+    int or None
+        The first place for which none was found in a hundred attempts, where there is one.
+    """
+    seen = np.unique(users * num_items + items)
+    negatives = np.zeros(len(wanted), dtype=items.dtype)
+    left = np.arange(len(wanted))
+    for _ in range(100):
+        negatives[left] = draw(left.size)
+        keys = wanted[left] * num_items + negatives[left]
+        place = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
+        left = left[seen[place] == keys]
+        if not left.size:
+            return negatives, None
+    return negatives, int(left[0])
 
 
 def partition_by_user(frames: Iterable[pl.DataFrame], user: str, folder: Path, num_buckets: int) -> list[Path]:

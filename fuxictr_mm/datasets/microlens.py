@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.datasets.histories import histories_before
+from fuxictr_mm.datasets.histories import histories_before, sample_negatives
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
 
@@ -142,19 +142,17 @@ class MicroLens(Reader):
     def _sample_negatives(self, users: np.ndarray, items: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return an item for each interaction that its user has not interacted with."""
         everything = self._pairs["item"].to_numpy()
-        highest = int(everything.max()) + 1
         codes = np.unique(users, return_inverse=True)[1]
-        liked = np.unique(codes * highest + items)
-        negatives = np.zeros(len(items), dtype=items.dtype)
-        open_rows = np.arange(len(items))
-        for _ in range(100):
-            negatives[open_rows] = everything[generator.integers(len(everything), size=open_rows.size)]
-            keys = codes[open_rows] * highest + negatives[open_rows]
-            place = np.minimum(np.searchsorted(liked, keys), len(liked) - 1)
-            open_rows = open_rows[liked[place] == keys]
-            if not open_rows.size:
-                return negatives
-        raise DataError(f"{self.source}: the user {users[open_rows[0]]} interacts with nearly every item")
+        negatives, failed = sample_negatives(
+            codes,
+            items,
+            int(everything.max()) + 1,
+            codes,
+            lambda size: everything[generator.integers(len(everything), size=size)],
+        )
+        if failed is not None:
+            raise DataError(f"{self.source}: the user {users[failed]} interacts with nearly every item")
+        return negatives
 
 
 def _level(counts: pl.Expr) -> pl.Expr:

@@ -32,12 +32,17 @@ FIRST_SETTINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuxictr-mm prepare``."""
+    from fuxictr_mm.datasets.own.options import add_log_options
     from fuxictr_mm.datasets.reader import list_readers
 
     readers = list_readers()
     width = max(map(len, readers))
     parser.description = "\n".join(
-        ["Turn a public dataset into this library's layout, with a configuration to train on it.", "", "datasets:"]
+        [
+            "Turn a log of your own, or a public dataset, into this library's layout, with a configuration to train.",
+            "",
+            "datasets:",
+        ]
         + [f"  {name:{width}}  {line}" for name, line in readers.items()]
         + ["", "The data are not downloaded: the owners' pages, named in docs/datasets.md, have the terms of use."]
     )
@@ -45,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "fuxictr-mm prepare kuairand --source KuaiRand-Pure --out data/kuairand_pure",
         "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
+        "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
         "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
     )
@@ -57,10 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin again: delete what is in --out")
     add_output_options(parser)
+    add_log_options(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset and say what was found."""
+    from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.reader import load_reader
     from fuxictr_mm.datasets.writer import MANIFEST, Writer
     from fuxictr_mm.logs import set_up_logging
@@ -71,9 +79,10 @@ def main_from_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
+    reader.configure(given_options(args))
     labels = choose_labels(args.name, reader, args.labels)
     is_kept = (args.out / "dataset_config.yaml").exists() and not (args.overwrite and (args.out / MANIFEST).exists())
-    if args.labels and is_kept:
+    if args.labels and is_kept and not reader.options:  # which are compared with those of the folder
         raise ConfigError(
             f"--labels: {args.out / 'dataset_config.yaml'} is there already and is kept; change its label_col, or give "
             "--overwrite"
@@ -103,9 +112,17 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
     if unknown:
         lines.append(f"{grouped(unknown)} history items are in no item file; they were dropped")
     lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
+    lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
     lines += ["", f"{folder}: configuration written. To train:"]
     lines += [f"  python run_expid.py --config {folder} --expid {expid}" for expid in experiments]
     return "\n".join(lines)
+
+
+def _format_columns(source: str, facts: dict[str, Any]) -> list[str]:
+    """Return a line of the columns of a file that became features, and of those that did not."""
+    written = ", ".join(f"{name} ({column['type']})" for name, column in facts["written"].items())
+    left_out = ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items())
+    return [f"{source}: {written or 'no column'}", *([f"{source}, left out: {left_out}"] if left_out else [])]
 
 
 def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
@@ -136,10 +153,10 @@ def write_config(
     from fuxictr_mm.yaml_files import dump_yaml
 
     dataset = dataset_entry(reader, summary, labels)
-    experiments = {f"DIN_{dataset_id}": {"model": "DIN", "dataset_id": dataset_id, **FIRST_SETTINGS}}
-    if summary.coverage:
-        settings = {**FIRST_SETTINGS, "num_heads": 4}
-        experiments[f"DIN_MM_{dataset_id}"] = {"model": "DIN_MM", "dataset_id": dataset_id, **settings}
+    experiments = {}
+    for model, others in reader.experiments(summary).items():
+        settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
+        experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
         path = folder / f"{stem}.yaml"
         if not path.exists():

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
     import pyarrow as pa
+
+    from fuxictr_mm.datasets.writer import Summary
 
 #: Kind of a column. ``text`` is kept for ``fuxictr-mm embed encode`` and read by no model.
 Kind = Literal["categorical", "numeric", "sequence", "text"]
@@ -92,6 +94,20 @@ class Reader(ABC):
 
     def __init__(self, source: Path, scratch: Path, max_len: int) -> None:
         self.source, self.scratch, self.max_len = source, scratch, max_len
+        #: Options that it was given; a folder that was begun with others is not continued.
+        self.options: dict[str, Any] = {}
+
+    def configure(self, given: Mapping[str, Any]) -> None:
+        """Take the options of ``prepare`` that are of this reader alone, and ``labels``.
+
+        Raises
+        ------
+        ConfigError
+            An option that the reader does not have.
+        """
+        for name in given:
+            if name != "labels":
+                raise ConfigError(f"--{name}: is an option of 'fuxictr-mm prepare log' alone; leave it out")
 
     @property
     def context(self) -> Mapping[str, Kind]:
@@ -135,6 +151,14 @@ class Reader(ABC):
 
     def embeddings(self) -> dict[str, Embeddings]:
         """Return the embeddings of the items by column name."""
+        return {}
+
+    def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
+        """Return the models of the first experiments and their own settings; None leaves out a common one."""
+        return {"DIN": {}, **({"DIN_MM": {"num_heads": 4}} if summary.coverage else {})}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is to be kept of the columns in the manifest."""
         return {}
 
     def find(self, *names: str) -> list[Path]:

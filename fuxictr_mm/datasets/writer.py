@@ -79,7 +79,7 @@ class SplitSummary:
 
 @dataclass
 class Summary:
-    """What was written of a dataset: splits, number of items and users, and coverage of each embedding column."""
+    """What was written of a dataset: items, users, splits, coverage of embeddings, and what became of columns."""
 
     items: int
     users: int
@@ -87,6 +87,7 @@ class Summary:
     coverage: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     vocab_sizes: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 class Writer:
@@ -114,6 +115,8 @@ class Writer:
         found = {str(path.relative_to(reader.source)): path.stat() for path in reader.files()}
         stats = {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
         self.origin: dict[str, Any] = {"version": VERSION, "reader": name, "max_len": reader.max_len, "files": stats}
+        if reader.options:
+            self.origin["options"] = reader.options
 
     def write(self, overwrite: bool = False) -> Summary:
         """Write all that is not there yet; ``overwrite`` deletes an earlier dataset of the folder first.
@@ -165,8 +168,8 @@ class Writer:
             return
         origin = {"version": 1, **(read_json(manifest).get("origin") or {})}
         if origin != self.origin:
-            changed = next(key for key in self.origin if origin.get(key) != self.origin[key])
-            what = "other files" if changed == "files" else f"another {changed}"
+            changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
+            what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
             raise ConfigError(
                 f"{self.folder}: was begun with {what}; give another folder with --out, or add --overwrite"
             )
@@ -190,8 +193,11 @@ class Writer:
             raise DataError(f"{self.reader.source}: no rows for training were found")
         self._count_cold(splits)
         sizes = self._write_vocabularies()
+        facts = self.reader.facts()
+        if facts:
+            write_json(self.folder / MANIFEST, {**done, "columns": facts})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
-        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, sizes)
+        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, sizes, facts)
 
     # Items
 

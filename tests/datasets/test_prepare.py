@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_summary_names_the_commands_to_go_on_with(microlens, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"run_expid.py --config {tmp_path / 'micro'} --expid DIN_MM_micro" in text
     assert "text_emb: 100.0%" in text
+
+
+def test_files_of_the_working_directory_are_not_taken_for_those_of_the_dataset(microlens, tmp_path, monkeypatch):
+    out = tmp_path / "micro"
+    assert run("microlens", "--source", microlens, "--out", out, "--quiet") == 0
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "items.parquet").write_bytes(b"of others")
+    (here / "train").mkdir()
+    monkeypatch.chdir(here)
+    dataset = Experiment.load("DIN_micro", "../micro").config.dataset
+    assert Path(dataset.train_data).resolve() == out / "train"
+    assert Path(dataset.item_info[0]).resolve() == out / "items.parquet"
 
 
 def test_a_changed_configuration_is_kept(microlens, tmp_path):

@@ -1,0 +1,301 @@
+"""A log of your own: files of interactions, items and users, with columns and ids of any name.
+
+``--interactions`` has a row per event: a user, an item, a time, one or several labels, and columns of context.
+``--items`` and ``--users`` have a row each per item and user. The files are CSV (separated by commas, tabs, semicolons
+or bars), Parquet or JSON lines. A history holds the items of the user's positive events, by the first label, at
+strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
+what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
+Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
+log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from fuxictr_mm.datasets.histories import histories_before, partition_by_user, sample_negatives
+from fuxictr_mm.datasets.own.columns import Column, Moments, moments_of, split_lists
+from fuxictr_mm.datasets.own.experiments import log_experiments
+from fuxictr_mm.datasets.own.leaks import find_leaks
+from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
+from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
+from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
+from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
+from fuxictr_mm.datasets.writer import Summary
+from fuxictr_mm.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+#: Rows of a file of users on average.
+CHUNK_ROWS = 200_000
+
+#: Rows of the log read at a time.
+READ_ROWS = 100_000
+
+#: Rows whose histories are in memory at a time: one user may have most of a file.
+PART_ROWS = 20_000
+
+SEED = 2025
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training rows hold: distinct values by column, and moments of the numbers of the log."""
+
+    values: dict[str, pl.Series]
+    moments: dict[str, Moments]
+
+
+class Log(Reader):
+    """A log of your own: files of interactions, items and users, with columns and ids of any name."""
+
+    asked = LogOptions()
+
+    def configure(self, given: Mapping[str, Any]) -> None:
+        """Take the options of ``prepare log``."""
+        self.asked = LogOptions.of(given)
+        self.options = self.asked.changed()
+        self._set_labels()
+
+    def _set_labels(self) -> None:
+        self.label, *others = self._source.labels
+        self.other_labels = tuple(others)
+
+    @cached_property
+    def _source(self) -> LogSource:
+        return LogSource(self.asked, self.source, self.scratch)
+
+    def files(self) -> list[Path]:
+        """Return the files of interactions, items, users and embeddings."""
+        self._set_labels()
+        return [*(path for table in self._source.tables for path in table.paths), *self._vector_files]
+
+    @property
+    def _vector_files(self) -> list[Path]:
+        return [path for name in self.asked.embeddings for path in find_files(self.source, "embeddings", name)]
+
+    @property
+    def context(self) -> Mapping[str, Kind]:
+        """Columns of the log and of users with their kinds."""
+        return {c.name: c.kind for option in ("interactions", "users") for c in self._source.written(option)}
+
+    @property
+    def item_columns(self) -> Mapping[str, Kind]:
+        """Item columns with their kinds."""
+        return {column.name: column.kind for column in self._source.written("items")}
+
+    def _scan(self) -> pl.LazyFrame:
+        return pl.scan_parquet(self._source.path)
+
+    # Events by user
+
+    def chunks(self) -> list[str]:
+        """Return the files of users that the log is divided into."""
+        rows = self._scan().select(pl.len()).collect().item()
+        return [f"users {number}" for number in range(max(1, round(rows / CHUNK_ROWS)))]
+
+    @cached_property
+    def _buckets(self) -> list[Path]:
+        return partition_by_user(self._events(), ":hash", self.scratch / "users", len(self.chunks()))
+
+    def _events(self) -> Iterator[pl.DataFrame]:
+        for batch in pq.ParquetFile(self._source.path).iter_batches(READ_ROWS):
+            yield pl.DataFrame(batch).with_columns((pl.col(":user").hash(0) // 2).cast(pl.Int64).alias(":hash"))
+
+    def _bucket(self, number: int) -> pl.DataFrame:
+        """Return the events of a file of users, sorted by user and time; those without a label have no split."""
+        frame = pl.read_parquet(self._buckets[number]).with_columns(pl.col(":user").rank("dense").alias(":code"))
+        frame = frame.sort(":code", ":time", maintain_order=True).with_row_index(":row")
+        if self.asked.split_by == "time":
+            first, second = (pl.lit(bound) for bound in self._bounds)
+        else:
+            first, second = bounds_of_users(":code", ":time", self.asked.split)
+        labelled = frame.filter(self._source.is_labelled)
+        splits = labelled.select(":row", split_of(pl.col(":time"), first, second).alias("split"))
+        return frame.join(splits, on=":row", how="left", maintain_order="left")
+
+    @cached_property
+    def _bounds(self) -> tuple[float, float]:
+        """Return the first time of valid and that of test, of a split of all rows."""
+        times = self._scan().filter(self._source.is_labelled).select(":time").collect(engine="streaming")
+        bounds = bounds_of_all(times[":time"].to_numpy(), self.asked.split)
+        if bounds is None:
+            raise DataError(
+                f"{self._source.log.paths[0]}: {self.asked.time} has too few distinct values in {len(times)} rows for "
+                "train, valid and test; change --split, or give --split_by user"
+            )
+        return bounds
+
+    # Training
+
+    @cached_property
+    def _training(self) -> Training:
+        columns = self._source.written("interactions")
+        numbers = [column.source for column in columns if column.kind == "numeric"]
+        moments = dict.fromkeys(numbers, Moments())
+        kept: dict[str, list[pl.Series]] = {}
+        for number in range(len(self.chunks())):
+            train = self._bucket(number).filter(pl.col("split") == "train")
+            for name in numbers:
+                moments[name] = moments[name].joined(moments_of(train[name]))
+            categories = [column.values() for column in columns if column.kind == "categorical"]
+            if number == 0:
+                self._warn_of_leaks(train, columns)
+            for series in train.select(":item", ":user", *categories):
+                before = kept.get(series.name, [])
+                kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
+        values = {name: parts[0].sort() for name, parts in kept.items()}
+        return Training(values, moments)
+
+    def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
+        if self.asked.negatives:
+            return
+        for column, rows in find_leaks(train, columns, self.label):
+            logger.warning(
+                f"{self._source.log.paths[0]}: all {rows} training rows of a value of {column.source} have "
+                f"{self.label} 1; if it is known only after that, leave it out: --types {column.source}=none"
+            )
+
+    @cached_property
+    def _user_rows(self) -> pl.DataFrame:
+        """Return the table of users; it has no rows where there is none."""
+        table = self._source.users
+        return pl.DataFrame() if table is None else self._source.rows_by_id(table, "user")
+
+    @cached_property
+    def _trained_users(self) -> pl.DataFrame:
+        known = self._training.values[":user"]
+        return self._user_rows.filter(pl.col(self.asked.user).is_in(known.implode()))
+
+    def values(self, name: str) -> pl.Series:
+        """Return all users, or the values of training."""
+        if name == "user_id":
+            return self._scan().select(":user").unique(maintain_order=True).collect(engine="streaming")[":user"]
+        column = next((column for column in self._source.written("users") if column.name == name), None)
+        if column is None:
+            return self._training.values[name]
+        return self._trained_users.select(column.values().unique().sort()).to_series()
+
+    @cached_property
+    def _context_columns(self) -> tuple[list[Column], list[Column]]:
+        """Return the columns of the log and of users, numbers with their statistics in training."""
+        moments, users = self._training.moments, self._source.written("users")
+        log = [c.scaled(moments[c.source]) if c.kind == "numeric" else c for c in self._source.written("interactions")]
+        return log, [c.scaled(moments_of(self._trained_users[c.source])) if c.kind == "numeric" else c for c in users]
+
+    # Rows
+
+    def rows(self, chunk: str) -> Iterator[Rows]:
+        """Return the labelled rows of a file of users, with what each had clicked before, and their negatives."""
+        number = int(chunk.split()[1])
+        frame = self._bucket(number)
+        positive = frame.select(pl.repeat(True, pl.len()) & self._source.is_positive).to_series().to_numpy()
+        users, times = frame[":code"].to_numpy(), frame[":time"].to_numpy()
+        items = frame[":item"].to_arrow()
+        which = np.flatnonzero(frame["split"].is_not_null().to_numpy())
+        of_log, of_users = self._context_columns
+        ids = (pl.col(":user").alias("user_id"), pl.col(":item").alias("item_id"))
+        labels = [] if self.asked.negatives else self._source.labels
+        columns = frame[which].select("split", *ids, *labels, *(column.values() for column in of_log))
+        if of_users:
+            table = self._user_rows.select(pl.col(self.asked.user).alias("user_id"), *(c.values() for c in of_users))
+            columns = columns.join(table, on="user_id", how="left", maintain_order="left")
+        if self.asked.negatives:
+            columns, which = self._with_negatives(columns, which, np.random.default_rng([SEED, number]))
+        for at in range(0, len(columns), PART_ROWS):
+            rows = which[at : at + PART_ROWS]
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            histories = histories_before(users, times, items, positive, self.max_len, part)
+            yield Rows(columns[at : at + PART_ROWS], histories, rows - rows[0])
+
+    @cached_property
+    def _popularity(self) -> tuple[pl.Series, np.ndarray]:
+        """Return the items of the log, and how many of its rows are of an item or one before it."""
+        counts = self._scan().group_by(":item").len().sort(":item").collect(engine="streaming")
+        return counts[":item"], np.cumsum(counts["len"].to_numpy())
+
+    def _with_negatives(
+        self, columns: pl.DataFrame, which: np.ndarray, generator: np.random.Generator
+    ) -> tuple[pl.DataFrame, np.ndarray]:
+        """Return each row followed by its negatives, and the histories of both."""
+        known, up_to = self._popularity
+        codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
+        users = columns["user_id"].rank("dense").to_numpy().astype(np.int64)
+
+        def draw(size: int) -> np.ndarray:
+            return np.searchsorted(up_to, generator.integers(up_to[-1], size=size), side="right")
+
+        copies = self.asked.negatives + 1
+        rows = np.repeat(np.arange(len(columns)), copies)
+        is_positive = np.arange(len(rows)) % copies == 0
+        wanted, items = rows[~is_positive], codes[rows]
+        items[~is_positive], failed = sample_negatives(users, codes, len(known), users[wanted], draw)
+        if failed is not None:
+            raise DataError(
+                f"{self._source.log.paths[0]}: the user {columns['user_id'][int(wanted[failed])]!r} has events of "
+                "nearly every item; there is no negative to sample"
+            )
+        label = pl.Series("label", is_positive.astype(np.float32))
+        return columns[rows].with_columns(known.gather(items).alias("item_id"), label), which[rows]
+
+    # Items
+
+    @cached_property
+    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:
+        """Return the columns of items, with their statistics, and the items."""
+        table, item = self._source.items, self.asked.item
+        seen = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]
+        if table is None:
+            return [], pl.DataFrame({"item_id": seen})
+        columns = self._source.written("items")
+        rows = split_lists(self._source.rows_by_id(table, "target"), columns)
+        missing = seen.filter(~seen.is_in(rows[item].implode()))
+        if len(missing):
+            count = f"{len(missing)} of {len(seen)} items of the log"
+            found = f"{table.paths[0]}: {count} are not there, such as {missing[0]!r}"
+            if len(missing) == len(seen):
+                raise DataError(f"{found}; {item} has to hold the same ids in both")
+            logger.warning(f"{found}; they are written without features")
+        trained = rows.filter(pl.col(item).is_in(self._training.values[":item"].implode()))
+        columns = [c.scaled(moments_of(trained[c.source])) if c.kind == "numeric" else c for c in columns]
+        written = rows.select(pl.col(item).alias("item_id"), *(column.values() for column in columns))
+        return columns, pl.concat([written, pl.DataFrame({"item_id": missing})], how="diagonal")
+
+    def items(self) -> pl.DataFrame:
+        """Return the items of their table in its order, then those of the log alone."""
+        return self._written_items[1]
+
+    def embeddings(self) -> dict[str, Embeddings]:
+        """Return the columns of lists of numbers of the files of embeddings."""
+        found: dict[str, Embeddings] = {}
+        item, ids = self.asked.item, self.items().schema["item_id"]
+        for path in self._vector_files:
+            taken = {*WRITTEN, *self._source.labels, *self.context, *self.item_columns, *found}
+            for column in vector_columns(path, item, taken):
+                found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]
+        return found
+
+    # What is written beside the rows
+
+    def facts(self) -> dict[str, Any]:
+        """Return what became of the columns of each file."""
+        log, users = self._context_columns
+        written = {"interactions": log, "users": users, "items": self._written_items[0]}
+        return {
+            option: {"written": {c.name: c.facts() for c in written[option]}, "left_out": left_out}
+            for option, (_, left_out) in self._source.columns.items()
+        }
+
+    def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
+        """Return experiments by the number of rows and of users."""
+        return log_experiments(summary, self.max_len)

@@ -1,0 +1,196 @@
+"""Which columns of a table become features, and of which type."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.datasets.reader import Kind
+from fuxictr_mm.errors import ConfigError
+
+#: Integers of more distinct values are numbers, unless their column is named as one of ids.
+FEW_VALUES = 100
+
+#: Texts with more distinct values than this fraction of the rows name the row, and are no category.
+OWN_VALUE = 0.5
+
+#: A column of texts is one of lists if so many hold the separator.
+LISTS = 0.1
+LIST_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is written.
+
+    Parameters
+    ----------
+    source, name : str
+        Its name in the file, and as it is written.
+    kind : str
+        What it becomes.
+    mean, std : float
+        Of a number: what it is standardised by.
+    """
+
+    source: str
+    name: str
+    kind: Kind
+    mean: float = 0.0
+    std: float = 1.0
+
+    def values(self) -> pl.Expr:
+        """Return the column of the file as it is written, numbers standardised; what is missing is null."""
+        column = pl.col(self.source)
+        if self.kind == "numeric":
+            number = column.cast(pl.Float64)
+            number = pl.when(number.is_finite()).then(number)
+            return ((number - self.mean) / self.std).cast(pl.Float32).alias(self.name)
+        if self.kind == "sequence":
+            return column.cast(pl.List(pl.String)).alias(self.name)
+        return column.cast(pl.String).alias(self.name)
+
+    def scaled(self, moments: Moments) -> Column:
+        """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
+        std = (moments.squares / moments.count) ** 0.5 if moments.count else 0.0
+        return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{std:.6g}") or 1.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of the column."""
+        statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}
+        return {"column": self.source, "type": self.kind, **statistics}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of values."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of the values of both (Chan et al. 1983)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        squares = self.squares + other.squares + step**2 * self.count * other.count / count
+        return Moments(count, self.mean + step * other.count / count, squares)
+
+
+def moments_of(values: pl.Series) -> Moments:
+    """Return the moments of the finite values."""
+    numbers = values.cast(pl.Float64).to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        return Moments()
+    mean = float(numbers.mean())
+    return Moments(len(numbers), mean, float(((numbers - mean) ** 2).sum()))
+
+
+def choose_columns(
+    table: Table, without: Collection[str], types: Mapping[str, str], taken: set[str], prefix: str
+) -> tuple[list[Column], dict[str, str]]:
+    """Return the columns of a table that are written, and why each of the others is not.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    without : collection of str
+        Columns that have a role, and labels.
+    types : mapping
+        Kinds that were asked for, by the names in the file.
+    taken : set of str
+        Names that are written already; those of the columns are added.
+    prefix : str
+        Before a name that is taken; ``item_`` also tells a table of items.
+
+    Raises
+    ------
+    ConfigError
+        A type that the column cannot be.
+    """
+    schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
+    facts = _count(table.frame, schema)
+    columns, left_out = [], {}
+    for source, dtype in schema.items():
+        kind, reason = types.get(source, ""), "as --types says"
+        if not kind:
+            kind, reason = _kind_of(source, dtype, *facts[source], is_item=prefix == "item_")
+        elif not _is_possible(kind, dtype, prefix == "item_"):
+            raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
+        if kind == "none":
+            left_out[source] = reason
+            continue
+        name = f"{source}_scaled" if kind == "numeric" else source
+        while name in taken:
+            name = prefix + name
+        taken.add(name)
+        columns.append(Column(source, name, kind))  # type: ignore[arg-type]
+    return columns, left_out
+
+
+def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """Return a table in which texts such as ``a|b|c`` of sequences are lists."""
+    kinds = frame.schema
+    texts = [column.source for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
+    parts = pl.col(texts).str.split(LIST_SEPARATOR).list.eval(pl.element().str.strip_chars())
+    return frame.with_columns(parts.list.eval(pl.element().filter(pl.element() != ""))) if texts else frame
+
+
+def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int]]:
+    """Return of each column how many values are there, about how many distinct ones, and how many hold a separator."""
+    counts = []
+    for name, kind in schema.items():
+        is_counted = kind == pl.String or kind.is_integer()
+        counts += [
+            pl.col(name).count().alias(f"count {name}"),
+            (pl.col(name).drop_nulls().approx_n_unique() if is_counted else pl.lit(0)).alias(f"distinct {name}"),
+            (pl.col(name).str.contains(LIST_SEPARATOR, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
+                f"lists {name}"
+            ),
+        ]
+    row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
+    return {n: (row[f"count {n}"], row[f"distinct {n}"], row[f"lists {n}"]) for n in schema}
+
+
+def _kind_of(name: str, kind: pl.DataType, count: int, distinct: int, lists: int, is_item: bool) -> tuple[str, str]:
+    """Return the type of a column, and why it is none."""
+    if not count:
+        return "none", "it is empty"
+    if kind.is_float():
+        return "numeric", ""
+    if kind.is_integer():
+        if distinct < 2:
+            return "none", "it has one value"
+        if not is_item and distinct > FEW_VALUES and distinct > 0.9 * count:
+            return "none", "nearly every row has a value of its own"
+        return ("categorical" if distinct <= FEW_VALUES or name.lower().endswith("id") else "numeric"), ""
+    if kind == pl.String:
+        if lists > LISTS * count and is_item:
+            return "sequence", ""
+        if distinct < 2:
+            return "none", "it has one value"
+        if distinct > FEW_VALUES // 5 and distinct > OWN_VALUE * count:
+            return ("text", "") if is_item else ("none", "most rows have a value of their own")
+        return "categorical", ""
+    if is_item and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
+        return "sequence", ""
+    return "none", f"it holds {kind}"
+
+
+def _is_possible(kind: str, dtype: pl.DataType, is_item: bool) -> bool:
+    if kind == "none":
+        return True
+    if kind == "numeric":
+        return dtype.is_numeric()
+    if kind == "sequence":
+        return is_item and (isinstance(dtype, pl.List) or dtype == pl.String)
+    return not dtype.is_nested() and (is_item or kind != "text")

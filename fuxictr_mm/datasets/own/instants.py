@@ -1,0 +1,66 @@
+"""Times of events as numbers that are ordered as the instants are."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from fuxictr_mm.datasets.own.tables import INTEGER, Table
+from fuxictr_mm.errors import ConfigError
+
+ISO = (
+    r"^(?<date>\d{4}-\d{2}-\d{2})(?:[T ](?<clock>\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?))?"
+    r" ?(?<zone>Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?$"
+)
+EXPECTED = "an integer or an ISO time such as 2024-05-31T18:00:00+02:00, the same in all rows"
+
+
+def from_iso(text: pl.Expr) -> pl.Expr:
+    """Return ISO texts as microseconds since 1970 in UTC; null for another text. Without a zone, it is taken for UTC.
+
+    Examples
+    --------
+    >>> texts = pl.Series(["2024-01-01T00:30:00+01:00", "2023-12-31 23:30Z", "noon"])
+    >>> pl.select(from_iso(pl.lit(texts))).to_series().to_list()
+    [1704065400000000, 1704065400000000, None]
+    """
+    parts = text.str.strip_chars().str.extract_groups(ISO).struct
+    clock = parts.field("clock").fill_null("00:00")
+    clock = pl.when(clock.str.len_chars() == 5).then(clock + ":00").otherwise(clock)
+    local = (parts.field("date") + " " + clock).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
+    zone = parts.field("zone").str.replace(":", "", literal=True)
+    hours, minutes = (zone.str.slice(at, 2).cast(pl.Int64, strict=False).fill_null(0) for at in (1, 3))
+    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
+    return local.dt.timestamp("us") - sign * (hours * 60 + minutes) * 60_000_000
+
+
+def read_times(table: Table, column: str) -> pl.Expr:
+    """Return the column of times of a table as numbers.
+
+    Raises
+    ------
+    ConfigError, DataError
+        The column is of another type; a row has no time, one of another form, or no zone where others have one.
+    """
+    kind, values = table.frame.collect_schema()[column], pl.col(column)
+    if kind.is_integer():
+        table.refuse(values.is_null(), column, EXPECTED)
+        return values.cast(pl.Int64)
+    if kind.is_float():
+        table.refuse(values.is_null() | ~values.is_finite(), column, EXPECTED)
+        return values.cast(pl.Float64)
+    if isinstance(kind, pl.Datetime | pl.Date):
+        table.refuse(values.is_null(), column, "a time")
+        has_nanoseconds = isinstance(kind, pl.Datetime) and kind.time_unit == "ns"
+        return values.dt.timestamp("ns" if has_nanoseconds else "us")
+    if kind != pl.String:
+        raise ConfigError(f"--roles time={column}: {table.paths[0]} holds {kind} there, expected {EXPECTED}")
+    text = values.str.strip_chars()
+    is_number, has_zone = text.str.contains(INTEGER), text.str.contains(r"(?:Z|z|UTC|:.*[+-]\d{2}(?::?\d{2})?)$")
+    first = table.frame.select(number=is_number, zone=has_zone).head(1).collect()
+    if not len(first) or first["number"][0]:
+        table.refuse(values.is_null() | ~is_number, column, EXPECTED)
+        return text.cast(pl.Int64)
+    table.refuse(from_iso(values).is_null(), column, EXPECTED)
+    others = "a time with a zone" if first["zone"][0] else "a time without a zone"
+    table.refuse(has_zone != first["zone"][0], column, f"{others}, as in the first row")
+    return from_iso(values)

@@ -1,0 +1,143 @@
+"""The options of ``fuxictr-mm prepare log``; light to import, since ``--help`` reads them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fuxictr_mm.errors import ConfigError, nearest
+
+#: What ``--types`` may say of a column; ``none`` leaves it out.
+TYPES = ("categorical", "numeric", "sequence", "text", "none")
+
+#: Names of the options as ``argparse`` has them.
+NAMES = ("labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives")
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What ``fuxictr-mm prepare log`` is asked for.
+
+    Parameters
+    ----------
+    interactions, items, users : str, optional
+        Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
+        where they are there.
+    embeddings : tuple of str
+        Parquet files with the items' ids and a list column of numbers.
+    user, item, time : str
+        Columns of these roles.
+    types : mapping
+        The type of columns by name, of ``TYPES``.
+    labels : tuple of str
+        Columns of labels; by default ``label`` or ``click``.
+    split : tuple of float
+        Fractions of train, valid and test.
+    split_by : {"time", "user"}
+        Whether they are fractions of all rows or of the rows of each user, the last ones for test.
+    negatives : int
+        Items sampled for each row of a log that has no label.
+    """
+
+    interactions: str | None = None
+    items: str | None = None
+    users: str | None = None
+    embeddings: tuple[str, ...] = ()
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "time"
+    types: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    split_by: str = "time"
+    negatives: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> LogOptions:
+        """Return the options of a command line, those that were not given left out.
+
+        Raises
+        ------
+        ConfigError
+            A role, a type, a fraction or a number that is not possible.
+        """
+        from fuxictr_mm.config import Roles
+
+        values = {name: value for name, value in given.items() if name not in ("roles", "types")}
+        roles = Roles.parse(given.get("roles"))
+        for word in given.get("roles") or ():
+            if word.partition("=")[0] not in ("user", "target", "time"):
+                raise ConfigError(f"--roles {word}: histories are computed here; expected user, target and time")
+        values |= {"user": roles.user, "item": roles.target, "time": roles.time or cls.time}
+        values["types"] = _parse_types(given.get("types") or ())
+        for name in ("labels", "embeddings", "split"):
+            if name in values:
+                values[name] = tuple(values[name])
+        options = cls(**values)
+        train, valid, test = options.split
+        if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
+            raise ConfigError(
+                f"--split {train:g} {valid:g} {test:g}: expected fractions that add up to 1, train and valid above 0"
+            )
+        if options.negatives < 0:
+            raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
+        if options.negatives and options.labels:
+            raise ConfigError("--negatives: is for a log of positive events alone; leave out --labels, or --negatives")
+        return options
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not the default, in the types of JSON."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        default = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(LogOptions()).items()}
+        return {name: value for name, value in plain.items() if value != default[name]}
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options, all without a default, so that other readers can refuse them."""
+    group = parser.add_argument_group("options of log, for a log of your own")
+    group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
+    group.add_argument("--items", metavar="FILE", help="log: a row per item (default: items.*, if it is there)")
+    group.add_argument("--users", metavar="FILE", help="log: a row per user (default: users.*, if it is there)")
+    group.add_argument(
+        "--embeddings", nargs="+", metavar="FILE", help="log: Parquet files of the items' ids and a list of numbers"
+    )
+    group.add_argument(
+        "--roles",
+        nargs="+",
+        metavar="ROLE=COLUMN",
+        help="log: columns with a role: user, target, time (default: user_id, item_id, time)",
+    )
+    group.add_argument(
+        "--types",
+        nargs="+",
+        metavar="COLUMN=TYPE",
+        help=f"log: types of columns that differ from what is found: {', '.join(TYPES)}",
+    )
+    group.add_argument(
+        "--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="log: fractions (default: 0.8 0.1 0.1)"
+    )
+    group.add_argument(
+        "--split_by", choices=("time", "user"), help="log: of all rows by time (default), or of each user's rows"
+    )
+    group.add_argument(
+        "--negatives", type=int, metavar="N", help="log: items sampled for each row, where all rows are positive"
+    )
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of ``add_log_options`` that were given."""
+    return {name: getattr(args, name) for name in NAMES if getattr(args, name, None) is not None}
+
+
+def _parse_types(words: Sequence[str]) -> dict[str, str]:
+    types = {}
+    for word in words:
+        column, _, kind = word.rpartition("=")
+        if not column or kind not in TYPES:
+            raise ConfigError(
+                f"--types {word}: expected COLUMN=TYPE{nearest(kind, TYPES)} (types are: {', '.join(TYPES)})"
+            )
+        types[column] = kind
+    return types

@@ -1,0 +1,217 @@
+"""The files of a log of one's own: their roles, labels and columns, and the log as Parquet."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from fuxictr_mm.datasets.own.columns import Column, choose_columns
+from fuxictr_mm.datasets.own.instants import read_times
+from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.tables import Table, form_of
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+
+logger = logging.getLogger(__name__)
+
+#: Labels that are looked for where none is named.
+LABELS = ("label", "click")
+
+#: Names that the written files have.
+WRITTEN = ("user_id", "item_id", "item_seq", "source_id", "split", "label")
+
+
+def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
+    """Return the files of an option: of a name, a pattern or a folder within the source, or by default ``OPTION.*``.
+
+    By default there may be none. Files of several forms are refused: they would be the same rows twice.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        The name is of a file elsewhere; there is no such file, or there are several forms.
+    """
+    name = pattern or f"{option}.*"
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"--{option} {name}: expected a name within --source {source}")
+    if (source / name).is_dir():
+        name = f"{name}/*"
+    paths = sorted(path for path in source.glob(name) if path.is_file() and path.name[0] not in "._")
+    if not paths and pattern is not None:
+        present = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+        listing = ", ".join(present[:8]) or "no file"
+        raise MissingFileError(f"{source}: no file {name}{nearest(name, present)} for --{option} (it holds: {listing})")
+    other = next((path for path in paths if "".join(path.suffixes) != "".join(paths[0].suffixes)), None)
+    if other is not None and (form_of(other) != form_of(paths[0]) or other.suffix == ".gz" or paths[0].suffix == ".gz"):
+        raise ConfigError(f"--{option}: {source} holds {paths[0].name} and {other.name}; name one of them")
+    return paths
+
+
+class LogSource:
+    """The tables of interactions, items and users.
+
+    Parameters
+    ----------
+    asked : LogOptions
+        Files, roles, labels and types.
+    source, scratch : Path
+        As of ``Reader``.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        A file, a column or a label that is not there.
+    """
+
+    def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
+        self.asked, self.source, self.scratch = asked, source, scratch
+        log = self._table(
+            "interactions", asked.interactions or "interactions.*", {"user": asked.user, "target": asked.item}
+        )
+        assert log is not None
+        log.check(asked.time, f"--roles time={asked.time}")
+        self.log = log
+        self.items = self._table("items", asked.items, {"target": asked.item})
+        self.users = self._table("users", asked.users, {"user": asked.user})
+        self.labels = self._find_labels()
+
+    def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
+        paths = find_files(self.source, option, pattern)
+        if not paths:
+            return None
+        table = Table(paths, self.scratch, option, tuple(ids.values()))
+        for role, column in ids.items():
+            table.check(column, f"--roles {role}={column}")
+        return table
+
+    def _find_labels(self) -> list[str]:
+        """Return the labels' columns; where ``--negatives`` makes it, ``label``."""
+        file = self.log.paths[0]
+        for name in self.asked.labels:
+            self.log.check(name, f"--labels {name}")
+        labels = list(self.asked.labels) or [name for name in LABELS if name in self.log.schema][:1]
+        if labels and self.asked.negatives:
+            raise ConfigError(f"--negatives: {file} has the label '{labels[0]}'; leave out --negatives")
+        if not labels and not self.asked.negatives:
+            raise ConfigError(
+                f"{file}: has no column {' or '.join(LABELS)}; name the label (1 for a click, 0 for none) with "
+                "--labels, or add --negatives 1 if every row is a click, to sample an item without one for each"
+            )
+        return labels or ["label"]
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables that are there."""
+        return [table for table in (self.log, self.items, self.users) if table is not None]
+
+    @property
+    def is_labelled(self) -> pl.Expr:
+        """Whether a row of the log has a label."""
+        if self.asked.negatives:
+            return pl.lit(True)
+        return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels)
+
+    @property
+    def is_positive(self) -> pl.Expr:
+        """Whether a row of the log enters histories."""
+        return pl.lit(True) if self.asked.negatives else (pl.col(self.labels[0]) == 1).fill_null(False)
+
+    # Columns: names that two tables have go to the log, then to the users.
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:
+        """Columns of each table that are written, and why each of the others is not."""
+        taken = {*WRITTEN, *self.labels}
+        roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
+        types, found = self.asked.types, {}
+        for table, without, prefix in (
+            (self.log, roles, "context_"),
+            (self.users, {self.asked.user}, "user_"),
+            (self.items, {self.asked.item}, "item_"),
+        ):
+            if table is not None:
+                found[table.option] = choose_columns(table, without, types, taken, prefix)
+        for name in types:
+            if not any(name in table.schema for table in self.tables):
+                raise ConfigError(f"--types {name}={types[name]}: no file has the column '{name}'")
+        return found
+
+    def written(self, option: str) -> list[Column]:
+        """Return the columns of a table that are written."""
+        return self.columns[option][0] if option in self.columns else []
+
+    # Rows
+
+    @cached_property
+    def path(self) -> Path:
+        """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file."""
+        path = self.scratch / "log.parquet"
+        if not path.exists():
+            asked = self.asked
+            labels = [] if asked.negatives else [self._read_label(name) for name in self.labels]
+            frame = self.log.frame.select(
+                self.ids(self.log, "user").alias(":user"),
+                self.ids(self.log, "target").alias(":item"),
+                read_times(self.log, asked.time).alias(":time"),
+                *labels,
+                *(column.source for column in self.written("interactions")),
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame.sink_parquet(path.with_suffix(".partial"))
+            rows = pl.scan_parquet(path.with_suffix(".partial")).select((~self.is_labelled).sum()).collect().item()
+            if rows:
+                logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are not written")
+            path.with_suffix(".partial").rename(path)
+        return path
+
+    def ids(self, table: Table, role: str) -> pl.Expr:
+        """Return the ids of users or of the target of a table: integers if they are in all tables, else texts.
+
+        Raises
+        ------
+        ConfigError, DataError
+            The column is of another type; a row has none.
+        """
+        column = self.asked.user if role == "user" else self.asked.item
+        kind, ids = table.frame.collect_schema()[column], pl.col(column)
+        if not (kind == pl.String or kind.is_integer()):
+            raise ConfigError(
+                f"--roles {role}={column}: {table.paths[0]} holds {kind} there, expected texts or integers"
+            )
+        is_missing = ids.is_null() | (ids == "") if kind == pl.String else ids.is_null()
+        table.refuse(is_missing, column, "an id; correct or drop the row")
+        other = self.users if role == "user" else self.items
+        kinds = [each.frame.collect_schema()[column] for each in (self.log, other) if each is not None]
+        return ids.cast(pl.Int64 if all(kind.is_integer() for kind in kinds) else pl.String)
+
+    def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
+        """Return a table of items or users, a row each.
+
+        Raises
+        ------
+        DataError
+            An id that occurs twice.
+        """
+        column = self.asked.user if role == "user" else self.asked.item
+        frame = table.frame.with_columns(self.ids(table, role)).collect(engine="streaming")
+        again = ~frame[column].is_first_distinct()
+        if again.any():
+            row = int(again.arg_true()[0])
+            raise DataError(f"{table.where(row)}: {column} is {frame[column][row]!r} again, expected once; drop a row")
+        return frame
+
+    def _read_label(self, column: str) -> pl.Expr:
+        table, label = self.log, pl.col(column)
+        if table.frame.collect_schema()[column] == pl.String:
+            label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
+        number = label.cast(pl.Float32, strict=False).fill_nan(None)
+        wrong = label.is_not_null() & ~number.is_in([0, 1]).fill_null(label.cast(pl.String) == "NaN")
+        table.refuse(wrong, column, "0 or 1, or nothing")
+        least, most = table.frame.select(least=number.min(), most=number.max()).collect(engine="streaming").row(0)
+        if (least, most) != (0, 1):
+            held = "no value" if least is None else f"{least:g} in all rows"
+            hint = "; if every row is a click, rename the column and add --negatives 1" if least == 1 else ""
+            raise DataError(f"{table.paths[0]}: {column} holds {held}, expected 0 in some rows and 1 in others{hint}")
+        return number.alias(column)
