@@ -108,9 +108,10 @@ class TouchedOptimizer(torch.optim.Optimizer):
             names = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ()}.get(rule, ("sum",))
             dim = 1 if rule == "rowwise_adagrad" else table.shape[1]
             state.update({name: table.new_zeros(len(table), dim) for name in names}, step=0)
-            if self.notes_updates:
-                # Optimizer.load_state_dict would make integers floats.
-                state[LAST] = table.new_zeros(len(table), 1)
+        if self.notes_updates and LAST not in state:
+            # From now on, where a training checkpoint of an earlier version has none. Optimizer.load_state_dict would
+            # make integers floats.
+            state[LAST] = table.new_full((len(table), 1), state["step"])
         return state
 
     def _change(

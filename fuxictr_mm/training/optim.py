@@ -463,13 +463,14 @@ class Penalty:
 
         It is at most what takes a weight to zero by gradient descent, or that of one update.
         """
-        gradient = torch.zeros_like(weights)
-        kept, due = (self._part(table, values) for values in (weights, gradient))
+        of_one = torch.zeros_like(weights)
+        kept, part = (self._part(table, values) for values in (weights, of_one))
         for parameters, norm, weight in self._terms():
             if any(p is table for p in parameters):
-                most = (kept.abs() if norm == 1 else torch.ones_like(updates)) / (rate * weight)
-                due += weight * torch.minimum(updates, most.clamp_(min=1)) * (kept.sign() if norm == 1 else kept)
-        return gradient
+                part.add_(kept.sign() if norm == 1 else kept, alpha=weight)
+        # The learning rate may be zero at the end of a schedule.
+        most = torch.maximum(weights.abs() / max(rate, 1e-30), of_one.abs())
+        return of_one.sign() * torch.minimum(updates * of_one.abs(), most)
 
     def value(self) -> Tensor:
         """Return the penalty of all weights, as a scalar that can be differentiated."""

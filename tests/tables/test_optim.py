@@ -117,6 +117,39 @@ def test_what_is_due_for_many_updates_takes_a_weight_to_zero_at_most(regularizer
     assert Penalty(model, regularizer, None).of_rows is None
 
 
+def test_the_sum_of_two_regularizers_takes_a_weight_to_zero_at_most():
+    model = nn.Embedding(2, 1, sparse=True)
+    penalty = Penalty(model, None, "l1_l2(0.3, 0.2)")
+    found = penalty.of_rows(model.weight, torch.ones(2, 1), torch.tensor([[1.0], [1e6]]), 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.5], [10.0]]))
+
+
+@pytest.mark.parametrize("regularizer", [0.3, "l1(0.3)"])
+def test_what_is_due_is_finite_at_a_learning_rate_of_zero(regularizer):
+    model = nn.Embedding(2, 1, sparse=True)
+    penalty = Penalty(model, None, regularizer)
+    found = penalty.of_rows(model.weight, torch.tensor([[0.0], [1.0]]), torch.full((2, 1), 4.0), 0.0)
+    torch.testing.assert_close(found, torch.tensor([[0.0], [1.2]]))
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "sgd"])
+def test_a_checkpoint_without_the_last_updates_of_rows_is_regularized_from_there_on(rule):
+    def make(tables):
+        return TouchedOptimizer(tables, 0.1, rule, weight_decay=0.5)
+
+    whole, optimizer = train(make)
+    state = copy.deepcopy(optimizer.state_dict())
+    for of_table in state["state"].values():
+        del of_table["last_update"]
+    table = nn.Parameter(whole.detach().clone())
+    resumed = make([table])
+    resumed.load_state_dict(state)
+    table.grad = torch.sparse_coo_tensor([[0]], torch.zeros(1, DIM, dtype=torch.float64), table.shape)
+    resumed.step()
+    torch.testing.assert_close(table[0], whole[0] * 0.95, rtol=1e-12, atol=1e-12)
+    assert torch.equal(resumed.state[table]["last_update"].flatten(), torch.tensor([8.0] + [7.0] * 8).double())
+
+
 def test_two_optimizers_are_used_as_one():
     def make():
         torch.manual_seed(0)
