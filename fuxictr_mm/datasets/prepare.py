@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_examples(
         parser,
-        "fuxictr-mm prepare kuairand --source KuaiRand-Pure --out data/kuairand_pure",
         "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
         "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",

@@ -157,12 +157,12 @@ def test_every_trial_is_an_experiment_of_its_own(folder, capsys):
 
 
 def test_settings_of_the_dataset_and_values_that_are_lists(folder):
-    space = "min_categr_count: [1, 2]\ndnn_hidden_units: [[8, 4]]\nembedding_regularizer: ['l2(1e-3)', 1e-3, null]"
+    space = "ids: [auto, as_is]\ndnn_hidden_units: [[8, 4]]\nembedding_regularizer: ['l2(1e-3)', 1e-3, null]"
     results = hunt(tuner_file(folder, space, trials=100))
     assert len(results) == 6  # all there are
     points = {json.dumps(load_config(folder / "hunt", r.expid), sort_keys=True, default=str) for r in results}
     assert len(points) == 6
-    assert {load_config(folder / "hunt", r.expid)["min_categr_count"] for r in results} == {1, 2}
+    assert {load_config(folder / "hunt", r.expid)["ids"] for r in results} == {"auto", "as_is"}
     assert all(r.params["embedding_regularizer"] in ("l2(1e-3)", 1e-3, None) for r in results)
     assert len(list((folder / "hunt/dataset_config").iterdir())) == 2
 
