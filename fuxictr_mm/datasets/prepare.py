@@ -113,7 +113,7 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
     lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
     lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
     lines += ["", f"{folder}: configuration written. To train:"]
-    lines += [f"  python run_expid.py --config {folder} --expid {expid}" for expid in experiments]
+    lines += [f"  fuxictr-mm train --config {folder} --expid {expid}" for expid in experiments]
     return "\n".join(lines)
 
 

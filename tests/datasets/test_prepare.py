@@ -32,7 +32,7 @@ def test_json_says_what_was_found(mind, tmp_path, capsys):
 def test_summary_names_the_commands_to_go_on_with(microlens, tmp_path, capsys):
     assert run("microlens", "--source", microlens, "--out", tmp_path / "micro") == 0
     text = capsys.readouterr().out
-    assert f"run_expid.py --config {tmp_path / 'micro'} --expid DIN_MM_micro" in text
+    assert f"fuxictr-mm train --config {tmp_path / 'micro'} --expid DIN_MM_micro" in text
     assert "text_emb: 100.0%" in text
 
 
