@@ -465,10 +465,13 @@ class Penalty:
         """
         gradient = torch.zeros_like(weights)
         kept, due = (self._part(table, values) for values in (weights, gradient))
-        for parameters, norm, weight in self._terms():
+        rate = max(rate, 1e-30)  # it may be zero at the end of a schedule
+        # L2 first: L1 then takes what is left of a weight.
+        for parameters, norm, weight in sorted(self._terms(), key=lambda term: -term[1]):
             if any(p is table for p in parameters):
-                most = (kept.abs() if norm == 1 else torch.ones_like(updates)) / (rate * weight)
-                due += weight * torch.minimum(updates, most.clamp_(min=1)) * (kept.sign() if norm == 1 else kept)
+                left = kept.abs() / rate - due.abs() if norm == 1 else torch.ones_like(updates) / rate
+                times = torch.minimum(updates, (left / weight).clamp_(min=1))
+                due += weight * times * (kept.sign() if norm == 1 else kept)
         return gradient
 
     def value(self) -> Tensor:

@@ -117,6 +117,22 @@ def test_what_is_due_for_many_updates_takes_a_weight_to_zero_at_most(regularizer
     assert Penalty(model, regularizer, None).of_rows is None
 
 
+def test_the_sum_of_two_regularizers_takes_a_weight_to_zero_at_most():
+    """But for one update of L1."""
+    model = nn.Embedding(2, 1, sparse=True)
+    penalty = Penalty(model, None, "l1_l2(0.3, 0.2)")
+    found = penalty.of_rows(model.weight, torch.ones(2, 1), torch.tensor([[1.0], [1e6]]), 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.5], [10.3]]))
+
+
+@pytest.mark.parametrize("regularizer", [0.3, "l1(0.3)"])
+def test_what_is_due_is_finite_at_a_learning_rate_of_zero(regularizer):
+    model = nn.Embedding(2, 1, sparse=True)
+    penalty = Penalty(model, None, regularizer)
+    found = penalty.of_rows(model.weight, torch.tensor([[0.0], [1.0]]), torch.full((2, 1), 4.0), 0.0)
+    torch.testing.assert_close(found, torch.tensor([[0.0], [1.2]]))
+
+
 @pytest.mark.parametrize("rule", ["adagrad", "sgd"])
 def test_a_checkpoint_without_the_last_updates_of_rows_is_regularized_from_there_on(rule):
     def make(tables):
