@@ -19,6 +19,7 @@ from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import describe_error
 from fuxictr_mm.sparse_products import as_in_large_batches
 from fuxictr_mm.tables import sharded_parameters, touched_parameters
+from fuxictr_mm.tables.optim import LAST
 from fuxictr_mm.training.optim import embedding_tables, make_optimizer, touched_rule
 
 #: Rows of the tables of the small copy; rows of its two batches.
@@ -179,7 +180,10 @@ def _column(feature: Feature, rows: int) -> Tensor:
 
 
 def _state_per_weight(optimizer: str, table_optimizer: str | None, dim: int, touched: bool) -> float:
-    """Return how many numbers an optimizer keeps for each weight of a matrix, from a step on a small one."""
+    """Return how many numbers an optimizer keeps for each weight of a matrix, from a step on a small one.
+
+    Without when its rows were updated last, which depends on settings of the model.
+    """
     matrix = nn.Parameter(torch.zeros(4, dim))
     sparse: dict[str, Any] = {"touched": [matrix], "table_optimizer": table_optimizer} if touched else {}
     others = [nn.Parameter(torch.zeros(1))] if touched else []
@@ -187,8 +191,9 @@ def _state_per_weight(optimizer: str, table_optimizer: str | None, dim: int, tou
     matrix.grad = torch.ones(4, dim).to_sparse(1) if touched else torch.ones(4, dim)
     made.step()
     used = made.parts["touched"] if touched else made  # type: ignore[union-attr]
-    state = used.state[matrix].values()  # type: ignore[union-attr]
-    return sum(value.numel() for value in state if isinstance(value, Tensor) and value.dim() > 1) / matrix.numel()
+    state = {name: value for name, value in used.state[matrix].items() if name != LAST}  # type: ignore[union-attr]
+    values = [value for value in state.values() if isinstance(value, Tensor) and value.dim() > 1]
+    return sum(value.numel() for value in values) / matrix.numel()
 
 
 def _measure_activations(

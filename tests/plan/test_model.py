@@ -40,6 +40,7 @@ def test_parameters(expid, build):
         ("adam", None, True, 2),
         ("adam", "sgd", True, 0),
         ("adam", "rowwise_adagrad", True, 1 / 16),
+        ("adamw", "rowwise_adagrad", True, 1 / 16),  # which decays by default
     ],
 )
 def test_state_of_optimizers(optimizer, table_optimizer, touched, expected):
