@@ -332,8 +332,9 @@ def repeated_history(split: Split) -> Iterator[Fault]:
 
 
 def _severity_of_leak(found: float, expected: float, histories: int) -> str:
-    """As ``_severity``; a warning where no item is met again, or too few histories tell how often."""
-    return _severity(found, expected) if expected and histories >= FEWEST_HISTORIES else WARNING
+    """As ``_severity``; one is a warning where no item is met again, or too few histories tell how often."""
+    is_known = expected and histories >= FEWEST_HISTORIES
+    return _severity(found, expected) if is_known or not found else WARNING
 
 
 @check(Split, WARNING, "a history before the click", Action.DROP_ENTRY)

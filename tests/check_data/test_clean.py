@@ -116,7 +116,7 @@ def cleaned(folder, file, columns, *checks):
 
 def interactions(histories, target, **others):
     count = len(histories)
-    columns = {"user_id": range(count), "item_id": [target] * count, "label": np.arange(count) % 2}
+    columns = {"user_id": range(count), "item_id": [target] * count, "label": np.arange(1, count + 1) % 2}
     return {**columns, "item_seq": histories, **others}
 
 
@@ -198,7 +198,7 @@ def write_parts(folder, histories, **users):
     for name, values in users.items():
         ids = histories.type.value_type
         target = pa.array([9] * count) if pa.types.is_integer(ids) else pa.array([b"9"] * count).cast(ids)
-        columns = {"user_id": values, "item_id": target, "label": np.arange(count) % 2, "item_seq": histories}
+        columns = {"user_id": values, "item_id": target, "label": np.arange(1, count + 1) % 2, "item_seq": histories}
         pq.write_table(pa.table(columns), folder / "train" / f"{name}.parquet")
 
 

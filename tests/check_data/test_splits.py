@@ -334,6 +334,13 @@ def test_items_that_are_clicked_again_are_told_from_leaks(tmp_path, leak):
     assert finding.rows.height > 200
 
 
+@pytest.mark.parametrize(("label", "severity"), [(0, "info"), (1, "warning")])
+def test_a_row_that_is_no_click_may_have_its_target_in_its_history(tmp_path, label, severity):
+    write_split(tmp_path, "train", [1, 2, 3], [5, 6, 7], [[5, 8], [9, 8], [9, 4]], [label, 1, 0])
+    report, _ = check_folder(tmp_path, ["target-in-history"])
+    assert [(f.rows["row"].to_list(), f.severity) for f in report.findings()] == [([0], severity)]
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.6])
 def test_later_clicks_on_known_items_are_told_from_leaks(tmp_path, fraction):
     rng = np.random.default_rng(10)
