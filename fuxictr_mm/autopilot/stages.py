@@ -99,7 +99,6 @@ class Autopilot:
         self.args = args
         self.folder = args.out / args.dataset_id
         self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
-        self.script = find_script()
         self.state = self.folder / "state.json"
         self.started = time.monotonic()
         self.told: list[str] = []
@@ -307,7 +306,7 @@ class Autopilot:
             first["feature_specs"] = dropout[1]  # the least above none
         tuner = replace(tuner, trials=trials, first=first)
         gpus = [args.gpu] * self.jobs
-        results, _ = run_study(tuner, gpus, self.script, args.data_root, args.model_zoo, args.quiet, until=until)
+        results, _ = run_study(tuner, gpus, None, args.data_root, args.model_zoo, args.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
         for result in results:
             if result.error is not None:
@@ -343,7 +342,7 @@ class Autopilot:
             self.load(best.expid, folder),
             range(1, seeds + 1),
             folder,
-            self.script,
+            None,
             extra_args=common_args(args.data_root, args.model_zoo),
             jobs=self.jobs,
             resume=True,
@@ -402,12 +401,6 @@ class Autopilot:
         names = list(dict.fromkeys([best.expid, top, *tried]))
         report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
-
-
-def find_script() -> Path | None:
-    """Return run_expid.py, of the working directory or of the checkout of this package; None without one."""
-    places = [Path("run_expid.py"), Path(__file__).resolve().parents[2] / "run_expid.py"]
-    return next((path.resolve() for path in places if path.is_file()), None)
 
 
 def _is_copy(path: Path, source: Path) -> bool:

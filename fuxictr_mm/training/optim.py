@@ -463,14 +463,16 @@ class Penalty:
 
         It is at most what takes a weight to zero by gradient descent, or that of one update.
         """
-        of_one = torch.zeros_like(weights)
-        kept, part = (self._part(table, values) for values in (weights, of_one))
-        for parameters, norm, weight in self._terms():
+        gradient = torch.zeros_like(weights)
+        kept, due = (self._part(table, values) for values in (weights, gradient))
+        rate = max(rate, 1e-30)  # it may be zero at the end of a schedule
+        # L2 first: L1 then takes what is left of a weight.
+        for parameters, norm, weight in sorted(self._terms(), key=lambda term: -term[1]):
             if any(p is table for p in parameters):
-                part.add_(kept.sign() if norm == 1 else kept, alpha=weight)
-        # The learning rate may be zero at the end of a schedule.
-        most = torch.maximum(weights.abs() / max(rate, 1e-30), of_one.abs())
-        return of_one.sign() * torch.minimum(updates * of_one.abs(), most)
+                left = kept.abs() / rate - due.abs() if norm == 1 else torch.ones_like(updates) / rate
+                times = torch.minimum(updates, (left / weight).clamp_(min=1))
+                due += weight * times * (kept.sign() if norm == 1 else kept)
+        return gradient
 
     def value(self) -> Tensor:
         """Return the penalty of all weights, as a scalar that can be differentiated."""

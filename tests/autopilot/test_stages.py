@@ -7,6 +7,7 @@ import time
 import zipfile
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,11 +19,22 @@ from fuxictr_mm.runs import find_runs
 from tests.docs.fences import ROOT
 
 
-def test_the_script_of_the_checkout_is_started_where_there_is_one(tmp_path, monkeypatch):
+def test_trials_are_of_this_library_where_another_one_has_a_script(tmp_path, monkeypatch):
+    """FuxiCTR's models each have a run_expid.py beside them."""
     monkeypatch.chdir(tmp_path)
-    assert stages.find_script() == ROOT / "run_expid.py"
-    monkeypatch.setattr(stages, "__file__", str(tmp_path / "a" / "b" / "autopilot" / "stages.py"))
-    assert stages.find_script() is None
+    Path("run_expid.py").write_text("raise SystemExit('of another library')")
+    started = []
+    monkeypatch.setattr(stages, "read_tuner", lambda *_: SimpleNamespace(space={}))
+    monkeypatch.setattr(stages, "replace", lambda tuner, **_: tuner)
+    monkeypatch.setattr(
+        stages, "run_study", lambda tuner, gpus, script, *_, **__: (started.append(script), ([], None))[1]
+    )
+    autopilot = stages.Autopilot(
+        Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1, model_zoo=None, data_root=None, quiet=True)
+    )
+    autopilot.first, autopilot.tuners = {"DIN": {}}, {"DIN": tmp_path}
+    autopilot.study("DIN", 1, 0.0)
+    assert started == [None]
 
 
 def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
