@@ -57,10 +57,10 @@ SMALL = [
     (r" \.\.\. ", " "),
     (r"(--config data/shop --expid) DIN_MM_shop", r"\1 LightFM_shop"),
     (r"for seed in 1 2 3", "for seed in 1 2"),
-    (r"(run_expid\.py [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
+    (r"((?:run_expid\.py|fuxictr-mm train) [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
     (r"--folds 5", "--folds 2"),
     (r"(benchmarks[^#\n]*) (?:--seeds 1 2 3|--seeds 3)", r"\1 --seeds 1"),
-    (r"(run_param_tuner\.py[^#\n]*) --gpu 0 1", r"\1"),
+    (r"((?:run_param_tuner\.py|fuxictr-mm tune)[^#\n]*) --gpu 0 1", r"\1"),
     (r"(run_expid\.py [^#\n]*)--gpu 0(?= *$)", r"\1--gpu -1"),
     (r"(sentence-transformers|bert-base)[\w/.-]*", "encoders/text"),
     (r"(google|openai)/[\w/.-]*", "encoders/image"),
@@ -109,7 +109,7 @@ NOT_RUN = {
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
-    r"^fuxictr-mm prepare (?!log .*time=time )": "needs the owner's files; tests/datasets runs the readers",
+    r"^fuxictr-mm prepare (?!log .*target=asin time=time )": "needs the owner's files; tests/datasets runs the readers",
     r"--config data/kuairand": "needs what prepare would have written",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",
@@ -122,7 +122,7 @@ NOT_RUN = {
 EXIT_CODES = {"check-data": (0, 1)}
 
 #: Programs of seconds; a line of theirs that stands on several pages is run once.
-COSTLY = ("torchrun", "run_expid.py", "run_param_tuner.py", "influence", "diagnose", "autopilot")
+COSTLY = ("torchrun", "run_expid.py", "train", "run_param_tuner.py", "tune", "influence", "diagnose", "autopilot")
 
 #: Datasets that pages speak of, with the options of ``fuxictr-mm synth``; a page that makes one replaces it.
 DATASETS = {
@@ -225,8 +225,7 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
             inner.setattr(sys, "argv", [program, *words])
             cli.main()
         elif program == "torchrun":
-            script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-            words[script] = str(ROOT / words[script])
+            words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
             inner.setenv("OMP_NUM_THREADS", "1")
             signals = (
                 signal.SIGTERM,

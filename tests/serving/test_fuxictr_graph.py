@@ -325,7 +325,8 @@ def test_a_graph_of_torch(weights_of_file, tmp_path):
 
 @pytest.mark.slow
 def test_a_repository_of_triton_has_the_tables(sequence, tmp_path):
-    from tests.serving.triton import Triton  # skips the test where the schema is not installed
+    pytest.importorskip("tritonclient", reason="Triton's schema")
+    from tests.serving.triton import Triton
 
     _, _, out = sequence
     Repository(out, tmp_path, "x", read_manifest(out)).write()
