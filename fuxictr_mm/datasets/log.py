@@ -22,8 +22,9 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user, sample_negatives
-from fuxictr_mm.datasets.own.columns import Column, Moments, moments_of, split_lists
+from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import log_experiments
 from fuxictr_mm.datasets.own.leaks import find_leaks
 from fuxictr_mm.datasets.own.options import LogOptions
@@ -142,12 +143,12 @@ class Log(Reader):
     def _training(self) -> Training:
         columns = self._source.written("interactions")
         numbers = [column.source for column in columns if column.kind == "numeric"]
-        moments = dict.fromkeys(numbers, Moments())
+        moments = {name: Moments() for name in numbers}
         kept: dict[str, list[pl.Series]] = {}
         for number in range(len(self.chunks())):
             train = self._bucket(number).filter(pl.col("split") == "train")
             for name in numbers:
-                moments[name] = moments[name].joined(moments_of(train[name]))
+                moments[name].add(moments_of(train[name]))
             categories = [column.values() for column in columns if column.kind == "categorical"]
             if number == 0:
                 self._warn_of_leaks(train, columns)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
@@ -57,8 +58,7 @@ class Column:
 
     def scaled(self, moments: Moments) -> Column:
         """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
-        std = (moments.squares / moments.count) ** 0.5 if moments.count else 0.0
-        return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{std:.6g}") or 1.0)
+        return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{moments.deviation:.6g}") or 1.0)
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the column."""
@@ -66,32 +66,10 @@ class Column:
         return {"column": self.source, "type": self.kind, **statistics}
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Number, mean and sum of squared deviations of values."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def joined(self, other: Moments) -> Moments:
-        """Return the moments of the values of both (Chan et al. 1983)."""
-        count = self.count + other.count
-        if not count:
-            return self
-        step = other.mean - self.mean
-        squares = self.squares + other.squares + step**2 * self.count * other.count / count
-        return Moments(count, self.mean + step * other.count / count, squares)
-
-
 def moments_of(values: pl.Series) -> Moments:
     """Return the moments of the finite values."""
     numbers = values.cast(pl.Float64).to_numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    if not len(numbers):
-        return Moments()
-    mean = float(numbers.mean())
-    return Moments(len(numbers), mean, float(((numbers - mean) ** 2).sum()))
+    return Moments.of(numbers[np.isfinite(numbers)])
 
 
 def choose_columns(
