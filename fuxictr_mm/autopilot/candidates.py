@@ -8,6 +8,7 @@ from typing import Any
 
 from fuxictr_mm.autopilot.facts import Facts
 from fuxictr_mm.config import DatasetConfig
+from fuxictr_mm.config.sizes import SIZES
 
 #: The target's name in models, whatever its column is called.
 ITEM_ID = "item_id"
@@ -110,13 +111,6 @@ MODELS: dict[str, Candidate] = {
         least_history=5,
     ),
 }  # fmt: skip
-
-#: Settings by the number of training rows: those of the first bound that is larger.
-SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (1e5, {"batch_size": 256, "epochs": 20, "embedding_dim": 32, "units": [128, 64]}),
-    (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "units": [128, 64]}),
-    (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "units": [256, 128]}),
-)
 
 #: What is tried of the dim of a factorization; the first is that of the first trial.
 FACTOR_DIMS = (17, 33, 0)

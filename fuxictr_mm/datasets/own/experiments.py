@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from fuxictr_mm.config.sizes import SIZES
 from fuxictr_mm.datasets.writer import Summary
-
-#: Settings by the number of training rows: those of the first bound that is larger.
-SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (1e5, {"batch_size": 256, "epochs": 20, "embedding_dim": 32, "dnn_hidden_units": [128, 64]}),
-    (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "dnn_hidden_units": [128, 64]}),
-    (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "dnn_hidden_units": [256, 128]}),
-)
 
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3
@@ -21,7 +14,8 @@ USER_ROWS = 3
 def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]:
     """Return models and their settings; the user is a feature where users have some rows in training."""
     rows = summary.splits["train"].rows
-    size = next(settings for bound, settings in SIZES if rows < bound)
+    size = dict(next(settings for bound, settings in SIZES if rows < bound))
+    size["dnn_hidden_units"] = size.pop("units")
     common: dict[str, Any] = {
         **size,
         "metrics": ["AUC", "gAUC", "logloss"],
