@@ -107,8 +107,10 @@ def measure(
         memory.reset_peak(args.device)
         blocks = [take(side, args.steps, args.device) for _ in range(5)]
         peak = memory.peak(args.device)
+        torch.set_num_threads(1)  # the counter sees the operations of its own thread
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: flops_of_addmm}) as counter:
             take(side, 1, args.device)
+        torch.set_num_threads(args.threads)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device == "cuda")
         with profile(activities=activities) as profiler:
             take(side, 5, args.device)

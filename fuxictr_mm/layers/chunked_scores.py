@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.dropout import keep_mask, kept_scale
 from fuxictr_mm.layers.structured_zeros import add_product
+from fuxictr_mm.parallel import run_parts
 from fuxictr_mm.sparse_products import sums_by
 
 #: Items of a chunk: large enough for the rate of a matrix product, small enough for a core's share of the cache.
@@ -121,20 +123,31 @@ class _Scores(torch.autograd.Function):
         biases = parameters[1::2]
         dims = [weight.shape[0]] + [w.shape[0] for w in weights[:-1]]
         scores = target_part.new_empty(index.shape[0])
-        kept = [target_part.new_empty(index.shape[0] if keep else min(CHUNK, index.shape[0]), d) for d in dims]
-        product, other = (target.new_empty(CHUNK, target.shape[1]) for _ in range(2))
-        part = target.new_empty(CHUNK, dims[0])
-        for chunk, i, r in _chunks(index, rows):
-            outputs = [h[chunk] if keep else h[: i.shape[0]] for h in kept]
-            size = i.shape[0]
-            torch.index_select(target, 0, r, out=product[:size])
-            product[:size].mul_(torch.index_select(items, 0, i, out=other[:size]))
-            torch.index_select(items_part, 0, i, out=outputs[0])
-            outputs[0].add_(torch.index_select(target_part, 0, r, out=part[:size])).addmm_(product[:size], weight.t())
-            _activate(outputs[0], dropouts[0])
-            for (before, after), w, b, p in zip(pairwise(outputs), weights, biases, dropouts[1:], strict=False):
-                _activate(torch.addmm(b, before, w.t(), out=after), p)
-            torch.addmv(biases[-1], outputs[-1], weights[-1][0], out=scores[chunk])
+        kept = [target_part.new_empty(index.shape[0], d) for d in dims] if keep else []
+
+        def score(part: slice, generator: torch.Generator | None) -> None:
+            size = min(CHUNK, part.stop - part.start)
+            outputs_of_chunk = [] if keep else [target.new_empty(size, d) for d in dims]
+            product, other = (target.new_empty(size, target.shape[1]) for _ in range(2))
+            of_target = target.new_empty(size, dims[0])
+            for chunk in _chunks(part):
+                i, r = index[chunk], rows[chunk]
+                size = i.shape[0]
+                outputs = [h[chunk] for h in kept] if keep else [h[:size] for h in outputs_of_chunk]
+                torch.index_select(target, 0, r, out=product[:size])
+                product[:size].mul_(torch.index_select(items, 0, i, out=other[:size]))
+                torch.index_select(items_part, 0, i, out=outputs[0])
+                outputs[0].add_(torch.index_select(target_part, 0, r, out=of_target[:size]))
+                outputs[0].addmm_(product[:size], weight.t())
+                _activate(outputs[0], dropouts[0], generator)
+                for (before, after), w, b, p in zip(pairwise(outputs), weights, biases, dropouts[1:], strict=False):
+                    _activate(torch.addmm(b, before, w.t(), out=after), p, generator)
+                torch.addmv(biases[-1], outputs[-1], weights[-1][0], out=scores[chunk])
+
+        parts = _parts(rows)
+        generators = _generators(len(parts)) if any(dropouts) else [None] * len(parts)
+        run_parts([partial(score, part, generator) for part, generator in zip(parts, generators, strict=True)])
+        ctx.parts = parts
         ctx.scales = scales
         ctx.save_for_backward(index, rows, target, items, weight, *weights, *kept)
         return scores
@@ -144,35 +157,46 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, rows, target, items, weight, *saved = ctx.saved_tensors
         weights, kept = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        # Sums over all items of a batch are accumulated in float32 at least; sums per row or item have few terms.
-        of_weight = _accumulator(weight)
-        of_weights = [_accumulator(w) for w in weights]
-        of_biases = [_accumulator(w[:, 0]) for w in weights]
         of_target = torch.zeros_like(target)
         of_target_part = target.new_zeros(target.shape[0], weight.shape[0])
         # Of every entry, since those of an item are in many chunks; in place of outputs that nothing reads again.
         of_entries = items.new_empty(index.shape[0], items.shape[1])
         of_parts = torch.empty_like(kept[0]) if _graph_is_kept() else kept[0]
-        product, other, of_product = (target.new_empty(CHUNK, target.shape[1]) for _ in range(3))
-        buffers = [target.new_empty(CHUNK, h.shape[1]) for h in kept]
-        for chunk, i, r in _chunks(index, rows):
-            size = i.shape[0]
-            delta = gradient[chunk].unsqueeze(1)
-            for k in reversed(range(len(kept))):
-                output = kept[k][chunk]
-                add_product(of_weights[k], delta.t(), output)
-                of_biases[k].add_(delta.sum(dim=0))
-                delta = torch.mm(delta, weights[k], out=buffers[k][:size])
-                # An output is zero where ReLU or dropout made it so.
-                of_input = delta if k else of_parts[chunk]
-                delta = torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=of_input)
-            of_target_part.index_add_(0, r, delta)
-            targets = torch.index_select(target, 0, r, out=product[:size])
-            entries = torch.index_select(items, 0, i, out=other[:size])
-            of_products = torch.mm(delta, weight, out=of_product[:size])
-            torch.mul(targets, of_products, out=of_entries[chunk])
-            of_target.index_add_(0, r, of_products.mul_(entries))
-            add_product(of_weight, delta.t(), targets.mul_(entries))
+        # Sums over all items of a batch are accumulated in float32 at least; sums per row or item have few terms.
+        biases = [w[:, 0] for w in weights]
+        sums = [[_accumulator(like) for like in (weight, *weights, *biases)] for _ in ctx.parts]
+
+        def differentiate(part: slice, of_weight: Tensor, *of_layers: Tensor) -> None:
+            of_weights, of_biases = of_layers[: len(weights)], of_layers[len(weights) :]
+            size = min(CHUNK, part.stop - part.start)
+            product, other, of_product = (target.new_empty(size, target.shape[1]) for _ in range(3))
+            buffers = [target.new_empty(size, h.shape[1]) for h in kept]
+            for chunk in _chunks(part):
+                i, r = index[chunk], rows[chunk]
+                size = i.shape[0]
+                delta = gradient[chunk].unsqueeze(1)
+                for k in reversed(range(len(kept))):
+                    output = kept[k][chunk]
+                    add_product(of_weights[k], delta.t(), output)
+                    of_biases[k].add_(delta.sum(dim=0))
+                    delta = torch.mm(delta, weights[k], out=buffers[k][:size])
+                    # An output is zero where ReLU or dropout made it so.
+                    of_input = delta if k else of_parts[chunk]
+                    delta = torch.ops.aten.threshold_backward.grad_input(delta, output, 0, grad_input=of_input)
+                of_target_part.index_add_(0, r, delta)
+                targets = torch.index_select(target, 0, r, out=product[:size])
+                entries = torch.index_select(items, 0, i, out=other[:size])
+                of_products = torch.mm(delta, weight, out=of_product[:size])
+                torch.mul(targets, of_products, out=of_entries[chunk])
+                of_target.index_add_(0, r, of_products.mul_(entries))
+                add_product(of_weight, delta.t(), targets.mul_(entries))
+
+        run_parts([partial(differentiate, part, *of_part) for part, of_part in zip(ctx.parts, sums, strict=True)])
+        totals = sums[0]
+        for terms in sums[1:]:
+            for total, term in zip(totals, terms, strict=True):
+                total.add_(term)
+        of_weight, of_weights, of_biases = totals[0], totals[1 : 1 + len(weights)], totals[1 + len(weights) :]
         of_parameters = [
             g.to(target.dtype)
             for w, scale, b in zip(of_weights, ctx.scales, of_biases, strict=True)
@@ -189,17 +213,32 @@ def _graph_is_kept() -> bool:
     return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
 
 
-def _chunks(index: Tensor, rows: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
-    """Return the positions, items and rows of every chunk."""
-    starts = range(0, index.shape[0], CHUNK)
-    return [(slice(s, s + CHUNK), index[s : s + CHUNK], rows[s : s + CHUNK]) for s in starts]
+def _parts(rows: Tensor) -> list[slice]:
+    """Return a part of the entries for each thread, of whole rows, since the gradients of a row are sums."""
+    count = min(torch.get_num_threads(), rows.shape[0] // CHUNK)
+    if count < 2:
+        return [slice(0, rows.shape[0])]
+    middle = rows[[rows.shape[0] * k // count for k in range(1, count)]]
+    bounds = [0, *torch.searchsorted(rows, middle).tolist(), rows.shape[0]]
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
-def _activate(hidden: Tensor, dropout: float) -> None:
+def _chunks(part: slice) -> list[slice]:
+    return [slice(start, min(start + CHUNK, part.stop)) for start in range(part.start, part.stop, CHUNK)]
+
+
+def _generators(count: int) -> list[torch.Generator | None]:
+    """Return a source of random numbers for each part, seeded by torch's own, which serves a single part itself."""
+    if count < 2:
+        return [None] * count
+    return [torch.Generator().manual_seed(seed) for seed in torch.randint(2**63 - 1, (count,)).tolist()]
+
+
+def _activate(hidden: Tensor, dropout: float, generator: torch.Generator | None) -> None:
     """Apply ReLU and the mask of dropout in place, without dropout's scale."""
     hidden.clamp_min_(0)
     if dropout:
-        hidden.mul_(keep_mask(hidden, dropout)[0])
+        hidden.mul_(keep_mask(hidden, dropout, generator)[0])
 
 
 def _accumulator(like: Tensor) -> Tensor:

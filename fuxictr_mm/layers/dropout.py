@@ -30,7 +30,7 @@ class Dropout(nn.Dropout):
         return _Scale.apply(input, self.p)
 
 
-def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+def keep_mask(x: Tensor, p: float, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
     """Sample which entries of a tensor on the CPU are kept.
 
     Parameters
@@ -39,6 +39,8 @@ def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
         Of any shape and floating type.
     p : float
         Probability of an entry to be dropped, above 0 and below 1.
+    generator : torch.Generator, optional
+        Source of random numbers; torch's default one by default.
 
     Returns
     -------
@@ -47,7 +49,11 @@ def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     scale : float
         One over the expected fraction of entries that are kept.
     """
-    lanes = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    lanes = (
+        torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
+        .random_(-(2**63), None, generator=generator)
+        .view(torch.int16)
+    )
     # Lanes are uniform over -32768 .. 32767; the lowest `dropped` of these values mean zero.
     dropped = _dropped_lanes(p)
     # In the dtype of x: a product of two dtypes takes a slower kernel, here and in the backward pass.

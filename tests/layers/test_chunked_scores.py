@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -38,28 +40,47 @@ def weights_of(layer: DINAttention, target: torch.Tensor, history: Jagged, masks
     return linears[-1](hidden).squeeze(1).sigmoid()
 
 
-@pytest.mark.parametrize("chunk", [3, 4, 1024])
+@pytest.fixture(params=[1, 2, 3])
+def threads(request) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 4, 1024])
 @pytest.mark.parametrize("training", [True, False])
-def test_chunks_equal_the_formula(monkeypatch, layer, inputs, chunk, training):
+def test_chunks_equal_the_formula(monkeypatch, layer, inputs, threads, chunk, training):
     target, history = inputs
     layer.train(training)
-    drawn: list[list[torch.Tensor]] = [[] for _ in UNITS]
-    keep_mask = module.keep_mask
+    parts: list[list[list[torch.Tensor]]] = []  # of the masks that each part has drawn, for every layer
+    keep_mask, make_generators = module.keep_mask, module._generators
 
-    def remember(x, p):
-        mask, scale = keep_mask(x, p)
-        drawn[UNITS.index(x.shape[1])].append(mask * scale)
+    def remember_generators(count):
+        generators = make_generators(count)
+        parts.extend([[] for _ in UNITS] for _ in generators)
+        numbers.update({generator: n for n, generator in enumerate(generators)})
+        return generators
+
+    def remember(x, p, generator):
+        mask, scale = keep_mask(x, p, generator)
+        parts[numbers[generator]][UNITS.index(x.shape[1])].append(mask * scale)
         return mask, scale
 
+    numbers: dict[torch.Generator | None, int] = {}
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "_generators", remember_generators)
     monkeypatch.setattr(module, "keep_mask", remember)
     seen: list[torch.Tensor] = []
     layer.weights.register_forward_hook(lambda _, arguments, output: seen.append(output))
     found = layer(target, history)
-    empty = [torch.ones(0, n, dtype=torch.float64) for n in UNITS]
-    masks = [torch.cat(m) if m else e for m, e in zip(drawn, empty, strict=True)]
+    assert torch.get_num_threads() == threads
+    masks = [
+        torch.cat([torch.ones(0, n, dtype=torch.float64), *(mask for part in parts for mask in part[k])])
+        for k, n in enumerate(UNITS)
+    ]
     if not training:
-        assert not any(drawn)
+        assert not parts
         masks = [torch.ones(history.num_values, n, dtype=torch.float64) for n in UNITS]
     weights = weights_of(layer, target, history, masks)
     torch.testing.assert_close(seen[0], weights, rtol=1e-12, atol=1e-12)
@@ -75,6 +96,24 @@ def test_chunks_equal_the_formula(monkeypatch, layer, inputs, chunk, training):
     with torch.no_grad():
         if not training:
             torch.testing.assert_close(layer(target, history), found, rtol=0, atol=0)
+
+
+def test_the_seed_and_the_number_of_threads_decide(monkeypatch, layer, threads):
+    monkeypatch.setattr(module, "CHUNK", 8)
+    target = torch.randn(64, DIM, dtype=torch.float64)
+    history = Jagged(torch.randn(9, DIM, dtype=torch.float64), torch.arange(65) * 5, torch.randint(0, 9, (320,)))
+    assert len(module._parts(history.rows)) == threads
+    found = []
+    for _ in range(3):
+        torch.manual_seed(5)
+        layer.zero_grad()
+        layer(target, history).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in layer.parameters()]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    torch.manual_seed(6)
+    assert not torch.equal(layer(target, history), layer(target, history))
+    with torch.inference_mode():
+        layer.eval()(target, history)
 
 
 def test_bfloat16_sums_over_items_in_float32(layer):
