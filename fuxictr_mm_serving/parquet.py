@@ -194,8 +194,9 @@ class Users:
         self._table = _read(path, [column, *self._wanted], "users")
         self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
         if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
-            value = self._table[column][wrong[0]].as_py()
-            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {value!r}, expected an integer or a text")
+            kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
+            found = "null" if kind == "NoneType" else f"a {kind}"
+            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {found}, expected an integer or a text")
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
