@@ -1,8 +1,9 @@
-"""Processes that end with the one that started them."""
+"""How processes end: with the one that started them, or otherwise."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing import parent_process
@@ -19,3 +20,10 @@ def end_with_parent(end: Callable[[], object] = lambda: os._exit(1)) -> None:
         end()
 
     threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
+def reason_of(code: int) -> str:
+    """Return how a process ended, by its exit code."""
+    if code == -signal.SIGKILL:
+        return "ended by SIGKILL, as the system ends a process where memory is short"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

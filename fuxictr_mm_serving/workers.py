@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.processes import end_with_parent
+from fuxictr_mm_serving.processes import end_with_parent, reason_of
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -40,13 +40,6 @@ def delay_of(ends: int) -> float:
     [0, 2, 6, 14, 30, 60, 60]
     """
     return min(2 ** min(ends, 10) - 2, LONGEST_DELAY)
-
-
-def reason_of(code: int) -> str:
-    """Return how a process ended, by its exit code."""
-    if code == -signal.SIGKILL:
-        return "ended by SIGKILL, as the system ends a process where memory is short"
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 @dataclass
