@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -213,7 +214,7 @@ class Users:
 
     def some(self, count: int) -> list[Any]:
         """Return the first user ids."""
-        return list(self._row)[:count]
+        return list(islice(self._row, count))
 
 
 class Titles:
@@ -236,4 +237,4 @@ class Titles:
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids that have a title."""
-        return [item for item, title in self._titles.items() if title][:count]
+        return list(islice((item for item, title in self._titles.items() if title), count))

@@ -50,8 +50,11 @@ class Server:
         raise AssertionError("not ready")
 
     def get(self, path):
+        return json.loads(self.read(path))
+
+    def read(self, path):
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return json.load(answer)
+            return answer.read()
 
     def score(self, request=REQUEST):
         data = json.dumps(request).encode()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 
 import msgpack
 import numpy as np
@@ -12,11 +13,12 @@ from starlette.testclient import TestClient
 
 from fuxictr_mm_serving import Export, ServingError, service
 from fuxictr_mm_serving.new_items import ItemRows
+from fuxictr_mm_serving.parquet import Titles
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
 from fuxictr_mm_serving.tables import Ids
 from tests.errors import raises_naming
-from tests.serving.server import REQUEST, ROWS, rows_of
+from tests.serving.server import REQUEST, ROWS, TITLES, rows_of
 
 
 def test_scores_are_those_of_rows(client, exported):
@@ -168,3 +170,17 @@ def test_other_pages(client, exported):
     assert {"user", "context", "history", "candidates", "new_items", "explain"} == properties.keys()
     assert "openapi.json" in client.get("/docs").text
     assert "<table" in client.get("/").text
+
+
+def first(entries):
+    """Yield entries, as if there were millions more."""
+    yield from entries
+    pytest.fail("more was read than was asked for")
+
+
+def test_the_page_reads_no_more_users_and_titles_than_it_shows(client):
+    users, titles = client.app.state.service.loaded.users, Titles(TITLES)
+    users._row = first([1, 2])
+    assert users.some(2) == [1, 2]
+    titles._titles = SimpleNamespace(items=lambda: first([(1, "one"), (2, ""), (3, "three")]))
+    assert titles.some(2) == [1, 3]

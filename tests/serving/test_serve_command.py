@@ -11,8 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from fuxictr_mm_serving import command
+from fuxictr_mm_serving.settings import Settings
 from tests.serving.server import ROOT, Server, free_port
 
 
@@ -74,11 +76,15 @@ def test_a_worker_is_killed(exported):
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         if not children.exists():
             pytest.skip("needs /proc")
-        found = [int(pid) for pid in children.read_text().split()]
-        workers = [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        assert len(workers) == 2
+
+        def workers():
+            found = [int(pid) for pid in children.read_text().split()]
+            return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+        before = workers()
+        assert len(before) == 2
         server.score()
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(before[0], signal.SIGKILL)
         answered = 0
         for _ in range(20):
             try:
@@ -86,5 +92,26 @@ def test_a_worker_is_killed(exported):
             except (OSError, urllib.error.URLError):  # a connection that the dead worker had accepted
                 time.sleep(0.1)
         assert answered >= 18
+        for _ in range(100):
+            if len(workers()) == 2:
+                break
+            time.sleep(0.1)
+        assert len(workers()) == 2
+        # Of all workers, the dead one too.
+        text = server.read("/metrics").decode()
+        assert f"fuxictr_mm_candidates_total {3.0 * (answered + 1)}" in text
     finally:
         server.stop()
+    assert server.process.returncode == 0
+
+
+def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
+    given = []
+
+    class Ended(uvicorn.Server):
+        def run(self, sockets):
+            given.append((self.config.timeout_graceful_shutdown, sockets))
+
+    monkeypatch.setattr(uvicorn, "Server", Ended)
+    command.serve_alone(Settings(folder=str(exported), timeout=2.5), "a socket", lambda: given.append("ready"))
+    assert given == ["ready", (4, ["a socket"])]
