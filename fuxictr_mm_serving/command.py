@@ -108,7 +108,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise _not_listening(host, port, error) from None
     try:
-        shared.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would take the port of another server
+            shared.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         shared.bind(address)  # until requests can be answered, connections are refused
     except OSError as error:
         shared.close()

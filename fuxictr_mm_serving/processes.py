@@ -23,7 +23,14 @@ def end_with_parent(end: Callable[[], object] = lambda: os._exit(1)) -> None:
 
 
 def reason_of(code: int) -> str:
-    """Return how a process ended, by its exit code."""
-    if code == -signal.SIGKILL:
-        return "ended by SIGKILL, as the system ends a process where memory is short"
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    """Return how a process ended, by its exit code.
+
+    Examples
+    --------
+    >>> reason_of(1), reason_of(-15), reason_of(-40)
+    ('ended with exit code 1', 'ended by SIGTERM', 'ended by signal 40')
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
+    return f"ended by {name}" + (", as the system ends a process where memory is short" if name == "SIGKILL" else "")

@@ -8,15 +8,17 @@ import hmac
 import json
 import logging
 import os
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import prometheus_client
 from starlette.applications import Starlette
@@ -47,6 +49,8 @@ from fuxictr_mm_serving.service import Service, exact
 from fuxictr_mm_serving.settings import Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
+
+R = TypeVar("R")
 
 #: Paths that need no token.
 OPEN_PATHS = ("/health", "/ready", "/", "/docs", "/openapi.json")
@@ -368,10 +372,32 @@ def place_of(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
+async def in_daemon_thread(work: Callable[[], R]) -> R:
+    """Return the result of work that the end of the process does not wait for: to read an export may take minutes."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+
+    def settle(settled: Callable[[], object]) -> None:
+        if not future.done():  # it may be cancelled
+            settled()
+
+    def run() -> None:
+        settled: Callable[[], object]
+        try:
+            settled = partial(future.set_result, work())
+        except BaseException as error:
+            settled = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, settled)
+
+    threading.Thread(target=run, daemon=True, name="export").start()
+    return await future
+
+
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     """Check what the start left unchecked, then load another export whenever there is one in the folder."""
     try:
-        await asyncio.to_thread(service.check)
+        await in_daemon_thread(service.check)
     except Exception as error:
         logger.error(json.dumps({"check": "failed", "reason": f"{type(error).__name__}: {error}"}))
     logged = ""
@@ -379,7 +405,7 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         await asyncio.sleep(seconds)
         reason, level = "", logging.WARNING
         try:
-            if await asyncio.to_thread(service.switch):
+            if await in_daemon_thread(service.switch):
                 metrics.switches.inc()
                 logger.info(json.dumps({"switched_to": service.loaded.version}))
         except ServingError as error:  # perhaps it is being written: the next look finds it

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -105,6 +106,20 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     asyncio.run(look())
     assert broken.looks > 1
     assert caplog.text.count("unexpected") == 1
+
+
+def test_the_end_does_not_wait_for_an_export_that_is_read():
+    free = threading.Event()
+
+    async def end():
+        task = asyncio.create_task(watch(SimpleNamespace(check=lambda: free.wait(20)), None, 0.01))
+        await asyncio.sleep(0.1)
+        task.cancel()
+
+    started = time.monotonic()
+    asyncio.run(end())
+    assert time.monotonic() - started < 10
+    free.set()
 
 
 def test_a_link_to_nothing_in_the_folder_stops_no_switch(exported, tmp_path):
