@@ -83,7 +83,7 @@ def serve(args: argparse.Namespace) -> None:
     read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
     with listen(args.host, args.port) as shared:
         if args.workers == 1:
-            serve_alone(settings, shared)
+            run_server(settings, shared)
             return
         with tempfile.TemporaryDirectory() as folder:
             work = (settings, shared, folder)
@@ -121,7 +121,7 @@ def _not_listening(host: str, port: int, error: OSError) -> ServingError:
     return ServingError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})")
 
 
-def serve_alone(settings: Settings, shared: socket.socket, is_ready: Callable[[], None] = lambda: None) -> None:
+def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[], None] = lambda: None) -> None:
     """Answer requests in this process until it is to end; calls ``is_ready`` once the export is loaded."""
     import logging
 
@@ -140,7 +140,7 @@ def serve_alone(settings: Settings, shared: socket.socket, is_ready: Callable[[]
 def serve_in_worker(is_ready: Callable[[], None], settings: Settings, shared: socket.socket, folder: str) -> None:
     """Answer requests as one of several processes, whose counts are in files of the folder."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when prometheus_client is imported
-    serve_alone(settings, shared, is_ready)
+    run_server(settings, shared, is_ready)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -113,5 +113,5 @@ def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
             given.append((self.config.timeout_graceful_shutdown, sockets))
 
     monkeypatch.setattr(uvicorn, "Server", Ended)
-    command.serve_alone(Settings(folder=str(exported), timeout=2.5), "a socket", lambda: given.append("ready"))
+    command.run_server(Settings(folder=str(exported), timeout=2.5), "a socket", lambda: given.append("ready"))
     assert given == ["ready", (4, ["a socket"])]
