@@ -435,13 +435,14 @@ class Experiment:
         shuffle: bool = False,
         training: bool = False,
         shard: Shard | None = None,
+        batch_size: int | None = None,
     ) -> Loader:
         """Return a loader of a split, in memory or streamed, in the batch format of the model.
 
         Of several processes, each gets a part of every batch for training; otherwise ``split`` is its part of the rows.
-        All of them call it together.
+        All of them call it together. ``batch_size`` is that of the experiment by default.
         """
-        config = self.config
+        config, batch_size = self.config, batch_size or self.config.batch_size
         feature_map = model.feature_map
         view = make_formatter(self.batch_format(model), feature_map, feature_map.items, config.max_len)
         device = device_of(config.gpu)
@@ -450,9 +451,9 @@ class Experiment:
         if isinstance(split, InteractionTable):
             is_part = share.size > 1 and share.streams is not None
             rows = int(distributed.total(len(split))) if is_part else len(split)
-            return InMemoryLoader(split.to(device), config.batch_size, num_samples=rows, **options)
+            return InMemoryLoader(split.to(device), batch_size, num_samples=rows, **options)
         loader = StreamingLoader if share.streams is None else InterleavedLoader
-        return loader(split, config.batch_size, buffer_rows=config.buffer_rows, device=device, **options)
+        return loader(split, batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of a finished run of this configuration, model file and data, None without one.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
+from typing import TYPE_CHECKING
 
 from fuxictr_mm_serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from fuxictr_mm_serving.settings import Settings
 
 #: Smallest and largest value of each option.
 RANGES: dict[str, tuple[float, float]] = {
@@ -65,10 +69,9 @@ def serve(args: argparse.Namespace) -> None:
     ServingError
         The export, or a file of users, titles or the token, cannot be read; the port is taken.
     """
-    import uvicorn
-
     from fuxictr_mm_serving.manifest import read_manifest
-    from fuxictr_mm_serving.settings import FAILED, VARIABLE, Settings, read_token
+    from fuxictr_mm_serving.settings import Settings, read_token
+    from fuxictr_mm_serving.workers import Workers
 
     for name, (least, most) in RANGES.items():
         if not least <= getattr(args, name) <= most:  # also NaN
@@ -78,41 +81,66 @@ def serve(args: argparse.Namespace) -> None:
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
     read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
-    try:  # uvicorn would log an error without the port
-        with socket.create_server((args.host, args.port), family=AF_INET6 if ":" in args.host else AF_INET):
-            pass
+    with listen(args.host, args.port) as shared:
+        if args.workers == 1:
+            run_server(settings, shared)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            work = (settings, shared, folder)
+            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5).run()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return the socket of an address.
+
+    Raises
+    ------
+    ServingError
+        It cannot be listened on.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host or None, port, family=AF_INET6 if ":" in host else AF_INET, type=SOCK_STREAM, flags=AI_PASSIVE
+        )[0]
+        # asyncio sends each answer at once only where the protocol is named; otherwise the body would wait for the
+        # client's delayed acknowledgement of the headers, 40 ms on Linux.
+        shared = socket.socket(family, kind, IPPROTO_TCP)
     except OSError as error:
-        raise ServingError(f"--host {args.host} --port {args.port}: cannot be listened on ({error.strerror})") from None
-    if args.workers == 1:
-        import logging
+        raise _not_listening(host, port, error) from None
+    try:
+        if os.name == "posix":  # elsewhere it would take the port of another server
+            shared.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        shared.bind(address)  # until requests can be answered, connections are refused
+    except OSError as error:
+        shared.close()
+        raise _not_listening(host, port, error) from None
+    return shared
 
-        from fuxictr_mm_serving.server import make_app
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        uvicorn.run(make_app(settings), host=args.host, port=args.port, access_log=False, log_level="warning")
-        return
-    from fuxictr_mm_serving.protocol import NoDelayProtocol
+def _not_listening(host: str, port: int, error: OSError) -> ServingError:
+    return ServingError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})")
 
-    with tempfile.TemporaryDirectory() as folder:
-        # The workers inherit these. A caller of this function does not keep them: the folder is gone then.
-        own = {"PROMETHEUS_MULTIPROC_DIR": folder, VARIABLE: json.dumps(dataclasses.asdict(settings))}
-        os.environ.update(own)
-        try:
-            uvicorn.run(
-                "fuxictr_mm_serving.server:app_of_worker",
-                factory=True,
-                host=args.host,
-                port=args.port,
-                workers=args.workers,
-                http=NoDelayProtocol,
-                access_log=False,
-                log_level="warning",
-            )
-        finally:
-            for name in own:
-                os.environ.pop(name, None)
-        if (failed := Path(folder, FAILED)).exists():
-            raise ServingError(failed.read_text(encoding="utf-8"))
+
+def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[], None] = lambda: None) -> None:
+    """Answer requests in this process until it is to end; calls ``is_ready`` once the export is loaded."""
+    import logging
+
+    import uvicorn
+
+    from fuxictr_mm_serving.server import make_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    app = make_app(settings)
+    is_ready()
+    options = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=settings.grace)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(options).run(sockets=[shared])
+
+
+def serve_in_worker(is_ready: Callable[[], None], settings: Settings, shared: socket.socket, folder: str) -> None:
+    """Answer requests as one of several processes, whose counts are in files of the folder."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when prometheus_client is imported
+    run_server(settings, shared, is_ready)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -72,7 +72,7 @@ class Export:
         known = files.array(entry["known"])
         check_shape(files, entry["known"], known, 1, 1)
         item_ids = ids.get("item_id")
-        last = int(np.flatnonzero(known).max(initial=0))
+        last = len(known) - 1 - int(known[::-1].argmax()) if known.any() else 0
         if known.dtype != bool or (item_ids is not None and last > len(item_ids.values)):
             raise ServingError(f"{files.folder / entry['known']}: does not fit the items; export again")
         self.items = Items(Table(files, entry["table"], len(known)), known, item_ids, entry["max_len"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -147,7 +147,8 @@ class Items:
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids."""
-        return self.ids_of(np.flatnonzero(self.known)[1 : count + 1])
+        known = (number for number in range(1, len(self.known)) if self.known[number])
+        return self.ids_of(np.fromiter(islice(known, count), np.int64))
 
     def ids_of(self, numbers: np.ndarray) -> list[Any]:
         """Return the ids of items by their numbers."""

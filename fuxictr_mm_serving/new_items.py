@@ -95,7 +95,7 @@ class Content:
             raise ServingError(f"{files.folder}: columns of new items are not in a row of {row_dim}; export again")
         return cls(dim, entry["norm"], entry["scale"], weight, start, content_start)
 
-    def write(self, row: np.ndarray, name: str, values: Sequence[float]) -> None:
+    def write(self, row: np.ndarray, what: str, values: Sequence[float]) -> None:
         """Write an embedding into a row of the item table ``(D,)``.
 
         Raises
@@ -106,7 +106,7 @@ class Content:
         with np.errstate(over="ignore"):
             vector = np.asarray(values, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
-            raise ServingError(f"new_items: '{name}' is not {self.dim} finite numbers")
+            raise ServingError(f"{what} is not {self.dim} finite numbers")
         vector = vector.astype(np.float64)
         if self.norm == "layer" and vector.any():
             vector = vector - vector.mean()
@@ -157,7 +157,7 @@ class IdField:
             raise ServingError(f"{files.folder}: '{entry['name']}' is not in a row of the items; export again")
         return cls(start, dim, entry["max_len"], entry["pooling"], field.encode if first is None else of_items)
 
-    def write(self, row: np.ndarray, name: str, ids: Sequence[Any]) -> None:
+    def write(self, row: np.ndarray, what: str, ids: Sequence[Any]) -> None:
         """Write the pooled embeddings of ids into a row of the item table ``(D,)``.
 
         Raises
@@ -166,9 +166,9 @@ class IdField:
             There are too many or none, or one is none of the field.
         """
         if not 0 < len(ids) <= self.max_len:
-            raise ServingError(f"new_items: '{name}' has {len(ids)} ids, expected 1 to {self.max_len}")
+            raise ServingError(f"{what} has {len(ids)} ids, expected 1 to {self.max_len}")
         padded = [*[None] * (self.max_len - len(ids)), *ids]  # as in the item files: null is number 0
-        found = self.embed(padded, f"new_items: '{name}'")
+        found = self.embed(padded, what)
         count = (found.sum(axis=1) != 0).sum() if self.pooling == "mean" else 1
         row[self.start : self.start + self.dim] = found.sum(axis=0) / max(count, 1)
 
@@ -216,12 +216,14 @@ class NewItems:
         starts = dict(zip(self.code_counts, np.cumsum([0, *self.code_counts.values()])[:-1].tolist(), strict=True))
         for number, item in enumerate(items):
             for name, numbers in item.embeddings.items():
-                _check(name, "embedding", self.contents)
-                self.contents[name].write(values[number], name, numbers)
+                what = f"new_items.{number}: '{name}'"
+                _check(name, f"{what} is no embedding", self.contents)
+                self.contents[name].write(values[number], what, numbers)
             for name, given in item.codes.items():
-                _check(name, "codes", {**self.code_counts, **self.ids})
+                what = f"new_items.{number}: '{name}'"
+                _check(name, f"{what} is no codes", {**self.code_counts, **self.ids})
                 if name in self.ids:
-                    self.ids[name].write(values[number], name, given)
+                    self.ids[name].write(values[number], what, given)
                 if name not in self.code_counts:
                     continue
                 assert codes is not None
@@ -230,13 +232,11 @@ class NewItems:
                     isinstance(c, int) and 0 <= c < limit for c in given
                 ):
                     expected = f"{self.code_counts[name]} codes from 0 to {limit - 1}"
-                    raise ServingError(f"new_items: '{name}' is not {expected}")
+                    raise ServingError(f"{what} is not {expected}")
                 codes[number, starts[name] : starts[name] + len(given)] = given
         return ItemRows(values, codes)
 
 
 def _check(name: str, what: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        raise ServingError(
-            f"new_items: '{name}' is no {what} that can be given ({', '.join(known) or 'there are none'})"
-        )
+        raise ServingError(f"{what} that can be given ({', '.join(known) or 'there are none'})")

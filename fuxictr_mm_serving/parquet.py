@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -194,8 +195,9 @@ class Users:
         self._table = _read(path, [column, *self._wanted], "users")
         self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
         if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
-            value = self._table[column][wrong[0]].as_py()
-            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {value!r}, expected an integer or a text")
+            kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
+            found = "null" if kind == "NoneType" else f"a {kind}"
+            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {found}, expected an integer or a text")
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
@@ -212,7 +214,7 @@ class Users:
 
     def some(self, count: int) -> list[Any]:
         """Return the first user ids."""
-        return list(self._row)[:count]
+        return list(islice(self._row, count))
 
 
 class Titles:
@@ -235,4 +237,4 @@ class Titles:
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids that have a title."""
-        return [item for item, title in self._titles.items() if title][:count]
+        return list(islice((item for item, title in self._titles.items() if title), count))

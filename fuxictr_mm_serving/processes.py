@@ -1,8 +1,9 @@
-"""Processes that end with the one that started them."""
+"""How processes end: with the one that started them, or otherwise."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing import parent_process
@@ -19,3 +20,17 @@ def end_with_parent(end: Callable[[], object] = lambda: os._exit(1)) -> None:
         end()
 
     threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
+def reason_of(code: int) -> str:
+    """Return how a process ended, by its exit code.
+
+    Examples
+    --------
+    >>> reason_of(1), reason_of(-15), reason_of(-40)
+    ('ended with exit code 1', 'ended by SIGTERM', 'ended by signal 40')
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
+    return f"ended by {name}" + (", as the system ends a process where memory is short" if name == "SIGKILL" else "")

@@ -214,7 +214,7 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place, message = first["loc"], first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
-        if place[-1:] == ("int",) and first["type"].startswith("int_"):  # of the two types of an id, the first
+        if place[-1:] == ("int",):  # of the two types of an id, the first
             place, message = place[:-1], "Input should be an integer or a text"
         message = message.replace("a valid dictionary", "an object").replace("a valid list", "a list")
         where = ".".join(map(str, place))[:200] or "body"

@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
 from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, split
-from fuxictr_mm_serving.processes import end_with_parent
+from fuxictr_mm_serving.processes import end_with_parent, reason_of
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -93,8 +95,8 @@ def score_file(
         with _locked(scratch / "lock", out):
             _keep_parts_of(scratch, _identity(folder, parts, part_rows))
             files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
-            todo = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
-            count = earlier = sum(_length(file) for file in files if file.exists())
+            todo = [(part, file) for part, file in zip(parts, files, strict=True) if not _is_scored(part, file)]
+            count = earlier = total - sum(part.rows for part, _ in todo)
             run = _score_on_ray if engine == "ray" and todo else _score_parts
             for length in run(folder, todo, processes, threads):
                 count += length
@@ -153,9 +155,64 @@ def _score_parts(folder: Path, todo: list[tuple[Part, Path]], processes: int, th
             assert export is not None
             yield _score_part(export, part, file)
         return
+    yield from _score_in_processes(folder, todo, processes, threads)
+
+
+def _score_in_processes(folder: Path, todo: list[tuple[Part, Path]], processes: int, threads: int) -> Iterator[int]:
+    """Score and write parts; yields the number of rows of each.
+
+    A pool of ``concurrent.futures`` has semaphores, which a run that is killed leaves behind with a warning.
+    """
     context = get_context("spawn")  # ONNX Runtime's threads do not survive a fork
-    with ProcessPoolExecutor(min(processes, len(todo)), context, _open_export, (folder, threads)) as pool:
-        yield from pool.map(_score_in_process, todo)
+    left = iter(todo)
+    running: dict[Any, SpawnProcess] = {}
+    try:
+        for _ in range(min(processes, len(todo))):
+            here, there = context.Pipe()
+            running[here] = context.Process(target=_score_what_is_told, args=(folder, threads, there), daemon=True)
+            running[here].start()
+            there.close()  # so that the end of the process is the end of the pipe
+        while running:
+            for pipe in wait([*running]):
+                found, task = _exchange(pipe, running[pipe], left)
+                if task is None:
+                    running.pop(pipe).join()
+                if found is not None:
+                    yield found
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
+
+
+def _exchange(pipe: Any, process: SpawnProcess, left: Iterator[tuple[Part, Path]]) -> tuple[int | None, Any]:
+    """Return how many rows a process has scored, None at its start, and what it is told to score, None at the end."""
+    try:
+        found = pipe.recv()
+        task = None if isinstance(found, Exception) else next(left, None)
+        pipe.send(task)
+    except (EOFError, OSError):
+        process.join()
+        raise ServingError(
+            f"processes: one {reason_of(process.exitcode or 0)}; what is scored is kept, so run again, with fewer "
+            "where memory is short"
+        ) from None
+    if isinstance(found, Exception):
+        raise found
+    return found, task
+
+
+def _score_what_is_told(folder: Path, threads: int, pipe: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all: the parent ends this process
+    end_with_parent()
+    try:
+        export = Export(folder, threads=threads)
+        pipe.send(None)
+        while task := pipe.recv():
+            pipe.send(_score_part(export, *task))
+    except (ServingError, OSError) as error:
+        with suppress(OSError):  # the parent has ended
+            pipe.send(error)
 
 
 class _Scorer:
@@ -201,20 +258,6 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
         yield row["rows"]
 
 
-_export: Export | None = None
-
-
-def _open_export(folder: Path, threads: int) -> None:
-    global _export
-    end_with_parent()  # otherwise it waits for work that never comes
-    _export = Export(folder, threads=threads)
-
-
-def _score_in_process(task: tuple[Part, Path]) -> int:
-    assert _export is not None
-    return _score_part(_export, *task)
-
-
 def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
     first = part.first
@@ -234,8 +277,12 @@ def _score_part(export: Export, part: Part, file: Path) -> int:
     return len(joined)
 
 
-def _length(file: Path) -> int:
-    return len(np.load(file, mmap_mode="r", allow_pickle=False))
+def _is_scored(part: Part, file: Path) -> bool:
+    """Whether an earlier run has scored a part: a machine that fails may leave a file that is empty."""
+    try:
+        return len(np.load(file, mmap_mode="r", allow_pickle=False)) == part.rows
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _identity(folder: Path, parts: list[Part], part_rows: int) -> str:

@@ -8,17 +8,17 @@ import hmac
 import json
 import logging
 import os
-import signal
-import sys
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import prometheus_client
 from starlette.applications import Starlette
@@ -33,7 +33,6 @@ from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import REASONS
 from fuxictr_mm_serving.new_items import NewItem
-from fuxictr_mm_serving.processes import end_with_parent
 from fuxictr_mm_serving.requests import (
     BatchRequest,
     HttpError,
@@ -47,15 +46,14 @@ from fuxictr_mm_serving.requests import (
     read_body,
 )
 from fuxictr_mm_serving.service import Service, exact
-from fuxictr_mm_serving.settings import FAILED, STARTED, VARIABLE, Settings
+from fuxictr_mm_serving.settings import Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
+R = TypeVar("R")
+
 #: Paths that need no token.
 OPEN_PATHS = ("/health", "/ready", "/", "/docs", "/openapi.json")
-
-#: Seconds until a worker that could not start, while others serve, is started again.
-RESTART_SECONDS = 5
 
 #: Characters of an error: it may quote a value of the request.
 ERROR_LENGTH = 500
@@ -102,6 +100,17 @@ class Gate:
         self._timeout = settings.timeout
         self._pending = 0
 
+    def check(self) -> None:
+        """Refuse what there is no room for.
+
+        Raises
+        ------
+        HttpError
+            503 where the queue is full.
+        """
+        if self._pending >= self._limit:
+            raise HttpError(503, "too many requests are waiting; try again", **{"Retry-After": "1"})
+
     async def run(self, work: Callable[[], Any]) -> Any:
         """Return the result of the work.
 
@@ -110,8 +119,7 @@ class Gate:
         HttpError
             503 where the queue is full, 504 after the time limit.
         """
-        if self._pending >= self._limit:
-            raise HttpError(503, "too many requests are waiting; try again", **{"Retry-After": "1"})
+        self.check()
         self._pending += 1
         deadline = time.monotonic() + self._timeout
 
@@ -210,6 +218,7 @@ class Server:
         self, request: Request, model: type[T], requests_of: Callable[[T], list[ScoreRequest]]
     ) -> list[dict[str, Any]]:
         body = await read_body(request, self.settings)
+        self.gate.check()  # to decode what is refused would take the time of what is not
         requests = requests_of(decode(body, request.headers.get("content-type", ""), model, self.settings))
         places = [f"requests.{number}" if model is BatchRequest else "" for number in range(len(requests))]
         for place, one in zip(places, requests, strict=True):
@@ -363,10 +372,32 @@ def place_of(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
+async def in_daemon_thread(work: Callable[[], R]) -> R:
+    """Return the result of work that the end of the process does not wait for: to read an export may take minutes."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+
+    def settle(settled: Callable[[], object]) -> None:
+        if not future.done():  # it may be cancelled
+            settled()
+
+    def run() -> None:
+        settled: Callable[[], object]
+        try:
+            settled = partial(future.set_result, work())
+        except BaseException as error:
+            settled = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, settled)
+
+    threading.Thread(target=run, daemon=True, name="export").start()
+    return await future
+
+
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     """Check what the start left unchecked, then load another export whenever there is one in the folder."""
     try:
-        await asyncio.to_thread(service.check)
+        await in_daemon_thread(service.check)
     except Exception as error:
         logger.error(json.dumps({"check": "failed", "reason": f"{type(error).__name__}: {error}"}))
     logged = ""
@@ -374,7 +405,7 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         await asyncio.sleep(seconds)
         reason, level = "", logging.WARNING
         try:
-            if await asyncio.to_thread(service.switch):
+            if await in_daemon_thread(service.switch):
                 metrics.switches.inc()
                 logger.info(json.dumps({"switched_to": service.loaded.version}))
         except ServingError as error:  # perhaps it is being written: the next look finds it
@@ -384,23 +415,3 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         if reason and reason != logged:  # not at every look
             logger.log(level, json.dumps({"switch": "failed", "reason": reason}))
         logged = reason
-
-
-def app_of_worker() -> Starlette:
-    """Return the application by the settings in the environment."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # otherwise it keeps the port
-    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    try:
-        app = make_app(Settings(**json.loads(os.environ[VARIABLE])))
-    except Exception as error:  # uvicorn would start it again at once, without end
-        message = str(error) if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
-        if (folder / STARTED).exists():  # others serve, and the next may find a better export
-            logger.error(json.dumps({"start": "failed", "reason": message}))
-            time.sleep(RESTART_SECONDS)
-        else:
-            (folder / FAILED).write_text(" ".join(message.split()), encoding="utf-8")
-            os.kill(os.getppid(), signal.SIGTERM)
-        sys.exit(1)
-    (folder / STARTED).touch()
-    return app

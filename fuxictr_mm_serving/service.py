@@ -149,7 +149,6 @@ class Service:
         ServingError
             The export cannot: it would fail on every request.
         """
-        known = np.flatnonzero(export.items.known)[1:101]
         context: dict[str, Any] = {}
         for f in export.context:
             length = f.spec.get("pretrain_dim", 0)
@@ -157,7 +156,7 @@ class Service:
             if f.ids is not None and not f.ids.is_integer:
                 context[f.column] = None
         with refused(f"{export.folder}: does not score its own items"):
-            ids = export.items.ids_of(known)
+            ids = export.items.some(100)
             history, labels = ids[:3], len(export.labels)
             state = export.user_state(context, history)
             scores, are_known = export.score_candidates(state, ids)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fuxictr_mm_serving.errors import ServingError
-
-#: The variable with the settings of a worker, which uvicorn starts by the name of a function without arguments.
-VARIABLE = "FUXICTR_MM_SERVING_SETTINGS"
-
-#: Files of the workers' folder: what the first worker that failed to start says, and whether one has started.
-FAILED, STARTED = "failed", "started"
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,11 @@ class Settings:
     max_users: int = 64
     reload: float = 2.0
     token: str | None = None
+
+    @property
+    def grace(self) -> int:
+        """Seconds for requests under way to end, when the server is to end: a client that reads nothing never does."""
+        return math.ceil(self.timeout) + 1
 
 
 def read_token(path: str | None) -> str | None:

@@ -38,3 +38,16 @@ def exported(weights_of, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "DIN_MM"
     export(experiment, out, weights=weights)
     return out
+
+
+@pytest.fixture
+def client(exported):
+    """Return a client of a server in this process."""
+    from starlette.testclient import TestClient
+
+    from fuxictr_mm_serving.server import make_app
+    from fuxictr_mm_serving.settings import Settings
+    from tests.serving.server import ROWS
+
+    with TestClient(make_app(Settings(folder=str(exported), users=ROWS, max_body=20000))) as client:
+        yield client

@@ -11,7 +11,7 @@ from importlib.resources import files
 import pyarrow.parquet as pq
 import pytest
 
-from tests.serving.test_server import ROWS, TITLES, Server
+from tests.serving.server import ROWS, TITLES, Server
 
 NODE = shutil.which("node")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,13 +11,18 @@ import pytest
 
 CODE = """
 import os, sys, time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from fuxictr_mm_serving.processes import end_with_parent
 
+def work(pipe):
+    end_with_parent()
+    pipe.send(os.getpid())
+    time.sleep(60)
+
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
-    print(pool.submit(os.getpid).result(), flush=True)
+    here, there = get_context("spawn").Pipe()
+    get_context("spawn").Process(target=work, args=(there,)).start()
+    print(here.recv(), flush=True)
     time.sleep(60)
 """
 

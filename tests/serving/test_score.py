@@ -1,6 +1,8 @@
 """Batch scoring: the numbers of prediction.py, whatever the pieces; resumed after a kill."""
 
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -124,16 +126,31 @@ def test_killed_and_resumed(exported, expected, pieces, tmp_path):
         shutil.copy(pieces / "part-10.parquet", pieces / f"part-{11 + _}.parquet")
     code = (
         "import sys, time; from fuxictr_mm_serving.scoring import score_file;"
-        "score_file(*sys.argv[1:4], part_rows=300, progress=lambda n, *_: (print(n, flush=True), time.sleep(0.2)))"
+        "score_file(*sys.argv[1:4], processes=2, part_rows=300, progress=lambda n, *_: (print(n, flush=True), "
+        "time.sleep(0.2)))"
     )
     arguments = [sys.executable, "-c", code, str(exported), str(pieces), str(tmp_path / "out")]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE)
-    process.stdout.readline(), process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr.read() == b""  # neither its processes nor what they share is left behind
     assert not (tmp_path / "out").exists()
     assert score_file(exported, pieces, tmp_path / "out", part_rows=300) == 11000
     np.testing.assert_allclose(scores(tmp_path / "out")[:3000], expected, atol=1e-5, rtol=0)
+
+
+def test_a_process_that_is_killed(exported, expected, pieces, tmp_path):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+
+    with raises_naming(ServingError, "processes", "SIGKILL"):
+        score_file(exported, pieces, tmp_path / "out", processes=2, part_rows=300, progress=kill)
+    parts = sorted((tmp_path / ".out.parts").glob("*.npy"))
+    assert parts
+    parts[0].write_bytes(b"")  # as after a power failure
+    assert score_file(exported, pieces, tmp_path / "out", part_rows=300) == 3000
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -315,7 +332,7 @@ def test_the_rows_are_not_overwritten(exported, pieces, tmp_path):
             score_file(exported, path, tmp_path / "out", **options)
 
 
-def test_broken_exports(exported, tmp_path):
+def test_broken_exports(exported, pieces, tmp_path):
     for name in ("items.npy", "rows.onnx", "known.npy"):
         broken = tmp_path / name
         shutil.copytree(exported, broken)
@@ -324,6 +341,8 @@ def test_broken_exports(exported, tmp_path):
         (broken / name).write_bytes(content)
         with pytest.raises(ServingError, match=name):
             Export(broken)
+    with raises_naming(ServingError, "known.npy"):
+        score_file(broken, pieces, tmp_path / "out", processes=2, part_rows=1000)
     manifest = json.loads((broken / "manifest.json").read_text())
     (broken / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ServingError, match="99"):

@@ -1,0 +1,120 @@
+"""Limits on time and waiting requests, and the cache of user states."""
+
+import threading
+import time
+import tracemalloc
+from datetime import date
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from fuxictr_mm_serving import Export, service
+from fuxictr_mm_serving import export as export_module
+from fuxictr_mm_serving.cache import StateCache
+from fuxictr_mm_serving.deadline import DeadlineError, until
+from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.settings import Settings
+from tests.serving.server import REQUEST
+
+
+def test_full_and_slow(exported, monkeypatch):
+    app = make_app(Settings(folder=str(exported), concurrency=1, queue=1, timeout=0.5))
+    free = threading.Event()
+    score = app.state.service.score
+    monkeypatch.setattr(app.state.service, "score", lambda **o: (free.wait(10), score(**o))[1])
+    with TestClient(app) as client:
+        statuses = []
+
+        def post():
+            statuses.append(client.post("/score", json=REQUEST))
+
+        threads = [threading.Thread(target=post) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(found.status_code for found in statuses) == [503, 503, 503, 504, 504]
+        assert all(found.headers["retry-after"] == "1" for found in statuses if found.status_code == 503)
+        assert client.post("/score", content="{").status_code == 503  # its body is not decoded
+        free.set()
+        time.sleep(0.5)
+        assert client.post("/score", json=REQUEST).status_code == 200
+
+
+def test_work_past_its_time_is_dropped(exported, monkeypatch):
+    """Neither the other users of a batch, nor what waited, are scored after the 504."""
+    app = make_app(Settings(folder=str(exported), concurrency=1, timeout=0.2))
+    scored = []
+
+    def slow(*inputs):
+        scored.append(time.sleep(0.3))
+        return np.zeros(3, np.float32), np.ones(3, bool)
+
+    monkeypatch.setattr(app.state.service.loaded.export, "score_candidates", slow)
+    with TestClient(app) as client:
+        assert client.post("/score_batch", json={"requests": [REQUEST] * 8}).status_code == 504
+        assert client.post("/score", json=REQUEST).status_code == 504
+        time.sleep(0.2)
+    assert len(scored) <= 2
+
+
+def test_pieces_of_rows_end_at_the_deadline(exported, monkeypatch):
+    found = Export(exported)
+    monkeypatch.setattr(Export, "is_folded", False)
+    monkeypatch.setattr(found, "_predict", lambda *inputs: np.zeros(time.sleep(0.1) or 1, np.float32))
+    monkeypatch.setattr(export_module, "PAIRS", 1)
+    state = found.user_state(REQUEST["context"], REQUEST["history"])
+    started = time.monotonic()
+    with pytest.raises(DeadlineError), until(started + 0.05):
+        found.score_candidates(state, list(range(1, 100)))
+    assert time.monotonic() - started < 2
+
+
+def test_a_text_and_other_bytes_are_two_users():
+    keys = [
+        service._key({"name": value}, []) for value in (b"x", "b'x'", 1, "1", 1.5, None, date(2025, 1, 1), "2025-01-01")
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_cache_counts_what_small_entries_take():
+    cache = StateCache(2**30)
+    tracemalloc.start()
+    for i in range(3000):
+        cache.get(f"{i:032x}", lambda: {"numbers": np.arange(2), "context": np.zeros((1, 8), np.float32)})
+    real = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert real * 0.7 <= cache.num_bytes <= real * 3
+
+
+def test_the_least_recently_used_state_is_dropped_first():
+    entry = {"x": np.zeros(25)}
+    cache = StateCache(2500)  # of two such entries, with 800 bytes beside the numbers of each
+    for key in ("a", "b", "a", "c"):
+        cache.get(key, lambda: entry)
+    assert (cache.hits, cache.misses, len(cache)) == (1, 3, 2)
+    cache.get("a", lambda: pytest.fail("was used after b"))
+    assert cache.num_bytes <= cache.max_bytes
+    assert cache.get("d", lambda: {"x": np.zeros(500)})["x"].size == 500  # larger than the cache: not kept
+    assert len(cache) == 2
+
+
+def test_states_are_counted_once_though_requests_run_at_once(exported, monkeypatch):
+    app = make_app(Settings(folder=str(exported), concurrency=2))
+    score, both = app.state.service.score, threading.Barrier(2, timeout=10)
+
+    def together(**options):
+        found = score(**options)
+        both.wait()
+        return found
+
+    monkeypatch.setattr(app.state.service, "score", together)
+    with TestClient(app) as client:
+        others = [{**REQUEST, "history": [item]} for item in (5, 6)]
+        threads = [threading.Thread(target=client.post, args=("/score",), kwargs={"json": one}) for one in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 'fuxictr_mm_user_states_total{held="no"} 2.0' in client.get("/metrics").text

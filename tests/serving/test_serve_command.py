@@ -1,0 +1,117 @@
+"""The command: its options, its port, its workers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from fuxictr_mm_serving import command
+from fuxictr_mm_serving.settings import Settings
+from tests.serving.server import ROOT, Server, free_port
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken(exported, capsys, workers):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(exported), "--port", port, "--workers", workers])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert port in lines[0]
+
+
+def test_the_command_refuses_what_is_no_export(tmp_path):
+    command = [sys.executable, "-m", "fuxictr_mm_serving", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", "99999"),
+        ("workers", "0"),
+        ("timeout", "nan"),
+        ("timeout", "0"),
+        ("timeout", "inf"),
+        ("reload", "-1"),
+        ("max-body", "-1"),
+        ("max-candidates", "0"),
+        ("max-history", "-1"),
+    ],
+)
+def test_options_beyond_their_range_are_refused(exported, capsys, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([str(exported), f"--{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"--{option}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_command(exported, tmp_path):
+    command = [sys.executable, "-m", "fuxictr_mm_serving", str(exported), "--workers", "2", "--port", str(free_port())]
+    command += ["--users", str(tmp_path / "nothing.parquet")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "nothing.parquet" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed(exported):
+    server = Server(exported, "--workers", "2")
+    try:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        if not children.exists():
+            pytest.skip("needs /proc")
+
+        def workers():
+            found = [int(pid) for pid in children.read_text().split()]
+            return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+        before = workers()
+        assert len(before) == 2
+        server.score()
+        os.kill(before[0], signal.SIGKILL)
+        answered = 0
+        for _ in range(20):
+            try:
+                answered += len(server.score()["scores"]) == 3
+            except (OSError, urllib.error.URLError):  # a connection that the dead worker had accepted
+                time.sleep(0.1)
+        assert answered >= 18
+        for _ in range(100):
+            if len(workers()) == 2:
+                break
+            time.sleep(0.1)
+        assert len(workers()) == 2
+        # Of all workers, the dead one too.
+        text = server.read("/metrics").decode()
+        assert f"fuxictr_mm_candidates_total {3.0 * (answered + 1)}" in text
+    finally:
+        server.stop()
+    assert server.process.returncode == 0
+
+
+def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
+    given = []
+
+    class Ended(uvicorn.Server):
+        def run(self, sockets):
+            given.append((self.config.timeout_graceful_shutdown, sockets))
+
+    monkeypatch.setattr(uvicorn, "Server", Ended)
+    command.run_server(Settings(folder=str(exported), timeout=2.5), "a socket", lambda: given.append("ready"))
+    assert given == ["ready", (4, ["a socket"])]

@@ -1,0 +1,233 @@
+"""Another export in the folder: loaded without a lost request, or refused once."""
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from fuxictr_mm.serving.export import export
+from fuxictr_mm_serving import ServingError, service
+from fuxictr_mm_serving.manifest import checksum, version_of
+from fuxictr_mm_serving.server import make_app, watch
+from fuxictr_mm_serving.settings import Settings
+from tests.errors import raises_naming
+from tests.serving.server import REQUEST, ROWS, Server, rows_of
+
+
+def served(exported, tmp_path):
+    """Return a copy of the export, and a function that changes its manifest."""
+    folder = tmp_path / "served"
+    shutil.copytree(exported, folder)
+
+    def rewrite(change=lambda manifest: None, **files):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        change(manifest)
+        for name, content in files.items():
+            name = name.replace("_npy", ".npy").replace("_json", ".json").replace("_onnx", ".onnx")
+            (folder / "new").write_bytes(content)
+            os.replace(folder / "new", folder / name)
+            manifest["sha256"][name], manifest["bytes"][name] = checksum(folder / name), len(content)
+        manifest["created"] = str(time.time_ns())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return folder, rewrite
+
+
+def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch):
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported, folder)
+    content = bytearray((folder / "items.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "items.npy").write_bytes(content)
+    with pytest.raises(ServingError, match=r"items\.npy"):
+        make_app(Settings(folder=str(folder)))
+    monkeypatch.setattr(service, "CHECKED_BYTES", 10000)
+    with TestClient(make_app(Settings(folder=str(folder)))) as client:
+        for _ in range(100):
+            if (ready := client.get("/ready")).status_code == 503:
+                break
+            time.sleep(0.05)
+        assert "items.npy" in ready.json()["error"]
+        assert str(tmp_path) not in ready.text
+        assert client.post("/score", json=REQUEST).status_code == 503
+        assert client.get("/health").status_code == 200
+        content[-1] ^= 1
+        (folder / "items.npy").write_bytes(content)
+        client.app.state.service.switch()
+        assert client.post("/score", json=REQUEST).status_code == 200
+    (folder / "items.npy").write_bytes(content[:-1])
+    with pytest.raises(ServingError, match=r"items\.npy"):
+        make_app(Settings(folder=str(folder)))
+
+
+def test_a_refused_export_is_read_once(exported, tmp_path, monkeypatch):
+    folder = tmp_path / "served"
+    shutil.copytree(exported, folder)
+    found = service.Service(folder)
+    whole = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(whole.replace(b'"fp32"', b"5"))
+    with raises_naming(ServingError, "precision"):
+        found.switch()
+    monkeypatch.setattr(service, "Export", None)
+    assert not found.switch()
+    monkeypatch.undo()
+    (folder / "manifest.json").write_bytes(whole + b" ")
+    assert found.switch()
+    assert found.loaded.version == version_of(folder)
+
+
+def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
+    class Broken:
+        looks = 0
+
+        def check(self):
+            raise MemoryError
+
+        def switch(self):
+            self.looks += 1
+            raise RuntimeError("unexpected")
+
+    async def look():
+        task = asyncio.create_task(watch(broken, None, 0.01))
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        task.cancel()
+
+    broken = Broken()
+    asyncio.run(look())
+    assert broken.looks > 1
+    assert caplog.text.count("unexpected") == 1
+
+
+def test_the_end_does_not_wait_for_an_export_that_is_read():
+    free = threading.Event()
+
+    async def end():
+        task = asyncio.create_task(watch(SimpleNamespace(check=lambda: free.wait(20)), None, 0.01))
+        await asyncio.sleep(0.1)
+        task.cancel()
+
+    started = time.monotonic()
+    asyncio.run(end())
+    assert time.monotonic() - started < 10
+    free.set()
+
+
+def test_a_link_to_nothing_in_the_folder_stops_no_switch(exported, tmp_path):
+    folder, rewrite = served(exported, tmp_path)
+    found = service.Service(folder)
+    (folder / ".#manifest.json").symlink_to("user@host.1:2")
+    rewrite()
+    assert found.switch()
+    assert found.loaded.version == version_of(folder)
+
+
+def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them(exported, tmp_path):
+    folder, rewrite = served(exported, tmp_path)
+    users = tmp_path / "users.parquet"
+    shutil.copy(ROWS, users)
+    found = service.Service(folder, users=users)
+    before = found.score(user=1, candidates=[8])
+    rewrite(lambda manifest: manifest["items"].update(history="clicked"))
+    with raises_naming(ServingError, users, "clicked"):
+        found.switch()
+    assert found.score(user=1, candidates=[8]) == before
+    assert not found.switch()
+    table = pq.read_table(ROWS)
+    pq.write_table(table.rename_columns(["clicked" if n == "item_seq" else n for n in table.column_names]), users)
+    assert found.switch()
+    assert found.score(user=1, candidates=[8]).scores == pytest.approx(before.scores)
+
+
+INTEGERS = json.dumps({"item_id": {"type": "integer", "values": list(range(1, 1001))}}).encode()
+
+
+WRONG = {
+    "vocabulary of an integer": ({"vocabulary_json": b'{"item_id": {"type": "text", "values": 5}}'}, "vocabulary"),
+    "vocabulary of lists": ({"vocabulary_json": b'{"item_id": {"type": "text", "values": [[1]]}}'}, "vocabulary"),
+    "texts as integers": ({"vocabulary_json": INTEGERS.replace(b"1,", b'"1",')}, "vocabulary"),
+    "type of a field": ({"change": lambda m: m["context"][0].update(type=["x"])}, "context"),
+    "length": ({"change": lambda m: m["context"][0].update(type="sequence", max_len=10**12)}, "context"),
+    "negative length": ({"change": lambda m: m["items"].update(max_len=-5)}, "max_len"),
+    "no context": ({"change": lambda m: m.update(context=[])}, "served"),
+    "swapped graphs": (
+        {"change": lambda m: m["graphs"].update(user=m["graphs"]["rows"], rows=m["graphs"]["user"])},
+        "served",
+    ),
+    "attention": ({"change": lambda m: m["graphs"].update(attention=m["graphs"]["rows"])}, "served"),
+    "labels": ({"change": lambda m: m.update(labels=["a", "b"])}, "served"),
+    "items that are not finite": ({"items_npy": None}, "served"),
+    "context that is not finite": ({"context_likes_level_npy": None}, "served"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_export_that_cannot_score_replaces_none_and_is_read_once(exported, tmp_path, monkeypatch, what):
+    folder, rewrite = served(exported, tmp_path)
+    found = service.Service(folder)
+    options, named = WRONG[what]
+    files = dict(options)
+    change = files.pop("change", lambda manifest: None)
+    for name, content in files.items():
+        if content is None:
+            stream = io.BytesIO()
+            np.save(stream, np.full_like(np.load(folder / name.replace("_npy", ".npy")), np.nan))
+            files[name] = stream.getvalue()
+    if "vocabulary_json" in files:
+        change = lambda manifest: manifest.update(vocabulary="vocabulary.json")  # noqa: E731
+    rewrite(change, **files)
+    with raises_naming(ServingError, named):
+        found.switch()
+    assert found.score(**REQUEST).version == found.loaded.version
+    monkeypatch.setattr(service, "Export", None)
+    assert not found.switch()
+
+
+@pytest.mark.slow
+def test_another_export_under_load(exported, weights_of, tmp_path):
+    """No request fails, and every answer is wholly of one export."""
+    experiment, weights = weights_of("DIN_tiny")
+    folder = tmp_path / "served"
+    shutil.copytree(exported, folder)
+    expected = {}
+    server = Server(folder, "--reload", "0.1")
+    try:
+        answers, errors, stop = [], [], threading.Event()
+
+        def load():
+            while not stop.is_set():
+                try:
+                    answers.append(server.score())
+                except OSError as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        for thread in threads:
+            thread.start()
+        export(experiment, folder, weights=weights, overwrite=True, tolerance=1e-3)
+        for _ in range(100):
+            time.sleep(0.1)
+            if server.get("/ready")["model"] == "DIN":
+                break
+        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert {answer["version"] for answer in answers} == expected.keys()
+        assert len(expected) == 2
+        for answer in answers:
+            np.testing.assert_allclose(answer["scores"], expected[answer["version"]], atol=1e-4)
+    finally:
+        server.stop()
