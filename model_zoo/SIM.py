@@ -95,7 +95,7 @@ class SIM(DNNModel):
             self.W_b = nn.Linear(dim, attention_dim, bias=False)
             self.dnn_aux = self.make_dnn(self.context_dim + 2 * dim)
         else:
-            category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq")
+            category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq", "codes")
             self.per_item_codes = (category,)
         self.short_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.long_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
