@@ -51,13 +51,13 @@ class SIM(DNNModel):
     search_by : {"soft", "hard"}
         By trained embeddings or by category.
     category : str, optional
-        Column of the items with the category, or several (such as tags); required by ``hard``.
+        Column of the items with the category, or several (such as tags), of ``hard``, which requires it.
     top_k : int
         K.
     short_len : int
         k.
     search_weight : float
-        Alpha.
+        Alpha, of ``soft``.
     attention_dim : int
         Dim of both attentions and of the search.
     num_heads : int

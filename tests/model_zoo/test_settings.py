@@ -9,6 +9,7 @@ REFUSED = [
     ("BST", {"num_heads": 7}, ["num_heads is 7"]),
     ("DHEN", {"interactions": []}, ["interactions"]),
     ("DHEN", {"interactions": ["dots"]}, ["interactions", "dots"]),
+    ("DHEN", {"interactions": ["dot", "linear", "dot"]}, ["interactions", "dot"]),
     ("DIN_CrossAttention", {"num_layers": 0}, ["num_layers is 0"]),
     ("DIN_CrossAttention", {"num_heads": 7}, ["num_heads is 7", "80"]),
     ("DIN_MM", {"num_heads": 5}, ["num_heads is 5", "attention_dim 64", "num_heads: 4"]),
