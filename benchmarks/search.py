@@ -2,11 +2,13 @@
 
     python -m benchmarks.search --what recall
     python -m benchmarks.search --what speed --lengths 1000 10000
+    python -m benchmarks.search --what candidates --lengths 1000
 
 ``recall``: the items of ``fuxictr-mm synth --preset long`` (``--items``, any item file), histories of uniformly sampled
 items. The share of the K entries with the largest cosines that each form finds, and its milliseconds per row.
 ``speed``: milliseconds of CPU time per row, one thread, of a training step and of scoring, for each model here and for
 the same formulas on padded tensors, side by side in one process; blocks take turns.
+``candidates``: the same milliseconds for ``--candidates`` rows with the history of one user, which are scored.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow.parquet as pq
 import torch
@@ -30,9 +32,10 @@ from fuxictr_mm.layers import EqualCodes, InnerProduct, SameCategory, directions
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["recall", "speed"], default="recall")
+    parser.add_argument("--what", choices=["recall", "speed", "candidates"], default="recall")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1000, 10_000], help="longest histories")
     parser.add_argument("--rows", type=int, default=256, help="rows per batch")
+    parser.add_argument("--candidates", type=int, default=500, help="rows of one user")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--top_k", nargs="+", type=int, default=[20, 50, 100])
     parser.add_argument("--models", nargs="+", default=list(PADDED))
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--categories", help="FILE:COLUMN of categories")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    recall(args) if args.what == "recall" else speed(args)
+    {"recall": recall, "speed": speed, "candidates": candidates}[args.what](args)
 
 
 # ---- recall --------------------------------------------------------------------------------------------------------
@@ -114,15 +117,45 @@ def speed(args: argparse.Namespace) -> None:
                 ours, padded = _build(name, length), PADDED[name](length)
                 cells = []
                 for train in (True, False):
-                    rates: dict[str, list[float]] = {"ours": [], "padded": []}
-                    for batch in batches:
-                        for key, step in (("ours", ours), ("padded", padded)):
-                            started = time.process_time()
-                            step(batch, train)
-                            rates[key].append(1000 * (time.process_time() - started) / args.rows)
-                    one, other = (statistics.median(rates[key]) for key in ("ours", "padded"))
+                    one, other = (time_ / args.rows for time_ in _times(ours, padded, batches, train))
                     cells += [f"{one:.2f}", f"{other:.2f}", f"{other / one:.1f}"]
                 print(f"| {name} | {length} | {mean:.0f} | {' | '.join(cells)} |", flush=True)
+
+
+def candidates(args: argparse.Namespace) -> None:
+    """Print milliseconds of CPU time to score the candidates of one user, of each model and of its padded form."""
+    print(f"| model | longest | history | {args.candidates} candidates, ms | padded | times |")
+    print("| --- " * 6 + "|")
+    for longest in args.lengths:
+        for length in (3 * longest // 10, longest):
+            users = [_batch(1, length, False, seed).history for seed in range(args.repeats)]
+            batches = [_of_user(user, args.candidates, seed) for seed, user in enumerate(users)]
+            for name in args.models:
+                one, other = _times(_build(name, longest), PADDED[name](longest), batches, False)
+                print(f"| {name} | {longest} | {length} | {one:.0f} | {other:.0f} | {other / one:.1f} |", flush=True)
+
+
+def _of_user(user: Jagged, count: int, seed: int) -> Batch:
+    """Return rows of random targets that have one history."""
+    target = torch.randint(1, ITEMS, (count,), generator=torch.Generator().manual_seed(seed))
+    offsets = torch.arange(count + 1) * user.num_values
+    return Batch({}, target, Jagged(user.values.repeat(count), offsets), torch.zeros(count))
+
+
+def _times(
+    ours: Callable[[Batch, bool], None],
+    padded: Callable[[Batch, bool], None],
+    batches: Sequence[Batch],
+    train: bool,
+) -> tuple[float, float]:
+    """Return the median milliseconds of CPU time of a batch, of both, which take turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for batch in batches:
+        for found, step in zip(times, (ours, padded), strict=True):
+            started = time.process_time()
+            step(batch, train)
+            found.append(1000 * (time.process_time() - started))
+    return statistics.median(times[0]), statistics.median(times[1])
 
 
 ITEMS, DIM, CONTENT_DIM, TOP_K, SHORT = 50_000, 32, 128, 50, 50

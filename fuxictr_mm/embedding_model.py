@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
@@ -159,7 +159,7 @@ class EmbeddingModel(BaseModel):
             Jagged(embeddings, history.offsets, index) for history, index in zip(histories, indices, strict=True)
         ]
 
-    def item_column(self, key: str, name: str | None, command: str) -> str:
+    def item_column(self, key: str, name: str | None, command: str, kind: Literal["code", "codes", "embedding"]) -> str:
         """Return the name of a column of the items that a model reads as it is stored.
 
         Parameters
@@ -168,11 +168,13 @@ class EmbeddingModel(BaseModel):
             The model's setting and its value.
         command : str
             What writes such a column.
+        kind : {"code", "codes", "embedding"}
+            What it has for each item: one integer, integers, or an embedding.
 
         Raises
         ------
         ConfigError
-            The experiment does not read it.
+            The experiment does not read it, or it is of another kind.
         """
         if name not in self.items.names:
             raise ConfigError(
@@ -180,7 +182,20 @@ class EmbeddingModel(BaseModel):
                 f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it is a field "
                 f"as well. Written by: {command}"
             )
-        return str(name)
+        column = self.items.stored(name)
+        numbers, is_embedding = column[0].numel(), column.is_floating_point() or column.dtype == torch.int8
+        if kind == "embedding":
+            fits = is_embedding and column.dim() == 2
+        else:
+            fits = not is_embedding and (kind == "codes" or numbers == 1)
+        if not fits:
+            expected = {"code": "one integer", "codes": "integers", "embedding": "a vector of floats"}[kind]
+            raise ConfigError(
+                f"{self.model_id}: {key} is {name}, of which an item has {numbers} "
+                f"{'float' if is_embedding else 'integer'}{'s' * (numbers > 1)}; expected {expected} for each. Written "
+                f"by: {command}"
+            )
+        return name
 
     def code_table(self) -> Tensor:
         """Return the columns ``per_item_codes`` of the items side by side, ``(I, M)`` integers."""

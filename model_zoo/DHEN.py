@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.layers import DINAttention
 from fuxictr_mm.model import DNNModel
 
@@ -84,6 +85,8 @@ class DHEN(DNNModel):
         super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, **params)
         dim = self.embedding_dim
         self.check_heads(num_heads, dim, "embedding_dim")
+        if len(set(interactions)) < len(interactions):
+            raise ConfigError(f"{self.model_id}: interactions is {list(interactions)}, expected each kind once")
         self.attention = DINAttention(self.item_dim, attention_hidden_units)
         fields = len(self.context_fields) + 2 * len(self.item_fields)
         counts = [fields] + num_layers * [num_tokens or fields]

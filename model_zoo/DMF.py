@@ -65,7 +65,7 @@ class DMF(DNNModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.check_heads(num_heads, attention_dim, "attention_dim")
-        self.content = self.item_column("content", content, "fuxictr-mm embed reduce")
+        self.content = self.item_column("content", content, "fuxictr-mm embed reduce", "embedding")
         self.per_item_contents = (self.content,)
         self.enhanced_weight = enhanced_weight
         self.attention = BucketAttention(self.item_dim, attention_dim, num_heads, num_tiers)

@@ -26,8 +26,8 @@ class DMGIN(DNNModel):
         \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{MHTA}(W' t, h)]))
 
     with context c, target t and history items s. The items of a row with the same code are a group G, such as those of
-    a cluster of k-means over content. Statistics z of a group are the logarithms of its size, of its share of the
-    history, and of how long ago its newest and its oldest items were, in items. Groups are ordered by their newest
+    a cluster of k-means over content. Statistics z of a group are the logarithms of its size, of one plus its share of
+    the history, and of how long ago its newest and its oldest items were, in items. Groups are ordered by their newest
     item; the newest k are taken. Nothing of the groups depends on the target.
 
     Departures: clicks alone, and no times: no durations, spendings or kinds of behaviour among the statistics;
@@ -69,7 +69,7 @@ class DMGIN(DNNModel):
     ) -> None:
         super().__init__(feature_map, **params)
         self.check_heads(num_heads, group_dim, "group_dim")
-        self.per_item_codes = (self.item_column("groups", groups, "fuxictr-mm embed quantize --method vq"),)
+        self.per_item_codes = (self.item_column("groups", groups, "fuxictr-mm embed quantize --method vq", "code"),)
         self.num_groups = num_groups
         self.pooling = nn.Sequential(
             nn.Linear(self.item_dim, group_dim), nn.Tanh(), nn.Linear(group_dim, 1, bias=False)

@@ -31,10 +31,10 @@ class InterFormer(DNNModel):
 
     X holds the fields of context and target, S the history after a mask and a projection, before which the first
     summary of X is put as its tokens CLS. W and the linear map tokens to tokens. A row's attention has rotary
-    positions; its input is multiplied by a matrix that an MLP f makes of the row's summary.
+    positions; its input is multiplied by a matrix that f makes of the row's summary.
 
     Departures: one history, so the mask compresses none; the interaction is one layer of DCN V2, where the published
-    figures have DHEN's; f is a linear.
+    figures have DHEN's; what are MLPs in the paper (the mask, W, W_g, f, the map after the interaction) are linears.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ class MUSE(DNNModel):
         super().__init__(feature_map, dnn_hidden_units=dnn_hidden_units, dnn_activations=dnn_activations, **params)
         dim = self.item_dim
         self.check_heads(num_heads, dim, "the item dim")
-        self.content = self.item_column("content", content, "fuxictr-mm embed reduce")
+        self.content = self.item_column("content", content, "fuxictr-mm embed reduce", "embedding")
         self.per_item_contents = (self.content,)
         self.top_k, self.short_len = top_k, short_len
         self.short_attention = TargetAttention(dim, form == "code")

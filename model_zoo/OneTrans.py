@@ -51,7 +51,7 @@ class OneTrans(DNNModel):
     hidden_factor : int
         Hidden dim of the FFN, in dims of a token.
     last_len : int
-        Newest items that the last layer sees.
+        Newest items that the last of several layers sees; a single layer sees all.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of the head.
     **params

@@ -98,9 +98,9 @@ class SEMINAR(DNNModel):
             raise ConfigError(f"{self.model_id}: {len(weights)} code_weights for {len(codes)} columns of codes")
         command = "fuxictr-mm embed quantize --method pq"
         names: list[str | None] = [*codes] or [None]
-        self.per_item_codes = tuple(self.item_column("codes", name, command) for name in names)
+        self.per_item_codes = tuple(self.item_column("codes", name, command, "codes") for name in names)
         self.register_buffer("codes", super().code_table(), persistent=False)
-        counts = map(self.items.dim, self.per_item_codes)
+        counts = [self.items.stored(name)[0].numel() for name in self.per_item_codes]
         per_code = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count)]
         self.register_buffer("code_weights", torch.tensor(per_code), persistent=False)
         self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]

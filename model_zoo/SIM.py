@@ -51,13 +51,13 @@ class SIM(DNNModel):
     search_by : {"soft", "hard"}
         By trained embeddings or by category.
     category : str, optional
-        Column of the items with the category, or several (such as tags); required by ``hard``.
+        Column of the items with the category, or several (such as tags), of ``hard``, which requires it.
     top_k : int
         K.
     short_len : int
         k.
     search_weight : float
-        Alpha.
+        Alpha, of ``soft``.
     attention_dim : int
         Dim of both attentions and of the search.
     num_heads : int
@@ -95,7 +95,7 @@ class SIM(DNNModel):
             self.W_b = nn.Linear(dim, attention_dim, bias=False)
             self.dnn_aux = self.make_dnn(self.context_dim + 2 * dim)
         else:
-            category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq")
+            category = self.item_column("category", category, "fuxictr-mm embed quantize --method vq", "codes")
             self.per_item_codes = (category,)
         self.short_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)
         self.long_attention = MultiHeadTargetAttention(dim, attention_dim, num_heads, attention_dropout)

@@ -34,7 +34,8 @@ def tiers(cosines: Tensor, num_tiers: int) -> Tensor:
     >>> tiers(torch.tensor([-1.0, -0.95, 0.0, 0.05, 1.0]), 20).tolist()
     [0, 1, 10, 11, 20]
     """
-    return (torch.ceil(cosines * (num_tiers / 2)) + num_tiers / 2).long().clamp(0, num_tiers)
+    half, odd = divmod(num_tiers, 2)
+    return (torch.ceil(cosines * (num_tiers / 2) + odd / 2).long() + half).clamp(0, num_tiers)
 
 
 class SimTier(nn.Module):

@@ -105,7 +105,8 @@ class SameCategory:
 def search(history: Jagged, score: Score | None, top_k: int, allowed: Score | None = None) -> Jagged:
     """Find the K entries of each row with the largest scores.
 
-    Equal scores are decided by recency, the newer entry is found. Scores are compared as float32. No gradient flows.
+    Equal scores are decided by recency, the newer entry is found. Scores are compared as float32; under autocast their
+    products are rounded to half precision before, which makes more of them equal. No gradient flows.
 
     Rows are sorted by length and scored in blocks of ``BLOCK`` entries, at most half of them padding, so that memory
     grows with the real entries: keys of one block, and 8 K bytes per row. A row of up to K entries is not scored unless

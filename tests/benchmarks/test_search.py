@@ -40,3 +40,11 @@ def test_speed(run, monkeypatch):
     _, *rows = run("--what", "speed", "--lengths", "60", "--rows", "4", "--repeats", "1")
     assert [row[0] for row in rows] == 2 * list(search.PADDED)
     assert all(math.isfinite(float(cell)) for row in rows for cell in row[1:])
+
+
+def test_candidates(run, monkeypatch):
+    monkeypatch.setattr(search, "ITEMS", 500)
+    sizes = ["--lengths", "60", "--candidates", "4", "--repeats", "1", "--models", "ETA"]
+    _, *rows = run("--what", "candidates", *sizes)
+    assert [row[:3] for row in rows] == [["ETA", "60", "18"], ["ETA", "60", "60"]]
+    assert all(math.isfinite(float(cell)) for row in rows for cell in row[3:])

@@ -81,3 +81,11 @@ def test_tiers_are_counted(given, assert_same):
 
 def test_the_last_tier_has_what_rounding_puts_beyond_one():
     assert tiers(torch.tensor([1.0000001, -1.0000001]), 20).tolist() == [20, 0]
+
+
+@pytest.mark.parametrize("num_tiers", [1, 4, 5, 20])
+def test_tiers_are_of_equal_length(num_tiers):
+    ends = torch.linspace(-1, 1, num_tiers + 1, dtype=torch.float64)
+    assert tiers(ends[1:] - 1e-6, num_tiers).tolist() == list(range(1, num_tiers + 1))
+    assert tiers(ends[:-1] + 1e-6, num_tiers).tolist() == list(range(1, num_tiers + 1))
+    assert tiers(ends[:1], num_tiers).tolist() == [0]

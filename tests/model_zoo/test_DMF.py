@@ -12,8 +12,7 @@ def test_equals_the_dense_model(equals_dense, settings):
     def dense(model, p):
         content, layer = F.normalize(model.items[model.content], dim=1), model.attention
         cosines = torch.einsum("bd,bld->bl", content[p.target], content[p.ids])
-        half = layer.num_tiers / 2
-        tier = (torch.ceil(cosines * half) + half).long().clamp(0, layer.num_tiers)
+        tier = torch.ceil((cosines + 1) * layer.num_tiers / 2).long().clamp(0, layer.num_tiers)
         key, value = layer.W_k(p.s) + layer.tier_keys[tier], layer.W_v(p.s) + layer.tier_values[tier]
         heads = []
         parts = zip(*(x.chunk(layer.num_heads, -1) for x in (layer.W_q(p.t), key, value)), strict=True)

@@ -1,7 +1,11 @@
 """SEMINAR equals a padded re-computation, with its alignment in the loss."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from fuxictr_mm.experiment import Experiment
 
 
 def contrast(one, other, temperature):
@@ -44,3 +48,15 @@ def test_equals_the_dense_model(equals_dense, target_attention, newest_mask, bes
         return logits, model.align_weight * sum(losses) / len(losses) if losses else 0.0
 
     equals_dense("SEMINAR_tiny", dense, **settings)
+
+
+def test_a_column_may_have_one_code_per_item(tiny_dataset, tmp_path):
+    """As a categorical column of the items has."""
+    root = Path(__file__).resolve().parents[2]
+    experiment = Experiment.load("SEMINAR_tiny", root, model_root=str(tmp_path), code_weights=[3.0, 1.0])
+    dataset = tiny_dataset(experiment.config.to_dict())
+    items = dataset.items
+    items.column_codes_pq_text = items.stored("codes_pq_text")[:, 0]
+    model = experiment.build_model(dataset)
+    assert model.code_weights.tolist() == [3.0, 1.0, 1.0, 1.0, 1.0]
+    assert torch.equal(model.codes[:, 0], items.stored("codes_pq_text"))
