@@ -133,6 +133,18 @@ def test_the_token_of_the_page(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_field_of_the_token_is_not_shown_where_none_is_needed(tmp_path):
+    page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    script = "<script>document.title = getComputedStyle(get('token_label')).display</script></body>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'chromium'}", "--dump-dom")
+    command = [CHROMIUM, *options, (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "<title>none</title>" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_candidates_are_ranked_in_chromium(server, tmp_path):
     user = server.get("/page_data")["users"][3]
     options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom")
