@@ -6,6 +6,7 @@ import filecmp
 import glob
 import math
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,7 +191,7 @@ def resolve_one(
             raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
         return _finished(inside, name)
     known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
-    there = ", ".join(sorted({run.expid for run in runs})) or "none yet; train with run_expid.py, or give --root"
+    there = ", ".join(sorted({run.expid for run in runs})) or "none yet; train with fuxictr-mm train, or give --root"
     raise MissingFileError(
         f"'{name}': no experiment id, run or folder of a run below {root}{nearest(name, known)} (there are: {there})"
     )
@@ -199,7 +200,8 @@ def resolve_one(
 def _finished(runs: Sequence[Run], name: str) -> list[Run]:
     finished = [run for run in runs if run.finished]
     if not finished:
-        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; resume with run_expid.py --resume")
+        resume = shlex.join(["fuxictr-mm", "train", "--expid", runs[0].expid, "--resume"])
+        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; continue the newest: {resume}")
     return finished
 
 

@@ -14,7 +14,7 @@ def examples(count=300, seed=0):
 
 
 def codes(label, prediction):
-    result = {"calibration": calibration.measure(label, prediction)}
+    result = {"calibration": {**calibration.measure(label, prediction), "command": "fuxictr-mm predict"}}
     return {finding.code for finding in calibration.findings(result)}
 
 
@@ -96,7 +96,13 @@ def test_by_popularity():
         assert entry["mean_prediction"] == pytest.approx(prediction[rows].mean())
         assert entry["rate"] == pytest.approx(label[rows].mean())
         assert entry["low"] < entry["rate"] < entry["high"]
-    result = {"calibration": {**calibration.measure(label, prediction), "by_popularity": found}}
+    result = {
+        "calibration": {
+            **calibration.measure(label, prediction),
+            "by_popularity": found,
+            "command": "fuxictr-mm predict",
+        }
+    }
     told = {finding.code: finding for finding in calibration.findings(result)}
     assert told["miscalibrated_on_cold_items"].subject == "never shown"
     assert told["miscalibrated_by_popularity"].subject == "1-2"

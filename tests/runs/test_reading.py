@@ -55,7 +55,7 @@ def test_names_resolve(runs_root):
     assert len(resolve([runs_root / "tiny_mm" / "DIN_tiny", newest.path, newest.run], runs_root)) == 5
     with raises_naming(MissingFileError, "'DIN_tyny'", "'DIN_tiny'"):
         resolve(["DIN_tyny"], runs_root)
-    with raises_naming(MissingFileError, "'X'", "run_expid.py"):
+    with raises_naming(MissingFileError, "'X'", "fuxictr-mm train"):
         resolve(["X"], runs_root / "nowhere")
 
 
@@ -63,7 +63,7 @@ def test_unfinished_and_ambiguous_names(copy):
     for run in find_runs(copy, expid="DIN_MM_none_tiny"):
         (run.path / "result.json").unlink()
         assert read_run(run.path).finished is False
-        with raises_naming(MissingFileError, "DIN_MM_none_tiny"):
+        with raises_naming(MissingFileError, "fuxictr-mm train --expid DIN_MM_none_tiny --resume"):
             resolve(["DIN_MM_none_tiny"], copy)
         (run.path / "valid_predictions.parquet").unlink()
         with raises_naming(MissingFileError, run.path):
@@ -127,7 +127,7 @@ def test_test_predictions(copy):
         {name: run.test[name] for name in ("AUC", "gAUC")}
     )
     (run.path / "test_predictions.parquet").unlink()
-    with raises_naming(MissingFileError, f"prediction.py --runs {run.path}"):
+    with raises_naming(MissingFileError, f"fuxictr-mm predict --runs {run.path}"):
         run.predictions("test")
 
 
