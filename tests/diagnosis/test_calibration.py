@@ -14,7 +14,9 @@ def examples(count=300, seed=0):
 
 
 def codes(label, prediction):
-    result = {"calibration": {**calibration.measure(label, prediction), "command": "fuxictr-mm predict"}}
+    result = {
+        "calibration": {**calibration.measure(label, prediction), "command": "fuxictr-mm predict --calibrate platt"}
+    }
     return {finding.code for finding in calibration.findings(result)}
 
 
@@ -100,7 +102,7 @@ def test_by_popularity():
         "calibration": {
             **calibration.measure(label, prediction),
             "by_popularity": found,
-            "command": "fuxictr-mm predict",
+            "command": "fuxictr-mm predict --calibrate platt",
         }
     }
     told = {finding.code: finding for finding in calibration.findings(result)}

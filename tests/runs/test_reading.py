@@ -63,8 +63,16 @@ def test_unfinished_and_ambiguous_names(copy):
     for run in find_runs(copy, expid="DIN_MM_none_tiny"):
         (run.path / "result.json").unlink()
         assert read_run(run.path).finished is False
-        with raises_naming(MissingFileError, "fuxictr-mm train --expid DIN_MM_none_tiny --resume"):
-            resolve(["DIN_MM_none_tiny"], copy)
+        environment = json.loads((run.path / "environment.json").read_text())
+        for argv, words in (
+            (["/bin/fuxictr-mm", "train", "--expid", "X", "--config", "my cfg"], "--expid X --config 'my cfg'"),
+            (["run_expid.py", "--expid", "X", "--resume", "--seed", "3"], "--expid X --seed 3"),
+            (["/bin/fuxictr-mm", "influence", "--expid", "X"], "--expid DIN_MM_none_tiny"),
+            ("damaged", "--expid DIN_MM_none_tiny"),
+        ):
+            (run.path / "environment.json").write_text(json.dumps({**environment, "command": argv}))
+            with raises_naming(MissingFileError, f"fuxictr-mm train {words} --resume"):
+                resolve(["DIN_MM_none_tiny"], copy)
         (run.path / "valid_predictions.parquet").unlink()
         with raises_naming(MissingFileError, run.path):
             read_run(run.path).predictions()
