@@ -191,10 +191,8 @@ def resolve_one(
             raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
         return _finished(inside, name)
     known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
-    there = (
-        ", ".join(sorted({run.expid for run in runs}))
-        or "none yet; train first: fuxictr-mm train --expid NAME, or give --root"
-    )
+    none = "none yet; train first: fuxictr-mm train --expid NAME, or give --root"
+    there = ", ".join(sorted({run.expid for run in runs})) or none
     raise MissingFileError(
         f"'{name}': no experiment id, run or folder of a run below {root}{nearest(name, known)} (there are: {there})"
     )

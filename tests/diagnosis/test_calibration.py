@@ -6,6 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from fuxictr_mm.diagnosis import calibration, slices
 
+COMMAND = "fuxictr-mm predict --expid X --calibrate platt"
+
 
 def examples(count=300, seed=0):
     random = np.random.default_rng(seed)
@@ -14,9 +16,7 @@ def examples(count=300, seed=0):
 
 
 def codes(label, prediction):
-    result = {
-        "calibration": {**calibration.measure(label, prediction), "command": "fuxictr-mm predict --calibrate platt"}
-    }
+    result = {"calibration": {**calibration.measure(label, prediction), "command": COMMAND}}
     return {finding.code for finding in calibration.findings(result)}
 
 
@@ -102,7 +102,7 @@ def test_by_popularity():
         "calibration": {
             **calibration.measure(label, prediction),
             "by_popularity": found,
-            "command": "fuxictr-mm predict --calibrate platt",
+            "command": COMMAND,
         }
     }
     told = {finding.code: finding for finding in calibration.findings(result)}

@@ -1,5 +1,6 @@
 """Runs are found, named and read; what is broken is said and stops nothing."""
 
+import json
 import shutil
 
 import pyarrow as pa
