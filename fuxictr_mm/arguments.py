@@ -171,13 +171,11 @@ def run_main(main: Callable[[], object]) -> None:
         try:
             main()
         finally:
-            print(end="", flush=True)  # here, where a closed pipe is met
+            print(end="", flush=True)  # here, where a closed pipe or a full disk is met
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        process = f"process {process_number()}: " if is_one_of_several() else ""
-        print(f"{process}{paint('error:', RED, sys.stderr)} " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _exit_with(str(error))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -185,6 +183,32 @@ def run_main(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the output has ended (`... | head`); what is left would be flushed again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader has ended (`... | head`)
         sys.exit(141)
+    except OSError as error:
+        if not _is_of_output(error) or "--debug" in sys.argv:
+            raise
+        _drop_output()
+        _exit_with(f"standard output: cannot be written ({error.strerror}); write it to another file or disk")
+
+
+def _exit_with(message: str) -> NoReturn:
+    process = f"process {process_number()}: " if is_one_of_several() else ""
+    print(f"{process}{paint('error:', RED, sys.stderr)} " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether the output cannot be written; another file's error names the file, or one more line can be written."""
+    if error.filename is not None:
+        return False
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Discard what is left of the output, which would be flushed again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

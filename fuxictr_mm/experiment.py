@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -104,6 +105,7 @@ class Experiment:
         self.model_code = code_hash(model_class)
         self.model_zoo = model_zoo
         self.paths = RunPaths.of(config)
+        self._options: dict[str, StrPath] = {}
 
     @classmethod
     def load(
@@ -142,7 +144,12 @@ class Experiment:
         find_model = partial(load_model_class, model_zoo=zoo)
         settings["gpu"] = local_gpu(gpu)
         checked = ExperimentConfig.load(config, expid, data_root, settings, find_model)
-        return cls(checked, find_model(checked.model), model_zoo)._check()
+        experiment = cls(checked, find_model(checked.model), model_zoo)
+        given = {"--config": config, "--data_root": data_root, "--model_zoo": model_zoo}
+        experiment._options = {
+            k: v for k, v in given.items() if v is not None and (k, Path(v)) != ("--config", Path("."))
+        }
+        return experiment._check()
 
     @classmethod
     def of_run(cls, run: Run, *, gpu: int = -1) -> Experiment:
@@ -203,7 +210,13 @@ class Experiment:
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)._check()
         experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
+        experiment._options = self._options
         return experiment
+
+    def command(self, name: str) -> str:
+        """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded."""
+        options = [str(word) for option in self._options.items() for word in option]
+        return shlex.join(["fuxictr-mm", name, "--expid", self.config.expid, *options])
 
     def beside_other_seeds(self) -> Experiment:
         """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
@@ -299,9 +312,7 @@ class Experiment:
         """
         path = self.paths.weights if weights is None else Path(weights)
         if not path.exists():
-            raise MissingFileError(
-                f"{path}: no such weights; train first: python run_expid.py --expid {self.config.expid}"
-            )
+            raise MissingFileError(f"{path}: no such weights; train first: {self.command('train')}")
         if weights is None:
             if self.result(paths=False) is None:
                 logger.warning(f"{path}: not from a finished run of exactly this configuration; used nevertheless")
@@ -331,7 +342,7 @@ class Experiment:
             reason = outdated(newest) or "its data is not known"
             logger.warning(
                 f"{weights}: of the newest run, {newest.run} ({reason}); {first.run} is of the data as it is now: "
-                f"prediction.py --runs {first.run}"
+                f"fuxictr-mm predict --runs {shlex.quote(str(first.path))}"
             )
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
@@ -403,7 +414,7 @@ class Experiment:
         if is_third_party(model_class):
             check_labels(model_class, config.to_dict(), feature_map.labels)
         try:
-            with warn_of_large_parameters(config.expid, device_of(config.gpu)):
+            with warn_of_large_parameters(config.expid, device_of(config.gpu), self.command("plan")):
                 model = model_class(feature_map, **config.model_arguments())
         except UserError:
             raise

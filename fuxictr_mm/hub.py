@@ -175,7 +175,7 @@ embeddings of items are data and not in `{HUB_WEIGHTS}`.
 Score a test file with an experiment of the same settings and features in your `model_config.yaml`:
 
 ```bash
-python prediction.py --expid {config["experiment"]} --weights FOLDER
+fuxictr-mm predict --expid {config["experiment"]} --weights FOLDER
 ```
 
 or, in Python:

@@ -171,7 +171,7 @@ def _read_member(path: Path) -> bytes:
             member = _check_members(path, archive.infolist())
             return archive.read(member)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a complete zip file ({error}); write it again with prediction.py") from error
+        raise DataError(f"{path}: not a complete zip file ({error}); write it again with fuxictr-mm predict") from error
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:

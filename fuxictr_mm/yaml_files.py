@@ -46,7 +46,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     MissingFileError
         There is no such file.
     ConfigError
-        It is not YAML, not a mapping, or gives a key twice.
+        It is not YAML, not a mapping, gives a key twice, or has a value that holds itself.
     """
     return copy.deepcopy(load_shared(path))
 
@@ -95,7 +95,7 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 
 def write_entries(path: Path, content: Mapping[str, Any], origin: Path) -> None:
     """Write a configuration file that names the tuner YAML it comes from, by an atomic write."""
-    header = f"# Written by run_param_tuner.py from {origin.name}: change it there, not here.\n"
+    header = f"# Written by fuxictr-mm tune from {origin.name}: change it there, not here.\n"
     write_beside(path, lambda stream: stream.write((header + dump_yaml(content)).encode()))
 
 
@@ -104,7 +104,7 @@ class _Loader(yaml.CSafeLoader):
 
     def construct_document(self, node: Node) -> Any:
         self._take_ids_as_text(node)
-        self._check_keys(node, set())
+        self._check_nodes(node, {})
         return super().construct_document(node)
 
     def _take_ids_as_text(self, node: Node) -> None:
@@ -117,18 +117,28 @@ class _Loader(yaml.CSafeLoader):
                 if name.value in IDS and isinstance(named, ScalarNode) and named.tag != f"{TAG}null":
                     named.tag = f"{TAG}str"
 
-    def _check_keys(self, node: Any, seen: set[Node]) -> None:
+    def _check_nodes(self, node: Any, is_checked: dict[Node, bool]) -> None:
+        """Refuse a list or mapping that holds itself, and a key that is given twice, by ``_check_keys``.
+
+        ``is_checked`` holds the nodes so far, with False those that this one is inside of.
+        """
+        if isinstance(node, ScalarNode) or is_checked.get(node):
+            return
+        if node in is_checked:
+            problem = "a list or mapping holds itself by an alias (*NAME); write out what is meant"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        is_checked[node] = False
+        pairs = node.value if isinstance(node, MappingNode) else [(entry,) for entry in node.value]
+        for part in (part for pair in pairs for part in pair):
+            self._check_nodes(part, is_checked)
+        if isinstance(node, MappingNode):
+            self._check_keys(node)
+        is_checked[node] = True
+
+    def _check_keys(self, node: MappingNode) -> None:
         """Refuse a key that is given twice, except after null: FuxiCTR's files list a key and set it further down."""
-        if isinstance(node, ScalarNode) or node in seen:
-            return
-        seen.add(node)
-        if not isinstance(node, MappingNode):
-            for entry in node.value:
-                self._check_keys(entry, seen)
-            return
         given: dict[tuple[str, str], Node] = {}
         for key, value in node.value:
-            self._check_keys(value, seen)
             if not isinstance(key, ScalarNode):
                 continue
             earlier = given.setdefault((key.tag, key.value), value)

@@ -1,5 +1,6 @@
 """``fuxictr-mm``: help that answers at once, errors of one line, JSON and nothing else, a Tab that completes."""
 
+import errno
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm import arguments
-from fuxictr_mm.arguments import Parser
+from fuxictr_mm.arguments import Parser, run_main
 from fuxictr_mm.cli import COMMANDS, GROUPS, main
 from tests.errors import check_names, exits_naming
 
@@ -229,6 +230,47 @@ def test_a_closed_pipe_is_no_error(words):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, env=buffered, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("words", "unbuffered"), [(["list", "models"], ""), (["list", "models"], "1"), (["--help"], "")]
+)
+def test_a_full_disk_behind_the_output_is_one_line(words, unbuffered):
+    command = [sys.executable, "-m", "fuxictr_mm", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 2
+    check_names(done.stderr.decode(), "error: standard output", os.strerror(errno.ENOSPC))
+
+
+def test_another_error_of_the_system_is_not_taken_for_one_of_the_output():
+    def fail():
+        raise OSError(errno.ENOSPC, "of another file")
+
+    with pytest.raises(OSError, match="of another file"):
+        run_main(fail)
+
+
+def test_a_file_of_the_working_directory_is_no_module_of_a_command(tmp_path):
+    """Children of ``fuxictr-mm train --seeds`` and ``torchrun -m`` are ``python -m``, which looks there first."""
+    for name in ("random", "torch", "polars"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the file of the working directory')")
+    (tmp_path / "mine.py").write_text("from torch import nn\n\nclass Mine(nn.Module):\n    pass\n")
+    (tmp_path / "model_zoo").mkdir()
+    (tmp_path / "model_zoo" / "Zoo.py").write_text("from mine import Mine\n\nclass Zoo(Mine):\n    pass\n")
+    (tmp_path / "model_config.yaml").write_text("X: {model: Zoo, dataset_id: d}\n")
+    (tmp_path / "dataset_config.yaml").write_text(
+        "d:\n  {train_data: none.parquet, valid_data: none.parquet, item_info: none.parquet,\n"
+        "  feature_cols: [{name: item_id, dtype: int, type: categorical, vocab_size: 9, source: item}],\n"
+        "  label_col: {name: label, dtype: float}}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fuxictr_mm", "train", "--expid", "X"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    check_names(done.stderr.splitlines()[-1], "error: ", "none.parquet")  # the model has been imported
 
 
 COMPLETE = """

@@ -179,8 +179,8 @@ def test_bad_input(case, project, monkeypatch, capsys):
         (["prediction.py", "--runs", "DIN_tiny", "--weights", "x"], "--weights"),
         (["prediction.py", "--runs", "DIN_tiny", "--calibrate", "plat"], "plat"),
         (["prediction.py", "--runs", "DIN_tiny"], "'DIN_tiny'"),
-        (["prediction.py", "--expid", "DIN_tiny", "--calibrate", "beta"], "python run_expid.py --expid DIN_tiny"),
-        (["prediction.py", "--expid", "DIN_MM_tiny"], "python run_expid.py --expid DIN_MM_tiny"),
+        (["prediction.py", "--expid", "DIN_tiny", "--calibrate", "beta"], "fuxictr-mm train --expid DIN_tiny"),
+        (["prediction.py", "--expid", "DIN_MM_tiny"], "fuxictr-mm train --expid DIN_MM_tiny"),
     ],
 )
 def test_bad_flags(arguments, expected, project, monkeypatch, capsys):

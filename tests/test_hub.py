@@ -258,7 +258,7 @@ def test_weights_of_another_configuration_are_not_exported(trained, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with raises_naming(UserError, "a.safetensors"):
         hub.export(read(trained), tmp_path / "out", weights=tmp_path / "a.safetensors")
-    with raises_naming(MissingFileError, "run_expid.py"):
+    with raises_naming(MissingFileError, "fuxictr-mm train --expid Shared_tiny"):
         hub.export(read(trained, model_root=str(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

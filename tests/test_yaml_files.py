@@ -53,6 +53,9 @@ def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
         ("a: !!int x\n", "'x'"),
         ("a: !!timestamp x\n", ""),
         ("model_config: &a\n    model_config: *a\n", "nested"),
+        ("b: &x [1]\na: &y [*x, [*y]]\n", "line 2, column 4"),
+        ("a: &x {b: [*x]}\n", "line 1, column 4"),
+        ("? &x [*x]\n: 1\n", "line 1, column 3"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1, column 4"),
         ("a: \x01\n", ""),
         ("a:\n    b: 1\n    c: {b: 2}\n    b: {x: 1}\n", "line 4, column 5: not valid YAML: the key 'b'"),
@@ -64,6 +67,11 @@ def test_broken_yaml(tmp_path, text, place):
     (tmp_path / "x.yaml").write_text(text)
     with raises_naming(ConfigError, "x.yaml", place):
         load_yaml(tmp_path / "x.yaml")
+
+
+def test_an_alias_may_be_used_twice(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &x [1, [2]]\nb: [*x, *x]\nc: {d: *x}\n")
+    assert load_yaml(tmp_path / "x.yaml") == {"a": [1, [2]], "b": [[1, [2]]] * 2, "c": {"d": [1, [2]]}}
 
 
 def test_a_key_that_is_null_may_be_given_again(tmp_path):

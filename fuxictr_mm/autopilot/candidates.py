@@ -8,7 +8,7 @@ from typing import Any
 
 from fuxictr_mm.autopilot.facts import Facts
 from fuxictr_mm.config import DatasetConfig
-from fuxictr_mm.config.sizes import SIZES
+from fuxictr_mm.config.sizes import SWA_EPOCHS, SWA_LEARNING_RATE, size_for, updates_of
 
 #: The target's name in models, whatever its column is called.
 ITEM_ID = "item_id"
@@ -20,10 +20,6 @@ SPACE: dict[str, Any] = {
     "net_dropout": {"low": 0.0, "high": 0.4},
 }
 FIRST: dict[str, Any] = {"learning_rate": 1e-3, "embedding_regularizer": 2e-4, "net_dropout": 0.2}
-
-#: Epochs after which the plain average of the weights begins, where one is tried; ``space_of`` has it in updates. A
-#: ``learning_rate`` two to four times as high is best with it (``docs/choosing_settings.md``).
-SWA_EPOCHS = 2
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
 COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
@@ -86,22 +82,23 @@ MODELS: dict[str, Candidate] = {
          "batch_norm": False},
         {**SPACE, "interest": ["din", "multi_head"], "cross": [None, "v2"], "label_smoothing": [0.0, 0.1],
          "swa_start": [None, SWA_EPOCHS]},
-        {**FIRST, "learning_rate": 4e-3, "interest": "din", "cross": None, "label_smoothing": 0.0,
-         "swa_start": SWA_EPOCHS},
+        {**FIRST, "learning_rate": SWA_LEARNING_RATE["DIN_MM"], "interest": "din", "cross": None,
+         "label_smoothing": 0.0, "swa_start": SWA_EPOCHS},
         has_factors=True,
     ),
     "QIN": Candidate(
         "products of all fields of user, target and interest, layer by layer",
         {"num_layers": 2, "num_row": 2, "batch_norm": False},
         {**SPACE, "num_layers": [1, 2, 3], "swa_start": [None, SWA_EPOCHS]},
-        {**FIRST, "learning_rate": 2e-3, "embedding_regularizer": 1e-3, "num_layers": 2, "swa_start": SWA_EPOCHS},
+        {**FIRST, "learning_rate": SWA_LEARNING_RATE["QIN"], "embedding_regularizer": 1e-3, "num_layers": 2,
+         "swa_start": SWA_EPOCHS},
         units=(),
     ),
     "DIN": Candidate(
         "the challenge's baseline",
         {"attention_hidden_units": [32], "din_use_softmax": True, "batch_norm": False},
         {**SPACE, "swa_start": [None, SWA_EPOCHS]},
-        {**FIRST, "learning_rate": 4e-3, "swa_start": SWA_EPOCHS},
+        {**FIRST, "learning_rate": SWA_LEARNING_RATE["DIN"], "swa_start": SWA_EPOCHS},
     ),
     "Transformer_DCN": Candidate(
         "a transformer over histories of some length",
@@ -207,7 +204,7 @@ def first_of(model: str, facts: Facts, features: list[list[str]], factors: dict[
 
 
 def _updates(model: str, facts: Facts, epochs: int | None) -> int | None:
-    return epochs and epochs * math.ceil(facts.rows["train"] / sizes(model, facts)["batch_size"])
+    return epochs and updates_of(epochs, facts.rows["train"], sizes(model, facts)["batch_size"])
 
 
 def models_to_try(facts: Facts, has_user: bool) -> dict[str, str]:
@@ -218,7 +215,7 @@ def models_to_try(facts: Facts, has_user: bool) -> dict[str, str]:
 
 def sizes(model: str, facts: Facts) -> dict[str, Any]:
     """Return batch size, epochs, dim of embeddings and hidden units of a model for data of this size."""
-    size = next(settings for bound, settings in SIZES if facts.rows["train"] < bound)
+    size = size_for(facts.rows["train"])
     return {**size, "batch_size": size["batch_size"] * MODELS[model].batch_factor}
 
 

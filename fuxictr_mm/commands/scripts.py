@@ -35,5 +35,4 @@ def script_folder(args: argparse.Namespace) -> Path:
 
 def script_of(args: argparse.Namespace) -> Path | None:
     """Return run_expid.py beside the script that was started, which trials start; None for ``fuxictr-mm train``."""
-    given = getattr(args, "script", None)
-    return given or (args.started_as.with_name(SCRIPTS["train"]) if hasattr(args, "started_as") else None)
+    return args.started_as.with_name(SCRIPTS["train"]) if hasattr(args, "started_as") else None

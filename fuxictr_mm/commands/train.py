@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from fuxictr_mm.arguments import add_examples, add_experiment_options
@@ -84,7 +85,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
     options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
     print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
-    print(f"average them: {command_of(args, 'predict')} --runs {args.expid}")
+    print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
 
 
 def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
@@ -101,4 +102,10 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     options["extra_args"] = [*common_args(args.data_root, args.model_zoo), *seed]
     runs, combined = train_folds(experiment, args.folds, config, script_of(args), **options)
     print(table([*runs, combined]))
-    print(f"submit their average: {command_of(args, 'predict')} --runs {combined.expid}")
+    print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")
+
+
+def _predict(args: argparse.Namespace, expid: str, root: str) -> str:
+    """Return the command line that averages the runs of an experiment below ``root``."""
+    where = "" if Path(root) == Path("checkpoints") else f" --root {quote(str(root))}"
+    return f"{command_of(args, 'predict')} --runs {quote(expid)}{where}"

@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_root", type=Path, metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", type=Path, metavar="DIR", help="a folder of model files to search first")
     add_output_options(parser)
-    parser.add_argument("--script", type=Path, help=argparse.SUPPRESS)
 
 
 def main_from_args(args: argparse.Namespace) -> None:

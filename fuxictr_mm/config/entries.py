@@ -67,7 +67,7 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
         raise MissingFileError(
             f"{folder.absolute()}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
             "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
-            "run_param_tuner.py"
+            "fuxictr-mm tune"
         )
     return {path: load_shared(path) for path in paths}
 

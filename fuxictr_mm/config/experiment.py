@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
@@ -169,7 +170,7 @@ class ExperimentConfig(ModelSettings):
         if folder.is_file():
             raise ConfigError(
                 f"{folder}: a file; --config takes the folder that holds model_config.yaml "
-                "(a tuner file is for run_param_tuner.py --config)"
+                f"(a tuner file is for fuxictr-mm tune --config {quote(str(folder))})"
             )
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
@@ -113,7 +114,7 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
     lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
     lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
     lines += ["", f"{folder}: configuration written. To train:"]
-    lines += [f"  fuxictr-mm train --config {folder} --expid {expid}" for expid in experiments]
+    lines += [f"  fuxictr-mm train --config {quote(str(folder))} --expid {expid}" for expid in experiments]
     return "\n".join(lines)
 
 

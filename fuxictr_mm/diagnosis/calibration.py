@@ -14,9 +14,6 @@ from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding
 from fuxictr_mm.evaluation.calibration import BINS, MARGIN, equal_bins, expected_error, fit
 from fuxictr_mm.terminal import format_table
 
-#: What to do about it.
-COMMAND = "python prediction.py --expid EXPID --calibrate platt"
-
 #: Samples of labels from the predictions, for the error of a calibrated model.
 SAMPLES = 200
 
@@ -154,9 +151,9 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
             "predictions",
             f"the expected calibration error is {error:.3f} (noise {noise:.3f}): the mean prediction is "
             f"{entry['mean_prediction']:.3f}, the click rate {entry['rate']:.3f}",
-            f"ranking is not affected; before using them as probabilities: {COMMAND}",
+            f"ranking is not affected; before using them as probabilities: {entry['command']}",
         )
-    yield from _findings_by_popularity(entry.get("by_popularity", ()))
+    yield from _findings_by_popularity(entry.get("by_popularity", ()), entry["command"])
     if slope is not None and abs(slope - 1) > SLOPE_TOLERANCE:
         kind = "overconfident" if slope < 1 else "underconfident"
         yield Finding(
@@ -169,7 +166,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _findings_by_popularity(buckets: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _findings_by_popularity(buckets: Sequence[Mapping[str, Any]], command: str) -> Iterator[Finding]:
     """Yield cold items whose predictions are too high or too low, and of the others the worst bucket."""
     wrong = [
         bucket
@@ -186,7 +183,7 @@ def _findings_by_popularity(buckets: Sequence[Mapping[str, Any]]) -> Iterator[Fi
             bucket["name"],
             f"on {bucket['rows']} rows of items {which} the mean prediction is {bucket['mean_prediction']:.3f}, "
             f"the click rate {bucket['rate']:.3f} ({bucket['low']:.3f} to {bucket['high']:.3f})",
-            f"{COMMAND} corrects all rows alike; what is left by popularity needs embeddings that say more than ids",
+            f"{command} corrects all rows alike; what is left by popularity needs embeddings that say more than ids",
         )
 
 

@@ -155,12 +155,12 @@ def find_trained(
         experiment = Experiment.load(expid, **where, **{**settings, **own})
     newest = experiment.paths.weights
     if weights is not None:
-        path, remedy = Path(weights), "give a file that run_expid.py wrote"
+        path, remedy = Path(weights), "give a file that fuxictr-mm train wrote"
     elif found is not None:
         path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
     else:
         path = newest
-        remedy = f"{expid} is not trained; run python run_expid.py --expid {expid}, or give a file by --weights"
+        remedy = f"{expid} is not trained; give a file by --weights, or train first: {experiment.command('train')}"
     if not path.exists():
         raise MissingFileError(f"{path}: no such file, {remedy}")
     output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
@@ -379,7 +379,8 @@ def diagnose(
             experiment.config.dataset.item_files,
             vectors.ItemNames(experiment.config.dataset.roles.target, items.vocabulary),
         ),
-        "calibration": calibration.measure(label, prediction, seed=seed),
+        "calibration": calibration.measure(label, prediction, seed=seed)
+        | {"command": f"{experiment.command('predict')} --calibrate platt"},
         **slices.measure(label, prediction, lengths, target, popularity),
     }
     if "popularity" in result:

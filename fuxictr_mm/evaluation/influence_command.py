@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         nargs="+",
         metavar="FILE",
-        help="weights to compute influence with, as run_expid.py saves them (default: train, keep every epoch's)",
+        help="weights to compute influence with, as fuxictr-mm train saves them (default: train, keep every epoch's)",
     )
     parser.add_argument("--plain-loss", action="store_true", help="validation loss without recalibrating its intercept")
     parser.add_argument("--layer", metavar="NAME", help="the model's last nn.Linear (default: detected)")
@@ -114,7 +114,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
         raise ConfigError("influence runs in one process; start it without torchrun")
     for path in args.checkpoints or []:
         if not Path(path).is_file():
-            raise MissingFileError(f"--checkpoints {path}: no such file; give files that run_expid.py wrote")
+            raise MissingFileError(f"--checkpoints {path}: no such file; give files that fuxictr-mm train wrote")
     if args.drop_worst is not None and not 0 < args.drop_worst < 100:
         raise ConfigError(f"--drop-worst is {args.drop_worst:g}, expected a percentage above 0 and below 100")
     settings = {"seed": args.seed, "test_data": args.test_data, "verbose": 0 if args.quiet else None}

@@ -102,7 +102,7 @@ def report(
     sections = [describe(gathered, index, known, track, label) for index, gathered in datasets]
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
-        raise MissingFileError(f"{root}: no finished run ({reasons}); train with run_expid.py --expid NAME first")
+        raise MissingFileError(f"{root}: no finished run ({reasons}); train first: fuxictr-mm train --expid NAME")
     sections.sort(key=lambda section: not section.rows)
     heading = title or f"Experiments on {listed([section.dataset_id for section in sections])}"
     page = render(sections, heading, intro)
@@ -180,7 +180,7 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
 def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
     if not everything:
         raise MissingFileError(
-            f"{root}: no runs; train with run_expid.py --expid NAME first, or give the runs' model_root with --root"
+            f"{root}: no runs; give their model_root with --root, or train first: fuxictr-mm train --expid NAME"
         )
     runs = [run for run in everything if dataset in (None, run.dataset_id)]
     if not runs:

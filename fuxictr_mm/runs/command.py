@@ -91,7 +91,7 @@ def as_dict(run: Run) -> dict[str, Any]:
 def _none_found(args: argparse.Namespace) -> str:
     everything = find_runs(args.root)
     if not everything:
-        return f"no runs below {args.root}; run_expid.py writes them"
+        return f"no runs below {args.root}; fuxictr-mm train writes them"
     hints = []
     for option, name in (("dataset", "dataset_id"), ("model", "model"), ("expid", "expid")):
         given, known = getattr(args, option), sorted({getattr(run, name) for run in everything})

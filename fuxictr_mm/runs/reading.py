@@ -6,6 +6,7 @@ import filecmp
 import glob
 import math
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,7 +191,8 @@ def resolve_one(
             raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
         return _finished(inside, name)
     known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
-    there = ", ".join(sorted({run.expid for run in runs})) or "none yet; train with run_expid.py, or give --root"
+    none = "none yet; train first: fuxictr-mm train --expid NAME, or give --root"
+    there = ", ".join(sorted({run.expid for run in runs})) or none
     raise MissingFileError(
         f"'{name}': no experiment id, run or folder of a run below {root}{nearest(name, known)} (there are: {there})"
     )
@@ -199,8 +201,21 @@ def resolve_one(
 def _finished(runs: Sequence[Run], name: str) -> list[Run]:
     finished = [run for run in runs if run.finished]
     if not finished:
-        raise MissingFileError(f"{name}: none of its {len(runs)} runs is finished; resume with run_expid.py --resume")
+        raise MissingFileError(
+            f"{name}: none of its {len(runs)} runs is finished; continue the newest: {_command_to_resume(runs[0])}"
+        )
     return finished
+
+
+def _command_to_resume(run: Run) -> str:
+    """Return the command line that resumes a run, with the options that it was started with where they are known."""
+    given = run.environment.get("command")
+    program, *words = map(str, given) if isinstance(given, list) and given else [""]
+    if words[:1] == ["train"]:
+        words = words[1:]
+    elif Path(program).name != "run_expid.py":
+        words = ["--expid", run.expid]  # of a notebook, or of a command that trains other things as well
+    return shlex.join(["fuxictr-mm", "train", *(word for word in words if word != "--resume"), "--resume"])
 
 
 def _read_config(path: Path) -> dict[str, Any]:

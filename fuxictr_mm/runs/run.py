@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fuxictr_mm.config import VOLATILE_KEYS
@@ -204,7 +205,8 @@ class Run:
         if not path.is_file():
             state = "it is unfinished" if not self.finished else "train it again"
             if self.finished and split == "test":
-                state = f"trained without test_data, or by an older version: python prediction.py --runs {self.path}"
+                command = f"fuxictr-mm predict --runs {quote(str(self.path))}"
+                state = f"trained without test_data, or by an older version: {command}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
         try:
             table = pq.read_table(path)

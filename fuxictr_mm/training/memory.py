@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def warn_of_large_parameters(name: str, device: torch.device) -> Iterator[None]:
+def warn_of_large_parameters(name: str, device: torch.device, plan: str) -> Iterator[None]:
     """Log a warning once the parameters made in a block, with their gradients, exceed the free memory.
 
     It comes before most of them are initialised, and so before the operating system kills the process: until then
@@ -29,6 +29,8 @@ def warn_of_large_parameters(name: str, device: torch.device) -> Iterator[None]:
         Of the experiment.
     device : torch.device
         Where the model will be.
+    plan : str
+        The command line that shows the memory of all parts.
     """
     free = free_memory(device)
     seen = WeakIdKeyDictionary()
@@ -47,7 +49,7 @@ def warn_of_large_parameters(name: str, device: torch.device) -> Iterator[None]:
             logger.warning(
                 f"{name}: parameters and gradients take more than the {free / 1e9:.1f} GB of free memory, {key} of "
                 f"{type(module).__name__} alone {parameter.nbytes / 1e9:.1f} GB, and the state of the optimizer is not "
-                f"counted; fuxictr-mm plan --expid {name} shows all parts"
+                f"counted; {plan} shows all parts"
             )
 
     handle = register_module_parameter_registration_hook(add)

@@ -436,12 +436,14 @@ def _publish(paths: RunPaths) -> None:
 
 
 def remove_leftover(experiment: Experiment) -> None:
-    """Delete the files of a seed that was killed after its run's folder was complete and before it ended.
+    """Delete what a process left that was killed after the folder of its run was complete and before it ended.
 
-    They stay while another process trains the seed, and where its newest run is to be resumed.
+    That is its training checkpoint, and all files of a seed that trained beside others. They stay while another process
+    trains the experiment, and where its newest run is to be resumed.
     """
-    paths = experiment.beside_other_seeds().paths
-    files = [vocabulary_of_weights(paths.weights), paths.log, paths.weights, paths.result]
+    paths = experiment.paths
+    own = [vocabulary_of_weights(paths.weights), paths.log, paths.weights, paths.result]
+    files = own if paths.suffix else []  # others are those of the newest run
     if not any(path.exists() for path in (*files, paths.checkpoint)):
         return
     newest = next((run for run in runs_of(paths) if run.seed == experiment.config.seed), None)

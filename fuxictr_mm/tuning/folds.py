@@ -47,7 +47,7 @@ def train_folds(
     count : int
         Number of folds, 2 or more.
     config_dir, script : Path
-        Folder of the configuration, and run_expid.py.
+        Folder of the configuration, and the script that trains; None for ``fuxictr-mm train``.
     by : {"user", "row", "time"}
         All rows of a user are held out together (``group_id`` names the user); rows at random; or blocks of rows in the
         order of the files, each after the rows it is trained on.

@@ -89,9 +89,9 @@ def run_grid(
     tag : str, optional
         Keeps only the experiment ids that contain it.
     script : Path
-        The script that trains an experiment: run_expid.py; None for ``fuxictr-mm train``.
+        The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
     data_root, model_zoo : Path, optional
-        Passed on to run_expid.py.
+        Passed on to each trial.
     quiet : bool
         No progress bar.
 

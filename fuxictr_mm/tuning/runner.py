@@ -26,7 +26,7 @@ LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
 def common_args(data_root: Path | None, model_zoo: Path | None) -> list[str]:
-    """Return the arguments that the tuner passes on to run_expid.py."""
+    """Return the arguments that the tuner passes on to ``fuxictr-mm train``."""
     given = {"--data_root": data_root, "--model_zoo": model_zoo}
     return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
 
@@ -58,7 +58,9 @@ def run_trials(
     from fuxictr_mm.runtime import device_of
 
     if script is not None and not Path(script).is_file():
-        raise MissingFileError(f"{script}: no such file; --script takes run_expid.py")
+        raise MissingFileError(
+            f"{script}: no such file; expected a script that trains an experiment, such as run_expid.py"
+        )
     for gpu in sorted(set(gpus)):
         device_of(gpu)
     logs = logs or Path(config_dir) / "logs"

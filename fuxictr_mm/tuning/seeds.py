@@ -38,7 +38,7 @@ def train_seeds(
     seeds : sequence of int
         Different seeds.
     config_dir, script : Path
-        Folder of the configuration, and run_expid.py.
+        Folder of the configuration, and the script that trains; None for ``fuxictr-mm train``.
     jobs : int, optional
         Most seeds at once; one for each core by default, on a GPU one.
     resume : bool
@@ -64,12 +64,9 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
-    variants = {f"seed{n}": (experiment.with_settings(seed=n), ("--seed", str(n), "--beside")) for n in seeds}
-    if resume:
-        for one, _ in variants.values():
-            remove_leftover(one)
+    of_seed = {seed: experiment.with_settings(seed=seed).beside_other_seeds() for seed in seeds}
     return train_side_by_side(
-        variants,
+        {f"seed{seed}": (one, ("--seed", str(seed), "--beside")) for seed, one in of_seed.items()},
         experiment,
         config_dir,
         script,
@@ -98,7 +95,8 @@ def train_side_by_side(
     Parameters
     ----------
     variants : mapping of str to tuple
-        By name: the experiment as its process trains it, and what run_expid.py takes for it besides the experiment id.
+        By name: the experiment as its process trains it, and what ``fuxictr-mm train`` takes for it besides the
+        experiment id.
     experiment : Experiment
         What they are variants of.
     what : str
@@ -110,6 +108,9 @@ def train_side_by_side(
         raise ConfigError(f"{experiment.config.expid}: record is False, so {what}s would leave no runs; leave it out")
     gpu = experiment.config.gpu
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
+    if resume:
+        for one, _ in variants.values():
+            remove_leftover(one)
     trials = _Variants(variants, experiment.config.expid, resume)
     if resume and not quiet:
         warn_of_changed_data((one.outdated() for one, _ in variants.values() if not one.finished_runs()), what)

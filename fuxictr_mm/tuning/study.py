@@ -60,9 +60,9 @@ def run_study(
     gpus : sequence of int
         Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
     script : Path
-        The script that trains an experiment: run_expid.py; None for ``fuxictr-mm train``.
+        The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
     data_root, model_zoo : Path, optional
-        Passed on to run_expid.py.
+        Passed on to each trial.
     quiet : bool
         No progress bar.
     until : float

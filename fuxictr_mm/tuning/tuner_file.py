@@ -137,7 +137,7 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
             raise ConfigError(f"{tuner_yaml}: unknown key '{key}'{nearest(key, known)}")
     for key in ("base_expid", "tuner_space"):
         if not tuner.get(key):
-            raise ConfigError(f"{tuner_yaml}: {key} is missing; see run_param_tuner.py --help")
+            raise ConfigError(f"{tuner_yaml}: {key} is missing; see fuxictr-mm tune --help")
     settings = _read_study(tuner_yaml, tuner)
     model, dataset_id, dataset = _read_base(tuner_yaml, tuner)
     name = str(tuner["base_expid"])

@@ -261,7 +261,7 @@ def test_an_entry_that_is_no_mapping(folder, entry):
 def test_missing_files_and_names(folder, tmp_path):
     assert "no such folder" in refused(tmp_path / "nowhere")
     (tmp_path / "tuner.yaml").touch()
-    assert "run_param_tuner.py" in refused(tmp_path / "tuner.yaml")
+    assert f"fuxictr-mm tune --config {tmp_path}/tuner.yaml" in refused(tmp_path / "tuner.yaml")
     with raises_naming(MissingFileError, tmp_path / "nowhere"):  # as base_config of a tuner file
         list_experiments(tmp_path / "nowhere")
     change(folder / "model_config.yaml", "    model: Y\n", "")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets.own.experiments import log_experiments
 from fuxictr_mm.datasets.prepare import write_config
@@ -100,6 +101,17 @@ def test_the_user_is_a_feature_where_users_recur(users, recur):
     experiments = log_experiments(summary, 20)
     assert ("LightFM" in experiments) == recur
     assert all(("feature_specs" in settings) == recur for settings in experiments.values())
+
+
+def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
+    """As ``docs/choosing_settings.md`` has it, and as the autopilot begins."""
+    for rows, updates in ((80_024, 626), (600, 6), (1, 2), (3_000_000, 1466)):
+        experiments = log_experiments(Summary(9, 1, {"train": SplitSummary(rows=rows)}, vocab_sizes={"user_id": 2}), 20)
+        for name, entry in experiments.items():
+            rate = entry["learning_rate"]
+            assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
+            if name in MODELS and name != "LightFM":
+                assert rate == MODELS[name].first["learning_rate"]
 
 
 def test_types_of_columns(shop, prepare_log, values_of):

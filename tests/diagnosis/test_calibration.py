@@ -6,6 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from fuxictr_mm.diagnosis import calibration, slices
 
+COMMAND = "fuxictr-mm predict --expid X --calibrate platt"
+
 
 def examples(count=300, seed=0):
     random = np.random.default_rng(seed)
@@ -14,7 +16,7 @@ def examples(count=300, seed=0):
 
 
 def codes(label, prediction):
-    result = {"calibration": calibration.measure(label, prediction)}
+    result = {"calibration": {**calibration.measure(label, prediction), "command": COMMAND}}
     return {finding.code for finding in calibration.findings(result)}
 
 
@@ -96,7 +98,13 @@ def test_by_popularity():
         assert entry["mean_prediction"] == pytest.approx(prediction[rows].mean())
         assert entry["rate"] == pytest.approx(label[rows].mean())
         assert entry["low"] < entry["rate"] < entry["high"]
-    result = {"calibration": {**calibration.measure(label, prediction), "by_popularity": found}}
+    result = {
+        "calibration": {
+            **calibration.measure(label, prediction),
+            "by_popularity": found,
+            "command": COMMAND,
+        }
+    }
     told = {finding.code: finding for finding in calibration.findings(result)}
     assert told["miscalibrated_on_cold_items"].subject == "never shown"
     assert told["miscalibrated_by_popularity"].subject == "1-2"

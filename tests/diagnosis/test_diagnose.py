@@ -195,6 +195,8 @@ def test_distorted_probabilities(faulty):
     result = look(experiment, model, dataset)
     assert faults(result) == {("miscalibrated", "predictions")}
     assert result["calibration"]["mean_prediction"] < result["calibration"]["rate"] - 0.1
+    (advice,) = (finding["advice"] for finding in result["findings"] if finding["code"] == "miscalibrated")
+    assert f"fuxictr-mm predict --expid {experiment.config.expid}" in advice
 
 
 def test_a_constant_senet_and_missing_and_collapsed_embeddings(faulty):

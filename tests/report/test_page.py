@@ -354,7 +354,7 @@ def test_twenty_runs_stay_small(runs: Any, tmp_path: Path, factory: Callable[...
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ({}, ["run_expid", "--expid"]),
+        ({}, ["fuxictr-mm train --expid"]),
         ({"names": ["BSET"]}, ["'BEST'"]),
         ({"dataset": "tin"}, ["'tin'", "'tiny'"]),
     ],
@@ -368,7 +368,7 @@ def test_what_is_not_there_is_said_in_a_line(arguments: dict[str, Any], names: s
 
 def test_only_unfinished_runs_are_no_page(runs: Any, tmp_path: Path) -> None:
     runs.add("A", 1.0, finished=False)
-    with raises_naming(MissingFileError, "unfinished", "run_expid.py"):
+    with raises_naming(MissingFileError, "unfinished", "fuxictr-mm train"):
         report([], runs.root, tmp_path / "r.html")
 
 

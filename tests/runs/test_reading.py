@@ -1,5 +1,6 @@
 """Runs are found, named and read; what is broken is said and stops nothing."""
 
+import json
 import shutil
 
 import pyarrow as pa
@@ -55,7 +56,7 @@ def test_names_resolve(runs_root):
     assert len(resolve([runs_root / "tiny_mm" / "DIN_tiny", newest.path, newest.run], runs_root)) == 5
     with raises_naming(MissingFileError, "'DIN_tyny'", "'DIN_tiny'"):
         resolve(["DIN_tyny"], runs_root)
-    with raises_naming(MissingFileError, "'X'", "run_expid.py"):
+    with raises_naming(MissingFileError, "'X'", "fuxictr-mm train"):
         resolve(["X"], runs_root / "nowhere")
 
 
@@ -63,8 +64,16 @@ def test_unfinished_and_ambiguous_names(copy):
     for run in find_runs(copy, expid="DIN_MM_none_tiny"):
         (run.path / "result.json").unlink()
         assert read_run(run.path).finished is False
-        with raises_naming(MissingFileError, "DIN_MM_none_tiny"):
-            resolve(["DIN_MM_none_tiny"], copy)
+        environment = json.loads((run.path / "environment.json").read_text())
+        for argv, words in (
+            (["/bin/fuxictr-mm", "train", "--expid", "X", "--config", "my cfg"], "--expid X --config 'my cfg'"),
+            (["run_expid.py", "--expid", "X", "--resume", "--seed", "3"], "--expid X --seed 3"),
+            (["/bin/fuxictr-mm", "influence", "--expid", "X"], "--expid DIN_MM_none_tiny"),
+            ("damaged", "--expid DIN_MM_none_tiny"),
+        ):
+            (run.path / "environment.json").write_text(json.dumps({**environment, "command": argv}))
+            with raises_naming(MissingFileError, f"fuxictr-mm train {words} --resume"):
+                resolve(["DIN_MM_none_tiny"], copy)
         (run.path / "valid_predictions.parquet").unlink()
         with raises_naming(MissingFileError, run.path):
             read_run(run.path).predictions()
@@ -127,7 +136,7 @@ def test_test_predictions(copy):
         {name: run.test[name] for name in ("AUC", "gAUC")}
     )
     (run.path / "test_predictions.parquet").unlink()
-    with raises_naming(MissingFileError, f"prediction.py --runs {run.path}"):
+    with raises_naming(MissingFileError, f"fuxictr-mm predict --runs {run.path}"):
         run.predictions("test")
 
 

@@ -16,7 +16,7 @@ from fuxictr_mm.training import memory
 def test_the_warning_comes_before_the_memory_is_taken(free, expected, monkeypatch, caplog):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     caplog.set_level(logging.WARNING, logger=memory.__name__)
-    with memory.warn_of_large_parameters("X", torch.device("cpu")):
+    with memory.warn_of_large_parameters("X", torch.device("cpu"), "fuxictr-mm plan --expid X"):
         shared = nn.Linear(100, 100)
         assert not caplog.messages
         nn.ModuleList([shared, shared])

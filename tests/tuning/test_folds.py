@@ -14,6 +14,7 @@ from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
+from fuxictr_mm.tuning.seeds import train_side_by_side
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,26 @@ def test_out_of_fold_predictions(small_project, monkeypatch, capsys):
     np.testing.assert_array_equal(both.predictions()[0], label)
     with raises_naming(Exception, "LightFM_tiny_fold"):
         ensemble(["LightFM_tiny_fold1", "LightFM_tiny_fold2"])
+
+
+def test_the_checkpoint_of_a_fold_that_was_killed_at_its_end_is_deleted(small_project):
+    fold = Experiment.load("LightFM_tiny", small_project, verbose=0).of_fold(Fold(number=1, of=3))
+    run = fold.fit()
+    (fold.paths.checkpoint / "step1").mkdir(parents=True)
+    newest = fold.paths.runs / f"20990101-000000-seed{run.seed}"
+    newest.mkdir()  # one that is to be resumed
+
+    def resume():
+        nothing = small_project / "dataset_config.yaml"  # no script is started
+        options = {"what": "fold", "jobs": 1, "resume": True, "extra_args": (), "quiet": True}
+        return train_side_by_side({"fold1": (fold, ())}, fold, small_project, nothing, **options)
+
+    assert [found.run for found in resume()] == [run.run]
+    assert fold.paths.checkpoint.exists()
+    newest.rmdir()
+    assert [found.run for found in resume()] == [run.run]
+    assert not fold.paths.checkpoint.exists()
+    assert all(path.exists() for path in (fold.paths.weights, fold.paths.log, fold.paths.result))
 
 
 def test_what_cannot_be_folded(small_project, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,11 +309,13 @@ def test_order_of_the_table():
 
 def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     tuner_file(folder, "width: [13]")
+    shutil.copy(ROOT / "run_param_tuner.py", folder)  # it starts the script run_expid.py beside it
+    shutil.copy(folder / "fake_run.py", folder / "run_expid.py")
 
     def script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run_param_tuner.py", "--script", "fake_run.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["run_param_tuner.py", *arguments])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "run_param_tuner.py"), run_name="__main__")
+            runpy.run_path(str(folder / "run_param_tuner.py"), run_name="__main__")
         assert stop.value.code == 2
         return capsys.readouterr()
 
@@ -323,6 +326,7 @@ def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     assert error.startswith("error: 1 of 1 trials failed")
     document = json.loads(script("--config", "grid.yaml", "--json", "--quiet").out)
     assert [row["error"] for row in document["trials"]] == ["ValueError: width must not be 13"]
+    assert "--script" in script("--config", "grid.yaml", "--script", "fake_run.py").err
     shown = script("--config", "grid.yaml", "--quite")
     assert shown.out == ""
     check_names(shown.err, "'--quite'", "'--quiet'")

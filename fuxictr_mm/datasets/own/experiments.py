@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuxictr_mm.config.sizes import SIZES
+from fuxictr_mm.config.sizes import SWA_EPOCHS, SWA_LEARNING_RATE, size_for, updates_of
 from fuxictr_mm.datasets.writer import Summary
 
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
@@ -14,7 +14,7 @@ USER_ROWS = 3
 def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]:
     """Return models and their settings; the user is a feature where users have some rows in training."""
     rows = summary.splits["train"].rows
-    size = dict(next(settings for bound, settings in SIZES if rows < bound))
+    size = size_for(rows)
     size["dnn_hidden_units"] = size.pop("units")
     common: dict[str, Any] = {
         **size,
@@ -24,8 +24,13 @@ def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]
         "embedding_regularizer": 2e-4,
         "net_dropout": 0.2,
     }
-    attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1, "learning_rate": 4e-3}
-    models = {"DIN": common, "DIN_MM": {**common, **attention}}
+    average = {"swa_start": updates_of(SWA_EPOCHS, rows, size["batch_size"])}
+    attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
+    own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
+    models = {
+        name: {**common, **settings, "learning_rate": SWA_LEARNING_RATE[name], **average}
+        for name, settings in own.items()
+    }
     if rows < USER_ROWS * summary.users:
         return models
     user = {"feature_specs": [{"name": "user_id", "type": "categorical", "vocab_size": summary.vocab_sizes["user_id"]}]}
