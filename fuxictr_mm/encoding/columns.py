@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from fuxictr_mm.data.fingerprint import hash_files
-from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
+from fuxictr_mm.data.parquet import SEPARATORS, open_parquet, part_files, require_columns
 from fuxictr_mm.encoding.csv_files import (
     blank_rows,
     count_short_rows,
@@ -287,7 +287,7 @@ class RawFiles:
         for name in wanted:
             if name in names and f"{name}_duplicated_0" in names:  # as polars renames it
                 raise DataError(f"{file}: two columns are named '{name}', expected one; drop the others")
-        fields = {separator: names[0].split(separator) for separator in (",", ";", "\t", "|") if len(names) == 1}
+        fields = {separator: names[0].split(separator) for separator in SEPARATORS if len(names) == 1}
         for separator in [separator for separator, found in fields.items() if set(wanted) <= set(found)]:
             if len(wanted) > 1:
                 raise DataError(
