@@ -6,7 +6,8 @@ or bars), Parquet or JSON lines. A history holds the items of the user's positiv
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
 what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
-log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur.
+log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur, both in
+splits up to that of the row.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from fuxictr_mm.data.parquet import SEPARATORS
-from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, find_stray_quote, scan_csv
+from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, find_long_row, find_stray_quote, scan_csv
 from fuxictr_mm.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
@@ -122,19 +122,17 @@ def _header(path: Path) -> str:
 
 
 def _find_damage(path: Path) -> str:
-    """Return what is wrong with the first row of a CSV file that has more fields than the header, or is no text."""
+    """Return what is wrong in a CSV file and where, as far as it is known."""
     separator = separator_of(_header(path))
-    line = find_stray_quote(path, separator)
-    if line:
+    if line := find_stray_quote(path, separator):
         return f"line {line} has a quote that is not closed, or one inside a text"
+    if found := find_long_row(path, separator):
+        return "row {} has {} fields, expected {}".format(*found)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream, suppress(csv.Error):
-        rows = (row for row in csv.reader(stream, delimiter=separator) if len(row) > 1 or "".join(row).strip())
-        header = next(rows, [])
-        for number, row in enumerate(rows):
-            if len(row) > len(header):
-                return f"row {number} has {len(row)} fields, expected {len(header)}"
-            fields = zip(header, row, strict=False)
-            wrong = next((name for name, text in fields if any("\udc80" <= c <= "\udcff" for c in text)), None)
+        for number, row in enumerate(csv.DictReader(stream, delimiter=separator)):
+            wrong = next(
+                (name for name, text in row.items() if any("\udc80" <= c <= "\udcff" for c in text or "")), None
+            )
             if wrong is not None:
                 return f"row {number}: {wrong} is no text in UTF-8; convert the file"
     return ""
