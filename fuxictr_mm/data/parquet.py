@@ -34,6 +34,9 @@ PACKED_SUFFIXES = {
     ".partial", ".tmp",
 }  # fmt: skip
 
+#: What separates the columns of CSV files.
+SEPARATORS = ",;\t|"
+
 #: Names without an ending that are those of part files: ``part-00000``, ``000000_0``.
 _PART_NAME = re.compile(r"(?:part|data|file|chunk|shard)?[-_.]?\d[\d_.-]*(?:-[\w-]+)?", re.IGNORECASE)
 
@@ -185,7 +188,7 @@ def _kind_of_text(path: Path) -> tuple[str, str] | None:
         return ("JSON lines", "read_ndjson") if is_lines else ("JSON", "read_json")
     if first.startswith("["):
         return "JSON", "read_json"
-    return ("CSV", "read_csv") if any(separator in first for separator in ",;\t|") else None
+    return ("CSV", "read_csv") if any(separator in first for separator in SEPARATORS) else None
 
 
 def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:

@@ -6,7 +6,8 @@ or bars), Parquet or JSON lines. A history holds the items of the user's positiv
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
 what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
-log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur.
+log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur, both in
+splits up to that of the row.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user, sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import log_experiments
-from fuxictr_mm.datasets.own.leaks import find_leaks
+from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
+from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
-from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
-from fuxictr_mm.datasets.writer import Summary
+from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
+from fuxictr_mm.datasets.writer import ITEM_FILE, Summary
 from fuxictr_mm.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -122,7 +124,7 @@ class Log(Reader):
         else:
             first, second = bounds_of_users(":code", ":time", self.asked.split)
         labelled = frame.filter(self._source.is_labelled)
-        splits = labelled.select(":row", split_of(pl.col(":time"), first, second).alias("split"))
+        splits = labelled.select(":row", split_of(pl.col(":time"), first, second).alias(":split"))
         return frame.join(splits, on=":row", how="left", maintain_order="left")
 
     @cached_property
@@ -146,7 +148,7 @@ class Log(Reader):
         moments = {name: Moments() for name in numbers}
         kept: dict[str, list[pl.Series]] = {}
         for number in range(len(self.chunks())):
-            train = self._bucket(number).filter(pl.col("split") == "train")
+            train = self._bucket(number).filter(pl.col(":split") == "train")
             for name in numbers:
                 moments[name].add(moments_of(train[name]))
             categories = [column.values() for column in columns if column.kind == "categorical"]
@@ -160,6 +162,12 @@ class Log(Reader):
 
     def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
         if self.asked.negatives:
+            for column in of_items(train, columns):
+                logger.warning(
+                    f"{self._source.log.paths[0]}: each item has one value of {column.source}, and "
+                    "negatives copy that of the item that was clicked; move it to --items, or leave it out: "
+                    f"--types {column.source}=none"
+                )
             return
         for column, rows in find_leaks(train, columns, self.label):
             logger.warning(
@@ -171,7 +179,22 @@ class Log(Reader):
     def _user_rows(self) -> pl.DataFrame:
         """Return the table of users; it has no rows where there is none."""
         table = self._source.users
-        return pl.DataFrame() if table is None else self._source.rows_by_id(table, "user")
+        if table is None:
+            return pl.DataFrame()
+        rows = self._source.rows_by_id(table, "user")
+        self._find_missing(table, self.asked.user, rows, self.values("user_id"), "users")
+        return rows
+
+    def _find_missing(self, table: Table, column: str, rows: pl.DataFrame, seen: pl.Series, what: str) -> pl.Series:
+        """Return the ids of the log that a table does not have; they are warned of."""
+        missing = seen.filter(~seen.is_in(rows[column].implode()))
+        if len(missing):
+            count = f"{len(missing)} of {len(seen)} {what} of the log"
+            found = f"{table.paths[0]}: {count} are not there, such as {missing[0]!r}"
+            if len(missing) == len(seen):
+                raise DataError(f"{found}; {column} has to hold the same ids in both")
+            logger.warning(f"{found}; they are written without features")
+        return missing
 
     @cached_property
     def _trained_users(self) -> pl.DataFrame:
@@ -203,11 +226,13 @@ class Log(Reader):
         positive = frame.select(pl.repeat(True, pl.len()) & self._source.is_positive).to_series().to_numpy()
         users, times = frame[":code"].to_numpy(), frame[":time"].to_numpy()
         items = frame[":item"].to_arrow()
-        which = np.flatnonzero(frame["split"].is_not_null().to_numpy())
+        which = np.flatnonzero(frame[":split"].is_not_null().to_numpy())
         of_log, of_users = self._context_columns
-        ids = (pl.col(":user").alias("user_id"), pl.col(":item").alias("item_id"))
+        named = [
+            pl.col(f":{old}").alias(new) for old, new in (("split", "split"), ("user", "user_id"), ("item", "item_id"))
+        ]
         labels = [] if self.asked.negatives else self._source.labels
-        columns = frame[which].select("split", *ids, *labels, *(column.values() for column in of_log))
+        columns = frame[which].select(*named, *labels, *(column.values() for column in of_log))
         if of_users:
             table = self._user_rows.select(pl.col(self.asked.user).alias("user_id"), *(c.values() for c in of_users))
             columns = columns.join(table, on="user_id", how="left", maintain_order="left")
@@ -220,32 +245,46 @@ class Log(Reader):
             yield Rows(columns[at : at + PART_ROWS], histories, rows - rows[0])
 
     @cached_property
-    def _popularity(self) -> tuple[pl.Series, np.ndarray]:
-        """Return the items of the log, and how many of its rows are of an item or one before it."""
-        counts = self._scan().group_by(":item").len().sort(":item").collect(engine="streaming")
-        return counts[":item"], np.cumsum(counts["len"].to_numpy())
+    def _popularity(self) -> tuple[pl.Series, dict[str, np.ndarray]]:
+        """Return the items of the log, and of each split how many rows of it or before are of an item or one before."""
+        parts = [self._bucket(number).group_by(":split", ":item").len() for number in range(len(self.chunks()))]
+        table = pl.concat(parts).pivot(":split", index=":item", values="len", aggregate_function="sum").sort(":item")
+        splits = [split for split in SPLITS if split in table.columns]
+        counts = table.select(splits).fill_null(0).to_numpy()
+        return table[":item"], dict(zip(splits, counts.cumsum(axis=0).cumsum(axis=1).T, strict=True))
 
     def _with_negatives(
         self, columns: pl.DataFrame, which: np.ndarray, generator: np.random.Generator
     ) -> tuple[pl.DataFrame, np.ndarray]:
-        """Return each row followed by its negatives, and the histories of both."""
+        """Return each row followed by its negatives, and the histories of both.
+
+        Splits after that of the row count neither for what the user has no event of nor for how often items occur:
+        else the positive items of test would be those that are never a negative in training.
+        """
         known, up_to = self._popularity
         codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
         users = columns["user_id"].rank("dense").to_numpy().astype(np.int64)
-
-        def draw(size: int) -> np.ndarray:
-            return np.searchsorted(up_to, generator.integers(up_to[-1], size=size), side="right")
-
+        splits = columns["split"].to_numpy()
         copies = self.asked.negatives + 1
         rows = np.repeat(np.arange(len(columns)), copies)
         is_positive = np.arange(len(rows)) % copies == 0
-        wanted, items = rows[~is_positive], codes[rows]
-        items[~is_positive], failed = sample_negatives(users, codes, len(known), users[wanted], draw)
-        if failed is not None:
-            raise DataError(
-                f"{self._source.log.paths[0]}: the user {columns['user_id'][int(wanted[failed])]!r} has events of "
-                "nearly every item; there is no negative to sample"
+        items = codes[rows]
+        so_far = np.zeros(len(columns), dtype=bool)
+        for split in [split for split in SPLITS if (splits == split).any()]:
+            so_far |= splits == split
+            places = np.flatnonzero(~is_positive & (splits[rows] == split))
+
+            def draw(size: int, totals: np.ndarray = up_to[split]) -> np.ndarray:
+                return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
+
+            items[places], failed = sample_negatives(
+                users[so_far], codes[so_far], len(known), users[rows[places]], draw
             )
+            if failed is not None:
+                raise DataError(
+                    f"{self._source.log.paths[0]}: the user {columns['user_id'][int(rows[places[failed]])]!r} has "
+                    "events of nearly every item; there is no negative to sample"
+                )
         label = pl.Series("label", is_positive.astype(np.float32))
         return columns[rows].with_columns(known.gather(items).alias("item_id"), label), which[rows]
 
@@ -260,13 +299,7 @@ class Log(Reader):
             return [], pl.DataFrame({"item_id": seen})
         columns = self._source.written("items")
         rows = split_lists(self._source.rows_by_id(table, "target"), columns)
-        missing = seen.filter(~seen.is_in(rows[item].implode()))
-        if len(missing):
-            count = f"{len(missing)} of {len(seen)} items of the log"
-            found = f"{table.paths[0]}: {count} are not there, such as {missing[0]!r}"
-            if len(missing) == len(seen):
-                raise DataError(f"{found}; {item} has to hold the same ids in both")
-            logger.warning(f"{found}; they are written without features")
+        missing = self._find_missing(table, item, rows, seen, "items")
         trained = rows.filter(pl.col(item).is_in(self._training.values[":item"].implode()))
         columns = [c.scaled(moments_of(trained[c.source])) if c.kind == "numeric" else c for c in columns]
         written = rows.select(pl.col(item).alias("item_id"), *(column.values() for column in columns))
@@ -281,7 +314,7 @@ class Log(Reader):
         found: dict[str, Embeddings] = {}
         item, ids = self.asked.item, self.items().schema["item_id"]
         for path in self._vector_files:
-            taken = {*WRITTEN, *self._source.labels, *self.context, *self.item_columns, *found}
+            taken = {*WRITTEN, Path(ITEM_FILE).stem, *self._source.labels, *self.context, *self.item_columns, *found}
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]
         return found

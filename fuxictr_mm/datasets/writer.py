@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
+from fuxictr_mm.encoding.text_files import is_disk_full
 from fuxictr_mm.errors import ConfigError, DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
@@ -136,13 +137,15 @@ class Writer:
         lock = FileLock(self.folder / ".lock", blocking=False)
         try:
             with lock:
-                if overwrite:
+                if overwrite or self._is_barely_begun():
                     self._clear()
                 return self._write()
         except Timeout:
             raise ConfigError(f"{self.folder}: another process writes it now; wait for its end") from None
         except (pl.exceptions.PolarsError, pa.ArrowException) as error:
             reason = first_line(error)
+            if is_disk_full(error):
+                raise UserError(f"{self.folder}: {reason}; then run the same command again to go on") from error
             raise DataError(f"{self.reader.source}: cannot be read ({reason})") from error
         except UserError:
             raise
@@ -158,6 +161,12 @@ class Writer:
             elif path.name != ".lock":
                 path.unlink()
 
+    def _is_barely_begun(self) -> bool:
+        """Whether nothing is finished, as after an error in the files; these or the options were changed then."""
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        is_alone = MANIFEST in names and names <= {MANIFEST, ".lock", ".scratch"}
+        return is_alone and read_json(self.folder / MANIFEST).get("origin") != self.origin
+
     def _check_folder(self) -> None:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
@@ -167,7 +176,7 @@ class Writer:
                 raise ConfigError(f"{self.folder}: holds {others[0]}; give an empty or a new folder with --out")
             return
         origin = {"version": 1, **(read_json(manifest).get("origin") or {})}
-        if origin != self.origin:
+        if origin != self.origin and not self._is_barely_begun():
             changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
             what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
             raise ConfigError(

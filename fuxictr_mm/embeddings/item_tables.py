@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.errors import DataError, MissingFileError, first_line
-
-#: Separators of CSV files, and endings of JSON lines files.
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
+from fuxictr_mm.encoding import text_files
+from fuxictr_mm.errors import MissingFileError
 
 
 def table_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -26,7 +22,7 @@ def table_files(path: str | os.PathLike[str]) -> list[Path]:
     DataError, MissingFileError
         As ``parquet.part_files``.
     """
-    if not _is_text(Path(path)) or Path(path).is_dir():
+    if not text_files.is_text(Path(path)) or Path(path).is_dir():
         return parquet.part_files(path)
     if not Path(path).is_file():
         raise MissingFileError(f"{path}: no such file")
@@ -35,10 +31,7 @@ def table_files(path: str | os.PathLike[str]) -> list[Path]:
 
 def names_of(file: Path) -> list[str]:
     """Return the names of the columns of a file."""
-    if not _is_text(file):
-        return parquet.schema_of(file).names
-    with _named_errors(file):
-        return _scan(file).collect_schema().names()
+    return list(text_files.schema_of(file)) if text_files.is_text(file) else parquet.schema_of(file).names
 
 
 def read_table(file: Path, columns: Sequence[str], key: str) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -51,28 +44,18 @@ def read_table(file: Path, columns: Sequence[str], key: str) -> Iterator[tuple[i
     DataError
         A column that is missing, or a file that cannot be read.
     """
-    if not _is_text(file):
+    if not text_files.is_text(file):
         yield from parquet.read_chunks(file, columns)
         return
     parquet.require_columns(file, names_of(file), columns)
-    with _named_errors(file):
-        frame = _scan(file).select(columns).collect()
+    with text_files.scanned(file) as rows:
+        frame = rows.select(columns).collect()
     if key in columns and frame[key].dtype == pl.String:
         frame = frame.with_columns(_as_integers(frame[key]))
     row = 0
     for batch in frame.to_arrow().to_batches(max_chunksize=parquet.CHUNK_ROWS):
         yield row, batch
         row += batch.num_rows
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in (*SEPARATORS, *JSON_LINES)
-
-
-def _scan(file: Path) -> pl.LazyFrame:
-    if file.suffix.lower() in JSON_LINES:
-        return pl.scan_ndjson(file, infer_schema_length=None)
-    return pl.scan_csv(file, separator=SEPARATORS[file.suffix.lower()], infer_schema=False)
 
 
 def _as_integers(ids: pl.Series) -> pl.Series:
@@ -83,14 +66,3 @@ def _as_integers(ids: pl.Series) -> pl.Series:
             if numbers.null_count() == ids.null_count():
                 return numbers
     return ids
-
-
-@contextmanager
-def _named_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError) as error:
-        form = "JSON lines" if file.suffix.lower() in JSON_LINES else "CSV"
-        raise DataError(
-            f"{file}: cannot be read as {form} in UTF-8 ({first_line(error)}); correct it, or write it as Parquet"
-        ) from None

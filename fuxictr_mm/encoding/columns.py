@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
@@ -16,10 +15,11 @@ from typing import Any
 import polars as pl
 
 from fuxictr_mm.data.fingerprint import hash_files
-from fuxictr_mm.data.parquet import open_parquet, part_files, require_columns
+from fuxictr_mm.data.parquet import SEPARATORS, open_parquet, part_files, require_columns
 from fuxictr_mm.encoding.csv_files import (
     blank_rows,
     count_short_rows,
+    find_long_row,
     find_stray_quote,
     plain_numbers,
     scan_csv,
@@ -287,7 +287,7 @@ class RawFiles:
         for name in wanted:
             if name in names and f"{name}_duplicated_0" in names:  # as polars renames it
                 raise DataError(f"{file}: two columns are named '{name}', expected one; drop the others")
-        fields = {separator: names[0].split(separator) for separator in (",", ";", "\t", "|") if len(names) == 1}
+        fields = {separator: names[0].split(separator) for separator in SEPARATORS if len(names) == 1}
         for separator in [separator for separator, found in fields.items() if set(wanted) <= set(found)]:
             if len(wanted) > 1:
                 raise DataError(
@@ -383,21 +383,11 @@ class RawFiles:
 
     def _find_long_row(self, file: Path) -> None:
         """Raise a DataError for the first row of a CSV file that has more fields than the header."""
-        with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-            rows = (
-                row
-                for row in csv.reader(stream, delimiter=self.separator, strict=True)
-                if len(row) > 1 or "".join(row).strip()
-            )
-            try:
-                header = next(rows, [])
-                found = next(((number, row) for number, row in enumerate(rows) if len(row) > len(header)), None)
-            except csv.Error:  # the file is damaged in another way
-                return
+        found = find_long_row(file, self.separator)
         if found:
-            number, row = found
+            number, fields, expected = found
             raise DataError(
-                f"{file}: row {number} has {len(row)} fields, expected {len(header)} as in the header; put texts that "
+                f"{file}: row {number} has {fields} fields, expected {expected} as in the header; put texts that "
                 f"hold {self.separator!r} in quotes"
             )
 

@@ -100,6 +100,16 @@ def find_stray_quote(file: Path, separator: str) -> int:
     return 0
 
 
+def find_long_row(file: Path, separator: str) -> tuple[int, int, int] | None:
+    """Return the first row that has more fields than the header, from 0 after it, and the numbers of fields of both."""
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream, suppress(csv.Error):
+        lines = csv.reader(stream, delimiter=separator, strict=True)
+        rows = (row for row in lines if len(row) > 1 or "".join(row).strip())
+        expected = len(next(rows, []))
+        return next(((number, len(row), expected) for number, row in enumerate(rows) if len(row) > expected), None)
+    return None  # damaged in another way
+
+
 def with_partitions(frame: pl.LazyFrame, file: Path) -> pl.LazyFrame:
     """Add the columns of a file's Hive partitions that it does not hold."""
     found = partition_columns(file)

@@ -330,9 +330,18 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
         found.append([row for split in ("train", "valid", "test") for row in read_split(out, split)])
     assert found[0] == found[1]  # of a fixed seed
     assert sum(split.positives for split in summary.splits.values()) == len(rows)
+    ends = {"train": len(rows) * 8 // 10, "valid": len(rows) * 9 // 10, "test": len(rows)}
+    pairs = sorted(rows, key=rows.get)
+    sampled = {(row["user_id"], row["item_id"]) for row in found[0][: 3 * ends["train"]] if not row["label"]}
+    assert sampled & set(pairs[ends["train"] :])  # what the user clicks later is no exception
+    assert {item for _, item in sampled} <= {
+        item for _, item in pairs[: ends["train"]]
+    }  # nor is there an item of later
     for event, *negatives in zip(found[0][::3], found[0][1::3], found[0][2::3], strict=True):
         assert (event["user_id"], event["item_id"]) in rows
-        assert all((row["user_id"], row["item_id"]) not in rows for row in negatives)
+        place = pairs.index((event["user_id"], event["item_id"]))
+        until = set(pairs[: next(end for end in ends.values() if place < end)])
+        assert all((row["user_id"], row["item_id"]) not in until for row in negatives)
         assert {row["user_id"] for row in negatives} == {event["user_id"]}
         assert all(row["item_seq"] == event["item_seq"] for row in negatives)
         assert [event["label"], *(row["label"] for row in negatives)] == [1, 0, 0]
@@ -405,6 +414,9 @@ def change(column, row, value):
         (change("user", 3, None), {}, ["interactions.csv: row 3", "user"]),
         (change("click", 5, "2"), {}, ["interactions.csv: row 5", "click", "2"]),
         (change("click", 5, "yes"), {}, ["interactions.csv: row 5", "click", "yes"]),
+        (change("click", 5, "yes"), {"positive_from": 1}, ["interactions.csv: row 5", "click", "yes"]),
+        (None, {"positive_from": 2}, ["interactions.csv", "click", "--positive_from"]),
+        (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
         (None, {"roles": ["user=user", "target=asin", "history=seen"]}, ["--roles history=seen"]),
         (None, {"labels": ["clicks"]}, ["--labels clicks", "click"]),
@@ -440,6 +452,123 @@ def test_a_row_that_cannot_be_read_is_named(line, named, shop, prepare_log):
     path.write_bytes(path.read_bytes() + line + b"\n")
     with raises_naming(DataError, "interactions.csv", *named):
         prepare_log(shop)
+
+
+def rewrite(path, change):
+    """Rewrite a CSV file as a function of its frame."""
+    change(pl.read_csv(path)).write_csv(path)
+
+
+def test_blank_lines_and_spaces_around_ids_do_not_count(shop, prepare_log, read_split, caplog):
+    whole, _, _ = prepare_log(shop, folder="whole")
+    path = shop / "interactions.csv"
+    header, *lines = path.read_text().splitlines()
+    lines = [" , ".join(line.split(",", 2)) for line in lines]
+    path.write_text("\n".join([header, *lines[:9], "", *lines[9:], lines[0].rpartition(",")[0], "", ""]))
+    with caplog.at_level("WARNING"):
+        folder, summary, _ = prepare_log(shop)
+    assert "interactions.csv: 1 rows" in caplog.text  # the short one
+    assert sum(split.rows for split in summary.splits.values()) == 301
+    known = {str(row["item_seq"]) for row in read_split(whole, "train")}
+    assert {str(row["item_seq"]) for row in read_split(folder, "train")[:20]} <= known
+
+
+def test_names_of_columns_that_something_else_has(shop, prepare_log, read_split):
+    whole, _, _ = prepare_log(shop, folder="whole")
+    kinds = pl.Series(["test", "train", "other"] * 100)
+    names = {"split": kinds, "type": kinds, "geo.country": kinds}
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(**names))
+    folder, summary, _ = prepare_log(shop)
+    assert summary.splits["test"].rows == len(read_split(whole, "test"))
+    features = load_yaml(folder / "dataset_config.yaml")[folder.name]["feature_cols"]
+    assert {"context_split", "context_type", "geo_country"} <= {feature["name"] for feature in features}
+
+
+def test_what_looks_like_a_number(shop, prepare_log, values_of):
+    codes = {
+        "large": [2**60 + number % 3 for number in range(300)],
+        "larger": [2**65 + number % 3 for number in range(300)],
+        "code": [f"e{number % 3}" for number in range(300)],
+        "flag": ["yes" if number % 3 else None for number in range(300)],
+    }
+    texts = {name: pl.Series([None if value is None else str(value) for value in v]) for name, v in codes.items()}
+    dashes = pl.Series(["-" if number % 3 else f"{number}.5" for number in range(300)])
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(**texts, dashes=dashes))
+    folder, _, _ = prepare_log(shop)
+    for name, values in codes.items():
+        assert set(values_of(folder, name).values()) == {str(value) for value in values if value is not None}
+    facts = json.loads((folder / "manifest.json").read_text())["columns"]["interactions"]["written"]
+    assert facts["dashes_scaled"]["mean"] > 0
+
+
+def test_times_of_nanoseconds_keep_their_order(shop, prepare_log, read_split):
+    rewrite(shop / "interactions.csv", lambda log: log.sort("time").with_columns(pl.int_range(pl.len()).alias("time")))
+    whole, _, _ = prepare_log(shop, folder="whole")
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(pl.col("time") + 1_700_000_000_000_000_000))
+    folder, _, _ = prepare_log(shop)
+    assert read_split(whole, "test") == read_split(folder, "test")
+
+
+@pytest.mark.parametrize("kind", [pl.UInt64, pl.Decimal(38, 0)])
+def test_integers_of_other_types_are_ids(kind, tmp_path, prepare_log, read_split):
+    base = 2**63 if kind == pl.UInt64 else 2**60
+    ids = pl.Series([base + number % 5 for number in range(40)], dtype=kind)
+    log = pl.DataFrame({"user": ids, "asin": ids, "time": range(40), "click": [0, 0, 1, 1] * 10})
+    log.write_parquet(tmp_path / "interactions.parquet")
+    log.select("asin", color=pl.lit("red")).unique().write_parquet(tmp_path / "items.parquet")
+    folder, _, _ = prepare_log(tmp_path)
+    assert {row["user_id"] for row in read_split(folder, "train")} == {base + number for number in range(5)}
+
+
+def test_users_that_are_not_in_their_table(shop, prepare_log, caplog):
+    with caplog.at_level("WARNING"):
+        prepare_log(shop)
+    assert "users.csv: 1 of 12" in caplog.text
+    rewrite(shop / "users.csv", lambda users: users.with_columns(pl.col("user").str.replace("u", "v")))
+    with raises_naming(DataError, "users.csv", "12 of 12"):
+        prepare_log(shop, folder="other")
+
+
+def test_ratings(shop, prepare_log, read_split, tmp_path):
+    whole, _, _ = prepare_log(shop, folder="whole")
+    rating = pl.when(pl.col("click") == 1).then(4.5).otherwise(3.5)
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(rating.alias("click")))
+    folder, _, _ = prepare_log(shop, positive_from=4)
+    assert read_split(folder, "test") == read_split(whole, "test")
+    arguments = ("log", "--source", shop, "--out", tmp_path / "by command", "--roles", *ROLES["roles"])
+    assert run(*arguments, "--positive_from", "4") == 0
+
+
+def test_columns_of_items_are_warned_of_where_negatives_copy_them(shop, prepare_log, caplog):
+    rewrite(
+        shop / "interactions.csv",
+        lambda log: log.with_columns(brand=pl.col("asin").str.slice(2), cost=pl.col("asin").hash() % 97).drop("click"),
+    )
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, negatives=1)
+    assert all(f"--types {name}=none" in caplog.text for name in ("brand", "cost"))
+    assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
+
+
+def test_what_was_begun_with_an_error_begins_again(shop, prepare_log):
+    good = (shop / "interactions.csv").read_bytes()
+    change("click", 5, "2")(shop)
+    with raises_naming(DataError, "row 5"):
+        prepare_log(shop)
+    (shop / "interactions.csv").write_bytes(good)
+    assert prepare_log(shop)[1].items == 30
+    with raises_naming(UserError, "other options"):
+        prepare_log(shop, types=["device=none"])
+
+
+def test_a_full_disk_is_no_fault_of_the_files(shop, prepare_log, monkeypatch):
+    def full(*args, **kwargs):
+        raise pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full)
+    with raises_naming(UserError, "out", "No space left") as caught:
+        prepare_log(shop)
+    assert not isinstance(caught.value, DataError)
 
 
 def test_a_column_twice_is_refused(shop, prepare_log):

@@ -96,7 +96,9 @@ def choose_columns(
         A type that the column cannot be.
     """
     schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
-    facts = _count(table.frame, schema)
+    from torch.nn import ModuleDict  # slow to import; its attributes cannot be names of layers, nor texts with a dot
+
+    facts, layers = _count(table.frame, schema), ModuleDict()
     columns, left_out = [], {}
     for source, dtype in schema.items():
         kind, reason = types.get(source, ""), "as --types says"
@@ -107,8 +109,8 @@ def choose_columns(
         if kind == "none":
             left_out[source] = reason
             continue
-        name = f"{source}_scaled" if kind == "numeric" else source
-        while name in taken:
+        name = (f"{source}_scaled" if kind == "numeric" else source).replace(".", "_")
+        while not name or name in taken or hasattr(layers, name):
             name = prefix + name
         taken.add(name)
         columns.append(Column(source, name, kind))  # type: ignore[arg-type]
@@ -124,13 +126,13 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
 
 
 def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int]]:
-    """Return of each column how many values are there, about how many distinct ones, and how many hold a separator."""
+    """Return of each column the number of values, about that of distinct ones, with null, and of those with a bar."""
     counts = []
     for name, kind in schema.items():
         is_counted = kind == pl.String or kind.is_integer()
         counts += [
             pl.col(name).count().alias(f"count {name}"),
-            (pl.col(name).drop_nulls().approx_n_unique() if is_counted else pl.lit(0)).alias(f"distinct {name}"),
+            (pl.col(name).approx_n_unique() if is_counted else pl.lit(0)).alias(f"distinct {name}"),
             (pl.col(name).str.contains(LIST_SEPARATOR, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
                 f"lists {name}"
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from fuxictr_mm.datasets.own.tables import INTEGER, Table
+from fuxictr_mm.datasets.own.tables import Table, is_integer
 from fuxictr_mm.errors import ConfigError
 
 ISO = (
@@ -55,7 +55,7 @@ def read_times(table: Table, column: str) -> pl.Expr:
     if kind != pl.String:
         raise ConfigError(f"--roles time={column}: {table.paths[0]} holds {kind} there, expected {EXPECTED}")
     text = values.str.strip_chars()
-    is_number, has_zone = text.str.contains(INTEGER), text.str.contains(r"(?:Z|z|UTC|:.*[+-]\d{2}(?::?\d{2})?)$")
+    is_number, has_zone = is_integer(text), text.str.contains(r"(?:Z|z|UTC|:.*[+-]\d{2}(?::?\d{2})?)$")
     first = table.frame.select(number=is_number, zone=has_zone).head(1).collect()
     if not len(first) or first["number"][0]:
         table.refuse(values.is_null() | ~is_number, column, EXPECTED)

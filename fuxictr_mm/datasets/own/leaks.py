@@ -1,4 +1,4 @@
-"""Columns of a log that say what the label is: they are known only after the click."""
+"""Columns of a log that say what the label is: known only after the click, or of the item that was clicked."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Ite
         most = counts.filter(pl.col("rows") == pl.col("positive"))["rows"].max()
         if isinstance(most, int) and rate**most < CHANCE:
             yield column, most
+
+
+def of_items(rows: pl.DataFrame, columns: Sequence[Column]) -> Iterator[Column]:
+    """Yield columns of which all rows of an item have one value, and other items others, more than chance explains."""
+    rows = rows.filter(pl.len().over(":item") > 1)
+    again = len(rows) - rows[":item"].n_unique()
+    for column in columns:
+        pairs = rows.select(":item", column.values().alias("value")).group_by(":item", "value").len()
+        counts = pairs.group_by("value").agg(pl.col("len").sum())["len"].to_numpy()
+        is_chance = not len(rows) or float(((counts / len(rows)) ** 2).sum()) ** again >= CHANCE
+        if not is_chance and len(pairs) == pairs[":item"].n_unique():
+            yield column

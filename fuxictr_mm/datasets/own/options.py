@@ -13,7 +13,10 @@ from fuxictr_mm.errors import ConfigError, nearest
 TYPES = ("categorical", "numeric", "sequence", "text", "none")
 
 #: Names of the options as ``argparse`` has them.
-NAMES = ("labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives")
+NAMES = (
+    "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
+    "positive_from",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class LogOptions:
         Whether they are fractions of all rows or of the rows of each user, the last ones for test.
     negatives : int
         Items sampled for each row of a log that has no label.
+    positive_from : float, optional
+        Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
     """
 
     interactions: str | None = None
@@ -53,6 +58,7 @@ class LogOptions:
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     split_by: str = "time"
     negatives: int = 0
+    positive_from: float | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -83,8 +89,11 @@ class LogOptions:
             )
         if options.negatives < 0:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
-        if options.negatives and options.labels:
-            raise ConfigError("--negatives: is for a log of positive events alone; leave out --labels, or --negatives")
+        others = [name for name in ("labels", "positive_from") if values.get(name) is not None]
+        if options.negatives and others:
+            raise ConfigError(
+                f"--negatives: is for a log of positive events alone; leave out --{others[0]}, or --negatives"
+            )
         return options
 
     def changed(self) -> dict[str, Any]:
@@ -123,6 +132,9 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--negatives", type=int, metavar="N", help="log: items sampled for each row, where all rows are positive"
+    )
+    group.add_argument(
+        "--positive_from", type=float, metavar="X", help="log: labels are 1 from X on, else 0, as of ratings from 4 on"
     )
 
 

@@ -11,7 +11,8 @@ import polars as pl
 from fuxictr_mm.datasets.own.columns import Column, choose_columns
 from fuxictr_mm.datasets.own.instants import read_times
 from fuxictr_mm.datasets.own.options import LogOptions
-from fuxictr_mm.datasets.own.tables import Table, form_of
+from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.encoding.text_files import form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 
 logger = logging.getLogger(__name__)
@@ -180,11 +181,13 @@ class LogSource:
             raise ConfigError(
                 f"--roles {role}={column}: {table.paths[0]} holds {kind} there, expected texts or integers"
             )
-        is_missing = ids.is_null() | (ids == "") if kind == pl.String else ids.is_null()
-        table.refuse(is_missing, column, "an id; correct or drop the row")
+        ids = ids.str.strip_chars() if kind == pl.String else ids  # as of columns of a fixed width
+        table.refuse(ids.is_null() | (ids.cast(pl.String) == ""), column, "an id; correct or drop the row")
         other = self.users if role == "user" else self.items
         kinds = [each.frame.collect_schema()[column] for each in (self.log, other) if each is not None]
-        return ids.cast(pl.Int64 if all(kind.is_integer() for kind in kinds) else pl.String)
+        if all(kind.is_integer() and kind != pl.UInt64 for kind in kinds):
+            return ids.cast(pl.Int64)
+        return ids.cast(pl.UInt64 if all(kind.is_unsigned_integer() for kind in kinds) else pl.String)
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each.
@@ -206,12 +209,16 @@ class LogSource:
         table, label = self.log, pl.col(column)
         if table.frame.collect_schema()[column] == pl.String:
             label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
-        number = label.cast(pl.Float32, strict=False).fill_nan(None)
-        wrong = label.is_not_null() & ~number.is_in([0, 1]).fill_null(label.cast(pl.String) == "NaN")
-        table.refuse(wrong, column, "0 or 1, or nothing")
+        number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
+        is_known = number.is_in([0, 1]) if bound is None else number.is_not_null()
+        wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
+        others = "0 or 1, or nothing; of ratings, add --positive_from 4, or another bound"
+        table.refuse(wrong, column, others if bound is None else "a number, or nothing")
+        number = (number if bound is None else number >= bound).cast(pl.Float32)
         least, most = table.frame.select(least=number.min(), most=number.max()).collect(engine="streaming").row(0)
         if (least, most) != (0, 1):
             held = "no value" if least is None else f"{least:g} in all rows"
             hint = "; if every row is a click, rename the column and add --negatives 1" if least == 1 else ""
+            hint = hint if bound is None else "; change --positive_from"
             raise DataError(f"{table.paths[0]}: {column} holds {held}, expected 0 in some rows and 1 in others{hint}")
         return number.alias(column)

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from fuxictr_mm.data import parquet
+from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
-PARQUET, LINES, CSV = (".parquet", ".pq", ".parq"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv", ".txt")
-SEPARATORS = ",\t;|"
-
 #: What stands for no number in a CSV file.
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
-#: Numbers as they are written; 007 is an id or a code.
-INTEGER = r"^-?(?:0|[1-9]\d{0,17})$"
-FLOAT = r"^[+-]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+#: Numbers as they are written; 007 is an id or a code, and so is e5.
+INTEGER = r"^-?(?:0|[1-9]\d*)$"
+FLOAT = r"^[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
 
 
-def form_of(path: Path) -> str:
-    """Return the ending that says how a file is read, without that of gzip."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+def is_integer(text: pl.Expr) -> pl.Expr:
+    """Whether a text is an integer of 64 bits."""
+    return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Table:
 
     def __post_init__(self) -> None:
         for path in self.paths:
-            if form_of(path) not in (*PARQUET, *LINES, *CSV):
+            if not (is_text(path) or form_of(path) in parquet.SUFFIXES):
                 raise ConfigError(
                     f"--{self.option} {path}: expected a name that ends in .csv, .tsv, .txt or .jsonl, with or without "
                     ".gz, or in .parquet"
@@ -67,14 +61,10 @@ class Table:
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                schema = {**_scan(path).collect_schema(), **schema}
+                found = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
-        twice = next((name for name in schema if re.search(r"_duplicated_\d+$", name)), None)
-        if twice is not None:  # polars' name for it
-            raise DataError(
-                f"{self.paths[0]}: has the column '{twice.rpartition('_duplicated_')[0]}' twice; rename one"
-            )
+            schema = {**found, **schema}
         return schema
 
     def check(self, column: str, what: str) -> None:
@@ -93,30 +83,31 @@ class Table:
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
         frame = pl.concat([pl.scan_parquet(part) for part in self._parts], how="diagonal_relaxed")
-        texts, floats = pl.Categorical | pl.Enum | pl.Boolean, pl.Decimal | pl.Float32
-        kinds = frame.collect_schema().items()
-        casts = [
-            pl.col(n).cast(pl.String if isinstance(t, texts) else pl.Float64)
-            for n, t in kinds
-            if isinstance(t, texts | floats)
-        ]
-        frame = frame.with_columns(casts)
+        casts: dict[str, type[pl.DataType]] = {}
+        for name, kind in frame.collect_schema().items():
+            if isinstance(kind, pl.Categorical | pl.Enum | pl.Boolean):
+                casts[name] = pl.String
+            elif isinstance(kind, pl.Decimal | pl.Float32):  # databases have integers of a scale of 0
+                casts[name] = pl.Int64 if isinstance(kind, pl.Decimal) and not kind.scale else pl.Float64
+        frame = frame.with_columns(pl.col(name).cast(kind) for name, kind in casts.items())
         return frame.with_columns(self._numbers(frame))
 
     def _numbers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
         """Return casts of the columns of CSV files whose texts are all numbers."""
         if not any(form_of(path) in CSV for path in self.paths):
             return []
-        kinds = frame.collect_schema().items()
-        names = [name for name, kind in kinds if kind == pl.String and name not in self.texts]
+        schema = frame.collect_schema().items()
+        names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         tests = []
         for name in names:
             text = pl.col(name).str.strip_chars()
-            for kind, pattern in (("integer", INTEGER), ("float", FLOAT)):
-                is_number = text.is_null() | text.is_in(MISSING) | text.str.contains(pattern)
-                tests.append(is_number.all().alias(f"{kind} {name}"))
+            is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
+            kinds = {"integer": is_integer(text), "digits": digits, "float": text.str.contains(FLOAT)}
+            tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        types = {n: pl.Int64 if found[f"integer {n}"] else pl.Float64 for n in names if found[f"float {n}"]}
+        # Digits alone that are no integers of 64 bits are ids, of which a float would take two for one.
+        numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
+        types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
         return [pl.col(name).str.strip_chars().cast(kind, strict=False) for name, kind in types.items()]
 
     def where(self, row: int) -> str:
@@ -135,54 +126,13 @@ class Table:
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}")
 
 
-def _scan(path: Path) -> pl.LazyFrame:
-    if form_of(path) in PARQUET:
-        return pl.scan_parquet(path)
-    if form_of(path) in LINES:
-        return pl.scan_ndjson(path, infer_schema_length=None)
-    options: dict[str, Any] = {"separator": _separator(path), "infer_schema": False}
-    return pl.scan_csv(path, **options)
-
-
-def _separator(path: Path) -> str:
-    """Return the separator that stands most often in the first line."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="replace") as stream:
-        header = stream.readline()
-    return max(SEPARATORS, key=header.count)
-
-
 def _as_parquet(path: Path, target: Path) -> Path:
     """Return a file as Parquet: itself, or what it is converted to, once."""
-    if form_of(path) in PARQUET or target.exists():
-        return path if form_of(path) in PARQUET else target
+    if not is_text(path) or target.exists():
+        return target if is_text(path) else path
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, unpacked = target.with_suffix(".partial"), target.with_suffix(".unpacked" + form_of(path))
-    source = path
-    if path.suffix == ".gz":
-        source = unpacked
-        with gzip.open(path) as stream, unpacked.open("wb") as copy:
-            shutil.copyfileobj(stream, copy)
-    try:
-        _scan(source).sink_parquet(partial)
-    except pl.exceptions.PolarsError as error:
-        where = _find_long_row(source) if form_of(path) in CSV else None
-        raise DataError(f"{path}: cannot be read ({where or first_line(error)})") from None
-    finally:
-        unpacked.unlink(missing_ok=True)
+    partial = target.with_suffix(".partial")
+    with scanned(path, target.parent, warn=True) as rows:
+        rows.sink_parquet(partial)
     partial.rename(target)
     return target
-
-
-def _find_long_row(path: Path) -> str | None:
-    """Return what is wrong with the first row that has more fields than the header, or is no text."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.reader(stream, delimiter=_separator(path))
-        header = next(rows, [])
-        for number, row in enumerate(rows):
-            if len(row) > len(header):
-                return f"row {number} has {len(row)} fields, expected {len(header)}"
-            fields = zip(header, row, strict=False)
-            wrong = next((name for name, text in fields if any("\udc80" <= c <= "\udcff" for c in text)), None)
-            if wrong is not None:
-                return f"row {number}: {wrong} is no text in UTF-8; convert the file"
-    return None

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data import parquet
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -24,7 +25,7 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
     ConfigError
         There is none, it has a name that is taken, or the column of the item is missing.
     """
-    if path.suffix.lower() not in (".parquet", ".pq", ".parq"):
+    if path.suffix.lower() not in parquet.SUFFIXES:
         raise ConfigError(f"--embeddings {path}: expected a Parquet file")
     table = Table([path], path.parent, "embeddings")
     table.check(item, f"--roles target={item}")
@@ -58,4 +59,5 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
         wrong = ((lists.list.len() != width) | ~finite).arg_true()
         if len(wrong):
             raise DataError(f"{path}: row {frame[':row'][wrong[0]]}: {column} is not {width} finite numbers, as before")
-        yield frame[item].cast(ids), lists.explode().to_numpy().reshape(-1, width)
+        numbers = frame[item].str.strip_chars() if frame[item].dtype == pl.String else frame[item]
+        yield numbers.cast(ids), lists.explode().to_numpy().reshape(-1, width)

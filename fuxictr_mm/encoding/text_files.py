@@ -1,0 +1,138 @@
+"""Tables in files of text: CSV in its dialects and JSON lines, both also compressed by gzip."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+import io
+import logging
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+
+from fuxictr_mm.data.parquet import SEPARATORS
+from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, find_long_row, find_stray_quote, scan_csv
+from fuxictr_mm.errors import DataError, first_line
+
+logger = logging.getLogger(__name__)
+
+CSV, LINES = (".csv", ".tsv", ".txt"), (".jsonl", ".ndjson", ".json")
+
+
+def form_of(path: Path) -> str:
+    """Return the ending that says how a file is read, without that of gzip."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is one of text by its name."""
+    return form_of(path) in (*CSV, *LINES)
+
+
+def separator_of(header: str) -> str:
+    """Return what separates the names of the first line: tabs, or what stands there most often outside of quotes.
+
+    Examples
+    --------
+    >>> separator_of('user;"price, without tax, EUR";time')
+    ';'
+    """
+    header = re.sub(r'"[^"]*"', "", header)
+    return "\t" if "\t" in header else max(SEPARATORS, key=header.count)
+
+
+def schema_of(path: Path) -> dict[str, pl.DataType]:
+    """Return the columns of a file and their types; those of a CSV file are texts.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or has a column twice.
+    """
+    with _named_errors(path):
+        if form_of(path) in LINES:
+            return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
+        header = _header(path)  # of a compressed file, polars would unpack all into memory
+        schema = pl.read_csv(io.BytesIO(header.encode()), separator=separator_of(header), infer_schema=False).schema
+    twice = next((name for name in schema if re.search(r"_duplicated_\d+$", name)), None)
+    if twice is not None:  # polars' name for it
+        raise DataError(f"{path}: has the column '{twice.rpartition('_duplicated_')[0]}' twice; rename one")
+    return dict(schema)
+
+
+@contextmanager
+def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Iterator[pl.LazyFrame]:
+    """Yield the rows of a file, lazily; its types are those of ``schema_of``, and blank lines are skipped.
+
+    A compressed file is unpacked for the time being, into ``folder`` or that of temporary files. ``warn`` logs rows of
+    fewer fields than the header, whose last columns are missing values.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read; of a CSV file with the row.
+    """
+    with TemporaryDirectory(prefix=".unpacked-", dir=folder) as unpacked:
+        plain = path
+        if path.suffix == ".gz":
+            plain = Path(unpacked) / path.stem
+            with _named_errors(path), gzip.open(path) as stream, plain.open("wb") as copy:
+                shutil.copyfileobj(stream, copy)
+        with _named_errors(path, plain):
+            if form_of(path) in LINES:
+                yield pl.scan_ndjson(plain, infer_schema_length=None)
+                return
+            separator = separator_of(_header(plain))
+            count, row = count_short_rows(plain, separator) if warn else (0, 0)
+            if count:
+                logger.warning(f"{path}: {count} rows have fewer fields than the header, first row {row}")
+            # Always true; polars finds rows of too many fields only if it reads all columns.
+            is_read = pl.sum_horizontal(pl.all().is_null()) >= 0
+            yield scan_csv(plain, separator, blank_rows(plain, separator)).filter(is_read)
+
+
+@contextmanager
+def _named_errors(path: Path, plain: Path | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error, PermissionError) as error:
+        if is_disk_full(error):
+            raise
+        where = _find_damage(plain) if plain is not None and form_of(path) in CSV else ""
+        raise DataError(
+            f"{path}: cannot be read ({where or first_line(error)}); correct it, or write it as Parquet"
+        ) from None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether polars, whose errors have no number, could not write."""
+    return f"os error {errno.ENOSPC}" in str(error)
+
+
+def _header(path: Path) -> str:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="replace") as stream:
+        return next((line for line in stream if line.strip()), "")
+
+
+def _find_damage(path: Path) -> str:
+    """Return what is wrong in a CSV file and where, as far as it is known."""
+    separator = separator_of(_header(path))
+    if line := find_stray_quote(path, separator):
+        return f"line {line} has a quote that is not closed, or one inside a text"
+    if found := find_long_row(path, separator):
+        return "row {} has {} fields, expected {}".format(*found)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream, suppress(csv.Error):
+        for number, row in enumerate(csv.DictReader(stream, delimiter=separator)):
+            wrong = next(
+                (name for name, text in row.items() if any("\udc80" <= c <= "\udcff" for c in text or "")), None
+            )
+            if wrong is not None:
+                return f"row {number}: {wrong} is no text in UTF-8; convert the file"
+    return ""

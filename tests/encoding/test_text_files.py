@@ -1,0 +1,60 @@
+import gzip
+
+import polars as pl
+import pytest
+
+from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.encoding.text_files import scanned, schema_of
+from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
+
+ITEMS = pl.DataFrame({"id": ["7", "30"], "title": ["tea, green", "a\n\nred cup"]})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "separator"),
+    [("csv", ","), ("tsv", "\t"), ("txt", ";"), ("csv", "|"), ("jsonl", ""), ("json", "")],
+)
+def test_every_form_is_read(ending, separator, packed, tmp_path):
+    path = tmp_path / f"items.{ending}"
+    text = ITEMS.write_csv(separator=separator) + "\n\n" if separator else ITEMS.write_ndjson()
+    path.write_text(text)
+    if packed:
+        path = path.rename(f"{path}.gz")
+        path.write_bytes(gzip.compress(text.encode()))
+    with scanned(path, tmp_path) as rows:
+        assert rows.collect().equals(ITEMS)
+    assert schema_of(path) == ITEMS.schema
+    assert table_files(path) == [path]
+    assert names_of(path) == ITEMS.columns
+    [(first, batch)] = read_table(path, ["title", "id"], "id")
+    assert first == 0
+    assert batch.to_pydict()["title"] == ITEMS["title"].to_list()
+    assert batch.to_pydict()["id"] == [7, 30]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'id,title\n7,tea\n30,"green" cup\n', ["line 3", "quote"]),
+        (b"id,title\n7,tea\n30,cup, red\n", ["row 1", "3"]),
+        (b"id,title\n7,th\xe9\n", ["row 0", "title", "UTF-8"]),
+        (b"id,title,id\n7,tea,8\n", ["'id'"]),
+        (gzip.compress(b"id,title\n" + b"7,tea\n" * 10_000)[:-9], ["items.csv"]),
+    ],
+)
+def test_what_cannot_be_read_is_named(content, named, tmp_path):
+    path = tmp_path / ("items.csv.gz" if content[0] == 0x1F else "items.csv")
+    path.write_bytes(content)
+    with raises_naming(DataError, path.name, *named):
+        list(read_table(path, ["id", "title"][: 1 + (len(named) > 1)], "id"))
+
+
+def test_short_rows_are_warned_of(tmp_path, caplog):
+    (tmp_path / "items.csv").write_text("id,title,price\n7,tea,1\n8\n9,cup\n")
+    with caplog.at_level("WARNING"), scanned(tmp_path / "items.csv", warn=True) as rows:
+        assert rows.collect()["title"].to_list() == ["tea", None, "cup"]
+    assert "items.csv: 2 rows" in caplog.text
+    assert "row 1" in caplog.text
