@@ -148,7 +148,8 @@ def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], M
             what = "holds no scale of" if vocabularies.path.exists() else "no such file; it holds the scale of"
             raise DataError(
                 f"{vocabularies.path}: {what} '{feature.name}', which normalizer: {feature.normalizer} needs; keep "
-                "the file with the weights, or train again"
+                "the file with the weights, or train again; weights of an earlier version, which ignored normalizer, "
+                "are used without it"
             )
         shift, scale = build().scale(str(feature.normalizer), where)
         vocabularies.settings.setdefault(SCALES, {})[feature.name] = [shift, scale]

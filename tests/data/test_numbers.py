@@ -19,6 +19,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.serving.export import _describe, export
 from fuxictr_mm.serving.tables import zoo_parts
+from fuxictr_mm.training.run import _warn_of_unscaled
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.features import ContextField
 from tests import ids as world
@@ -256,6 +257,30 @@ def test_training_warns_of_unscaled_numbers_in_one_line(make, caplog):
     with caplog.at_level(logging.WARNING):
         Experiment.load("X", folder).fit()
     assert not [record for record in caplog.records if "normalizer" in record.message]
+
+
+def test_a_long_tail_is_warned_of_without_the_normalizer_that_it_has(make, caplog):
+    folder = make({**AGE, **SCALED})
+    path = folder / "data" / "train.parquet"
+    table = pq.read_table(path)
+    ages = np.where(np.arange(ROWS * 50) == 7, 1e9, numbers_of(0, ROWS * 50, 0))
+    pq.write_table(world.put(pa.concat_tables([table] * 50), "age", pa.array(ages)), path)
+    dataset = load(folder)
+    with caplog.at_level(logging.WARNING):
+        _warn_of_unscaled(dataset, Experiment.load("X", folder).config.dataset)
+    (line,) = [record.message for record in caplog.records if "age" in record.message]
+    assert "log" in line
+    assert "normalizer" not in line
+
+
+@pytest.mark.parametrize("by", ["row", "time"])
+def test_folds_are_scaled_by_all_training_rows(make, by):
+    folder = make({**AGE, **SCALED})
+    whole = np.concatenate([load(folder).splits[name].context["age"].numpy() for name in ("train", "valid")])
+    options = {"fold": {"number": 2, "of": 3, "by": by}, "resident": True}
+    found = Experiment.load("X", folder, **options).load_dataset({"train": True, "valid": True})
+    assert np.isin(np.concatenate([found.splits[n].context["age"].numpy() for n in ("train", "valid")]), whole).all()
+    assert found.vocabularies.settings == load(folder).vocabularies.settings
 
 
 @pytest.mark.parametrize(
