@@ -45,6 +45,9 @@ UNLIKELY = 1e-3
 #: Histories of two items or more that tell how often an item is met again.
 FEWEST_HISTORIES = 100
 
+#: If none of n histories shows something, its fraction is at most 3 / n (with a confidence of 95 %).
+AT_MOST = 3
+
 
 class KnownItems:
     """Known items, and those that interactions show, in tables by id.
@@ -332,19 +335,19 @@ def repeated_history(split: Split) -> Iterator[Fault]:
 
 
 def _severity_of_leak(found: float, expected: float, histories: int) -> str:
-    """As ``_severity``; one is a warning where no item is met again, or too few histories tell how often."""
-    is_known = expected and histories >= FEWEST_HISTORIES
-    return _severity(found, expected) if is_known or not found else WARNING
+    """As ``_severity``; one is a warning where too few histories tell how often an item is met again."""
+    return WARNING if found and histories < FEWEST_HISTORIES else _severity(found, expected)
 
 
-@check(Split, WARNING, "a history before the click", Action.DROP_ENTRY)
+# Cleaning leaves it as it is: which of these clicks are on an item met before, and which leak, is not known.
+@check(Split, WARNING, "a history before the click")
 def target_in_history(split: Split) -> Iterator[Fault]:
     """Targets that are in their own history."""
     # The newest item of a history is a click as the target is, without a leak: how often was it met before?
     n = split.of_clicks
     scale = n["rows"] / max(n["longer"], 1)
-    expected = scale * n["last_again"]
-    ends = [(n[f"own_{end}"], scale * max(n[f"{end}_twice"], n["both_ends"])) for end in ("first", "last")]
+    expected = scale * max(n["last_again"], AT_MOST)
+    ends = [(n[f"own_{end}"], scale * max(n[f"{end}_twice"], n["both_ends"], AT_MOST)) for end in ("first", "last")]
     severities = [_severity_of_leak(n["own"], expected, n["longer"]), *(_severity(*end) for end in ends)]
     found = f"targets that are in their own history, {n['own']:,} of {n['rows']:,} clicks"
     text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before"
@@ -441,7 +444,7 @@ def future_click(subject: SplitInTime) -> Iterator[Fault]:
     )
     users = split.rows.filter(pl.col("length") > 0).select("user").unique()
     total = clicked.unique().join(users, on="user", how="semi").height
-    expected = total * n["last_again"] / max(n["longer"], 1)
+    expected = total * max(n["last_again"], AT_MOST) / max(n["longer"], 1)
     severity = _severity_of_leak(rows.select(pair).unique().height, expected, n["longer"])
     text = f"histories older than the clicks, so at most some {expected:.1f} clicks on an item met before"
     yield _fault(split.file, ITEM_SEQ, rows, pl.col("item"), expected=text, severity=severity)
