@@ -19,7 +19,7 @@ from fuxictr_mm.tables.gradients import touched_rows
 RULES = ("adam", "adagrad", "rowwise_adagrad", "sgd")
 
 #: State ``(R, 1)``: the update of the table in which each row was reached last, from 1; 0 for never. It has the type of
-#: the table, because ``Optimizer.load_state_dict`` gives it that. From 2**24 updates on, float32 rounds it: what a row has
+#: the table, which ``Optimizer.load_state_dict`` gives to it. From 2**24 updates on, float32 rounds it: what a row has
 #: missed is then right on average.
 LAST = "last_update"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.tables import Optimizers, TouchedOptimizer
-from fuxictr_mm.training.optim import Penalty, clip_gradients, make_optimizer
+from fuxictr_mm.training.optim import Penalty, WeightAverage, clip_gradients, make_optimizer
 from tests.errors import raises_naming
 
 ROWS, DIM = 9, 3
@@ -282,3 +282,25 @@ def test_updates_beyond_what_float32_counts_are_right_on_average():
     for _ in range(65):  # to a number that float32 holds
         step()
     assert table[0].item() == pytest.approx(before * (1 - 1e-4) ** 65, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"decay": 0.9}, {"start": 3}], ids=["ema", "swa"])
+def test_averages_of_rows_that_catch_up_are_those_of_all_rows(settings):
+    table = nn.Embedding(ROWS, DIM, sparse=True, dtype=torch.float64)
+    penalty = Penalty(table, None, "l1_l2(0.01, 0.3)").of_rows
+    optimizer = TouchedOptimizer([table.weight], 0.1, "adam", weight_decay=0.5, penalty=penalty)
+    average, seen = WeightAverage(nn.ModuleList([table, nn.Linear(2, 1)]), **settings), []
+    expected = table.weight.detach().clone()
+    for update, (rows, values) in enumerate(gradients(), start=1):
+        table.weight.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), values, (ROWS, DIM), check_invariants=True)
+        average.before_update()
+        optimizer.step()
+        average.update()
+        seen.append(table.weight.detach().clone())
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * seen[-1]
+    if "start" in settings:
+        expected = torch.stack(seen[2:]).mean(0)
+    with average.applied():
+        torch.testing.assert_close(table.weight.detach(), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(table.weight, seen[-1])
