@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.check_data.checks import INFO, WARNING, Fault, Measure, Report, check
+from fuxictr_mm.check_data.chunks import Chunk, Histories, KnownItems
 from fuxictr_mm.check_data.drift import Comparison
 from fuxictr_mm.check_data.items import ContextColumn
 from fuxictr_mm.check_data.layout import (
@@ -26,7 +27,8 @@ from fuxictr_mm.check_data.layout import (
     read_schema,
     to_series,
 )
-from fuxictr_mm.check_data.splits import Chunk, Histories, KnownItems, Split, SplitInTime, SplitPair, read_split
+from fuxictr_mm.check_data.split_reading import read_split
+from fuxictr_mm.check_data.splits import Split, SplitInTime, SplitPair
 from fuxictr_mm.check_data.translation import LABEL, active
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 

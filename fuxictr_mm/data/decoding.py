@@ -143,11 +143,17 @@ def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> n
     if feature.fill_na is not None and (_is_number(kind) or pa.types.is_null(kind)):
         missing = array.is_null(nan_is_null=True)
         if missing.true_count:
-            array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), array.cast(pa.float64()))
-    elif array.null_count and feature.has_items and not is_plain_text(kind):
-        raise DataError(
-            f"{where}: row {_first_null(array, row)} is null, expected a number; set fill_na, or fill or drop such rows"
-        )
+            # Integers beyond 2**53 are rounded, as they are in a column without nulls.
+            numbers_of_rows = array.cast(pa.float64(), safe=False)
+            array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), numbers_of_rows)
+    elif feature.has_items and (_is_number(kind) or pa.types.is_null(kind)):
+        missing = array.is_null(nan_is_null=True)
+        if missing.true_count:
+            bad = int(np.flatnonzero(numbers(missing))[0])
+            found = "NaN" if array[bad].is_valid else "null"
+            raise DataError(
+                f"{where}: row {row + bad} is {found}, expected a number; set fill_na, or fill or drop such rows"
+            )
     return scalars(array, where, row, floating=True, dtype=np.float32 if feature.normalizer is None else np.float64)
 
 

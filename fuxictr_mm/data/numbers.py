@@ -60,7 +60,7 @@ class Moments:
             with np.errstate(over="ignore", invalid="ignore"):  # refused in `scale`
                 mean = float(exact.mean())
                 squares = float(np.square(exact - mean).sum())
-            found.add(cls(exact.size, mean, squares, float(exact.min()), float(exact.max())))
+                found.add(cls(exact.size, mean, squares, float(exact.min()), float(exact.max())))
         return found
 
     def add(self, other: Moments) -> None:
@@ -76,8 +76,8 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
+        """Standard deviation, 0 where all numbers are equal: the mean of many 0.1 is not quite 0.1."""
+        return math.sqrt(self.squares / self.count) if self.lowest < self.highest else 0.0
 
     @property
     def is_unscaled(self) -> bool:
@@ -110,19 +110,23 @@ class Moments:
             raise DataError(f"{where}: no rows, expected at least one")
         is_standard = normalizer == "StandardScaler"
         shift, scale = (self.mean, self.deviation) if is_standard else (self.lowest, self.highest - self.lowest)
+        if self.lowest == self.highest:
+            shift, scale = self.lowest, 1.0
         if not (math.isfinite(shift) and math.isfinite(scale)):
             raise DataError(
                 f"{where}: is scaled by {shift} and {scale}, expected finite numbers; divide the column, or leave out "
                 "normalizer"
             )
-        return shift, scale or 1.0
+        return shift, scale or 1.0  # the squares of small deviations may be 0
 
 
 def apply_scale(values: np.ndarray, scale: Scale | None, where: str, row: np.ndarray | int) -> np.ndarray:
     """Return numbers ``(R,)`` scaled, float32; ``where`` and ``row`` are for errors, as in ``decoding``."""
     if scale is None:
         return values
-    return finite((values - scale[0]) / scale[1], where, row)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused as not finite
+        scaled = (values - scale[0]) / scale[1]
+    return finite(scaled, where, row)
 
 
 def scales_of(vocabularies: Vocabularies) -> Mapping[str, Scale]:
@@ -144,7 +148,8 @@ def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], M
             what = "holds no scale of" if vocabularies.path.exists() else "no such file; it holds the scale of"
             raise DataError(
                 f"{vocabularies.path}: {what} '{feature.name}', which normalizer: {feature.normalizer} needs; keep "
-                "the file with the weights, or train again"
+                "the file with the weights, or train again; weights of an earlier version, which ignored normalizer, "
+                "are used without it"
             )
         shift, scale = build().scale(str(feature.normalizer), where)
         vocabularies.settings.setdefault(SCALES, {})[feature.name] = [shift, scale]

@@ -294,7 +294,10 @@ def _scale(train: Split, column: Column) -> tuple[float, float]:
     """Return mean and deviation, or minimum and range, of a numeric column."""
     values = pl.col(column.name)
     if column.spec["normalizer"] == "StandardScaler":
-        statistics = values.mean(), values.std(ddof=0)
+        mean = values.mean()
+        # The mean of many 0.1 is not quite 0.1, and FuxiCTR divides by what is left.
+        is_constant = (values.min() == values.max()) & mean.is_finite()
+        statistics = pl.when(is_constant).then(values.min()).otherwise(mean), values.std(ddof=0) * ~is_constant
     else:
         statistics = values.min(), values.max() - values.min()
     found = train.collect(train.frame.select(statistics[0].alias("shift"), statistics[1].alias("scale")))

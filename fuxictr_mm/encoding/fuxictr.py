@@ -5,6 +5,7 @@ What is encoded or converted here is then read by ``fuxictr_mm.data`` as any Par
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import read_json
+
+logger = logging.getLogger(__name__)
 
 #: Keys by which FuxiCTR's layers read a file of embeddings.
 PRETRAINED_KEYS = ("pretrained_emb", "pretrain_usage", "pretrain_dim", "freeze_emb", "oov_idx")
@@ -118,11 +121,26 @@ def as_integers(
         changes, folder = encode(params, paths, needs_labels, folder, scratch, vocabularies)
         return {**read, **changes}, folder
     read.update(_described(params, folder))
+    _say_what_is_ignored(params, form)
     if form == "npz":
         from fuxictr_mm.encoding.prepare import convert
 
         read.update(convert(paths, folder))
     return read, folder
+
+
+def _say_what_is_ignored(params: Mapping[str, Any], form: str) -> None:
+    """Log a line for settings of numbers that have no effect on encoded files."""
+    columns = [c for c in params.get("feature_cols") or [] if c.get("active", True) and c["type"] == "numeric"]
+    for key in ("normalizer", "fill_na"):
+        given = [c["name"] for c in columns if c.get(key) is not None]
+        names = [name for one in given for name in (one if isinstance(one, list) else [one])]
+        if names:
+            fix = "; set rebuild_dataset: True if these are raw columns" if form == "parquet" else ""
+            logger.info(
+                f"dataset {params['dataset_id']}: {key} of {', '.join(names)} has no effect, because files of "
+                f"data_format: {form} are encoded already{fix}"
+            )
 
 
 def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from fuxictr_mm.tables.gradients import touched_rows
 #: Updates of touched rows, see ``TouchedOptimizer``.
 RULES = ("adam", "adagrad", "rowwise_adagrad", "sgd")
 
-#: State ``(R, 1)``: the update of the table in which each row was reached last, from 1; 0 for never.
+#: State ``(R, 1)``: the update of the table in which each row was reached last, from 1; 0 for never. It has the type of
+#: the table, which ``Optimizer.load_state_dict`` gives to it. From 2**24 updates on, float32 rounds it: what a row has
+#: missed is then right on average.
 LAST = "last_update"
 
 #: See ``TouchedOptimizer``.
@@ -39,7 +41,8 @@ class TouchedOptimizer(torch.optim.Optimizer):
 
     Weight decay is decoupled, of touched rows: they are multiplied by one minus the learning rate times the decay, once
     for every update of the table since their last one, and regularized as many times. A rare row is so regularized as
-    much as a frequent one, as in a dense table, but with its own updates only.
+    much as a frequent one, as in a dense table, but with its own updates only. All of these take the learning rate of
+    the present update: those of the updates that a row has missed are not kept.
 
     Parameters
     ----------
@@ -109,8 +112,7 @@ class TouchedOptimizer(torch.optim.Optimizer):
             dim = 1 if rule == "rowwise_adagrad" else table.shape[1]
             state.update({name: table.new_zeros(len(table), dim) for name in names}, step=0)
         if self.notes_updates and LAST not in state:
-            # From now on, where a training checkpoint of an earlier version has none. Optimizer.load_state_dict would
-            # make integers floats.
+            # From now on, where a training checkpoint of an earlier version has none.
             state[LAST] = table.new_full((len(table), 1), state["step"])
         return state
 

@@ -459,19 +459,21 @@ class Penalty:
         return self._of_rows if regularized & self._touched else None
 
     def _of_rows(self, table: nn.Parameter, weights: Tensor, updates: Tensor, rate: float) -> Tensor:
-        """Return the gradient ``(U, D)`` of rows that is due for several updates.
+        """Return the gradient ``(U, D)`` of rows that is due for several updates at a learning rate.
 
-        It is at most what takes a weight to zero by gradient descent, or that of one update.
+        It moves a weight by gradient descent as that many updates would, and by L1 to zero at most, or as one update.
         """
         gradient = torch.zeros_like(weights)
         kept, due = (self._part(table, values) for values in (weights, gradient))
-        rate = max(rate, 1e-30)  # it may be zero at the end of a schedule
         # L2 first: L1 then takes what is left of a weight.
         for parameters, norm, weight in sorted(self._terms(), key=lambda term: -term[1]):
-            if any(p is table for p in parameters):
-                left = kept.abs() / rate - due.abs() if norm == 1 else torch.ones_like(updates) / rate
-                times = torch.minimum(updates, (left / weight).clamp_(min=1))
-                due += weight * times * (kept.sign() if norm == 1 else kept)
+            if not any(p is table for p in parameters):
+                continue
+            if norm == 2:
+                due += weight * _sum_of_decays(updates, rate * weight) * kept
+            else:
+                left = kept.abs() / max(rate, 1e-30) - due.abs()  # it may be zero at the end of a schedule
+                due += weight * torch.minimum(updates, (left / weight).clamp_(min=1)) * kept.sign()
         return gradient
 
     def value(self) -> Tensor:
@@ -487,6 +489,15 @@ class Penalty:
     def _part(self, parameter: nn.Parameter, values: Tensor) -> Tensor:
         """Return the part of a parameter's values that is regularized."""
         return values.narrow(*self._kept[id(parameter)]) if id(parameter) in self._kept else values
+
+
+def _sum_of_decays(updates: Tensor, decay: float) -> Tensor:
+    r"""Return :math:`\sum_{k<m} (1 - decay)^k` of m ``updates``: by how much of its first step L2 moves a weight."""
+    if decay < 1e-12:
+        return updates
+    if decay >= 1:  # the first update has taken the weight to zero, or beyond
+        return torch.ones_like(updates)
+    return torch.expm1(updates.double() * math.log1p(-decay)).div_(-decay).to(updates.dtype)
 
 
 def _embedding_parts(embeddings: Iterable[nn.Module], left_out: int) -> dict[int, tuple[int, int, int]]:

@@ -391,10 +391,11 @@ def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:
         return
     listing = "; ".join(f"{name} ({moments.describe()})" for name, moments in found.items())
     is_read = config.item_files or config.data_format == "csv" or config.rebuild_dataset  # elsewhere it has no effect
-    fix = "set normalizer: StandardScaler" if is_read else "scale them in the files"
+    scaled = {f.name for f in dataset.features if f.normalizer == "StandardScaler"}
+    fix = "set normalizer: StandardScaler, and " if is_read else "scale them in the files, and "
     logger.warning(
         f"numeric features are far from mean 0 and deviation 1: {listing}; such inputs often make a model much worse: "
-        f"{fix}, and write the log of a column with a long tail"
+        f"{'' if found.keys() <= scaled else fix}write the log of a column with a long tail"
     )
 
 

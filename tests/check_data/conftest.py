@@ -176,8 +176,10 @@ def plant_interactions(copy):
     train["item_seq"][104] = [0] * 15 + [387, 0, 259, 628, 179]
     train["item_id"][104] = 3
     yield "padding inside", fault("inner-padding", "item_seq", 104)
-    train["item_seq"][105][-1] = train["item_id"][105]
-    yield "target in its history", fault("target-in-history", "item_seq", 105)
+    clicks = [row for row in range(300, 900) if train["label"][row] == 1 and train["item_seq"][row][-1]]
+    for row in clicks[:25]:
+        train["item_seq"][row][-1] = train["item_id"][row]
+        yield f"target in its history, row {row}", fault("target-in-history", "item_seq", row)
     train["likes_level"][107] = -1
     yield "negative level", fault("bad-context", "likes_level", 107)
     train["views_level"][110] = train["views_level"][111] = 99_999
@@ -191,9 +193,12 @@ def plant_interactions(copy):
     yield "levels of test", ("context-drift", "test", "views_level", None, None)
 
     clicked = {u: i for u, i, y in zip(valid["user_id"], valid["item_id"], valid["label"], strict=True) if y == 1}
-    row = next(r for r in range(200, 16000) if train["user_id"][r] in clicked)
-    train["item_seq"][row][-1] = clicked[train["user_id"][row]]
-    yield "click of valid in train", fault("future-click", "item_seq", row)
+    before = set(zip(train["user_id"], train["item_id"], strict=True))
+    clicked = {user: item for user, item in clicked.items() if (user, item) not in before}
+    rows = {user: row for row, user in reversed(list(enumerate(train["user_id"]))) if row >= 1000 and user in clicked}
+    for row in sorted(rows.values())[:20]:
+        train["item_seq"][row][-1] = clicked[train["user_id"][row]]
+        yield f"click of valid in train, row {row}", fault("future-click", "item_seq", row)
 
     for source in range(20):
         contradicting = copy.append("valid", valid, source, label=1 - valid["label"][source])

@@ -88,8 +88,11 @@ def test_cleaned_values(planted):
     assert train["item_seq"][place[104]] == [0] * 16 + [387, 259, 628, 179]
     assert train["item_seq"][place[112]] == [0] * 20
     assert train["item_seq"][place[113]] == [0, *before["item_seq"][113][:-2], before["item_seq"][113][-1]]
-    for row in (101, 105):
-        assert train["item_seq"][place[row]] == [0, *before["item_seq"][row][:-1]]
+    assert train["item_seq"][place[101]] == [0, *before["item_seq"][101][:-1]]
+    for check in ("target-in-history", "future-click"):
+        rows = [r["row"] for f in answer["findings"] if f["check"] == check for r in f["rows"]]
+        assert len(rows) > 10
+        assert all(train["item_seq"][place[row]] == before["item_seq"][row] for row in rows if row in place)
     assert {a["check"] for a in answer["cleaned"]["actions"]} == {
         f["check"] for f in answer["findings"] if f["severity"] != "info"
     }
@@ -120,6 +123,13 @@ def interactions(histories, target, **others):
     return {**columns, "item_seq": histories, **others}
 
 
+def write_items(folder, histories):
+    """Write the items of histories, but for 9."""
+    kind = histories.type.value_type
+    ids = {entry for row in histories.to_pylist() for entry in row or () if entry} - {9, b"9", "9"}
+    pq.write_table(pa.table({"item_id": pa.array(sorted(ids), kind)}), folder / "item_info.parquet")
+
+
 def test_null_in_fixed_size_histories_is_set_to_padding(folder):
     skip_unreadable(pa.list_(pa.int64(), 2))
     histories = pa.array([[1, 2], None, [0, 3]] * 20, pa.list_(pa.int64(), 2))
@@ -139,18 +149,19 @@ def test_null_in_fixed_size_histories_is_set_to_padding(folder):
     ],
 )
 def test_ids_are_removed_at_the_padded_end(folder, histories, expected):
-    copy = cleaned(folder, "train", interactions(histories, 9), "target-in-history", "inner-padding")
+    write_items(folder, pa.array(histories))
+    copy = cleaned(folder, "train", interactions(histories, 9), "unknown-history", "inner-padding")
     assert copy["item_seq"].to_pylist() == expected
 
 
 def test_lists_without_padding_get_none(folder):
     """Padded lists, whose lengths are equal, keep their length."""
     for histories in ([["a", "b"], ["b", "b", "b"], ["c"]], [["", "a", "b"], ["b", "b", "b"], ["", "", "c"]]):
-        items = pa.table({"item_id": ["a", "b", "c"]})
+        items = pa.table({"item_id": ["a", "c"]})
         columns = {"user_id": range(3), "item_id": ["b", "b", "a"], "label": [0, 1, 0], "item_seq": histories}
         pq.write_table(items, folder / "item_info.parquet")
         pq.write_table(pa.table(columns), folder / "train.parquet")
-        clean(folder, "target-in-history")
+        clean(folder, "unknown-history")
         copy = pq.read_table(folder.parent / "out" / "train.parquet")["item_seq"].to_pylist()
         assert [[item for item in row if item] for row in copy] == [["a"], [], ["c"]]
         assert [len(row) for row in copy] == ([1, 0, 1] if len(histories[0]) == 2 else [3, 3, 3])
@@ -194,6 +205,7 @@ def test_a_null_history_becomes_padding_or_empty_as_the_others(folder, is_padded
 def write_parts(folder, histories, **users):
     """Write train with a target 9 in each history, as a part file for each of ``users``."""
     (folder / "train").mkdir()
+    write_items(folder, histories)
     count = len(histories)
     for name, values in users.items():
         ids = histories.type.value_type
@@ -207,7 +219,7 @@ def test_ids_of_bytes_are_removed(folder, kind):
     made = [[b"5", b"9"], [b"9", b"6"], [None, b"7"], [b"4", b"3"]]
     histories = pa.array(made, pa.list_(kind))
     write_parts(folder, histories, a=pa.array(range(4)))
-    clean(folder, "target-in-history")
+    clean(folder, "unknown-history")
     copy = pq.read_table(folder.parent / "out" / "train.parquet")
     cleaned = [[v.encode() if isinstance(v, str) else v for v in row] for row in copy["item_seq"].to_pylist()]
     assert copy["item_seq"].type == histories.type
@@ -219,7 +231,7 @@ def test_part_files_of_other_integers_and_list_views_are_cleaned(folder):
     skip_unreadable(kind)
     histories = pa.array([[5, 9], [], [9, 6, 7]], kind)
     write_parts(folder, histories, a=pa.array([1, 2, 3], pa.int32()), b=pa.array([2**40, 5, 6]))
-    clean(folder, "target-in-history")
+    clean(folder, "unknown-history")
     copy = pq.read_table(folder.parent / "out" / "train.parquet")
     assert copy["user_id"].to_pylist() == [1, 2, 3, 2**40, 5, 6]
     assert copy["item_seq"].to_pylist() == [[5], [], [6, 7]] * 2

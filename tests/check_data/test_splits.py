@@ -334,6 +334,34 @@ def test_items_that_are_clicked_again_are_told_from_leaks(tmp_path, leak):
     assert finding.rows.height > 200
 
 
+@pytest.mark.parametrize(("repeats", "severity"), [(1, "info"), (4, "info"), (30, "warning")])
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_where_no_history_shows_an_item_again_a_few_clicks_may(tmp_path, repeats, severity, place):
+    """Of 400 histories none may show by chance what is so in one of 200."""
+    histories = np.arange(400 * 4).reshape(400, 4) + 1
+    items = np.arange(2000, 2400)
+    items[: 2 * repeats : 2] = histories[: 2 * repeats : 2, place]
+    made = {"histories": histories.tolist(), "items": items, "labels": np.arange(1, 401) % 2}
+    write_world(tmp_path, "train", world(np.random.default_rng(0), 400, **made))
+    write_world(tmp_path, "valid", world(np.random.default_rng(0), 400, **{**made, "users": np.arange(1000, 1400)}))
+    report, found = check_folder(tmp_path, ["target-in-history"])
+    assert {(f.severity, f.rows.height) for f in report.findings()} == {(severity, repeats)}
+    clean_folder(found, report, tmp_path / "clean")
+    assert pq.read_table(tmp_path / "clean" / "train.parquet")["item_seq"].to_pylist() == made["histories"]
+
+
+@pytest.mark.parametrize(("clicks", "severity"), [(3, "info"), (40, "warning")])
+def test_where_no_history_shows_an_item_again_a_few_later_clicks_may(tmp_path, clicks, severity):
+    histories = np.arange(400 * 4).reshape(400, 4) + 1
+    users = np.arange(400)
+    made = world(np.random.default_rng(0), 400, users=users, histories=histories.tolist(), items=users + 2000)
+    write_world(tmp_path, "train", made)
+    items = np.where(users < clicks, histories[:, 1], users + 3000)
+    write_world(tmp_path, "valid", {**made, "items": items, "labels": np.ones(400, dtype=int)})
+    report, _ = check_folder(tmp_path, ["future-click"])
+    assert [(f.severity, f.rows.height) for f in report.findings() if f.file == "train.parquet"] == [(severity, clicks)]
+
+
 @pytest.mark.parametrize(("label", "severity"), [(0, "info"), (1, "warning")])
 def test_a_row_that_is_no_click_may_have_its_target_in_its_history(tmp_path, label, severity):
     write_split(tmp_path, "train", [1, 2, 3], [5, 6, 7], [[5, 8], [9, 8], [9, 4]], [label, 1, 0])

@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.data.numbers import Moments
+from fuxictr_mm.data.decoding import decode_numbers
+from fuxictr_mm.data.numbers import Moments, apply_scale
+from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.serving.export import _describe, export
 from fuxictr_mm.serving.tables import zoo_parts
+from fuxictr_mm.training.run import _warn_of_unscaled
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.features import ContextField
 from tests import ids as world
@@ -256,6 +259,30 @@ def test_training_warns_of_unscaled_numbers_in_one_line(make, caplog):
     assert not [record for record in caplog.records if "normalizer" in record.message]
 
 
+def test_a_long_tail_is_warned_of_without_the_normalizer_that_it_has(make, caplog):
+    folder = make({**AGE, **SCALED})
+    path = folder / "data" / "train.parquet"
+    table = pq.read_table(path)
+    ages = np.where(np.arange(ROWS * 50) == 7, 1e9, numbers_of(0, ROWS * 50, 0))
+    pq.write_table(world.put(pa.concat_tables([table] * 50), "age", pa.array(ages)), path)
+    dataset = load(folder)
+    with caplog.at_level(logging.WARNING):
+        _warn_of_unscaled(dataset, Experiment.load("X", folder).config.dataset)
+    (line,) = [record.message for record in caplog.records if "age" in record.message]
+    assert "log" in line
+    assert "normalizer" not in line
+
+
+@pytest.mark.parametrize("by", ["row", "time"])
+def test_folds_are_scaled_by_all_training_rows(make, by):
+    folder = make({**AGE, **SCALED})
+    whole = np.concatenate([load(folder).splits[name].context["age"].numpy() for name in ("train", "valid")])
+    options = {"fold": {"number": 2, "of": 3, "by": by}, "resident": True}
+    found = Experiment.load("X", folder, **options).load_dataset({"train": True, "valid": True})
+    assert np.isin(np.concatenate([found.splits[n].context["age"].numpy() for n in ("train", "valid")]), whole).all()
+    assert found.vocabularies.settings == load(folder).vocabularies.settings
+
+
 @pytest.mark.parametrize(
     ("values", "unscaled"),
     [
@@ -282,5 +309,55 @@ def test_moments_of_chunks_are_those_of_all():
 
 
 @pytest.mark.parametrize("normalizer", ["StandardScaler", "MinMaxScaler"])
-def test_a_constant_column_is_shifted_alone(normalizer):
-    assert Moments.of(np.full(3, 7.0)).scale(normalizer, "x") == (7.0, 1.0)
+@pytest.mark.parametrize("value", [7.0, 0.1, 0.3, 1e9 + 0.1])
+def test_a_constant_column_is_shifted_alone(normalizer, value):
+    """Also where its mean is not quite the constant by rounding."""
+    moments = Moments.of(np.full(2**20 + 7, value))
+    assert moments.scale(normalizer, "x") == (value, 1.0)
+    assert moments.deviation == 0
+    assert moments.is_unscaled is (value > 10)
+
+
+SCALED_AGE = Feature("age", "numeric", fill_na=0.0, normalizer="StandardScaler")
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()])
+def test_integers_that_no_float_holds_are_filled(kind):
+    """Such as nanoseconds since 1970, which are beyond 2**53."""
+    found = decode_numbers(pa.array([2**60 + 1, None], kind), "f: age", 0, SCALED_AGE)
+    assert found.tolist() == [2.0**60, 0.0]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_number_without_fill_na_names_it(missing):
+    with raises_naming(DataError, "f: age", "row 12", "fill_na"):
+        decode_numbers(pa.array([1.0, 2.0, missing]), "f: age", 10, Feature("age", "numeric"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_too_large_are_refused_without_a_warning():
+    for values in ([-1.7e308, 1.7e308, 1e308], [1.7e308, -1.7e308]):
+        moments = Moments()
+        for value in values:
+            moments.add(Moments.of(np.array([value])))
+        for found in (Moments.of(np.array(values)), moments):
+            with raises_naming(DataError, "x", "normalizer"):
+                found.scale("StandardScaler", "x")
+    with raises_naming(DataError, "x", "row 5"):
+        apply_scale(np.array([-1.7e308]), (1.7e308, 1e-3), "x", 5)
+
+
+def test_large_integers_keep_their_differences(make):
+    """Which float32 does not hold beyond 2**24: they are scaled in float64, of rows and of items."""
+    folder = make({**AGE, **SCALED}, {**PRICE, **SCALED})
+    exact = {}
+    for name, column in (("train", "age"), ("items", "price")):
+        path = folder / "data" / f"{name}.parquet"
+        table = pq.read_table(path)
+        exact[column] = 1_700_000_000 + np.arange(len(table)) % 50
+        pq.write_table(world.put(table, column, pa.array(exact[column])), path)
+    dataset = load(folder)
+    found = {"age": dataset.splits["train"].context["age"].numpy(), "price": dataset.items["price"].numpy()[1:]}
+    for column, values in exact.items():
+        expected = (values - values.mean()) / values.std()
+        np.testing.assert_allclose(found[column], expected, rtol=1e-6, atol=1e-6)

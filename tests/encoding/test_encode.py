@@ -263,6 +263,17 @@ def test_a_number_that_is_not_finite_is_named_before_it_scales_others(folder, no
         load_dataset(params, {"train": True, "valid": True}, flat=True)
 
 
+@pytest.mark.parametrize("normalizer", ["StandardScaler", "MinMaxScaler"])
+def test_a_constant_column_is_shifted_alone(folder, normalizer):
+    """Its deviation is not quite 0 by rounding."""
+    column = {"name": "age", "active": True, "dtype": "float", "type": "numeric", "normalizer": normalizer}
+    write_csv(folder / "train.csv", [{**row, "age": "0.3"} for row in rows_of(1000)])
+    write_csv(folder / "valid.csv", [{**row, "age": "0.8"} for row in rows_of(20)])
+    loaded = load_dataset(params_of(folder, [column]), {"train": True, "valid": True}, flat=True)
+    assert columns_of(loaded, "train")["age"].unique().tolist() == [0]
+    assert columns_of(loaded, "valid")["age"].unique().tolist() == [0.5]
+
+
 def test_numbers_too_large_to_scale_are_named(folder):
     column = {"name": "age", "active": True, "dtype": "float", "type": "numeric", "normalizer": "StandardScaler"}
     write_csv(folder / "train.csv", [{**row, "age": f"{place}e200"} for place, row in enumerate(rows_of(20))])

@@ -178,6 +178,22 @@ def test_integers_with_a_feature_map(tmp_path, form):
     assert items.splits["valid"].history_values.tolist() == arrays["seen"][arrays["seen"] > 0].tolist()
 
 
+@pytest.mark.parametrize("form", ["parquet", "npz"])
+def test_settings_of_numbers_have_no_effect_on_encoded_files_and_the_log_says_so(tmp_path, form, caplog):
+    _, arrays = encoded(tmp_path)
+    root = tmp_path / "data"
+    columns = [{"name": ["price"], "type": "numeric", "dtype": "float", "normalizer": "StandardScaler", "fill_na": 3}]
+    params = {
+        "dataset_id": "d", "data_root": str(root), "data_format": form, "feature_cols": columns, "resident": True,
+        "label_col": {"name": "clk"}, "valid_data": str(root / "d" / f"valid.{form}"),
+    }  # fmt: skip
+    with caplog.at_level("INFO"):
+        loaded = load_dataset(params, {"valid": True}, flat=True)
+    assert columns_of(loaded, "valid")["price"].tolist() == arrays["price"].tolist()
+    for key in ("normalizer", "fill_na"):
+        assert [record for record in caplog.records if key in record.message and "price" in record.message]
+
+
 def test_a_feature_map_is_checked(tmp_path):
     encoded(tmp_path)
     root = tmp_path / "data"

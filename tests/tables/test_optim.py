@@ -3,13 +3,14 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.tables import Optimizers, TouchedOptimizer
-from fuxictr_mm.training.optim import Penalty, make_optimizer
+from fuxictr_mm.training.optim import Penalty, WeightAverage, clip_gradients, make_optimizer
 from tests.errors import raises_naming
 
 ROWS, DIM = 9, 3
@@ -187,3 +188,119 @@ def test_a_dense_gradient_is_refused():
     table.grad = torch.ones(4, 2)
     with raises_naming(ConfigError, "(4, 2)", "table: dense"):
         TouchedOptimizer([table], 0.5).step()
+
+
+RATES = [0.05, 0.1, 0.2, 0.2, 0.1, 0.05, 0.01]
+
+
+def dense_rows(regularizer, decay, rates):
+    """Return rows after gradient descent in NumPy, each by itself: it catches up where a gradient reaches it."""
+    weights = torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM).numpy()
+    last = np.zeros(ROWS, int)
+    l1, l2 = regularizer
+    for update, (rows, values) in enumerate(gradients(), start=1):
+        for row in sorted(set(rows.tolist())):
+            gradient = values[rows == row].sum(0).numpy()
+            decayed, kept = weights[row].copy(), weights[row].copy()
+            for _ in range(last[row], update):
+                decayed *= 1 - rates[update - 1] * decay
+                kept -= rates[update - 1] * l2 * kept
+            step = rates[update - 1] * l1 * np.sign(weights[row])
+            due = weights[row] - kept + step
+            for _ in range(last[row] + 1, update):  # to zero at most
+                further = np.where(np.abs(due + step) < np.abs(weights[row]), due + step, weights[row])
+                due = np.where(np.abs(due) < np.abs(weights[row]), further, due)
+            weights[row] = decayed - due - rates[update - 1] * gradient
+            last[row] = update
+    return weights
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+@pytest.mark.parametrize(("text", "regularizer"), [(None, (0, 0)), (0.9, (0, 0.9)), ("l1_l2(0.3, 0.5)", (0.3, 0.5))])
+def test_rows_catch_up_at_the_learning_rate_of_the_update_that_reaches_them(text, regularizer, decay):
+    model = nn.Embedding(ROWS, DIM, sparse=True, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.linspace(-1, 1, ROWS * DIM, dtype=torch.float64).view(ROWS, DIM))
+    penalty = Penalty(model, None, text).of_rows
+    optimizer = TouchedOptimizer([model.weight], 0.1, "sgd", weight_decay=decay, penalty=penalty)
+    for rate, (rows, values) in zip(RATES, gradients(), strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        model.weight.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), values, (ROWS, DIM), check_invariants=True)
+        optimizer.step()
+    expected = dense_rows(regularizer, decay, RATES)
+    np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("missed", [1, 7, 1000, 10**6])
+def test_l2_by_gradient_descent_is_weight_decay(missed):
+    """As it is in a dense table, also of a row that has missed many updates."""
+    model = nn.Embedding(1, DIM, sparse=True)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    due = Penalty(model, None, 1e-3).of_rows(model.weight, model.weight.data, torch.tensor([[float(missed)]]), 0.1)
+    torch.testing.assert_close(1 - 0.1 * due, torch.full((1, DIM), (1 - 1e-4) ** missed), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", ["adam", "adagrad", "rowwise_adagrad", "sgd"])
+def test_the_padding_row_stays_zero(rule):
+    table = nn.Embedding(ROWS, DIM, padding_idx=0, sparse=True)
+    penalty = Penalty(table, None, "l1_l2(0.1, 0.1)").of_rows
+    optimizer = TouchedOptimizer([table.weight], 0.1, rule, weight_decay=0.3, penalty=penalty)
+    for ids in ([0, 1, 2], [0, 0], [3, 0], [1, 0]):
+        table(torch.tensor(ids)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not table.weight[0].any()
+    assert table.weight.isfinite().all()
+
+
+def test_what_is_due_is_no_part_of_the_norm_that_is_clipped():
+    """As docs/scale.md says: the regularizer is added afterwards."""
+    table = nn.Embedding(ROWS, DIM, sparse=True, dtype=torch.float64)
+    start = table.weight.detach().clone()
+    optimizer = TouchedOptimizer([table.weight], 0.1, "sgd", penalty=Penalty(table, None, 0.5).of_rows)
+    table(torch.tensor([2])).sum().mul(100).backward()
+    clip_gradients([table.weight], 1.0)
+    optimizer.step()
+    expected = start[2] - 0.1 * (1 / DIM**0.5 + 0.5 * start[2])
+    torch.testing.assert_close(table.weight[2].detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_updates_beyond_what_float32_counts_are_right_on_average():
+    table = nn.Parameter(torch.ones(2, 1))
+    optimizer = TouchedOptimizer([table], 1e-3, "sgd", weight_decay=0.1)
+
+    def step():
+        table.grad = torch.sparse_coo_tensor([[0]], torch.zeros(1, 1), (2, 1), check_invariants=True)
+        optimizer.step()
+
+    step()
+    state = optimizer.state[table]
+    state["step"] = 2**24 - 1
+    state["last_update"].fill_(2**24 - 1)
+    before = table[0].item()
+    for _ in range(65):  # to a number that float32 holds
+        step()
+    assert table[0].item() == pytest.approx(before * (1 - 1e-4) ** 65, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"decay": 0.9}, {"start": 3}], ids=["ema", "swa"])
+def test_averages_of_rows_that_catch_up_are_those_of_all_rows(settings):
+    table = nn.Embedding(ROWS, DIM, sparse=True, dtype=torch.float64)
+    penalty = Penalty(table, None, "l1_l2(0.01, 0.3)").of_rows
+    optimizer = TouchedOptimizer([table.weight], 0.1, "adam", weight_decay=0.5, penalty=penalty)
+    average, seen = WeightAverage(nn.ModuleList([table, nn.Linear(2, 1)]), **settings), []
+    expected = table.weight.detach().clone()
+    for update, (rows, values) in enumerate(gradients(), start=1):
+        table.weight.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), values, (ROWS, DIM), check_invariants=True)
+        average.before_update()
+        optimizer.step()
+        average.update()
+        seen.append(table.weight.detach().clone())
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * seen[-1]
+    if "start" in settings:
+        expected = torch.stack(seen[2:]).mean(0)
+    with average.applied():
+        torch.testing.assert_close(table.weight.detach(), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(table.weight, seen[-1])
