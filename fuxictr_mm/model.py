@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
+from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
@@ -29,7 +30,7 @@ from fuxictr_mm.registry import source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
 from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
 from fuxictr_mm.tables.sharded import optimizer_group
-from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
+from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.distributed import Replicas
@@ -43,12 +44,6 @@ from fuxictr_mm.training.optim import (
     make_optimizer,
     touched_rule,
 )  # fmt: skip
-
-#: FuxiCTR's names of the loss of each task.
-LOSSES = {
-    "binary_classification": ("binary_crossentropy", "binary_cross_entropy", "bce"),
-    "regression": ("mse_loss",),
-}
 
 
 class MultimodalModel(EmbeddingModel):
@@ -102,24 +97,11 @@ class MultimodalModel(EmbeddingModel):
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
         task = kind_of_task(settings.task)
-        check_tasks(settings, feature_map.labels, model_id)
-        for loss in settings.loss if isinstance(settings.loss, list) else [settings.loss]:
-            if loss not in LOSSES[task]:
-                raise ConfigError(
-                    f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}"
-                )
-        plateau = settings.reduce_lr_on_plateau if settings.lr_schedule is None else settings.lr_schedule == "plateau"
-        if settings.plateau_patience > 1 and not plateau:
-            raise ConfigError(
-                f"{model_id}: plateau_patience is {settings.plateau_patience}, but the learning rate is not reduced on "
-                "a plateau; set lr_schedule: plateau, or leave it out"
-            )
-        if settings.ema is not None and settings.swa_start is not None:
-            raise ConfigError(f"{model_id}: ema and swa_start are both set, two averages of the weights; leave one out")
-        if settings.label_smoothing and task != "binary_classification":
-            raise ConfigError(
-                f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
-            )
+        try:
+            settings.check_labels(feature_map.labels)
+            check_loss(task, settings.loss)
+        except ConfigError as error:
+            raise ConfigError(f"{model_id}: {error}") from None
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim + self.factor_dim)
         super().__init__(
@@ -134,7 +116,7 @@ class MultimodalModel(EmbeddingModel):
             eval_steps=settings.eval_steps,
             embedding_regularizer=settings.embedding_regularizer,
             net_regularizer=settings.net_regularizer,
-            reduce_lr_on_plateau=plateau,
+            reduce_lr_on_plateau=settings.reduces_on_plateau,
             verbose=settings.verbose,
             model_root=settings.model_root,
             metrics=list(settings.metrics),
