@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
-from fuxictr_mm.registry import describe_error
+from fuxictr_mm.registry import describe_error, failed_on_first_batch
 from fuxictr_mm.runtime import is_main
 
 #: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
@@ -258,14 +258,10 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         raise
     except Exception as error:  # a model file may raise anything
         name = type(model).__name__
-        reason = describe_error(error)
         check_encoders(model)  # of those that return a sequence, the error names no feature
         if not _is_about_format(error):
             advice = _advice_on_columns(model, error) if view == "challenge" else _advice_on_sequences(model, error)
-            raise ConfigError(
-                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); {advice}--debug shows the "
-                "traceback"
-            ) from error
+            raise failed_on_first_batch(model.model_id, f"{name}.forward", error, advice) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
         else:
@@ -273,7 +269,8 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
             if context := _context_columns(model):
                 other += f"; if the file reads {', '.join(context)} of every item, in_item_dict: True for them, too"
         raise ConfigError(
-            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}"
+            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({describe_error(error)}); "
+            f"{other}"
         ) from error
 
 

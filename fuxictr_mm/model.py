@@ -24,9 +24,9 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
-from fuxictr_mm.errors import ConfigError, first_line
+from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.layers.dropout import replace_dropout
-from fuxictr_mm.registry import source_of
+from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
 from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
 from fuxictr_mm.tables.sharded import optimizer_group
@@ -82,6 +82,8 @@ class MultimodalModel(EmbeddingModel):
     factor_dim: int = 0
     #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
+    #: Whether a batch has been scored: what its file raises on the first one is a mistake of its author.
+    _has_scored: bool = False
 
     def __init__(
         self,
@@ -273,15 +275,23 @@ class MultimodalModel(EmbeddingModel):
 
     def _compute_logits(self, batch: Batch) -> Tensor:
         batch = self.with_computed(batch)
-        if self.compiled_logits is None:
-            return self.logits(batch)
-        from torch._dynamo.exc import TorchDynamoException
-
         try:
-            return self.compiled_logits(batch)
-        except TorchDynamoException as error:
-            reason = first_line(error)
-            raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
+            logit = self.logits(batch) if self.compiled_logits is None else self.compiled_logits(batch)
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model file may raise anything
+            if self.compiled_logits is not None:
+                from torch._dynamo.exc import TorchDynamoException
+
+                if isinstance(error, TorchDynamoException):
+                    reason = first_line(error)
+                    raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
+            if self._has_scored:
+                raise
+            raise failed_on_first_batch(self.model_id, f"{type(self).__name__}.logits", error) from error
+        if not self._has_scored:
+            self._has_scored = True
+        return logit
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
