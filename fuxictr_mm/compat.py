@@ -145,7 +145,7 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
     for key in sorted(OWN_SETTINGS - model_schema(model_class).keys()):
         if params.get(key) and params[key] != ModelSettings.model_fields[key].default:
             problems[key] = f"{key} is {params[key]}, {is_none}; leave it out"
-    columns = merged_columns(params) if params.get("feature_cols") and have_names(params) else {}
+    columns = merged_columns(params) if have_names(params) else {}
     for name, column in columns.items():
         if column.get("freeze_emb") is False and not column.get("pretrained_emb"):
             problems[f"feature {name}"] = (

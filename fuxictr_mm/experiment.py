@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe, params_problems
 from fuxictr_mm.config import ExperimentConfig, Fold, config_hash, label_names
+from fuxictr_mm.config.columns import ITEM_SOURCE, have_names, is_embedded, merged_columns, used_columns
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
@@ -115,6 +116,7 @@ def settings_problems(model_class: type, settings: Mapping[str, Any]) -> dict[st
     if view is not None and (view == "jagged") == third_party:
         takes = "challenge or flat" if third_party else "jagged"
         problems["batch_view"] = f"batch_view is {view}, but {name} takes {takes}"
+    problems |= _field_problems(settings, third_party, is_flat)
     if third_party:
         problems |= params_problems(model_class, settings)
     elif {"task", "loss"} <= settings.keys():
@@ -122,6 +124,22 @@ def settings_problems(model_class: type, settings: Mapping[str, Any]) -> dict[st
             check_loss(settings["task"], settings["loss"])
         except ConfigError as error:
             problems["loss"] = str(error)
+    return problems
+
+
+def _field_problems(settings: Mapping[str, Any], third_party: bool, is_flat: bool) -> dict[str, str]:
+    """Return what the model's embedding layers would refuse of the fields."""
+    problems: dict[str, str] = {}
+    columns = used_columns(merged_columns(settings), settings) if have_names(settings) else {}
+    fields = {n: c for n, c in columns.items() if c.get("type") != "meta" and is_embedded(c, not is_flat)}
+    roles = settings.get("roles") or {}
+    try:  # models call target and history item_id and item_seq
+        check_names([name for name in fields if name not in (roles.get("target"), roles.get("history"))])
+    except ConfigError as error:
+        problems["names"] = str(error)
+    of_items = [column for column in fields.values() if column.get("source") == ITEM_SOURCE]
+    if fields and not of_items and not third_party and settings.get("item_info"):
+        problems["fields"] = "no feature with source: item; a target and its history need at least one"
     return problems
 
 
@@ -428,7 +446,7 @@ class Experiment:
         """
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map
-        check_names(feature_map)
+        check_names([name for name, spec in feature_map.features.items() if spec["type"] != "meta"])
         feature_map.items = dataset.items.to(device_of(config.gpu))
         if is_third_party(model_class):
             check_labels(model_class, config.to_dict(), feature_map.labels)

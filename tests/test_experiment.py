@@ -307,17 +307,16 @@ def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, capl
 
 @pytest.mark.parametrize("name", ["user.level", "type", "values"])
 def test_a_feature_that_no_layer_can_be_named_after(tmp_path, name):
-    for split in ("train", "valid"):
-        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet")
-        columns = [name if column == "likes_level" else column for column in table.column_names]
-        pq.write_table(table.rename_columns(columns), tmp_path / f"{split}.parquet")
-    text = (ROOT / "dataset_config.yaml").read_text().replace("likes_level", name).replace("./data/", f"{ROOT}/data/")
+    text = (ROOT / "dataset_config.yaml").read_text().replace("likes_level", name)
     (tmp_path / "dataset_config.yaml").write_text(text)
-    text = "E: {model: DIN, dataset_id: tiny_mm, epochs: 1, max_len: 20}"
-    (tmp_path / "model_config.yaml").write_text(text)
-    paths = {f"{split}_data": str(tmp_path / f"{split}.parquet") for split in ("train", "valid")}
-    with raises_naming(UserError, f"'{name}'", "rename"):
-        run("E", tmp_path, tmp_path, test_data=None, **paths)
+    (tmp_path / "model_config.yaml").write_text("E: {model: DIN, dataset_id: tiny_mm}")
+    with raises_naming(UserError, f"'{name}'", "rename"):  # no file of data is there
+        Experiment.load("E", tmp_path)
+
+
+def test_a_dataset_without_a_feature_of_items_is_refused_before_it_is_read(tmp_path):
+    with raises_naming(ConfigError, "source: item", "optimizer"):
+        Experiment.load("DIN_tiny", ROOT, data_root=tmp_path, use_features=["likes_level"], optimizer="adm")
 
 
 def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):

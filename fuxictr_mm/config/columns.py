@@ -49,7 +49,9 @@ def names_of(column: Column) -> list[str]:
 
 def merged_columns(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the columns of ``feature_cols`` by name, with the changes of ``feature_specs``."""
-    columns = {name: {**column, "name": name} for column in params["feature_cols"] for name in names_of(column)}
+    columns = {
+        name: {**column, "name": name} for column in params.get("feature_cols") or [] for name in names_of(column)
+    }
     for spec in params.get("feature_specs") or []:
         for name in names_of(spec):
             columns.get(name, {}).update({k: v for k, v in spec.items() if k != "name"})
