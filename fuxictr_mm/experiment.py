@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe, params_problems
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash, label_names
+from fuxictr_mm.config import ExperimentConfig, Fold, ModelSettings, config_hash, label_names
 from fuxictr_mm.config.columns import ITEM_SOURCE, have_names, is_embedded, merged_columns, used_columns
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import make_formatter
@@ -81,7 +81,7 @@ def run_experiment(
     return experiment.fit(resume=resume, results_csv=results_csv)
 
 
-def settings_problems(model_class: type, settings: Mapping[str, Any]) -> dict[str, str]:
+def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return what of the settings does not go with the class of the model, or with its metrics.
 
     Parameters
@@ -119,11 +119,17 @@ def settings_problems(model_class: type, settings: Mapping[str, Any]) -> dict[st
     problems |= _field_problems(settings, third_party, is_flat)
     if third_party:
         problems |= params_problems(model_class, settings)
-    elif {"task", "loss"} <= settings.keys():
+        return problems
+    if {"task", "loss"} <= settings.keys():
         try:
             check_loss(settings["task"], settings["loss"])
         except ConfigError as error:
             problems["loss"] = str(error)
+    if "optimizer" in settings and have_names(settings):
+        common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
+        columns = used_columns(merged_columns(settings), settings)
+        compiled = bool(settings.get("compile"))
+        problems |= model_class.table_problems(columns, ModelSettings.model_construct(**common), compiled)
     return problems
 
 

@@ -151,7 +151,7 @@ class MultimodalModel(EmbeddingModel):
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
-        self._sharded_group = self._make_sharded_group(sharded) if sharded else {}
+        self._sharded_group = self.sharded_group(sharded, settings, compile) if sharded else {}
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
@@ -197,29 +197,57 @@ class MultimodalModel(EmbeddingModel):
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = WeightAverage(self, settings.ema, settings.swa_start or 1) if settings.averages_weights else None
 
-    def _make_sharded_group(self, shardings: Mapping[str, str]) -> dict[str, Any]:
-        rule = touched_rule(self.optimizer_name, self._settings.table_optimizer)
-        obstacle = None
-        if self.has_own_step:
-            obstacle = f"{type(self).__name__} has a train_step of its own; set table: dense"
-        elif self.compiled_logits is not None:
-            obstacle = "compile is True; set compile: False"
-        return optimizer_group(shardings, self._settings, rule, obstacle)
-
     @property
     def has_own_step(self) -> bool:
         """Whether the model's class defines how it takes a step."""
         return type(self).train_step is not MultimodalModel.train_step
 
+    @classmethod
+    def sharded_group(cls, shardings: Mapping[str, str], settings: ModelSettings, compile: bool) -> dict[str, Any]:
+        """Return the settings of the optimizer of sharded tables.
+
+        Raises
+        ------
+        ConfigError
+            A setting with which tables cannot be sharded.
+        """
+        obstacle = None
+        if cls.train_step is not MultimodalModel.train_step:
+            obstacle = f"{cls.__name__} has a train_step of its own; set table: dense"
+        elif compile:
+            obstacle = "compile is True; set compile: False"
+        return optimizer_group(
+            shardings, settings, touched_rule(settings.optimizer, settings.table_optimizer), obstacle
+        )
+
+    @classmethod
+    def table_problems(
+        cls, columns: Mapping[str, Mapping[str, Any]], settings: ModelSettings, compile: bool
+    ) -> dict[str, str]:
+        """Return the kinds of tables (``table``) that cannot be those of columns with these settings."""
+        found = {}
+        if sharded := {n: c.get("sharding") or "row" for n, c in columns.items() if c.get("table") == "sharded"}:
+            try:
+                cls.sharded_group(sharded, settings, compile)
+            except ConfigError as error:
+                found["sharded"] = str(error)
+        obstacle = cls._touched_obstacle(settings, compile)
+        for name in [n for n, c in columns.items() if c.get("table") == "touched" and obstacle is not None]:
+            found[f"touched {name}"] = f"feature '{name}': table is touched, but {obstacle}; set table: dense"
+        return found
+
+    @classmethod
+    def _touched_obstacle(cls, settings: ModelSettings, compile: bool) -> str | None:
+        """Return the setting with which no table can be ``touched``."""
+        if touched_rule(settings.optimizer, settings.table_optimizer) is None:
+            return f"optimizer: {settings.optimizer} updates all rows and table_optimizer is not set"
+        return "compile is True" if compile else None
+
     def _choose_tables(self) -> None:
         """Give the embedding table of every feature its kind (``table``)."""
         layers = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
         tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
-        obstacle = None
-        if touched_rule(self.optimizer_name, self._settings.table_optimizer) is None:
-            obstacle = f"optimizer: {self.optimizer_name} updates all rows and table_optimizer is not set"
-        elif self.compiled_logits is not None:
-            obstacle = "compile is True"
+        obstacle = self._touched_obstacle(self._settings, self.compiled_logits is not None)
         # Its own may not take sparse gradients.
         doubt = f"{type(self).__name__} has a train_step of its own" if self.has_own_step else None
         choose_kinds(tables, self.feature_map.features, obstacle, doubt)

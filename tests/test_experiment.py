@@ -319,6 +319,21 @@ def test_a_dataset_without_a_feature_of_items_is_refused_before_it_is_read(tmp_p
         Experiment.load("DIN_tiny", ROOT, data_root=tmp_path, use_features=["likes_level"], optimizer="adm")
 
 
+@pytest.mark.parametrize(
+    ("table", "settings", "named"),
+    [
+        ("sharded", {"ema": 0.9}, "ema is 0.9"),
+        ("sharded", {"compile": True}, "compile is True"),
+        ("touched", {"optimizer": "rmsprop"}, "rmsprop"),
+        ("touched", {"compile": True}, "compile is True"),
+    ],
+)
+def test_a_kind_of_table_that_cannot_be_is_refused_before_data_is_read(tmp_path, table, settings, named):
+    specs = [{"name": "item_id", "table": table}]
+    with raises_naming(ConfigError, "'item_id'", f"table is {table}", named, "'AUCC'"):
+        Experiment.load("DIN_tiny", ROOT, data_root=tmp_path, feature_specs=specs, metrics=["AUC", "AUCC"], **settings)
+
+
 def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
     table = pq.read_table(ROOT / "data" / "tiny_mm" / "valid.parquet")
     path = str(tmp_path / "valid.parquet")
