@@ -90,7 +90,8 @@ def problems_of_entries(values: Mapping[str, Any]) -> dict[str, str]:
     """
     roles, used = values.get("roles") or {}, values.get("use_features") or []
     found = validate(Roles, roles)[0] if isinstance(roles, Mapping) else None
-    if not values.get("feature_cols") or not have_names(values) or not isinstance(used, list | tuple) or found is None:
+    are_names = isinstance(used, list | tuple) and all(isinstance(name, str) for name in used)
+    if not values.get("feature_cols") or not have_names(values) or not are_names or found is None:
         return {}
     wrong = {
         name

@@ -343,6 +343,10 @@ def test_wrong_dataset_keys(folder, old, new, names):
         ("label_smoothing: 1", ["label_smoothing is 1"]),
         ("plateau_patience: 0", ["plateau_patience is 0"]),
         ("metrics: AUC", ["metrics is 'AUC'"]),
+        ("use_features: [[a]]", ["use_features is [['a']]"]),
+        ("use_features: [item_tag]", ["use_features", "'item_tag'; did you mean 'item_tags'"]),
+        ("feature_specs: [{name: a}, {name: item_tags, norm: l2}]", ["no feature 'a'", "'item_tags': norm is l2"]),
+        ("task_weights: {lable: 2}", ["no label 'lable'; did you mean 'label'"]),
     ],
 )
 def test_wrong_experiment_keys(folder, line, names):
