@@ -159,7 +159,9 @@ def column_problems(params: Mapping[str, Any], wrong: Collection[str] = ()) -> d
 
 
 def _unknown(name: str, known: Collection[str], what: str, where: str) -> str:
-    return f"{what}: {where} has no feature '{name}'{nearest(name, known)} (it has: {', '.join(known)})"
+    """Return a sentence with the nearest known name, or else with all."""
+    hint = nearest(name, known) or f" (it has: {', '.join(known)})"
+    return f"{what}: {where} has no feature '{name}'{hint}"
 
 
 def _of_type(column: Column) -> Iterator[tuple[str, str]]:
