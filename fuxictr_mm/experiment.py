@@ -230,16 +230,22 @@ class Experiment:
             raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
-        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check()
+        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check(is_trained=True)
 
-    def _check(self) -> Experiment:
-        """Refuse a device that is absent and settings that do not go with the model; return the experiment."""
+    def _check(self, is_trained: bool = False) -> Experiment:
+        """Refuse a device that is absent and settings that do not go with the model; return the experiment.
+
+        What a run has been trained with is no more than a warning: an older version may have ignored it.
+        """
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         for doubt in config.check_model(model_class):
             logger.warning(f"{doubt}; perhaps nothing reads it")
-        if problems := settings_problems(model_class, config.to_dict()):
+        problems = settings_problems(model_class, config.to_dict())
+        if problems and not is_trained:
             raise SettingsError(config.expid, problems)
+        for problem in problems.values():
+            logger.warning(f"{config.expid}: {problem}")
         if config.dataset.global_item_info is not None and not is_third_party(model_class):
             logger.info(
                 f"{config.expid}: global_item_info has no effect: {config.model} reads the item files of item_info"

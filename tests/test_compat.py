@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -205,6 +206,13 @@ def test_no_setting_of_training_is_ignored_silently(start):
     named = MODEL.replace("embedding_dim=4,", "embedding_dim=4, accumulation_steps=1,")
     assert named != MODEL
     start(named, accumulation_steps=2)  # its own
+
+
+def test_a_run_of_an_older_version_with_an_ignored_setting_is_scored(start, caplog):
+    run = start().fit()
+    older = replace(run, config={**run.config, "accumulation_steps": 2})
+    Experiment.of_run(older)
+    assert "accumulation_steps is 2" in caplog.text
 
 
 def test_a_view_that_the_model_cannot_take_is_refused(start):
