@@ -42,13 +42,24 @@ class Settings(BaseModel):
         """
         settings, problems = validate(cls, values)
         if settings is None:
-            raise error_of(where, problems)
+            raise SettingsError(where, problems)
         return settings
 
 
-def error_of(where: str, problems: Mapping[str, str]) -> ConfigError:
-    """Return one error for all problems."""
-    return ConfigError(f"{where}: " + "; ".join(problems.values()))
+class SettingsError(ConfigError):
+    """Settings are wrong.
+
+    Parameters
+    ----------
+    where : str
+        File or experiment.
+    problems : mapping of str to str
+        A sentence for each key that is wrong.
+    """
+
+    def __init__(self, where: str, problems: Mapping[str, str]) -> None:
+        super().__init__(f"{where}: " + "; ".join(problems.values()))
+        self.problems = dict(problems)
 
 
 def validate(

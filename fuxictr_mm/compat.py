@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
-from fuxictr_mm.registry import describe_error
+from fuxictr_mm.registry import describe_error, failed_on_first_batch
 from fuxictr_mm.runtime import is_main
 
 #: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
@@ -63,13 +63,13 @@ with deferred_imports(*DEFERRED):
     from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 
 # Not at the top: these import FuxiCTR's layers and models too.
-from fuxictr_mm.config import ModelSettings  # noqa: E402
-from fuxictr_mm.data.schema import parse_features  # noqa: E402
+from fuxictr_mm.checking import model_schema  # noqa: E402
+from fuxictr_mm.config import COMPUTED_TYPES, ModelSettings, label_names  # noqa: E402
+from fuxictr_mm.config.columns import have_names, merged_columns, used_columns  # noqa: E402
 from fuxictr_mm.embedding_model import check_encoders  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
-from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks  # noqa: E402
+from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks  # noqa: E402
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
-from fuxictr_mm.training.optim import optimizer_class, parse_regularizer  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +108,18 @@ LOSSES = ("bce", "binary_crossentropy", "binary_cross_entropy", "mse_loss", "l1_
 NOT_CALLED = ("fit", "train_epoch", "eval_step", "evaluate", "evaluate_metrics", "predict")
 
 
-#: Settings of training that only a MultimodalModel has.
-OWN_SETTINGS = (
-    "weight_decay", "embedding_weight_decay", "embedding_learning_rate", "warmup_steps", "lr_schedule", "ema",
-    "swa_start", "label_smoothing", "table_optimizer",
+#: Settings of training that FuxiCTR's base class does not read, but its models, or this library in their place.
+ALSO_READ = (
+    "optimizer", "loss", "learning_rate", "embedding_dim", "max_len", "max_gradient_norm", "precision", "task_weights",
 )  # fmt: skip
+
+#: Settings of training that only a MultimodalModel has: FuxiCTR's base class names the others in its signature, or
+#: reads them from its keywords.
+OWN_SETTINGS = ModelSettings.model_fields.keys() - {
+    *inspect.signature(BaseModel.__init__).parameters,
+    *BaseModel.__init__.__code__.co_consts,
+    *ALSO_READ,
+}
 
 
 def is_third_party(model_class: type) -> bool:
@@ -120,39 +127,44 @@ def is_third_party(model_class: type) -> bool:
     return not issubclass(model_class, MultimodalModel)
 
 
-def check_params(model_class: type, params: Mapping[str, Any]) -> None:
-    """Refuse settings that FuxiCTR would evaluate as Python or ignore silently.
+def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings that FuxiCTR would evaluate as Python or ignore silently, with a sentence for each.
 
-    Raises
-    ------
-    ConfigError
-        A loss or optimizer that does not exist; embeddings that should be trained, which only a MultimodalModel can do.
+    A loss that does not exist; embeddings that should be trained, which only a MultimodalModel can do; settings that
+    only a MultimodalModel reads, unless the model's constructor names them.
     """
-    for loss in params["loss"] if isinstance(params["loss"], list) else [params["loss"]]:
+    problems: dict[str, str] = {}
+    is_none = f"but {model_class.__name__} is no MultimodalModel"
+    losses = params.get("loss", ())
+    for loss in [losses] if isinstance(losses, str) else losses:
         if loss not in LOSSES:
             known = ", ".join(LOSSES)
-            raise ConfigError(f"loss: there is no '{loss}'{nearest(loss, LOSSES)} (there are: {known})")
-    optimizer_class(params["optimizer"])
-    for key in ("embedding_regularizer", "net_regularizer"):
-        parse_regularizer(params.get(key), key)
+            problems["loss"] = f"loss: there is no '{loss}'{nearest(loss, LOSSES)} (there are: {known})"
     if params.get("precision") == "bf16":
-        raise ConfigError(f"precision is bf16, but {model_class.__name__} is no MultimodalModel; fp32 and tf32 work")
-    for key in OWN_SETTINGS:
-        if params.get(key):
-            raise ConfigError(f"{key} is {params[key]}, but {model_class.__name__} is no MultimodalModel; leave it out")
-    for column in [*(params.get("feature_cols") or []), *(params.get("feature_specs") or [])]:
+        problems["precision"] = f"precision is bf16, {is_none}; fp32 and tf32 work"
+    for key in sorted(OWN_SETTINGS - model_schema(model_class).keys()):
+        if params.get(key) and params[key] != ModelSettings.model_fields[key].default:
+            problems[key] = f"{key} is {params[key]}, {is_none}; leave it out"
+    columns = merged_columns(params) if have_names(params) else {}
+    for name, column in columns.items():
         if column.get("freeze_emb") is False and not column.get("pretrained_emb"):
-            raise ConfigError(
-                f"feature '{column['name']}': freeze_emb is False, but {model_class.__name__} is no MultimodalModel "
-                "and gets the stored embeddings unchanged; leave it out"
+            problems[f"feature {name}"] = (
+                f"feature '{name}': freeze_emb is False, {is_none} and gets the stored embeddings unchanged; leave it "
+                "out"
             )
-    for feature in parse_features(params) if params.get("feature_cols") else []:
-        if feature.dropout or feature.is_computed or feature.table in ("touched", "sharded"):
-            what = f"dropout is {feature.dropout}" if feature.dropout else f"type is {feature.type}"
-            what = f"table is {feature.table}" if feature.table in ("touched", "sharded") else what
-            raise ConfigError(
-                f"feature '{feature.name}': {what}, but {model_class.__name__} is no MultimodalModel; leave it out"
-            )
+    for name, column in used_columns(columns, params).items():
+        given = {key: column.get(key) for key in ("type", "table", "dropout")}
+        for key, refused in (("type", COMPUTED_TYPES), ("table", ("touched", "sharded"))):
+            if given[key] not in refused:
+                given[key] = None
+        for key in [key for key in given if given[key]]:
+            problems[f"feature {name}"] = f"feature '{name}': {key} is {given[key]}, {is_none}; leave it out"
+    if params.get("label_col") and "loss" not in problems:
+        try:
+            check_labels(model_class, params, label_names(params))
+        except ConfigError as error:
+            problems["labels"] = str(error)
+    return problems
 
 
 def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[str]) -> None:
@@ -178,7 +190,7 @@ def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[
         raise ConfigError(
             f"num_tasks is {given}, but the dataset has {len(labels)} labels ({names}); set num_tasks: {len(labels)}"
         )
-    check_tasks(ModelSettings.of(params, name), labels, name)
+    ModelSettings.of(params, name).check_labels(labels)
 
 
 def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | str | None = None) -> None:
@@ -246,14 +258,10 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
         raise
     except Exception as error:  # a model file may raise anything
         name = type(model).__name__
-        reason = describe_error(error)
         check_encoders(model)  # of those that return a sequence, the error names no feature
         if not _is_about_format(error):
             advice = _advice_on_columns(model, error) if view == "challenge" else _advice_on_sequences(model, error)
-            raise ConfigError(
-                f"{model.model_id}: {name}.forward failed on its first batch ({reason}); {advice}--debug shows the "
-                "traceback"
-            ) from error
+            raise failed_on_first_batch(model.model_id, f"{name}.forward", error, advice) from error
         if view == "challenge":
             other = "does it take one dict of columns? set batch_view: flat"
         else:
@@ -261,7 +269,8 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
             if context := _context_columns(model):
                 other += f"; if the file reads {', '.join(context)} of every item, in_item_dict: True for them, too"
         raise ConfigError(
-            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({reason}); {other}"
+            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({describe_error(error)}); "
+            f"{other}"
         ) from error
 
 

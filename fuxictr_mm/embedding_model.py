@@ -276,22 +276,27 @@ class EmbeddingModel(BaseModel):
         return inputs
 
 
-def check_names(feature_map: FeatureMap) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
 
     Raises
     ------
     ConfigError
-        With the feature, and what to do.
+        With the features, and what to do; all in one line.
     """
     taken = nn.ModuleDict()
-    for name, spec in feature_map.features.items():
-        if spec["type"] != "meta" and ("." in name or not name or hasattr(taken, name)):
-            reason = "holds a dot" if "." in name else "is the name of a method of torch.nn.ModuleDict"
-            raise ConfigError(
+    reasons = {name: "holds a dot" for name in names if "." in name}
+    reasons |= {
+        name: "is the name of a method of torch.nn.ModuleDict" for name in names if not name or hasattr(taken, name)
+    }
+    if reasons:
+        raise ConfigError(
+            "; ".join(
                 f"feature '{name}': its name {reason}, so it cannot be that of an embedding layer; rename the column, "
                 "in the files and in feature_cols"
+                for name, reason in reasons.items()
             )
+        )
 
 
 def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = ()) -> tuple[Tensor, ...]:

@@ -16,8 +16,11 @@ import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fuxictr_mm.compat import check_labels, check_params, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
+from fuxictr_mm.checking import SettingsError
+from fuxictr_mm.compat import check_labels, is_third_party, make_safe, params_problems
+from fuxictr_mm.config import ExperimentConfig, Fold, ModelSettings, config_hash, label_names
+from fuxictr_mm.config.columns import ITEM_SOURCE, have_names, is_embedded, merged_columns, used_columns
+from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
@@ -77,6 +80,74 @@ def run_experiment(
     """Train what ``read_params`` has returned; see ``Experiment.fit``."""
     experiment = Experiment(ExperimentConfig.from_dict(params), model_class)
     return experiment.fit(resume=resume, results_csv=results_csv)
+
+
+def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what of the settings does not go with the class of the model, or with its metrics.
+
+    Parameters
+    ----------
+    model_class : type
+        Class of the model.
+    settings : mapping
+        Flat settings, without those that are wrong by themselves.
+    """
+    name = model_class.__name__
+    if not issubclass(model_class, torch.nn.Module):
+        return {"model": f"model: {name} is no model, expected a subclass of MultimodalModel or BaseModel"}
+    problems: dict[str, str] = {}
+    third_party = is_third_party(model_class)
+    labels = label_names(settings) if settings.get("label_col") else []
+    monitor = settings.get("monitor", ())
+    # A group that is not given is null; one that is left out is wrong, which is another problem.
+    group, tasks = settings.get("group_id", ""), labels if len(labels) > 1 else ()
+    for metric in [*settings.get("metrics", ()), *([monitor] if isinstance(monitor, str) else monitor)]:
+        try:
+            check_metrics([metric], group, tasks)
+        except ConfigError as error:
+            problems[f"metrics.{metric}"] = str(error)
+    view = settings.get("batch_view")
+    is_flat = (view or getattr(model_class, "batch_view", "flat")) == "flat"
+    roles = settings.get("roles") or {}
+    if settings.get("item_info") is None and not is_flat and not {"target", "history"} <= roles.keys():
+        problems["item_info"] = (
+            f"dataset {settings.get('dataset_id')}: item_info is missing; {name} needs items: name their files, or the "
+            "columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+        )
+    if view is not None and (view == "jagged") == third_party:
+        takes = "challenge or flat" if third_party else "jagged"
+        problems["batch_view"] = f"batch_view is {view}, but {name} takes {takes}"
+    problems |= _field_problems(settings, third_party, is_flat)
+    if third_party:
+        problems |= params_problems(model_class, settings)
+        return problems
+    if {"task", "loss"} <= settings.keys():
+        try:
+            check_loss(settings["task"], settings["loss"])
+        except ConfigError as error:
+            problems["loss"] = str(error)
+    if "optimizer" in settings and have_names(settings):
+        common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
+        columns = used_columns(merged_columns(settings), settings)
+        compiled = bool(settings.get("compile"))
+        problems |= model_class.table_problems(columns, ModelSettings.model_construct(**common), compiled)
+    return problems
+
+
+def _field_problems(settings: Mapping[str, Any], third_party: bool, is_flat: bool) -> dict[str, str]:
+    """Return what the model's embedding layers would refuse of the fields."""
+    problems: dict[str, str] = {}
+    columns = used_columns(merged_columns(settings), settings) if have_names(settings) else {}
+    fields = {n: c for n, c in columns.items() if c.get("type") != "meta" and is_embedded(c, not is_flat)}
+    roles = settings.get("roles") or {}
+    try:  # models call target and history item_id and item_seq
+        check_names([name for name in fields if name not in (roles.get("target"), roles.get("history"))])
+    except ConfigError as error:
+        problems["names"] = str(error)
+    of_items = [column for column in fields.values() if column.get("source") == ITEM_SOURCE]
+    if fields and not of_items and not third_party and settings.get("item_info"):
+        problems["fields"] = "no feature with source: item; a target and its history need at least one"
+    return problems
 
 
 class Experiment:
@@ -143,7 +214,7 @@ class Experiment:
         zoo = None if model_zoo is None else Path(model_zoo)
         find_model = partial(load_model_class, model_zoo=zoo)
         settings["gpu"] = local_gpu(gpu)
-        checked = ExperimentConfig.load(config, expid, data_root, settings, find_model)
+        checked = ExperimentConfig.load(config, expid, data_root, settings, find_model, settings_problems)
         experiment = cls(checked, find_model(checked.model), model_zoo)
         given = {"--config": config, "--data_root": data_root, "--model_zoo": model_zoo}
         experiment._options = {
@@ -166,37 +237,26 @@ class Experiment:
             raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
-        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check()
+        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check(is_trained=True)
 
-    def _check(self) -> Experiment:
-        """Refuse what does not fit together: device, model class, metrics, batch format; return the experiment."""
+    def _check(self, is_trained: bool = False) -> Experiment:
+        """Refuse a device that is absent and settings that do not go with the model; return the experiment.
+
+        What a run has been trained with is no more than a warning: an older version may have ignored it.
+        """
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
-        if not issubclass(model_class, torch.nn.Module):
-            raise ConfigError(f"model: {config.model} is no model, expected a subclass of MultimodalModel or BaseModel")
         for doubt in config.check_model(model_class):
             logger.warning(f"{doubt}; perhaps nothing reads it")
-        monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
-        labels = config.dataset.label_names
-        check_metrics([*config.metrics, *monitored], config.group_id, labels if len(labels) > 1 else ())
-        third_party = is_third_party(model_class)
-        named = config.dataset.roles.model_fields_set
-        if config.dataset.item_info is None and not self.is_flat and not {"target", "history"} <= named:
-            raise ConfigError(
-                f"dataset {config.dataset_id}: item_info is missing; {config.model} needs items: name their files, or "
-                "the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
-            )
-        if config.batch_view is not None and (config.batch_view == "jagged") == third_party:
-            takes = "challenge or flat" if third_party else "jagged"
-            raise ConfigError(
-                f"{config.expid}: batch_view is {config.batch_view}, but {model_class.__name__} takes {takes}"
-            )
-        if config.dataset.global_item_info is not None and not third_party:
+        problems = settings_problems(model_class, config.to_dict())
+        if problems and not is_trained:
+            raise SettingsError(config.expid, problems)
+        for problem in problems.values():
+            logger.warning(f"{config.expid}: {problem}")
+        if config.dataset.global_item_info is not None and not is_third_party(model_class):
             logger.info(
                 f"{config.expid}: global_item_info has no effect: {config.model} reads the item files of item_info"
             )
-        if third_party:
-            check_params(model_class, config.to_dict())
         return self
 
     def with_settings(self, **settings: Any) -> Experiment:
@@ -409,7 +469,7 @@ class Experiment:
         """
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map
-        check_names(feature_map)
+        check_names([name for name, spec in feature_map.features.items() if spec["type"] != "meta"])
         feature_map.items = dataset.items.to(device_of(config.gpu))
         if is_third_party(model_class):
             check_labels(model_class, config.to_dict(), feature_map.labels)

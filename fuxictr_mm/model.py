@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
+from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
-from fuxictr_mm.errors import ConfigError, first_line
+from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.layers.dropout import replace_dropout
-from fuxictr_mm.registry import source_of
+from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
 from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
 from fuxictr_mm.tables.sharded import optimizer_group
-from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
+from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.distributed import Replicas
@@ -43,12 +44,6 @@ from fuxictr_mm.training.optim import (
     make_optimizer,
     touched_rule,
 )  # fmt: skip
-
-#: FuxiCTR's names of the loss of each task.
-LOSSES = {
-    "binary_classification": ("binary_crossentropy", "binary_cross_entropy", "bce"),
-    "regression": ("mse_loss",),
-}
 
 
 class MultimodalModel(EmbeddingModel):
@@ -87,6 +82,8 @@ class MultimodalModel(EmbeddingModel):
     factor_dim: int = 0
     #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
+    #: Whether a batch has been scored: what its file raises on the first one is a mistake of its author.
+    _has_scored: bool = False
 
     def __init__(
         self,
@@ -102,24 +99,11 @@ class MultimodalModel(EmbeddingModel):
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
         task = kind_of_task(settings.task)
-        check_tasks(settings, feature_map.labels, model_id)
-        for loss in settings.loss if isinstance(settings.loss, list) else [settings.loss]:
-            if loss not in LOSSES[task]:
-                raise ConfigError(
-                    f"{model_id}: task: {task} does not train on loss: {loss}; write loss: {LOSSES[task][0]}"
-                )
-        plateau = settings.reduce_lr_on_plateau if settings.lr_schedule is None else settings.lr_schedule == "plateau"
-        if settings.plateau_patience > 1 and not plateau:
-            raise ConfigError(
-                f"{model_id}: plateau_patience is {settings.plateau_patience}, but the learning rate is not reduced on "
-                "a plateau; set lr_schedule: plateau, or leave it out"
-            )
-        if settings.ema is not None and settings.swa_start is not None:
-            raise ConfigError(f"{model_id}: ema and swa_start are both set, two averages of the weights; leave one out")
-        if settings.label_smoothing and task != "binary_classification":
-            raise ConfigError(
-                f"{model_id}: label_smoothing is {settings.label_smoothing}, but task: {task} has no classes"
-            )
+        try:
+            settings.check_labels(feature_map.labels)
+            check_loss(task, settings.loss)
+        except ConfigError as error:
+            raise ConfigError(f"{model_id}: {error}") from None
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim + self.factor_dim)
         super().__init__(
@@ -134,7 +118,7 @@ class MultimodalModel(EmbeddingModel):
             eval_steps=settings.eval_steps,
             embedding_regularizer=settings.embedding_regularizer,
             net_regularizer=settings.net_regularizer,
-            reduce_lr_on_plateau=plateau,
+            reduce_lr_on_plateau=settings.reduces_on_plateau,
             verbose=settings.verbose,
             model_root=settings.model_root,
             metrics=list(settings.metrics),
@@ -167,7 +151,7 @@ class MultimodalModel(EmbeddingModel):
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
-        self._sharded_group = self._make_sharded_group(sharded) if sharded else {}
+        self._sharded_group = self.sharded_group(sharded, settings, compile) if sharded else {}
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
@@ -213,29 +197,57 @@ class MultimodalModel(EmbeddingModel):
         self.schedule = Schedule(self.optimizer, settings.lr_schedule, settings.warmup_steps)
         self.average = WeightAverage(self, settings.ema, settings.swa_start or 1) if settings.averages_weights else None
 
-    def _make_sharded_group(self, shardings: Mapping[str, str]) -> dict[str, Any]:
-        rule = touched_rule(self.optimizer_name, self._settings.table_optimizer)
-        obstacle = None
-        if self.has_own_step:
-            obstacle = f"{type(self).__name__} has a train_step of its own; set table: dense"
-        elif self.compiled_logits is not None:
-            obstacle = "compile is True; set compile: False"
-        return optimizer_group(shardings, self._settings, rule, obstacle)
-
     @property
     def has_own_step(self) -> bool:
         """Whether the model's class defines how it takes a step."""
         return type(self).train_step is not MultimodalModel.train_step
 
+    @classmethod
+    def sharded_group(cls, shardings: Mapping[str, str], settings: ModelSettings, compile: bool) -> dict[str, Any]:
+        """Return the settings of the optimizer of sharded tables.
+
+        Raises
+        ------
+        ConfigError
+            A setting with which tables cannot be sharded.
+        """
+        obstacle = None
+        if cls.train_step is not MultimodalModel.train_step:
+            obstacle = f"{cls.__name__} has a train_step of its own; set table: dense"
+        elif compile:
+            obstacle = "compile is True; set compile: False"
+        return optimizer_group(
+            shardings, settings, touched_rule(settings.optimizer, settings.table_optimizer), obstacle
+        )
+
+    @classmethod
+    def table_problems(
+        cls, columns: Mapping[str, Mapping[str, Any]], settings: ModelSettings, compile: bool
+    ) -> dict[str, str]:
+        """Return the kinds of tables (``table``) that cannot be those of columns with these settings."""
+        found = {}
+        if sharded := {n: c.get("sharding") or "row" for n, c in columns.items() if c.get("table") == "sharded"}:
+            try:
+                cls.sharded_group(sharded, settings, compile)
+            except ConfigError as error:
+                found["sharded"] = str(error)
+        obstacle = cls._touched_obstacle(settings, compile)
+        for name in [n for n, c in columns.items() if c.get("table") == "touched" and obstacle is not None]:
+            found[f"touched {name}"] = f"feature '{name}': table is touched, but {obstacle}; set table: dense"
+        return found
+
+    @classmethod
+    def _touched_obstacle(cls, settings: ModelSettings, compile: bool) -> str | None:
+        """Return the setting with which no table can be ``touched``."""
+        if touched_rule(settings.optimizer, settings.table_optimizer) is None:
+            return f"optimizer: {settings.optimizer} updates all rows and table_optimizer is not set"
+        return "compile is True" if compile else None
+
     def _choose_tables(self) -> None:
         """Give the embedding table of every feature its kind (``table``)."""
         layers = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
         tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
-        obstacle = None
-        if touched_rule(self.optimizer_name, self._settings.table_optimizer) is None:
-            obstacle = f"optimizer: {self.optimizer_name} updates all rows and table_optimizer is not set"
-        elif self.compiled_logits is not None:
-            obstacle = "compile is True"
+        obstacle = self._touched_obstacle(self._settings, self.compiled_logits is not None)
         # Its own may not take sparse gradients.
         doubt = f"{type(self).__name__} has a train_step of its own" if self.has_own_step else None
         choose_kinds(tables, self.feature_map.features, obstacle, doubt)
@@ -291,15 +303,23 @@ class MultimodalModel(EmbeddingModel):
 
     def _compute_logits(self, batch: Batch) -> Tensor:
         batch = self.with_computed(batch)
-        if self.compiled_logits is None:
-            return self.logits(batch)
-        from torch._dynamo.exc import TorchDynamoException
-
         try:
-            return self.compiled_logits(batch)
-        except TorchDynamoException as error:
-            reason = first_line(error)
-            raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
+            logit = self.logits(batch) if self.compiled_logits is None else self.compiled_logits(batch)
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model file may raise anything
+            if self.compiled_logits is not None:
+                from torch._dynamo.exc import TorchDynamoException
+
+                if isinstance(error, TorchDynamoException):
+                    reason = first_line(error)
+                    raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
+            if self._has_scored:
+                raise
+            raise failed_on_first_batch(self.model_id, f"{type(self).__name__}.logits", error) from error
+        if not self._has_scored:
+            self._has_scored = True
+        return logit
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""

@@ -290,6 +290,14 @@ def describe_error(error: BaseException, path: Path | None = None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{at}"
 
 
+def failed_on_first_batch(model_id: str, method: str, error: BaseException, advice: str = "") -> ConfigError:
+    """Return the error of one line for what a method of a model file raises; ``advice`` ends in a semicolon."""
+    reason = describe_error(error)
+    return ConfigError(
+        f"{model_id}: {method} failed on its first batch ({reason}); {advice}--debug shows the traceback"
+    )
+
+
 def _is_library(file: str) -> bool:
     package = Path(__file__).resolve().parent
     return "site-packages" in file or (Path(file).is_relative_to(package) and Path(file).parent.name != "model_zoo")

@@ -1,4 +1,4 @@
-"""Several labels per row: what is checked of their settings, and their loss."""
+"""Several labels per row: their loss."""
 
 from __future__ import annotations
 
@@ -6,42 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from fuxictr_mm.config import ModelSettings
-from fuxictr_mm.errors import ConfigError, nearest
-
-
-def check_tasks(settings: ModelSettings, labels: Sequence[str], model_id: str) -> None:
-    """Refuse settings of other labels than those of the dataset.
-
-    Raises
-    ------
-    ConfigError
-        A list ``task`` or ``loss`` of another length, a weight of no label or of one alone.
-    """
-    names = ", ".join(labels)
-    for key in ("task", "loss"):
-        given = getattr(settings, key)
-        if isinstance(given, list) and len(given) != len(labels):
-            raise ConfigError(
-                f"{model_id}: {key} has {len(given)} entries, but the dataset has {len(labels)} labels ({names}); "
-                "expected one entry for each, or no list"
-            )
-    if settings.task_weights == "uncertainty":
-        if len(labels) == 1:
-            raise ConfigError(
-                f"{model_id}: task_weights is uncertainty, but there is one label ({names}); leave it out"
-            )
-        return
-    for name in settings.task_weights or {}:
-        if name not in labels:
-            raise ConfigError(
-                f"{model_id}: task_weights: there is no label '{name}'{nearest(name, labels)} (there are: {names})"
-            )
-    if settings.task_weights and len(labels) == 1:
-        raise ConfigError(f"{model_id}: task_weights with one label ({names}) scales the learning rate; leave it out")
-    if settings.task_weights and not any(settings.task_weights.get(name, 1) for name in labels):
-        raise ConfigError(f"{model_id}: task_weights are 0 for all labels ({names}); nothing would be trained")
 
 
 def loss_of_tasks(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from fuxictr_mm import compat
-from fuxictr_mm.config import list_experiments, load_config
+from fuxictr_mm.config import ModelSettings, list_experiments, load_config
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -176,6 +177,42 @@ def test_vectors_that_should_train_are_refused(start):
 def test_settings_of_our_own_models_are_refused(start, settings, value):
     with raises_naming(ConfigError, value, "Plain"):
         start(**settings)
+
+
+#: A value other than the default of every setting of training that FuxiCTR's base class, its models, or this library's
+#: loop reads of a FuxiCTR model.
+READ = {
+    "model_root": "other", "task": "regression", "loss": "mse_loss", "optimizer": "Adagrad", "learning_rate": 0.5,
+    "embedding_dim": 3, "max_len": 7, "embedding_regularizer": 1e-3, "net_regularizer": 1e-3, "metrics": ["logloss"],
+    "monitor": "logloss", "monitor_mode": "min", "early_stop_patience": 5, "eval_steps": 3, "save_best_only": False,
+    "reduce_lr_on_plateau": False, "max_gradient_norm": 1.0, "precision": "tf32", "verbose": 2,
+}  # fmt: skip
+#: The same of those that only a MultimodalModel reads.
+NOT_READ = {
+    "embedding_learning_rate": 0.1, "embedding_weight_decay": 0.1, "weight_decay": 0.1, "table_optimizer": "sgd",
+    "lr_schedule": "cosine", "plateau_patience": 2, "warmup_steps": 3, "ema": 0.9, "swa_start": 5,
+    "label_smoothing": 0.1, "accumulation_steps": 2,
+}  # fmt: skip
+
+
+def test_no_setting_of_training_is_ignored_silently(start):
+    # Weights of labels are refused by a model of one label, and read by one of several.
+    assert ModelSettings.model_fields.keys() == {*READ, *NOT_READ, "task_weights"}
+    assert start(**READ).config.accumulation_steps == 1
+    for key, value in NOT_READ.items():
+        with raises_naming(ConfigError, f"{key} is {value}, but Plain"):
+            start(**{key: value})
+    start(**{key: ModelSettings.model_fields[key].default for key in NOT_READ})
+    named = MODEL.replace("embedding_dim=4,", "embedding_dim=4, accumulation_steps=1,")
+    assert named != MODEL
+    start(named, accumulation_steps=2)  # its own
+
+
+def test_a_run_of_an_older_version_with_an_ignored_setting_is_scored(start, caplog):
+    run = start().fit()
+    older = replace(run, config={**run.config, "accumulation_steps": 2})
+    Experiment.of_run(older)
+    assert "accumulation_steps is 2" in caplog.text
 
 
 def test_a_view_that_the_model_cannot_take_is_refused(start):

@@ -15,9 +15,11 @@ import pytest
 import torch
 from filelock import FileLock
 
+from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
-from tests.errors import check_names, raises_naming
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
+from tests.errors import check_names, exits_naming, raises_naming
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
@@ -305,17 +307,31 @@ def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, capl
 
 @pytest.mark.parametrize("name", ["user.level", "type", "values"])
 def test_a_feature_that_no_layer_can_be_named_after(tmp_path, name):
-    for split in ("train", "valid"):
-        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet")
-        columns = [name if column == "likes_level" else column for column in table.column_names]
-        pq.write_table(table.rename_columns(columns), tmp_path / f"{split}.parquet")
-    text = (ROOT / "dataset_config.yaml").read_text().replace("likes_level", name).replace("./data/", f"{ROOT}/data/")
+    text = (ROOT / "dataset_config.yaml").read_text().replace("likes_level", name)
     (tmp_path / "dataset_config.yaml").write_text(text)
-    text = "E: {model: DIN, dataset_id: tiny_mm, epochs: 1, max_len: 20}"
-    (tmp_path / "model_config.yaml").write_text(text)
-    paths = {f"{split}_data": str(tmp_path / f"{split}.parquet") for split in ("train", "valid")}
-    with raises_naming(UserError, f"'{name}'", "rename"):
-        run("E", tmp_path, tmp_path, test_data=None, **paths)
+    (tmp_path / "model_config.yaml").write_text("E: {model: DIN, dataset_id: tiny_mm}")
+    with raises_naming(UserError, f"'{name}'", "rename"):  # no file of data is there
+        Experiment.load("E", tmp_path)
+
+
+def test_a_dataset_without_a_feature_of_items_is_refused_before_it_is_read(tmp_path):
+    with raises_naming(ConfigError, "source: item", "optimizer"):
+        Experiment.load("DIN_tiny", ROOT, data_root=tmp_path, use_features=["likes_level"], optimizer="adm")
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "named"),
+    [
+        ("sharded", {"ema": 0.9}, "ema is 0.9"),
+        ("sharded", {"compile": True}, "compile is True"),
+        ("touched", {"optimizer": "rmsprop"}, "rmsprop"),
+        ("touched", {"compile": True}, "compile is True"),
+    ],
+)
+def test_a_kind_of_table_that_cannot_be_is_refused_before_data_is_read(tmp_path, table, settings, named):
+    specs = [{"name": "item_id", "table": table}]
+    with raises_naming(ConfigError, "'item_id'", f"table is {table}", named, "'AUCC'"):
+        Experiment.load("DIN_tiny", ROOT, data_root=tmp_path, feature_specs=specs, metrics=["AUC", "AUCC"], **settings)
 
 
 def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
@@ -335,3 +351,47 @@ def test_functions_that_scripts_call_train_the_experiment(train, tmp_path):
     overrides = {"model_root": str(tmp_path / "b"), "verbose": 0, "epochs": 1, "tensorboard": False}
     run = run_experiment(*read_params(ROOT, "DIN_tiny", overrides=overrides))
     assert run.valid == train(tmp_path / "a").valid
+
+
+MISTAKES = {
+    "feature_specs": [
+        {"name": "likes_level", "norm": "l2"}, {"name": "views_level", "statistics": ["mean"]}, {"name": "item_tag"},
+        {"name": "item_tags", "dropout": 2},
+    ],
+    "use_features": ["likes_level", "views_level", "item_id", "item_tags", "item_emb"],
+    "loss": "mse_loss",
+    "plateau_patience": 3,
+    "reduce_lr_on_plateau": False,
+    "ema": 0.9,
+    "swa_start": 5,
+    "optimizer": "adm",
+    "embedding_regularizer": "l3(1)",
+    "label_smoothing": 0.1,
+    "task_weights": {"clik": 2},
+    "metrics": ["AUCC", "gAUCC"],
+    "net_dropot": 0.1,
+    "gpus": 1,
+}  # fmt: skip
+NAMED = (
+    "'likes_level': norm is l2", "'views_level': statistics", "'item_tag'; did you mean 'item_tags'", "dropout is 2",
+    "'item_emb'; did you mean", "loss: mse_loss", "plateau_patience is 3", "swa_start",
+    "'adm'; did you mean 'adam'", "embedding_regularizer is 'l3(1)'", "no label 'clik'", "'AUCC'", "'gAUCC'",
+    "'net_dropot'; did you mean 'net_dropout'", "unknown key 'gpus'",
+)  # fmt: skip
+
+
+def test_all_problems_are_in_one_message_before_any_data_is_read(tmp_path, capsys):
+    """No file of the dataset exists: nothing else could be read."""
+    for stem in ("model_config", "dataset_config"):
+        shutil.copy(ROOT / f"{stem}.yaml", tmp_path)
+    with raises_naming(ConfigError, *NAMED):
+        Experiment.load("DIN_tiny", tmp_path, **MISTAKES)
+    entry = {**load_yaml(ROOT / "model_config.yaml")["DIN_tiny"], **MISTAKES, "dataset_id": "tiny_mm"}
+    (tmp_path / "model_config.yaml").write_text(dump_yaml({"X": entry}))
+    with exits_naming(capsys, *NAMED):
+        main(["train", "--config", str(tmp_path), "--expid", "X"])
+    space = {"optimizer": ["adam", "adm"], "plateau_patience": [1, 3], "reduce_lr_on_plateau": False}
+    tuner = {"base_config": str(ROOT), "base_expid": "DIN_tiny", "tuner_space": space}
+    (tmp_path / "grid.yaml").write_text(dump_yaml(tuner))
+    with exits_naming(capsys, "'adm'; did you mean 'adam'", "plateau_patience is 3"):
+        main(["tune", "--config", str(tmp_path / "grid.yaml"), "--quiet"])

@@ -19,7 +19,7 @@ from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
-from fuxictr_mm.tasks import UncertaintyWeights, check_tasks, loss_of_tasks
+from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from tests.errors import exits_naming, raises_naming
 from tests.two_labels import write_world
 
@@ -87,7 +87,7 @@ def test_learned_weights(world, tmp_path, expid):
 )
 def test_settings_of_other_labels_are_refused(settings, words):
     with raises_naming(ConfigError, *words):
-        check_tasks(ModelSettings.of(settings, "X"), ["click", "like"], "X")
+        ModelSettings.of(settings, "X").check_labels(["click", "like"])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py")))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import Settings, describe
+from fuxictr_mm.config.columns import NOT_ENCODED, OF_ENCODING
 from fuxictr_mm.config.features import FeatureConfig, LabelConfig, Number, Roles
 from fuxictr_mm.errors import ConfigError
 
@@ -161,6 +162,23 @@ class DatasetConfig(Settings):
                 "write all of them with pl.read_csv(FILE).write_parquet(...), data_format: parquet"
             )
         return paths
+
+    @field_validator("min_categr_count")
+    @classmethod
+    def _check_count(cls, count: int, info: ValidationInfo) -> int:
+        if count > 1 and info.data.get("item_info") is not None:
+            raise ConfigError(f"min_categr_count is {count}, {NOT_ENCODED}; {OF_ENCODING['min_categr_count']}")
+        return count
+
+    @field_validator("label_col")
+    @classmethod
+    def _check_filled(cls, given: Any, info: ValidationInfo) -> Any:
+        for label in given if isinstance(given, list) else [given]:
+            if label is not None and label.fill_na is not None and info.data.get("item_info") is not None:
+                raise ConfigError(
+                    f"label '{label.name}': fill_na is {label.fill_na}, {NOT_ENCODED}; fill it in the files"
+                )
+        return given
 
     @field_validator("rebuild_dataset")
     @classmethod

@@ -14,8 +14,8 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import (
     Settings,
+    SettingsError,
     check_call,
-    error_of,
     is_multimodal,
     matches,
     mismatch,
@@ -24,7 +24,8 @@ from fuxictr_mm.checking import (
     unknown_key,
     validate,
 )
-from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig
+from fuxictr_mm.config.columns import problems_of_entries
+from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig, label_names
 from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
 from fuxictr_mm.config.features import Dropout, FeatureSpec
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings
@@ -139,6 +140,7 @@ class ExperimentConfig(ModelSettings):
         data_root: str | os.PathLike[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         find_model: Callable[[str], type] | None = None,
+        check_model: Callable[[type, Mapping[str, Any]], Mapping[str, str]] | None = None,
     ) -> ExperimentConfig:
         """Read and check an experiment.
 
@@ -154,6 +156,9 @@ class ExperimentConfig(ModelSettings):
             Values that take precedence over those of the files.
         find_model : callable, optional
             Returns the class of a model by its name; the model's own settings are then checked as well.
+        check_model : callable, optional
+            Returns what else is wrong with the class and those of the flat settings that are right by themselves, a
+            sentence for each key.
 
         Returns
         -------
@@ -204,11 +209,15 @@ class ExperimentConfig(ModelSettings):
         problems = {**found, **problems}
         if find_model is not None and "model" not in problems:
             try:
-                problems |= _check_signature(find_model(values["model"]), values, problems)[0]
+                model_class = find_model(values["model"])
+                problems |= _check_signature(model_class, values, problems)[0]
+                if check_model is not None:
+                    right = {k: v for k, v in {**DEFAULTS, **values}.items() if k not in problems}
+                    problems = {**check_model(model_class, right), **problems}
             except ConfigError as error:
                 problems["model"] = str(error)
         if config is None or problems:
-            raise error_of(expid if folder == Path() else f"{folder}: {expid}", problems)
+            raise SettingsError(expid if folder == Path() else f"{folder}: {expid}", problems)
         return config
 
     @classmethod
@@ -223,7 +232,7 @@ class ExperimentConfig(ModelSettings):
         expid = str(values.get("model_id", "experiment"))
         config, problems = cls._check(expid, {k: v for k, v in values.items() if k != "model_id"})
         if config is None:
-            raise error_of(expid, problems)
+            raise SettingsError(expid, problems)
         return config
 
     @classmethod
@@ -239,6 +248,13 @@ class ExperimentConfig(ModelSettings):
         }
         config, more = validate(cls, {**{k: v for k, v in values.items() if k in EXPERIMENT_KEYS}, **rest})
         problems |= more
+        problems |= problems_of_entries(values)
+        if values.get("label_col") and "label_col" not in problems:
+            right = {k: v for k, v in values.items() if k in ModelSettings.model_fields and k not in problems}
+            try:
+                ModelSettings.model_construct(**right).check_labels(label_names(values))
+            except ConfigError as error:
+                problems["labels"] = str(error)
         return None if problems else config, problems
 
     def check_model(self, model_class: type) -> list[str]:
@@ -257,7 +273,7 @@ class ExperimentConfig(ModelSettings):
         """
         problems, doubts = _check_signature(model_class, self.to_dict(), {})
         if problems:
-            raise error_of(self.expid, problems)
+            raise SettingsError(self.expid, problems)
         return doubts
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.config.features import Number
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, nearest
 
 #: A number is the weight of an L2 penalty; a string is one of ``l1(x)``, ``l2(x)``, ``l1_l2(x, y)``.
 Regularizer = float | str | None
@@ -18,6 +18,84 @@ Regularizer = float | str | None
 #: Output dims of the hidden layers of an MLP.
 HiddenUnits = Sequence[PositiveInt]
 Task = Literal["binary_classification", "regression"]
+
+
+#: Classes of ``torch.optim`` that a step without a closure and with gradients of all rows suffices for.
+OPTIMIZERS = (
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD",
+)  # fmt: skip
+
+#: Optimizers whose weight decay is decoupled, with their form that has it: SGD has no momentum here.
+DECOUPLED_DECAY = {"Adam": "AdamW", "AdamW": "AdamW", "SGD": "SGD"}
+
+#: FuxiCTR's names of the loss of each task.
+LOSSES = {
+    "binary_classification": ("binary_crossentropy", "binary_cross_entropy", "bce"),
+    "regression": ("mse_loss",),
+}
+
+
+def optimizer_name(name: str) -> str:
+    """Return the name of the class of ``torch.optim`` that is meant, whatever its case.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    classes = {known.lower(): known for known in OPTIMIZERS}
+    if name.lower() not in classes:
+        raise ConfigError(
+            f"optimizer: there is no '{name}'{nearest(name.lower(), classes)} (there are: {', '.join(OPTIMIZERS)})"
+        )
+    return classes[name.lower()]
+
+
+def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
+    """Return ``(norm, weight)`` pairs of a regularizer written as FuxiCTR does.
+
+    FuxiCTR takes an integer (``embedding_regularizer: 1``) for no regularizer; here it is L2 with that weight.
+
+    Raises
+    ------
+    ConfigError
+        Not a number, ``l1(x)``, ``l2(x)`` or ``l1_l2(x, y)``; a weight below zero.
+
+    Examples
+    --------
+    >>> parse_regularizer("l1_l2(1e-4, 1e-5)", "net_regularizer")
+    [(1, 0.0001), (2, 1e-05)]
+    """
+    if value is None:
+        return []
+    try:
+        if isinstance(value, str):
+            kind, _, rest = value.strip().partition("(")
+            norms = {"l1": (1,), "l2": (2,), "l1_l2": (1, 2)}[kind.strip()]
+            weights = [float(part) for part in rest.removesuffix(")").split(",")]
+        else:
+            norms, weights = (2,), [float(value)]
+        pairs = list(zip(norms, weights, strict=True))
+    except (KeyError, ValueError):
+        raise ConfigError(f"{name} is {value!r}, expected a number, 'l1(x)', 'l2(x)' or 'l1_l2(x, y)'") from None
+    if any(not 0 <= weight < float("inf") for _, weight in pairs):
+        raise ConfigError(f"{name} is {value!r}, expected weights of 0 or more")
+    return [(norm, weight) for norm, weight in pairs if weight]
+
+
+def check_loss(task: str | Sequence[str], loss: str | Sequence[str]) -> None:
+    """Refuse a loss that a MultimodalModel does not train on.
+
+    Raises
+    ------
+    ConfigError
+        It is none of the task's.
+    """
+    kind = kind_of_task(task)
+    for name in [loss] if isinstance(loss, str) else loss:
+        if name not in LOSSES[kind]:
+            raise ConfigError(f"loss: task: {kind} does not train on loss: {name}; write loss: {LOSSES[kind][0]}")
 
 
 def kind_of_task(task: str | Sequence[str]) -> str:
@@ -83,13 +161,13 @@ class ModelSettings(Settings):
     reduce_lr_on_plateau: bool = Field(
         True, description="Reduce the learning rate after an evaluation without improvement."
     )
-    plateau_patience: PositiveInt = Field(
-        1, description="Evaluations without improvement after which the learning rate is reduced."
-    )
     lr_schedule: Literal["plateau", "constant", "linear", "cosine"] | None = Field(
         None,
         description="`linear`, `cosine`: the learning rate falls to zero over all `epochs`; null: `plateau` or "
         "`constant`, as `reduce_lr_on_plateau` says.",
+    )
+    plateau_patience: PositiveInt = Field(
+        1, description="Evaluations without improvement after which the learning rate is reduced."
     )
     warmup_steps: NonNegativeInt = Field(
         0, description="Batches over which the learning rate rises linearly from zero."
@@ -122,6 +200,97 @@ class ModelSettings(Settings):
         if isinstance(task, list) and len(set(task)) > 1:
             raise ConfigError(f"task: {task}, expected equal entries: labels of several kinds have no metric in common")
         return task
+
+    # A rule on several keys is checked with the last of them: pydantic has the values of those declared before it, and
+    # leaves out those that are wrong themselves.
+
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, name: str) -> str:
+        optimizer_name(name)
+        return name
+
+    @field_validator("embedding_regularizer", "net_regularizer")
+    @classmethod
+    def _check_regularizer(cls, value: Regularizer, info: ValidationInfo) -> Regularizer:
+        parse_regularizer(value, str(info.field_name))
+        return value
+
+    @field_validator("embedding_weight_decay", "weight_decay")
+    @classmethod
+    def _check_decay(cls, decay: Number | None, info: ValidationInfo) -> Number | None:
+        if decay is not None and "optimizer" in info.data:
+            name = optimizer_name(info.data["optimizer"])
+            if name not in DECOUPLED_DECAY:
+                raise ConfigError(
+                    f"{info.field_name}: {name} has no decoupled weight decay; use optimizer: adam, adamw or sgd, or "
+                    "net_regularizer and embedding_regularizer"
+                )
+        return decay
+
+    @field_validator("plateau_patience")
+    @classmethod
+    def _check_plateau(cls, patience: int, info: ValidationInfo) -> int:
+        is_known = {"reduce_lr_on_plateau", "lr_schedule"} <= info.data.keys()
+        if patience > 1 and is_known and not cls.model_construct(**info.data).reduces_on_plateau:
+            raise ConfigError(
+                f"plateau_patience is {patience}, but the learning rate is not reduced on a plateau; set lr_schedule: "
+                "plateau, or leave it out"
+            )
+        return patience
+
+    @field_validator("swa_start")
+    @classmethod
+    def _check_averages(cls, start: int | None, info: ValidationInfo) -> int | None:
+        if start is not None and info.data.get("ema") is not None:
+            raise ConfigError("ema and swa_start are both set, two averages of the weights; leave one out")
+        return start
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _check_smoothing(cls, smoothing: float, info: ValidationInfo) -> float:
+        task = kind_of_task(info.data.get("task", "binary_classification"))
+        if smoothing and task != "binary_classification":
+            raise ConfigError(f"label_smoothing is {smoothing}, but task: {task} has no classes")
+        return smoothing
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuse settings of other labels than those of the dataset.
+
+        Raises
+        ------
+        ConfigError
+            A list ``task`` or ``loss`` of another length, a weight of no label or of one alone; all in one line.
+        """
+        problems, names = [], ", ".join(labels)
+        for key in ("task", "loss"):
+            given = getattr(self, key)
+            if isinstance(given, list) and len(given) != len(labels):
+                problems.append(
+                    f"{key} has {len(given)} entries, but the dataset has {len(labels)} labels ({names}); expected one "
+                    "entry for each, or no list"
+                )
+        weights = self.task_weights
+        if weights == "uncertainty":
+            if len(labels) == 1:
+                problems.append(f"task_weights is uncertainty, but there is one label ({names}); leave it out")
+        elif weights:
+            unknown = [name for name in weights if name not in labels]
+            problems += [
+                f"task_weights: there is no label '{name}'{nearest(name, labels)} (there are: {names})"
+                for name in unknown
+            ]
+            if len(labels) == 1 and not unknown:
+                problems.append(f"task_weights with one label ({names}) scales the learning rate; leave it out")
+            elif not any(weights.get(name, 1) for name in labels):
+                problems.append(f"task_weights are 0 for all labels ({names}); nothing would be trained")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @property
+    def reduces_on_plateau(self) -> bool:
+        """Whether the learning rate is reduced after evaluations without improvement."""
+        return self.reduce_lr_on_plateau if self.lr_schedule is None else self.lr_schedule == "plateau"
 
     @property
     def averages_weights(self) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fuxictr_mm.config import COMPUTED_TYPES, Roles
-from fuxictr_mm.errors import ConfigError, nearest
-
-ITEM_ID = "item_id"
-ITEM_SEQ = "item_seq"
-ITEM_SOURCE = "item"
+from fuxictr_mm.config.columns import ITEM_ID as ITEM_ID
+from fuxictr_mm.config.columns import ITEM_SEQ as ITEM_SEQ
+from fuxictr_mm.config.columns import ITEM_SOURCE as ITEM_SOURCE
+from fuxictr_mm.config.columns import column_problems, is_embedded, merged_columns, used_columns
+from fuxictr_mm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -158,94 +157,28 @@ def parse_features(params: Mapping[str, Any]) -> list[Feature]:
     Raises
     ------
     ConfigError
-        An unknown name in ``use_features``, ``feature_specs``, ``share_embedding`` or ``of``; a duplicate name; a table
-        shared with a later feature; an ``item_id`` without ``source: item``; a setting that a feature of its type does
-        not have.
+        All that ``column_problems`` finds, in one line.
     """
-    roles = Roles.of(params)
-    where = f"dataset {params.get('dataset_id')}"
-    columns = _configured_columns(params, where)
-    used = _used_columns(columns, params, where)
-    for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
-        if name in used and name != getattr(roles, role):
-            raise ConfigError(
-                f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and models "
-                "give that this name; rename the column"
-            )
-    has_items = params.get("item_info") is not None
-    if params.get("item_info"):
-        _refuse_encoding(params, used, where)
+    if problems := column_problems(params):
+        raise ConfigError("; ".join(problems.values()))
+    roles, has_items = Roles.of(params), params.get("item_info") is not None
+    columns = merged_columns(params)
     features: list[Feature] = []
-    for column in used.values():
+    for column in used_columns(columns, params).values():
         feature = _feature(column, has_items)
         if params.get("item_info"):  # columns of other datasets are filled and scaled when they are encoded
             feature = replace(feature, fill_na=column.get("fill_na"), normalizer=column.get("normalizer"))
-        shared = feature.share_embedding
-        if shared is not None:
-            _known(shared, used, f"share_embedding of '{feature.name}'", where)
-            # FuxiCTR creates the tables in this order and would silently create a second one.
-            if shared not in [f.column for f in features if f.embedded]:
-                raise ConfigError(
-                    f"share_embedding of '{feature.name}': '{shared}' is listed later, or is not embedded; list it "
-                    f"before '{feature.name}'"
-                )
-        feature = _named_by_role(feature, roles)
-        if has_items and feature.name == ITEM_ID and not feature.is_item and feature.type != "meta":
-            raise ConfigError(
-                f"{where}: {feature.column} has source '{feature.source}', expected source: {ITEM_SOURCE}"
-            )
-        if feature.history is not None and feature.history not in (roles.history, *roles.histories):
-            raise ConfigError(
-                f"feature '{feature.name}': history is {feature.history}, expected a column with the role history or "
-                f"histories ({', '.join([roles.history, *roles.histories])})"
-            )
-        features.append(feature)
+        features.append(_named_by_role(feature, roles))
     if has_items:
         features = _with_histories(features, roles.histories)
-    return features + _compared_embeddings(features, columns, where)
+    return features + _compared_embeddings(features, columns)
 
 
 def _with_histories(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
     """Return the features with those of further histories, which need no entry of their own."""
     listed = {feature.column for feature in features}
     added = [Feature(name, "meta") for name in names if name not in listed]
-    found = [replace(f, history=f.column) if f.column in names else f for f in [*features, *added]]
-    for feature in found:
-        if feature.column in names and feature.type != "meta":
-            raise ConfigError(f"feature '{feature.column}': type is {feature.type}, a history has type: meta")
-    return found
-
-
-def _configured_columns(params: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``feature_cols`` by name, with the changes of ``feature_specs``."""
-    columns: dict[str, dict[str, Any]] = {}
-    for column in params["feature_cols"]:
-        for name in _names(column):
-            if name in columns:
-                raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
-            columns[name] = {**column, "name": name}
-    for spec in params.get("feature_specs") or []:
-        for name in _names(spec):
-            _known(name, columns, f"feature_specs of {params.get('model_id')}", where)
-            columns[name].update({k: v for k, v in spec.items() if k != "name"})
-    return columns
-
-
-def _names(column: Mapping[str, Any]) -> list[str]:
-    return column["name"] if isinstance(column["name"], list) else [column["name"]]
-
-
-def _used_columns(
-    columns: Mapping[str, dict[str, Any]], params: Mapping[str, Any], where: str
-) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``use_features``, by default the active ones; meta columns are kept in either case."""
-    used = params.get("use_features")
-    if not used:
-        return {n: c for n, c in columns.items() if c.get("active", True)}
-    for name in used:
-        _known(name, columns, f"use_features of {params.get('model_id')}", where)
-    meta = [n for n, c in columns.items() if n not in used and c["type"] == "meta" and c.get("active", True)]
-    return {n: columns[n] for n in [*meta, *used]}
+    return [replace(f, history=f.column) if f.column in names else f for f in [*features, *added]]
 
 
 def _named_by_role(feature: Feature, roles: Roles) -> Feature:
@@ -257,100 +190,11 @@ def _named_by_role(feature: Feature, roles: Roles) -> Feature:
     return replace(feature, name=name, on_disk=on_disk, share_embedding=shared)
 
 
-def _compared_embeddings(
-    features: Sequence[Feature], columns: Mapping[str, dict[str, Any]], where: str
-) -> list[Feature]:
+def _compared_embeddings(features: Sequence[Feature], columns: Mapping[str, Mapping[str, Any]]) -> list[Feature]:
     """Return the embeddings that only similarities read."""
-    found: dict[str, Feature] = {}
-    for feature in features:
-        if feature.type != "similarity":
-            continue
-        _known(str(feature.of), columns, f"of of '{feature.name}'", where)
-        compared = _feature(columns[str(feature.of)], feature.has_items)
-        if compared.type != "embedding" or not compared.is_item or not compared.freeze_emb:
-            raise ConfigError(f"feature '{feature.name}': of is {feature.of}, expected a frozen embedding of items")
-        if compared.name not in [f.name for f in features]:
-            found[compared.name] = replace(compared, embedded=False)
-    return list(found.values())
-
-
-def _known(name: str, columns: Mapping[str, Any], what: str, where: str) -> None:
-    if name not in columns:
-        raise ConfigError(
-            f"{what}: {where} has no feature '{name}'{nearest(name, columns)} (it has: {', '.join(columns)})"
-        )
-
-
-#: Settings that decide how raw columns are encoded, and what to do instead where there are item files.
-_OF_ENCODING = {
-    "preprocess": "write the column into the files, and leave it out",
-    "splitter": "split the texts in the files: frame.with_columns(pl.col(NAME).str.split(SEPARATOR)), and leave it out",
-    "pretrained_emb": "add the file to item_info, with the key as its column of items, and its embedding to "
-    "feature_cols as type: embedding, and leave it out",
-    "category_processor": "write the buckets into the files, and leave it out",
-    "min_categr_count": "replace rare values in the files by one value, and leave it out",
-    "remap": "integers are ids as they are, and texts are numbered; leave it out",
-}
-
-
-def _refuse_encoding(params: Mapping[str, Any], used: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Refuse settings that would have no effect: with item files, columns are read as they are.
-
-    Those that ask for what is done anyway are accepted.
-
-    Raises
-    ------
-    ConfigError
-        The first of them.
-    """
-    reading = "but the columns of a dataset with item files are not encoded"
-    if (params.get("min_categr_count") or 1) > 1:
-        raise ConfigError(
-            f"{where}: min_categr_count is {params['min_categr_count']}, {reading}; {_OF_ENCODING['min_categr_count']}"
-        )
-    for name, column in used.items():
-        kind, is_text = column["type"], column.get("dtype") == "str"
-        done = {"min_categr_count": (None, 0, 1), "remap": (None, True, False) if kind == "meta" else (None, is_text)}
-        for key, fix in _OF_ENCODING.items():
-            if (given := column.get(key)) not in done.get(key, (None,)):
-                raise ConfigError(f"feature '{name}': {key} is {given!r}, {reading}; {fix}")
-        for key, fix in (("fill_na", "fill the column in the files"), ("normalizer", "scale it in the files")):
-            given = column.get(key)
-            if given is not None and kind != "numeric":
-                other = ", or set norm: standard" if key == "normalizer" and kind == "embedding" else ""
-                raise ConfigError(
-                    f"feature '{name}': {key} is {given!r}, but its type is {kind}; expected type: numeric, {fix}"
-                    f"{other}"
-                )
-            if key == "fill_na" and given is not None and not _is_finite(given):
-                raise ConfigError(f"feature '{name}': fill_na is {given!r}, expected a finite number for type: numeric")
-        if column.get("normalizer") is not None and column.get("in_item_dict"):
-            raise ConfigError(
-                f"feature '{name}': normalizer is {column['normalizer']}, but in_item_dict is True, and the column is "
-                "in files of both kinds; scale it in the files"
-            )
-    labels = params["label_col"] if isinstance(params.get("label_col"), list) else [params.get("label_col") or {}]
-    for label in labels:
-        if label.get("fill_na") is not None:
-            raise ConfigError(
-                f"label '{label['name']}': fill_na is {label['fill_na']}, {reading}; fill it in the files"
-            )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-#: Settings that only features of some types have.
-_ONLY_OF = {
-    "norm": ("embedding",),
-    "scale": ("embedding",),
-    "of": ("similarity",),
-    "history": ("sequence",),
-    "statistics": ("similarity",),
-    "dropout": ("categorical", "sequence", "numeric", "embedding", *COMPUTED_TYPES),
-    "table": ("categorical", "sequence", "embedding"),
-}
+    compared = [_feature(columns[str(f.of)], f.has_items) for f in features if f.type == "similarity"]
+    names = [f.name for f in features]
+    return list({f.name: replace(f, embedded=False) for f in compared if f.name not in names}.values())
 
 
 #: Settings of a column that its feature has under the same name and with the same default.
@@ -362,43 +206,6 @@ _AS_GIVEN = (
 
 def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
     kind = column["type"]
-    for key, kinds in _ONLY_OF.items():
-        if column.get(key) is not None and kind not in kinds:
-            raise ConfigError(
-                f"feature '{column['name']}': {key} is {column[key]}, but its type is {kind}; expected type: "
-                f"{' or '.join(kinds)}"
-            )
-    if kind in COMPUTED_TYPES and column.get("source"):
-        raise ConfigError(
-            f"feature '{column['name']}': source is {column['source']}, but type: {kind} has no column; leave it out"
-        )
-    if not column.get("embedded", True) and column.get("source") != ITEM_SOURCE:
-        raise ConfigError(f"feature '{column['name']}': embedded is False, expected source: {ITEM_SOURCE} with it")
-    if kind == "length" and column.get("vocab_size") == 1:
-        raise ConfigError(f"feature '{column['name']}': vocab_size is 1, expected 2 or more: 0 is padding")
-    if kind == "similarity" and not column.get("of"):
-        raise ConfigError(f"feature '{column['name']}': of is missing; name the frozen embedding that is compared")
-    if column.get("table") is not None:
-        if kind == "embedding" and column.get("freeze_emb", True):
-            raise ConfigError(
-                f"feature '{column['name']}': table is {column['table']}, but its embeddings are frozen; set "
-                "freeze_emb: False, or leave it out"
-            )
-        if column["table"] == "sharded" and (kind == "embedding" or column.get("pretrained_emb")):
-            raise ConfigError(
-                f"feature '{column['name']}': table is sharded, but it starts from stored embeddings; set table: "
-                "touched"
-            )
-        if column.get("share_embedding"):
-            raise ConfigError(
-                f"feature '{column['name']}': table is {column['table']}, but it shares the table of "
-                f"{column['share_embedding']}; set it there"
-            )
-    if column.get("sharding") is not None and column.get("table") != "sharded":
-        raise ConfigError(
-            f"feature '{column['name']}': sharding is {column['sharding']}, but its table is "
-            f"{column.get('table') or 'auto'}; set table: sharded, or leave it out"
-        )
     encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
@@ -407,7 +214,7 @@ def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
         type=kind,
         feature_encoder=encoder,
         padding_idx=column.get("padding_idx", 0),
-        embedded=column.get("embedded", True) and not (has_items and column.get("history")),
+        embedded=is_embedded(column, has_items),
         statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
         has_items=has_items,
         history=column.get("history") if has_items else None,

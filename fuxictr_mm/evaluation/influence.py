@@ -134,7 +134,7 @@ def loss_slope(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """
     from torch import nn
 
-    from fuxictr_mm.model import LOSSES
+    from fuxictr_mm.config.model import LOSSES
 
     regression = isinstance(model.output_activation, nn.Identity)
     known = LOSSES["regression" if regression else "binary_classification"]

@@ -340,22 +340,23 @@ def optimizer_group(
     Raises
     ------
     ConfigError
-        A setting that cannot be combined with an update in the backward pass.
+        All settings that cannot be combined with an update in the backward pass, in one line.
     """
+    obstacles = [] if obstacle is None else [obstacle]
     if rule not in SHARDED_RULES:
-        obstacle = f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad"
+        obstacles.append(f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad")
     for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None), ("swa_start", None)):
         if getattr(settings, key) not in (None, off):
-            obstacle = f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}"
+            obstacles.append(f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}")
     if settings.accumulation_steps > 1:
-        obstacle = f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1"
+        obstacles.append(f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1")
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
     if shardings[name] == "column" and rule == "rowwise_adagrad":
-        obstacle = (
+        obstacles.append(
             "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
         )
-    if obstacle is not None:
-        raise ConfigError(f"feature '{name}': table is sharded, but {obstacle}, or table: touched")
+    if obstacles:
+        raise ConfigError(f"feature '{name}': table is sharded, but {', and '.join(obstacles)}; or set table: touched")
     rate = settings.embedding_learning_rate or settings.learning_rate
     # The keys of a TouchedOptimizer's group, which resumes its state in one process.
     return {"lr": rate, "rule": rule, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": EPSILON}

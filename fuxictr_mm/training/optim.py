@@ -7,14 +7,15 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from torch import Tensor, nn
 
 from fuxictr_mm.config import Regularizer
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.config.model import DECOUPLED_DECAY, optimizer_name, parse_regularizer
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tables import (
     Optimizers,
     Penalize,
@@ -27,8 +28,6 @@ from fuxictr_mm.tables import (
     touched_rows,
 )
 
-#: The base class, one that needs a closure, one for sparse gradients only.
-_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
 #: Methods of every optimizer that import torch's compiler when they are first called, besides ``step``.
 _WRAPPED_METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
@@ -41,19 +40,11 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     ConfigError
         There is none.
     """
-    classes = {
-        key: value
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNFIT
-    }
-    key = next((k for k in classes if k.lower() == name.lower()), None)
-    if key is None:
-        raise ConfigError(f"optimizer: there is no '{name}'{nearest(name, classes)} (there are: {', '.join(classes)})")
-    return classes[key]
+    found = getattr(torch.optim, optimizer_name(name), None)
+    if found is None:
+        raise ConfigError(f"optimizer: torch {torch.__version__} has no '{name}'; use another such as adam")
+    return cast(type[torch.optim.Optimizer], found)
 
-
-#: Optimizers whose weight decay is decoupled, with their form that has it: SGD has no momentum here.
-_WITH_DECAY = {"Adam": "AdamW", "AdamW": "AdamW", "SGD": "SGD"}
 
 #: Optimizers with a form for touched rows, and its name.
 _TOUCHED_RULES = {"Adam": "adam", "AdamW": "adam", "SGD": "sgd", "Adagrad": "adagrad"}
@@ -103,11 +94,9 @@ def make_optimizer(
     Raises
     ------
     ConfigError
-        There is no optimizer of this name, or it does not take the learning rate or weight decay.
+        There is no optimizer of this name, or it does not take this model.
     """
     chosen: Any = optimizer_class(name)
-    if not 0 < learning_rate < float("inf"):
-        raise ConfigError(f"learning_rate is {learning_rate}, expected a number above 0 such as 1.e-3")
     touched = list(touched)
     apart = {id(p) for p in touched}
     trainable: list[Any] = [p for p in parameters if p.requires_grad and id(p) not in apart]
@@ -117,14 +106,9 @@ def make_optimizer(
         touched_decay = 1e-2 if chosen is torch.optim.AdamW else 0.0  # as in torch
     with_decay = any(decay is not None for decay in decays)
     if with_decay:
-        if chosen.__name__ not in _WITH_DECAY:
-            raise ConfigError(
-                f"weight_decay: {chosen.__name__} has no decoupled weight decay; use optimizer: adam, adamw or sgd, "
-                "or net_regularizer and embedding_regularizer"
-            )
         default = inspect.signature(chosen).parameters["weight_decay"].default
         decays = [default if decay is None else decay for decay in decays]
-        chosen = getattr(torch.optim, _WITH_DECAY[chosen.__name__])
+        chosen = getattr(torch.optim, DECOUPLED_DECAY[chosen.__name__])
     if with_decay or table_learning_rate is not None:
         inside = {id(p) for p in tables} - apart
         groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in inside]}]
@@ -358,38 +342,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
         torch._foreach_mul_(gradients, coefficient.clamp(max=1.0))  # without waiting for the device
     elif not coefficient >= 1:  # also for NaN
         torch._foreach_mul_(gradients, coefficient)
-
-
-def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
-    """Return ``(norm, weight)`` pairs of a regularizer written as FuxiCTR does.
-
-    FuxiCTR takes an integer (``embedding_regularizer: 1``) for no regularizer; here it is L2 with that weight.
-
-    Raises
-    ------
-    ConfigError
-        Not a number, ``l1(x)``, ``l2(x)`` or ``l1_l2(x, y)``; a weight below zero.
-
-    Examples
-    --------
-    >>> parse_regularizer("l1_l2(1e-4, 1e-5)", "net_regularizer")
-    [(1, 0.0001), (2, 1e-05)]
-    """
-    if value is None:
-        return []
-    try:
-        if isinstance(value, str):
-            kind, _, rest = value.strip().partition("(")
-            norms = {"l1": (1,), "l2": (2,), "l1_l2": (1, 2)}[kind.strip()]
-            weights = [float(part) for part in rest.removesuffix(")").split(",")]
-        else:
-            norms, weights = (2,), [float(value)]
-        pairs = list(zip(norms, weights, strict=True))
-    except (KeyError, ValueError):
-        raise ConfigError(f"{name} is {value!r}, expected a number, 'l1(x)', 'l2(x)' or 'l1_l2(x, y)'") from None
-    if any(not 0 <= weight < float("inf") for _, weight in pairs):
-        raise ConfigError(f"{name} is {value!r}, expected weights of 0 or more")
-    return [(norm, weight) for norm, weight in pairs if weight]
 
 
 class Penalty:

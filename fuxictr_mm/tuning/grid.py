@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock
 from fuxictr_mm.training.resume import hash_of_settings, hashes_of_data, newest_checkpoint, read_content
 from fuxictr_mm.tuning.runner import common_args, run_trials
-from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, warn_of_changed_data
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, load_each, warn_of_changed_data
 from fuxictr_mm.tuning.tuner_file import read_tuner
 from fuxictr_mm.yaml_files import write_entries
 
@@ -125,11 +126,11 @@ class _Grid(Trials):
         if not kept:
             listing = ", ".join(names)
             raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
-        trials = []
-        for name in kept:
-            experiment = Experiment.load(name, config_dir, data_root=data_root, model_zoo=model_zoo)
-            params, code = experiment.config.to_dict(), experiment.model_code
-            trials.append(Trial(name, params, experiment.paths, model_code=code))
+        load = partial(Experiment.load, config=config_dir, data_root=data_root, model_zoo=model_zoo)
+        trials = [
+            Trial(each.config.expid, each.config.to_dict(), each.paths, model_code=each.model_code)
+            for each in load_each(kept, load, str(config_dir))
+        ]
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}

@@ -12,11 +12,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError, first_line
@@ -27,7 +29,7 @@ from fuxictr_mm.tuning.database import open_storage, open_study, shown_url
 from fuxictr_mm.tuning.runner import common_args, run_trials
 from fuxictr_mm.tuning.sampler import Sampler
 from fuxictr_mm.tuning.space import Point, check_points, number_of_points
-from fuxictr_mm.tuning.trial import Trial, TrialResult
+from fuxictr_mm.tuning.trial import Trial, TrialResult, load_each
 from fuxictr_mm.tuning.tuner_file import Tuner
 from fuxictr_mm.yaml_files import write_entries
 
@@ -116,14 +118,18 @@ def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None
         )
     found: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        names = []
         for row, point in enumerate(check_points(tuner.space)):
-            expid = f"{tuner.name}_{tuner.search}_check{row}"
-            _write_experiment(Path(folder), tuner, expid, point)
-            try:
-                config = Experiment.load(expid, folder, data_root=data_root, model_zoo=model_zoo).config
-            except UserError as error:
-                raise type(error)(str(error).replace(folder, str(tuner.path))) from error
-            for name, value in data_hashes(config.to_dict()).items():
+            names.append(f"{tuner.name}_{tuner.search}_check{row}")
+            _write_experiment(Path(folder), tuner, names[-1], point)
+        load = partial(Experiment.load, config=folder, data_root=data_root, model_zoo=model_zoo)
+        try:
+            experiments = load_each(names, load, folder)
+        except UserError as error:
+            kind = ConfigError if isinstance(error, SettingsError) else type(error)
+            raise kind(str(error).replace(folder, str(tuner.path))) from error
+        for experiment in experiments:
+            for name, value in data_hashes(experiment.config.to_dict()).items():
                 found.setdefault(name, set()).add(value)
     return {f"data of {name}": " ".join(sorted(values)) for name, values in found.items()}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import changed_data
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import InheritedLock, read_json
 from fuxictr_mm.runs import DATA, MODEL_CODE, RunPaths, monitored
+
+Loaded = TypeVar("Loaded")
 
 FOLLOWED_KEYS = ("model_id", "dataset_id")  # names derived from the settings
 
@@ -127,6 +130,25 @@ class Trial:
         """Release the lock on its files."""
         if self.lock is not None:
             self.lock.release()
+
+
+def load_each(names: Iterable[str], load: Callable[[str], Loaded], where: str) -> list[Loaded]:
+    """Return what ``load`` returns of the experiments of several trials.
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong with their settings, in one line: each problem once, with the first trial that has it.
+    """
+    loaded, problems = list[Loaded](), dict[str, str]()
+    for name in names:
+        try:
+            loaded.append(load(name))
+        except SettingsError as error:
+            problems = {**{sentence: f"{name}: {sentence}" for sentence in error.problems.values()}, **problems}
+    if problems:
+        raise SettingsError(where, problems)
+    return loaded
 
 
 def warn_of_changed_data(changed: Iterable[str | None], what: str) -> None:

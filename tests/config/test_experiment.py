@@ -190,11 +190,17 @@ def test_the_fingerprint_holds_what_decides_a_result(folder):
     assert of(gpu=3, verbose=0, num_workers=9, description="x", embedding_regularizer=1) == of(
         embedding_regularizer=1.0
     )
-    spec = {"name": "a", "table": "sharded"}
+    spec = {"name": "item_tags", "table": "sharded"}
     of_sharding = [of(feature_specs=[{**spec, **more}]) for more in ({}, {"sharding": "row"}, {"sharding": "table"})]
     assert of_sharding[0] == of_sharding[1] == of_sharding[2] != of(feature_specs=[{**spec, "table": "touched"}])
-    changes = {"seed": 2, "learning_rate": 1e-4, "train_data": "x", "use_features": ["a", "b"], "num_heads": 2}
-    found = {of(**{key: value}) for key, value in changes.items()} | {of(), of(use_features=["b", "a"])}
+    changes = {
+        "seed": 2,
+        "learning_rate": 1e-4,
+        "train_data": "x",
+        "use_features": ["user_id", "item_tags"],
+        "num_heads": 2,
+    }
+    found = {of(**{key: value}) for key, value in changes.items()} | {of(), of(use_features=["item_tags", "user_id"])}
     assert len(found) == len(changes) + 2
     assert of(paths=False, seed=2, train_data="x") == of(paths=False)
 
@@ -337,6 +343,10 @@ def test_wrong_dataset_keys(folder, old, new, names):
         ("label_smoothing: 1", ["label_smoothing is 1"]),
         ("plateau_patience: 0", ["plateau_patience is 0"]),
         ("metrics: AUC", ["metrics is 'AUC'"]),
+        ("use_features: [[a]]", ["use_features is [['a']]"]),
+        ("use_features: [item_tag]", ["use_features", "'item_tag'; did you mean 'item_tags'"]),
+        ("feature_specs: [{name: a}, {name: item_tags, norm: l2}]", ["no feature 'a'", "'item_tags': norm is l2"]),
+        ("task_weights: {lable: 2}", ["no label 'lable'; did you mean 'label'"]),
     ],
 )
 def test_wrong_experiment_keys(folder, line, names):

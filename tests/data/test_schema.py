@@ -142,8 +142,9 @@ def test_parsing_leaves_the_parameters_alone():
     [
         (
             {"use_features": ["item_id", "like_level"]},
-            ["use_features", "'like_level'", "'likes_level'", "user_id"],
+            ["use_features", "'like_level'", "'likes_level'"],
         ),
+        ({"use_features": ["item_id", "price"]}, ["use_features", "'price'", "likes_level, views_level"]),
         (
             {"feature_specs": [{"name": ["item_id", "item_tag"], "embedding_dim": 3}]},
             ["feature_specs", "'item_tag'", "'item_tags'"],

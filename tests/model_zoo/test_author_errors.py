@@ -69,6 +69,8 @@ def test_a_model_of_ten_lines_trains(train):
         ("return self.dnn(", "return 2 * torch.ones(3, 2) + 0 * self.dnn(torch.cat([e.context, e.target, "
          "mean_pooling(e.history)], dim=-1)).sum() if True else (", ["Mine.py", "(3, 2)"]),
         ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", ["Mine.py, line 12"]),
+        ("e.context, e.target", "e.contexts, e.target", ["Mine.logits", "contexts", "Mine.py, line 15"]),
+        ("e.context, e.target", "e.context.T, e.target", ["Mine.logits", "Sizes", "Mine.py, line 15"]),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_file(train, old, new, named):
@@ -76,3 +78,11 @@ def test_a_mistake_names_the_file(train, old, new, named):
     with raises_naming(ConfigError, *named):
         train(source)
     assert torch.is_grad_enabled()
+
+
+def test_an_exception_of_a_later_batch_is_left_alone(train):
+    """It may be about anything: the file has scored a batch."""
+    later = "if getattr(self, 'seen', 0):\n            raise KeyError('later')\n        self.seen = 1\n        "
+    source = without_settings_of_din(GOOD).replace("e = self.embed(batch)", later + "e = self.embed(batch)")
+    with pytest.raises(KeyError, match="later"):
+        train(source)

@@ -100,7 +100,7 @@ def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, caplog):
     assert caplog.text == ""
     path.write_bytes(before)
     assert first.find_weights().samefile(newest.weights)
-    assert all(part in caplog.text for part in (newest.run, f"--runs {run.run}", path.name))
+    assert all(part in caplog.text for part in (newest.run, f"predict --runs {run.path}", path.name))
 
 
 def test_a_training_checkpoint_of_another_model_file_is_refused(config):

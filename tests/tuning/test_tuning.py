@@ -85,13 +85,13 @@ def test_configurations_of_the_same_characters_have_hashes_of_their_own(folder):
 
 
 def test_a_grid_over_the_dataset_keeps_every_combination(folder):
-    written = enumerate_trials(tuner_file(folder, "min_categr_count: [1, 2]\nwidth: [1, 2]"))
+    written = enumerate_trials(tuner_file(folder, "ids: [auto, vocabulary]\nwidth: [1, 2]"))
     datasets = load_yaml(written / "dataset_config.yaml")
-    assert [entry["min_categr_count"] for entry in datasets.values()] == [1, 2]
+    assert [entry["ids"] for entry in datasets.values()] == ["auto", "vocabulary"]
     assert all(name.startswith("tiny_") for name in datasets)
     experiments = list_experiments(written)
     assert len(experiments) == 4
-    assert {load_config(written, name)["min_categr_count"] for name in experiments} == {1, 2}
+    assert {load_config(written, name)["ids"] for name in experiments} == {"auto", "vocabulary"}
 
 
 def test_texts_that_look_like_numbers_stay_texts(folder):
