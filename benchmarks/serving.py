@@ -8,13 +8,16 @@ Every line is measured side by side with the others, so that their ratios hold o
 - ``export, new user``: the folded graphs, nothing cached.
 - ``export, cached user``: the candidate graph alone.
 - ``... int8 weights``: the same with ``--precision int8-weights``.
+- ``export, rows``: what the models of ``SEARCH`` were without a fold; these have neither 8-bit weights nor DNNs here.
 - ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime; ``DNN in torch``: the same in torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +39,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "QIN": {"embedding_dim": 128, "num_layers": 4, "num_row": 4, "batch_norm": True},
     "DIN": {"embedding_dim": 64, "dnn_hidden_units": [1024, 512, 256], "attention_hidden_units": [64]},
 }
+#: Models that search the history, at the sizes of their defaults but for the dim.
+SEARCH = ("SIM", "SIM_hard", "ETA", "TWIN", "MUSE", "SEMINAR")
+SIZES |= {
+    name: {"embedding_dim": 64, "dnn_hidden_units": [512, 128, 64], "top_k": 50, "short_len": 50} for name in SEARCH
+}
+for name in ("SIM", "SIM_hard", "ETA", "TWIN"):
+    SIZES[name]["attention_dim"] = 64
+SIZES["ETA"]["hash_bits"] = 32
 
 
 def main() -> None:
@@ -43,29 +54,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["DIN_MM", "QIN"], choices=tuple(SIZES), metavar="NAME")
     parser.add_argument("--candidates", type=int, default=500)
-    parser.add_argument("--history", type=int, default=100)
+    parser.add_argument("--history", type=int, nargs="+", default=[100], help="lengths")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--train", action="store_true", help="train the weights first")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    print(f"{args.candidates} candidates, history of {args.history}, one core, ms")
-    print(f"{'model':8} {'':22} {'p50':>8} {'p99':>8} {'CPU':>8}")
+    print(f"{args.candidates} candidates, one core, ms")
+    print(f"{'model':8} {'':22} {'history':>8} {'p50':>8} {'p99':>8} {'CPU':>8}")
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            runs, parity = cases(name, args.candidates, args.history, Path(folder), args.train)
-            found = measure(runs, args.repeats)
-        for case, (p50, p99, cpu) in found.items():
-            print(f"{name:8} {case:22} {p50:8.2f} {p99:8.2f} {cpu:8.2f}")
-        if args.train:
+            model, exports, parity = exports_of(name, max(args.history), Path(folder), args.train)
+            for length in args.history:
+                runs = cases(model, exports, args.candidates, length, Path(folder))
+                for case, (p50, p99, cpu) in measure(runs, args.repeats).items():
+                    print(f"{name:8} {case:22} {length:8} {p50:8.2f} {p99:8.2f} {cpu:8.2f}", flush=True)
+        if args.train and parity:
             auc, difference = parity["auc"], parity["largest_difference"]
             print(f"{name:8} AUC {auc['model']:.4f}, int8 weights {auc['export']:.4f}; difference {difference:.4f}")
 
 
-def cases(
-    name: str, num_candidates: int, length: int, folder: Path, train: bool
-) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
-    """Return what is measured for a model, and the parity of its 8-bit weights."""
+def exports_of(name: str, length: int, folder: Path, train: bool) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return a model, its exports, and the parity of its 8-bit weights."""
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.serving.export import export
     from fuxictr_mm_serving import Export
@@ -81,9 +91,21 @@ def cases(
     else:
         model.save_weights(weights)
     export(experiment, folder / "export", weights=weights, tolerance=1e-4)
+    exports = {"export": Export(folder / "export")}
+    if name in SEARCH:
+        shutil.copytree(folder / "export", folder / "rows")
+        path = folder / "rows" / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"graphs": {"rows": "rows.onnx"}}))
+        return model, exports | {"rows": Export(folder / "rows")}, {}
     options: dict[str, Any] = {"precision": "int8-weights", "tolerance": 1.0}
     parity = export(experiment, folder / "int8", weights=weights, **options)
-    exported, int8 = Export(folder / "export"), Export(folder / "int8")
+    return model, exports | {"int8": Export(folder / "int8")}, parity
+
+
+def cases(
+    model: Any, exports: dict[str, Any], num_candidates: int, length: int, folder: Path
+) -> dict[str, Callable[[], object]]:
+    """Return what is measured for a model."""
     generator = np.random.default_rng(0)
     history = generator.integers(1, 1001, length).tolist()
     candidates = generator.integers(1, 1001, num_candidates).tolist()
@@ -93,9 +115,9 @@ def cases(
         torch.tensor(candidates),
         Jagged(torch.tensor(history).repeat(num_candidates), torch.arange(num_candidates + 1) * length),
     )
-    state, int8_state = exported.user_state(context, history), int8.user_state(context, history)
-
-    dnn = getattr(model, "dnn", None)
+    exported = exports["export"]
+    states = {name: one.user_state(context, history) for name, one in exports.items()}
+    dnn = getattr(model, "dnn", None) if "int8" in exports else None
     inputs = None if dnn is None else torch.rand(num_candidates, dnn_inputs(dnn))
 
     def eager() -> None:
@@ -109,12 +131,14 @@ def cases(
     runs = {
         "eager rows": eager,
         "export, new user": lambda: exported.score_candidates(exported.user_state(context, history), candidates),
-        "export, cached user": lambda: exported.score_candidates(state, candidates),
-        "... int8 weights": lambda: int8.score_candidates(int8_state, candidates),
+        "export, cached user": lambda: exported.score_candidates(states["export"], candidates),
     }
+    for name, case in (("int8", "... int8 weights"), ("rows", "export, rows")):
+        if name in exports:
+            runs[case] = lambda name=name: exports[name].score_candidates(states[name], candidates)
     if dnn is not None:
         runs |= {"DNN alone": dnn_alone(dnn, inputs, folder), "DNN in torch": eager_dnn}
-    return runs, parity
+    return runs
 
 
 def dnn_inputs(dnn: nn.Module) -> int:
@@ -143,12 +167,13 @@ def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tu
     """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 3):
+    ignored = min(3, repeats)
+    for repeat in range(repeats + ignored):
         for name, run in runs.items():
             run()
             started, used = time.perf_counter(), time.process_time()
             run()
-            if repeat >= 3:
+            if repeat >= ignored:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
     return {

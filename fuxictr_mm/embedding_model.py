@@ -209,8 +209,12 @@ class EmbeddingModel(BaseModel):
     def contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
         """Return a frozen embedding of the targets ``(B, A)`` and histories at length 1, once per distinct item."""
         distinct, target, index = distinct_items(batch, self.items.num_items)
-        contents = directions(self.items.stored(name).index_select(0, distinct))
+        contents = self.content_of(name, distinct)
         return contents.index_select(0, target), Jagged(contents, batch.history.offsets, index)
+
+    def content_of(self, name: str, ids: Tensor) -> Tensor:
+        """Return a frozen embedding of the items ``ids`` ``(U,)`` at length 1, ``(U, A)``."""
+        return directions(self.items.stored(name).index_select(0, ids))
 
     def embed_items(self, ids: Tensor) -> Tensor:
         """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""

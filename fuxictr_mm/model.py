@@ -268,12 +268,22 @@ class MultimodalModel(EmbeddingModel):
         history : Tensor
             ``(L, D)``, oldest first; L may be 0.
         ids : Tensor
-            ``(L,)``, for ``per_item``.
+            ``(L,)``, for ``per_item``, ``content_of`` and ``code_table``.
         """
         raise NotImplementedError
 
+    def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return what ``score_candidates`` reads of candidates ``(M,)`` beside their embeddings; nothing by default.
+
+        Rows of ``content_of`` and ``code_table``; every tensor has a row for each candidate.
+        """
+        return ()
+
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
-        """Return the logits ``(M, 1)`` of candidates ``(M, D)`` for the user of a ``user_state``."""
+        """Return the logits ``(M, 1)`` of candidates ``(M, D)`` for the user of a ``user_state``.
+
+        The state begins with the tensors of ``candidate_columns``.
+        """
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

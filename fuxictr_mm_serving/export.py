@@ -249,7 +249,7 @@ class Export:
         if len(candidates) == 0:
             return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
         if self.is_folded:
-            return self._predict("candidates", {**state, "candidates": candidates.values})
+            return self._predict("candidates", {**state, **_inputs("candidates", candidates, "candidate_codes")})
         numbers, count = state["numbers"], len(candidates)
         if count > (size := _rows_at_once(len(numbers))):
             return np.concatenate([self.score_items(state, candidates[i : i + size]) for i in range(0, count, size)])
@@ -283,7 +283,8 @@ class Export:
             raise ServingError("explain: the model has no attention over the history")
         kept, _ = self.items.histories([history], "history", strict=False)
         found = self.items.numbers(candidates, "candidates")
-        inputs = {**state, "candidates": self.items.table.rows(np.maximum(found, 0))}
+        rows = self._item_rows(np.maximum(found, 0))
+        inputs = {**state, **_inputs("candidates", rows, "candidate_codes")}
         shares = self._graphs["attention"].run(inputs)[0]
         if not np.isfinite(shares).all():
             raise ServingError("explain: a share is not finite")
@@ -320,8 +321,8 @@ def _rows_at_once(longest: int) -> int:
     return max(PAIRS // max(longest, 1) ** 2, 1)
 
 
-def _inputs(name: str, rows: ItemRows) -> dict[str, np.ndarray]:
-    return {name: rows.values} if rows.codes is None else {name: rows.values, "codes": rows.codes}
+def _inputs(name: str, rows: ItemRows, codes: str = "codes") -> dict[str, np.ndarray]:
+    return {name: rows.values} if rows.codes is None else {name: rows.values, codes: rows.codes}
 
 
 def _read_ids(files: Files, name: str) -> dict[str, Ids]:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import InnerProduct, MultiHeadTargetAttention, newest, search, signs, take
+from fuxictr_mm.layers import (
+    InnerProduct,
+    MultiHeadTargetAttention,
+    mlp_of_shared,
+    newest,
+    search,
+    search_user,
+    signs,
+    take,
+)
 from fuxictr_mm.model import DNNModel
 
 
@@ -51,6 +60,8 @@ class ETA(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    #: Its attention weighs the newest items and those that are found.
+    attends_to_history = False
     random_rotations: Tensor
 
     def __init__(
@@ -85,3 +96,22 @@ class ETA(DNNModel):
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         interests = [self.short_attention(target, short), self.long_attention(target, long)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and history, hashes and keys and values, the newest item first."""
+        history = history.flip(0)
+        return (
+            context,
+            history,
+            signs(history @ self.random_rotations[0]),
+            *self.long_attention.keys_and_values(history),
+        )
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, history, hashes, keys, values = state
+        queries = signs(candidates @ self.random_rotations[0]).to(candidates.dtype)
+        _, found = search_user(queries @ hashes.to(queries.dtype).t(), self.top_k)
+        short = self.short_attention.attend_to_first(candidates, history, self.short_len)
+        long = self.long_attention.attend(candidates, keys, values, found)
+        return mlp_of_shared(self.dnn, context, candidates, short, long)

@@ -88,8 +88,7 @@ class InterFormer(DNNModel):
         e = self.embed(batch)
         fields = torch.cat([e.context, e.target], dim=1).unflatten(1, (-1, self.embedding_dim))
         history = e.history.map(lambda items: self.project(items * self.mask(items)))
-        first: InterFormerLayer = self.layers[0]  # type: ignore[assignment]
-        cls = first.summarize(fields)
+        cls = self.layers[0].summarize(fields)  # type: ignore[operator]
         tokens = append(history, cls)  # stored last, but of the first positions
         lengths = history.lengths.index_select(0, tokens.rows)
         positions = (tokens.positions + cls.shape[1]) % (lengths + cls.shape[1])
@@ -146,17 +145,14 @@ class Summary(nn.Module):
 
 
 class InterFormerLayer(nn.Module):
-    """A layer of fields ``(B, num_fields, W)`` and history tokens."""
+    """A layer of fields ``(B, num_fields, W)`` and history tokens; ``num_summary`` are the arguments of ``Summary``."""
 
-    def __init__(
-        self, dim: int, num_heads: int, num_fields: int, num_cls: int, num_queries: int, num_recent: int
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, num_fields: int, *num_summary: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.summarize = FieldSummary(dim, num_fields, num_cls)
-        self.summary = Summary(dim, num_cls, num_queries, num_recent)
+        self.num_heads, num_cls = num_heads, num_summary[0]
+        self.summarize, self.summary = FieldSummary(dim, num_fields, num_cls), Summary(dim, *num_summary)
         self.personal = nn.Linear(num_cls * dim, dim * dim)
-        total = num_fields + num_cls + num_queries + num_recent
+        total = num_fields + sum(num_summary)
         self.interaction, self.to_fields = CrossNetV2(total * dim, 1), nn.Linear(total, num_fields)
         self.qkv, self.output = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
 

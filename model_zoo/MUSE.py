@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, mean_pooling, segment_products, weighted_sum
-from fuxictr_mm.layers import InnerProduct, SemanticAttention, SimTier, newest, search, take
+from fuxictr_mm.layers import (
+    InnerProduct,
+    SemanticAttention,
+    SimTier,
+    first,
+    mlp_of_shared,
+    newest,
+    search,
+    search_user,
+    take,
+)
 from fuxictr_mm.model import DNNModel
 
 
@@ -60,6 +70,9 @@ class MUSE(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    #: Its attention weighs the newest items and those that are found.
+    attends_to_history = False
+
     def __init__(
         self,
         feature_map: FeatureMap,
@@ -100,6 +113,33 @@ class MUSE(DNNModel):
         means, tiers = [mean_pooling(short), mean_pooling(long)], [self.short_tiers(new), self.long_tiers(near)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests, *means, *tiers], dim=-1))
 
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and history, contents and keys and values, the newest item first."""
+        history, contents = history.flip(0), self.content_of(self.content, ids).flip(0)
+        return context, history, contents, *self.long_attention.keys_and_values(history)
+
+    def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return the contents."""
+        return (self.content_of(self.content, ids),)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        queries, context, history, contents, keys, values = state
+        cosines, short = queries @ contents.t(), first(history, self.short_len)
+        near, found = search_user(cosines, self.top_k)
+        new = queries @ first(contents, self.short_len).t()
+        weights = [torch.ones_like(new), found.to(candidates.dtype)]
+        means = [
+            one @ items / one.sum(dim=1, keepdim=True).clamp(min=1)
+            for one, items in zip(weights, (short, history), strict=True)
+        ]
+        interests = [
+            self.short_attention.attend(candidates, short),
+            self.long_attention.attend(candidates, keys, values, cosines, found),
+        ]
+        tiers = [self.short_tiers.of_user(new), self.long_tiers.of_user(near)]
+        return mlp_of_shared(self.dnn, context, candidates, *interests, *means, *tiers)
+
 
 class TargetAttention(nn.Module):
     """Attention of a target ``(B, D)`` to a history; the code has one projection for keys and values, and no root."""
@@ -116,3 +156,9 @@ class TargetAttention(nn.Module):
         key = history.map(self.W_k)
         weights = history.with_values(self.scale * segment_products(self.W_q(target), key)).softmax().values
         return weighted_sum(key if self.W_v is None else history.map(self.W_v), weights)
+
+    def attend(self, target: Tensor, history: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history ``(L, D)``."""
+        key = self.W_k(history)
+        weights = (self.scale * self.W_q(target) @ key.t()).softmax(dim=1)
+        return weights @ (key if self.W_v is None else self.W_v(history))

@@ -15,7 +15,7 @@ from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, newest, search, take
+from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, mlp_of_shared, newest, search, search_user, take
 from fuxictr_mm.model import DNNModel
 
 
@@ -68,6 +68,8 @@ class SEMINAR(DNNModel):
     """
 
     same_dims = True
+    #: Its attention weighs the newest items and those that are found.
+    attends_to_history = False
     codes: Tensor
 
     def __init__(
@@ -97,8 +99,7 @@ class SEMINAR(DNNModel):
         if len(weights) != len(codes):
             raise ConfigError(f"{self.model_id}: {len(weights)} code_weights for {len(codes)} columns of codes")
         command = "fuxictr-mm embed quantize --method pq"
-        names: list[str | None] = [*codes] or [None]
-        self.per_item_codes = tuple(self.item_column("codes", name, command, "codes") for name in names)
+        self.per_item_codes = tuple(self.item_column("codes", name, command, "codes") for name in codes or (None,))
         self.register_buffer("codes", super().code_table(), persistent=False)
         counts = [self.items.stored(name)[0].numel() for name in self.per_item_codes]
         per_code = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count)]
@@ -122,11 +123,27 @@ class SEMINAR(DNNModel):
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         self.alignment = self._align(target_ids) if self.training and self.pairs else None
         query, fused = self._fuse(target), self._fuse(long.distinct)
-        interests = [
-            attention(query, Jagged(fused, part.offsets, part.index))
-            for attention, part in ((self.short_attention, short), (self.long_attention, long))
-        ]
+        long, short = (Jagged(fused, part.offsets, part.index) for part in (long, short))
+        interests = [self.short_attention(query, short), self.long_attention(query, long)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and fused items, codes and keys and values, the newest item first."""
+        fused, codes = self._fuse(history).flip(0), self.code_table().index_select(0, ids).flip(0)
+        return context, fused, codes, *self.long_attention.keys_and_values(fused)
+
+    def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes."""
+        return (self.code_table().index_select(0, ids),)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        of_candidates, context, fused, codes, keys, values = state
+        _, found = search_user(EqualCodes(codes, of_candidates, self.code_weights).of_all(), self.top_k)
+        query = self._fuse(candidates)
+        short = self.short_attention.attend_to_first(query, fused, self.short_len)
+        long = self.long_attention.attend(query, keys, values, found)
+        return mlp_of_shared(self.dnn, context, candidates, short, long)
 
     def code_table(self) -> Tensor:
         """Return the codes of all modalities side by side, ``(I, M)``, joined once."""

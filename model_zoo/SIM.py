@@ -17,8 +17,10 @@ from fuxictr_mm.layers import (
     InnerProduct,
     MultiHeadTargetAttention,
     SameCategory,
+    mlp_of_shared,
     newest,
     search,
+    search_user,
     take,
 )
 from fuxictr_mm.model import DNNModel
@@ -69,6 +71,9 @@ class SIM(DNNModel):
     **params
         Those of DNNModel and MultimodalModel.
     """
+
+    #: Its attention weighs the newest items and those that are found.
+    attends_to_history = False
 
     def __init__(
         self,
@@ -125,6 +130,28 @@ class SIM(DNNModel):
         found = search(categories, None, self.top_k, allowed=same)
         target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
         return target, long, short
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and history, what is searched, and keys and values, the newest item first."""
+        history = history.flip(0)
+        searched = self.W_b(history) if self.soft else self.code_table().index_select(0, ids).flip(0)
+        return context, history, searched, *self.long_attention.keys_and_values(history)
+
+    def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return the categories of a hard search."""
+        return () if self.soft else (self.code_table().index_select(0, ids),)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        *categories, context, history, searched, keys, values = state
+        if self.soft:
+            _, found = search_user(self.W_a(candidates) @ searched.t(), self.top_k)
+        else:
+            same = SameCategory(searched, *categories).of_all()
+            found = same & (same.cumsum(dim=1) <= self.top_k)
+        short = self.short_attention.attend_to_first(candidates, history, self.short_len)
+        long = self.long_attention.attend(candidates, keys, values, found)
+        return mlp_of_shared(self.dnn, context, candidates, short, long)
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training of a soft search with the loss of the search."""

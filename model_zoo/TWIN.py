@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError, nearest
-from fuxictr_mm.jagged import Jagged, segment_products, weighted_sum
-from fuxictr_mm.layers import InnerProduct, MultiHeadTargetAttention, newest, search, take
+from fuxictr_mm.layers import MultiHeadTargetAttention, mlp_of_shared, newest, search, take
+from fuxictr_mm.layers.top_k_attention import TopKAttention
 from fuxictr_mm.model import DNNModel
 
 
@@ -60,6 +59,9 @@ class TWIN(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    #: Its attention weighs the newest items and those that are found.
+    attends_to_history = False
+
     def __init__(
         self,
         feature_map: FeatureMap,
@@ -99,42 +101,14 @@ class TWIN(DNNModel):
         interests = [self.short_attention(target, short), self.long_attention(target, longs)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
 
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and history and its keys and values, the newest item first."""
+        history = history.flip(0)
+        return context, history, *self.long_attention.keys_and_values(history)
 
-class TopKAttention(nn.Module):
-    """Attention of each head to the items of its own largest scores; fields of ``dims`` (D in all) may be crossed."""
-
-    def __init__(self, dims: Sequence[int], crossed: Sequence[bool], dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.dims, self.crossed, self.num_heads = list(dims), list(crossed), num_heads
-        cross_dim = sum(d for d, cross in zip(dims, crossed, strict=True) if cross)
-        self.W_q = nn.Linear(sum(dims) - cross_dim, dim, bias=False)
-        self.W_h = nn.Linear(sum(dims) - cross_dim, dim, bias=False)
-        self.W_v = nn.Linear(sum(dims), dim, bias=False)
-        self.W_o = nn.Linear(dim, sum(dims), bias=False)
-        self.W_c = nn.Linear(cross_dim, num_heads, bias=False) if cross_dim else None
-        self.dropout = nn.Dropout(dropout)
-
-    def project(self, target: Tensor, items: Tensor) -> list[InnerProduct]:
-        """Return queries and keys of each head, of targets ``(B, D)`` and items ``(U, D)``; the bias is in the keys."""
-        inherent, cross = self._fields(items, False), self._fields(items, True)
-        queries = self.W_q(self._fields(target, False)).chunk(self.num_heads, dim=1)
-        keys = self.W_h(inherent).chunk(self.num_heads, dim=1)
-        bias = inherent.new_zeros(len(items), self.num_heads) if self.W_c is None else self.W_c(cross)
-        return [
-            InnerProduct(torch.cat([k, b.unsqueeze(1)], dim=1), F.pad(q / q.shape[1] ** 0.5, (0, 1), value=1.0))
-            for q, k, b in zip(queries, keys, bias.unbind(1), strict=True)
-        ]
-
-    def _fields(self, items: Tensor, cross: bool) -> Tensor:
-        parts = zip(items.split(self.dims, dim=1), self.crossed, strict=True)
-        return torch.cat([part for part, crossed in parts if crossed == cross] or [items[:, :0]], dim=1)
-
-    def forward(self, target: Tensor, found: Sequence[Jagged]) -> Tensor:
-        """Attend to the found items of each head, which are index into the same distinct ones; ``(B, D)``."""
-        heads = []
-        values = self.W_v.weight.chunk(self.num_heads)
-        for score, value, items in zip(self.project(target, found[0].distinct), values, found, strict=True):
-            scores = segment_products(score.queries, Jagged(score.keys, items.offsets, items.index))
-            weights = self.dropout(items.with_values(scores).softmax().values)
-            heads.append(weighted_sum(items, weights) @ value.t())
-        return self.W_o(torch.cat(heads, dim=1))
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, history, keys, values = state
+        short = self.short_attention.attend_to_first(candidates, history, self.short_len)
+        long = self.long_attention.attend(candidates, keys, values, self.top_k)
+        return mlp_of_shared(self.dnn, context, candidates, short, long)

@@ -21,9 +21,12 @@ from fuxictr_mm.layers.history_search import (
     InnerProduct,
     SameCategory,
     directions,
+    first,
     newest,
     search,
+    search_user,
     signs,
+    softmax_of_found,
     take,
 )
 from fuxictr_mm.layers.hstu import HSTULayer

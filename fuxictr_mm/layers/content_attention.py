@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged, is_exporting, weighted_sum
+from fuxictr_mm.layers.history_search import softmax_of_found
 
 
 def tiers(cosines: Tensor, num_tiers: int) -> Tensor:
@@ -73,6 +74,13 @@ class SimTier(nn.Module):
         counts = self.weight.new_zeros(cosines.num_rows * size)
         counts.index_add_(0, cosines.rows * size + tiers(values, self.num_tiers), torch.ones_like(values).to(counts))
         return counts.view(-1, size).log1p() * self.weight
+
+    def of_user(self, cosines: Tensor) -> Tensor:
+        """Return the tiers of each candidate of one user, ``(M, K + 1)``, of cosines ``(M, L)``; -inf is none."""
+        places = torch.arange(self.num_tiers + 1, device=cosines.device)
+        real = (cosines > -torch.inf).unsqueeze(2)
+        counts = ((tiers(cosines.clamp(min=-1), self.num_tiers).unsqueeze(2) == places) & real).sum(dim=1)
+        return counts.to(self.weight.dtype).log1p() * self.weight
 
 
 class SemanticAttention(nn.Module):
@@ -136,18 +144,39 @@ class SemanticAttention(nn.Module):
         Tensor
             ``(B, A)``, zero for an empty history.
         """
-        query, key = self.W_q(target), history.map(self.W_k)
-        if self.code:
-            query, key = F.silu(query), key.map(F.silu)
-        else:
-            query = query / (query.shape[1] / self.num_heads) ** 0.5
-        of_content = cosines.unsqueeze(1) if self.temperature is None else cosines.unsqueeze(1) / self.temperature
-        scores = _products(query, key, self.num_heads)
-        scores = self.gamma[0] * scores + self.gamma[1] * of_content + self.gamma[2] * scores * of_content
+        key = history.map(self.W_k)
+        scores = _products(self._query(target), key.map(F.silu) if self.code else key, self.num_heads)
+        scores = self._fuse(scores, cosines.unsqueeze(1))
         weights = history.with_values(scores).softmax().values
         if self.code:
             return _segment_sum(history.map(self.W_v).map(F.silu), weights)
         return _project_sum(history, self.W_v, weights)
+
+    def _query(self, target: Tensor) -> Tensor:
+        query = self.W_q(target)
+        return F.silu(query) if self.code else query / (query.shape[1] / self.num_heads) ** 0.5
+
+    def _fuse(self, scores: Tensor, cosines: Tensor, *axes: int) -> Tensor:
+        """Fuse scores with cosines, which broadcast; as many ``axes`` follow that of the heads."""
+        one, two, three = self.gamma.view(3, -1, *axes)
+        of_content = cosines if self.temperature is None else cosines / self.temperature.view(-1, *axes)
+        return one * scores + two * of_content + three * scores * of_content
+
+    def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys ``(H, A / H, L)`` and values ``(H, L, A / H)`` of the history ``(L, D)`` of one user."""
+        keys, values = self.W_k(history), self.W_v(history)
+        if self.code:
+            keys, values = F.silu(keys), F.silu(values)
+        return _split(keys, self.num_heads).permute(1, 2, 0), _split(values, self.num_heads).transpose(0, 1)
+
+    def attend(self, target: Tensor, keys: Tensor, values: Tensor, cosines: Tensor, found: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and the found entries of one history, ``(M, A)``.
+
+        Cosines and whether an entry is found are ``(M, L)``.
+        """
+        scores_HML = _split(self._query(target), self.num_heads).transpose(0, 1) @ keys
+        weights_HML = softmax_of_found(self._fuse(scores_HML, cosines, 1, 1), found)
+        return (weights_HML @ values).transpose(0, 1).flatten(1)
 
 
 class BucketAttention(nn.Module):

@@ -1,12 +1,13 @@
 """Search in long histories: the K best entries of each row.
 
 Shape letters: B rows, N history entries of all rows, U distinct items, A dim of a key, M codes of an item, T categories
-of an item, R rows of a block, L longest row of a block, F found entries of all rows.
+of an item, R rows of a block, L longest row of a block, F found entries of all rows. C candidates of one user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -75,6 +76,13 @@ class EqualCodes:
         equal_RLM = (codes_RLM == self.of_target.index_select(0, rows).unsqueeze(1)) & (codes_RLM != 0)
         return equal_RLM.sum(2) if self.weights is None else (equal_RLM * self.weights).sum(2)
 
+    def of_all(self) -> Tensor:
+        """Return the scores of all items for all rows, ``(B, U)``; nothing of ``(B, U, M)`` is made."""
+        codes = self.codes.masked_fill(self.codes == 0, -1)
+        weights = torch.ones(codes.shape[1], device=codes.device) if self.weights is None else self.weights
+        columns = zip(codes.unbind(1), self.of_target.split(1, dim=1), weights.unbind(), strict=True)
+        return reduce(torch.add, [(of_items == of_target) * weight for of_items, of_target, weight in columns])
+
 
 class SameCategory:
     """Filter: whether target and item have a category in common.
@@ -99,6 +107,12 @@ class SameCategory:
         of_target_RT = self.of_target.index_select(0, rows)
         equal = of_items_RLT.unsqueeze(3) == of_target_RT[:, None, None]
         return (equal & (of_items_RLT != 0).unsqueeze(3)).flatten(2).any(dim=2)
+
+    def of_all(self) -> Tensor:
+        """Return whether items may be found by rows, ``(B, U)`` bool; nothing of ``(B, U, T, T)`` is made."""
+        categories = self.categories.masked_fill(self.categories == 0, -1)
+        found = [a == b for a in categories.unbind(1) for b in self.of_target.split(1, dim=1)]
+        return reduce(torch.logical_or, found)
 
 
 @torch.no_grad()
@@ -183,6 +197,55 @@ def _search_at_once(history: Jagged, score: Score | None, top_k: int, allowed: S
     best_BK = scores_BL.masked_fill(~keep_BL, -torch.inf).topk(top_k, dim=1).indices
     found_BK = torch.where(keep_BL.gather(1, best_BK), entries_BL.gather(1, best_BK), nothing)
     return _entries(found_BK.sort(dim=1).values, nothing)
+
+
+@torch.no_grad()
+def search_user(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Find what ``search`` does, for the candidates of one user in its history, the newest entry first.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``(.., C, L)`` of each candidate and entry.
+    top_k : int
+        K.
+
+    Returns
+    -------
+    best : Tensor
+        ``(.., C, K)`` scores of the found entries in any order, -inf where fewer are found.
+    found : Tensor
+        ``(.., C, L)`` bool.
+
+    Examples
+    --------
+    >>> search_user(torch.tensor([[3.0, 2.0, 3.0, 3.0]]), 2)
+    (tensor([[3., 3.]]), tensor([[ True, False,  True, False]]))
+    """
+    padded = F.pad(scores, (0, top_k), value=-torch.inf)  # there are K places or more
+    if is_exporting():  # of equal scores, ONNX's TopK takes the first, and ONNX has no stable sort
+        index = padded.float().topk(top_k, dim=-1, sorted=False).indices
+    else:
+        index = padded.float().sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    best = padded.gather(-1, index)
+    found = torch.zeros_like(padded, dtype=torch.bool).scatter(-1, index, best > -torch.inf)
+    return best, found[..., : scores.shape[-1]]
+
+
+def softmax_of_found(scores: Tensor, found: Tensor) -> Tensor:
+    """Return the softmax over the entries ``(.., L)`` that are found; zeros elsewhere, and where none is.
+
+    Examples
+    --------
+    >>> softmax_of_found(torch.zeros(2, 3), torch.tensor([[True, False, True], [False] * 3])).tolist()
+    [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]
+    """
+    return scores.masked_fill(~found, torch.finfo(scores.dtype).min).softmax(dim=-1) * found
+
+
+def first(entries: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` entries ``(L, ...)``, or all; a slice would limit L in an export."""
+    return entries[torch.arange(entries.shape[0], device=entries.device) < count]
 
 
 def _blocks(lengths: Tensor, least: int) -> Iterator[tuple[Tensor, int]]:

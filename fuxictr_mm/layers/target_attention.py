@@ -17,6 +17,7 @@ from fuxictr_mm.jagged import (
     segment_products,
     weighted_sum,
 )
+from fuxictr_mm.layers.history_search import first, softmax_of_found
 
 #: A product of a query and an entry, and its gradients, take the time of this many products inside a large matrix.
 COST_OF_PRODUCT = 14
@@ -174,15 +175,24 @@ class MultiHeadTargetAttention(nn.Module):
         heads = (self.num_heads, self.head_dim)
         return (keys / self.scale).unflatten(1, heads).permute(1, 2, 0), values.unflatten(1, heads).transpose(0, 1)
 
-    def attend(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``."""
-        pooled_MA = (self.weights_of(target, keys) @ values).transpose(0, 1).flatten(1)
+    def attend(self, target: Tensor, keys: Tensor, values: Tensor, found: Tensor | None = None) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``.
+
+        With ``found``, ``(M, L)`` bool, each target attends to its entries alone.
+        """
+        pooled_MA = (self.weights_of(target, keys, found) @ values).transpose(0, 1).flatten(1)
         return self.W_o(pooled_MA) if self.use_qkvo else pooled_MA
 
-    def weights_of(self, target: Tensor, keys: Tensor, *_: Tensor) -> Tensor:
+    def attend_to_first(self, target: Tensor, history: Tensor, count: int) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and the first entries of one history ``(L, D)``, ``(M, D)``."""
+        return self.attend(target, *self.keys_and_values(first(history, count)))
+
+    def weights_of(self, target: Tensor, keys: Tensor, found: Tensor | None = None) -> Tensor:
         """Return the weights ``(H, M, L)`` of ``attend``."""
         query_MA = self.W_q(target) if self.use_qkvo else target
         scores_HML = query_MA.unflatten(1, (self.num_heads, self.head_dim)).transpose(0, 1) @ keys
+        if found is not None:
+            return torch.relu(scores_HML) * found if self.sparse else softmax_of_found(scores_HML, found)
         return torch.relu(scores_HML) if self.sparse else scores_HML.softmax(dim=-1)
 
 

@@ -21,14 +21,13 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
-from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.model import MultimodalModel
 
 
-class RowsGraph(nn.Module):
-    """Scores rows: ``(items, codes, target, history, offsets, context, steps) -> (B, T)`` predictions.
+class ItemsGraph(nn.Module):
+    """A graph whose model is given rows of the item table, with what it reads per item.
 
     Parameters
     ----------
@@ -42,18 +41,50 @@ class RowsGraph(nn.Module):
         self.dims = row_dims(model)
         self._rows: Tensor | None = None
         self._codes: Tensor | None = None
+
+    def _give(self, rows: Tensor, codes: Sequence[Tensor]) -> None:
+        """Let the model read these items, by the numbers of their rows, until it is given others."""
+        self._rows, self._codes = rows, next(iter(codes), None)
+        # Here, as graphs of user and candidates have one model.
+        self.model.per_item = self._per_item  # type: ignore[method-assign]
+        self.model.content_of = self._content_of  # type: ignore[method-assign]
+        self.model.code_table = self._code_table  # type: ignore[method-assign]
+
+    def _per_item(self, name: str, ids: Tensor) -> Tensor:
+        assert self._rows is not None
+        return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
+
+    def _content_of(self, name: str, ids: Tensor) -> Tensor:
+        assert self._rows is not None
+        place = 1 + len(self.model.per_item_buffers) + content_columns(self.model).index(name)
+        return self._rows.split(self.dims, dim=1)[place].index_select(0, ids)
+
+    def _code_table(self) -> Tensor:
+        assert self._codes is not None
+        return self._codes
+
+
+class RowsGraph(ItemsGraph):
+    """Scores rows: ``(items, codes, target, history, offsets, context, steps) -> (B, T)`` predictions.
+
+    Parameters
+    ----------
+    model : MultimodalModel
+        Its methods that look up items are replaced, so use a model that is not used otherwise.
+    """
+
+    def __init__(self, model: MultimodalModel) -> None:
+        super().__init__(model)
         self._context: Tensor | None = None
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
         model.contents = self._contents  # type: ignore[method-assign]
-        model.code_table = self._code_table  # type: ignore[method-assign]
         model.history_codes = self._history_codes  # type: ignore[method-assign]
         model.__dict__["items"] = _NoItems()
         del model._modules["items"]
         model.with_computed = lambda batch: batch  # type: ignore[method-assign]
-        model.per_item = self._per_item  # type: ignore[method-assign]
 
     def forward(
         self,
@@ -83,7 +114,7 @@ class RowsGraph(nn.Module):
             ``(T,)``, T the length of the longest history, 1 or more: loops need it as a size.
         """
         self._longest = steps.shape[0]
-        self._rows, self._codes = items, next(iter(codes), None)
+        self._give(items, codes)
         batch = Batch({}, target, Jagged(history, offsets))
         columns = dict(zip(given_fields(self.model), context, strict=True))
         columns |= {name: self._similarity(batch, name) for name in self.model.similarities}
@@ -109,19 +140,10 @@ class RowsGraph(nn.Module):
         assert self._context is not None
         return self._context
 
-    def _per_item(self, name: str, ids: Tensor) -> Tensor:
-        assert self._rows is not None
-        return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
-
     def _contents(self, batch: Batch, name: str) -> tuple[Tensor, Jagged]:
         assert self._rows is not None
-        place = 1 + len(self.model.per_item_buffers) + content_columns(self.model).index(name)
-        contents = self._rows.split(self.dims, dim=1)[place]
+        contents = self._content_of(name, torch.arange(self._rows.shape[0]))
         return contents.index_select(0, batch.target), self._of_history(batch, contents)
-
-    def _code_table(self) -> Tensor:
-        assert self._codes is not None
-        return self._codes
 
     def _history_codes(self, batch: Batch) -> Jagged:
         return self._of_history(batch, self._code_table())
@@ -139,66 +161,49 @@ class _NoItems:
         raise NotImplementedError(f"logits reads self.items.{name}; a graph has no item files, only per_item and embed")
 
 
-class UserGraph(nn.Module):
+class UserGraph(ItemsGraph):
     """What is computed once per user: ``(history (L, D + E), codes (L, M), context) -> state``."""
-
-    def __init__(self, model: MultimodalModel) -> None:
-        super().__init__()
-        self.model = model
-        self.dims = row_dims(model)
-        self._rows: Tensor | None = None
-        self._codes: Tensor | None = None
-        model.per_item = self._per_item  # type: ignore[method-assign]
-        model.code_table = self._code_table  # type: ignore[method-assign]
 
     def forward(self, history: Tensor, codes: Sequence[Tensor], context: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the tensors that ``CandidateGraph`` reads."""
-        self._rows, self._codes = history, next(iter(codes), None)
+        self._give(history, codes)
         ids = torch.arange(history.shape[0], device=history.device)
         columns = dict(zip(given_fields(self.model), context, strict=True))
         state = self.model.user_state(embed_context(self.model, columns, 1), history[:, : self.dims[0]], ids)
         self._rows = self._codes = None
         return tuple(state)
 
-    def _per_item(self, name: str, ids: Tensor) -> Tensor:
-        assert self._rows is not None
-        return per_item(self.model, self._rows, self.dims, name).index_select(0, ids)
 
-    def _code_table(self) -> Tensor:
-        assert self._codes is not None
-        return self._codes
+class CandidateGraph(ItemsGraph):
+    """Scores candidates of one user: ``(candidates (M, D + E), state, codes) -> (M, T)`` predictions."""
 
-
-class CandidateGraph(nn.Module):
-    """Scores candidates of one user: ``(candidates (M, D + E), state) -> (M, T)`` predictions."""
-
-    def __init__(self, model: MultimodalModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
+    def forward(self, candidates: Tensor, state: Sequence[Tensor], codes: Sequence[Tensor] = ()) -> Tensor:
         """Return predictions ``(M, T)``."""
-        logits = self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
-        return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
+        return self.model.output_activation(self._logits(candidates, state, codes).reshape(-1, self.model.num_tasks))
+
+    def _logits(self, candidates: Tensor, state: Sequence[Tensor], codes: Sequence[Tensor]) -> Tensor:
+        self._give(candidates, codes)
+        columns = self.model.candidate_columns(torch.arange(candidates.shape[0], device=candidates.device))
+        self._rows = self._codes = None
+        return self.model.score_candidates(candidates[:, : self.model.item_dim], *columns, *state)
 
 
-class AttentionGraph(nn.Module):
+class AttentionGraph(CandidateGraph):
     """What candidates of one user attend to: ``(candidates (M, D + E), state) -> (M, L)`` shares of the history items.
 
     Shares are absolute weights over their sum, or 0 where all are; the mean over heads and attention layers.
     """
 
     def __init__(self, model: MultimodalModel) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._found: list[Tensor] = []
         for layer in attention_layers(model):
             layer.weights_of = self._recorded(layer.weights_of)  # type: ignore[method-assign]
 
-    def forward(self, candidates: Tensor, state: Sequence[Tensor]) -> Tensor:
+    def forward(self, candidates: Tensor, state: Sequence[Tensor], codes: Sequence[Tensor] = ()) -> Tensor:
         """Return the shares."""
         self._found = []
-        self.model.score_candidates(candidates[:, : self.model.item_dim], *state)
+        self._logits(candidates, state, codes)
         shares = torch.cat([F.normalize(weights.abs(), p=1, dim=2) for weights in self._found])
         self._found = []
         return shares.mean(dim=0)
@@ -231,7 +236,7 @@ def given_fields(model: MultimodalModel) -> list[str]:
 def item_rows(model: MultimodalModel, ids: Tensor) -> Tensor:
     """Return rows of the item table ``(U, D + E)``: embeddings, then what models read per item."""
     buffers = [model.per_item(name, ids) for name in model.per_item_buffers]
-    contents = [directions(model.items.stored(name).index_select(0, ids)) for name in content_columns(model)]
+    contents = [model.content_of(name, ids) for name in content_columns(model)]
     return torch.cat([model.embed_items(ids), *buffers, *contents], dim=1)
 
 
@@ -356,6 +361,12 @@ def codes_example(model: MultimodalModel, num_items: int) -> list[Tensor]:
     return [torch.arange(1, 1 + num_items).unsqueeze(1).repeat(1, count)] if count else []
 
 
+def reads_codes_of_candidates(model: MultimodalModel) -> bool:
+    """Whether a graph of candidates is given their codes."""
+    reads = type(model).candidate_columns is not MultimodalModel.candidate_columns
+    return reads and bool(model.per_item_codes)
+
+
 def code_names(model: MultimodalModel) -> list[str]:
     """Return the names of the inputs of codes: one, or none."""
     return ["codes"] if model.per_item_codes else []
@@ -424,8 +435,13 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
         ({0: length}, [{0: length}] * len(code_names(model)), [{} for _ in context]),
         outputs,
     )
-    shapes = ({0: dim_named("candidates")}, varying)
-    args, inputs = (torch.rand(6, dim), list(state)), ["candidates", *outputs]
+    count = dim_named("candidates")
+    args: tuple[Any, ...] = (torch.rand(6, dim), list(state))
+    inputs = ["candidates", *outputs]
+    shapes: tuple[Any, ...] = ({0: count}, varying)
+    if reads_codes_of_candidates(model):
+        args, inputs = (*args, codes_example(model, 6)), [*inputs, "candidate_codes"]
+        shapes = (*shapes, [{0: count}])
     found = {"user": of_user, "candidates": Traced(candidates, args, inputs, shapes, ["prediction"])}
     if attention_layers(model):
         found["attention"] = Traced(AttentionGraph(copy.deepcopy(model)), args, inputs, shapes, ["shares"])

@@ -97,6 +97,9 @@ class Repository:
                     ids = NEWEST if graph == "user" else "items"
                     self.steps.append(Step(f"{self.name}_codes", {"ids": ids}, {"rows": "codes"}))
                     taken["codes"] = "codes"
+                elif port.name == "candidate_codes":
+                    self.steps.append(Step(f"{self.name}_codes", {"ids": "candidates"}, {"rows": port.name}))
+                    taken[port.name] = port.name
                 elif rows_of_items or table in tables:
                     taken[port.name] = self._look_up(table, port.name, fields.get(port.name))
                 else:

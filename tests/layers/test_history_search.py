@@ -12,7 +12,9 @@ from fuxictr_mm.layers import (
     history_search,
     newest,
     search,
+    search_user,
     signs,
+    softmax_of_found,
     take,
 )
 
@@ -158,3 +160,34 @@ def test_memory_is_that_of_a_block(monkeypatch):
     search(history, Counted(history.distinct, torch.randn(60, 4)), 5)
     assert max(sizes) <= 128
     assert sum(sizes) <= 2 * int(lengths.sum())
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 60])
+@pytest.mark.parametrize("top_k", [1, 4, 100])
+def test_of_one_user_the_same_is_found_as_of_rows(length, top_k):
+    """Many scores are equal, of which the newer entry is found."""
+    generator = torch.Generator().manual_seed(0)
+    codes, of_target = (torch.randint(4, (count, 3), generator=generator) for count in (length, 7))
+    weights = torch.tensor([1.0, 0.5, 0.5])
+    rows = Jagged(codes, torch.arange(8) * length, torch.arange(length).repeat(7))
+    expected = rows_of(search(rows, EqualCodes(codes, of_target, weights), top_k))
+    scores = EqualCodes(codes.flip(0), of_target, weights).of_all()
+    best, found = search_user(scores, top_k)
+    for row in range(7):
+        assert found[row].flip(0).nonzero().flatten().tolist() == [n - row * length for n in expected[row]]
+        real = best[row][best[row] > -torch.inf]
+        assert real.sort().values.tolist() == scores[row][found[row]].sort().values.tolist()
+
+
+def test_the_weights_of_what_is_not_found_are_zero():
+    found = torch.tensor([[True, False, True], [False, False, False]])
+    scores = torch.tensor([[1.0, 90.0, 1.0], [-1e30, 0.0, 1e30]])
+    assert softmax_of_found(scores, found).tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]
+
+
+def test_scores_of_all_items_are_those_of_entries():
+    codes, of_target = (torch.randint(4, (count, 3)) for count in (20, 7))
+    everywhere = torch.arange(20).expand(7, 20), torch.arange(7)
+    weighted = EqualCodes(codes, of_target, torch.tensor([1.0, 0.5, 0.25]))
+    for score in (weighted, EqualCodes(codes, of_target), SameCategory(codes, of_target)):
+        torch.testing.assert_close(score.of_all(), score(*everywhere), check_dtype=False)

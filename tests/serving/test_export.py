@@ -337,7 +337,7 @@ def test_ids_of_any_kind(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DIN_MM", "DMGIN"])
+@pytest.mark.parametrize("name", ["DIN_MM", "DMGIN", "SIM_hard"])
 def test_graphs_of_torch(weights_of, tmp_path, name):
     experiment, weights = weights_of(f"{name}_tiny", max_len=1000)
     parity = export(experiment, tmp_path / "out", weights=weights, format="pt2", tolerance=NOISE)

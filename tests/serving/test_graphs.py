@@ -10,6 +10,7 @@ from fuxictr.pytorch.layers import MLP_Block
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers import search_user
 from fuxictr_mm.serving.graph_files import write_graphs
 from fuxictr_mm.serving.graphs import (
     AttentionGraph,
@@ -21,9 +22,19 @@ from fuxictr_mm.serving.graphs import (
     has_fold,
 )
 
-FOLDED = ("DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "LateFusion", "MIND", "QIN", "SDIM", "SimCEN")
+FOLDED = (
+    "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "ETA", "LateFusion", "MIND", "MUSE", "QIN", "SDIM",
+    "SEMINAR", "SIM", "SimCEN", "TWIN",
+)  # fmt: skip
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
+    ("ETA_tiny", {"hash_bits": 2, "short_len": 0, "num_heads": 4}),  # most distances are equal
+    ("MUSE_tiny", {"form": "code", "num_heads": 2, "num_tiers": 4}),
+    ("SEMINAR_tiny", {"code_weights": [1.0, 0.5], "num_heads": 2}),
+    ("SIM_tiny", {"top_k": 30, "short_len": 30}),  # more than there are
+    ("SIM_hard_tiny", {}),
+    ("SIM_hard_tiny", {"top_k": 1, "num_heads": 2}),
+    ("TWIN_tiny", {"cross_features": [], "num_heads": 1, "top_k": 3}),
     ("DIN_MM_tiny", {"interest": "din", "din_use_softmax": True}),
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2", "bilinear": "field_all"}),
     ("DIN_MM_tiny", {"sparse_attention": True, "num_heads": 1}),
@@ -77,12 +88,13 @@ def test_candidates_are_rows(build, float64, expid, settings):
         one = Batch(context, candidates[:1], Jagged(history, torch.tensor([0, length])))
         with torch.no_grad():
             state = model.user_state(model.embed_context(one), model.embed_items(history), history)
-            found = model.score_candidates(model.embed_items(candidates), *state)
+            columns = model.candidate_columns(candidates)
+            found = model.score_candidates(model.embed_items(candidates), *columns, *state)
             expected = model(rows)["logit"]
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
             fused = fuse_projections(copy.deepcopy(model))
             state = fused.user_state(fused.embed_context(one), fused.embed_items(history), history)
-            found = fused.score_candidates(fused.embed_items(candidates), *state)
+            found = fused.score_candidates(fused.embed_items(candidates), *columns, *state)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -139,3 +151,22 @@ def test_a_small_epsilon_stays_in_the_graph(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
     (found,) = session.run(None, {"values": np.array([[0, 0, 0, 0], [1, 3, 0, 0]], dtype=np.float32)})
     np.testing.assert_allclose(found, [0, 2])
+
+
+def test_the_search_of_a_graph_finds_the_same(tmp_path):
+    """Of equal scores the newest, whatever the length; with fewer entries than are asked for, all of them."""
+
+    class Search(torch.nn.Module):
+        def forward(self, scores):
+            return search_user(scores, 4)
+
+    shapes = ({0: dim_named("rows"), 1: dim_named("length")},)
+    traced = Traced(Search(), (torch.rand(3, 5),), ["scores"], shapes, ["best", "found"])
+    write_graphs({"rows": traced}, tmp_path, "onnx", "Search")
+    session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+    for length in (0, 1, 3, 4, 5, 300):
+        scores = torch.randint(3, (7, length), generator=torch.Generator().manual_seed(length)).float()
+        best, found = session.run(None, {"scores": scores.numpy()})
+        expected_best, expected = search_user(scores, 4)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(np.sort(best), expected_best.sort().values)

@@ -54,8 +54,9 @@ def test_rows_of_a_model_without_fold(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_codes_are_looked_up_with_the_items(weights_of, tmp_path):
-    experiment, weights = weights_of("DMGIN_tiny")
+@pytest.mark.parametrize("expid", ["DMGIN_tiny", "SIM_hard_tiny"])  # codes of the history; of the candidates, too
+def test_codes_are_looked_up_with_the_items(weights_of, tmp_path, expid):
+    experiment, weights = weights_of(expid)
     export(experiment, tmp_path / "out", weights=weights, tolerance=1e-3)
     manifest, ours = read_manifest(tmp_path / "out"), Export(tmp_path / "out")
     context = {"likes_level": 3, "views_level": 2}
