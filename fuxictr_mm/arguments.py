@@ -6,6 +6,7 @@ Light to import: modules with a command import this, and their ``--help`` must n
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -198,9 +199,16 @@ def _exit_with(message: str) -> NoReturn:
     sys.exit(2)
 
 
+#: Errors of a file that is written.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def _is_of_output(error: OSError) -> bool:
-    """Whether the output cannot be written; another file's error names the file, or one more line can be written."""
-    if error.filename is not None:
+    """Whether the output cannot be written; another file's error names the file, or one more line can be written.
+
+    No line is tried for errors that a disk does not have, such as those of a connection.
+    """
+    if error.filename is not None or error.errno not in OF_A_DISK:
         return False
     try:
         print(flush=True)

@@ -176,7 +176,7 @@ class Experiment:
         self.model_code = code_hash(model_class)
         self.model_zoo = model_zoo
         self.paths = RunPaths.of(config)
-        self._options: dict[str, StrPath] = {}
+        self._options: dict[str, StrPath] = {"--expid": config.expid}
 
     @classmethod
     def load(
@@ -216,7 +216,7 @@ class Experiment:
         settings["gpu"] = local_gpu(gpu)
         checked = ExperimentConfig.load(config, expid, data_root, settings, find_model, settings_problems)
         experiment = cls(checked, find_model(checked.model), model_zoo)
-        given = {"--config": config, "--data_root": data_root, "--model_zoo": model_zoo}
+        given = {"--expid": expid, "--config": config, "--data_root": data_root, "--model_zoo": model_zoo}
         experiment._options = {
             k: v for k, v in given.items() if v is not None and (k, Path(v)) != ("--config", Path("."))
         }
@@ -274,14 +274,18 @@ class Experiment:
         return experiment
 
     def command(self, name: str) -> str:
-        """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded."""
+        """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded.
+
+        What ``with_settings`` replaced since is not in it.
+        """
         options = [str(word) for option in self._options.items() for word in option]
-        return shlex.join(["fuxictr-mm", name, "--expid", self.config.expid, *options])
+        return shlex.join(["fuxictr-mm", name, *options])
 
     def beside_other_seeds(self) -> Experiment:
         """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
         experiment = type(self)(self.config, self.model_class, self.model_zoo)
         experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
+        experiment._options = self._options
         return experiment
 
     def of_fold(self, fold: Fold) -> Experiment:

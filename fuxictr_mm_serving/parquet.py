@@ -5,6 +5,7 @@ Shape letters: B rows.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -40,6 +41,9 @@ SPLITS = ("train", "valid", "test")
 
 #: Columns of titles that are found by themselves.
 TITLES = ("item_title", "title")
+
+#: Most parts of a row group: to reach one, the rows of the group before it are read as well.
+GROUP_PARTS = 16
 
 #: The value of a Hive partition in the name of a folder of rows without one.
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -104,30 +108,49 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a file, in whole row groups, and the number of the first."""
+    """Some rows of a file: whole row groups, or ``rows`` rows of one after the first ``skipped``.
+
+    ``first`` is the number of the first in the file.
+    """
 
     file: Path
     groups: tuple[int, ...]
-    first: int = 0
-    rows: int = 0
+    first: int
+    rows: int
+    skipped: int = 0
 
 
 def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
-    """Return a file or folder as parts of about ``part_rows`` rows, in its order."""
+    """Return a file or folder as parts of about ``part_rows`` rows, in its order.
+
+    Small row groups are taken together, and one of more rows, as files of a single one have, is divided.
+    """
     parts = []
     for file in part_files(path):
         try:
             metadata = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
-        groups: list[int] = []
-        rows = first = 0
+        first = 0
+        groups: list[int] = []  # small ones, which make a part together
+        rows = 0
         for group in range(metadata.num_row_groups):
-            groups.append(group)
-            rows += metadata.row_group(group).num_rows
-            if rows >= part_rows or group == metadata.num_row_groups - 1:
-                parts.append(Part(file, tuple(groups), first, rows))
-                groups, rows, first = [], 0, first + rows
+            count = metadata.row_group(group).num_rows
+            is_large = count > part_rows
+            if is_large and rows:
+                parts.append(Part(file, tuple(groups), first - rows, rows))
+                groups, rows = [], 0
+            if is_large:
+                size = math.ceil(count / min(math.ceil(count / part_rows), GROUP_PARTS))
+                starts = range(0, count, size)
+                parts += [Part(file, (group,), first + i, min(size, count - i), skipped=i) for i in starts]
+            elif count:
+                groups.append(group)
+                rows += count
+            first += count
+            if rows and (rows >= part_rows or group == metadata.num_row_groups - 1):
+                parts.append(Part(file, tuple(groups), first - rows, rows))
+                groups, rows = [], 0
     return parts
 
 
@@ -148,10 +171,18 @@ def read_part(
             missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
+            skipped, left = part.skipped, part.rows
             for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=present):
+                if skipped >= batch.num_rows:
+                    skipped -= batch.num_rows
+                    continue
+                batch = batch.slice(skipped, left)
+                skipped, left = 0, left - batch.num_rows
                 found = {name: to_column(batch.column(name)) for name in present}
                 same = {name: to_column(pa.repeat(value, batch.num_rows)) for name, value in named.items()}
                 yield {name: found[name] if name in found else same[name] for name in columns}
+                if not left:
+                    break
     except (OSError, pa.ArrowException) as error:
         raise ServingError(f"{part.file}: is damaged ({error})") from None
 

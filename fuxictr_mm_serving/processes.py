@@ -1,4 +1,4 @@
-"""How processes end: with the one that started them, or otherwise."""
+"""Processes: how they start, and how they end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,34 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnProcess
+
+from fuxictr_mm_serving.errors import ServingError
+
+
+def start(process: SpawnProcess) -> SpawnProcess:
+    """Start a process that never gets SIGINT and return it: a terminal sends that to all, and the parent ends its own.
+
+    It is blocked from the first instruction on, before modules are imported, which takes a second.
+
+    Raises
+    ------
+    ServingError
+        The system starts no further process.
+    """
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_block:
+        resource_tracker.ensure_running()  # whose start would unblock it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    except OSError as error:
+        raise ServingError(f"a process could not be started ({error.strerror or error})") from error
+    finally:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
 
 
 def end_with_parent(end: Callable[[], object] = lambda: os._exit(1)) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -22,12 +21,16 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
 from fuxictr_mm_serving.parquet import Part, for_file, pa, pq, read_part, split
-from fuxictr_mm_serving.processes import end_with_parent, reason_of
+from fuxictr_mm_serving.processes import end_with_parent, reason_of, start
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Rows of a part.
 PART_ROWS = 131072
+
+
+class RefusedRowsError(ServingError):
+    """Rows cannot be scored: they, or the export, have to change, and what is scored so far is of no use."""
 
 
 def score_file(
@@ -92,8 +95,8 @@ def score_file(
     _check_replaceable(out)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with _locked(scratch / "lock", out):
-            _keep_parts_of(scratch, _identity(folder, parts, part_rows))
+        with _locked(scratch / "lock", out), _removed_if_of_no_use(scratch):
+            _keep_parts_of(scratch, _identity(folder, parts))
             files = [scratch / f"{number:06d}.npy" for number in range(len(parts))]
             todo = [(part, file) for part, file in zip(parts, files, strict=True) if not _is_scored(part, file)]
             count = earlier = total - sum(part.rows for part, _ in todo)
@@ -107,9 +110,7 @@ def score_file(
                     scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
                     writer.write_table(pa.table(list(np.ascontiguousarray(scores.T)), names))
             temporary.replace(out)
-            for path in scratch.iterdir():
-                path.unlink()
-            scratch.rmdir()
+            _remove(scratch)
     except OSError as error:
         raise ServingError(f"{out}: could not be written ({error.strerror or error})") from error
     return count
@@ -131,6 +132,24 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
         except OSError:
             logger.warning(f"{path}: cannot be locked; no other run may write {out}")
         yield
+
+
+@contextmanager
+def _removed_if_of_no_use(scratch: Path) -> Iterator[None]:
+    """Remove the parts after an error that makes them useless, or before which none is scored."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, RefusedRowsError) or not any(scratch.glob("*.npy")):
+            with suppress(OSError):  # of an actor of Ray that still writes
+                _remove(scratch)
+        raise
+
+
+def _remove(scratch: Path) -> None:
+    for path in scratch.iterdir():
+        path.unlink()
+    scratch.rmdir()
 
 
 def _check_replaceable(out: Path) -> None:
@@ -169,9 +188,9 @@ def _score_in_processes(folder: Path, todo: list[tuple[Part, Path]], processes: 
     try:
         for _ in range(min(processes, len(todo))):
             here, there = context.Pipe()
-            running[here] = context.Process(target=_score_what_is_told, args=(folder, threads, there), daemon=True)
-            running[here].start()
-            there.close()  # so that the end of the process is the end of the pipe
+            with there:  # closed here, so that the end of the process is the end of the pipe
+                args = (folder, threads, there)
+                running[here] = start(context.Process(target=_score_what_is_told, args=args, daemon=True))
         while running:
             for pipe in wait([*running]):
                 found, task = _exchange(pipe, running[pipe], left)
@@ -203,7 +222,6 @@ def _exchange(pipe: Any, process: SpawnProcess, left: Iterator[tuple[Part, Path]
 
 
 def _score_what_is_told(folder: Path, threads: int, pipe: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all: the parent ends this process
     end_with_parent()
     try:
         export = Export(folder, threads=threads)
@@ -222,7 +240,7 @@ class _Scorer:
         self._export = Export(folder, threads=threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = Part(Path(row["source"]), tuple(row["groups"]), row["first"])
+        part = Part(Path(row["source"]), tuple(row["groups"]), row["first"], row["rows"], row["skipped"])
         try:
             return {"rows": _score_part(self._export, part, Path(row["file"])), "error": ""}
         except ServingError as error:  # which Ray would show with two tracebacks
@@ -245,6 +263,8 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
             "source": str(part.file.absolute()),
             "groups": list(part.groups),
             "first": part.first,
+            "rows": part.rows,
+            "skipped": part.skipped,
             "file": str(file.absolute()),
         }
         for part, file in todo
@@ -254,7 +274,7 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
     )
     for row in scored.iter_rows():
         if row["error"]:
-            raise ServingError(row["error"])
+            raise RefusedRowsError(row["error"])
         yield row["rows"]
 
 
@@ -262,13 +282,16 @@ def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
     export = for_file(export, part.file)
     first = part.first
-    for columns in read_part(part, export.columns, texts=export.texts):
-        scores.append(export.score_rows(columns, str(part.file), first))
-        first += len(scores[-1])
+    try:
+        for columns in read_part(part, export.columns, texts=export.texts):
+            scores.append(export.score_rows(columns, str(part.file), first))
+            first += len(scores[-1])
+    except ServingError as error:
+        raise RefusedRowsError(str(error)) from None
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)
     wrong = np.argwhere(~np.isfinite(joined))
     if len(wrong):
-        raise ServingError(
+        raise RefusedRowsError(
             f"{part.file}: row {part.first + wrong[0, 0]}: its score is {joined[tuple(wrong[0])]}; export again"
         )
     temporary = file.with_suffix(".tmp")
@@ -286,10 +309,10 @@ def _is_scored(part: Part, file: Path) -> bool:
         return False
 
 
-def _identity(folder: Path, parts: list[Part], part_rows: int) -> str:
-    """Return what scored parts belong to: the export, the files of rows, and the size of a part."""
+def _identity(folder: Path, parts: list[Part]) -> str:
+    """Return what scored parts belong to: the export, the files of rows, and which rows each part has."""
     files = {str(p.file.absolute()): (p.file.stat().st_size, p.file.stat().st_mtime_ns) for p in parts}
-    content = json.dumps([checksum(folder / MANIFEST), files, part_rows])
+    content = json.dumps([checksum(folder / MANIFEST), files, [(p.first, p.rows) for p in parts]])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

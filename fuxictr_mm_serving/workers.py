@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.processes import end_with_parent, reason_of
+from fuxictr_mm_serving.processes import end_with_parent, reason_of, start
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -136,11 +136,17 @@ class Workers:
 
     def _start(self, worker: _Worker) -> None:
         context = get_context("spawn")
+        worker.error, worker.serves = "", False
         here, there = context.Pipe(duplex=False)
-        worker.process = context.Process(target=_run, args=(there, self._work, self._args), daemon=True)
-        worker.pipe, worker.error, worker.serves = here, "", False
-        worker.process.start()
-        there.close()  # so that the end of the process is the end of the pipe
+        try:
+            with there:  # closed here, so that the end of the process is the end of the pipe
+                args = (there, self._work, self._args)
+                worker.process = start(context.Process(target=_run, args=args, daemon=True))
+        except ServingError as error:  # others may serve, and go on
+            here.close()
+            self._on_end(worker, str(error))
+        else:
+            worker.pipe = here
 
     def _on_end(self, worker: _Worker, reason: str) -> None:
         self._in_vain += not worker.serves
@@ -170,7 +176,6 @@ class Workers:
 
 
 def _run(pipe: Connection, work: Work, args: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all: the parent says when to end
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # otherwise it keeps the port
     has_told = False
 

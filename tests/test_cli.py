@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -245,12 +246,14 @@ def test_a_full_disk_behind_the_output_is_one_line(words, unbuffered):
     check_names(done.stderr.decode(), "error: standard output", os.strerror(errno.ENOSPC))
 
 
-def test_another_error_of_the_system_is_not_taken_for_one_of_the_output():
+@pytest.mark.parametrize(("number", "printed"), [(errno.ENOSPC, "\n"), (errno.ECONNREFUSED, "")])
+def test_another_error_of_the_system_is_not_taken_for_one_of_the_output(number, printed, capsys):
     def fail():
-        raise OSError(errno.ENOSPC, "of another file")
+        raise OSError(number, "of another file")
 
     with pytest.raises(OSError, match="of another file"):
         run_main(fail)
+    assert capsys.readouterr().out == printed
 
 
 def test_a_file_of_the_working_directory_is_no_module_of_a_command(tmp_path):
@@ -271,6 +274,27 @@ def test_a_file_of_the_working_directory_is_no_module_of_a_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 2
     check_names(done.stderr.splitlines()[-1], "error: ", "none.parquet")  # the model has been imported
+
+
+def test_a_checkout_in_the_working_directory_has_all_its_packages(tmp_path):
+    """Beside an installed version, ``python -m fuxictr_mm`` in a checkout would mix its packages with those of that."""
+    (tmp_path / "fuxictr_mm_serving").mkdir()
+    (tmp_path / "fuxictr_mm_serving" / "__init__.py").write_text("raise SystemExit('another version')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "fuxictr_mm", "score", "none", "none", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 2
+    check_names(done.stderr, "error: none")
+
+
+def test_a_working_directory_that_is_deleted(tmp_path):
+    script = f'rmdir "$PWD"; exec {shlex.quote(sys.executable)} -m fuxictr_mm --help'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, cwd=tmp_path / "here", env=environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 COMPLETE = """

@@ -10,6 +10,7 @@ import pytest
 
 from fuxictr_mm.cli import COMMANDS, make_parser
 from fuxictr_mm.commands.scripts import SCRIPTS
+from fuxictr_mm.config import Fold
 from fuxictr_mm.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,8 @@ def test_the_command_of_an_experiment_finds_it(elsewhere, tmp_path, monkeypatch)
         given = {"config": ROOT, "data_root": ROOT / "data", "model_zoo": zoo}
     monkeypatch.chdir(tmp_path if elsewhere else ROOT)
     experiment = Experiment.load("DIN_tiny", **given).with_settings(seed=3)
+    for one in (experiment.beside_other_seeds(), experiment.of_fold(Fold(number=1, of=3))):
+        assert one.command("plan") == experiment.command("plan")  # neither has a name in the configuration
     for name in ("train", "predict", "plan"):
         program, *words = shlex.split(experiment.command(name))
         parsed = make_parser().parse_args(words)

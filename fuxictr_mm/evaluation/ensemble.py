@@ -5,12 +5,15 @@ Shape letters: n examples, M runs.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,7 @@ from fuxictr_mm.runs import (
     runs_of,
     write_predictions,
 )
+from fuxictr_mm.runs.evaluations import is_falling
 from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -364,6 +368,29 @@ def _write(
     named = {"run": path.name, "model": ENSEMBLE, "dataset_id": config["dataset_id"]}
     write_json(path / RESULT, {**result, **named, "finished_at": finished_at})
     return read_run(path)
+
+
+def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") -> None:
+    """Refuse the name of an ensemble where an experiment is needed.
+
+    Raises
+    ------
+    ConfigError
+        It has no weights; the best of its experiments is named, with the folder of its configuration.
+    """
+    run = next((run for run in find_runs(root, expid=expid) if run.model == ENSEMBLE and run.is_usable), None)
+    members = [read_run(path) for path in run.config.get("members", [])] if run else []
+    if run is None or not members:
+        return
+    metric = next(iter(run.valid), "")
+    sign = -1 if is_falling(metric) else 1
+    best = max(members, key=lambda member: sign * member.valid.get(metric, -sign * math.inf))
+    words = [str(word) for word in best.environment.get("command") or []]
+    where = next((f" --config {quote(b)}" for a, b in itertools.pairwise(words) if a == "--config"), "")  # of a trial
+    raise ConfigError(
+        f"{expid}: an ensemble of {len(members)} runs, which has no weights of its own; take one of its experiments, "
+        f"the best of which is --expid {quote(best.expid)}{where}"
+    )
 
 
 def describe(run: Run) -> list[str]:

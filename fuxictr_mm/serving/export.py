@@ -68,21 +68,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
+    from fuxictr_mm.evaluation.ensemble import refuse_ensemble
     from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     if not args.quiet:
         set_up_logging()
-    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    try:
+        experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    except ConfigError:
+        refuse_ensemble(args.expid)
+        raise
     options = {
         name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite", "ids")
     }
     parity = export(experiment, args.out, **options)
-    auc = {name: _text(found) for name, found in parity["auc"].items()}
-    summary = (
-        f"{args.out}: largest difference {parity['largest_difference']:.2g} over {parity['rows']} validation rows, "
-        f"AUC {auc['export']} (model: {auc['model']})"
-    )
+    summary = f"{args.out}: " + _summary(parity["largest_difference"], parity["rows"], parity["auc"])
+    if "auc_folded" in parity:
+        found = parity["auc_folded"]
+        summary += "; served by users: " + _summary(parity["largest_difference_folded"], found["rows"], found)
     show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
 
 
@@ -174,11 +178,11 @@ def export(
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     takes_rounding = tolerance is None and precision == "fp32"
 
-    def rounding() -> float:
-        from fuxictr_mm.serving.parity import difference
+    def rounding() -> np.ndarray:
+        from fuxictr_mm.serving.parity import differences
 
         found = _predict(experiment, model, dataset, batches=FEW_BATCHES, batch_size=SMALL_BATCH)
-        return difference(found, expected[: len(found)])
+        return differences(found, expected[: len(found)])
 
     def write(folder: Path) -> None:
         from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
@@ -296,6 +300,13 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["bytes"] = {path.name: path.stat().st_size for path in files}
     manifest["sha256"] = {path.name: checksum(path) for path in files}
     (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
+
+
+def _summary(largest: float, rows: int, auc: Mapping[str, Any]) -> str:
+    return (
+        f"largest difference {largest:.2g} over {rows} validation rows, "
+        f"AUC {_text(auc['export'])} (model: {_text(auc['model'])})"
+    )
 
 
 def _text(auc: float | Mapping[str, float | None] | None) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fuxictr_mm as fm
+from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
@@ -63,6 +64,22 @@ def test_an_ensemble_is_compared_by_its_name(copy):
     found = compare(["mine", "DIN_tiny"], copy, samples=100)
     assert [side.name for side in found.sides] == ["mine", "DIN_tiny"]
     assert found.sides[0].mean == pytest.approx(find_runs(copy, expid="mine")[0].valid["AUC"])
+
+
+def test_an_export_names_the_best_experiment_of_an_ensemble(copy, monkeypatch, capsys):
+    best = max(find_runs(copy, expid="DIN_tiny"), key=lambda run: run.valid["AUC"])
+    found = ensemble(["DIN_tiny"], copy, name="mine")
+    for path in found.config["members"]:
+        environment = json.loads((Path(path) / "environment.json").read_text())
+        command = ["train", "--config", "of all" if Path(path) != best.path else "of the best"]
+        (Path(path) / "environment.json").write_text(json.dumps({**environment, "command": command}))
+    (copy.parent / "checkpoints").symlink_to(copy)
+    monkeypatch.chdir(copy.parent)
+    words = ["export", "--config", str(ROOT), "--out", "out", "--expid"]
+    with exits_naming(capsys, "--expid DIN_tiny --config 'of the best'"):
+        main([*words, "mine"])
+    with exits_naming(capsys, "'miner'"):
+        main([*words, "miner"])
 
 
 def test_greedy_weights():

@@ -1,13 +1,16 @@
-"""Workers end with the process that started them."""
+"""Workers end with the process that started them, and by it alone."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
+from fuxictr_mm_serving.processes import start
 
 CODE = """
 import os, sys, time
@@ -42,3 +45,14 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("the worker is still there")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked")
+def test_a_terminal_interrupts_no_process_while_it_imports_modules(capfd):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    process = start(get_context("spawn").Process(target=print, args=("done",), daemon=True))
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 0
+    assert capfd.readouterr() == ("done\n", "")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

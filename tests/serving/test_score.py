@@ -1,5 +1,6 @@
 """Batch scoring: the numbers of prediction.py, whatever the pieces; resumed after a kill."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from decimal import Decimal
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving import Export, ServingError, parquet
 from fuxictr_mm_serving import scoring as module
 from fuxictr_mm_serving.parquet import read_part, split, to_column
 from fuxictr_mm_serving.scoring import score_file
@@ -85,6 +87,70 @@ def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypa
     assert earlier[0] == 0
     assert earlier[-1] == 3000 - sum(scored)
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_of_one_row_group_is_scored_in_parts(exported, expected, tmp_path, processes):
+    pq.write_table(pq.read_table(ROWS), tmp_path / "rows.parquet")
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_row_groups == 1
+
+    def stop(done, *_):
+        if done >= 1000:
+            raise KeyboardInterrupt
+
+    options = {"processes": processes, "part_rows": 700}
+    with pytest.raises(KeyboardInterrupt):
+        score_file(exported, tmp_path / "rows.parquet", tmp_path / "out", progress=stop, **options)
+    counts = []
+    progress = lambda *numbers: counts.append(numbers)  # noqa: E731
+    score_file(exported, tmp_path / "rows.parquet", tmp_path / "out", progress=progress, **options)
+    assert 0 < counts[0][2] < counts[-1][0] == 3000
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("part_rows", [1, 7, 30, 64, 100, 1000])
+def test_parts_hold_each_row_once(tmp_path, part_rows):
+    writer = pq.ParquetWriter(tmp_path / "rows.parquet", pa.schema([("row", pa.int64())]))
+    first = 0
+    for rows in (0, 5, 40, 0, 3, 3, 64, 65, 90, 2, 0):
+        writer.write_table(pa.table({"row": np.arange(first, first + rows)}))
+        first += rows
+    writer.close()
+    found = []
+    for part in split(tmp_path / "rows.parquet", part_rows):
+        rows = [row for columns in read_part(part, ["row"], batch_rows=16) for row in columns["row"]]
+        assert (rows[0], len(rows)) == (part.first, part.rows)
+        assert len(rows) <= max(2 * part_rows, 90 / parquet.GROUP_PARTS + 1)
+        found += rows
+    assert found == list(range(first))
+
+
+def test_only_parts_that_are_of_use_are_kept(exported, pieces, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    (broken / "known.npy").write_bytes(b"")
+    for folder, rows in ((broken, pieces), (exported, write(tmp_path, item_id=[*range(1, 20), 99999]))):
+        with pytest.raises(ServingError):
+            score_file(folder, rows, tmp_path / "out", part_rows=15)
+        assert not (tmp_path / ".out.parts").exists()
+    shutil.copy(exported / "known.npy", broken)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(broken, pieces, tmp_path / "out", part_rows=300, progress=stop)
+    (broken / "known.npy").write_bytes(b"")
+    with raises_naming(ServingError, "known.npy"):
+        score_file(broken, pieces, tmp_path / "out", part_rows=300)
+    assert len([*(tmp_path / ".out.parts").glob("*.npy")]) == 1  # of hours perhaps, and the export may be copied again
+
+
+def test_a_process_that_cannot_be_started_is_one_line(exported, pieces, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(SpawnProcess, "start", refuse)
+    with raises_naming(ServingError, "process", os.strerror(errno.EAGAIN)):
+        score_file(exported, pieces, tmp_path / "out", processes=2, part_rows=300)
 
 
 def test_two_runs_do_not_write_one_file(exported, pieces, tmp_path):
@@ -308,6 +374,9 @@ def test_the_row_of_an_error_is_that_of_the_file(exported, tmp_path):
     items[70] = 99999
     table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(items))
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=30)
+    with raises_naming(ServingError, "row 70", "99999"):
+        score_file(exported, tmp_path / "rows.parquet", tmp_path / "out", part_rows=30)
+    pq.write_table(table, tmp_path / "rows.parquet")
     with raises_naming(ServingError, "row 70", "99999"):
         score_file(exported, tmp_path / "rows.parquet", tmp_path / "out", part_rows=30)
 

@@ -1,6 +1,7 @@
 """Worker processes: one that is killed comes back, and those that cannot serve end the command."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,23 @@ def test_a_start_that_fails_once_is_tried_again(tmp_path, monkeypatch):
 def test_an_error_of_the_first_start_ends_the_command(tmp_path):
     with raises_naming(ServingError, "no export"):
         Workers(refuse, (tmp_path,), count=1, grace=10).run()
+    assert len(starts(tmp_path)) == 1
+
+
+def test_a_start_that_the_system_refuses_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "delay_of", lambda ends: 0.01)
+    refused, start = [], SpawnProcess.start
+
+    def refuse_once(process):
+        if not refused:
+            refused.append(process)
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", refuse_once)
+    supervisor = Workers(write, (tmp_path,), count=1, grace=10)
+    when(lambda: supervisor._workers[0].serves, stop)
+    supervisor.run()
     assert len(starts(tmp_path)) == 1
 
 
