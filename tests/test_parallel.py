@@ -28,11 +28,19 @@ def test_parts_run_at_once_with_a_thread_of_torch_each():
     assert [rest for _, *rest in seen] == [[1, False]] * 2
     assert torch.get_num_threads() == 2
     assert torch.is_grad_enabled()
-    found = []
-    one_more = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    one_more.start()
-    one_more.join()
-    assert found == [2]
+
+
+def test_a_thread_that_begins_meanwhile_has_as_many_threads_of_torch_as_others():
+    """As one that prefetches data, or another training in this process."""
+    seen = []
+
+    def part():
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+
+    run_parts([part, part])
+    assert seen == [2, 2]
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -6,7 +6,7 @@ Shape letters: E events, N history items of all events.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -70,42 +70,6 @@ def histories_before(
     index = ranges(last - lengths, lengths)
     liked = items.take(pa.array(np.flatnonzero(positive)))
     return pa.LargeListArray.from_arrays(offsets, liked.take(pa.array(index)))
-
-
-def sample_negatives(
-    users: np.ndarray, items: np.ndarray, num_items: int, wanted: np.ndarray, draw: Callable[[int], np.ndarray]
-) -> tuple[np.ndarray, int | None]:
-    """Return items that users have no event of.
-
-    Parameters
-    ----------
-    users, items : ndarray
-        ``(E,)`` integers, all events of these users.
-    num_items : int
-        The items are 0 to ``num_items - 1``.
-    wanted : ndarray
-        ``(S,)`` the user of each item to sample.
-    draw : callable
-        Returns as many items as it is asked for.
-
-    Returns
-    -------
-    ndarray
-        ``(S,)`` items.
-    int or None
-        The first place for which none was found in a hundred attempts, where there is one.
-    """
-    seen = np.unique(users * num_items + items)
-    negatives = np.zeros(len(wanted), dtype=items.dtype)
-    left = np.arange(len(wanted))
-    for _ in range(100):
-        negatives[left] = draw(left.size)
-        keys = wanted[left] * num_items + negatives[left]
-        place = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
-        left = left[seen[place] == keys]
-        if not left.size:
-            return negatives, None
-    return negatives, int(left[0])
 
 
 def partition_by_user(frames: Iterable[pl.DataFrame], user: str, folder: Path, num_buckets: int) -> list[Path]:

@@ -6,8 +6,8 @@ or bars), Parquet or JSON lines. A history holds the items of the user's positiv
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
 what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
-log of positive events alone gets negatives: items that the user has no event of, drawn as often as they occur, both in
-splits up to that of the row.
+log of positive events alone gets negatives: items that the user has no event of in splits up to that of the row, drawn
+as often as they occur in its split (``negatives``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.datasets.histories import histories_before, partition_by_user, sample_negatives
+from fuxictr_mm.datasets.histories import histories_before, partition_by_user
+from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import log_experiments
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
@@ -246,45 +247,36 @@ class Log(Reader):
 
     @cached_property
     def _popularity(self) -> tuple[pl.Series, dict[str, np.ndarray]]:
-        """Return the items of the log, and of each split how many rows of it or before are of an item or one before."""
+        """Return the items of the log, and of each split how many of its rows are of an item or one before."""
         parts = [self._bucket(number).group_by(":split", ":item").len() for number in range(len(self.chunks()))]
         table = pl.concat(parts).pivot(":split", index=":item", values="len", aggregate_function="sum").sort(":item")
         splits = [split for split in SPLITS if split in table.columns]
         counts = table.select(splits).fill_null(0).to_numpy()
-        return table[":item"], dict(zip(splits, counts.cumsum(axis=0).cumsum(axis=1).T, strict=True))
+        return table[":item"], dict(zip(splits, counts.cumsum(axis=0).T, strict=True))
 
     def _with_negatives(
         self, columns: pl.DataFrame, which: np.ndarray, generator: np.random.Generator
     ) -> tuple[pl.DataFrame, np.ndarray]:
-        """Return each row followed by its negatives, and the histories of both.
-
-        Splits after that of the row count neither for what the user has no event of nor for how often items occur:
-        else the positive items of test would be those that are never a negative in training.
-        """
+        """Return each row followed by its negatives, and the histories of both."""
         known, up_to = self._popularity
+
+        def draw(totals: np.ndarray, size: int) -> np.ndarray:
+            return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
+
         codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
         users = columns["user_id"].rank("dense").to_numpy().astype(np.int64)
         splits = columns["split"].to_numpy()
         copies = self.asked.negatives + 1
         rows = np.repeat(np.arange(len(columns)), copies)
         is_positive = np.arange(len(rows)) % copies == 0
+        draws = {split: partial(draw, totals) for split, totals in up_to.items()}
         items = codes[rows]
-        so_far = np.zeros(len(columns), dtype=bool)
-        for split in [split for split in SPLITS if (splits == split).any()]:
-            so_far |= splits == split
-            places = np.flatnonzero(~is_positive & (splits[rows] == split))
-
-            def draw(size: int, totals: np.ndarray = up_to[split]) -> np.ndarray:
-                return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
-
-            items[places], failed = sample_negatives(
-                users[so_far], codes[so_far], len(known), users[rows[places]], draw
+        items[~is_positive], failed = sample_negatives(users, codes, splits, len(known), rows[~is_positive], draws)
+        if failed is not None:
+            raise DataError(
+                f"{self._source.log.paths[0]}: the user {columns['user_id'][failed]!r} has events of nearly every item "
+                f"of {splits[failed]}; there is no negative to sample"
             )
-            if failed is not None:
-                raise DataError(
-                    f"{self._source.log.paths[0]}: the user {columns['user_id'][int(rows[places[failed]])]!r} has "
-                    "events of nearly every item; there is no negative to sample"
-                )
         label = pl.Series("label", is_positive.astype(np.float32))
         return columns[rows].with_columns(known.gather(items).alias("item_id"), label), which[rows]
 

@@ -7,24 +7,26 @@ The files are those of https://recsys.westlake.edu.cn: ``*_pairs.csv`` (columns 
 ``.npy`` per modality in ``extracted_modality_features``, whose row ``i - 1`` belongs to item ``i``. Titles, likes and
 embeddings are read where they are there.
 
-The data are interactions without impressions, so negatives are sampled: each interaction gets one negative at the same
-time and with the same history, an item that the user never interacts with. Items are sampled in proportion to their
-number of interactions, so that popularity alone does not tell positives from negatives. The last interaction of a user
-goes to test, the one before to valid, the others to train (users with one or two interactions: to train).
+The last interaction of a user goes to test, the one before to valid, the others to train (users with one or two
+interactions: to train). The data are interactions without impressions, so negatives are sampled: each interaction gets
+one negative at the same time and with the same history, an item that the user has no interaction with in its split or
+an earlier one. Items are sampled in proportion to their number of interactions in the split, so that popularity alone
+does not tell positives from negatives (``negatives``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.datasets.histories import histories_before, sample_negatives
-from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
+from fuxictr_mm.datasets.histories import histories_before
+from fuxictr_mm.datasets.negatives import sample_negatives
+from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
 
 #: Columns of the embeddings, by a part of their files' names.
@@ -108,6 +110,20 @@ class MicroLens(Reader):
         users = self._pairs["user"].to_numpy()
         return np.r_[0, np.flatnonzero(users[1:] != users[:-1]) + 1, len(users)]
 
+    @cached_property
+    def _splits(self) -> np.ndarray:
+        """Return the split of each interaction."""
+        sizes = np.diff(self._starts)
+        left = np.repeat(self._starts[1:], sizes) - np.arange(len(self._pairs))
+        long = np.repeat(sizes >= 3, sizes)
+        return np.where(long & (left == 1), "test", np.where(long & (left == 2), "valid", "train"))
+
+    @cached_property
+    def _items_by_split(self) -> dict[str, np.ndarray]:
+        """Return the items of the interactions of each split."""
+        items = self._pairs["item"].to_numpy()
+        return {split: items[self._splits == split] for split in SPLITS}
+
     def chunks(self) -> list[str]:
         """Return ranges of users."""
         users = len(self._starts) - 1
@@ -122,16 +138,13 @@ class MicroLens(Reader):
         histories = histories_before(
             users, pairs["timestamp"].to_numpy(), pa.array(items), np.ones(len(pairs), dtype=bool), self.max_len
         )
-        sizes = np.diff(bounds)
-        left = np.repeat(bounds[1:] - bounds[0], sizes) - np.arange(len(pairs))
-        long = np.repeat(sizes >= 3, sizes)
-        split = np.where(long & (left == 1), "test", np.where(long & (left == 2), "valid", "train"))
-        negatives = self._sample_negatives(users, items, np.random.default_rng([SEED, first]))
+        splits = self._splits[int(bounds[0]) : int(bounds[-1])]
+        negatives = self._sample_negatives(users, items, splits, np.random.default_rng([SEED, first]))
         which = np.repeat(np.arange(len(pairs)), 2)
         label = np.tile([1, 0], len(pairs))
         columns = pl.DataFrame(
             {
-                "split": split[which],
+                "split": splits[which],
                 "user_id": users[which],
                 "item_id": np.where(label == 1, items[which], negatives[which]),
                 "label": label,
@@ -139,19 +152,23 @@ class MicroLens(Reader):
         )
         yield Rows(columns, histories, which)
 
-    def _sample_negatives(self, users: np.ndarray, items: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _sample_negatives(
+        self, users: np.ndarray, items: np.ndarray, splits: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
         """Return an item for each interaction that its user has not interacted with."""
-        everything = self._pairs["item"].to_numpy()
+
+        def draw(known: np.ndarray, size: int) -> np.ndarray:
+            return known[generator.integers(len(known), size=size)]
+
+        draws = {split: partial(draw, known) for split, known in self._items_by_split.items()}
         codes = np.unique(users, return_inverse=True)[1]
-        negatives, failed = sample_negatives(
-            codes,
-            items,
-            int(everything.max()) + 1,
-            codes,
-            lambda size: everything[generator.integers(len(everything), size=size)],
-        )
+        num_items = int(self._pairs["item"].max()) + 1  # type: ignore[arg-type]
+        negatives, failed = sample_negatives(codes, items, splits, num_items, np.arange(len(items)), draws)
         if failed is not None:
-            raise DataError(f"{self.source}: the user {users[failed]} interacts with nearly every item")
+            raise DataError(
+                f"{self.source}: the user {users[failed]} interacts with nearly every item of {splits[failed]}; there "
+                "is no negative to sample"
+            )
         return negatives
 
 

@@ -60,6 +60,10 @@ def schema_of(path: Path) -> dict[str, pl.DataType]:
         if form_of(path) in LINES:
             return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
         header = _header(path)  # of a compressed file, polars would unpack all into memory
+        if "\0" in header:
+            raise DataError(f"{path}: is no text in UTF-8, perhaps one in UTF-16; convert the file")
+        if "\r" in re.sub(r'"[^"]*"', "", header).rstrip("\r\n"):
+            raise DataError(f"{path}: its lines end in CR, expected LF or CR LF; convert the file")
         schema = pl.read_csv(io.BytesIO(header.encode()), separator=separator_of(header), infer_schema=False).schema
     twice = next((name for name in schema if re.search(r"_duplicated_\d+$", name)), None)
     if twice is not None:  # polars' name for it
@@ -117,8 +121,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _header(path: Path) -> str:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="replace") as stream:
-        return next((line for line in stream if line.strip()), "")
+    """Return the first line that is not empty; polars takes one of spaces as well."""
+    options = {"encoding": "utf-8-sig", "errors": "replace", "newline": "\n"}
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", **options) as stream:  # type: ignore[call-overload]
+        return next((line for line in stream if line.strip("\r\n")), "")
 
 
 def _find_damage(path: Path) -> str:

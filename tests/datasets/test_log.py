@@ -3,6 +3,7 @@
 import gzip
 import json
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -334,14 +335,12 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     pairs = sorted(rows, key=rows.get)
     sampled = {(row["user_id"], row["item_id"]) for row in found[0][: 3 * ends["train"]] if not row["label"]}
     assert sampled & set(pairs[ends["train"] :])  # what the user clicks later is no exception
-    assert {item for _, item in sampled} <= {
-        item for _, item in pairs[: ends["train"]]
-    }  # nor is there an item of later
     for event, *negatives in zip(found[0][::3], found[0][1::3], found[0][2::3], strict=True):
         assert (event["user_id"], event["item_id"]) in rows
         place = pairs.index((event["user_id"], event["item_id"]))
-        until = set(pairs[: next(end for end in ends.values() if place < end)])
-        assert all((row["user_id"], row["item_id"]) not in until for row in negatives)
+        begin, end = next((begin, end) for begin, end in pairwise([0, *ends.values()]) if place < end)
+        assert all((row["user_id"], row["item_id"]) not in pairs[:end] for row in negatives)
+        assert {row["item_id"] for row in negatives} <= {item for _, item in pairs[begin:end]}
         assert {row["user_id"] for row in negatives} == {event["user_id"]}
         assert all(row["item_seq"] == event["item_seq"] for row in negatives)
         assert [event["label"], *(row["label"] for row in negatives)] == [1, 0, 0]

@@ -88,6 +88,10 @@ def test_missing_files_are_named(name, prepare, tmp_path):
         prepare(name, empty)
 
 
+#: Last interactions of a user that are in later splits.
+UNSEEN = {"train": 2, "valid": 1, "test": 0}
+
+
 def test_microlens(microlens, prepare, read_split, values_of):
     folder, summary, _ = prepare("microlens", microlens, max_len=3)
     with (microlens / "MicroLens-100k_pairs.csv").open() as stream:
@@ -106,7 +110,10 @@ def test_microlens(microlens, prepare, read_split, values_of):
         found = [(row["user_id"], row["item_id"], row["item_seq"]) for row in rows if row["label"] == 1]
         assert sorted(found) == sorted(wanted)
         assert len(rows) == 2 * len(wanted)
-        assert all(row["item_id"] not in liked[row["user_id"]] for row in rows if row["label"] == 0)
+        clicked = {user: items[: len(items) - UNSEEN[split] * (len(items) > 2)] for user, items in liked.items()}
+        sampled = [(row["user_id"], row["item_id"]) for row in rows if row["label"] == 0]
+        assert all(item not in clicked[user] for user, item in sampled)
+        assert {item for _, item in sampled} <= {item for _, item, _ in wanted}
     table = pq.read_table(folder / "items.parquet").to_pylist()
     assert table[0]["item_title"] == 'Wow, a "title" ☃ 1'
     likes = values_of(folder, "likes_level")

@@ -1,0 +1,66 @@
+"""Negatives of logs that hold positive events alone.
+
+Shape letters: E events, S negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fuxictr_mm.datasets.reader import SPLITS
+
+#: Draws of an item before there is none for a user.
+ATTEMPTS = 100
+
+
+def sample_negatives(
+    users: np.ndarray,
+    items: np.ndarray,
+    splits: np.ndarray,
+    num_items: int,
+    wanted: np.ndarray,
+    draw: Mapping[str, Callable[[int], np.ndarray]],
+) -> tuple[np.ndarray, int | None]:
+    """Return items that users have no event of, in the split of the negative or an earlier one.
+
+    Events of later splits do not count: otherwise the positive items of test would be those that are never a negative
+    of their user in training. An item that ``draw`` returns as often as the events of the split have it is no more
+    often a negative there than a positive, also where items come and go.
+
+    Parameters
+    ----------
+    users, items, splits : ndarray
+        ``(E,)`` integers, and names of splits: all events of these users.
+    num_items : int
+        The items are 0 to ``num_items - 1``.
+    wanted : ndarray
+        ``(S,)`` the event that each negative is for.
+    draw : mapping
+        Of each split a function that returns as many items as it is asked for.
+
+    Returns
+    -------
+    ndarray
+        ``(S,)`` items.
+    int or None
+        The event of the first negative for which ``ATTEMPTS`` draws found none, if there is one.
+    """
+    negatives = np.zeros(len(wanted), dtype=items.dtype)
+    keys = users * num_items
+    so_far = np.zeros(len(users), dtype=bool)
+    for split in SPLITS:
+        so_far |= splits == split
+        seen = np.unique((keys + items)[so_far])
+        left = np.flatnonzero(splits[wanted] == split)
+        for _ in range(ATTEMPTS):
+            if not left.size:
+                break
+            negatives[left] = draw[split](left.size)
+            drawn = keys[wanted[left]] + negatives[left]
+            place = np.minimum(np.searchsorted(seen, drawn), len(seen) - 1)
+            left = left[seen[place] == drawn]
+        if left.size:
+            return negatives, int(wanted[left[0]])
+    return negatives, None
