@@ -186,12 +186,15 @@ class ExperimentConfig(ModelSettings):
         known = {*DATASET_KEYS, *SHARED_KEYS}
         problems = {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
+        # The paths of an entry are relative to its own folder, also where autopilot links to the file.
+        links = [path for name in ("dataset_config.yaml", "dataset_config") if (path := folder / name).is_symlink()]
+        home = links[0].resolve().parent if links else folder
         holders = [(values, key) for key in PATH_KEYS]
         if isinstance(columns := values.get("feature_cols"), list):
             holders += [(c, "pretrained_emb") for c in columns if isinstance(c, dict) and "pretrained_emb" in c]
         for holder, key in holders:
             try:
-                holder[key] = resolve_paths(holder[key], folder, values.get("data_root"), data_root)
+                holder[key] = resolve_paths(holder[key], home, values.get("data_root"), data_root)
             except KeyError:
                 pass  # no such split
             except ConfigError as error:
@@ -201,8 +204,8 @@ class ExperimentConfig(ModelSettings):
         elif values.get("item_info") is None and isinstance(values.get("data_root"), str):
             # Read and written below it: FuxiCTR's feature_map.json, and encoded files.
             values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
-            if not Path(values["data_root"]).exists() and (folder / values["data_root"]).exists():
-                values["data_root"] = str(folder / values["data_root"])
+            if not Path(values["data_root"]).exists() and (home / values["data_root"]).exists():
+                values["data_root"] = str(home / values["data_root"])
         values.update(overrides or {})
         values.pop("model_id", None)
         config, found = cls._check(expid, values)

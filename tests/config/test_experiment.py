@@ -489,3 +489,14 @@ def test_a_key_of_the_fuxictr_model_of_the_same_name_says_so(folder):
     message = refused(folder, find_model=load_model_class)
     check_names(message, "din_target_field", "FuxiCTR", "--model_zoo")
     assert "did you mean" not in message
+
+
+def test_paths_of_a_linked_dataset_config_are_relative_to_the_file_that_it_links_to(tmp_path):
+    data, look = tmp_path / "data", tmp_path / "look"
+    data.mkdir()
+    look.mkdir()
+    (data / "train.parquet").touch()
+    (data / "dataset_config.yaml").write_text("shop: {data_root: ./, train_data: ./train.parquet}\n")
+    (look / "dataset_config.yaml").symlink_to(data / "dataset_config.yaml")
+    (look / "model_config.yaml").write_text("look: {model: DIN, dataset_id: shop}\n")
+    assert ExperimentConfig.load(look, "look").dataset.train_data == str(data / "train.parquet")
