@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
+import json
+import logging
 import math
 import os
 import socket
@@ -11,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
 from typing import TYPE_CHECKING
@@ -19,6 +23,8 @@ from fuxictr_mm_serving.errors import ServingError
 
 if TYPE_CHECKING:
     from fuxictr_mm_serving.settings import Settings
+
+logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Smallest and largest value of each option.
 RANGES: dict[str, tuple[float, float]] = {
@@ -52,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="size of a body (4 MiB)")
     parser.add_argument("--max-candidates", type=int, default=500, metavar="N", help="candidates of a user (500)")
     parser.add_argument("--max-history", type=int, default=10000, metavar="N", help="items of a history (10000)")
-    parser.add_argument("--users", metavar="FILE", help="Parquet file of users, so that requests may name one")
+    parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users whom requests may name")
     parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
-    parser.add_argument("--titles", metavar="FILE", help="Parquet file with item_id and item_title, for the page")
+    parser.add_argument("--titles", metavar="FILE", help="Parquet file with ids and titles of items, for the page")
+    parser.add_argument("--title-column", metavar="NAME", help="its column of titles (item_title or title)")
     parser.add_argument("--token-file", metavar="FILE", help="bearer token that requests must have")
     parser.add_argument(
         "--reload", type=float, default=2, metavar="S", help="seconds between looks for a new export (2)"
@@ -83,11 +90,13 @@ def serve(args: argparse.Namespace) -> None:
     read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
     with listen(args.host, args.port) as shared:
         if args.workers == 1:
-            run_server(settings, shared)
+            run_server(settings, shared, partial(announce, settings, shared))
             return
+        log_to_stderr()
         with tempfile.TemporaryDirectory() as folder:
             work = (settings, shared, folder)
-            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5).run()
+            told = partial(announce, settings, shared)
+            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5, on_serving=told).run()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -117,19 +126,34 @@ def listen(host: str, port: int) -> socket.socket:
     return shared
 
 
+def log_to_stderr() -> None:
+    """Write lines of all levels from ``INFO`` on."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def announce(settings: Settings, shared: socket.socket) -> None:
+    """Log where requests are answered, by which export, and whether a token is asked for."""
+    from fuxictr_mm_serving.manifest import version_of
+
+    host, port = shared.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    asks = settings.token is not None
+    logger.info(json.dumps({"serving": address, "version": version_of(Path(settings.folder)), "token": asks}))
+    if not asks and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        logger.warning(json.dumps({"open_to": host, "reason": "no token is asked for; give --token-file"}))
+
+
 def _not_listening(host: str, port: int, error: OSError) -> ServingError:
     return ServingError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})")
 
 
 def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[], None] = lambda: None) -> None:
     """Answer requests in this process until it is to end; calls ``is_ready`` once the export is loaded."""
-    import logging
-
     import uvicorn
 
     from fuxictr_mm_serving.server import make_app
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     app = make_app(settings)
     is_ready()
     options = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=settings.grace)

@@ -63,10 +63,20 @@ class Workers:
         Processes.
     grace : float
         Seconds until those that were asked to end are killed.
+    on_serving : callable
+        Called once, when the first serves.
     """
 
-    def __init__(self, work: Work, args: tuple[Any, ...], *, count: int, grace: float) -> None:
-        self._work, self._args, self._grace = work, args, grace
+    def __init__(
+        self,
+        work: Work,
+        args: tuple[Any, ...],
+        *,
+        count: int,
+        grace: float,
+        on_serving: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._work, self._args, self._grace, self._on_serving = work, args, grace, on_serving
         self._workers = [_Worker() for _ in range(count)]
         self._ends: list[float] = []
         self._in_vain = 0
@@ -118,6 +128,8 @@ class Workers:
             worker.pipe.close()
             worker.pipe = None
             if worker.serves:
+                if not self._have_served:
+                    self._on_serving()
                 self._in_vain, self._have_served = 0, True
         if code is not None:
             self._on_end(worker, worker.error or reason_of(code))

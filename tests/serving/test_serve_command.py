@@ -1,5 +1,6 @@
 """The command: its options, its port, its workers."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 import uvicorn
 
 from fuxictr_mm_serving import command
+from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.settings import Settings
 from tests.serving.server import ROOT, Server, free_port
 
@@ -103,6 +105,25 @@ def test_a_worker_is_killed(exported):
     finally:
         server.stop()
     assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize(("host", "token"), [("127.0.0.1", ""), ("0.0.0.0", ""), ("0.0.0.0", "secret")])
+def test_the_start_is_logged(exported, monkeypatch, caplog, host, token):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.delenv("FUXICTR_MM_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("FUXICTR_MM_TOKEN", token)
+    with caplog.at_level("INFO"):
+        command.main([str(exported), "--host", host, "--port", "0"])
+    first, *warnings = (record for record in caplog.records if record.name == "fuxictr_mm_serving")
+    line = json.loads(first.message)
+    assert line["serving"].startswith(f"http://{host}:")
+    assert line["version"] == version_of(exported)
+    assert line["token"] is bool(token)
+    is_open = host == "0.0.0.0" and not token
+    assert [(record.levelname, json.loads(record.message)["open_to"]) for record in warnings] == (
+        [("WARNING", host)] if is_open else []
+    )
 
 
 def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
