@@ -166,6 +166,8 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
         raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
+    if version == "triton":
+        raise ServingError(f"{folder}: is a model repository for Triton; export with --format onnx into another folder")
     if version != FORMAT:
         raise ServingError(f"{path}: has the format {version!r}, expected {FORMAT}; export again with this version")
     try:
@@ -326,7 +328,8 @@ def _open(path: Path, size: int | None = None) -> int:
     OSError, ValueError
         It cannot be opened; it is of another size.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Windows has no O_NONBLOCK, and its O_BINARY leaves line ends as they are. Python closes all on exec.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)

@@ -350,6 +350,15 @@ def test_broken_exports(exported, pieces, tmp_path):
     (broken / "manifest.json").write_text("{")
     with pytest.raises(ServingError, match="manifest"):
         Export(broken)
+    (broken / "manifest.json").write_text(json.dumps({**manifest, "format": "triton"}))  # of a model repository
+    with raises_naming(ServingError, broken, "--format onnx"):
+        Export(broken)
+
+
+def test_exports_are_read_where_files_have_no_flags_of_posix(exported, monkeypatch):
+    for name in ("O_NONBLOCK", "O_CLOEXEC"):
+        monkeypatch.delattr(os, name)
+    assert Export(exported).labels
 
 
 def test_needs_no_torch(exported, tmp_path):
