@@ -9,6 +9,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ class Export:
 
     def _load(self, files: Files, threads: int, graphs: Mapping[str, Graph] | None) -> None:
         ids = _read_ids(files, self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
+        self._ids = ids
         entry = self.manifest["items"]
         known = files.array(entry["known"])
         check_shape(files, entry["known"], known, 1, 1)
@@ -98,6 +102,33 @@ class Export:
             One is damaged.
         """
         self._files.check()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether ids are the owner's where ``fuxictr-mm prepare`` wrote numbers."""
+        return self.manifest["items"].get("prepared") is not None
+
+    @cached_property
+    def of_numbers(self) -> Export:
+        """The same export, for rows that ``fuxictr-mm prepare`` wrote: with numbers for ids, and scaled."""
+        if not self.is_prepared:
+            return self
+        found = copy(self)
+        found.items = replace(self.items, ids=None)
+        found.context = [field.of_numbers() for field in self.context]
+        return found
+
+    def source_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return context and history of a row of ``of_numbers``, with the owner's ids and numbers."""
+        found = {self.history: self.items.source_of(row[self.history] or [])}
+        fields = zip(self.context, self.of_numbers.context, strict=True)
+        return found | {f.column: f.source_of(row[n.column]) for f, n in fields if not f.is_computed}
+
+    def source_users(self, users: Sequence[Any], column: str) -> list[Any]:
+        """Return the owner's ids of users whose numbers ``fuxictr-mm prepare`` wrote, by the name of their column."""
+        if (ids := self._ids.get(column)) is None:
+            return list(users)
+        return [ids.value(user) if isinstance(user, int) else None for user in users]
 
     @property
     def is_folded(self) -> bool:
@@ -220,7 +251,14 @@ class Export:
             A value of each context column.
         history : sequence
             Item ids, oldest first; those that the export does not hold are left out.
+
+        Raises
+        ------
+        ServingError
+            A value that training would refuse.
         """
+        for field in self.context:
+            field.check_null(context.get(field.column), f"context: {field.column}")
         numbers, offsets = self.items.histories([history], "history", strict=False)
         columns = {name: [value] for name, value in context.items()}
         state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")
@@ -333,7 +371,8 @@ def _read_ids(files: Files, name: str) -> dict[str, Ids]:
             values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
             if not isinstance(values, list) or {*map(type, values)} - {kind}:
                 raise TypeError(f"{name}: values are not all of type {entry['type']}")
-            found[name] = Ids([bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values, kind is int)
+            values = [bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values
+            found[name] = Ids(values, kind is int, takes_numbers=bool(entry.get("takes_numbers")))
         return found
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServingError(f"{files.folder / name}: is no vocabulary of an export ({error}); export again") from None

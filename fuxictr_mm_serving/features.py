@@ -6,7 +6,7 @@ Shape letters: B rows, N history items of all rows, L length of a sequence, D di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from numbers import Real
 from typing import Any, TypeAlias
@@ -49,6 +49,25 @@ class ContextField:
     ids: Ids | None
     spec: Mapping[str, Any]
 
+    def of_numbers(self) -> ContextField:
+        """Return the field as ``fuxictr-mm prepare`` wrote its column: with numbers for ids, and scaled."""
+        if (prepared := self.spec.get("prepared")) is None:
+            return self
+        spec = {key: value for key, value in self.spec.items() if key not in ("fill_na", "shift", "scale")} | prepared
+        return replace(self, column=prepared["column"], ids=None, spec=spec)
+
+    def source_of(self, value: Any) -> Any:
+        """Return the owner's value of one of ``of_numbers``; None for the number 0."""
+        prepared = self.spec.get("prepared")
+        if prepared is None or value is None:
+            return value
+        if self.ids is not None:
+            return [self.ids.value(number) for number in value] if self.is_list else self.ids.value(value)
+        if self.type != "numeric":
+            return value
+        scaled = (value - prepared.get("shift", 0.0)) / prepared.get("scale", 1.0)
+        return self.spec.get("shift", 0.0) + self.spec.get("scale", 1.0) * scaled
+
     @classmethod
     def of(cls, files: Files, spec: Mapping[str, Any], ids: Ids | None) -> ContextField:
         """Return the field of an entry of the manifest."""
@@ -66,6 +85,19 @@ class ContextField:
     def is_list(self) -> bool:
         """Whether a row has a list."""
         return self.type in ("sequence", "embedding")
+
+    def check_null(self, value: Any, what: str) -> None:
+        """Refuse the null of a request where training refuses it; a list that is null is empty.
+
+        Raises
+        ------
+        ServingError
+            It is null, or holds one.
+        """
+        takes_null = self.is_computed or self.ids is not None or self.spec.get("fill_na") is not None
+        entries = value if isinstance(value, list | tuple) else () if self.is_list else (value,)
+        if not takes_null and any(entry is None for entry in entries):
+            raise ServingError(f"{what}: holds null, expected a number, as in training")
 
     def encode(self, column: Column, what: str) -> np.ndarray:
         """Return what the graph reads: ``(B,)`` numbers, or embeddings ``(B, D)`` or ``(B, L, D)``.
@@ -154,6 +186,10 @@ class Items:
         """Return the ids of items by their numbers."""
         return numbers.tolist() if self.ids is None else [self.ids.values[int(n) - 1] for n in numbers]
 
+    def source_of(self, numbers: Sequence[int]) -> list[Any]:
+        """Return the owner's ids of numbers of ``fuxictr-mm prepare``; those of no item are left out."""
+        return self.ids_of(np.array([n for n in numbers if 0 < n < len(self.known) and self.known[n]], dtype=np.int64))
+
     def numbers(self, ids: Column, what: str) -> np.ndarray:
         """Return the number of each item ``(M,)``; ``UNKNOWN`` for one that the export does not hold."""
         flat = _flat(ids, what)
@@ -199,7 +235,9 @@ def check_types(
         return
     kind: type[Any] = Real if ids is None or ids.is_integer else type(next(iter(ids.values), ""))
     kinds = {*map(type, flat)}
-    allowed = {type(None)} if ids is not None or takes_null else set()
+    allowed: set[type[Any]] = {type(None)} if ids is not None or takes_null else set()
+    if ids is not None and ids.takes_numbers:
+        allowed |= {bool, int, float}
     wrong = {k for k in kinds if not issubclass(k, kind) or k is bool} - allowed
     if wrong:
         place = next(i for i, value in enumerate(flat) if type(value) in wrong)

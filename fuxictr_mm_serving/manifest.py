@@ -64,11 +64,20 @@ class _Codes(_Entry):
     vocab_sizes: dict[str, int] = {}
 
 
+class _Prepared(_Entry):
+    column: str
+    fill_na: float | None = None
+    shift: float = 0.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class _Field(_Entry):
     name: str
     column: str
     type: str
     table: _Table | None = None
+    #: How ``fuxictr-mm prepare`` wrote the column, where requests have it as its owner does.
+    prepared: _Prepared | None = None
 
 
 class _Categorical(_Field):
@@ -112,6 +121,8 @@ class _Items(_Entry):
     contents: dict[str, _Content] = {}
     codes: _Codes | None = None
     ids: list[_ItemIds] = []
+    #: Columns of the item files, the id among them, that hold numbers where the vocabulary has the owner's values.
+    prepared: list[str] | None = None
 
 
 #: What a field of the context must have, by its type.

@@ -187,12 +187,15 @@ class NewItems:
         Codes of a column are below; without an entry, of an earlier export, any code is taken.
     ids : mapping of str to IdField
         Fields of ids, by the column of the item files.
+    words : mapping of str to Ids
+        Columns whose codes are given as the owner has them, where ``fuxictr-mm prepare`` wrote numbers.
     """
 
     contents: Mapping[str, Content]
     code_counts: Mapping[str, int]
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[str, IdField] = field(default_factory=dict)
+    words: Mapping[str, Ids] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Files, entry: Mapping[str, Any], items: Items, ids: Mapping[str, Ids]) -> NewItems:
@@ -201,7 +204,8 @@ class NewItems:
         contents = {name: Content.of(files, content, row_dim) for name, content in entry.get("contents", {}).items()}
         codes = entry.get("codes") or {}
         fields = {e["name"]: IdField.of(files, e, items, ids.get(e["name"])) for e in entry.get("ids", [])}
-        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}), fields)
+        words = {name: ids[name] for name in entry.get("prepared") or [] if name in ids}
+        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}), fields, words)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen.
@@ -227,6 +231,8 @@ class NewItems:
                 if name not in self.code_counts:
                     continue
                 assert codes is not None
+                if name in self.words:
+                    given = np.maximum(self.words[name].encode(given, what), 0).tolist()
                 limit = self.vocab_sizes.get(name, 2**31)
                 if len(given) != self.code_counts[name] or not all(
                     isinstance(c, int) and 0 <= c < limit for c in given

@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 #: Rows that are read at a time.
 BATCH_ROWS = 2048
 
+#: What the metadata of a file says that ``fuxictr-mm prepare`` wrote: its ids are numbers, and its numbers are scaled.
+NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
+
+#: Folders of rows that it writes.
+SPLITS = ("train", "valid", "test")
+
+#: Columns of titles that are found by themselves.
+TITLES = ("item_title", "title")
+
 #: The value of a Hive partition in the name of a folder of rows without one.
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -58,6 +67,22 @@ def _files_of(folder: Path) -> Iterator[Path]:
             yield from _files_of(path)
         elif path.suffix == ".parquet" and path.is_file() and not path.name.startswith(("_", ".")):
             yield path
+
+
+def is_numbered(file: Path) -> bool:
+    """Whether ``fuxictr-mm prepare`` wrote a file of rows: it says so, or is where an earlier version wrote it."""
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    split = file.resolve().parent
+    is_beside = (split.parent / "vocabularies").is_dir() and (split.parent / "items.parquet").is_file()
+    return metadata.items() >= NUMBERED.items() or (split.name in SPLITS and is_beside)
+
+
+def for_file(export: Export, file: Path) -> Export:
+    """Return the export that reads the ids of a file."""
+    return export.of_numbers if export.is_prepared and is_numbered(file) else export
 
 
 def _partitions(file: Path, texts: Collection[str]) -> dict[str, int | str | None]:
@@ -178,7 +203,7 @@ class Users:
     Parameters
     ----------
     path : path
-        A Parquet file with a row per user; of several, the last counts.
+        A Parquet file, or a folder of part files, with a row per user; of several, the last counts.
     column : str
         Its column of ids, integers or texts.
     export : Export
@@ -191,9 +216,17 @@ class Users:
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
-        self._wanted = [name for name in export.columns if name != export.target]
-        self._table = _read(path, [column, *self._wanted], "users")
-        self._row = {user: row for row, user in enumerate(self._table[column].to_pylist())}
+        files = part_files(path)
+        self._export, self._is_numbered = export, for_file(export, files[0]) is not export
+        self._wanted = [name for name in for_file(export, files[0]).columns if name != export.target]
+        tables = [_read(file, [column, *self._wanted], "users") for file in files]
+        try:
+            self._table = pa.concat_tables(tables, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ServingError(f"{path}: its files have columns of other types ({error})") from None
+        users = self._table[column].to_pylist()
+        users = export.source_users(users, column) if self._is_numbered else users
+        self._row = {user: row for row, user in enumerate(users)}
         if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
             kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
             found = "null" if kind == "NoneType" else f"a {kind}"
@@ -207,10 +240,11 @@ class Users:
         ServingError
             There is no such user.
         """
-        row = self._row.get(user, self._row.get(_integer(user)))
+        row = self._row.get(user, self._row.get(_integer(user), self._row.get(str(user))))
         if row is None:
             raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
-        return {name: self._table[name][row].as_py() for name in self._wanted}
+        found = {name: self._table[name][row].as_py() for name in self._wanted}
+        return self._export.source_of(found) if self._is_numbered else found
 
     def some(self, count: int) -> list[Any]:
         """Return the first user ids."""
@@ -223,17 +257,35 @@ class Titles:
     Parameters
     ----------
     path : path
-        A Parquet file with ``item_id`` and ``item_title``.
+        A Parquet file with the items' ids and titles.
+    export : Export
+        Names the column of ids; of a file of ``fuxictr-mm prepare`` it is ``source_id``.
+    column : str, optional
+        Of the titles; by default ``item_title`` or ``title``.
+
+    Raises
+    ------
+    ServingError
+        The file cannot be read, or has no such column.
     """
 
-    def __init__(self, path: str | os.PathLike[str], key: str = "item_id", column: str = "item_title") -> None:
+    def __init__(self, path: str | os.PathLike[str], export: Export, column: str | None = None) -> None:
+        try:
+            names = pq.read_schema(path).names
+        except (OSError, pa.ArrowException) as error:
+            raise ServingError(f"{path}: cannot be read as titles ({error})") from None
+        if column is None and not (column := next((name for name in TITLES if name in names), None)):
+            raise ServingError(f"{path}: has no column {' or '.join(TITLES)}; name the one of titles by --title-column")
+        key = "source_id" if export.is_prepared and "source_id" in names else export.target
+        key = key if key in names else "item_id"
         table = _read(path, [key, column], "titles")
         pairs = zip(table[key].to_pylist(), table[column].to_pylist(), strict=True)
         self._titles = {item: title or "" for item, title in pairs}
 
     def of(self, items: Sequence[Any]) -> list[str]:
         """Return the title of each item, empty where there is none."""
-        return [self._titles.get(item, self._titles.get(_integer(item), "")) for item in items]
+        get = self._titles.get
+        return [get(item, get(_integer(item), get(str(item), ""))) for item in items]
 
     def some(self, count: int) -> list[Any]:
         """Return the first item ids that have a title."""

@@ -21,7 +21,7 @@ import numpy as np
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
-from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, split
+from fuxictr_mm_serving.parquet import Part, for_file, pa, pq, read_part, split
 from fuxictr_mm_serving.processes import end_with_parent, reason_of
 
 logger = logging.getLogger("fuxictr_mm_serving")
@@ -260,6 +260,7 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
 
 def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
+    export = for_file(export, part.file)
     first = part.first
     for columns in read_part(part, export.columns, texts=export.texts):
         scores.append(export.score_rows(columns, str(part.file), first))

@@ -166,6 +166,7 @@ class Server:
             users=settings.users,
             user_column=settings.user_column,
             titles=settings.titles,
+            title_column=settings.title_column,
             threads=settings.threads,
             cache_bytes=settings.cache_mib * 2**20,
         )

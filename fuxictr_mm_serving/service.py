@@ -80,11 +80,14 @@ class Service:
     folder : path
         The export, or a link to it.
     users : path, optional
-        A Parquet file of users: a column of ids, the history and the context, so that requests may name a user.
+        A Parquet file of users, or a folder of them: a column of ids, the history and the context, so that requests
+        may name a user.
     user_column : str
         Its column of ids.
     titles : path, optional
         A Parquet file of titles, for the page.
+    title_column : str, optional
+        Its column of titles; by default ``item_title`` or ``title``.
     threads : int
         Threads of a graph.
     cache_bytes : int
@@ -103,6 +106,7 @@ class Service:
         users: str | os.PathLike[str] | None = None,
         user_column: str = "user_id",
         titles: str | os.PathLike[str] | None = None,
+        title_column: str | None = None,
         threads: int = 1,
         cache_bytes: int = 256 * 2**20,
     ) -> None:
@@ -117,7 +121,7 @@ class Service:
         if titles is not None:
             from fuxictr_mm_serving.parquet import Titles
 
-            self.titles = Titles(titles)
+            self.titles = Titles(titles, self.loaded.export, title_column)
 
     def _load(self, check_bytes: float, present: Loaded | None) -> Loaded:
         stamp = self._stamp()
@@ -131,10 +135,14 @@ class Service:
         return Loaded(export, StateCache(self.cache_bytes), export.version, stamp, users)
 
     def _users_of(self, export: Export, present: Loaded | None) -> Users | None:
-        """Return the users with the columns that an export reads: those at present, if it reads the same."""
+        """Return the users with the columns that an export reads: those at present, if it reads the same.
+
+        Of rows of ``fuxictr-mm prepare``, they know the ids by their own export.
+        """
         if self._users is None:
             return None
-        if present is not None and present.users is not None and present.export.columns == export.columns:
+        is_same = present is not None and not export.is_prepared and present.export.columns == export.columns
+        if present is not None and is_same and present.users is not None:
             return present.users
         from fuxictr_mm_serving.parquet import Users
 
@@ -192,8 +200,9 @@ class Service:
     def _stamp(self) -> list[tuple[str, int, int]]:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""
         found, paths = [], [] if self._users is None else [self._users]
-        with suppress(OSError):
-            paths += self.folder.iterdir()
+        for folder in (self.folder, *paths):
+            with suppress(OSError):
+                paths += folder.iterdir()
         for path in paths:
             with suppress(OSError):  # a link to nothing, such as an editor's lock
                 status = path.stat()

@@ -19,9 +19,9 @@ class Settings:
     folder : str
         The export.
     users, titles : str, optional
-        Parquet files of users and of titles.
-    user_column : str
-        Column of ids in the file of users.
+        Parquet files of users, or a folder of them, and of titles.
+    user_column, title_column : str
+        Columns of ids in the file of users, and of titles in that of titles (None: ``item_title`` or ``title``).
     threads : int
         Threads of a graph.
     cache_mib : int
@@ -44,6 +44,7 @@ class Settings:
     users: str | None = None
     titles: str | None = None
     user_column: str = "user_id"
+    title_column: str | None = None
     threads: int = 1
     cache_mib: int = 256
     concurrency: int = 2

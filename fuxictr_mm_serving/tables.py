@@ -102,14 +102,20 @@ class Ids:
         Distinct texts, bytes or integers.
     is_integer : bool
         Whether they are integers.
+    takes_numbers : bool
+        Whether numbers and truth values are taken as the texts that ``fuxictr-mm prepare`` makes of them.
     """
 
-    def __init__(self, values: Sequence[Any], is_integer: bool) -> None:
-        self.values, self.is_integer = values, is_integer
+    def __init__(self, values: Sequence[Any], is_integer: bool, takes_numbers: bool = False) -> None:
+        self.values, self.is_integer, self.takes_numbers = values, is_integer, takes_numbers
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:
         return {value: number for number, value in enumerate(self.values, start=1)}
+
+    def value(self, number: int) -> Any:
+        """Return the id of a number; None for 0 and for what is beyond."""
+        return self.values[number - 1] if 0 < number <= len(self.values) else None
 
     def encode(self, ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
         """Return numbers ``(M,)`` int64: 0 for null, an empty text, and the integer 0 that is no id; else ``UNKNOWN``.
@@ -127,6 +133,8 @@ class Ids:
                 continue
             if self.is_integer and type(value) is not int:
                 value = as_integer(value, what)
+            elif not self.is_integer and self.takes_numbers and isinstance(value, int | float):
+                value = self._text(value)
             elif not self.is_integer and not isinstance(value, str | bytes):
                 raise ServingError(f"{what}: {value!r} is no text, and its ids are texts")
             number = get(value)
@@ -134,6 +142,13 @@ class Ids:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
             found[position] = number if number is not None else (UNKNOWN if value else 0)
         return found
+
+    def _text(self, value: float) -> str:
+        """Return a number as text: a column of integers with missing values may hold 3.0."""
+        if value != value:
+            return ""
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        return str(int(value)) if text not in self._numbers and float(value).is_integer() else text
 
 
 def as_integer(value: Any, what: str) -> int:

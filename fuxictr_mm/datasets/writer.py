@@ -41,6 +41,9 @@ VERSION = 2
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
 
+#: Metadata of the files of rows, by which a server knows their numbers from the owner's ids.
+NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
+
 #: Seconds between two lines of progress where there is no terminal.
 LINE_SECONDS = 30.0
 
@@ -367,7 +370,7 @@ class Writer:
         for name in (reader.label, *reader.other_labels):
             if name in columns.columns:
                 data[name] = columns[name].cast(pl.Float32).to_numpy()
-        table = pa.table(data)
+        table = pa.table(data).replace_schema_metadata(NUMBERED)
         lengths = np.diff(np.asarray(histories.offsets))[which]
         others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
         if len(others):

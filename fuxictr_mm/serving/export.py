@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
     )
+    parser.add_argument(
+        "--ids",
+        choices=("source", "numbers"),
+        default="source",
+        help="in requests, of what fuxictr-mm prepare numbered: those of its source, or its numbers (source)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 
@@ -68,7 +74,9 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    options = {name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite")}
+    options = {
+        name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite", "ids")
+    }
     parity = export(experiment, args.out, **options)
     auc = {name: _text(found) for name, found in parity["auc"].items()}
     summary = (
@@ -87,6 +95,7 @@ def export(
     precision: str = "fp32",
     tolerance: float | None = None,
     overwrite: bool = False,
+    ids: str = "source",
 ) -> dict[str, Any]:
     """Write a trained experiment as a folder that scores without torch.
 
@@ -109,6 +118,9 @@ def export(
         scores of the model itself change by as much with the size of a batch.
     overwrite : bool
         Whether a folder that an earlier export wrote may be replaced.
+    ids : {"source", "numbers"}
+        What stands for items, users and categories in requests where ``fuxictr-mm prepare`` numbered them: the ids of
+        its source, with numbers before they were scaled, or what it wrote.
 
     Returns
     -------
@@ -126,6 +138,7 @@ def export(
     from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.serving import tables
     from fuxictr_mm.serving.fuxictr_graph import fuxictr_parts
+    from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm_serving.manifest import MANIFEST
 
     _check_packages(format)
@@ -154,6 +167,9 @@ def export(
             f"{len(wrong):,} scores of the model over the validation rows are {wrong[0]} or infinite, expected numbers"
         )
         raise UserError(f"{experiment.config.expid}: {what}")
+    given = [entry["name"] for entry, _ in parts.ids]
+    sizes = _sizes(dataset, [*parts.context, *parts.code_columns, *given])
+    prepared = Prepared.of(dataset, experiment.config.dataset.item_files, sizes) if ids == "source" else None
     parity: dict[str, Any] = {}
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     takes_rounding = tolerance is None and precision == "fp32"
@@ -176,9 +192,12 @@ def export(
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
         tables.write_tables(parts, dataset, folder, manifest, precision)
-        if len(dataset.vocabularies) or dataset.items.vocabulary is not None:
+        if prepared is not None:
+            prepared.describe(manifest, [name for name in (*parts.code_columns, *given) if name in sizes])
+        if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
             manifest["vocabulary"] = "vocabulary.json"
-            tables.write_vocabularies(dataset, folder / "vocabulary.json")
+            own = {} if prepared is None else prepared.vocabularies
+            tables.write_vocabularies(dataset, folder / "vocabulary.json", own)
         _write_manifest(folder, manifest)
         parity.update(
             compare(experiment, folder, opened, expected, dataset, limit, rounding if takes_rounding else None)
@@ -197,6 +216,12 @@ def export(
 
     write_folder(out, write_repository if format == "triton" else write)
     return parity
+
+
+def _sizes(dataset: Dataset, names: list[str]) -> dict[str, int]:
+    """Return the number of ids of each column of ids."""
+    specs = {name: dataset.feature_map.features[name] for name in names}
+    return {n: spec["vocab_size"] for n, spec in specs.items() if spec["type"] in ("categorical", "sequence")}
 
 
 def _check_packages(format: str) -> None:

@@ -48,7 +48,7 @@ def compare(
     UserError
         They are beyond the tolerance.
     """
-    exported = Export(folder, check_bytes=0, graphs=graphs)
+    exported = Export(folder, check_bytes=0, graphs=graphs).of_numbers  # as the rows are
     path = str(experiment.config.dataset.valid_data)
     found, differences = [], [0.0]
     for part in split(path, PART_ROWS):

@@ -33,6 +33,7 @@ from fuxictr_mm_serving.tables import quantize
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
+    from fuxictr_mm.data.vocabulary import Vocabulary
     from fuxictr_mm.experiment import Experiment
 
 #: Rows of a table that are computed at a time.
@@ -206,13 +207,13 @@ def write_table(
     return entry
 
 
-def write_vocabularies(dataset: Dataset, path: Path) -> None:
-    """Write the vocabularies, with the items that are new since training."""
+def write_vocabularies(dataset: Dataset, path: Path, own: Mapping[str, Vocabulary]) -> None:
+    """Write the vocabularies, with the items that are new since training, and the owner's of numbers in the files."""
     found = dict(dataset.vocabularies)
     if dataset.items.vocabulary is not None:
         found[ITEM_ID] = dataset.items.vocabulary
     content: dict[str, dict[str, Any]] = {}
-    for name, vocabulary in found.items():
+    for name, vocabulary in {**found, **own}.items():
         values = vocabulary.values.to_pylist()
         if pa.types.is_integer(vocabulary.values.type):
             content[name] = {"type": "integer", "values": values}
@@ -220,4 +221,6 @@ def write_vocabularies(dataset: Dataset, path: Path) -> None:
             content[name] = {"type": "bytes", "values": [value.hex() for value in values]}
         else:
             content[name] = {"type": "text", "values": values}
+            if name in own:  # prepare makes texts of the numbers of a category
+                content[name]["takes_numbers"] = True
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -179,7 +179,7 @@ def first(entries):
 
 
 def test_the_page_reads_no_more_users_and_titles_than_it_shows(client):
-    users, titles = client.app.state.service.loaded.users, Titles(TITLES)
+    users, titles = client.app.state.service.loaded.users, Titles(TITLES, client.app.state.service.loaded.export)
     users._row = first([1, 2])
     assert users.some(2) == [1, 2]
     titles._titles = SimpleNamespace(items=lambda: first([(1, "one"), (2, ""), (3, "three")]))

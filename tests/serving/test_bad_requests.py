@@ -39,6 +39,7 @@ BAD = [
     (422, {**REQUEST, "more": 1}, "more"),
     (422, {**REQUEST, "user": 10**9}, "user"),
     (422, {**REQUEST, "context": {"likes_level": 3}}, "views_level"),
+    (422, {**REQUEST, "context": {"likes_level": 3, "views_level": None}}, "views_level"),
     (422, {**REQUEST, "context": {"likes_level": 99, "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "context": {"likes_level": "x", "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "context": {"likes_level": [1], "views_level": 1}}, "likes_level"),

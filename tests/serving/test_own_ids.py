@@ -1,0 +1,187 @@
+"""A log with ids of its own, from ``prepare log`` to scores: requests and files have the owner's ids and numbers."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from starlette.testclient import TestClient
+
+from fuxictr_mm.datasets.prepare import write_config
+from fuxictr_mm.datasets.reader import load_reader
+from fuxictr_mm.datasets.writer import Writer
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving.parquet import Titles, Users
+from fuxictr_mm_serving.scoring import score_file
+from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.settings import Settings
+from tests.errors import raises_naming
+
+#: Context and ids of a row, as the server reads them.
+CONTEXT = ("user_id", "device", "floor", "basket")
+
+
+def write_log(source):
+    """Write a log in which users are integers that are numbers of other users as well, and items are texts."""
+    random = np.random.default_rng(0)
+    rows, asins = 400, [f"B{number:03}" for number in random.choice(900, 30, replace=False)]
+    log = pl.DataFrame(
+        {
+            "user": random.integers(0, 12, rows)[::-1],
+            "asin": [asins[number] for number in random.integers(0, 30, rows)],
+            "time": np.arange(rows) + 1_700_000_000,
+            "click": random.integers(0, 2, rows),
+            "device": random.choice(["phone", "tablet"], rows),
+            "floor": random.integers(3, 9, rows),
+            "basket": random.normal(200, 50, rows).round(3),
+        }
+    )
+    log = log.with_columns(pl.when(pl.col("time") % 7 > 0).then(pl.col("device", "basket")))
+    log.write_parquet(source / "interactions.parquet")
+    categories = [["tea", "books", "games"][number % 3] for number in range(30)]
+    items = pl.DataFrame({"asin": asins, "title": [f"a thing no {n}" for n in range(30)], "category": categories})
+    items.write_csv(source / "items.csv")
+    return log
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Rows of a log as their owner has them, the dataset of it, scores of a trained model, and its export."""
+    from fuxictr_mm.serving.export import export
+
+    source = tmp_path_factory.mktemp("log")
+    log = write_log(source)
+    data, out = source / "shop", source / "export"
+    reader = load_reader("log")(source, data / ".scratch", 20)
+    reader.configure({"roles": ["user=user", "target=asin", "time=time"]})
+    summary = Writer(reader, "log", data, verbose=0).write()
+    write_config(data, "shop", reader, summary, [reader.label])
+    experiment = Experiment.load("DIN_shop", data, epochs=1, record=False, model_root=str(source / "runs"), verbose=0)
+    experiment.fit()
+    export(experiment, out)
+    written = pl.read_parquet(data / "test")
+    ids = dict(pl.read_parquet(data / "items.parquet").select("item_id", "source_id").iter_rows())
+    test = log.tail(40).sort("user", maintain_order=True)
+    assert [ids[number] for number in written["item_id"]] == test["asin"].to_list()
+    own = pl.DataFrame(
+        {
+            "user_id": test["user"],
+            "item_id": test["asin"],
+            "item_seq": [[ids[number] for number in row] for row in written["item_seq"]],
+            **{name: test[name] for name in CONTEXT[1:]},
+        }
+    )
+    return SimpleNamespace(data=data, export=out, scores=experiment.predict(data / "test"), own=own)
+
+
+@pytest.fixture
+def client(shop):
+    """Return a client of a server with users and titles as ``prepare`` wrote them."""
+    items = str(shop.data / "items.parquet")
+    settings = Settings(folder=str(shop.export), users=str(shop.data / "test"), titles=items)
+    with TestClient(make_app(settings)) as client:
+        yield client
+
+
+def requests(own):
+    """Yield each row as a request."""
+    for row in own.iter_rows(named=True):
+        context = {name: row[name] for name in CONTEXT}
+        yield {"context": context, "history": row["item_seq"], "candidates": [row["item_id"]]}
+
+
+def score(client, **request):
+    """Return the first score of the answer to a request."""
+    answer = client.post("/score", json=request)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["scores"][0]
+
+
+def scores_of(shop, tmp_path, rows):
+    """Return what ``score`` writes for a file or folder of rows."""
+    score_file(shop.export, rows, tmp_path / "scores.parquet")
+    return pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()
+
+
+def test_requests_and_files_have_the_ids_of_the_owner(shop, client, tmp_path):
+    answers = [score(client, **request) for request in requests(shop.own)]
+    assert np.abs(np.array(answers) - shop.scores).max() < 1e-5
+    shop.own.write_parquet(tmp_path / "own.parquet")
+    assert np.abs(scores_of(shop, tmp_path, tmp_path / "own.parquet") - shop.scores).max() < 1e-5
+
+
+def test_rows_of_prepare_have_its_numbers(shop, tmp_path):
+    part = shop.data / "test" / "part-00000.parquet"
+    shutil.copy(part, tmp_path / "copy.parquet")
+    earlier = tmp_path / "earlier" / "test" / "part-00000.parquet"
+    earlier.parent.mkdir(parents=True)
+    (tmp_path / "earlier" / "vocabularies").mkdir()
+    shutil.copy(shop.data / "items.parquet", tmp_path / "earlier")
+    pl.read_parquet(part).write_parquet(earlier)
+    for rows in (shop.data / "test", tmp_path / "copy.parquet", earlier.parent):
+        assert np.abs(scores_of(shop, tmp_path, rows) - shop.scores).max() < 1e-5
+    shutil.copy(earlier, tmp_path / "of_others.parquet")
+    with raises_naming(ServingError, "of_others.parquet", "basket"):
+        scores_of(shop, tmp_path, tmp_path / "of_others.parquet")
+
+
+def test_users_of_prepare_are_known_by_the_ids_of_the_owner(shop, client, tmp_path):
+    last = {row["user_id"]: (row, score) for row, score in zip(shop.own.to_dicts(), shop.scores, strict=True)}
+    for user, (row, expected) in last.items():
+        assert score(client, user=user, candidates=[row["item_id"]]) == pytest.approx(expected, abs=1e-5)
+    assert client.post("/score", json={"user": 99, "candidates": ["B1"]}).status_code == 422
+    export = Export(shop.export)
+    shop.own.write_parquet(tmp_path / "own.parquet")
+    written, own = (Users(path, "user_id", export) for path in (shop.data / "test", tmp_path / "own.parquet"))
+    assert set(written.some(99)) == set(own.some(99)) == {*shop.own["user_id"]}
+    for user, (row, _) in last.items():
+        found, basket = written.get(user), row["basket"]
+        assert own.get(user) == {name: row[name] for name in ("item_seq", *CONTEXT)}
+        assert found.pop("basket") == pytest.approx(201.842 if basket is None else basket, abs=1e-4)
+        assert {**found, "basket": basket, "floor": int(found["floor"])} == own.get(user)
+
+
+def test_what_is_unknown_or_missing_is_as_in_training(shop, client):
+    request = next(requests(shop.own.filter(pl.col("item_seq").list.len() > 1)))
+    context, history = request["context"], request["history"]
+    expected = score(client, **{**request, "context": {**context, "device": None, "user_id": None}})
+    for device, user in (("watch", 99), (None, None)):
+        assert score(client, **{**request, "context": {**context, "device": device, "user_id": user}}) == expected
+    assert score(client, **{**request, "context": {**context, "floor": str(context["floor"])}}) == score(
+        client, **request
+    )
+    assert score(client, **{**request, "history": ["no item", *history]}) == score(client, **request)
+    answer = client.post("/score", json={**request, "candidates": ["no item", *request["candidates"]]}).json()
+    assert answer["unknown"] == ["no item"]
+    del context["basket"]
+    assert client.post("/score", json=request).status_code == 422
+
+
+def test_reasons_new_items_and_the_page_have_the_ids_of_the_owner(shop, client):
+    request = next(requests(shop.own.filter(pl.col("item_seq").list.len() > 1)))
+    new = [{"codes": {"category": [name]}} for name in ("tea", "books", "no category")]
+    answer = client.post("/score", json={**request, "new_items": new, "explain": True}).json()
+    assert {reason["item"] for reason in answer["reasons"][0]} <= set(request["history"])
+    assert len(set(answer["scores"][1:])) == 3
+    content = client.get("/page_data").json()
+    assert content["text_ids"]
+    assert set(content["users"]) == {*shop.own["user_id"]}
+    assert set(shop.own["item_id"]) <= set(content["items"])
+    items = pl.read_parquet(shop.data / "items.parquet")
+    titles = client.post("/titles", json={"candidates": items["source_id"].to_list()}).json()
+    assert titles == items["title"].to_list()
+
+
+def test_columns_of_titles(shop, tmp_path):
+    export, path = Export(shop.export), tmp_path / "titles.parquet"
+    titles = pl.DataFrame({"item_id": ["B1", "B2"], "name": ["one", None], "title": ["1", "2"]})
+    titles.write_parquet(path)
+    assert Titles(path, export).of(["B1", "B2", "B3"]) == ["1", "2", ""]
+    assert Titles(path, export, "name").of(["B1", "B2"]) == ["one", ""]
+    titles.drop("title").write_parquet(path)
+    with raises_naming(ServingError, "titles.parquet", "--title-column"):
+        Titles(path, export)
+    with raises_naming(ServingError, "titles.parquet", "'label'"):
+        Titles(path, export, "label")
