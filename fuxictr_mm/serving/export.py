@@ -219,9 +219,9 @@ def export(
 
 
 def _sizes(dataset: Dataset, names: list[str]) -> dict[str, int]:
-    """Return the number of ids of each column of ids."""
-    specs = {name: dataset.feature_map.features[name] for name in names}
-    return {n: spec["vocab_size"] for n, spec in specs.items() if spec["type"] in ("categorical", "sequence")}
+    """Return the number of ids of each column of ids; codes that no field embeds have none."""
+    specs = {name: dataset.feature_map.features.get(name, {}) for name in names}
+    return {n: spec["vocab_size"] for n, spec in specs.items() if spec.get("type") in ("categorical", "sequence")}
 
 
 def _check_packages(format: str) -> None:

@@ -46,6 +46,7 @@ class RowsGraph(nn.Module):
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
+        model.embed_items = self._embed_items  # type: ignore[method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
         model.contents = self._contents  # type: ignore[method-assign]
         model.code_table = self._code_table  # type: ignore[method-assign]
@@ -104,6 +105,10 @@ class RowsGraph(nn.Module):
         items = self._rows[:, : self.dims[0]]
         found = [self._of_history(replace(batch, history=history), items) for history in histories]
         return items.index_select(0, batch.target), found
+
+    def _embed_items(self, ids: Tensor) -> Tensor:
+        assert self._rows is not None
+        return self._rows[:, : self.dims[0]].index_select(0, ids)
 
     def _embed_context(self, batch: Batch) -> Tensor:
         assert self._context is not None

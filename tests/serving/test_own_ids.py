@@ -12,6 +12,7 @@ from fuxictr_mm.datasets.prepare import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.scoring import score_file
@@ -46,11 +47,9 @@ def write_log(source):
     return log
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+@pytest.fixture(scope="module", params=["LightFM", pytest.param("DIN", marks=pytest.mark.slow)])
+def shop(tmp_path_factory, request):
     """Rows of a log as their owner has them, the dataset of it, scores of a trained model, and its export."""
-    from fuxictr_mm.serving.export import export
-
     source = tmp_path_factory.mktemp("log")
     log = write_log(source)
     data, out = source / "shop", source / "export"
@@ -58,7 +57,8 @@ def shop(tmp_path_factory):
     reader.configure({"roles": ["user=user", "target=asin", "time=time"]})
     summary = Writer(reader, "log", data, verbose=0).write()
     write_config(data, "shop", reader, summary, [reader.label])
-    experiment = Experiment.load("DIN_shop", data, epochs=1, record=False, model_root=str(source / "runs"), verbose=0)
+    options = {"epochs": 1, "record": False, "model_root": str(source / "runs"), "verbose": 0}
+    experiment = Experiment.load(f"{request.param}_shop", data, **options)
     experiment.fit()
     export(experiment, out)
     written = pl.read_parquet(data / "test")
@@ -73,7 +73,8 @@ def shop(tmp_path_factory):
             **{name: test[name] for name in CONTEXT[1:]},
         }
     )
-    return SimpleNamespace(data=data, export=out, scores=experiment.predict(data / "test"), own=own)
+    scores = experiment.predict(data / "test")
+    return SimpleNamespace(data=data, export=out, scores=scores, own=own, experiment=experiment)
 
 
 @pytest.fixture
@@ -132,9 +133,9 @@ def test_users_of_prepare_are_known_by_the_ids_of_the_owner(shop, client, tmp_pa
     for user, (row, expected) in last.items():
         assert score(client, user=user, candidates=[row["item_id"]]) == pytest.approx(expected, abs=1e-5)
     assert client.post("/score", json={"user": 99, "candidates": ["B1"]}).status_code == 422
-    export = Export(shop.export)
+    exported = Export(shop.export)
     shop.own.write_parquet(tmp_path / "own.parquet")
-    written, own = (Users(path, "user_id", export) for path in (shop.data / "test", tmp_path / "own.parquet"))
+    written, own = (Users(path, "user_id", exported) for path in (shop.data / "test", tmp_path / "own.parquet"))
     assert set(written.some(99)) == set(own.some(99)) == {*shop.own["user_id"]}
     for user, (row, _) in last.items():
         found, basket = written.get(user), row["basket"]
@@ -162,10 +163,11 @@ def test_what_is_unknown_or_missing_is_as_in_training(shop, client):
 def test_reasons_new_items_and_the_page_have_the_ids_of_the_owner(shop, client):
     request = next(requests(shop.own.filter(pl.col("item_seq").list.len() > 1)))
     new = [{"codes": {"category": [name]}} for name in ("tea", "books", "no category")]
-    answer = client.post("/score", json={**request, "new_items": new, "explain": True}).json()
-    assert {reason["item"] for reason in answer["reasons"][0]} <= set(request["history"])
-    assert len(set(answer["scores"][1:])) == 3
     content = client.get("/page_data").json()
+    answer = client.post("/score", json={**request, "new_items": new, "explain": content["explains"]}).json()
+    assert len(set(answer["scores"][1:])) == 3
+    if content["explains"]:
+        assert {reason["item"] for reason in answer["reasons"][0]} <= set(request["history"])
     assert content["text_ids"]
     assert set(content["users"]) == {*shop.own["user_id"]}
     assert set(shop.own["item_id"]) <= set(content["items"])
@@ -175,13 +177,24 @@ def test_reasons_new_items_and_the_page_have_the_ids_of_the_owner(shop, client):
 
 
 def test_columns_of_titles(shop, tmp_path):
-    export, path = Export(shop.export), tmp_path / "titles.parquet"
+    exported, path = Export(shop.export), tmp_path / "titles.parquet"
     titles = pl.DataFrame({"item_id": ["B1", "B2"], "name": ["one", None], "title": ["1", "2"]})
     titles.write_parquet(path)
-    assert Titles(path, export).of(["B1", "B2", "B3"]) == ["1", "2", ""]
-    assert Titles(path, export, "name").of(["B1", "B2"]) == ["one", ""]
+    assert Titles(path, exported).of(["B1", "B2", "B3"]) == ["1", "2", ""]
+    assert Titles(path, exported, "name").of(["B1", "B2"]) == ["one", ""]
     titles.drop("title").write_parquet(path)
     with raises_naming(ServingError, "titles.parquet", "--title-column"):
-        Titles(path, export)
+        Titles(path, exported)
     with raises_naming(ServingError, "titles.parquet", "'label'"):
-        Titles(path, export, "label")
+        Titles(path, exported, "label")
+
+
+@pytest.mark.slow
+def test_an_export_may_keep_the_numbers(shop, tmp_path):
+    export(shop.experiment, tmp_path / "export", ids="numbers")
+    kept = SimpleNamespace(export=tmp_path / "export")
+    assert np.abs(scores_of(kept, tmp_path, shop.data / "test") - shop.scores).max() < 1e-5
+    exported = Export(kept.export)
+    assert not (kept.export / "vocabulary.json").exists()
+    assert exported.items.some(2) == [1, 2]
+    assert "basket_scaled" in exported.columns
