@@ -33,7 +33,7 @@ def run_parts(parts: Sequence[Callable[[], None]]) -> None:
         with torch.inference_mode() if inference else torch.no_grad():  # modes belong to a thread
             part()
 
-    pool = _pool()
+    pool = _pool(torch.get_num_threads())
     running: list[Future[None]] = []
     try:
         for part in parts:
@@ -45,18 +45,16 @@ def run_parts(parts: Sequence[Callable[[], None]]) -> None:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(count: int) -> ThreadPoolExecutor:
     """Return threads that have begun, since each sets torch's number of threads where it begins.
 
     That number belongs to the thread that sets it, but threads that begin later take it as well. Were it set in every
     call, another training in this process, or a thread that reads its data, could begin with 1.
     """
-    threads = torch.get_num_threads()
-    count = max(os.cpu_count() or 1, threads)
     pool = ThreadPoolExecutor(count, "fuxictr_mm_parts", _use_one_thread)
     all_begun = threading.Barrier(count)
     wait([pool.submit(all_begun.wait) for _ in range(count)])
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     return pool
 
 

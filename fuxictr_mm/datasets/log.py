@@ -24,6 +24,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
+from fuxictr_mm.data.prepared import ITEM_FILE
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
@@ -35,7 +36,7 @@ from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
-from fuxictr_mm.datasets.writer import ITEM_FILE, Summary
+from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
 
 logger = logging.getLogger(__name__)

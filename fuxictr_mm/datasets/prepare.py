@@ -68,9 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset and say what was found."""
+    from fuxictr_mm.data.prepared import MANIFEST
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.reader import load_reader
-    from fuxictr_mm.datasets.writer import MANIFEST, Writer
+    from fuxictr_mm.datasets.writer import Writer
     from fuxictr_mm.logs import set_up_logging
 
     if not args.quiet and not args.json:
@@ -167,7 +168,7 @@ def write_config(
 
 def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
-    from fuxictr_mm.datasets.writer import ITEM_FILE
+    from fuxictr_mm.data.prepared import ITEM_FILE
 
     columns: list[dict[str, Any]] = [
         {"name": "user_id", "dtype": "int", "type": "meta"},

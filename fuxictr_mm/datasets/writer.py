@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
@@ -32,9 +33,6 @@ from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-ITEM_FILE = "items.parquet"
 
 #: Version of what is written; a folder that another version began is not continued.
 VERSION = 2

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, plain
-from fuxictr_mm.datasets.writer import ITEM_FILE, MANIFEST
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import read_json
 

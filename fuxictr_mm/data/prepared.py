@@ -1,0 +1,7 @@
+"""Names of the files that ``fuxictr-mm prepare`` writes into the folder of a dataset."""
+
+#: What was read, how columns were scaled, and what is finished.
+MANIFEST = "manifest.json"
+
+#: The items, with their ids in the source.
+ITEM_FILE = "items.parquet"
