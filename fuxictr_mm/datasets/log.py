@@ -28,7 +28,7 @@ from fuxictr_mm.data.prepared import ITEM_FILE
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
-from fuxictr_mm.datasets.own.experiments import log_experiments
+from fuxictr_mm.datasets.own.experiments import log_experiments, users_recur
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -322,6 +322,10 @@ class Log(Reader):
             option: {"written": {c.name: c.facts() for c in written[option]}, "left_out": left_out}
             for option, (_, left_out) in self._source.columns.items()
         }
+
+    def embeds_users(self, summary: Summary) -> bool:
+        """Return whether users have rows enough in training."""
+        return users_recur(summary)
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
         """Return experiments by the number of rows and of users."""

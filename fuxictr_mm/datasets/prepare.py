@@ -170,8 +170,11 @@ def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) 
     """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
     from fuxictr_mm.data.prepared import ITEM_FILE
 
+    user_id: dict[str, Any] = {"name": "user_id", "dtype": "int", "type": "meta"}
+    if reader.embeds_users(summary):
+        user_id.update(type="categorical", vocab_size=summary.vocab_sizes["user_id"])
     columns: list[dict[str, Any]] = [
-        {"name": "user_id", "dtype": "int", "type": "meta"},
+        user_id,
         {"name": "item_seq", "dtype": "int", "type": "meta"},
     ]
     for name, kind in reader.context.items():

@@ -157,6 +157,10 @@ class Reader(ABC):
         """Return the models of the first experiments and their own settings; None leaves out a common one."""
         return {"DIN": {}, **({"DIN_MM": {"num_heads": 4}} if summary.coverage else {})}
 
+    def embeds_users(self, summary: Summary) -> bool:
+        """Return whether the number of a user is a feature, with an embedding of its own."""
+        return False
+
     def facts(self) -> dict[str, Any]:
         """Return what is to be kept of the columns in the manifest."""
         return {}

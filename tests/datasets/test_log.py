@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.datasets import log as log_module
-from fuxictr_mm.datasets.own.experiments import log_experiments
+from fuxictr_mm.datasets.own.experiments import log_experiments, users_recur
 from fuxictr_mm.datasets.prepare import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
@@ -90,8 +90,8 @@ def test_what_is_prepared_trains(shop, tmp_path, capsys):
         overrides = {"epochs": 1, "record": False, "model_root": str(tmp_path / "runs"), "verbose": 0}
         experiment = Experiment.load(expid, tmp_path / "shop", **overrides)
         assert 0 <= experiment.fit().metrics["valid"]["AUC"] <= 1
-    specs = load_yaml(tmp_path / "shop" / "model_config.yaml")["LightFM_shop"]["feature_specs"]
-    assert specs == [{"name": "user_id", "type": "categorical", "vocab_size": 13}]
+    columns = load_yaml(tmp_path / "shop" / "dataset_config.yaml")["shop"]["feature_cols"]
+    assert columns[0] == {"name": "user_id", "dtype": "int", "type": "categorical", "vocab_size": 13}
     assert run(*arguments) == 0  # is complete already
     assert run(*arguments[:-1], "device") == 2
 
@@ -101,7 +101,7 @@ def test_the_user_is_a_feature_where_users_recur(users, recur):
     summary = Summary(9, users, {"train": SplitSummary(rows=300)}, vocab_sizes={"user_id": users + 1})
     experiments = log_experiments(summary, 20)
     assert ("LightFM" in experiments) == recur
-    assert all(("feature_specs" in settings) == recur for settings in experiments.values())
+    assert users_recur(summary) == recur
 
 
 def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
@@ -120,7 +120,7 @@ def test_types_of_columns(shop, prepare_log, values_of):
     entry = load_yaml(folder / "dataset_config.yaml")[folder.name]
     types = {feature["name"]: feature["type"] for feature in entry["feature_cols"]}
     assert types == {
-        "user_id": "meta", "item_seq": "meta", "device": "categorical", "basket_scaled": "numeric",
+        "user_id": "categorical", "item_seq": "meta", "device": "categorical", "basket_scaled": "numeric",
         "age": "categorical", "country": "categorical", "item_id": "categorical", "category": "categorical",
         "tags": "sequence", "price_scaled": "numeric",
     }  # fmt: skip

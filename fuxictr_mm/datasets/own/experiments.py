@@ -11,8 +11,13 @@ from fuxictr_mm.datasets.writer import Summary
 USER_ROWS = 3
 
 
+def users_recur(summary: Summary) -> bool:
+    """Return whether users have training rows enough for the user to be a feature."""
+    return summary.splits["train"].rows >= USER_ROWS * summary.users
+
+
 def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]:
-    """Return models and their settings; the user is a feature where users have some rows in training."""
+    """Return models and their settings; LightFM where the user is a feature."""
     rows = summary.splits["train"].rows
     size = size_for(rows)
     size["dnn_hidden_units"] = size.pop("units")
@@ -31,11 +36,9 @@ def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]
         name: {**common, **settings, "learning_rate": SWA_LEARNING_RATE[name], **average}
         for name, settings in own.items()
     }
-    if rows < USER_ROWS * summary.users:
+    if not users_recur(summary):
         return models
-    user = {"feature_specs": [{"name": "user_id", "type": "categorical", "vocab_size": summary.vocab_sizes["user_id"]}]}
-    models = {name: {**settings, **user} for name, settings in models.items()}
     factors = {"learning_rate": 5e-3, "factor_regularizer": 0.02, "embedding_dim": 17, "early_stop_patience": 3}
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
-    models["LightFM"] = {**common, **user, **factors, **no_network, "batch_size": 4 * size["batch_size"]}
+    models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * size["batch_size"]}
     return models
