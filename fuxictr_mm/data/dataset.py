@@ -19,6 +19,7 @@ from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
+from fuxictr_mm.data.numbering import check_numbering
 from fuxictr_mm.data.numbers import scale_of
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
@@ -120,6 +121,9 @@ def load_dataset(
         )
 
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
+    if params.get("item_info"):
+        row_files = [pair for split in files.values() for pair in split.metadata.items()]
+        check_numbering(params["item_info"], row_files, features, vocabularies)
     for split, needs_label in needs_labels.items():
         for name in [name for name in labels if needs_label is None and files[split].has_column(name)]:
             logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")

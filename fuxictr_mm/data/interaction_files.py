@@ -125,6 +125,11 @@ class InteractionFiles:
         return {file: parquet.open_parquet(file).metadata for file in parquet.part_files(self.path)}
 
     @property
+    def metadata(self) -> dict[Path, dict[bytes, bytes]]:
+        """What the writer of each file noted in it."""
+        return {file: footer.metadata or {} for file, footer in self._footers.items()}
+
+    @property
     def _texts(self) -> set[str]:
         """The columns that hold texts by their ``dtype`` or the item files; folders of a partition tell no type."""
         items = self.encoding.vocabularies.get(ITEM_ID)

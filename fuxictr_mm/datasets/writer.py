@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from fuxictr_mm.data.numbering import to_metadata
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
@@ -239,13 +240,19 @@ class Writer:
             for name, kind in self.reader.item_columns.items():
                 columns[name] = self._item_column(name, kind)
             with atomic_path(path) as temporary:
-                pq.write_table(pa.table(columns), temporary, compression="zstd", row_group_size=GROUP_ROWS)
+                table = pa.table(columns).replace_schema_metadata(self._item_metadata)
+                pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
         coverage, scales = {}, {}
         for name, embeddings in self.reader.embeddings().items():
             coverage[name] = self._write_embeddings(name, embeddings)
             if embeddings.scale is not None:
                 scales[name] = embeddings.scale
         return coverage, scales
+
+    @property
+    def _item_metadata(self) -> dict[bytes, bytes]:
+        names = names_of(self.reader.item_columns, ["categorical", "sequence"])
+        return to_metadata({"item_id": self._items, **{name: self._vocabulary(name) for name in names}})
 
     def _item_column(self, name: str, kind: str) -> pa.Array:
         column = self._item_frame[name]
@@ -286,6 +293,11 @@ class Writer:
         return float(seen.sum()) / max(len(self._items), 1)
 
     # Rows
+
+    @cached_property
+    def _row_metadata(self) -> dict[bytes, bytes]:
+        names = ["user_id", *names_of(self.reader.context, ["categorical"])]
+        return NUMBERED | to_metadata({"item_id": self._items, **{name: self._vocabulary(name) for name in names}})
 
     @cached_property
     def _vocabularies(self) -> dict[str, Vocabulary]:
@@ -377,7 +389,7 @@ class Writer:
         for name in (reader.label, *reader.other_labels):
             if name in columns.columns:
                 data[name] = columns[name].cast(pl.Float32).to_numpy()
-        table = pa.table(data).replace_schema_metadata(NUMBERED)
+        table = pa.table(data).replace_schema_metadata(self._row_metadata)
         lengths = np.diff(np.asarray(histories.offsets))[which]
         others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
         if len(others):

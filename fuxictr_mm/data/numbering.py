@@ -1,0 +1,113 @@
+"""Digests of the numbers that ``fuxictr-mm prepare`` gave: weights score wrong rows if ids were numbered again since.
+
+They are in the metadata of its files, and are kept with the vocabularies of a run. A file without them, as other
+programs and earlier versions wrote it, is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.remote import path_of
+from fuxictr_mm.data.schema import ITEM_ID, Feature
+from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
+from fuxictr_mm.errors import DataError, MissingFileError
+
+#: Key in the metadata of a file, and in the settings of a run's vocabularies.
+NUMBERING = "fuxictr_mm.numbering"
+
+
+def digest_of(vocabulary: Vocabulary) -> str:
+    """Return a digest of the values in the order of their numbers; integers count as their texts."""
+    digest = hashlib.sha256()
+    for start in range(0, len(vocabulary), parquet.CHUNK_ROWS):  # the whole would be copied
+        chunk = vocabulary.values.slice(start, parquet.CHUNK_ROWS)
+        chunk = chunk.cast(pa.large_string()) if vocabulary.is_integer else chunk
+        values = [value.as_buffer() for value in chunk.cast(pa.large_binary())]
+        digest.update(np.array([value.size for value in values], dtype="<i8").tobytes())
+        digest.update(b"".join(values))
+    return digest.hexdigest()
+
+
+def to_metadata(vocabularies: Mapping[str, Vocabulary]) -> dict[bytes, bytes]:
+    """Return the metadata of a file whose columns hold numbers by these vocabularies."""
+    digests = {name: digest_of(vocabulary) for name, vocabulary in vocabularies.items()}
+    return {NUMBERING.encode(): json.dumps(digests).encode()}
+
+
+def check_numbering(
+    item_files: str | Sequence[str],
+    row_files: Iterable[tuple[Path, Mapping[bytes, bytes]]],
+    features: Sequence[Feature],
+    vocabularies: Vocabularies,
+) -> None:
+    """Refuse files that number ids otherwise than one another, or than those that weights were trained with.
+
+    Parameters
+    ----------
+    item_files : str or sequence of str
+        Paths of the item files.
+    row_files : iterable of (Path, mapping)
+        Files of rows, with their metadata.
+    features : sequence of Feature
+        What the model reads; other columns may be numbered in any way.
+    vocabularies : Vocabularies
+        Those of a run, which keep its digests; the digests are added to those that are built from the data.
+
+    Raises
+    ------
+    DataError
+        Two digests of a column differ.
+    """
+    trained = set(_trained(features))
+    found: dict[str, tuple[str, Path]] = {}
+    for path, metadata in (*_item_metadata(item_files), *row_files):
+        for name, digest in _digests(metadata).items():
+            first, where = found.setdefault(name, (digest, path))
+            if digest != first and name in {ITEM_ID, *trained}:
+                raise DataError(f"{path}: numbers '{name}' in another order than {where}; give files of one folder")
+    if vocabularies.path is None:
+        if found:
+            vocabularies.settings[NUMBERING] = {name: digest for name, (digest, _) in found.items()}
+        return
+    kept: Mapping[str, Any] = vocabularies.settings.get(NUMBERING, {})
+    for name in sorted(trained & found.keys() & kept.keys()):
+        digest, where = found[name]
+        if digest != kept[name]:
+            raise DataError(
+                f"{where}: '{name}' was numbered again since the weights were trained (digest {digest[:8]}, expected "
+                f"{str(kept[name])[:8]} of {vocabularies.path}); train again, or prepare other data into another folder"
+            )
+
+
+def _trained(features: Sequence[Feature]) -> Iterator[str]:
+    """Yield the columns whose numbers are rows of the model's parameters."""
+    for feature in features:
+        if feature.share_embedding == ITEM_ID or (feature.is_history and feature.type != "meta"):
+            yield ITEM_ID
+        if feature.type in ("categorical", "sequence"):
+            yield feature.name
+        elif feature.is_item and feature.type == "embedding" and not feature.freeze_emb:
+            yield ITEM_ID
+
+
+def _item_metadata(item_files: str | Sequence[str]) -> Iterator[tuple[Path, Mapping[bytes, bytes]]]:
+    for path in [item_files] if isinstance(item_files, str) else item_files:
+        try:
+            files = parquet.part_files(path_of(path))
+        except MissingFileError:  # one that no feature needs
+            continue
+        for file in files:
+            yield file, parquet.open_parquet(file).metadata.metadata or {}
+
+
+def _digests(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    return json.loads(metadata.get(NUMBERING.encode(), b"{}"))
