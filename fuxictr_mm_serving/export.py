@@ -258,7 +258,8 @@ class Export:
             A value that training would refuse.
         """
         for field in self.context:
-            field.check_null(context.get(field.column), f"context: {field.column}")
+            if field.column in context:
+                field.check_null(context[field.column], f"context: {field.column}")
         numbers, offsets = self.items.histories([history], "history", strict=False)
         columns = {name: [value] for name, value in context.items()}
         state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")

@@ -148,7 +148,8 @@ class Ids:
         if value != value:
             return ""
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        return str(int(value)) if text not in self._numbers and float(value).is_integer() else text
+        is_whole = isinstance(value, float) and value.is_integer()
+        return str(int(value)) if is_whole and text not in self._numbers else text
 
 
 def as_integer(value: Any, what: str) -> int:

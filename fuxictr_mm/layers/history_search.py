@@ -6,8 +6,9 @@ of an item, R rows of a block, L longest row of a block, F found entries of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -74,14 +75,19 @@ class EqualCodes:
         """Return the scores ``(R, L)``."""
         codes_RLM = self.codes.index_select(0, items.flatten()).view(*items.shape, -1)
         equal_RLM = (codes_RLM == self.of_target.index_select(0, rows).unsqueeze(1)) & (codes_RLM != 0)
-        return equal_RLM.sum(2) if self.weights is None else (equal_RLM * self.weights).sum(2)
+        return equal_RLM.sum(2) if self.weights is None else _weighted(equal_RLM.unbind(2), self.weights)
 
     def of_all(self) -> Tensor:
         """Return the scores of all items for all rows, ``(B, U)``; nothing of ``(B, U, M)`` is made."""
         codes = self.codes.masked_fill(self.codes == 0, -1)
         weights = torch.ones(codes.shape[1], device=codes.device) if self.weights is None else self.weights
-        columns = zip(codes.unbind(1), self.of_target.split(1, dim=1), weights.unbind(), strict=True)
-        return reduce(torch.add, [(of_items == of_target) * weight for of_items, of_target, weight in columns])
+        columns = zip(codes.unbind(1), self.of_target.split(1, dim=1), strict=True)
+        return _weighted((of_items == of_target for of_items, of_target in columns), weights)
+
+
+def _weighted(columns: Iterable[Tensor], weights: Tensor) -> Tensor:
+    """Return the sum of weighted columns, one after the other: rounding in another order makes ties of scores differ."""
+    return reduce(torch.add, (column * weight for column, weight in zip(columns, weights.unbind(), strict=True)))
 
 
 class SameCategory:
@@ -111,8 +117,8 @@ class SameCategory:
     def of_all(self) -> Tensor:
         """Return whether items may be found by rows, ``(B, U)`` bool; nothing of ``(B, U, T, T)`` is made."""
         categories = self.categories.masked_fill(self.categories == 0, -1)
-        found = [a == b for a in categories.unbind(1) for b in self.of_target.split(1, dim=1)]
-        return reduce(torch.logical_or, found)
+        columns = product(categories.unbind(1), self.of_target.split(1, dim=1))
+        return reduce(torch.logical_or, (of_items == of_target for of_items, of_target in columns))
 
 
 @torch.no_grad()

@@ -76,8 +76,9 @@ class Prepared:
 
     def describe(self, manifest: dict[str, Any], columns: Sequence[str]) -> None:
         """Add to the manifest which columns are given as the owner has them, of items those of ``columns``."""
-        manifest["items"]["prepared"] = [ITEM_ID, *(name for name in columns if name in self.vocabularies)]
-        taken = {entry["column"] for entry in manifest["context"]}
+        items = manifest["items"]
+        items["prepared"] = [ITEM_ID, *(name for name in columns if name in self.vocabularies)]
+        taken = {*(entry["column"] for entry in manifest["context"]), items["target"], items["history"]}
         for entry in manifest["context"]:
             name = entry["name"]
             if entry["type"] in ("categorical", "sequence") and name in self.vocabularies:

@@ -179,6 +179,13 @@ def test_of_one_user_the_same_is_found_as_of_rows(length, top_k):
         assert real.sort().values.tolist() == scores[row][found[row]].sort().values.tolist()
 
 
+def test_rounding_of_weights_makes_no_other_ties_of_one_user():
+    generator = torch.Generator().manual_seed(0)
+    codes, of_target = (torch.randint(4, (count, 16), generator=generator) for count in (200, 50))
+    score = EqualCodes(codes, of_target, torch.tensor([0.3, 0.7]).repeat_interleave(8))
+    assert torch.equal(score.of_all(), score(torch.arange(200).expand(50, 200), torch.arange(50)))
+
+
 def test_the_weights_of_what_is_not_found_are_zero():
     found = torch.tensor([[True, False, True], [False, False, False]])
     scores = torch.tensor([[1.0, 90.0, 1.0], [-1e30, 0.0, 1e30]])

@@ -38,7 +38,7 @@ BAD = [
     (422, {**REQUEST, "history": ["a"]}, "a"),
     (422, {**REQUEST, "more": 1}, "more"),
     (422, {**REQUEST, "user": 10**9}, "user"),
-    (422, {**REQUEST, "context": {"likes_level": 3}}, "views_level"),
+    (422, {**REQUEST, "context": {"likes_level": 3}}, "categorical"),
     (422, {**REQUEST, "context": {"likes_level": 3, "views_level": None}}, "views_level"),
     (422, {**REQUEST, "context": {"likes_level": 99, "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "context": {"likes_level": "x", "views_level": 1}}, "likes_level"),
@@ -132,6 +132,13 @@ def test_an_id_beyond_64_bits_is_refused_by_a_vocabulary(client):
     assert client.post("/score", json={**REQUEST, "candidates": [2**64]}, headers=packed).status_code == 422
     found = client.post("/score", json={**REQUEST, "candidates": [8, 2**64 - 1]}, headers=packed)
     assert msgpack.unpackb(found.content)["unknown"] == [2**64 - 1]
+
+
+def test_an_integer_beyond_floats_is_no_known_text(client):
+    export = client.app.state.service.loaded.export
+    export.items = replace(export.items, ids=Ids([str(n) for n in range(1, 1001)], False, takes_numbers=True))
+    found = client.post("/score", json={**REQUEST, "candidates": [8, 10**400]})
+    assert (found.status_code, found.json()["unknown"]) == (200, [str(10**400)])
 
 
 @pytest.mark.slow

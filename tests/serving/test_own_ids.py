@@ -13,6 +13,7 @@ from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving.export import export
+from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.scoring import score_file
@@ -187,6 +188,14 @@ def test_columns_of_titles(shop, tmp_path):
         Titles(path, exported)
     with raises_naming(ServingError, "titles.parquet", "'label'"):
         Titles(path, exported, "label")
+
+
+def test_a_number_is_not_named_as_the_history():
+    names = ("item_seq", "price")
+    context = [{"name": f"{name}_scaled", "column": f"{name}_scaled", "type": "numeric"} for name in names]
+    manifest = {"items": {"target": "item_id", "history": "item_seq"}, "context": context}
+    Prepared(scales={f"{name}_scaled": (2.0, 3.0) for name in names}).describe(manifest, [])
+    assert [entry["column"] for entry in manifest["context"]] == ["item_seq_scaled", "price"]
 
 
 @pytest.mark.slow
