@@ -110,4 +110,5 @@ def _item_metadata(item_files: str | Sequence[str]) -> Iterator[tuple[Path, Mapp
 
 
 def _digests(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    return json.loads(metadata.get(NUMBERING.encode(), b"{}"))
+    digests: dict[str, str] = json.loads(metadata.get(NUMBERING.encode(), b"{}"))
+    return digests
