@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
@@ -587,6 +588,8 @@ def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
         prepare_log(shop)
     assert all(f"--types {name}=none" in caplog.text for name in ("seconds", "bought"))
     assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
+    assert re.search(r"seconds from [\d.]+ to [\d.]+ have", caplog.text)
+    assert "bought '1' have" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["2024-03-31T01:00:00+01:00", "2024-03-31 01:00"])
