@@ -16,7 +16,7 @@ from fuxictr_mm.errors import UserError
 #: Command, the module with its ``add_arguments`` and ``main_from_args``, one line of help.
 COMMANDS = {
     "synth": ("fuxictr_mm.data.synthetic.spec", "generate a synthetic dataset in the challenge's layout"),
-    "prepare": ("fuxictr_mm.datasets.prepare", "turn a public dataset into this library's layout"),
+    "prepare": ("fuxictr_mm.datasets.prepare", "turn your own log or a public dataset into this library's layout"),
     "check-submission": ("fuxictr_mm.submission", "check a submission file"),
     "embed": ("fuxictr_mm.embeddings.command", "turn titles and images into the embeddings and codes that models read"),
     "check-data": ("fuxictr_mm.check_data.check", "find data-quality issues in a dataset, write a cleaned copy"),

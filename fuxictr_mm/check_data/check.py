@@ -13,11 +13,12 @@ from pathlib import Path
 from fuxictr_mm.arguments import add_examples, add_output_options, add_roles, show
 from fuxictr_mm.check_data.checks import CHECKS, SEVERITIES, UNREADABLE, Report, format_findings
 from fuxictr_mm.check_data.clean import clean_folder, format_actions
+from fuxictr_mm.check_data.described import Description
 from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, data_paths, find_layout
 from fuxictr_mm.check_data.titles import check_titles
-from fuxictr_mm.check_data.translation import LABEL, Translation
+from fuxictr_mm.check_data.translation import Translation
 from fuxictr_mm.check_data.vectors import check_embeddings
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
@@ -33,8 +34,8 @@ def check_folder(
     image_column: str | None = None,
     language: str | None = None,
     roles: Roles | None = None,
-    ids: str = "auto",
-    label: str = LABEL,
+    ids: str | None = None,
+    label: str | None = None,
     verbose: int = 0,
 ) -> tuple[Report, Layout]:
     """Check a dataset in the challenge's layout.
@@ -52,11 +53,12 @@ def check_folder(
     language : str, optional
         Expected language of the titles; that of the majority by default.
     roles : Roles, optional
-        Names of the columns with a role; by default those of the challenge.
-    ids : {"auto", "as_is", "vocabulary"}
-        As in ``dataset_config.yaml``.
-    label : str
-        Column of the label.
+        Names of the columns with a role; by default those of ``dataset_config.yaml`` in the folder, if it has a single
+        entry, else those of the challenge.
+    ids : {"auto", "as_is", "vocabulary"}, optional
+        As in ``dataset_config.yaml``, of which it is by default.
+    label : str, optional
+        Column of the label; by default the first of ``dataset_config.yaml``, else ``label``.
     verbose : int
         0 shows no progress.
 
@@ -72,13 +74,16 @@ def check_folder(
     MissingFileError
         There is no such folder, or nothing of the layout in it.
     ConfigError
-        A column that was named is not there.
+        A column that was named is not there; ``dataset_config.yaml`` is wrong.
     """
     report = Report(checks)
-    translation = Translation.find(data_paths(Path(folder)), roles or Roles(), ids, label)
+    described = Description.find(Path(folder))
+    translation = Translation.find(
+        data_paths(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
+    )
     with translation.active() if translation else nullcontext():
         layout = find_layout(Path(folder), report, title_column or TITLE)
-        layout.translation = translation
+        layout.translation, layout.categories = translation, described.categories
         if title_column and not any(title_column in item.schema.names for item in layout.items):
             raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
         check_items(layout, report)
@@ -136,7 +141,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="image embeddings of it (default: by name)")
     parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
     add_roles(parser)
-    parser.add_argument("--label", default=LABEL, metavar="NAME", help="column of the label (default: label)")
+    parser.add_argument(
+        "--label", metavar="NAME", help="column of the label (default: as in DIR/dataset_config.yaml, else label)"
+    )
     add_output_options(parser)
 
 
@@ -151,8 +158,8 @@ def main_from_args(args: argparse.Namespace) -> None:
         text_column=args.text_column,
         image_column=args.image_column,
         language=args.language,
-        roles=Roles.parse(args.roles),
-        ids=args.ids,
+        roles=Roles.parse(args.roles) if args.roles else None,
+        ids=None if args.ids == "auto" else args.ids,
         label=args.label,
         verbose=0 if args.quiet else 1,
     )

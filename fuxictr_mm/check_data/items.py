@@ -158,11 +158,15 @@ def first_outlier(values: np.ndarray, counts: np.ndarray) -> float | None:
 
 @dataclass
 class NumberColumn:
-    """A column of numbers, or of lists of ids, in a file; ``ids`` are those of the item or user of every row."""
+    """A column of numbers, or of lists of ids, in a file; ``ids`` are those of the item or user of every row.
+
+    ``is_category`` says that a configuration takes its numbers for ids.
+    """
 
     path: Path
     column: pa.Field
     ids: pl.Series
+    is_category: bool = field(default=False, kw_only=True)
 
     id_name: ClassVar[str]
 
@@ -223,7 +227,7 @@ class NumberColumn:
     def unscaled(self) -> Iterator[Fault]:
         """Yield a column of a measure, if it is far from mean 0 and deviation 1."""
         tally = self.tally
-        if not self.in_lists and tally.is_measure and tally.moments.is_unscaled:
+        if not self.in_lists and not self.is_category and tally.is_measure and tally.moments.is_unscaled:
             yield Fault(self.path.name, self.column.name, found=tally.moments.describe())
 
 
@@ -314,4 +318,6 @@ def check_items(layout: Layout, report: Report) -> None:
         with report.reading(item.path):
             report.examine(item)
             for name in item.numbers if report.wants(ItemColumn) else ():
-                report.examine(ItemColumn(item.path, item.schema.field(name), pl.Series(item.ids)))
+                is_category = name in layout.categories
+                column = ItemColumn(item.path, item.schema.field(name), pl.Series(item.ids), is_category=is_category)
+                report.examine(column)

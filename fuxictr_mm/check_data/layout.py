@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Report, declare
-from fuxictr_mm.check_data.translation import USER_ID, Translation, active
+from fuxictr_mm.check_data.translation import LABEL, USER_ID, Translation, active
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_bytes, is_list, is_plain_text, plain_type
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, SOURCE_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import DataError, MissingFileError, first_line
@@ -32,6 +33,14 @@ CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16
 SPLITS = ("train", "valid", "test")
 ITEM_FILES = ("item_info", "item_feature", "item_emb")
 TITLE = "item_title"
+
+#: How the column of a role is named, where it has another name than the checks'.
+OPTIONS = {
+    LABEL: "--label NAME",
+    ITEM_ID: "--roles target=NAME",
+    ITEM_SEQ: "--roles history=NAME",
+    USER_ID: "--roles user=NAME",
+}
 
 #: Fraction of the numbers of a column that are exceptions: fractions among integers, outliers, negative ones among ids.
 RARE = 0.01
@@ -61,7 +70,7 @@ class ItemFile:
     def numbers(self) -> list[str]:
         """Columns of numbers, and of lists of ids."""
         numbers = [f.name for f in self.schema if is_number(f.type) and not pa.types.is_boolean(f.type)]
-        return [name for name in numbers + self.id_lists if name != ITEM_ID]
+        return [name for name in numbers + self.id_lists if name not in (ITEM_ID, source_of_ids(self.path))]
 
     @property
     def embeddings(self) -> list[str]:
@@ -88,6 +97,8 @@ class Layout:
     not_checked: list[str] = field(default_factory=list)
     #: Between the files and the checks, where columns have other names or ids are no small integers.
     translation: Translation | None = None
+    #: Columns whose numbers are ids, as ``dataset_config.yaml`` has it.
+    categories: Collection[str] = ()
 
 
 def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
@@ -115,10 +126,11 @@ def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
             item = _read_item_file(path, report)
             if item is not None:
                 layout.items.append(item)
-                layout.not_checked += check_types(path, item.schema, {ITEM_ID, title_column}, report)
-    known = np.unique(np.concatenate([item.ids for item in layout.items] or [np.empty(0, np.int64)]))
+                known = {ITEM_ID, title_column, source_of_ids(path)}
+                layout.not_checked += check_types(path, item.schema, known, report)
+    ids = np.unique(np.concatenate([item.ids for item in layout.items] or [np.empty(0, np.int64)]))
     for item in layout.items:
-        item.known = known[known > 0]
+        item.known = ids[ids > 0]
     return layout
 
 
@@ -129,6 +141,11 @@ def data_paths(folder: Path) -> list[Path]:
         if name_of(path) in (*SPLITS, *ITEM_FILES) and not path.name.endswith(".parquet"):
             files.setdefault(name_of(path), path)
     return sorted(files.values())
+
+
+def source_of_ids(path: Path) -> str | None:
+    """Return the column of the items of ``fuxictr-mm prepare`` with their ids in the source, which is no feature."""
+    return SOURCE_ID if path.name == ITEM_FILE and (path.parent / MANIFEST).is_file() else None
 
 
 def name_of(path: Path) -> str:
@@ -185,7 +202,8 @@ def require(
     for name, expected in wanted.items():
         if name not in schema.names:
             text = f"no such column (columns: {', '.join(schema.names)})"
-            report.add(MISSING_COLUMN, Fault(path.name, name, found=text))
+            asked = f"{expected}; if the column has another name, add {OPTIONS[name]}" if name in OPTIONS else ""
+            report.add(MISSING_COLUMN, Fault(path.name, name, found=text, expected=asked))
             continue
         kind = schema.field(name).type
         if is_number_list(kind) or pa.types.is_null(kind) if name in lists else is_number(kind):

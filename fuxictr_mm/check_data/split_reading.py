@@ -76,7 +76,9 @@ def read_split(
         return None
     rows = pl.concat(parts)
     counts = ContextCounts(path, context)
-    columns = {f.name: ContextColumn(path, f, rows["user"], counts) for f in context}
+    columns = {
+        f.name: ContextColumn(path, f, rows["user"], counts, is_category=f.name in layout.categories) for f in context
+    }
     without_role = [f.name for f in others if f.name not in (LABEL, time) and not f.name.startswith("__index_level_")]
     repeated, own_targets, later_clicks, counts_again = map(pl.concat, (repeats, own, future, again))
     split = Split(path, rows, repeated, own_targets, later_clicks, counts_again, columns, without_role)

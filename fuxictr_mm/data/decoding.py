@@ -378,7 +378,11 @@ def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray
     bad = (ids < 0) | (ids >= (limit or MAX_IDS))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        fix = "number the ids from 1 on" if limit is None else "raise vocab_size or correct the file"
+        fix = (
+            "number the ids from 1 on"
+            if limit is None
+            else "write 0 for an id that training does not have, raise vocab_size, or correct the file"
+        )
         raise DataError(
             f"{where}: row {_row(row_of, first)} holds the id {int(ids[first])}, "
             f"expected 0 to {(limit or MAX_IDS) - 1}; {fix}"

@@ -5,3 +5,6 @@ MANIFEST = "manifest.json"
 
 #: The items, with their ids in the source.
 ITEM_FILE = "items.parquet"
+
+#: Their column of the ids in the source.
+SOURCE_ID = "source_id"

@@ -171,9 +171,9 @@ class Log(Reader):
                     f"--types {column.source}=none"
                 )
             return
-        for column, rows in find_leaks(train, columns, self.label):
+        for column, rows, value in find_leaks(train, columns, self.label):
             logger.warning(
-                f"{self._source.log.paths[0]}: all {rows} training rows of a value of {column.source} have "
+                f"{self._source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
                 f"{self.label} 1; if it is known only after that, leave it out: --types {column.source}=none"
             )
 

@@ -1,4 +1,4 @@
-"""``fuxictr-mm prepare``: turn a public dataset into this library's layout, with a configuration to train on it."""
+"""``fuxictr-mm prepare``: turn a log of your own, or a public dataset, into this library's layout."""
 
 from __future__ import annotations
 

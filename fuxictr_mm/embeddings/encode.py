@@ -29,7 +29,7 @@ from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
-from fuxictr_mm.embeddings.texts import ItemTexts
+from fuxictr_mm.embeddings.texts import ItemTexts, default_template
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line
 from fuxictr_mm.files import check_outputs, read_json, write_beside, write_json
 from fuxictr_mm.terminal import item_bar, listed
@@ -70,7 +70,7 @@ def encode_texts(
     out: str | os.PathLike[str],
     *,
     model: str,
-    template: str = "{item_title}",
+    template: str | None = None,
     column: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
     overwrite: bool = False,
@@ -89,8 +89,8 @@ def encode_texts(
         A Parquet file to write: ``item_id`` ascending from the padding 0, ``txt_emb_MODEL``, ``txt_missing``.
     model : str
         A folder with safetensors, or an id of the Hugging Face hub.
-    template : str
-        Columns in braces, such as ``"{item_title}. {genres}"``.
+    template : str, optional
+        Columns in braces, such as ``"{item_title}. {genres}"``; ``item_title`` by default, or else ``title``.
     column : str, optional
         Name of the column of embeddings.
     chunk_rows : int
@@ -112,6 +112,7 @@ def encode_texts(
         An option, an input or a model is wrong.
     """
     job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
+    template = default_template(path) if template is None else template
     texts = ItemTexts(path, template)
     require_extra("transformers", "sentence_transformers")  # imports both, which takes seconds
     encoder = TextEncoder(model, **options)
@@ -387,7 +388,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder with safetensors, or an id of the Hugging Face hub")
     parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--column", help="name of the column (default: txt_emb_ or img_emb_ and the model's name)")
-    parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}')")
+    parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}', or '{title}')")
     parser.add_argument(
         "--items", metavar="FILE", help="images: Parquet, CSV or JSON lines file with the items to write"
     )

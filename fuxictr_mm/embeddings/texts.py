@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
-from fuxictr_mm.embeddings.item_tables import read_table, table_files
+from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 
@@ -96,6 +96,24 @@ class ItemTexts:
             return None
         by_name = dict(zip(self._columns, values, strict=True))
         return "".join(text + by_name.get(name or "", "") for text, name in self._parts).strip()
+
+
+def default_template(path: str | os.PathLike[str]) -> str:
+    """Return the template of a file's column ``item_title``, or else ``title``.
+
+    Raises
+    ------
+    DataError, MissingFileError
+        It has neither, or cannot be read.
+    """
+    names = names_of(table_files(path)[0])
+    title = next((name for name in ("item_title", "title") if name in names), None)
+    if title is None:
+        raise DataError(
+            f"{path}: no column 'item_title' or 'title' (columns: {', '.join(names)}); name the columns of the text, "
+            "such as --template '{name}. {category}'"
+        )
+    return f"{{{title}}}"
 
 
 def parse_template(template: str) -> list[tuple[str, str | None]]:

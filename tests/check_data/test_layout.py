@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -156,3 +157,36 @@ def test_lists_of_half_precision_are_read_as_they_are(tmp_path):
     pq.write_table(pa.table({"item_id": np.arange(60) + 1, "tags": tags}), tmp_path / "item_info.parquet")
     report, _ = check_folder(tmp_path)
     assert not report.findings()
+
+
+@pytest.fixture
+def prepared(copy, tmp_path):
+    """What ``prepare`` writes: another name of the label, ids of the source beside the items, a configuration."""
+    folder = copy.write(tmp_path / "shop")
+    for path in [folder / f"{split}.parquet" for split in ("train", "valid", "test")]:
+        rows = pl.read_parquet(path).rename({"label": "clicked"}, strict=False)
+        rows.with_columns(impression_id=1_000 * pl.int_range(pl.len())).write_parquet(path)
+    items = folder / "items.parquet"
+    (folder / "item_info.parquet").rename(items)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "dataset_config.yaml").write_text(
+        "shop:\n  feature_cols: [{name: [impression_id], type: categorical}]\n  label_col: {name: clicked}\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("ids", ["integers", "texts"])
+def test_what_prepare_writes_is_checked_as_its_configuration_says(ids, prepared):
+    items = pl.read_parquet(prepared / "items.parquet")
+    numbers = 10**15 + 10**9 * pl.int_range(pl.len())
+    items.with_columns(source_id=numbers if ids == "integers" else numbers.cast(pl.String)).write_parquet(
+        prepared / "items.parquet"
+    )
+    report, layout = check_folder(prepared)
+    assert not [f for f in report.findings() if f.column in ("label", "clicked", "source_id", "impression_id")]
+    assert not [name for name in layout.not_checked if "source_id" in name]
+    (prepared / "dataset_config.yaml").write_text("shop: {}\nanother: {}\n")
+    found = {(f.check, f.column): f.expected for f in check_folder(prepared)[0].findings()}
+    assert ("unscaled-context", "impression_id") in found
+    assert "--label" in found["missing-column", "label"]
+    assert "--label" not in str(check_folder(prepared, label="clicked")[0].findings())

@@ -126,3 +126,8 @@ def test_labels_of_text_say_what_fits(texts, binary, expected):
     with raises_naming(DataError, "f: c", "string", *expected) as caught:
         decoding.decode_label(pa.array(texts), "f: c", 10, binary)
     assert "as integers first" not in str(caught.value)
+
+
+def test_what_training_does_not_have_is_0():
+    with pytest.raises(DataError, match="write 0 for an id that training does not have"):
+        decoding.check_ids(np.array([3, 99_999]), 401, "f: user_id", 0)

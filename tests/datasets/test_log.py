@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
@@ -587,6 +588,8 @@ def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
         prepare_log(shop)
     assert all(f"--types {name}=none" in caplog.text for name in ("seconds", "bought"))
     assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
+    assert re.search(r"seconds from [\d.]+ to [\d.]+ have", caplog.text)
+    assert "bought '1' have" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["2024-03-31T01:00:00+01:00", "2024-03-31 01:00"])
@@ -608,3 +611,16 @@ def test_an_id_twice_is_refused(name, shop, prepare_log):
 def test_options_of_a_log_are_of_no_other_reader(microlens, tmp_path, capsys):
     assert run("microlens", "--source", microlens, "--out", tmp_path / "out", "--split_by", "user") == 2
     assert "--split_by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_fields_of_structs_are_columns(form, shop, prepare_log, read_split, tmp_path):
+    source = tmp_path / "nested"
+    source.mkdir()
+    log = pl.read_csv(shop / "interactions.csv")
+    app = pl.struct(device="device", basket="basket")
+    log = log.select("user", "asin", "time", feedback=pl.struct("click"), ctx=pl.struct(app=app))
+    write(log, source / "interactions", form)
+    folder, _, _ = prepare_log(source, labels=["feedback.click"])
+    names = set(pl.read_parquet_schema(folder / "train" / "part-00000.parquet"))
+    assert {"feedback.click", "ctx_app_device", "ctx_app_basket_scaled"} <= names

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.embeddings.texts import ItemTexts, parse_template
+from fuxictr_mm.embeddings.texts import ItemTexts, default_template, parse_template
 from fuxictr_mm.errors import ConfigError, DataError
 from tests.errors import raises_naming
 
@@ -51,6 +51,13 @@ def test_the_digest_is_of_ids_texts_and_their_borders(write):
 def test_templates_are_names_in_braces_only(write, template):
     with pytest.raises((ConfigError, DataError)):
         ItemTexts(write(item_id=[1], a=["x"]), template)
+
+
+def test_the_template_of_a_title_is_the_default(write):
+    assert default_template(write(item_id=[1], title=["a"])) == "{title}"
+    assert default_template(write(item_id=[1], title=["a"], item_title=["b"])) == "{item_title}"
+    with raises_naming(DataError, "texts.parquet", "item_title", "--template"):
+        default_template(write(item_id=[1], name=["a"]))
 
 
 def test_braces_may_be_doubled():

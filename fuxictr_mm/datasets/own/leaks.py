@@ -15,8 +15,10 @@ BINS = 5
 CHANCE = 1e-9
 
 
-def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Iterator[tuple[Column, int]]:
-    """Yield columns with a value whose rows are all positive, more than chance explains, and the number of these rows.
+def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Iterator[tuple[Column, int, str]]:
+    """Yield columns with a value whose rows are all positive, more than chance explains, their number, and that value.
+
+    Of numbers it is the range of a bin.
 
     Values that all rows of no click have are no such sign: what is shown at the end of a page is seldom clicked.
     """
@@ -26,10 +28,15 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Ite
         value = column.values()
         if column.kind == "numeric":
             value = (value.rank() * BINS / pl.len()).ceil()
-        counts = rows.group_by(value.alias("value")).agg(rows=pl.len(), positive=(pl.col(label) == 1).sum())
-        most = counts.filter(pl.col("rows") == pl.col("positive"))["rows"].max()
-        if isinstance(most, int) and rate**most < CHANCE:
-            yield column, most
+        held = pl.col(column.source)
+        counts = rows.group_by(value.alias("value")).agg(
+            rows=pl.len(), positive=(pl.col(label) == 1).sum(), least=held.min(), most=held.max()
+        )
+        found = counts.filter(pl.col("rows") == pl.col("positive")).sort("rows", "value").tail(1)
+        for value, number, _, least, most in found.iter_rows():
+            if rate**number < CHANCE:
+                is_range = column.kind == "numeric" and least is not None
+                yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value)
 
 
 def of_items(rows: pl.DataFrame, columns: Sequence[Column]) -> Iterator[Column]:

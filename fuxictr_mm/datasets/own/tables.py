@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +57,7 @@ class Table:
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
-        """Columns and their types in the files; those of a CSV file are texts."""
+        """Columns and their types in the files; those of a CSV file are texts, and fields of structs are named a.b."""
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
@@ -65,7 +65,7 @@ class Table:
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             schema = {**found, **schema}
-        return schema
+        return {name: kind for name, kind, _ in _fields(schema)}
 
     def check(self, column: str, what: str) -> None:
         """Raise a ConfigError where a column is not there."""
@@ -83,6 +83,7 @@ class Table:
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
         frame = pl.concat([pl.scan_parquet(part) for part in self._parts], how="diagonal_relaxed")
+        frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema()))
         casts: dict[str, type[pl.DataType]] = {}
         for name, kind in frame.collect_schema().items():
             if isinstance(kind, pl.Categorical | pl.Enum | pl.Boolean):
@@ -124,6 +125,24 @@ class Table:
         rows = self.frame.with_row_index(":row").filter(bad).select(":row", value=pl.col(column)).head(1)
         for row, value in rows.collect(engine="streaming").iter_rows():
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}")
+
+
+def _fields(schema: Mapping[str, pl.DataType]) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:
+    """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested.
+
+    A field whose name is that of another column stays out.
+    """
+    taken = set(schema)
+    columns = [(name, kind, pl.col(name)) for name, kind in schema.items()]
+    while columns:
+        name, kind, value = columns.pop(0)
+        if not isinstance(kind, pl.Struct):
+            yield name, kind, value
+            continue
+        inner = [(f"{name}.{f.name}", f.dtype, value.struct.field(f.name)) for f in kind.fields]
+        inner = [field for field in inner if field[0] not in taken]
+        taken.update(field[0] for field in inner)
+        columns = [*inner, *columns]  # type: ignore[list-item]
 
 
 def _as_parquet(path: Path, target: Path) -> Path:

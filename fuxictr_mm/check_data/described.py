@@ -1,0 +1,45 @@
+"""What the ``dataset_config.yaml`` beside the files says of their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.check_data.translation import LABEL
+from fuxictr_mm.config import Roles, list_datasets
+from fuxictr_mm.config.dataset import DatasetConfig
+
+
+@dataclass(frozen=True)
+class Description:
+    """Roles, label and types of columns, as far as a configuration has them."""
+
+    roles: Roles = field(default_factory=Roles)
+    ids: str = "auto"
+    label: str = LABEL  #: The first of several.
+    categories: frozenset[str] = frozenset()  #: Features whose numbers are ids, which nobody standardises.
+
+    @classmethod
+    def find(cls, folder: Path) -> Description:
+        """Return that of a folder whose ``dataset_config.yaml`` has a single entry; of others, the defaults.
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read, or its roles or labels are wrong.
+        """
+        entries = list_datasets(folder) if (folder / "dataset_config.yaml").is_file() else {}
+        if len(entries) != 1:
+            return cls()
+        (entry,) = entries.values()
+        known = {key: entry[key] for key in ("roles", "ids", "label_col") if entry.get(key) is not None}
+        dataset = DatasetConfig.read(known, str(folder / "dataset_config.yaml"))
+        return cls(dataset.roles, dataset.ids, (dataset.label_names or [LABEL])[0], _categories(entry))
+
+
+def _categories(entry: dict[str, Any]) -> frozenset[str]:
+    features = [f for f in entry.get("feature_cols") or [] if isinstance(f, dict)]
+    names = [(f["name"], f.get("type")) for f in features if "name" in f]
+    each = [(name, kind) for given, kind in names for name in (given if isinstance(given, list) else [given])]
+    return frozenset(name for name, kind in each if kind in ("categorical", "sequence", "meta"))
