@@ -86,7 +86,7 @@ class EqualCodes:
 
 
 def _weighted(columns: Iterable[Tensor], weights: Tensor) -> Tensor:
-    """Return the sum of weighted columns, one after the other: rounding in another order makes ties of scores differ."""
+    """Return the sum of weighted columns, one by one: rounding in another order would make other ties."""
     return reduce(torch.add, (column * weight for column, weight in zip(columns, weights.unbind(), strict=True)))
 
 
