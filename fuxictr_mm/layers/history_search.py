@@ -86,7 +86,7 @@ class EqualCodes:
 
 
 def _weighted(columns: Iterable[Tensor], weights: Tensor) -> Tensor:
-    """Return the sum of weighted columns, in their order: rounding in another makes other ties of scores."""
+    """Return the sum of weighted columns, one by one: rounding in another order would make other ties."""
     return reduce(torch.add, (column * weight for column, weight in zip(columns, weights.unbind(), strict=True)))
 
 
