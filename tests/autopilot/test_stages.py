@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.autopilot import candidates, stages
+from fuxictr_mm.autopilot import stages
 from fuxictr_mm.cli import main
+from fuxictr_mm.config import sizes as config_sizes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import find_runs
 from tests.docs.fences import ROOT
@@ -74,8 +75,8 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    sizes = tuple((bound, {**settings, "epochs": 2}) for bound, settings in candidates.SIZES)
-    monkeypatch.setattr(candidates, "SIZES", sizes)
+    sizes = tuple((bound, {**settings, "epochs": 2}) for bound, settings in config_sizes.SIZES)
+    monkeypatch.setattr(config_sizes, "SIZES", sizes)
     arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--json"]
     with monkeypatch.context() as patch:
         patch.setattr(stages, "train_seeds", fail)  # the trial is enough

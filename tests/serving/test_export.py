@@ -130,8 +130,8 @@ def test_an_export_that_differs_is_not_written(weights_of, tmp_path, monkeypatch
     experiment, weights = weights_of("DIN_MM_tiny")
     predict = module._predict
 
-    def shifted(*arguments):
-        return predict(*arguments) + 2e-5
+    def shifted(*arguments, **options):
+        return predict(*arguments, **options) + 2e-5
 
     monkeypatch.setattr(module, "_predict", shifted)
     with pytest.raises(UserError, match="2e-05"):
