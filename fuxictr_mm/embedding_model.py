@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.history_search import directions
@@ -288,12 +289,7 @@ def check_names(names: Sequence[str]) -> None:
     ConfigError
         With the features, and what to do; all in one line.
     """
-    taken = nn.ModuleDict()
-    reasons = {name: "holds a dot" for name in names if "." in name}
-    reasons |= {
-        name: "is the name of a method of torch.nn.ModuleDict" for name in names if not name or hasattr(taken, name)
-    }
-    if reasons:
+    if reasons := why_no_layers(names):
         raise ConfigError(
             "; ".join(
                 f"feature '{name}': its name {reason}, so it cannot be that of an embedding layer; rename the column, "

@@ -89,14 +89,14 @@ def serve(args: argparse.Namespace) -> None:
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
     read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
     with listen(args.host, args.port) as shared:
+        when_ready = partial(announce, settings, shared)
         if args.workers == 1:
-            run_server(settings, shared, partial(announce, settings, shared))
+            run_server(settings, shared, when_ready)
             return
         log_to_stderr()
         with tempfile.TemporaryDirectory() as folder:
             work = (settings, shared, folder)
-            told = partial(announce, settings, shared)
-            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5, on_serving=told).run()
+            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5, on_serving=when_ready).run()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -248,8 +248,9 @@ class Users:
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
         files = part_files(path)
-        self._export, self._is_numbered = export, for_file(export, files[0]) is not export
-        self._wanted = [name for name in for_file(export, files[0]).columns if name != export.target]
+        of_file = for_file(export, files[0])
+        self._export, self._is_numbered = export, of_file is not export
+        self._wanted = [name for name in of_file.columns if name != export.target]
         tables = [_read(file, [column, *self._wanted], "users") for file in files]
         try:
             self._table = pa.concat_tables(tables, promote_options="permissive")

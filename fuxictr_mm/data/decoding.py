@@ -140,13 +140,13 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
 def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
     """Return a numeric column without missing values, ``(R,)`` float32, or float64 if it is to be scaled."""
     kind = array.type
-    if feature.fill_na is not None and (_is_number(kind) or pa.types.is_null(kind)):
+    if feature.fill_na is not None and (is_number(kind) or pa.types.is_null(kind)):
         missing = array.is_null(nan_is_null=True)
         if missing.true_count:
             # Integers beyond 2**53 are rounded, as they are in a column without nulls.
             numbers_of_rows = array.cast(pa.float64(), safe=False)
             array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), numbers_of_rows)
-    elif feature.has_items and (_is_number(kind) or pa.types.is_null(kind)):
+    elif feature.has_items and (is_number(kind) or pa.types.is_null(kind)):
         missing = array.is_null(nan_is_null=True)
         if missing.true_count:
             bad = int(np.flatnonzero(numbers(missing))[0])
@@ -261,7 +261,7 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
     row : int
         Index of the first row, for errors.
     """
-    if not _is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
+    if not is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
         raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:
         raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
@@ -271,7 +271,8 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
     return integers(values, where, row)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds numbers or truth values."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 

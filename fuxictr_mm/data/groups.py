@@ -33,8 +33,7 @@ def decode_group(array: pa.Array, where: str, row: int) -> np.ndarray:
         missing = array.is_null()
     else:
         missing = array.is_null(nan_is_null=True)
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if missing.true_count and is_number:
+        if missing.true_count and decoding.is_number(kind):
             array = pc.if_else(missing, pa.scalar(False).cast(kind), array)
         is_large = pa.types.is_uint64(kind)  # only whether two are equal counts
         groups = arrow_types.numbers(array).view(np.int64) if is_large else decoding.scalars(array, where, row)

@@ -37,10 +37,9 @@ def digest_of(vocabulary: Vocabulary) -> str:
     return digest.hexdigest()
 
 
-def to_metadata(vocabularies: Mapping[str, Vocabulary]) -> dict[bytes, bytes]:
-    """Return the metadata of a file whose columns hold numbers by these vocabularies."""
-    digests = {name: digest_of(vocabulary) for name, vocabulary in vocabularies.items()}
-    return {NUMBERING.encode(): json.dumps(digests).encode()}
+def to_metadata(digests: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return the metadata of a file whose columns hold numbers by vocabularies of these digests."""
+    return {NUMBERING.encode(): json.dumps(dict(digests)).encode()}
 
 
 def check_numbering(

@@ -1,4 +1,4 @@
-"""Names of the files that ``fuxictr-mm prepare`` writes into the folder of a dataset."""
+"""Names of the files, and of columns in them, that ``fuxictr-mm prepare`` writes into the folder of a dataset."""
 
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
@@ -8,3 +8,9 @@ ITEM_FILE = "items.parquet"
 
 #: Their column of the ids in the source.
 SOURCE_ID = "source_id"
+
+#: Folder of the values of every code, a file for each column.
+VOCABULARIES = "vocabularies"
+
+#: What a number of a log is named after it was scaled.
+SCALED = "_scaled"

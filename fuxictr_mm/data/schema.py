@@ -246,3 +246,15 @@ def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mappin
             feature = replace(feature, vocab_size=sizes[feature.name])
         completed.append(feature)
     return completed
+
+
+def why_no_layers(names: Sequence[str]) -> dict[str, str]:
+    """Return the names that no embedding layer can have, each with what its name does."""
+    from torch.nn import ModuleDict  # slow to import
+
+    taken = ModuleDict()
+    reasons = {name: "holds a dot" for name in names if "." in name}
+    reasons |= {
+        name: "is the name of a method of torch.nn.ModuleDict" for name in names if not name or hasattr(taken, name)
+    }
+    return reasons

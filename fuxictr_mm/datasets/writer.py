@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.data.numbering import to_metadata
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
+from fuxictr_mm.data.numbering import digest_of, to_metadata
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
@@ -32,6 +32,7 @@ from fuxictr_mm.encoding.text_files import is_disk_full
 from fuxictr_mm.errors import ConfigError, DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
+from fuxictr_mm_serving.parquet import NUMBERED  # by which a server knows numbers from the owner's ids
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,6 @@ VERSION = 2
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
-
-#: Metadata of the files of rows, by which a server knows their numbers from the owner's ids.
-NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
 
 #: Seconds between two lines of progress where there is no terminal.
 LINE_SECONDS = 30.0
@@ -239,8 +237,9 @@ class Writer:
             }
             for name, kind in self.reader.item_columns.items():
                 columns[name] = self._item_column(name, kind)
+            metadata = self._numbering(names_of(self.reader.item_columns, ["categorical", "sequence"]))
             with atomic_path(path) as temporary:
-                table = pa.table(columns).replace_schema_metadata(self._item_metadata)
+                table = pa.table(columns).replace_schema_metadata(metadata)
                 pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
         coverage, scales = {}, {}
         for name, embeddings in self.reader.embeddings().items():
@@ -249,10 +248,13 @@ class Writer:
                 scales[name] = embeddings.scale
         return coverage, scales
 
-    @property
-    def _item_metadata(self) -> dict[bytes, bytes]:
-        names = names_of(self.reader.item_columns, ["categorical", "sequence"])
-        return to_metadata({"item_id": self._items, **{name: self._vocabulary(name) for name in names}})
+    @cached_property
+    def _item_digest(self) -> str:
+        return digest_of(self._items)
+
+    def _numbering(self, names: Sequence[str]) -> dict[bytes, bytes]:
+        """Return the metadata of a file with items and columns of numbers."""
+        return to_metadata({"item_id": self._item_digest, **{n: digest_of(self._vocabulary(n)) for n in names}})
 
     def _item_column(self, name: str, kind: str) -> pa.Array:
         column = self._item_frame[name]
@@ -296,8 +298,7 @@ class Writer:
 
     @cached_property
     def _row_metadata(self) -> dict[bytes, bytes]:
-        names = ["user_id", *names_of(self.reader.context, ["categorical"])]
-        return NUMBERED | to_metadata({"item_id": self._items, **{name: self._vocabulary(name) for name in names}})
+        return NUMBERED | self._numbering(["user_id", *names_of(self.reader.context, ["categorical"])])
 
     @cached_property
     def _vocabularies(self) -> dict[str, Vocabulary]:
@@ -321,7 +322,7 @@ class Writer:
         for name in ["user_id", *context, *names_of(self.reader.item_columns, ["categorical", "sequence"])]:
             values = self._vocabulary(name).values
             sizes[name] = len(values) + 1
-            path = self.folder / "vocabularies" / f"{name}.parquet"
+            path = self.folder / VOCABULARIES / f"{name}.parquet"
             if not path.exists():
                 table = pa.table({"code": np.arange(1, sizes[name], dtype=np.int32), "value": values})
                 with atomic_path(path) as temporary:

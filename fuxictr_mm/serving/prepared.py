@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, SCALED, VOCABULARIES
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, plain
 from fuxictr_mm.errors import UserError
@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 #: Column of users, by whose ids a server finds them even if the model does not read it.
 USER_ID = "user_id"
-
-#: What a number of the log is named after it was scaled.
-SCALED = "_scaled"
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,10 @@ class Prepared:
             return None
         found = {ITEM_ID: items}
         for name, size in columns.items():
-            words = _read(folder / "vocabularies" / f"{name}.parquet", "code", "value")
+            words = _read(folder / VOCABULARIES / f"{name}.parquet", "code", "value")
             if words is not None and len(words) < size and name not in dataset.vocabularies:
                 found[name] = words
-        if (users := _read(folder / "vocabularies" / f"{USER_ID}.parquet", "code", "value")) is not None:
+        if (users := _read(folder / VOCABULARIES / f"{USER_ID}.parquet", "code", "value")) is not None:
             found.setdefault(USER_ID, users)
         return cls(found, dict(_scales(folder)))
 

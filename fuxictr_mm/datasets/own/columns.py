@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 
 from fuxictr_mm.data.numbers import Moments
+from fuxictr_mm.data.prepared import SCALED
+from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
@@ -96,9 +98,7 @@ def choose_columns(
         A type that the column cannot be.
     """
     schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
-    from torch.nn import ModuleDict  # slow to import; its attributes cannot be names of layers, nor texts with a dot
-
-    facts, layers = _count(table.frame, schema), ModuleDict()
+    facts = _count(table.frame, schema)
     columns, left_out = [], {}
     for source, dtype in schema.items():
         kind, reason = types.get(source, ""), "as --types says"
@@ -109,8 +109,8 @@ def choose_columns(
         if kind == "none":
             left_out[source] = reason
             continue
-        name = (f"{source}_scaled" if kind == "numeric" else source).replace(".", "_")
-        while not name or name in taken or hasattr(layers, name):
+        name = (source + SCALED if kind == "numeric" else source).replace(".", "_")
+        while name in taken or why_no_layers([name]):
             name = prefix + name
         taken.add(name)
         columns.append(Column(source, name, kind))  # type: ignore[arg-type]
