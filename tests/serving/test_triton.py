@@ -29,7 +29,7 @@ def test_the_ensemble_scores_candidates(exported, tmp_path):
         }
         expected, _ = ours.score_candidates(ours.user_state(context, history), candidates)
         np.testing.assert_allclose(triton.infer("x", inputs)["prediction"][:, 0], expected, atol=1e-6)
-    with pytest.raises(ServingError, match="triton"):
+    with pytest.raises(ServingError, match="Triton"):
         Export(tmp_path)
 
 
