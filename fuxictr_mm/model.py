@@ -60,8 +60,8 @@ class MultimodalModel(EmbeddingModel):
     gpu : int
         Index of the GPU, -1 for the CPU.
     loss_from : {"logits", "probability"}
-        ``"logits"`` computes the loss on logits. ``"probability"`` computes it on the sigmoid's output, as FuxiCTR does,
-        which saturates beyond a logit of 17 in float32.
+        ``"logits"`` computes the loss on logits. ``"probability"`` computes it on the sigmoid's output, as FuxiCTR
+        does, which saturates beyond a logit of 17 in float32.
     factor : float
         Factor on the learning rate on a plateau.
     compile : bool
