@@ -83,7 +83,8 @@ class FeatureSpec(Settings):
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="Statistics of the cosines of the target with the history for `type: similarity`: `mean`, `max`, "
-        "`newest_K` (mean of the newest K) and `histogram_K` (logarithm of one plus the counts in K bins from -1 to 1).",
+        "`newest_K` (mean of the newest K) and `histogram_K` (logarithm of one plus the counts in K bins from -1 to "
+        "1).",
     )
     feature_encoder: str | list[str] | None = Field(
         None,
